@@ -1,0 +1,48 @@
+//! Gateway actors: take validated events, group them by shard, append, answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::model::decimal::Decimal;
+use crate::model::flush::SeriesInfo;
+use crate::model::window::Millis;
+
+/// A series as the gateway's interner keeps it: parsed, hashed and routed once.
+#[derive(Debug)]
+pub struct RoutedSeries {
+    /// The series and its id.
+    pub info: Arc<SeriesInfo>,
+    /// Its canonical bytes.
+    pub key: Vec<u8>,
+    /// Its shard.
+    pub shard: crate::model::offset::ShardId,
+}
+
+/// A valid event of a request. Ranges point into the body, so that nothing is copied before the record is encoded.
+#[derive(Debug, Clone)]
+pub struct ValidEvent {
+    /// Its series.
+    pub series: Arc<RoutedSeries>,
+    /// Event time.
+    pub timestamp: Millis,
+    /// Its value.
+    pub value: Option<Decimal>,
+    /// Whom to count as distinct.
+    pub user: Option<String>,
+    /// For de-duplication.
+    pub id: Option<String>,
+    /// Where the event stands in the body.
+    pub raw: std::ops::Range<usize>,
+}
+
+/// The valid events of one request.
+#[derive(Debug)]
+pub struct ValidBatch {
+    /// Whose.
+    pub tenant: Arc<str>,
+    /// The decompressed body.
+    pub body: Bytes,
+    /// The events, in order.
+    pub events: Vec<ValidEvent>,
+}

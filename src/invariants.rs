@@ -1,0 +1,69 @@
+//! The catalogue of invariants: one id, one sentence, checked in tests, in simulation and in the running server.
+
+/// What must always hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Invariant {
+    /// I1: every acknowledged event is in the log or in an archived range.
+    AckedIsDurable,
+    /// I2: every rollup equals the fold, in offset order, of the distinct events of its series and hour.
+    ExactEffect,
+    /// I3: at any moment the store's rollups equal the fold of the records below its checkpoint.
+    PrefixAtomicity,
+    /// I4: the manifest's ranges tile `[0, archived)` of each shard, and the log is released only below min(rolled up, archived).
+    ArchiveTiles,
+    /// I5: the flushes of a shard form one unbroken chain and epochs never decrease.
+    SingleWriter,
+    /// I6: an answer marked complete holds everything acknowledged before its `as_of`; otherwise it is partial and says why.
+    HonestQueries,
+    /// I7: accepted = aggregated + de-duplicated + quarantined + pending.
+    Accounting,
+    /// I8: no request reads or changes another tenant's data.
+    Isolation,
+    /// I9: memory, queues and sizes stay below their limits.
+    Bounded,
+    /// I12: a log that lost or reordered data stops the shard, and never resets it.
+    FailLoud,
+}
+
+impl Invariant {
+    /// Every invariant, in the order of their ids.
+    pub const ALL: [Invariant; 10] = [
+        Invariant::AckedIsDurable,
+        Invariant::ExactEffect,
+        Invariant::PrefixAtomicity,
+        Invariant::ArchiveTiles,
+        Invariant::SingleWriter,
+        Invariant::HonestQueries,
+        Invariant::Accounting,
+        Invariant::Isolation,
+        Invariant::Bounded,
+        Invariant::FailLoud,
+    ];
+
+    /// The id used in metrics, docs and messages.
+    pub fn id(self) -> &'static str {
+        match self {
+            Invariant::AckedIsDurable => "I1",
+            Invariant::ExactEffect => "I2",
+            Invariant::PrefixAtomicity => "I3",
+            Invariant::ArchiveTiles => "I4",
+            Invariant::SingleWriter => "I5",
+            Invariant::HonestQueries => "I6",
+            Invariant::Accounting => "I7",
+            Invariant::Isolation => "I8",
+            Invariant::Bounded => "I9",
+            Invariant::FailLoud => "I12",
+        }
+    }
+}
+
+/// Evaluates `holds` always; a violation panics in debug builds and is counted and logged in release.
+pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -> bool {
+    if !holds {
+        let what = what();
+        metrics::counter!(crate::telemetry::INVARIANT_VIOLATIONS, "id" => invariant.id()).increment(1);
+        tracing::error!(invariant = invariant.id(), %what, "invariant violated");
+        debug_assert!(holds, "invariant {} violated: {what}", invariant.id());
+    }
+    holds
+}

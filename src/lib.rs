@@ -1,0 +1,26 @@
+//! Rollmill: events in over HTTP or WebSocket, exact hourly rollups out, nothing lost and nothing counted twice.
+//!
+//! The rooms stand in levels; an import always points to a lower one (`tests/tidy.rs` holds the matrix).
+//! `ARCHITECTURE.md` is the map.
+
+pub mod clock;
+pub mod invariants;
+pub mod telemetry;
+
+pub mod model;
+
+pub mod config;
+pub mod shards;
+
+pub mod persistence;
+
+pub mod actors;
+
+pub mod query;
+pub mod supervision;
+
+pub mod gateway;
+
+pub mod node;
+
+pub mod cli;

@@ -1,0 +1,193 @@
+//! Exact decimals: fixed point, 9 fractional digits in 128 bits, so that 0.1 + 0.2 is 0.3 and money adds up.
+
+/// Units per one: a value is `units / 10^9`.
+pub const UNITS_PER_ONE: i128 = 1_000_000_000;
+const FRACTION_DIGITS: usize = 9;
+/// Largest magnitude of an event's value: 10^18.
+pub const MAX_MAGNITUDE: i128 = 1_000_000_000_000_000_000;
+
+/// An exact decimal of 9 fractional digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Decimal(i128);
+
+/// Why text is not a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DecimalError {
+    /// Not a decimal number at all.
+    #[error("not a decimal number")]
+    Syntax,
+    /// Beyond ±10^18.
+    #[error("beyond ±10^18")]
+    OutOfRange,
+}
+
+impl Decimal {
+    /// One.
+    pub const ONE: Decimal = Decimal(UNITS_PER_ONE);
+    /// Zero.
+    pub const ZERO: Decimal = Decimal(0);
+
+    /// From units of 10^-9.
+    pub fn from_units(units: i128) -> Self {
+        Self(units)
+    }
+    /// Units of 10^-9.
+    pub fn units(self) -> i128 {
+        self.0
+    }
+    /// The nearest double, for display on axes only.
+    pub fn to_f64(self) -> f64 {
+        self.0 as f64 / UNITS_PER_ONE as f64
+    }
+
+    /// Parses a JSON number or a decimal string: `[+-]digits[.digits][(e|E)[+-]digits]`. More than 9 fractional digits are
+    /// rounded half-even, once.
+    ///
+    /// # Errors
+    /// [`DecimalError::Syntax`] for anything else (NaN, infinities, empty), [`DecimalError::OutOfRange`] beyond ±10^18.
+    pub fn parse(text: &str) -> Result<Self, DecimalError> {
+        let bytes = text.as_bytes();
+        let (negative, bytes) = match bytes.first() {
+            Some(b'-') => (true, &bytes[1..]),
+            Some(b'+') => (false, &bytes[1..]),
+            _ => (false, bytes),
+        };
+        let (mantissa, exponent) = match bytes.iter().position(|b| matches!(b, b'e' | b'E')) {
+            Some(at) => (&bytes[..at], parse_exponent(&bytes[at + 1..])?),
+            None => (bytes, 0),
+        };
+        let (whole, fraction) = match mantissa.iter().position(|&b| b == b'.') {
+            Some(at) => (&mantissa[..at], &mantissa[at + 1..]),
+            None => (mantissa, &mantissa[..0]),
+        };
+        let digits_only = whole.iter().chain(fraction).all(u8::is_ascii_digit);
+        if !digits_only || whole.len() + fraction.len() == 0 {
+            return Err(DecimalError::Syntax);
+        }
+        let magnitude = scale(whole, fraction, exponent)?;
+        if magnitude > MAX_MAGNITUDE * UNITS_PER_ONE {
+            return Err(DecimalError::OutOfRange);
+        }
+        Ok(Self(if negative { -magnitude } else { magnitude }))
+    }
+}
+
+fn parse_exponent(text: &[u8]) -> Result<i64, DecimalError> {
+    let (negative, digits) = match text.first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(DecimalError::Syntax);
+    }
+    // An exponent beyond this is out of range or rounds to zero whatever the mantissa of an event of 8 KiB says.
+    let value = digits.iter().fold(0i64, |n, &d| (n * 10 + i64::from(d - b'0')).min(1_000_000));
+    Ok(if negative { -value } else { value })
+}
+
+/// `whole.fraction × 10^exponent` in units, rounded half-even.
+fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalError> {
+    // `point` digits of the mantissa stand before the decimal point of the value in units.
+    let point = whole.len() as i64 + exponent + FRACTION_DIGITS as i64;
+    let mut units = 0i128;
+    let mut digits = whole.iter().chain(fraction).map(|d| i128::from(d - b'0'));
+    let mut position = 0i64;
+    let limit = MAX_MAGNITUDE * UNITS_PER_ONE * 10;
+    while position < point {
+        match digits.next() {
+            Some(digit) => units = units * 10 + digit,
+            None if units == 0 => return Ok(0),
+            None => units *= 10,
+        }
+        if units > limit {
+            return Err(DecimalError::OutOfRange);
+        }
+        position += 1;
+    }
+    if point < 0 {
+        return Ok(0);
+    }
+    let Some(first) = digits.next() else { return Ok(units) };
+    let rest_is_zero = digits.all(|d| d == 0);
+    let up = first > 5 || (first == 5 && (!rest_is_zero || units % 2 == 1));
+    Ok(units + i128::from(up))
+}
+
+/// Writes units of 10^-9 as the shortest exact decimal.
+pub fn write_units(units: i128, out: &mut impl std::fmt::Write) -> std::fmt::Result {
+    let magnitude = units.unsigned_abs();
+    let one = UNITS_PER_ONE.unsigned_abs();
+    if units < 0 {
+        out.write_char('-')?;
+    }
+    write!(out, "{}", magnitude / one)?;
+    let mut fraction = magnitude % one;
+    if fraction != 0 {
+        let mut width = FRACTION_DIGITS;
+        while fraction.is_multiple_of(10) {
+            fraction /= 10;
+            width -= 1;
+        }
+        write!(out, ".{fraction:0width$}")?;
+    }
+    Ok(())
+}
+
+impl std::fmt::Display for Decimal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write_units(self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn units(text: &str) -> Result<i128, DecimalError> {
+        Decimal::parse(text).map(Decimal::units)
+    }
+
+    #[test]
+    fn exact_values() {
+        assert_eq!(units("0.1").unwrap() + units("0.2").unwrap(), units("0.3").unwrap());
+        assert_eq!(units("19.99"), Ok(19_990_000_000));
+        assert_eq!(units("-43"), Ok(-43_000_000_000));
+        assert_eq!(units("1e3"), Ok(1_000 * UNITS_PER_ONE));
+        assert_eq!(units("1.5E-3"), Ok(1_500_000));
+        assert_eq!(units("-0.0"), Ok(0));
+        assert_eq!(units("1e-400"), Ok(0));
+        assert_eq!(units("0e999999999999"), Ok(0));
+        assert_eq!(units(&format!("{}{}", "0".repeat(300), "7")), Ok(7 * UNITS_PER_ONE));
+    }
+
+    #[test]
+    fn more_digits_round_half_even_once() {
+        assert_eq!(units("0.0000000005"), Ok(0));
+        assert_eq!(units("0.0000000015"), Ok(2));
+        assert_eq!(units("0.0000000025"), Ok(2));
+        assert_eq!(units("0.00000000250000000001"), Ok(3));
+        assert_eq!(units("0.00000000249999999999"), Ok(2));
+        assert_eq!(units("5e-10"), Ok(0));
+        assert_eq!(units("6e-10"), Ok(1));
+        assert_eq!(units("6e-11"), Ok(0));
+    }
+
+    #[test]
+    fn range_and_syntax() {
+        assert_eq!(units("1000000000000000000"), Ok(MAX_MAGNITUDE * UNITS_PER_ONE));
+        assert_eq!(units("1000000000000000000.000000001"), Err(DecimalError::OutOfRange));
+        assert_eq!(units("1e400"), Err(DecimalError::OutOfRange));
+        assert_eq!(units("-1e19"), Err(DecimalError::OutOfRange));
+        for bad in ["", "-", ".", "NaN", "inf", "1e", "1e+", "0x1", "1 ", "1,5", "--1", "1.2.3"] {
+            assert_eq!(units(bad), Err(DecimalError::Syntax), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn prints_shortest() {
+        for text in ["0", "-43", "0.1", "19.99", "-0.000000001", "1000000000000000000", "10.05"] {
+            assert_eq!(Decimal::parse(text).unwrap().to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What a shard hands to the store, and what the store hands to a starting shard: the nouns of the flush transaction.
+
+use std::sync::Arc;
+
+use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use super::rollup::Rollup;
+use super::series::{Series, SeriesId};
+use super::window::{Hour, Millis};
+
+/// A series and its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeriesInfo {
+    /// BLAKE3 of the key.
+    pub id: SeriesId,
+    /// The parsed key.
+    pub series: Series,
+}
+
+/// One flush: everything that one store transaction writes, guarded by a compare-and-set on (log, `range.from`, epoch).
+#[derive(Debug, Clone, Default)]
+pub struct FlushBatch {
+    /// Growth of rollups, in key order: tenant, metric, hour, series id.
+    pub deltas: Vec<Delta>,
+    /// Series seen for the first time by this owner, with the offset at which each was admitted. Those already in the catalogue are skipped.
+    pub admitted: Vec<(Arc<SeriesInfo>, Offset)>,
+    /// The ids applied, for the next owner; `None` if there were none.
+    pub dedup: Option<DedupBlock>,
+    /// Accounting by tenant and hour of append.
+    pub accounting: Vec<AccountingDelta>,
+    /// Events set aside in this range.
+    pub quarantined: Vec<QuarantineRow>,
+}
+
+/// Growth of one rollup.
+#[derive(Debug, Clone)]
+pub struct Delta {
+    /// The series.
+    pub series: Arc<SeriesInfo>,
+    /// The window.
+    pub hour: Hour,
+    /// The growth.
+    pub rollup: Rollup,
+}
+
+/// Where and by whom a flush may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlushGuard {
+    /// The shard.
+    pub shard: ShardId,
+    /// The log of the offsets.
+    pub log: LogId,
+    /// The records folded into the batch.
+    pub range: OffsetRange,
+    /// The owner.
+    pub epoch: Epoch,
+}
+
+/// The ids of one flush, in log order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DedupBlock {
+    /// The records that carried them.
+    pub range: OffsetRange,
+    /// Append time of the first and of the last id.
+    pub appended: (Millis, Millis),
+    /// `(append time, ids)` in log order: ids appended at the same time stand together.
+    pub runs: Vec<(Millis, Vec<u128>)>,
+}
+
+/// Growth of one accounting row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountingDelta {
+    /// Whose events.
+    pub tenant: String,
+    /// Hour of append.
+    pub hour: Hour,
+    /// Events folded into rollups.
+    pub aggregated: u64,
+    /// Events dropped as duplicates.
+    pub deduplicated: u64,
+    /// Events set aside.
+    pub quarantined: u64,
+}
+
+/// One event set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuarantineRow {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Offset of its record.
+    pub offset: Offset,
+    /// Index in its record.
+    pub index: u32,
+    /// Whose it is.
+    pub tenant: String,
+    /// Append time of its record.
+    pub appended: Millis,
+    /// Why it was set aside.
+    pub reason: String,
+    /// The event: a record of one event, in the record format, so that release can fold it.
+    pub record: Vec<u8>,
+}
+
+/// What a starting shard learns from the store. Starting counts an attempt at the checkpoint; a flush clears it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The checkpoint, with the epoch just minted.
+    pub checkpoint: Checkpoint,
+    /// Starts at this checkpoint without a flush since, this one included: 1 on a clean start.
+    pub attempts: u32,
+    /// The event that was being applied alone when the shard last died: (offset, index).
+    pub suspect: Option<(Offset, u32)>,
+}
+
+/// A record as read from the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogRecord {
+    /// Its offset.
+    pub offset: Offset,
+    /// When the log took it; never decreases within a shard.
+    pub appended: Millis,
+    /// The record, encoded (`model::record`).
+    pub payload: bytes::Bytes,
+}

@@ -1,0 +1,41 @@
+//! Rows of the archive manifest.
+
+use super::offset::{Epoch, LogId, OffsetRange, ShardId};
+use super::window::{Hour, Millis};
+
+/// One archive object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRow {
+    /// The log of the offsets.
+    pub log: LogId,
+    /// The shard.
+    pub shard: ShardId,
+    /// The records inside.
+    pub range: OffsetRange,
+    /// Epoch of the owner that wrote it.
+    pub epoch: Epoch,
+    /// Path below the archive's root.
+    pub path: String,
+    /// Append time of the first and last record.
+    pub appended: (Millis, Millis),
+    /// The windows touched, ascending, with the number of events each.
+    pub windows: Vec<(Hour, u64)>,
+    /// Events.
+    pub rows: u64,
+    /// Raw bytes of the events.
+    pub raw_bytes: u64,
+    /// Size of the object.
+    pub bytes: u64,
+    /// CRC32C of the object.
+    pub crc32c: u32,
+}
+
+impl ManifestRow {
+    /// The object's name: log, shard, range and epoch, so that two owners can never overwrite each other.
+    pub fn object_path(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> String {
+        format!(
+            "raw/log={log}/shard={:04}/{:020}-{:020}-{:010}-{:016x}.parquet",
+            shard.0, range.from, range.to, epoch.counter, epoch.nonce
+        )
+    }
+}

@@ -1,0 +1,33 @@
+//! Nouns, checked at construction, and the algebra over them. Pure: no async, no I/O, no clock, no randomness.
+//!
+//! Everything here is a function of its arguments, to the bit, on every machine: rollups are rebuilt from the archive and
+//! compared byte by byte. All serialised forms carry a version and are pinned by golden bytes in their tests.
+
+pub mod decimal;
+pub mod distinct;
+pub mod event;
+pub mod flush;
+pub mod manifest;
+pub mod offset;
+pub mod quantiles;
+pub mod record;
+pub mod rollup;
+pub mod series;
+pub mod window;
+
+/// Bytes that do not decode: names the format and what is wrong with them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot decode {what}: {why}")]
+pub struct CodecError {
+    /// The format that was expected.
+    pub what: &'static str,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl CodecError {
+    /// An error about `what`.
+    pub fn new(what: &'static str, why: impl Into<String>) -> Self {
+        Self { what, why: why.into() }
+    }
+}

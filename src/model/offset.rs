@@ -1,0 +1,145 @@
+//! Offsets, epochs and checkpoints: exactly-once as one pure comparison.
+//!
+//! | record read at | checkpoint `next` | answer |
+//! |---|---|---|
+//! | `next` | | apply, advance to `next + 1` |
+//! | below `next` | | skip: it is already in the store |
+//! | above `next` | | refuse: the log lost data ([`Diverged::Gap`]) |
+//! | any, other log id | | refuse ([`Diverged::OtherLog`]) |
+
+/// Place of a record in its shard's log. The first record has offset 0.
+pub type Offset = u64;
+
+/// Number of a shard, `0..shard_count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u32);
+
+impl std::fmt::Display for ShardId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Random identity of a log, made when the log is created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogId(pub [u8; 16]);
+
+impl std::fmt::Display for LogId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// Fencing token of a shard's owner, compared whole: a store that was rolled back re-issues a counter, never the nonce with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch {
+    /// Counts the starts of the shard.
+    pub counter: u64,
+    /// Random, drawn by the owner at its start.
+    pub nonce: u64,
+}
+
+/// Half-open range of offsets `[from, to)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OffsetRange {
+    /// First offset inside.
+    pub from: Offset,
+    /// First offset behind; never below `from`.
+    pub to: Offset,
+}
+
+impl OffsetRange {
+    /// `[from, to)`; `None` if `to < from`.
+    pub fn new(from: Offset, to: Offset) -> Option<Self> {
+        (from <= to).then_some(Self { from, to })
+    }
+    /// Whether it holds no offset.
+    pub fn is_empty(self) -> bool {
+        self.from == self.to
+    }
+    /// Number of offsets inside.
+    pub fn len(self) -> u64 {
+        self.to - self.from
+    }
+}
+
+/// Where a shard stands in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The log that the offsets speak of.
+    pub log: LogId,
+    /// Next offset to apply: everything below is in the rollups.
+    pub next: Offset,
+    /// Everything below is in the archive.
+    pub archived: Offset,
+    /// The owner.
+    pub epoch: Epoch,
+}
+
+/// A log that does not continue where the store stands. The shard stops: it never resets itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Diverged {
+    /// The log begins above the checkpoint.
+    #[error("the log continues at offset {found}, the store expects {expected}: records are missing")]
+    Gap {
+        /// The checkpoint.
+        expected: Offset,
+        /// What the log has.
+        found: Offset,
+    },
+    /// The log ends below the checkpoint.
+    #[error("the log ends at offset {end}, below the store's checkpoint {checkpoint}: the log lost its tail or was replaced")]
+    Short {
+        /// End of the log.
+        end: Offset,
+        /// The checkpoint.
+        checkpoint: Offset,
+    },
+    /// Another log altogether.
+    #[error("the store belongs to log {expected}, but the log is {found}")]
+    OtherLog {
+        /// The store's.
+        expected: LogId,
+        /// The log's.
+        found: LogId,
+    },
+}
+
+/// What to do with a record found at `found` when `next` is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Apply it.
+    Apply,
+    /// It is already in the store.
+    Skip,
+}
+
+/// The comparison of the table above.
+///
+/// # Errors
+/// [`Diverged::Gap`] if records are missing between `next` and `found`.
+pub fn due(next: Offset, found: Offset) -> Result<Due, Diverged> {
+    match found.cmp(&next) {
+        std::cmp::Ordering::Equal => Ok(Due::Apply),
+        std::cmp::Ordering::Less => Ok(Due::Skip),
+        std::cmp::Ordering::Greater => Err(Diverged::Gap { expected: next, found }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_holds() {
+        assert_eq!(due(5, 5), Ok(Due::Apply));
+        assert_eq!(due(5, 4), Ok(Due::Skip));
+        assert_eq!(due(5, 7), Err(Diverged::Gap { expected: 5, found: 7 }));
+    }
+
+    #[test]
+    fn ranges_never_run_backwards() {
+        assert_eq!(OffsetRange::new(3, 2), None);
+        assert!(OffsetRange::new(3, 3).expect("a range").is_empty());
+    }
+}

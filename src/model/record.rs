@@ -1,0 +1,153 @@
+//! The record: those events of one request that fall on one shard, and its MessagePack form, version 1.
+//!
+//! A MessagePack array `[version, tenant, gateway, series, events]`: `series` is an array of `[id: bin16, key: bin]`, `events` an
+//! array of `[series index, timestamp ms, value, user, id, raw]`. `value` is nil, or the units of 10^-9 as an integer when they
+//! fit 64 bits and as 16 big-endian bytes otherwise; `user` and `id` are str or nil; `raw` is the event as the client sent it
+//! (JSON text, or the MessagePack of that event). The append time is not inside: the log writes it.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::CodecError;
+use super::decimal::Decimal;
+use super::series::SeriesId;
+use super::window::Millis;
+
+/// The version written.
+pub const VERSION: u8 = 1;
+/// Records above this are split, in order.
+pub const MAX_RECORD_BYTES: usize = 512 * 1024;
+
+/// A record, borrowing from its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record<'a> {
+    /// Format version; [`decode`] refuses others.
+    pub version: u8,
+    /// Whose events these are.
+    #[serde(borrow)]
+    pub tenant: &'a str,
+    /// Which gateway took them.
+    pub gateway: u32,
+    /// The series that the events name by index.
+    #[serde(borrow)]
+    pub series: Vec<SeriesEntry<'a>>,
+    /// The events, in the order of the request.
+    #[serde(borrow)]
+    pub events: Vec<RecordEvent<'a>>,
+}
+
+/// One series of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeriesEntry<'a> {
+    /// BLAKE3 of the key, 16 bytes.
+    #[serde(borrow, with = "serde_bytes")]
+    pub id: &'a [u8],
+    /// The canonical bytes.
+    #[serde(borrow, with = "serde_bytes")]
+    pub key: &'a [u8],
+}
+
+impl SeriesEntry<'_> {
+    /// The id; zero-padded if the bytes are of another length, which [`decode`] refuses.
+    pub fn series_id(&self) -> SeriesId {
+        let mut id = [0; 16];
+        let n = self.id.len().min(16);
+        id[..n].copy_from_slice(&self.id[..n]);
+        SeriesId(id)
+    }
+}
+
+/// One event of a record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordEvent<'a> {
+    /// Index into the record's series.
+    pub series: u32,
+    /// Event time.
+    pub timestamp: Millis,
+    /// The value, if it has one.
+    #[serde(serialize_with = "put_value", deserialize_with = "take_value")]
+    pub value: Option<Decimal>,
+    /// Whom to count as distinct.
+    #[serde(borrow)]
+    pub user: Option<&'a str>,
+    /// For de-duplication.
+    #[serde(borrow)]
+    pub id: Option<&'a str>,
+    /// The event as the client sent it.
+    #[serde(borrow, with = "serde_bytes")]
+    pub raw: &'a [u8],
+}
+
+impl RecordEvent<'_> {
+    /// The hash that the distinct sketch takes: XXH3-64 of the user.
+    pub fn user_hash(&self) -> Option<u64> {
+        self.user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()))
+    }
+    /// The hash that de-duplication takes: XXH3-128 of the event id, seeded with the first 8 bytes of the series id, then XORed with
+    /// the whole series id, so that equal ids of different series never meet.
+    pub fn id_hash(&self, series: SeriesId) -> Option<u128> {
+        self.id.map(|id| xxhash_rust::xxh3::xxh3_128_with_seed(id.as_bytes(), series.prefix()) ^ u128::from_be_bytes(series.0))
+    }
+}
+
+/// Appends the MessagePack form.
+pub fn encode(record: &Record<'_>, out: &mut Vec<u8>) {
+    // Writing to a Vec cannot fail and the types hold nothing that MessagePack cannot express.
+    #[allow(clippy::expect_used)]
+    rmp_serde::encode::write(out, record).expect("a record always encodes");
+}
+
+/// Reads the MessagePack form.
+///
+/// # Errors
+/// If the version is unknown, the bytes do not decode, an id is not 16 bytes or a series index points nowhere.
+pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
+    let bad = |why: String| CodecError::new("record", why);
+    let record: Record<'_> = rmp_serde::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if record.version != VERSION {
+        return Err(bad(format!("version {} is unknown, this build reads {VERSION}", record.version)));
+    }
+    if record.series.iter().any(|s| s.id.len() != 16) {
+        return Err(bad("a series id is not 16 bytes".to_owned()));
+    }
+    if record.events.iter().any(|e| e.series as usize >= record.series.len()) {
+        return Err(bad("an event names a series that is not there".to_owned()));
+    }
+    Ok(record)
+}
+
+fn put_value<S: Serializer>(value: &Option<Decimal>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value.map(Decimal::units) {
+        None => serializer.serialize_none(),
+        Some(units) => match i64::try_from(units) {
+            Ok(small) => serializer.serialize_i64(small),
+            Err(_) => serializer.serialize_bytes(&units.to_be_bytes()),
+        },
+    }
+}
+
+fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decimal>, D::Error> {
+    struct Units;
+    impl serde::de::Visitor<'_> for Units {
+        type Value = Option<Decimal>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("nil, an integer or 16 bytes")
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_none<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_i64<E>(self, units: i64) -> Result<Self::Value, E> {
+            Ok(Some(Decimal::from_units(i128::from(units))))
+        }
+        fn visit_u64<E>(self, units: u64) -> Result<Self::Value, E> {
+            Ok(Some(Decimal::from_units(i128::from(units))))
+        }
+        fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+            let units: [u8; 16] = bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
+            Ok(Some(Decimal::from_units(i128::from_be_bytes(units))))
+        }
+    }
+    deserializer.deserialize_any(Units)
+}

@@ -1,0 +1,82 @@
+//! The mergeable aggregate of one series in one window.
+
+use super::CodecError;
+use super::decimal::Decimal;
+use super::distinct::Distinct;
+use super::quantiles::Quantiles;
+
+/// Count, sum, min, max, distinct users and quantiles of a set of events. Merging is commutative and associative, in its bytes too.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rollup {
+    /// The figures of the hot table.
+    pub figures: Figures,
+    /// Distinct users.
+    pub distinct: Distinct,
+    /// Distribution of the values.
+    pub quantiles: Quantiles,
+}
+
+/// The part of a rollup without sketches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Figures {
+    /// Events.
+    pub count: u64,
+    /// Events with a value.
+    pub value_count: u64,
+    /// Sum of the values in units of 10^-9. Cannot overflow: a value is at most 10^27 units and a shard's window holds fewer than 10^11 events.
+    pub sum: i128,
+    /// Smallest value.
+    pub min: Option<Decimal>,
+    /// Largest value.
+    pub max: Option<Decimal>,
+}
+
+impl Figures {
+    /// Adds one event.
+    pub fn add(&mut self, value: Option<Decimal>) {
+        self.count += 1;
+        if let Some(value) = value {
+            self.value_count += 1;
+            self.sum += value.units();
+            self.min = Some(self.min.map_or(value, |m| m.min(value)));
+            self.max = Some(self.max.map_or(value, |m| m.max(value)));
+        }
+    }
+
+    /// Adds another part.
+    pub fn merge(&mut self, other: &Figures) {
+        self.count += other.count;
+        self.value_count += other.value_count;
+        self.sum += other.sum;
+        self.min = [self.min, other.min].into_iter().flatten().min();
+        self.max = [self.max, other.max].into_iter().flatten().max();
+    }
+}
+
+impl Rollup {
+    /// Adds one event; `user` is the user's hash.
+    pub fn add(&mut self, value: Option<Decimal>, user: Option<u64>) {
+        self.figures.add(value);
+        if let Some(value) = value {
+            self.quantiles.insert(value);
+        }
+        if let Some(user) = user {
+            self.distinct.insert(user);
+        }
+    }
+
+    /// Merges another rollup into this one.
+    pub fn merge(&mut self, other: &Rollup) {
+        self.figures.merge(&other.figures);
+        self.distinct.merge(&other.distinct);
+        self.quantiles.merge(&other.quantiles);
+    }
+
+    /// Replaces the sketches by those stored in bytes; an empty slice is an empty sketch.
+    ///
+    /// # Errors
+    /// If the bytes are of an unknown version or do not decode.
+    pub fn with_sketches(figures: Figures, distinct: &[u8], quantiles: &[u8]) -> Result<Self, CodecError> {
+        Ok(Self { figures, distinct: Distinct::decode(distinct)?, quantiles: Quantiles::decode(quantiles)? })
+    }
+}

@@ -1,0 +1,109 @@
+//! The port `EventLog`: the durable, ordered input of each shard.
+//!
+//! Implementations: [`embedded`] (segments on local disk), [`memory`] (the double). Kafka comes later, behind the same port.
+
+pub mod embedded;
+pub mod memory;
+
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+
+use crate::model::flush::LogRecord;
+use crate::model::offset::{LogId, Offset, ShardId};
+
+/// One request: all of its records become durable together, or none does.
+#[derive(Debug, Clone, Default)]
+pub struct AppendRequest {
+    /// The encoded records, each with its shard.
+    pub records: Vec<(ShardId, Bytes)>,
+}
+
+/// Why an append failed. Only [`AppendError::Unknown`] leaves the outcome open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// Too much is waiting already; nothing was written.
+    #[error("the log has {waiting_bytes} bytes waiting, its limit is {limit}: retry later")]
+    Overloaded {
+        /// Bytes waiting.
+        waiting_bytes: u64,
+        /// `log.max_waiting_bytes`.
+        limit: u64,
+    },
+    /// The disk is full; nothing was written.
+    #[error("the disk of the log is full: free space or lower retention, writes continue by themselves")]
+    DiskFull,
+    /// The log is closed or failed; nothing of this request was written.
+    #[error("the log takes no more appends: {0}")]
+    Closed(String),
+    /// The request may or may not be durable.
+    #[error("it is unknown whether the append is durable: {0}")]
+    Unknown(String),
+}
+
+/// Why a read failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// The bytes on disk are damaged; names file and position.
+    #[error("the log is corrupt: {0}")]
+    Corrupt(String),
+    /// `from` lies below the first record kept.
+    #[error("offset {from} of shard {shard} was released, the log starts at {start}")]
+    Released {
+        /// The shard.
+        shard: ShardId,
+        /// What was asked for.
+        from: Offset,
+        /// First offset kept.
+        start: Offset,
+    },
+    /// `from` lies above the end.
+    #[error("offset {from} of shard {shard} is above the log's end {end}")]
+    BeyondEnd {
+        /// The shard.
+        shard: ShardId,
+        /// What was asked for.
+        from: Offset,
+        /// The end.
+        end: Offset,
+    },
+    /// Reading failed.
+    #[error("the log cannot be read: {0}")]
+    Io(String),
+}
+
+/// Resolves when the request is durable, with the append time.
+pub type AppendTicket = oneshot::Receiver<Result<i64, AppendError>>;
+
+/// The durable, ordered input of each shard.
+pub trait EventLog: Send + Sync + 'static {
+    /// The log's random identity.
+    fn id(&self) -> LogId;
+    /// Number of shards, fixed when the log was created.
+    fn shard_count(&self) -> u32;
+    /// Enqueues one request without blocking. A dropped ticket means [`AppendError::Unknown`].
+    ///
+    /// # Errors
+    /// If nothing of the request was or will be written.
+    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError>;
+    /// First offset kept.
+    fn start(&self, shard: ShardId) -> Offset;
+    /// First offset behind the last durable record.
+    fn end(&self, shard: ShardId) -> Offset;
+    /// Durable records from `from` on, in order, at least one if there is one, about `max_bytes` of payload at most. Blocking:
+    /// may read the disk.
+    ///
+    /// # Errors
+    /// See [`LogError`].
+    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError>;
+    /// Releases everything below `floors[shard]`; how much is really freed is the log's affair. Returns the bytes freed.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    fn release(&self, floors: &[Offset]) -> Result<u64, LogError>;
+    /// Changes whenever records become durable.
+    fn appended(&self) -> watch::Receiver<u64>;
+    /// Bytes on disk now.
+    fn bytes_on_disk(&self) -> u64;
+    /// Makes durable what is enqueued and refuses everything later.
+    fn close(&self);
+}

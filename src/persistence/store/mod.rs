@@ -1,0 +1,184 @@
+//! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine, moved in one transaction.
+//!
+//! Implementations: [`sqlite`], [`memory`] (the double). TimescaleDB comes later, behind the same port. All methods block.
+
+pub mod memory;
+pub mod sqlite;
+
+use std::sync::Arc;
+
+use crate::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::manifest::ManifestRow;
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::window::{Hour, Millis};
+
+/// Why the store failed. Ask one question of it: [`StoreError::outcome_unknown`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The compare-and-set touched no row: the shard is someone else's. Nothing was written.
+    #[error("refused: shard {shard} is not at the expected checkpoint and epoch any more")]
+    Refused {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// Certainly not applied; may work later.
+    #[error("the store failed, nothing was written: {0}")]
+    Failed(String),
+    /// May have been applied.
+    #[error("the outcome of the transaction is unknown: {0}")]
+    Unknown(String),
+    /// What is stored contradicts itself or this build; names the thing and the way out.
+    #[error("the store is unusable: {0}")]
+    Invalid(String),
+}
+
+impl StoreError {
+    /// Whether the transaction may have been applied. The shard then forgets its memory and reloads the checkpoint.
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(self, StoreError::Unknown(_))
+    }
+}
+
+/// A matcher on one label, in the manner of Prometheus; regular expressions are anchored. An absent label reads as empty.
+#[derive(Debug, Clone)]
+pub enum Matcher {
+    /// `name="value"`
+    Equal(String, String),
+    /// `name!="value"`
+    NotEqual(String, String),
+    /// `name=~"regex"`
+    Regex(String, regex::Regex),
+    /// `name!~"regex"`
+    NotRegex(String, regex::Regex),
+}
+
+impl Matcher {
+    /// Whether the label set of `series` passes.
+    pub fn matches(&self, series: &crate::model::series::Series) -> bool {
+        match self {
+            Matcher::Equal(name, value) => series.label(name) == value,
+            Matcher::NotEqual(name, value) => series.label(name) != value,
+            Matcher::Regex(name, regex) => regex.is_match(series.label(name)),
+            Matcher::NotRegex(name, regex) => !regex.is_match(series.label(name)),
+        }
+    }
+}
+
+/// What a query reads of the rollups.
+#[derive(Debug, Clone)]
+pub struct RollupQuery<'a> {
+    /// Whose.
+    pub tenant: &'a str,
+    /// Which metric.
+    pub metric: &'a str,
+    /// All must match.
+    pub matchers: &'a [Matcher],
+    /// First hour.
+    pub from: Hour,
+    /// First hour behind.
+    pub to: Hour,
+    /// Whether distinct users are wanted; otherwise the sketch is left empty.
+    pub distinct: bool,
+    /// Whether quantiles are wanted; otherwise the sketch is left empty.
+    pub quantiles: bool,
+    /// More matching series than this is [`StoreError::Invalid`].
+    pub max_series: usize,
+}
+
+/// A metric of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricInfo {
+    /// Its name.
+    pub metric: String,
+    /// The label names of its series, ascending.
+    pub labels: Vec<String>,
+    /// Number of series.
+    pub series: u64,
+    /// First window with data.
+    pub first: Option<Hour>,
+    /// Last window with data.
+    pub last: Option<Hour>,
+}
+
+/// One consistent view of everything in the store.
+pub trait StoreSnapshot {
+    /// Checkpoints of all shards that were ever claimed.
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
+    /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where nothing was written.
+    fn revisions(&mut self, tenant: &str, metric: &str, days: std::ops::Range<i32>) -> Result<Vec<u64>, StoreError>;
+    /// Visits the matching rollups, of one series in ascending hours or the other way round, in no other promised order.
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError>;
+    /// The stored bytes of every rollup of the shard count's every tenant in the hours, for `verify`: tenant, metric, hour, series id,
+    /// encoded figures and sketches, ascending.
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError>;
+    /// The tenant's metrics, ascending.
+    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError>;
+    /// Values of a label, of one metric or of all, ascending.
+    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError>;
+    /// Accounting rows of the tenant in the hours of append.
+    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError>;
+    /// The manifest rows of one shard, or of all, by range.
+    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
+    /// Quarantined events.
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError>;
+}
+
+/// Rollups, catalogue, checkpoints, manifest, accounting and quarantine.
+pub trait RollupStore: Send + Sync + 'static {
+    /// Takes the shard: mints an epoch of the next counter and the given nonce and counts an attempt. A shard without a
+    /// checkpoint begins at offset 0 of `log`.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if the checkpoint speaks of another log.
+    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError>;
+    /// The blocks of ids appended at or after `since`, in log order.
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError>;
+    /// Writes one flush: compare-and-set on (log, `range.from`, epoch) first, then rows, catalogue, ids, accounting, quarantine,
+    /// revisions; the checkpoint moves to `range.to`, attempts and suspect are cleared. Blocks of ids appended before
+    /// `forget_ids_before` are deleted.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError>;
+    /// Notes the event about to be applied alone, so that the next start knows it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError>;
+    /// Inserts a manifest row: compare-and-set on (epoch, archived offset = `row.range.from`), which moves to `row.range.to`.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError>;
+    /// Merges a quarantined event's delta and deletes its row, or only deletes it if `delta` is `None`. `false` if there is no such row.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn settle_quarantine(
+        &self,
+        shard: ShardId,
+        offset: Offset,
+        index: u32,
+        delta: Option<&FlushBatch>,
+    ) -> Result<bool, StoreError>;
+    /// One consistent view.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
+    /// The ids of the shard's admitted series by tenant, for the cardinality limit.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<crate::model::series::SeriesId>)>, StoreError>;
+}

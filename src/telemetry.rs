@@ -1,0 +1,30 @@
+//! Names of metrics, in one place: `rollmill_<noun>_<unit>[_total]`.
+
+/// Events accepted by this gateway (durable in the log).
+pub const EVENTS_ACCEPTED: &str = "rollmill_events_accepted_total";
+/// Events refused by this gateway, by `code`.
+pub const EVENTS_REJECTED: &str = "rollmill_events_rejected_total";
+/// Events aggregated by shards.
+pub const EVENTS_AGGREGATED: &str = "rollmill_events_aggregated_total";
+/// Events dropped as duplicates by shards.
+pub const EVENTS_DEDUPLICATED: &str = "rollmill_events_deduplicated_total";
+/// Requests answered, by `route` and `status`.
+pub const REQUESTS: &str = "rollmill_requests_total";
+/// Durable commits of the embedded log.
+pub const LOG_COMMITS: &str = "rollmill_log_commits_total";
+/// Bytes appended to the log.
+pub const LOG_BYTES: &str = "rollmill_log_bytes_total";
+/// Flushes, by `outcome`.
+pub const FLUSHES: &str = "rollmill_flushes_total";
+/// Rows written by flushes.
+pub const FLUSH_ROWS: &str = "rollmill_flush_rows_total";
+/// Duration of flushes in seconds.
+pub const FLUSH_SECONDS: &str = "rollmill_flush_duration_seconds";
+/// Archive objects written.
+pub const ARCHIVE_OBJECTS: &str = "rollmill_archive_objects_total";
+/// Restarts of actors, by `actor`.
+pub const ACTOR_RESTARTS: &str = "rollmill_actor_restarts_total";
+/// Violations of an invariant, by `id`. Anything but zero is a bug.
+pub const INVARIANT_VIOLATIONS: &str = "rollmill_invariant_violations_total";
+/// Queries answered, by `outcome` (complete, partial, refused).
+pub const QUERIES: &str = "rollmill_queries_total";
