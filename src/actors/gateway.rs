@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::model::decimal::Decimal;
 use crate::model::flush::SeriesInfo;
 use crate::model::window::Millis;
+use crate::persistence::log::{AppendError, AppendTicket};
 
 /// A series as the gateway's interner keeps it: parsed, hashed and routed once.
 #[derive(Debug)]
@@ -45,4 +46,14 @@ pub struct ValidBatch {
     pub body: Bytes,
     /// The events, in order.
     pub events: Vec<ValidEvent>,
+}
+
+/// Takes validated requests: the pool of gateway actors, or a double.
+pub trait Submit: Send + Sync + 'static {
+    /// Hands one request over without blocking. The ticket resolves when every event is durable; a dropped ticket means that the
+    /// outcome is unknown.
+    ///
+    /// # Errors
+    /// If nothing of the request was or will be written.
+    fn submit(&self, batch: ValidBatch) -> Result<AppendTicket, AppendError>;
 }

@@ -1,0 +1,194 @@
+//! The archiver: writes what the shards have applied to the archive, with a cursor of its own, and releases the log behind.
+//!
+//! It never delays rollups: an archive that is down for hours costs log space, nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::slots::{Slot, Slots};
+use crate::clock::Clock;
+use crate::model::flush::LogRecord;
+use crate::model::offset::{Offset, ShardId};
+use crate::persistence::archive::Archive;
+use crate::persistence::log::EventLog;
+use crate::persistence::store::{RollupStore, StoreError};
+use crate::telemetry;
+
+/// How often the archiver looks for due shards.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// When an object is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct ArchiveLimits {
+    /// `archive.max_bytes`: raw bytes of one object.
+    pub max_bytes: u64,
+    /// `archive.max_delay` in milliseconds.
+    pub max_delay_ms: i64,
+}
+
+impl ArchiveLimits {
+    /// Whether a shard with so many unarchived bytes, the oldest appended at `oldest`, is due.
+    pub fn due(&self, bytes: u64, oldest: i64, now: i64) -> bool {
+        bytes >= self.max_bytes || now.saturating_sub(oldest) >= self.max_delay_ms
+    }
+}
+
+/// What the archiver needs.
+#[derive(Clone)]
+pub struct Archiver {
+    /// Where the raw events are read from.
+    pub log: Arc<dyn EventLog>,
+    /// Where the manifest is kept.
+    pub store: Arc<dyn RollupStore>,
+    /// Where the objects go.
+    pub archive: Arc<dyn Archive>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// When objects are cut.
+    pub limits: ArchiveLimits,
+    /// Where the shards stand.
+    pub slots: Arc<Slots>,
+}
+
+/// Messages of the archiver.
+#[derive(Debug)]
+pub enum ArchiverMessage {
+    /// Look for due shards.
+    Look,
+}
+
+impl Actor for Archiver {
+    type Msg = ArchiverMessage;
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, myself: ActorRef<ArchiverMessage>, (): ()) -> Result<(), ActorProcessingErr> {
+        myself.send_after(LOOK_EVERY, || ArchiverMessage::Look);
+        Ok(())
+    }
+
+    async fn handle(&self, myself: ActorRef<ArchiverMessage>, _: ArchiverMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        let archiver = self.clone();
+        tokio::task::spawn_blocking(move || archiver.look()).await?;
+        myself.send_after(LOOK_EVERY, || ArchiverMessage::Look);
+        Ok(())
+    }
+}
+
+impl Archiver {
+    fn look(&self) {
+        let mut written = false;
+        for (shard, slot) in self.slots.iter() {
+            match self.archive_if_due(shard, slot) {
+                Ok(wrote) => written |= wrote,
+                Err(why) => tracing::warn!(shard = shard.0, %why, "archiving failed, it is tried again"),
+            }
+        }
+        if written {
+            self.release();
+        }
+    }
+
+    fn archive_if_due(&self, shard: ShardId, slot: &Slot) -> Result<bool, ActorProcessingErr> {
+        let from = slot.archived.load(Ordering::Acquire);
+        let to = slot.applied.load(Ordering::Acquire);
+        if from >= to || slot.epoch().is_none() {
+            return Ok(false);
+        }
+        let first = self.log.read(shard, from, 1)?;
+        let Some(oldest) = first.first().map(|record| record.appended) else { return Ok(false) };
+        let bytes = slot.unarchived_bytes.load(Ordering::Relaxed);
+        if !self.limits.due(bytes, oldest, self.clock.now()) {
+            return Ok(false);
+        }
+        let mut cursor = from;
+        while cursor < to {
+            let records = self.gather(shard, cursor, to)?;
+            let Some(last) = records.last() else { break };
+            let next = last.offset + 1;
+            self.write(shard, slot, &records)?;
+            cursor = next;
+        }
+        Ok(cursor > from)
+    }
+
+    /// The records of one object: up to the byte limit, below `to`.
+    fn gather(&self, shard: ShardId, from: Offset, to: Offset) -> Result<Vec<LogRecord>, ActorProcessingErr> {
+        let mut records: Vec<LogRecord> = Vec::new();
+        let mut bytes = 0u64;
+        let mut cursor = from;
+        while cursor < to && bytes < self.limits.max_bytes {
+            let wanted = (self.limits.max_bytes - bytes).min(4 << 20) as usize;
+            let read = self.log.read(shard, cursor, wanted)?;
+            let Some(last) = read.last() else { break };
+            cursor = last.offset + 1;
+            for record in read {
+                if record.offset < to {
+                    bytes += record.payload.len() as u64;
+                    records.push(record);
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    fn write(&self, shard: ShardId, slot: &Slot, records: &[LogRecord]) -> Result<(), ActorProcessingErr> {
+        let epoch = slot.epoch().ok_or("the shard has no owner")?;
+        let row = self.archive.write(self.log.id(), shard, epoch, records)?;
+        match self.store.archived(&row) {
+            Ok(()) => {}
+            // The row may be there: the checkpoint says so when the shard starts again; until then the cursor does not move.
+            Err(StoreError::Unknown(why)) => return Err(self.reload(shard, slot, &why)),
+            Err(error) => return Err(error.into()),
+        }
+        let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
+        let left = slot.unarchived_bytes.load(Ordering::Relaxed).saturating_sub(bytes);
+        slot.unarchived_bytes.store(left, Ordering::Relaxed);
+        slot.archived.store(row.range.to, Ordering::Release);
+        metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
+        Ok(())
+    }
+
+    fn reload(&self, shard: ShardId, slot: &Slot, why: &str) -> ActorProcessingErr {
+        let checkpoints = self.store.snapshot().and_then(|mut snapshot| snapshot.checkpoints());
+        match checkpoints {
+            Ok(all) => {
+                if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == shard) {
+                    slot.archived.store(checkpoint.archived, Ordering::Release);
+                }
+                format!("the outcome of a manifest row was unknown ({why}); the cursor was read again").into()
+            }
+            Err(error) => error.into(),
+        }
+    }
+
+    /// Releases the log below min(rolled up, archived) of every shard.
+    fn release(&self) {
+        let floors: Vec<Offset> = self
+            .slots
+            .iter()
+            .map(|(_, slot)| slot.committed.load(Ordering::Acquire).min(slot.archived.load(Ordering::Acquire)))
+            .collect();
+        match self.log.release(&floors) {
+            Ok(0) => {}
+            Ok(bytes) => tracing::info!(bytes, "released log segments"),
+            Err(why) => tracing::warn!(%why, "releasing log segments failed, it is tried again"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_cut_by_size_or_age() {
+        let limits = ArchiveLimits { max_bytes: 100, max_delay_ms: 1_000 };
+        assert!(!limits.due(99, 0, 999));
+        assert!(limits.due(100, 0, 0));
+        assert!(limits.due(1, 0, 1_000));
+    }
+}

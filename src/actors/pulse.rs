@@ -1,0 +1,53 @@
+//! The pulse: wakes shards that have something to do. Level-triggered, so a lost wake-up cannot wedge a shard.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use ractor::ActorRef;
+
+use super::shard::ShardMessage;
+use super::slots::Slots;
+use crate::clock::Clock;
+use crate::persistence::log::EventLog;
+
+/// Where the actors of the shards are now; a restart replaces the entry.
+pub type ShardRefs = Arc<Vec<ArcSwapOption<ActorRef<ShardMessage>>>>;
+
+/// Every shard is pulsed at least this often, records or not: flushes fall due by time.
+const IDLE_PULSE: Duration = Duration::from_millis(500);
+
+/// Runs until the task is aborted. A shard with new records is pulsed within `interval`; a shard that has not yet taken its last
+/// pulse gets no other.
+pub async fn run(refs: ShardRefs, slots: Arc<Slots>, log: Arc<dyn EventLog>, clock: Arc<dyn Clock>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let idle_every = (IDLE_PULSE.as_millis() / interval.as_millis().max(1)).max(1);
+    let mut tick = 0u128;
+    loop {
+        ticks.tick().await;
+        tick += 1;
+        let now = clock.now();
+        for (shard, slot) in slots.iter() {
+            let end = log.end(shard);
+            let behind = slot.applied.load(Ordering::Acquire) < end;
+            if !behind && slot.epoch().is_some() {
+                slot.note_progress(end, now);
+            }
+            // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one moment.
+            let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
+            if (behind || idle_turn) && !slot.pulsed.swap(true, Ordering::AcqRel) {
+                pulse(&refs, shard.0 as usize, slot);
+            }
+        }
+    }
+}
+
+fn pulse(refs: &ShardRefs, index: usize, slot: &super::slots::Slot) {
+    let sent = refs[index].load().as_ref().is_some_and(|actor| actor.cast(ShardMessage::Pulse).is_ok());
+    if !sent {
+        // Nobody is there: the credit returns, the supervisor brings the actor back.
+        slot.pulsed.store(false, Ordering::Release);
+    }
+}

@@ -1,0 +1,254 @@
+//! The shard actor: claims its shard, pulls records, steps the pure state machine, carries out its effects.
+//!
+//! A commit of unknown outcome, a refusal or a diverged log ends the actor: its memory is dropped, and the next start reloads the
+//! checkpoint. Nothing is ever retried whose outcome is not known.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+
+use super::slots::{Slot, Slots};
+use crate::clock::{Clock, Stopwatch};
+use crate::model::flush::{Claim, LogRecord};
+use crate::model::offset::{Diverged, ShardId};
+use crate::persistence::log::EventLog;
+use crate::persistence::store::{RollupStore, StoreError};
+use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
+use crate::telemetry;
+
+/// Payload bytes pulled in one step: bounds how long the write side of the slot's lock is held.
+const PULL_BYTES: usize = 512 * 1024;
+
+/// What a shard actor needs.
+#[derive(Clone)]
+pub struct ShardActor {
+    /// Its shard.
+    pub shard: ShardId,
+    /// The log it pulls from.
+    pub log: Arc<dyn EventLog>,
+    /// The store it flushes to.
+    pub store: Arc<dyn RollupStore>,
+    /// Time, for cadence only.
+    pub clock: Arc<dyn Clock>,
+    /// Its limits.
+    pub limits: ShardLimits,
+    /// Where it stands.
+    pub slots: Arc<Slots>,
+}
+
+/// Messages of a shard actor.
+#[derive(Debug)]
+pub enum ShardMessage {
+    /// There may be something to pull or to flush. At most one is outstanding.
+    Pulse,
+    /// The commit in flight ended.
+    CommitEnded(Result<(), StoreError>),
+    /// Flush what is open; answered when that flush has ended.
+    Drain(RpcReplyPort<()>),
+}
+
+/// What the shell keeps beside the pure state, which stands in the slot.
+#[derive(Default)]
+pub struct ShardShell {
+    draining: Vec<RpcReplyPort<()>>,
+    committing: Option<(u64, Stopwatch)>,
+}
+
+impl Actor for ShardActor {
+    type Msg = ShardMessage;
+    type State = ShardShell;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<ShardMessage>, (): ()) -> Result<ShardShell, ActorProcessingErr> {
+        let actor = self.clone();
+        let (claim, state) = tokio::task::spawn_blocking(move || actor.load()).await??;
+        let slot = self.slot();
+        slot.applied.store(claim.checkpoint.next, Ordering::Release);
+        slot.committed.store(claim.checkpoint.next, Ordering::Release);
+        slot.archived.store(claim.checkpoint.archived, Ordering::Release);
+        slot.pulsed.store(false, Ordering::Release);
+        slot.state.clear_poison();
+        *slot.state.write().map_err(|_| "the slot was poisoned while starting")? = Some(state);
+        Ok(ShardShell::default())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<ShardMessage>,
+        message: ShardMessage,
+        shell: &mut ShardShell,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            ShardMessage::Pulse => self.on_pulse(&myself, shell).await,
+            ShardMessage::CommitEnded(outcome) => self.on_commit_ended(&myself, shell, outcome).await,
+            ShardMessage::Drain(reply) => self.on_drain(&myself, shell, reply).await,
+        }
+    }
+
+    async fn post_stop(&self, _: ActorRef<ShardMessage>, _: &mut ShardShell) -> Result<(), ActorProcessingErr> {
+        if let Ok(mut state) = self.slot().state.write() {
+            *state = None;
+        }
+        Ok(())
+    }
+}
+
+impl ShardActor {
+    fn slot(&self) -> &Arc<Slot> {
+        self.slots.slot(self.shard)
+    }
+
+    /// Claims the shard and loads what a new owner needs: the checkpoint, the recent ids, the admitted series.
+    fn load(&self) -> Result<(Claim, ShardState), ActorProcessingErr> {
+        let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
+        let claim = self.store.claim(self.shard, self.log.id(), nonce)?;
+        let checkpoint = claim.checkpoint;
+        let (start, end) = (self.log.start(self.shard), self.log.end(self.shard));
+        if end < checkpoint.next {
+            return Err(Diverged::Short { end, checkpoint: checkpoint.next }.into());
+        }
+        if start > checkpoint.next {
+            return Err(Diverged::Gap { expected: checkpoint.next, found: start }.into());
+        }
+        // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
+        let recent = self.store.recent_ids(self.shard, i64::MIN)?;
+        let admitted = self.store.admitted_series(self.shard)?;
+        let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admitted, end);
+        Ok((claim, state))
+    }
+
+    async fn on_pulse(&self, myself: &ActorRef<ShardMessage>, shell: &mut ShardShell) -> Result<(), ActorProcessingErr> {
+        self.slot().pulsed.store(false, Ordering::Release);
+        let more = self.pull(myself, shell).await?;
+        self.step(myself, shell, Input::Tick { now: self.clock.now(), drain: false }).await?;
+        if more && !self.slot().pulsed.swap(true, Ordering::AcqRel) {
+            myself.cast(ShardMessage::Pulse)?;
+        }
+        Ok(())
+    }
+
+    /// Applies one bounded batch; whether there is more to pull at once.
+    async fn pull(&self, myself: &ActorRef<ShardMessage>, shell: &mut ShardShell) -> Result<bool, ActorProcessingErr> {
+        let (next, credit) = self.with_state(|state| (state.next(), state.credit()))?;
+        if credit == 0 || next >= self.log.end(self.shard) {
+            return Ok(false);
+        }
+        let mut records = self.log.read(self.shard, next, PULL_BYTES)?;
+        records.truncate(credit);
+        self.step(myself, shell, Input::Records(&records)).await?;
+        let slot = self.slot();
+        let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
+        slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        slot.note_progress(self.log.end(self.shard), self.clock.now());
+        let next = self.with_state(|state| state.next())?;
+        Ok(next < self.log.end(self.shard))
+    }
+
+    async fn step(
+        &self,
+        myself: &ActorRef<ShardMessage>,
+        shell: &mut ShardShell,
+        input: Input<'_>,
+    ) -> Result<(), ActorProcessingErr> {
+        let mut effects = Vec::new();
+        self.with_state(|state| state.step(input, &mut effects))?;
+        while !effects.is_empty() {
+            let mut alone = false;
+            for effect in effects.drain(..) {
+                alone |= self.perform(myself, shell, effect).await?;
+            }
+            if alone {
+                self.with_state(|state| state.step(Input::Records(&[]), &mut effects))?;
+            }
+        }
+        let next = self.with_state(|state| state.next())?;
+        self.slot().applied.store(next, Ordering::Release);
+        Ok(())
+    }
+
+    /// Carries out one effect; whether the state waits to apply a single event.
+    async fn perform(
+        &self,
+        myself: &ActorRef<ShardMessage>,
+        shell: &mut ShardShell,
+        effect: Effect,
+    ) -> Result<bool, ActorProcessingErr> {
+        match effect {
+            Effect::Stop(diverged) => Err(diverged.into()),
+            Effect::MarkSuspect { offset, index } => {
+                let (store, shard) = (self.store.clone(), self.shard);
+                let epoch = self.with_state(|state| state.epoch())?;
+                tokio::task::spawn_blocking(move || store.mark_suspect(shard, epoch, offset, index)).await??;
+                Ok(true)
+            }
+            Effect::Commit { guard, batch, forget_ids_before } => {
+                shell.committing = Some((guard.range.to, Stopwatch::start()));
+                let (store, myself) = (self.store.clone(), myself.clone());
+                tokio::task::spawn_blocking(move || {
+                    metrics::counter!(telemetry::FLUSH_ROWS).increment(batch.deltas.len() as u64);
+                    let outcome = store.flush(guard, &batch, forget_ids_before);
+                    if let Err(gone) = myself.cast(ShardMessage::CommitEnded(outcome)) {
+                        // The actor died meanwhile: its successor reads the outcome from the checkpoint.
+                        tracing::debug!(%gone, "nobody waits for this commit any more");
+                    }
+                });
+                Ok(false)
+            }
+        }
+    }
+
+    async fn on_commit_ended(
+        &self,
+        myself: &ActorRef<ShardMessage>,
+        shell: &mut ShardShell,
+        outcome: Result<(), StoreError>,
+    ) -> Result<(), ActorProcessingErr> {
+        let committing = shell.committing.take();
+        let label = match &outcome {
+            Ok(()) => "committed",
+            Err(StoreError::Failed(_)) => "failed",
+            Err(StoreError::Refused { .. }) => "refused",
+            Err(StoreError::Unknown(_)) => "unknown",
+            Err(StoreError::Invalid(_)) => "invalid",
+        };
+        metrics::counter!(telemetry::FLUSHES, "outcome" => label).increment(1);
+        match outcome {
+            Ok(()) => {
+                if let Some((to, watch)) = committing {
+                    metrics::histogram!(telemetry::FLUSH_SECONDS).record(watch.elapsed().as_secs_f64());
+                    self.slot().committed.store(to, Ordering::Release);
+                }
+                self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;
+            }
+            Err(StoreError::Failed(why)) => {
+                tracing::warn!(shard = self.shard.0, %why, "flush failed, it is tried again");
+                self.with_state(|state| state.step(Input::CommitFailed, &mut Vec::new()))?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        shell.draining.drain(..).filter(|reply| !reply.is_closed()).try_for_each(|reply| reply.send(()))?;
+        Ok(())
+    }
+
+    async fn on_drain(
+        &self,
+        myself: &ActorRef<ShardMessage>,
+        shell: &mut ShardShell,
+        reply: RpcReplyPort<()>,
+    ) -> Result<(), ActorProcessingErr> {
+        self.step(myself, shell, Input::Tick { now: self.clock.now(), drain: true }).await?;
+        if shell.committing.is_none() {
+            reply.send(())?;
+        } else {
+            shell.draining.push(reply);
+        }
+        Ok(())
+    }
+
+    fn with_state<T>(&self, f: impl FnOnce(&mut ShardState) -> T) -> Result<T, ActorProcessingErr> {
+        let mut guard = self.slot().state.write().map_err(|_| "the shard's state is poisoned by an earlier panic")?;
+        let state = guard.as_mut().ok_or("the shard has no state")?;
+        Ok(f(state))
+    }
+}
