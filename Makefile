@@ -1,0 +1,29 @@
+# Two commands do everything: `make run` and `make test`.
+.PHONY: run test build bench clean
+
+CARGO ?= cargo
+DATA ?= ./data
+FLIGHTS := $(firstword $(wildcard ../shared/data/nycflights13/events_by_arrival.csv.gz) data-sets/events_by_arrival.csv.gz)
+
+run: build $(FLIGHTS)
+	scripts/demo "$(DATA)" "$(FLIGHTS)"
+
+build:
+	$(CARGO) build --release --locked
+
+# Everything a test needs that Rust does not bring along.
+.PHONY: tools
+tools:
+	scripts/install-test-tools
+
+test: tools $(FLIGHTS)
+	ROLLMILL_FLIGHTS="$(abspath $(FLIGHTS))" $(CARGO) test --locked
+
+data-sets/events_by_arrival.csv.gz:
+	scripts/fetch-flights data-sets
+
+bench: build
+	$(CARGO) bench --locked
+
+clean:
+	$(CARGO) clean

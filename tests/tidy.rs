@@ -1,0 +1,167 @@
+//! Tidiness is a test: the import matrix, purity, sizes, module docs.
+
+use std::path::{Path, PathBuf};
+
+/// Rooms and the rooms they may import, besides themselves and `clock`, `telemetry`, `invariants`.
+const MATRIX: &[(&str, &[&str])] = &[
+    ("clock", &[]),
+    ("telemetry", &[]),
+    ("invariants", &[]),
+    ("model", &[]),
+    ("shards", &["model"]),
+    ("config", &["model"]),
+    ("persistence", &["model", "config"]),
+    ("actors", &["model", "shards", "persistence"]),
+    ("supervision", &["model", "actors"]),
+    ("query", &["model", "shards", "persistence", "actors"]),
+    ("gateway", &["model", "persistence", "query", "actors"]),
+    ("node", &["model", "shards", "config", "persistence", "actors", "supervision", "query", "gateway"]),
+    ("cli", &["model", "shards", "config", "persistence", "actors", "supervision", "query", "gateway", "node"]),
+];
+
+/// Code of these rooms is a function of its arguments.
+const PURE: &[&str] = &["model", "shards"];
+const IMPURE: &[&str] = &[
+    "tokio::",
+    "std::fs",
+    "std::net",
+    "std::thread",
+    "std::time",
+    "std::env",
+    "crate::clock",
+    "SystemTime",
+    "getrandom",
+    "async fn",
+    ".await",
+    "std::collections::HashMap",
+    "RandomState",
+];
+
+const MAX_FILE_LINES: usize = 700;
+const MAX_FUNCTION_LINES: usize = 90;
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(&dir).expect("src is readable") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("source is UTF-8");
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(found.len() > 20, "the walk found only {} files", found.len());
+    found
+}
+
+fn room(path: &Path) -> String {
+    let below = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).expect("below src");
+    let first = below.components().next().expect("a name").as_os_str().to_string_lossy();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The code before the tests, comments cut.
+fn product(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    code.lines().map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test_file(path: &Path) -> bool {
+    path.components().any(|c| matches!(c.as_os_str().to_str(), Some("tests.rs" | "conformance.rs" | "tests")))
+}
+
+#[test]
+fn imports_point_to_lower_rooms() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let here = room(&path);
+        if matches!(here.as_str(), "lib" | "main") || is_test_file(&path) {
+            continue;
+        }
+        let allowed = MATRIX.iter().find(|(name, _)| *name == here).unwrap_or_else(|| panic!("unknown room {here}")).1;
+        for (other, _) in MATRIX {
+            let level_zero = matches!(*other, "clock" | "telemetry" | "invariants");
+            if *other != here && !level_zero && !allowed.contains(other) && product(&text).contains(&format!("crate::{other}::")) {
+                wrong.push(format!("{}: {here} must not import {other}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "move the code or turn the dependency round:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn pure_rooms_do_no_io() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources().iter().filter(|(path, _)| PURE.contains(&room(path).as_str()) && !is_test_file(path)) {
+        let code = product(text);
+        wrong.extend(IMPURE.iter().filter(|w| code.contains(*w)).map(|w| format!("{}: {w}", path.display())));
+    }
+    assert!(wrong.is_empty(), "pure code takes time, randomness and bytes as arguments:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_and_functions_stay_small() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        if is_test_file(&path) {
+            continue;
+        }
+        let code = product(&text);
+        let lines = code.lines().count();
+        if lines > MAX_FILE_LINES {
+            wrong.push(format!("{}: {lines} lines, at most {MAX_FILE_LINES}: split it", path.display()));
+        }
+        wrong.extend(long_functions(&code).into_iter().map(|f| format!("{}: {f}", path.display())));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Functions longer than the limit, found by the indentation that rustfmt guarantees.
+fn long_functions(code: &str) -> Vec<String> {
+    let mut long = Vec::new();
+    let mut open: Option<(usize, usize, String)> = None;
+    for (number, line) in code.lines().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        if let Some((start, depth, name)) = &open
+            && line.trim_end() == format!("{}}}", " ".repeat(*depth))
+        {
+            if number - start > MAX_FUNCTION_LINES {
+                long.push(format!("{name} has {} lines, at most {MAX_FUNCTION_LINES}", number - start));
+            }
+            open = None;
+        }
+        let starts = format!(" {}", line.trim_start()).contains(" fn ");
+        if open.is_none() && starts && !line.trim_end().ends_with([';', '}']) {
+            open = Some((number, indent, line.trim().to_owned()));
+        }
+    }
+    long
+}
+
+#[test]
+fn long_functions_are_found() {
+    let body = "    step();\n".repeat(MAX_FUNCTION_LINES + 1);
+    assert_eq!(long_functions(&format!("pub fn long() {{\n{body}}}\n")).len(), 1);
+    assert_eq!(long_functions("fn short() {\n    step();\n}\n").len(), 0);
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let silent: Vec<_> =
+        sources().into_iter().filter(|(path, text)| !is_test_file(path) && !text.starts_with("//!")).map(|(path, _)| path).collect();
+    assert!(silent.is_empty(), "begin with `//!`: {silent:?}");
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let marks = ["todo!(", "unimplemented!(", "FIXME", "XXX", "for now", "To be written"];
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        wrong.extend(marks.iter().filter(|m| text.contains(*m)).map(|m| format!("{}: {m}", path.display())));
+    }
+    assert!(wrong.is_empty(), "finish it or write an ADR:\n{}", wrong.join("\n"));
+}
