@@ -1,0 +1,7 @@
+//! The real binary, used as its users use it.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod basics;
+mod flights;

@@ -1,0 +1,120 @@
+//! A real server process for tests, and a small client.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running `rollmill serve` on a port of its own.
+pub struct Server {
+    child: Child,
+    pub url: String,
+    pub data: PathBuf,
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+impl Server {
+    /// Starts a server and waits until it takes writes. `env` sets configuration keys.
+    pub fn start(data: &Path, env: &[(&str, &str)]) -> Self {
+        Self::start_on(data, free_port(), env)
+    }
+
+    pub fn start_on(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data).stdin(Stdio::null());
+        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d").stdout(Stdio::null()).stderr(log);
+        command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
+        let child = command.spawn().expect("the server starts");
+        let mut server = Self { child, url: format!("http://127.0.0.1:{port}"), data: data.to_owned() };
+        server.wait_alive();
+        server
+    }
+
+    fn wait_alive(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while agent().get(format!("{}/healthz", self.url)).call().map_or(true, |r| r.status() != 200) {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                let log = std::fs::read_to_string(self.data.with_extension("server.log")).unwrap_or_default();
+                panic!("the server ended with {status}:\n{log}");
+            }
+            assert!(Instant::now() < deadline, "the server did not come up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, as a power cut for the process.
+    pub fn kill(mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// SIGTERM; the exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        let pid = rustix_pid(self.child.id());
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+        self.child.wait().expect("wait").code()
+    }
+
+    pub fn get(&self, path: &str) -> (u16, serde_json::Value) {
+        let mut response = agent().get(format!("{}{path}", self.url)).call().expect("an answer");
+        let text = response.body_mut().with_config().limit(256 << 20).read_to_string().expect("a body");
+        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+    }
+
+    pub fn post(&self, body: &str) -> (u16, serde_json::Value) {
+        self.post_as(body.as_bytes(), "application/json", &[])
+    }
+
+    pub fn post_as(&self, body: &[u8], content_type: &str, headers: &[(&str, &str)]) -> (u16, serde_json::Value) {
+        let mut request = agent().post(format!("{}/v1/events", self.url)).header("content-type", content_type);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut response = request.send(body).expect("an answer");
+        let text = response.body_mut().read_to_string().expect("a body");
+        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+    }
+
+    /// Runs another command of the binary.
+    pub fn cli(args: &[&str]) -> std::process::Output {
+        Command::new(env!("CARGO_BIN_EXE_rollmill")).args(args).output().expect("the command runs")
+    }
+
+    /// Waits until a query is complete and its answer passes, or fails after 20 s with the last answer.
+    pub fn await_query(&self, path: &str, pass: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (status, answer) = self.get(path);
+            if status == 200 && answer["completeness"]["partial"] == false && pass(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{path} still answers {status} {answer}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Already ended is fine: tests end servers themselves.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn rustix_pid(pid: u32) -> rustix::process::Pid {
+    rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid")
+}
+
+/// A client that treats every status as an answer.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30))).build().into()
+}
