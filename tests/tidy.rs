@@ -85,7 +85,8 @@ fn imports_point_to_lower_rooms() {
         let allowed = MATRIX.iter().find(|(name, _)| *name == here).unwrap_or_else(|| panic!("unknown room {here}")).1;
         for (other, _) in MATRIX {
             let level_zero = matches!(*other, "clock" | "telemetry" | "invariants");
-            if *other != here && !level_zero && !allowed.contains(other) && product(&text).contains(&format!("crate::{other}::")) {
+            if *other != here && !level_zero && !allowed.contains(other) && product(&text).contains(&format!("crate::{other}::"))
+            {
                 wrong.push(format!("{}: {here} must not import {other}", path.display()));
             }
         }
@@ -151,8 +152,11 @@ fn long_functions_are_found() {
 
 #[test]
 fn every_module_says_what_it_is() {
-    let silent: Vec<_> =
-        sources().into_iter().filter(|(path, text)| !is_test_file(path) && !text.starts_with("//!")).map(|(path, _)| path).collect();
+    let silent: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| !is_test_file(path) && !text.starts_with("//!"))
+        .map(|(path, _)| path)
+        .collect();
     assert!(silent.is_empty(), "begin with `//!`: {silent:?}");
 }
 

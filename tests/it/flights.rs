@@ -73,8 +73,24 @@ fn a_year_of_flights_is_exact() {
     let (file, resume) = (flights().display().to_string(), dir.path().join("flights.sent").display().to_string());
     let send = || {
         Server::cli(&[
-            "send", &file, "--url", &server.url, "--metric", "departure_delay", "--time", "event_time", "--value", "dep_delay_min",
-            "--user", "tailnum", "--label", "origin=origin", "--label", "carrier=carrier", "--resume", &resume,
+            "send",
+            &file,
+            "--url",
+            &server.url,
+            "--metric",
+            "departure_delay",
+            "--time",
+            "event_time",
+            "--value",
+            "dep_delay_min",
+            "--user",
+            "tailnum",
+            "--label",
+            "origin=origin",
+            "--label",
+            "carrier=carrier",
+            "--resume",
+            &resume,
         ])
     };
     for _ in 0..2 {
@@ -88,7 +104,8 @@ fn a_year_of_flights_is_exact() {
     assert_eq!(total, 336_776);
     let answer = server.await_query(path, |a| {
         let series = a["series"].as_array().into_iter().flatten();
-        series.flat_map(|s| s["points"].as_array().into_iter().flatten()).filter_map(|p| p["count"].as_u64()).sum::<u64>() == total
+        series.flat_map(|s| s["points"].as_array().into_iter().flatten()).filter_map(|p| p["count"].as_u64()).sum::<u64>()
+            == total
     });
     for series in answer["series"].as_array().expect("series") {
         let label = |name: &str| series["labels"][name].as_str().expect("a label").to_owned();
@@ -103,5 +120,10 @@ fn a_year_of_flights_is_exact() {
     assert_eq!(server.stop(), Some(0));
     let data = dir.path().join("data").display().to_string();
     let verified = Server::cli(&["verify", "--data", &data]);
-    assert!(verified.status.success(), "{}{}", String::from_utf8_lossy(&verified.stdout), String::from_utf8_lossy(&verified.stderr));
+    assert!(
+        verified.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&verified.stdout),
+        String::from_utf8_lossy(&verified.stderr)
+    );
 }
