@@ -72,6 +72,26 @@ impl Rollup {
         self.quantiles.merge(&other.quantiles);
     }
 
+    /// Appends the canonical bytes, which `verify` compares: count and value count (u64), sum (i128), min and max (a flag byte, then
+    /// i128), then both sketches, each with its length (u32) before it. All big-endian.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let figures = &self.figures;
+        out.extend(figures.count.to_be_bytes());
+        out.extend(figures.value_count.to_be_bytes());
+        out.extend(figures.sum.to_be_bytes());
+        for bound in [figures.min, figures.max] {
+            out.push(u8::from(bound.is_some()));
+            out.extend(bound.map_or(0, Decimal::units).to_be_bytes());
+        }
+        let mut sketch = Vec::new();
+        self.distinct.encode(&mut sketch);
+        out.extend((sketch.len() as u32).to_be_bytes());
+        out.append(&mut sketch);
+        self.quantiles.encode(&mut sketch);
+        out.extend((sketch.len() as u32).to_be_bytes());
+        out.append(&mut sketch);
+    }
+
     /// Replaces the sketches by those stored in bytes; an empty slice is an empty sketch.
     ///
     /// # Errors

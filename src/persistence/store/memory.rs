@@ -1,1 +1,417 @@
-//! To be written in this change.
+//! The store's double: maps behind a mutex, one transaction at a time, with faults for the simulation.
+//!
+//! It exists so that whole-node simulations run without a disk. It passes the same conformance suite as the real store.
+//! What always holds: a write is checked completely before the first map changes, so it is applied whole or not at all; a snapshot
+//! is an immutable copy of everything (copied only when a write happens while the snapshot lives).
+//! When a fault is armed the write fails as asked: before, after it was applied with the reply lost, or with the reply lost and nothing applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use crate::model::flush::{AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::manifest::ManifestRow;
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::SeriesId;
+use crate::model::window::{Hour, Millis};
+
+/// The writes that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Write {
+    /// [`RollupStore::claim`]
+    Claim,
+    /// [`RollupStore::flush`]
+    Flush,
+    /// [`RollupStore::mark_suspect`]
+    MarkSuspect,
+    /// [`RollupStore::archived`]
+    Archived,
+    /// [`RollupStore::settle_quarantine`]
+    Settle,
+}
+
+/// How a write fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// [`StoreError::Failed`], nothing applied.
+    Before,
+    /// [`StoreError::Unknown`], applied.
+    AppliedReplyLost,
+    /// [`StoreError::Unknown`], not applied.
+    NotAppliedReplyLost,
+}
+
+type FaultHook = Box<dyn FnMut(Write) -> Option<Fault> + Send>;
+
+/// The double.
+#[derive(Default)]
+pub struct MemoryStore {
+    state: Mutex<Arc<State>>,
+    faults: Mutex<Option<FaultHook>>,
+}
+
+impl std::fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ShardRow {
+    checkpoint: Checkpoint,
+    attempts: u32,
+    suspect: Option<(Offset, u32)>,
+}
+
+#[derive(Debug, Clone)]
+struct Admitted {
+    info: Arc<SeriesInfo>,
+    shard: ShardId,
+}
+
+type MetricKey = (String, String);
+
+#[derive(Debug, Clone, Default)]
+struct State {
+    shards: BTreeMap<ShardId, ShardRow>,
+    series: BTreeMap<SeriesId, Admitted>,
+    metrics: BTreeMap<MetricKey, BTreeSet<SeriesId>>,
+    rollups: BTreeMap<MetricKey, BTreeMap<(Hour, SeriesId), Rollup>>,
+    dedup: BTreeMap<(ShardId, Offset), DedupBlock>,
+    accounting: BTreeMap<(String, Hour), AccountingDelta>,
+    quarantine: BTreeMap<(ShardId, Offset, u32), QuarantineRow>,
+    revisions: BTreeMap<(MetricKey, i32), u64>,
+    manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Asks `hook` before every write whether and how it shall fail.
+    pub fn set_faults(&self, hook: impl FnMut(Write) -> Option<Fault> + Send + 'static) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+    }
+
+    /// Lets the next write of this kind fail, once; replaces the hook.
+    pub fn fault_next(&self, write: Write, fault: Fault) {
+        let mut armed = Some(fault);
+        self.set_faults(move |w| if w == write { armed.take() } else { None });
+    }
+
+    /// No more faults.
+    pub fn clear_faults(&self) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    // Every write checks before it changes anything, so a panic cannot leave a half-applied state behind: the poison says nothing.
+    fn lock(&self) -> MutexGuard<'_, Arc<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write<T>(&self, write: Write, apply: impl FnOnce(&mut Arc<State>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|hook| hook(write));
+        let mut state = self.lock();
+        match fault {
+            None => apply(&mut state),
+            Some(Fault::Before) => Err(StoreError::Failed(format!("injected before {write:?}"))),
+            Some(Fault::NotAppliedReplyLost) => Err(StoreError::Unknown(format!("injected, {write:?} not applied"))),
+            Some(Fault::AppliedReplyLost) => {
+                apply(&mut state)?;
+                Err(StoreError::Unknown(format!("injected, {write:?} applied")))
+            }
+        }
+    }
+}
+
+impl State {
+    fn owned(&self, shard: ShardId, epoch: Epoch) -> Result<&ShardRow, StoreError> {
+        self.shards.get(&shard).filter(|row| row.checkpoint.epoch == epoch).ok_or(StoreError::Refused { shard })
+    }
+
+    fn check_catalogue(&self, batch: &FlushBatch) -> Result<(), StoreError> {
+        let admitted = batch.admitted.iter().map(|(info, _)| info);
+        for info in admitted.chain(batch.deltas.iter().map(|d| &d.series)) {
+            if let Some(known) = self.series.get(&info.id)
+                && known.info.series != info.series
+            {
+                return Err(super::collision(&known.info, info));
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, info: &Arc<SeriesInfo>, shard: ShardId) {
+        self.series.entry(info.id).or_insert_with(|| Admitted { info: Arc::clone(info), shard });
+        self.metrics.entry(metric_key(info)).or_default().insert(info.id);
+    }
+
+    fn merge(&mut self, deltas: &[Delta], shard: ShardId) {
+        let mut touched = BTreeSet::new();
+        for delta in deltas {
+            self.admit(&delta.series, shard);
+            let key = metric_key(&delta.series);
+            let rows = self.rollups.entry(key.clone()).or_default();
+            rows.entry((delta.hour, delta.series.id)).or_default().merge(&delta.rollup);
+            touched.insert((key, delta.hour.day()));
+        }
+        for key in touched {
+            *self.revisions.entry(key).or_default() += 1;
+        }
+    }
+
+    fn account(&mut self, tenant: &str, hour: Hour) -> &mut AccountingDelta {
+        self.accounting.entry((tenant.to_owned(), hour)).or_insert_with(|| AccountingDelta {
+            tenant: tenant.to_owned(),
+            hour,
+            aggregated: 0,
+            deduplicated: 0,
+            quarantined: 0,
+        })
+    }
+}
+
+fn metric_key(info: &SeriesInfo) -> MetricKey {
+    (info.series.tenant.clone(), info.series.metric.clone())
+}
+
+impl RollupStore for MemoryStore {
+    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+        self.write(Write::Claim, |state| {
+            if let Some(row) = state.shards.get(&shard)
+                && row.checkpoint.log != log
+            {
+                return Err(super::other_log(shard, row.checkpoint.log, log));
+            }
+            let row = Arc::make_mut(state).shards.entry(shard).or_insert(ShardRow {
+                checkpoint: Checkpoint { log, next: 0, archived: 0, epoch: Epoch { counter: 0, nonce } },
+                attempts: 0,
+                suspect: None,
+            });
+            row.checkpoint.epoch = Epoch { counter: row.checkpoint.epoch.counter + 1, nonce };
+            row.attempts = row.attempts.saturating_add(1);
+            Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspect: row.suspect })
+        })
+    }
+
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+        let state = Arc::clone(&self.lock());
+        let blocks = state.dedup.range((shard, 0)..=(shard, Offset::MAX));
+        Ok(blocks.filter(|(_, b)| b.appended.1 >= since).map(|(_, b)| b.clone()).collect())
+    }
+
+    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+        self.write(Write::Flush, |state| {
+            let at = state.owned(guard.shard, guard.epoch)?.checkpoint;
+            if at.log != guard.log || at.next != guard.range.from {
+                return Err(StoreError::Refused { shard: guard.shard });
+            }
+            state.check_catalogue(batch)?;
+            let state = Arc::make_mut(state);
+            for (info, _) in &batch.admitted {
+                state.admit(info, guard.shard);
+            }
+            state.merge(&batch.deltas, guard.shard);
+            if let Some(block) = &batch.dedup {
+                state.dedup.insert((guard.shard, block.range.from), block.clone());
+            }
+            state.dedup.retain(|(shard, _), block| *shard != guard.shard || block.appended.1 >= forget_ids_before);
+            for delta in &batch.accounting {
+                let row = state.account(&delta.tenant, delta.hour);
+                row.aggregated += delta.aggregated;
+                row.deduplicated += delta.deduplicated;
+                row.quarantined += delta.quarantined;
+            }
+            for row in &batch.quarantined {
+                state.quarantine.insert((row.shard, row.offset, row.index), row.clone());
+            }
+            if let Some(row) = state.shards.get_mut(&guard.shard) {
+                row.checkpoint.next = guard.range.to;
+                row.attempts = 0;
+                row.suspect = None;
+            }
+            Ok(())
+        })
+    }
+
+    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+        self.write(Write::MarkSuspect, |state| {
+            state.owned(shard, epoch)?;
+            if let Some(row) = Arc::make_mut(state).shards.get_mut(&shard) {
+                row.suspect = Some((offset, index));
+            }
+            Ok(())
+        })
+    }
+
+    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
+        self.write(Write::Archived, |state| {
+            let at = state.owned(row.shard, row.epoch)?.checkpoint;
+            if at.archived != row.range.from || at.log != row.log {
+                return Err(StoreError::Refused { shard: row.shard });
+            }
+            let state = Arc::make_mut(state);
+            state.manifest.insert((row.shard, row.range.from), row.clone());
+            if let Some(shard) = state.shards.get_mut(&row.shard) {
+                shard.checkpoint.archived = row.range.to;
+            }
+            Ok(())
+        })
+    }
+
+    fn settle_quarantine(
+        &self,
+        shard: ShardId,
+        offset: Offset,
+        index: u32,
+        delta: Option<&FlushBatch>,
+    ) -> Result<bool, StoreError> {
+        self.write(Write::Settle, |state| {
+            let Some(row) = state.quarantine.get(&(shard, offset, index)).cloned() else { return Ok(false) };
+            if let Some(batch) = delta {
+                state.check_catalogue(batch)?;
+            }
+            let state = Arc::make_mut(state);
+            state.quarantine.remove(&(shard, offset, index));
+            if let Some(batch) = delta {
+                state.merge(&batch.deltas, shard);
+                let account = state.account(&row.tenant, Hour::of(row.appended));
+                account.quarantined = account.quarantined.saturating_sub(1);
+                account.aggregated += 1;
+            }
+            Ok(true)
+        })
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
+    }
+
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        let state = Arc::clone(&self.lock());
+        let mut by_tenant: BTreeMap<&str, Vec<SeriesId>> = BTreeMap::new();
+        for (id, admitted) in state.series.iter().filter(|(_, a)| a.shard == shard) {
+            by_tenant.entry(&admitted.info.series.tenant).or_default().push(*id);
+        }
+        Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
+    }
+}
+
+struct MemorySnapshot(Arc<State>);
+
+impl MemorySnapshot {
+    fn series_of(&self, tenant: &str, metric: &str) -> impl Iterator<Item = &Arc<SeriesInfo>> {
+        let ids = self.0.metrics.get(&(tenant.to_owned(), metric.to_owned()));
+        ids.into_iter().flatten().filter_map(|id| self.0.series.get(id).map(|a| &a.info))
+    }
+}
+
+impl StoreSnapshot for MemorySnapshot {
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
+        Ok(self.0.shards.iter().map(|(shard, row)| (*shard, row.checkpoint)).collect())
+    }
+
+    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+        let key = (tenant.to_owned(), metric.to_owned());
+        Ok(days.map(|day| self.0.revisions.get(&(key.clone(), day)).copied().unwrap_or(0)).collect())
+    }
+
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let matching: BTreeMap<SeriesId, &Arc<SeriesInfo>> = self
+            .series_of(query.tenant, query.metric)
+            .filter(|info| query.matchers.iter().all(|m| m.matches(&info.series)))
+            .map(|info| (info.id, info))
+            .collect();
+        if matching.len() > query.max_series {
+            return Err(super::too_many_series(query, matching.len()));
+        }
+        let Some(rows) = self.0.rollups.get(&(query.tenant.to_owned(), query.metric.to_owned())) else { return Ok(()) };
+        if query.from >= query.to {
+            return Ok(());
+        }
+        for ((hour, id), rollup) in rows.range((query.from, SeriesId([0; 16]))..(query.to, SeriesId([0; 16]))) {
+            let Some(info) = matching.get(id) else { continue };
+            let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
+            if query.distinct {
+                wanted.distinct = rollup.distinct.clone();
+            }
+            if query.quantiles {
+                wanted.quantiles = rollup.quantiles.clone();
+            }
+            visit(info, *hour, wanted);
+        }
+        Ok(())
+    }
+
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        for rows in self.0.rollups.values() {
+            for ((hour, id), rollup) in rows.iter().filter(|((hour, _), _)| from <= *hour && *hour < to) {
+                let admitted = self
+                    .0
+                    .series
+                    .get(id)
+                    .ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
+                bytes.clear();
+                rollup.encode(&mut bytes);
+                visit(&admitted.info, *hour, rollup.clone(), &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
+        let of_tenant = self.0.metrics.iter().filter(|((t, _), _)| t == tenant);
+        Ok(of_tenant
+            .map(|(key, ids)| {
+                let names: BTreeSet<&String> =
+                    self.series_of(&key.0, &key.1).flat_map(|info| info.series.labels.iter().map(|(n, _)| n)).collect();
+                let rows = self.0.rollups.get(key);
+                MetricInfo {
+                    metric: key.1.clone(),
+                    labels: names.into_iter().cloned().collect(),
+                    series: ids.len() as u64,
+                    first: rows.and_then(|r| r.keys().next()).map(|(hour, _)| *hour),
+                    last: rows.and_then(|r| r.keys().next_back()).map(|(hour, _)| *hour),
+                }
+            })
+            .collect())
+    }
+
+    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let of_metric = self.0.metrics.keys().filter(|(t, m)| t == tenant && metric.is_none_or(|wanted| wanted == m));
+        let values: BTreeSet<&str> = of_metric
+            .flat_map(|(t, m)| self.series_of(t, m))
+            .map(|info| info.series.label(name))
+            .filter(|value| !value.is_empty())
+            .collect();
+        Ok(values.into_iter().map(str::to_owned).collect())
+    }
+
+    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+        let rows = self.0.accounting.values();
+        Ok(rows.filter(|row| row.tenant == tenant && from <= row.hour && row.hour < to).cloned().collect())
+    }
+
+    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
+        let rows = self.0.manifest.values();
+        Ok(rows.filter(|row| shard.is_none_or(|wanted| wanted == row.shard)).cloned().collect())
+    }
+
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
+        Ok(self.0.quarantine.values().cloned().collect())
+    }
+}

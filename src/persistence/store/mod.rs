@@ -182,3 +182,24 @@ pub trait RollupStore: Send + Sync + 'static {
     /// See [`StoreError`].
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<crate::model::series::SeriesId>)>, StoreError>;
 }
+
+/// Two series of one id: a hash collision, or a damaged catalogue.
+fn collision(known: &SeriesInfo, new: &SeriesInfo) -> StoreError {
+    StoreError::Invalid(format!(
+        "series id {} already belongs to {:?}, so {:?} cannot be stored: rename a label of the new series",
+        known.id, known.series, new.series
+    ))
+}
+
+fn other_log(shard: ShardId, expected: LogId, found: LogId) -> StoreError {
+    StoreError::Invalid(format!(
+        "the checkpoint of shard {shard} belongs to log {expected}, but the log is {found}: start with the log of this store, or with an empty store"
+    ))
+}
+
+fn too_many_series(query: &RollupQuery<'_>, found: usize) -> StoreError {
+    StoreError::Invalid(format!(
+        "{found} series of metric {} match, more than the limit query.max_series = {}: add label matchers or raise the limit",
+        query.metric, query.max_series
+    ))
+}
