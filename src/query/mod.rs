@@ -1,1 +1,3 @@
 //! Room `query`.
+
+pub mod service;

@@ -1,0 +1,59 @@
+//! The port `QueryService`: what the edge asks of the query engine. Blocking: the edge calls it outside of its event loop.
+//!
+//! Every answer is a finished JSON body. The tenant comes from the API key alone, never from the parameters.
+
+/// What went wrong, from which the edge chooses the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryErrorKind {
+    /// The question breaks a rule: 400.
+    Bad,
+    /// The answer would break a limit: 422.
+    TooLarge,
+    /// The store cannot answer at the moment: 503.
+    Unavailable,
+    /// A bug or damaged data: 500.
+    Internal,
+}
+
+/// Why a query has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct QueryError {
+    /// The code in the answer.
+    pub code: &'static str,
+    /// What is wrong and the way out.
+    pub message: String,
+    /// What kind of mistake it is.
+    pub kind: QueryErrorKind,
+}
+
+impl QueryError {
+    /// An error.
+    pub fn new(kind: QueryErrorKind, code: &'static str, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), kind }
+    }
+}
+
+/// Answers questions about one tenant's metrics.
+pub trait QueryService: Send + Sync {
+    /// `GET /v1/query`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError>;
+    /// `GET /v1/metrics`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn metrics(&self, tenant: &str) -> Result<String, QueryError>;
+    /// `GET /v1/labels/{name}/values`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn label_values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<String, QueryError>;
+    /// `GET /v1/accounting`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError>;
+}
