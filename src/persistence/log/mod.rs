@@ -1,9 +1,8 @@
 //! The port `EventLog`: the durable, ordered input of each shard.
 //!
-//! Implementations: [`embedded`] (segments on local disk), [`memory`] (the double). Kafka comes later, behind the same port.
+//! Implementation: [`embedded`] (segments on local disk). Kafka comes later, behind the same port.
 
 pub mod embedded;
-pub mod memory;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};

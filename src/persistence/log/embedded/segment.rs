@@ -1,0 +1,314 @@
+//! Segment files: a header, frames, and, once sealed, the index of all runs with a footer.
+//!
+//! Header, 64 bytes and 8 for each shard, padded: magic `RMLOGSEG`, version (4), shard count (4), log id (16), segment number (8),
+//! first frame's sequence number (8), CRC32C of all that and of the offsets (4); then the first offset of each shard. Sealed:
+//! behind the last frame the index (40 bytes a run), then 32 bytes of footer: magic `RMLOGEND`, position of the index (8), runs
+//! (8), CRC32C of the index (4), of the footer (4).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::RwLock;
+
+use super::frame::{Frame, aligned};
+use crate::model::offset::{LogId, Offset, ShardId};
+
+const MAGIC: &[u8; 8] = b"RMLOGSEG";
+const END_MAGIC: &[u8; 8] = b"RMLOGEND";
+const VERSION: u32 = 1;
+const FIXED: usize = 64;
+const ENTRY: usize = 40;
+const FOOTER: usize = 32;
+
+/// Where a run stands in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunAt {
+    /// Offset of the first record.
+    pub first: Offset,
+    /// Number of records.
+    pub records: u32,
+    /// Length of the payload.
+    pub len: u32,
+    /// Position of the payload in the file.
+    pub at: u64,
+    /// Append time.
+    pub appended: i64,
+    /// Checksum of the payload.
+    pub crc: u32,
+}
+
+/// What a segment's header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The log.
+    pub log: LogId,
+    /// Number of the segment, from 0.
+    pub number: u64,
+    /// Sequence number of its first frame.
+    pub first_sequence: u64,
+    /// First offset of each shard.
+    pub firsts: Vec<Offset>,
+}
+
+impl Header {
+    /// Bytes of the header, where the first frame stands.
+    pub fn len(shards: usize) -> u64 {
+        aligned(FIXED + shards * 8) as u64
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; Self::len(self.firsts.len()) as usize];
+        out[..8].copy_from_slice(MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[12..16].copy_from_slice(&(self.firsts.len() as u32).to_le_bytes());
+        out[16..32].copy_from_slice(&self.log.0);
+        out[32..40].copy_from_slice(&self.number.to_le_bytes());
+        out[40..48].copy_from_slice(&self.first_sequence.to_le_bytes());
+        for (slot, first) in out[FIXED..].chunks_exact_mut(8).zip(&self.firsts) {
+            slot.copy_from_slice(&first.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&out);
+        out[48..52].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let fixed = bytes.get(..FIXED).ok_or("the header is cut off")?;
+        if &fixed[..8] != MAGIC {
+            return Err("this is no segment of a Rollmill log".to_owned());
+        }
+        if long(fixed, 8) as u32 != VERSION {
+            return Err(format!("segment version {} is unknown, this build reads {VERSION}", long(fixed, 8) as u32));
+        }
+        let shards = (long(fixed, 8) >> 32) as usize;
+        let mut whole = bytes.get(..Self::len(shards) as usize).ok_or("the header is cut off")?.to_vec();
+        let crc = long(&whole, 48) as u32;
+        whole[48..52].fill(0);
+        if crc32c::crc32c(&whole) != crc {
+            return Err("the header is damaged".to_owned());
+        }
+        let mut log = [0; 16];
+        log.copy_from_slice(&whole[16..32]);
+        let firsts = (0..shards).map(|shard| long(&whole, FIXED + shard * 8)).collect();
+        Ok(Self { log: LogId(log), number: long(&whole, 32), first_sequence: long(&whole, 40), firsts })
+    }
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+/// One file of the log.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its file.
+    pub file: File,
+    /// Its header.
+    pub header: Header,
+    runs: RwLock<Vec<Vec<RunAt>>>,
+}
+
+impl Segment {
+    /// The path of a segment.
+    pub fn path(dir: &Path, number: u64) -> PathBuf {
+        dir.join(format!("{number:012}.seg"))
+    }
+
+    /// Creates a segment and makes it durable: its blocks are reserved, so that a full disk shows here and not in the middle.
+    ///
+    /// # Errors
+    /// If the disk refuses; nothing is left behind then.
+    pub fn create(dir: &Path, header: Header, reserve: u64) -> io::Result<Self> {
+        let path = Self::path(dir, header.number);
+        let made = (|| {
+            let file = File::options().create_new(true).read(true).write(true).open(&path)?;
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, reserve.max(Header::len(header.firsts.len())))?;
+            file.write_all_at(&header.encode(), 0)?;
+            file.sync_all()?;
+            sync_dir(dir)?;
+            Ok(file)
+        })();
+        match made {
+            Ok(file) => {
+                let runs = RwLock::new(vec![Vec::new(); header.firsts.len()]);
+                Ok(Self { path, file, header, runs })
+            }
+            Err(error) => {
+                if let Err(left) = std::fs::remove_file(&path) {
+                    tracing::debug!(%left, path = %path.display(), "an unfinished segment stays; its header tells it apart");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens a segment and reads its header.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no segment.
+    pub fn open(path: &Path, writable: bool) -> Result<Self, String> {
+        let named = |why: String| format!("{}: {why}", path.display());
+        let file = File::options().read(true).write(writable).open(path).map_err(|e| named(e.to_string()))?;
+        let mut start = vec![0; FIXED];
+        read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
+        let shards = (long(&start, 8) >> 32) as usize;
+        start.resize((Header::len(shards) as usize).min(1 << 20), 0);
+        read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
+        let header = Header::decode(&start).map_err(named)?;
+        let runs = RwLock::new(vec![Vec::new(); header.firsts.len()]);
+        Ok(Self { path: path.to_owned(), file, header, runs })
+    }
+
+    /// Notes the runs of a frame that stands at `position`.
+    pub fn note(&self, position: u64, frame: &Frame) {
+        if let Ok(mut runs) = self.runs.write() {
+            for run in &frame.runs {
+                let at = RunAt {
+                    first: run.first,
+                    records: run.records,
+                    len: run.len as u32,
+                    at: position + run.at as u64,
+                    appended: frame.appended,
+                    crc: run.crc,
+                };
+                runs[run.shard.0 as usize].push(at);
+            }
+        }
+    }
+
+    /// First offset behind the shard's last record in this segment.
+    pub fn end(&self, shard: ShardId) -> Offset {
+        let last = self.runs.read().ok().and_then(|runs| runs[shard.0 as usize].last().copied());
+        last.map_or(self.header.firsts[shard.0 as usize], |run| run.first + u64::from(run.records))
+    }
+
+    /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least one if there is one.
+    pub fn runs_from(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Vec<RunAt> {
+        let Ok(runs) = self.runs.read() else { return Vec::new() };
+        let runs = &runs[shard.0 as usize];
+        let first = runs.partition_point(|run| run.first + u64::from(run.records) <= from);
+        let mut left = max_bytes as i64;
+        runs[first..]
+            .iter()
+            .take_while(|run| {
+                let take = left > 0;
+                left -= i64::from(run.len);
+                take
+            })
+            .copied()
+            .collect()
+    }
+
+    /// Reads and checks the payload of a run.
+    ///
+    /// # Errors
+    /// If it cannot be read or is damaged.
+    pub fn payload(&self, run: &RunAt) -> Result<bytes::Bytes, String> {
+        let mut payload = vec![0; run.len as usize];
+        let named = |why: String| format!("{} at byte {}: {why}", self.path.display(), run.at);
+        self.file.read_exact_at(&mut payload, run.at).map_err(|e| named(e.to_string()))?;
+        if crc32c::crc32c(&payload) != run.crc {
+            return Err(named("the records are damaged (checksum)".to_owned()));
+        }
+        Ok(payload.into())
+    }
+
+    /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it durable.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn seal(&self, end: u64) -> io::Result<()> {
+        let mut out = Vec::new();
+        let mut count = 0u64;
+        if let Ok(runs) = self.runs.read() {
+            for (shard, run) in (0u32..).zip(runs.iter()).flat_map(|(shard, runs)| runs.iter().map(move |run| (shard, run))) {
+                out.extend_from_slice(&shard.to_le_bytes());
+                out.extend_from_slice(&run.records.to_le_bytes());
+                out.extend_from_slice(&run.first.to_le_bytes());
+                out.extend_from_slice(&run.at.to_le_bytes());
+                out.extend_from_slice(&run.appended.to_le_bytes());
+                out.extend_from_slice(&run.len.to_le_bytes());
+                out.extend_from_slice(&run.crc.to_le_bytes());
+                count += 1;
+            }
+        }
+        let index_crc = crc32c::crc32c(&out);
+        let at = out.len();
+        out.extend_from_slice(END_MAGIC);
+        out.extend_from_slice(&end.to_le_bytes());
+        out.extend_from_slice(&count.to_le_bytes());
+        out.extend_from_slice(&index_crc.to_le_bytes());
+        let crc = crc32c::crc32c(&out[at..]);
+        out.extend_from_slice(&crc.to_le_bytes());
+        self.file.write_all_at(&out, end)?;
+        self.file.set_len(end + out.len() as u64)?;
+        self.file.sync_all()
+    }
+
+    /// Loads the index of a sealed segment; `false` if there is no footer, as in the segment that was written last.
+    ///
+    /// # Errors
+    /// If there is a footer but the index is damaged.
+    pub fn load_index(&self) -> Result<bool, String> {
+        let named = |why: &str| format!("{}: {why}", self.path.display());
+        let size = self.file.metadata().map_err(|e| named(&e.to_string()))?.len();
+        let Some(at) = size.checked_sub(FOOTER as u64) else { return Ok(false) };
+        let mut footer = [0; FOOTER];
+        self.file.read_exact_at(&mut footer, at).map_err(|e| named(&e.to_string()))?;
+        if &footer[..8] != END_MAGIC {
+            return Ok(false);
+        }
+        if crc32c::crc32c(&footer[..28]) != (long(&footer, 24) >> 32) as u32 {
+            return Err(named("the footer is damaged"));
+        }
+        let (position, count) = (long(&footer, 8), long(&footer, 16));
+        if position.checked_add(count.saturating_mul(ENTRY as u64)) != Some(at) {
+            return Err(named("the footer does not fit the file"));
+        }
+        let mut index = vec![0; (at - position) as usize];
+        self.file.read_exact_at(&mut index, position).map_err(|e| named(&e.to_string()))?;
+        if crc32c::crc32c(&index) != long(&footer, 24) as u32 {
+            return Err(named("the index is damaged"));
+        }
+        if let Ok(mut runs) = self.runs.write() {
+            for entry in index.chunks_exact(ENTRY) {
+                let (words, lengths) = (long(entry, 0), long(entry, 32));
+                let run = RunAt {
+                    first: long(entry, 8),
+                    records: (words >> 32) as u32,
+                    len: lengths as u32,
+                    at: long(entry, 16),
+                    appended: long(entry, 24).cast_signed(),
+                    crc: (lengths >> 32) as u32,
+                };
+                runs.get_mut(words as u32 as usize).ok_or_else(|| named("the index names an unknown shard"))?.push(run);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Reads until the buffer is full or the file ends; the rest of the buffer stays as it was.
+fn read_some(file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], position + filled as u64)? {
+            0 => break,
+            n => filled += n,
+        }
+    }
+    Ok(filled)
+}
+
+/// Makes creations and removals in a directory durable.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
