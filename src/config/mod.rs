@@ -1,1 +1,199 @@
-//! Room `config`.
+//! Configuration: one TOML file, then environment variables, then flags; all mistakes reported at once.
+//!
+//! One table of keys drives reading, the environment and the check of the docs. The key `accept.max_age` is
+//! `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
+
+mod keys;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use keys::{KEYS, Key, Kind};
+use values::{Value, parse};
+
+/// The configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config(BTreeMap<&'static str, Value>);
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration has {} mistake(s):\n{}", .0.len(), .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl Config {
+    /// Reads the file, if one is given, then the environment, then the flags; later ones win.
+    ///
+    /// # Errors
+    /// All mistakes at once, each with the place, and the nearest known key for an unknown one.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: &[(&str, String)],
+    ) -> Result<Self, ConfigErrors> {
+        let mut mistakes = Vec::new();
+        let mut texts: Vec<(String, String, String)> = Vec::new();
+        if let Some(path) = file {
+            match read_file(path) {
+                Ok(pairs) => texts.extend(pairs.into_iter().map(|(k, v)| (path.display().to_string(), k, v))),
+                Err(why) => mistakes.push(format!("{}: {why}", path.display())),
+            }
+        }
+        for (name, value) in env.filter(|(name, _)| name.starts_with("ROLLMILL_") && !name.starts_with("ROLLMILL_TEST_")) {
+            match KEYS.iter().find(|key| key.env() == name) {
+                Some(key) => texts.push((format!("environment {name}"), key.name.to_owned(), value)),
+                None if IGNORED.contains(&name.as_str()) => {}
+                None => mistakes.push(format!("environment {name}: no such key{}", nearest(&name, |key| key.env()))),
+            }
+        }
+        texts.extend(flags.iter().map(|(key, value)| ("command line".to_owned(), (*key).to_owned(), value.clone())));
+        let mut config = Self::default();
+        for (place, name, text) in texts {
+            match KEYS.iter().find(|key| key.name == name) {
+                None => mistakes.push(format!("{place}: {name}: no such key{}", nearest(&name, |key| key.name.to_owned()))),
+                Some(key) => match parse(key, &text) {
+                    Ok(value) => {
+                        config.0.insert(key.name, value);
+                    }
+                    Err(why) => mistakes.push(format!("{place}: {name} = {text:?}: {why}")),
+                },
+            }
+        }
+        config.check_together(&mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
+    }
+
+    fn check_together(&self, mistakes: &mut Vec<String>) {
+        if self.millis("supervision.backoff_min") > self.millis("supervision.backoff_max") {
+            mistakes.push("supervision.backoff_min is above supervision.backoff_max".to_owned());
+        }
+        if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
+            mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
+        }
+    }
+
+    /// A number, or a size in bytes.
+    pub fn number(&self, key: &str) -> u64 {
+        match self.0.get(key) {
+            Some(Value::Number(number)) => *number,
+            other => unreachable_key(key, other),
+        }
+    }
+
+    /// A duration in milliseconds.
+    pub fn millis(&self, key: &str) -> i64 {
+        match self.0.get(key) {
+            Some(Value::Millis(millis)) => *millis,
+            other => unreachable_key(key, other),
+        }
+    }
+
+    /// A text.
+    pub fn text(&self, key: &str) -> &str {
+        match self.0.get(key) {
+            Some(Value::Text(text)) => text,
+            other => unreachable_key(key, other),
+        }
+    }
+
+    /// A duration.
+    pub fn duration(&self, key: &str) -> std::time::Duration {
+        std::time::Duration::from_millis(self.millis(key).unsigned_abs())
+    }
+
+    /// A path; none if empty.
+    pub fn path(&self, key: &str) -> Option<PathBuf> {
+        let text = self.text(key);
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    }
+
+    /// Every key with its value as text.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.0.iter().map(|(key, value)| (*key, value.to_string()))
+    }
+}
+
+/// Variables with our prefix that are no keys: the client's address and key.
+const IGNORED: &[&str] = &["ROLLMILL_URL", "ROLLMILL_KEY", "ROLLMILL_FLIGHTS", "ROLLMILL_LOG"];
+
+/// Asking for a key that is not in the table, or as another type, is a mistake of the program.
+fn unreachable_key(key: &str, found: Option<&Value>) -> ! {
+    panic!("the program asks for {key} in the wrong way: {found:?}")
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let value = |key: &Key| parse(key, key.default).unwrap_or_else(|why| panic!("default of {}: {why}", key.name));
+        Self(KEYS.iter().map(|key| (key.name, value(key))).collect())
+    }
+}
+
+fn nearest(name: &str, spelled: impl Fn(&Key) -> String) -> String {
+    let best = KEYS.iter().map(&spelled).max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
+    best.map(|key| format!("; did you mean {key}?")).unwrap_or_default()
+}
+
+fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
+    let mut pairs = Vec::new();
+    flatten("", &toml::Value::Table(table), &mut pairs);
+    Ok(pairs)
+}
+
+fn flatten(prefix: &str, value: &toml::Value, pairs: &mut Vec<(String, String)>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (name, value) in table {
+                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&key, value, pairs);
+            }
+        }
+        toml::Value::String(text) => pairs.push((prefix.to_owned(), text.clone())),
+        other => pairs.push((prefix.to_owned(), other.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).expect("write");
+        Config::load(Some(&path), env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())), &[])
+    }
+
+    #[test]
+    fn file_then_environment() {
+        let config =
+            load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &[("ROLLMILL_ACCEPT_MAX_AGE", "400d")]).expect("valid");
+        assert_eq!((config.millis("accept.max_age"), config.number("shards.count")), (400 * 86_400_000, 8));
+    }
+
+    #[test]
+    fn all_mistakes_at_once_with_the_nearest_key() {
+        let ConfigErrors(mistakes) =
+            load("accept.max_agee = \"1d\"\nshards.count = 0\nflush.interval = \"soon\"\n", &[("ROLLMILL_SHARD_COUNT", "1")])
+                .expect_err("mistakes");
+        assert_eq!(mistakes.len(), 4, "{mistakes:?}");
+        let all = mistakes.join("\n");
+        for part in
+            ["did you mean accept.max_age?", "did you mean ROLLMILL_SHARDS_COUNT?", "flush.interval = \"soon\"", "shards.count"]
+        {
+            assert!(all.contains(part), "{part} in {all}");
+        }
+    }
+
+    #[test]
+    fn the_documented_file_holds_every_key_with_its_default() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rollmill.toml");
+        let pairs: BTreeMap<_, _> = read_file(&path).expect("reads").into_iter().collect();
+        for key in KEYS {
+            assert_eq!(pairs.get(key.name).map(String::as_str), Some(key.default), "{} in config/rollmill.toml", key.name);
+        }
+        assert_eq!(pairs.len(), KEYS.len());
+        assert!(Config::load(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.toml")), [].into_iter(), &[]).is_ok());
+    }
+}
