@@ -1,0 +1,106 @@
+//! Claims, blocks of ids, the archive's progress, and what a starting shard reads.
+
+use rusqlite::{Connection, params};
+
+use super::{StoreError, codec, one};
+use crate::model::flush::{Claim, DedupBlock};
+use crate::model::manifest::ManifestRow;
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::series::SeriesId;
+use crate::model::window::Millis;
+
+pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+    let found = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
+    if let Some(found) = found.map(LogId)
+        && found != log
+    {
+        return Err(super::super::other_log(shard, found, log));
+    }
+    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?1, ?2, 0, 0, 1, ?3, 1)
+        ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1
+        RETURNING next, archived, epoch, attempts, suspect_offset, suspect_index";
+    let claim = one(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
+        let suspect = r.get::<_, Option<i64>>(4)?.zip(r.get::<_, Option<u32>>(5)?);
+        Ok(Claim {
+            checkpoint: Checkpoint {
+                log,
+                next: r.get::<_, i64>(0)? as Offset,
+                archived: r.get::<_, i64>(1)? as Offset,
+                epoch: Epoch { counter: r.get::<_, i64>(2)? as u64, nonce },
+            },
+            attempts: r.get(3)?,
+            suspect: suspect.map(|(offset, index)| (offset as Offset, index)),
+        })
+    })?;
+    claim.ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))
+}
+
+pub(super) fn recent_ids(connection: &Connection, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup
+         WHERE shard = ? AND last_appended >= ? ORDER BY from_offset",
+    )?;
+    let mut rows = statement.query(params![shard.0, since])?;
+    let mut blocks = Vec::new();
+    while let Some(row) = rows.next()? {
+        blocks.push(DedupBlock {
+            range: OffsetRange { from: row.get::<_, i64>(0)? as Offset, to: row.get::<_, i64>(1)? as Offset },
+            appended: (row.get(2)?, row.get(3)?),
+            runs: codec::decode_runs(&row.get::<_, Vec<u8>>(4)?)?,
+        });
+    }
+    Ok(blocks)
+}
+
+pub(super) fn archived(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
+    let moved = tx
+        .prepare_cached(
+            "UPDATE shards SET archived = ? WHERE shard = ? AND log = ? AND archived = ? AND epoch = ? AND nonce = ?",
+        )?
+        .execute(params![
+            row.range.to as i64,
+            row.shard.0,
+            &row.log.0[..],
+            row.range.from as i64,
+            row.epoch.counter as i64,
+            row.epoch.nonce as i64
+        ])?;
+    if moved != 1 {
+        return Err(StoreError::Refused { shard: row.shard });
+    }
+    tx.prepare_cached("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+        row.shard.0,
+        row.range.from as i64,
+        row.range.to as i64,
+        &row.log.0[..],
+        row.epoch.counter as i64,
+        row.epoch.nonce as i64,
+        row.path,
+        row.appended.0,
+        row.appended.1,
+        codec::encode_windows(&row.windows),
+        row.rows as i64,
+        row.raw_bytes as i64,
+        row.bytes as i64,
+        row.crc32c
+    ])?;
+    Ok(())
+}
+
+pub(super) fn admitted_series(connection: &Connection, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON t.no = m.tenant_no
+         WHERE s.shard = ? ORDER BY t.name, s.id",
+    )?;
+    let mut rows = statement.query([shard.0])?;
+    let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let tenant: String = row.get(0)?;
+        let id = SeriesId(row.get(1)?);
+        match tenants.last_mut() {
+            Some((last, ids)) if *last == tenant => ids.push(id),
+            _ => tenants.push((tenant, vec![id])),
+        }
+    }
+    Ok(tenants)
+}

@@ -1,0 +1,119 @@
+//! Series and metrics, numbered.
+//!
+//! What always holds: a number is remembered only after the transaction that gave it committed. An id that belongs to another series
+//! is refused, and with it the whole transaction.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rusqlite::{Connection, params};
+
+use super::{StoreError, one};
+use crate::model::flush::SeriesInfo;
+use crate::model::offset::{Offset, ShardId};
+use crate::model::series::{Series, SeriesId};
+
+/// Numbers of a series.
+#[derive(Debug, Clone)]
+pub(super) struct Numbered {
+    pub(super) metric_no: i64,
+    pub(super) series_no: i64,
+    info: Arc<SeriesInfo>,
+}
+
+/// What is committed, as far as it was asked for.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashMap<SeriesId, Numbered>);
+
+/// Beyond this many the memory is emptied and filled anew by what is in use.
+const KNOWN_MAX: usize = 2_000_000;
+
+impl Known {
+    pub(super) fn add(&mut self, fresh: HashMap<SeriesId, Numbered>) {
+        if self.0.len() + fresh.len() > KNOWN_MAX {
+            self.0.clear();
+        }
+        self.0.extend(fresh);
+    }
+}
+
+/// The catalogue inside one transaction.
+pub(super) struct Catalogue<'a> {
+    tx: &'a Connection,
+    known: &'a Known,
+    fresh: HashMap<SeriesId, Numbered>,
+}
+
+impl<'a> Catalogue<'a> {
+    pub(super) fn new(tx: &'a Connection, known: &'a Known) -> Self {
+        Self { tx, known, fresh: HashMap::new() }
+    }
+
+    /// What was looked up or admitted, to be remembered after the commit.
+    pub(super) fn finish(self) -> HashMap<SeriesId, Numbered> {
+        self.fresh
+    }
+
+    /// The numbers of a series; a new one is admitted.
+    pub(super) fn number(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
+        if let Some(known) = self.known.0.get(&info.id).or_else(|| self.fresh.get(&info.id)) {
+            return if known.info.series == info.series {
+                Ok((known.metric_no, known.series_no))
+            } else {
+                Err(super::super::collision(&known.info, info))
+            };
+        }
+        let sql = "SELECT no, metric_no, key FROM series WHERE id = ?";
+        let stored = one(self.tx, sql, [&info.id.0[..]], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, Vec<u8>>(2)?)))?;
+        let (series_no, metric_no) = match stored {
+            Some((series_no, metric_no, key)) => {
+                let series = Series::from_key(&key)?;
+                if series != info.series {
+                    return Err(super::super::collision(&SeriesInfo { id: info.id, series }, info));
+                }
+                (series_no, metric_no)
+            }
+            None => self.admit(info, shard, at)?,
+        };
+        self.fresh.insert(info.id, Numbered { metric_no, series_no, info: Arc::clone(info) });
+        Ok((metric_no, series_no))
+    }
+
+    fn admit(&self, info: &SeriesInfo, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
+        let series = &info.series;
+        let tenant_no = self.upsert(
+            "SELECT no FROM tenants WHERE name = ?",
+            "INSERT INTO tenants (name) VALUES (?)",
+            params![series.tenant],
+        )?;
+        let metric_no = self.upsert(
+            "SELECT no FROM metrics WHERE tenant_no = ? AND name = ?",
+            "INSERT INTO metrics (tenant_no, name) VALUES (?, ?)",
+            params![tenant_no, series.metric],
+        )?;
+        self.tx
+            .prepare_cached("INSERT INTO series (metric_no, id, key, shard, admitted_offset) VALUES (?, ?, ?, ?, ?)")?
+            .execute(params![metric_no, &info.id.0[..], series.key(), shard.0, at as i64])?;
+        let series_no = self.tx.last_insert_rowid();
+        self.tx.prepare_cached("UPDATE metrics SET series_count = series_count + 1 WHERE no = ?")?.execute([metric_no])?;
+        for (name, value) in &series.labels {
+            let pair_no = self.upsert(
+                "SELECT no FROM label_pairs WHERE metric_no = ? AND name = ? AND value = ?",
+                "INSERT INTO label_pairs (metric_no, name, value) VALUES (?, ?, ?)",
+                params![metric_no, name, value],
+            )?;
+            self.tx
+                .prepare_cached("INSERT INTO series_labels (pair_no, series_no) VALUES (?, ?)")?
+                .execute([pair_no, series_no])?;
+        }
+        Ok((series_no, metric_no))
+    }
+
+    fn upsert(&self, select: &str, insert: &str, params: &[&dyn rusqlite::ToSql]) -> Result<i64, StoreError> {
+        if let Some(no) = one(self.tx, select, params, |r| r.get(0))? {
+            return Ok(no);
+        }
+        self.tx.prepare_cached(insert)?.execute(params)?;
+        Ok(self.tx.last_insert_rowid())
+    }
+}

@@ -1,0 +1,179 @@
+//! The flush transaction, and the release of a quarantined event, which merges in the same way.
+//!
+//! The compare-and-set comes first: a flush that does not own its range writes nothing at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::{Connection, params};
+
+use super::catalogue::Catalogue;
+use super::codec::{self, Units};
+use super::{StoreError, one};
+use crate::model::decimal::Decimal;
+use crate::model::distinct::Distinct;
+use crate::model::flush::{Delta, FlushBatch, FlushGuard};
+use crate::model::offset::{Offset, ShardId};
+use crate::model::quantiles::Quantiles;
+use crate::model::rollup::Figures;
+use crate::model::window::{Hour, Millis};
+
+pub(super) fn flush(
+    tx: &Connection,
+    catalogue: &mut Catalogue<'_>,
+    guard: FlushGuard,
+    batch: &FlushBatch,
+    forget_ids_before: Millis,
+) -> Result<(), StoreError> {
+    let shard = guard.shard;
+    let moved = tx
+        .prepare_cached(
+            "UPDATE shards SET next = ?, attempts = 0, suspect_offset = NULL, suspect_index = NULL
+             WHERE shard = ? AND log = ? AND next = ? AND epoch = ? AND nonce = ?",
+        )?
+        .execute(params![
+            guard.range.to as i64,
+            shard.0,
+            &guard.log.0[..],
+            guard.range.from as i64,
+            guard.epoch.counter as i64,
+            guard.epoch.nonce as i64
+        ])?;
+    if moved != 1 {
+        return Err(StoreError::Refused { shard });
+    }
+    for (info, offset) in &batch.admitted {
+        catalogue.number(info, shard, *offset)?;
+    }
+    merge(tx, catalogue, &batch.deltas, shard, guard.range.from)?;
+    if let Some(block) = &batch.dedup {
+        tx.prepare_cached("INSERT INTO dedup VALUES (?, ?, ?, ?, ?, ?)")?.execute(params![
+            shard.0,
+            block.range.from as i64,
+            block.range.to as i64,
+            block.appended.0,
+            block.appended.1,
+            codec::encode_runs(&block.runs)
+        ])?;
+    }
+    tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?.execute(params![shard.0, forget_ids_before])?;
+    for row in &batch.accounting {
+        account(tx, &row.tenant, row.hour, [row.aggregated as i64, row.deduplicated as i64, row.quarantined as i64])?;
+    }
+    for row in &batch.quarantined {
+        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+            row.shard.0,
+            row.offset as i64,
+            row.index,
+            row.tenant,
+            row.appended,
+            row.reason,
+            row.record
+        ])?;
+    }
+    Ok(())
+}
+
+/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself: the batch's is not used.
+pub(super) fn settle(
+    tx: &Connection,
+    catalogue: &mut Catalogue<'_>,
+    (shard, offset, index): (ShardId, Offset, u32),
+    delta: Option<&FlushBatch>,
+) -> Result<bool, StoreError> {
+    let key = params![shard.0, offset as i64, index];
+    let sql = "DELETE FROM quarantine WHERE shard = ? AND offset = ? AND idx = ? RETURNING tenant, appended";
+    let Some((tenant, appended)) = one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))? else {
+        return Ok(false);
+    };
+    if let Some(batch) = delta {
+        merge(tx, catalogue, &batch.deltas, shard, offset)?;
+        account(tx, &tenant, Hour::of(appended), [1, 0, -1])?;
+    }
+    Ok(true)
+}
+
+fn account(tx: &Connection, tenant: &str, hour: Hour, growth: [i64; 3]) -> Result<(), StoreError> {
+    tx.prepare_cached(
+        "INSERT INTO accounting VALUES (?1, ?2, max(?3, 0), max(?4, 0), max(?5, 0)) ON CONFLICT DO UPDATE SET
+         aggregated = aggregated + ?3, deduplicated = deduplicated + ?4, quarantined = max(quarantined + ?5, 0)",
+    )?
+    .execute(params![tenant, hour.0, growth[0], growth[1], growth[2]])?;
+    Ok(())
+}
+
+/// Merges growth into rows, in the order in which the rows lie.
+fn merge(tx: &Connection, catalogue: &mut Catalogue<'_>, deltas: &[Delta], shard: ShardId, at: Offset) -> Result<(), StoreError> {
+    let mut rows = Vec::with_capacity(deltas.len());
+    for delta in deltas {
+        let (metric_no, series_no) = catalogue.number(&delta.series, shard, at)?;
+        rows.push(((metric_no, delta.hour.0, series_no), delta));
+    }
+    rows.sort_by_key(|(key, _)| *key);
+    let mut days = BTreeSet::new();
+    let mut hours: BTreeMap<i64, (i32, i32)> = BTreeMap::new();
+    for (key, delta) in &rows {
+        merge_figures(tx, *key, &delta.rollup.figures)?;
+        if !delta.rollup.distinct.is_empty() || !delta.rollup.quantiles.is_empty() {
+            merge_sketches(tx, *key, delta)?;
+        }
+        days.insert((key.0, delta.hour.day()));
+        let span = hours.entry(key.0).or_insert((key.1, key.1));
+        *span = (span.0.min(key.1), span.1.max(key.1));
+    }
+    for (metric_no, day) in days {
+        tx.prepare_cached("INSERT INTO revisions VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET revision = revision + 1")?
+            .execute(params![metric_no, day])?;
+    }
+    for (metric_no, (first, last)) in hours {
+        tx.prepare_cached(
+            "UPDATE metrics SET first_hour = min(coalesce(first_hour, ?2), ?2), last_hour = max(coalesce(last_hour, ?3), ?3)
+             WHERE no = ?1",
+        )?
+        .execute(params![metric_no, first, last])?;
+    }
+    Ok(())
+}
+
+type RowKey = (i64, i32, i64);
+
+fn merge_figures(tx: &Connection, key: RowKey, growth: &Figures) -> Result<(), StoreError> {
+    let sql = "SELECT count, value_count, sum, min, max FROM rollups WHERE metric_no = ? AND hour = ? AND series_no = ?";
+    let mut figures = one(tx, sql, key, |r| codec::figures(r, 0))?.unwrap_or_default();
+    figures.merge(growth);
+    tx.prepare_cached("INSERT OR REPLACE INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+        key.0,
+        key.1,
+        key.2,
+        figures.count as i64,
+        figures.value_count as i64,
+        Units(figures.sum),
+        figures.min.map(Decimal::units).map(Units),
+        figures.max.map(Decimal::units).map(Units)
+    ])?;
+    Ok(())
+}
+
+fn merge_sketches(tx: &Connection, key: RowKey, delta: &Delta) -> Result<(), StoreError> {
+    let sql = "SELECT distinct_users, quantiles FROM sketches WHERE metric_no = ? AND hour = ? AND series_no = ?";
+    let (users, values) = match one(tx, sql, key, |r| Ok((r.get::<_, Vec<u8>>(0)?, r.get::<_, Vec<u8>>(1)?)))? {
+        Some((users, values)) => {
+            let (mut distinct, mut quantiles) = (Distinct::decode(&users)?, Quantiles::decode(&values)?);
+            distinct.merge(&delta.rollup.distinct);
+            quantiles.merge(&delta.rollup.quantiles);
+            (encoded(|out| distinct.encode(out)), encoded(|out| quantiles.encode(out)))
+        }
+        None => (encoded(|out| delta.rollup.distinct.encode(out)), encoded(|out| delta.rollup.quantiles.encode(out))),
+    };
+    tx.prepare_cached(
+        "INSERT INTO sketches VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
+         distinct_users = excluded.distinct_users, quantiles = excluded.quantiles",
+    )?
+    .execute(params![key.0, key.1, key.2, users, values])?;
+    Ok(())
+}
+
+fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(&mut out);
+    out
+}

@@ -1,0 +1,167 @@
+//! The embedded store: one SQLite file, one writer connection, a few read-only connections for snapshots.
+//!
+//! What always holds: every write is one IMMEDIATE transaction with `synchronous=FULL`, and begins with its compare-and-set; nothing
+//! derived from a transaction is remembered before it committed. A snapshot is a read transaction in WAL mode: it sees one state.
+//! On failure: an error before COMMIT is [`StoreError::Failed`] (rolled back), one of COMMIT itself is [`StoreError::Unknown`].
+//! Unsigned 64-bit numbers are stored as the integer of the same bits.
+
+mod admin;
+mod catalogue;
+mod codec;
+mod flush;
+mod pool;
+mod schema;
+mod snapshot;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+use self::catalogue::Known;
+use self::pool::Pool;
+use super::{RollupStore, StoreError, StoreSnapshot};
+use crate::model::CodecError;
+use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
+use crate::model::manifest::ManifestRow;
+use crate::model::offset::{Epoch, LogId, Offset, ShardId};
+use crate::model::series::SeriesId;
+use crate::model::window::Millis;
+
+const READERS: usize = 4;
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        StoreError::Failed(format!("sqlite: {error}"))
+    }
+}
+
+impl From<CodecError> for StoreError {
+    fn from(error: CodecError) -> Self {
+        StoreError::Invalid(format!("{error}: restore the store from a backup, or rebuild it from the archive"))
+    }
+}
+
+/// Rollups, catalogue and checkpoints in one SQLite file.
+#[derive(Debug)]
+pub struct SqliteStore {
+    /// `None` if opened to be read only.
+    writer: Option<Mutex<Writer>>,
+    readers: Pool,
+    matched: snapshot::MatchCache,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: Connection,
+    known: Known,
+}
+
+impl SqliteStore {
+    /// Opens the store, or creates it.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if it cannot be opened.
+    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
+        let path = path.as_ref();
+        let mut connection = Connection::open(path)
+            .map_err(|e| StoreError::Failed(format!("cannot open {}: {e}: check the path and its rights", path.display())))?;
+        schema::prepare(&mut connection, path)?;
+        let writer = Some(Mutex::new(Writer { connection, known: Known::default() }));
+        Ok(Arc::new(Self { writer, readers: Pool::new(path, READERS), matched: snapshot::MatchCache::default() }))
+    }
+
+    /// Opens an existing store to read it, beside the process that writes it. All writes fail.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], and if there is no store.
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
+        let path = path.as_ref();
+        let connection = schema::open_reader(path)?;
+        schema::check_version(&connection, path)?;
+        Ok(Arc::new(Self { writer: None, readers: Pool::new(path, READERS), matched: snapshot::MatchCache::default() }))
+    }
+
+    // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says nothing.
+    fn writer(&self) -> Result<MutexGuard<'_, Writer>, StoreError> {
+        let writer = self.writer.as_ref().ok_or_else(|| {
+            StoreError::Failed("the store was opened to be read only: open it with SqliteStore::open".to_owned())
+        })?;
+        Ok(writer.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Writer {
+    /// Runs `body` in one transaction. What it returns is trusted only after the commit.
+    fn transaction<T>(
+        &mut self,
+        body: impl FnOnce(&Connection, &mut catalogue::Catalogue<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut catalogue = catalogue::Catalogue::new(&tx, &self.known);
+        let answer = body(&tx, &mut catalogue)?;
+        let fresh = catalogue.finish();
+        tx.commit().map_err(|e| StoreError::Unknown(format!("sqlite: COMMIT: {e}")))?;
+        self.known.add(fresh);
+        Ok(answer)
+    }
+}
+
+impl RollupStore for SqliteStore {
+    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+        self.writer()?.transaction(|tx, _| admin::claim(tx, shard, log, nonce))
+    }
+
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+        let reader = self.readers.take()?;
+        admin::recent_ids(reader.connection()?, shard, since)
+    }
+
+    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+        self.writer()?.transaction(|tx, catalogue| flush::flush(tx, catalogue, guard, batch, forget_ids_before))
+    }
+
+    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+        self.writer()?.transaction(|tx, _| {
+            let moved = tx
+                .prepare_cached(
+                    "UPDATE shards SET suspect_offset = ?, suspect_index = ? WHERE shard = ? AND epoch = ? AND nonce = ?",
+                )?
+                .execute(params![offset as i64, index, shard.0, epoch.counter as i64, epoch.nonce as i64])?;
+            if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
+        })
+    }
+
+    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
+        self.writer()?.transaction(|tx, _| admin::archived(tx, row))
+    }
+
+    fn settle_quarantine(
+        &self,
+        shard: ShardId,
+        offset: Offset,
+        index: u32,
+        delta: Option<&FlushBatch>,
+    ) -> Result<bool, StoreError> {
+        self.writer()?.transaction(|tx, catalogue| flush::settle(tx, catalogue, (shard, offset, index), delta))
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.matched)?))
+    }
+
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        let reader = self.readers.take()?;
+        admin::admitted_series(reader.connection()?, shard)
+    }
+}
+
+/// One row, or none.
+fn one<T>(
+    connection: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+    read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Option<T>, StoreError> {
+    Ok(connection.prepare_cached(sql)?.query_row(params, read).optional()?)
+}

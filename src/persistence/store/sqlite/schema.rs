@@ -1,0 +1,86 @@
+//! The tables, their version, and how connections are set up.
+//!
+//! Series are numbered in order of admission, so that the series of a shard and metric stand together, and rollups lie by metric,
+//! hour and series: a query over a range of hours is one scan. Sketches lie apart, so that figures stay dense.
+//! A file of an unknown version is refused and never changed.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::StoreError;
+
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE metrics (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, name TEXT NOT NULL,
+  series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE (tenant_no, name));
+CREATE TABLE series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, key BLOB NOT NULL,
+  shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL);
+CREATE INDEX series_by_metric ON series (metric_no);
+CREATE INDEX series_by_shard ON series (shard);
+CREATE TABLE label_pairs (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+  UNIQUE (metric_no, name, value));
+CREATE TABLE series_labels (pair_no INTEGER NOT NULL, series_no INTEGER NOT NULL, PRIMARY KEY (pair_no, series_no)) WITHOUT ROWID;
+CREATE TABLE rollups (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT NULL, count INTEGER NOT NULL,
+  value_count INTEGER NOT NULL, sum NOT NULL, min, max, PRIMARY KEY (metric_no, hour, series_no)) WITHOUT ROWID;
+CREATE TABLE sketches (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT NULL,
+  distinct_users BLOB NOT NULL, quantiles BLOB NOT NULL, PRIMARY KEY (metric_no, hour, series_no));
+CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT NULL,
+  PRIMARY KEY (metric_no, day)) WITHOUT ROWID;
+CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER NOT NULL, archived INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, suspect_offset INTEGER, suspect_index INTEGER);
+CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
+  first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, PRIMARY KEY (shard, from_offset));
+CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
+  quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
+CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, tenant TEXT NOT NULL,
+  appended INTEGER NOT NULL, reason TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (shard, offset, idx));
+CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL, log BLOB NOT NULL,
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT NULL,
+  last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
+  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, PRIMARY KEY (shard, from_offset));
+";
+
+/// Sets up the writing connection and creates the tables of an empty file.
+pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    connection.pragma_update(None, "cache_size", -65_536)?;
+    let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
+    if tables == 0 {
+        tx.execute_batch(TABLES)?;
+        tx.pragma_update(None, "user_version", VERSION)?;
+    }
+    check_version(&tx, path)?;
+    tx.commit()?;
+    Ok(())
+}
+
+/// Opens a connection that cannot write.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)
+        .map_err(|e| StoreError::Failed(format!("cannot open {} for reading: {e}", path.display())))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.pragma_update(None, "cache_size", -65_536)?;
+    Ok(connection)
+}
+
+/// Refuses what this build does not read.
+pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    if found == VERSION {
+        return Ok(());
+    }
+    Err(StoreError::Invalid(format!(
+        "{} has schema version {found}, this build reads {VERSION}: start the version of Rollmill that wrote it, or rebuild the store from the archive",
+        path.display()
+    )))
+}

@@ -1,0 +1,360 @@
+//! One consistent view: a read transaction on a connection of the pool.
+//!
+//! Which series match a query is remembered per metric and matchers, together with the number of series of the metric: series are
+//! only ever added, so an equal number is an equal set. Rollups are read by seeks when few series match, by one scan otherwise.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rusqlite::{Connection, Row, params};
+
+use super::pool::Reader;
+use super::{StoreError, codec, one};
+use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
+use crate::model::manifest::ManifestRow;
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::{Series, SeriesId};
+use crate::model::window::Hour;
+use crate::persistence::store::{Matcher, MetricInfo, RollupQuery, StoreSnapshot, too_many_series};
+
+/// Series by number, ascending.
+type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
+
+/// Matching series by metric and matchers, each with the metric's number of series at that time.
+#[derive(Debug, Default)]
+pub(super) struct MatchCache(Mutex<HashMap<(i64, String), (i64, Matched)>>);
+
+const CACHE_ENTRIES: usize = 256;
+
+pub(super) struct SqliteSnapshot<'a> {
+    reader: Reader<'a>,
+    cache: &'a MatchCache,
+}
+
+impl<'a> SqliteSnapshot<'a> {
+    /// Begins the read transaction; the first read pins the state it sees.
+    pub(super) fn begin(reader: Reader<'a>, cache: &'a MatchCache) -> Result<Self, StoreError> {
+        reader.connection()?.execute_batch("BEGIN; SELECT count(*) FROM shards;")?;
+        Ok(Self { reader, cache })
+    }
+
+    fn sql(&self) -> Result<&Connection, StoreError> {
+        self.reader.connection()
+    }
+
+    fn metric(&self, tenant: &str, metric: &str) -> Result<Option<(i64, i64)>, StoreError> {
+        let sql =
+            "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ? AND m.name = ?";
+        one(self.sql()?, sql, [tenant, metric], |r| Ok((r.get(0)?, r.get(1)?)))
+    }
+
+    fn matched(&self, query: &RollupQuery<'_>, metric_no: i64, count: i64) -> Result<Matched, StoreError> {
+        if query.matchers.is_empty() && count as usize > query.max_series {
+            return Err(too_many_series(query, count as usize));
+        }
+        let key = (metric_no, format!("{:?}", query.matchers));
+        let cached = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let matched = match cached {
+            Some((then, matched)) if then == count => matched,
+            _ => {
+                let matched = Arc::new(self.match_series(query, metric_no)?);
+                let mut cache = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if cache.len() >= CACHE_ENTRIES {
+                    cache.clear();
+                }
+                cache.insert(key, (count, Arc::clone(&matched)));
+                matched
+            }
+        };
+        if matched.len() > query.max_series {
+            return Err(too_many_series(query, matched.len()));
+        }
+        Ok(matched)
+    }
+
+    fn match_series(&self, query: &RollupQuery<'_>, metric_no: i64) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+        // An empty value also matches series without the label, which the index does not hold.
+        let indexed = query.matchers.iter().find_map(|m| match m {
+            Matcher::Equal(name, value) if !value.is_empty() => Some((name, value)),
+            _ => None,
+        });
+        let mut matched = match indexed {
+            Some((name, value)) => {
+                let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON l.pair_no = p.no
+                    JOIN series s ON s.no = l.series_no WHERE p.metric_no = ? AND p.name = ? AND p.value = ?";
+                self.series(sql, params![metric_no, name, value])?
+            }
+            None => self.series("SELECT no, id, key FROM series WHERE metric_no = ?", params![metric_no])?,
+        };
+        matched.retain(|(_, info)| query.matchers.iter().all(|m| m.matches(&info.series)));
+        matched.sort_by_key(|(no, _)| *no);
+        Ok(matched)
+    }
+
+    fn series(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut rows = statement.query(params)?;
+        let mut series = Vec::new();
+        while let Some(row) = rows.next()? {
+            let info = SeriesInfo { id: SeriesId(row.get(1)?), series: Series::from_key(&row.get::<_, Vec<u8>>(2)?)? };
+            series.push((row.get(0)?, Arc::new(info)));
+        }
+        Ok(series)
+    }
+
+    fn seek(
+        &self,
+        metric_no: i64,
+        series: &[(i64, Arc<SeriesInfo>)],
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let sketches = query.distinct || query.quantiles;
+        let sql = format!("{} WHERE r.metric_no = ? AND r.hour = ? AND r.series_no = ?", select(sketches));
+        let mut statement = self.sql()?.prepare_cached(&sql)?;
+        for hour in query.from.0..query.to.0 {
+            for (no, info) in series {
+                let mut rows = statement.query(params![metric_no, hour, no])?;
+                if let Some(row) = rows.next()? {
+                    visit(info, Hour(hour), rollup(row, query.distinct, query.quantiles)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(
+        &self,
+        metric_no: i64,
+        series: &[(i64, Arc<SeriesInfo>)],
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let sketches = query.distinct || query.quantiles;
+        let sql = format!(
+            "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, r.hour, r.series_no",
+            select(sketches)
+        );
+        let mut statement = self.sql()?.prepare_cached(&sql)?;
+        let mut rows = statement.query(params![metric_no, query.from.0, query.to.0])?;
+        // Rows of an hour come by ascending number, as the series do: one walk along both.
+        let (mut at, mut current) = (0, None);
+        while let Some(row) = rows.next()? {
+            let hour = Hour(row.get(0)?);
+            let no: i64 = row.get(1)?;
+            if current != Some(hour) {
+                (at, current) = (0, Some(hour));
+            }
+            while series.get(at).is_some_and(|(other, _)| *other < no) {
+                at += 1;
+            }
+            if let Some((_, info)) = series.get(at).filter(|(other, _)| *other == no) {
+                visit(info, hour, rollup(row, query.distinct, query.quantiles)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hour, series number, figures, and sketches if wanted.
+fn select(sketches: bool) -> &'static str {
+    if sketches {
+        "SELECT r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, k.distinct_users, k.quantiles
+         FROM rollups r LEFT JOIN sketches k ON k.metric_no = r.metric_no AND k.hour = r.hour AND k.series_no = r.series_no"
+    } else {
+        "SELECT r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r"
+    }
+}
+
+fn rollup(row: &Row<'_>, distinct: bool, quantiles: bool) -> Result<Rollup, StoreError> {
+    let figures = codec::figures(row, 2)?;
+    if !distinct && !quantiles {
+        return Ok(Rollup { figures, ..Rollup::default() });
+    }
+    let blob = |wanted: bool, column: usize| -> rusqlite::Result<&[u8]> {
+        if !wanted {
+            return Ok(&[]);
+        }
+        Ok(row.get_ref(column)?.as_blob_or_null()?.unwrap_or(&[]))
+    };
+    Ok(Rollup::with_sketches(figures, blob(distinct, 7)?, blob(quantiles, 8)?)?)
+}
+
+impl StoreSnapshot for SqliteSnapshot<'_> {
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
+        let sql = "SELECT shard, log, next, archived, epoch, nonce FROM shards ORDER BY shard";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let rows = statement.query_map([], |r| {
+            let checkpoint = Checkpoint {
+                log: LogId(r.get(1)?),
+                next: r.get::<_, i64>(2)? as Offset,
+                archived: r.get::<_, i64>(3)? as Offset,
+                epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+            };
+            Ok((ShardId(r.get(0)?), checkpoint))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+        let mut revisions = vec![0; days.len()];
+        let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
+        let sql = "SELECT day, revision FROM revisions WHERE metric_no = ? AND day >= ? AND day < ?";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut rows = statement.query(params![metric_no, days.start, days.end])?;
+        while let Some(row) = rows.next()? {
+            let day: i32 = row.get(0)?;
+            revisions[(day - days.start) as usize] = row.get::<_, i64>(1)? as u64;
+        }
+        Ok(revisions)
+    }
+
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else { return Ok(()) };
+        let matched = self.matched(query, metric_no, count)?;
+        if matched.is_empty() || query.from >= query.to {
+            return Ok(());
+        }
+        // A seek costs about as much as eight rows of a scan; a far longer range than data exists is no reason to seek.
+        let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
+        let few = (matched.len() as i64) < count / 8 || (matched.len() as i64).saturating_mul(hours) <= 32;
+        if few && hours <= 24 * 366 {
+            self.seek(metric_no, &matched, query, visit)
+        } else {
+            self.scan(metric_no, &matched, query, visit)
+        }
+    }
+
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY t.name, m.name";
+        let metrics: Vec<i64> = self.sql()?.prepare_cached(sql)?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        let mut bytes = Vec::new();
+        for metric_no in metrics {
+            let series = self.series("SELECT no, id, key FROM series WHERE metric_no = ?", [metric_no])?;
+            let series: HashMap<i64, Arc<SeriesInfo>> = series.into_iter().collect();
+            let sql = format!(
+                "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, r.hour, r.series_no",
+                select(true)
+            );
+            let mut statement = self.sql()?.prepare_cached(&sql)?;
+            let mut rows = statement.query(params![metric_no, from.0, to.0])?;
+            // Numbers are not in the order of ids: one hour at a time is sorted.
+            let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) = (from, BTreeMap::new());
+            loop {
+                let row = rows.next()?;
+                let next = row.map(|r| r.get(0).map(Hour)).transpose()?;
+                if next != Some(hour.0) {
+                    for (info, rollup) in std::mem::take(&mut hour.1).into_values() {
+                        bytes.clear();
+                        rollup.encode(&mut bytes);
+                        visit(info, hour.0, rollup, &bytes);
+                    }
+                }
+                let (Some(row), Some(next)) = (row, next) else { break };
+                hour.0 = next;
+                let no: i64 = row.get(1)?;
+                let info = series.get(&no).ok_or_else(|| {
+                    StoreError::Invalid(format!("series number {no} has rollups but no catalogue row: rebuild the store"))
+                })?;
+                hour.1.insert(info.id, (info, rollup(row, true, true)?));
+            }
+        }
+        Ok(())
+    }
+
+    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
+        let sql = "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t
+            JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ? ORDER BY m.name";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut names = self.sql()?.prepare_cached("SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name")?;
+        let mut rows = statement.query([tenant])?;
+        let mut metrics = Vec::new();
+        while let Some(row) = rows.next()? {
+            let labels = names.query_map([row.get::<_, i64>(0)?], |r| r.get(0))?.collect::<Result<_, _>>()?;
+            metrics.push(MetricInfo {
+                metric: row.get(1)?,
+                labels,
+                series: row.get::<_, i64>(2)? as u64,
+                first: row.get::<_, Option<i32>>(3)?.map(Hour),
+                last: row.get::<_, Option<i32>>(4)?.map(Hour),
+            });
+        }
+        Ok(metrics)
+    }
+
+    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let sql = "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no
+            JOIN label_pairs p ON p.metric_no = m.no WHERE t.name = ?1 AND p.name = ?2 AND (?3 IS NULL OR m.name = ?3) ORDER BY p.value";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let values = statement.query_map(params![tenant, name, metric], |r| r.get(0))?;
+        Ok(values.collect::<Result<_, _>>()?)
+    }
+
+    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+        let sql = "SELECT hour, aggregated, deduplicated, quarantined FROM accounting
+            WHERE tenant = ? AND hour >= ? AND hour < ? ORDER BY hour";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let rows = statement.query_map(params![tenant, from.0, to.0], |r| {
+            Ok(AccountingDelta {
+                tenant: tenant.to_owned(),
+                hour: Hour(r.get(0)?),
+                aggregated: r.get::<_, i64>(1)? as u64,
+                deduplicated: r.get::<_, i64>(2)? as u64,
+                quarantined: r.get::<_, i64>(3)? as u64,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
+        let sql = "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows,
+            raw_bytes, bytes, crc32c FROM manifest WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let mut rows = statement.query([shard.map(|s| s.0)])?;
+        let mut manifest = Vec::new();
+        while let Some(r) = rows.next()? {
+            manifest.push(ManifestRow {
+                log: LogId(r.get(3)?),
+                shard: ShardId(r.get(0)?),
+                range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
+                epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+                path: r.get(6)?,
+                appended: (r.get(7)?, r.get(8)?),
+                windows: codec::decode_windows(&r.get::<_, Vec<u8>>(9)?)?,
+                rows: r.get::<_, i64>(10)? as u64,
+                raw_bytes: r.get::<_, i64>(11)? as u64,
+                bytes: r.get::<_, i64>(12)? as u64,
+                crc32c: r.get(13)?,
+            });
+        }
+        Ok(manifest)
+    }
+
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
+        let sql = "SELECT shard, offset, idx, tenant, appended, reason, record FROM quarantine ORDER BY shard, offset, idx";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let rows = statement.query_map([], |r| {
+            Ok(QuarantineRow {
+                shard: ShardId(r.get(0)?),
+                offset: r.get::<_, i64>(1)? as Offset,
+                index: r.get(2)?,
+                tenant: r.get(3)?,
+                appended: r.get(4)?,
+                reason: r.get(5)?,
+                record: r.get(6)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
