@@ -2,6 +2,8 @@
 //!
 //! Implementations: [`sqlite`], [`memory`] (the double). TimescaleDB comes later, behind the same port. All methods block.
 
+#[cfg(test)]
+mod conformance;
 pub mod memory;
 pub mod sqlite;
 

@@ -1,0 +1,237 @@
+//! What every store must do. The double and SQLite run the same suite.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::model::decimal::Decimal;
+use crate::model::flush::Delta;
+use crate::model::offset::OffsetRange;
+use crate::model::series::{Series, SeriesId};
+
+const LOG: LogId = LogId([7; 16]);
+const SHARD: ShardId = ShardId(3);
+
+fn info(page: &str) -> Arc<SeriesInfo> {
+    let labels = [("page".to_owned(), page.to_owned())];
+    let series = Series::new("acme", "views", labels);
+    Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series })
+}
+
+fn delta(page: &str, hour: i32, units: i128) -> Delta {
+    let mut rollup = Rollup::default();
+    rollup.add(Some(Decimal::from_units(units)), Some(units as u64));
+    Delta { series: info(page), hour: Hour(hour), rollup }
+}
+
+fn batch(deltas: Vec<Delta>) -> FlushBatch {
+    let accounting = AccountingDelta { tenant: "acme".into(), hour: Hour(5), aggregated: 2, deduplicated: 1, quarantined: 1 };
+    FlushBatch { deltas, accounting: vec![accounting], ..FlushBatch::default() }
+}
+
+fn guard(from: u64, to: u64, epoch: Epoch) -> FlushGuard {
+    FlushGuard { shard: SHARD, log: LOG, range: OffsetRange { from, to }, epoch }
+}
+
+fn query<'a>(matchers: &'a [Matcher]) -> RollupQuery<'a> {
+    let (from, to) = (Hour(0), Hour(100));
+    RollupQuery { tenant: "acme", metric: "views", matchers, from, to, distinct: true, quantiles: true, max_series: 10 }
+}
+
+fn read(snapshot: &mut dyn StoreSnapshot, matchers: &[Matcher]) -> Vec<(String, i32, Rollup)> {
+    let mut rows = Vec::new();
+    snapshot.rollups(&query(matchers), &mut |s, h, r| rows.push((s.series.label("page").to_owned(), h.0, r))).expect("rollups");
+    rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    rows
+}
+
+fn rollups_and_guards(store: &dyn RollupStore) {
+    let epoch = store.claim(SHARD, LOG, 11).expect("claim").checkpoint.epoch;
+    let big = i128::from(i64::MAX);
+    store.flush(guard(0, 2, epoch), &batch(vec![delta("a", 1, big), delta("", 30, -5)]), 0).expect("flush");
+    let mut before = store.snapshot().expect("snapshot");
+    store.flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0).expect("flush");
+    assert_eq!(read(&mut *before, &[]).len(), 2, "a later flush is invisible");
+    drop(before);
+
+    let stale = Epoch { nonce: 12, ..epoch };
+    let other = FlushGuard { log: LogId([8; 16]), ..guard(3, 4, epoch) };
+    for refused in [guard(2, 3, epoch), guard(4, 5, epoch), guard(3, 4, stale), other] {
+        let answer = store.flush(refused, &batch(vec![delta("a", 1, 1)]), 0);
+        assert_eq!(answer, Err(StoreError::Refused { shard: SHARD }));
+    }
+
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let mut expected = delta("a", 1, big).rollup;
+    expected.merge(&delta("a", 1, big).rollup);
+    let rows = read(&mut *snapshot, &[]);
+    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[1], ("a".to_owned(), 1, expected.clone()));
+    assert_eq!(rows[1].2.figures.sum, 2 * big);
+    assert_eq!(snapshot.revisions("acme", "views", -1..2), Ok(vec![0, 2, 1]));
+    let regex = |r: &str| regex::Regex::new(r).expect("regex");
+    let pages = |snapshot: &mut dyn StoreSnapshot, m: Matcher| -> Vec<String> {
+        read(snapshot, &[m]).into_iter().map(|(page, ..)| page).collect()
+    };
+    assert_eq!(pages(&mut *snapshot, Matcher::Equal("page".into(), "b".into())), ["b"]);
+    assert_eq!(pages(&mut *snapshot, Matcher::Equal("page".into(), String::new())), [""]);
+    assert_eq!(pages(&mut *snapshot, Matcher::NotEqual("page".into(), "a".into())), ["", "b"]);
+    assert_eq!(pages(&mut *snapshot, Matcher::Regex("page".into(), regex("^(?:|a)$"))), ["", "a"]);
+    assert_eq!(pages(&mut *snapshot, Matcher::NotRegex("page".into(), regex("^(?:|a)$"))), ["b"]);
+    let limited = RollupQuery { max_series: 2, ..query(&[]) };
+    assert!(
+        matches!(snapshot.rollups(&limited, &mut |_, _, _| ()), Err(StoreError::Invalid(m)) if m.contains("query.max_series"))
+    );
+
+    let mut encoded = Vec::new();
+    expected.encode(&mut encoded);
+    let mut found = Vec::new();
+    let mut visit = |s: &Arc<SeriesInfo>, h: Hour, _: Rollup, bytes: &[u8]| found.push((h, s.id, bytes.to_vec()));
+    snapshot.rollup_bytes(Hour(0), Hour(100), &mut visit).expect("bytes");
+    assert!(found.is_sorted_by_key(|(hour, id, _)| (*hour, *id)));
+    assert!(found.contains(&(Hour(1), info("a").id, encoded)));
+    let metrics = snapshot.metrics("acme").expect("metrics");
+    let views =
+        MetricInfo { metric: "views".into(), labels: vec!["page".into()], series: 3, first: Some(Hour(1)), last: Some(Hour(30)) };
+    assert_eq!(metrics, [views]);
+    assert_eq!(snapshot.label_values("acme", "page", None), Ok(vec!["a".into(), "b".into()]));
+    assert_eq!(snapshot.label_values("acme", "page", Some("other")), Ok(vec![]));
+    let accounting = snapshot.accounting("acme", Hour(5), Hour(6)).expect("accounting");
+    assert_eq!((accounting[0].aggregated, accounting[0].deduplicated, accounting[0].quarantined), (4, 2, 2));
+    drop(snapshot);
+    assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.len(), 3);
+
+    let liar = Arc::new(SeriesInfo { id: info("a").id, series: info("c").series.clone() });
+    let collision = FlushBatch { admitted: vec![(liar, 3)], ..batch(vec![delta("b", 1, 1)]) };
+    assert!(matches!(store.flush(guard(3, 4, epoch), &collision, 0), Err(StoreError::Invalid(_))));
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(read(&mut *snapshot, &[])[2].2.figures.count, 1, "nothing applied");
+    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.next, 3);
+}
+
+fn claims_ids_and_archive(store: &dyn RollupStore) {
+    let first = store.claim(SHARD, LOG, 11).expect("claim");
+    assert_eq!((first.attempts, first.checkpoint.next, first.checkpoint.epoch.counter), (1, 0, 1));
+    store.mark_suspect(SHARD, first.checkpoint.epoch, 4, 2).expect("mark");
+    let second = store.claim(SHARD, LOG, u64::MAX).expect("claim");
+    assert_eq!((second.attempts, second.suspect, second.checkpoint.epoch.counter), (2, Some((4, 2)), 2));
+    assert!(matches!(store.claim(SHARD, LogId([8; 16]), 1), Err(StoreError::Invalid(_))));
+    let refused = Err(StoreError::Refused { shard: SHARD });
+    assert_eq!(store.mark_suspect(SHARD, first.checkpoint.epoch, 1, 1), refused);
+
+    let epoch = second.checkpoint.epoch;
+    let block = |from: u64, at: i64| DedupBlock {
+        range: OffsetRange { from, to: from + 1 },
+        appended: (at, at),
+        runs: vec![(at, vec![u128::MAX, from.into()])],
+    };
+    for (from, forget) in [(0, 0), (1, 0), (2, 15)] {
+        let dedup = Some(block(from, 10 * (from as i64 + 1)));
+        store.flush(guard(from, from + 1, epoch), &FlushBatch { dedup, ..batch(vec![]) }, forget).expect("flush");
+    }
+    assert_eq!(store.recent_ids(SHARD, 0), Ok(vec![block(1, 20), block(2, 30)]));
+    assert_eq!(store.recent_ids(SHARD, 25), Ok(vec![block(2, 30)]));
+    let third = store.claim(SHARD, LOG, 13).expect("claim");
+    assert_eq!((third.attempts, third.suspect), (1, None));
+
+    let row = |from: u64, to: u64, epoch: Epoch| ManifestRow {
+        log: LOG,
+        shard: SHARD,
+        range: OffsetRange { from, to },
+        epoch,
+        path: "raw/x".into(),
+        appended: (1, 2),
+        windows: vec![(Hour(-1), 5)],
+        rows: 5,
+        raw_bytes: 50,
+        bytes: 40,
+        crc32c: u32::MAX,
+    };
+    let now = third.checkpoint.epoch;
+    assert_eq!(store.archived(&row(0, 2, epoch)), refused, "an old epoch");
+    assert_eq!(store.archived(&row(1, 2, now)), refused, "a gap");
+    store.archived(&row(0, 2, now)).expect("archived");
+    assert_eq!(store.archived(&row(0, 2, now)), refused, "twice");
+    store.archived(&row(2, 3, now)).expect("archived");
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.manifest(Some(SHARD)), Ok(vec![row(0, 2, now), row(2, 3, now)]));
+    assert_eq!(snapshot.manifest(Some(ShardId(9))), Ok(vec![]));
+    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.archived, 3);
+}
+
+fn quarantine(store: &dyn RollupStore) {
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    let row = |index| QuarantineRow {
+        shard: SHARD,
+        offset: 0,
+        index,
+        tenant: "acme".into(),
+        appended: Hour(5).start(),
+        reason: "panic".into(),
+        record: vec![1, 2],
+    };
+    let accounting =
+        vec![AccountingDelta { tenant: "acme".into(), hour: Hour(5), aggregated: 0, deduplicated: 0, quarantined: 2 }];
+    let set_aside = FlushBatch { quarantined: vec![row(0), row(1)], accounting, ..FlushBatch::default() };
+    store.flush(guard(0, 1, epoch), &set_aside, 0).expect("flush");
+    assert_eq!(store.snapshot().expect("snapshot").quarantine(), Ok(vec![row(0), row(1)]));
+    let release = FlushBatch { deltas: vec![delta("a", 1, 9)], ..FlushBatch::default() };
+    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(true));
+    assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(false), "only once");
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(true));
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.quarantine(), Ok(vec![]));
+    assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
+    assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![1]));
+    let accounting = snapshot.accounting("acme", Hour(0), Hour(9)).expect("accounting");
+    assert_eq!((accounting[0].aggregated, accounting[0].quarantined), (1, 1));
+}
+
+type Case = fn(&dyn RollupStore);
+const CASES: [Case; 3] = [rollups_and_guards, claims_ids_and_archive, quarantine];
+
+#[test]
+fn the_double_conforms() {
+    CASES.iter().for_each(|case| case(&*memory::MemoryStore::new()));
+}
+
+#[test]
+fn sqlite_conforms() {
+    for case in CASES {
+        let dir = tempfile::tempdir().expect("a directory");
+        case(&*sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store"));
+    }
+}
+
+#[test]
+fn sqlite_survives_reopening() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("store.db");
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("flush");
+    drop(store);
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    store.flush(guard(1, 2, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("flush");
+    let reader = sqlite::SqliteStore::open_read_only(&path).expect("a reader");
+    assert_eq!(read(&mut *reader.snapshot().expect("snapshot"), &[])[0].2.figures.count, 2);
+    assert!(matches!(reader.claim(SHARD, LOG, 1), Err(StoreError::Failed(_))));
+    drop((store, reader));
+    rusqlite::Connection::open(&path).expect("open").pragma_update(None, "user_version", 99).expect("pragma");
+    assert!(matches!(sqlite::SqliteStore::open(&path), Err(StoreError::Invalid(m)) if m.contains("99")));
+}
+
+#[test]
+fn faults_do_what_they_say() {
+    use memory::{Fault, MemoryStore, Write};
+    for (fault, unknown, applied) in
+        [(Fault::Before, false, false), (Fault::AppliedReplyLost, true, true), (Fault::NotAppliedReplyLost, true, false)]
+    {
+        let store = MemoryStore::new();
+        let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+        store.fault_next(Write::Flush, fault);
+        let error = store.flush(guard(0, 1, epoch), &batch(vec![]), 0).expect_err("a fault");
+        assert_eq!(error.outcome_unknown(), unknown);
+        let next = store.snapshot().expect("snapshot").checkpoints().expect("checkpoints")[0].1.next;
+        assert_eq!(next == 1, applied);
+    }
+}
