@@ -1,1 +1,146 @@
-//! Room `gateway`.
+//! The edge: bodies, validation, authentication, admission, HTTP and WebSocket.
+//!
+//! What always holds: nothing is answered with success before the log says that it is durable; the tenant comes from the API key
+//! alone; every body, queue and connection is bounded; overload is 429 or 503 with `Retry-After`, never another 4xx. When the log or the
+//! store fails, the answer says so in the error shape `{"error": {"code", "message", "details"}}`.
+
+pub mod admission;
+pub mod auth;
+pub mod decode;
+pub mod error;
+pub mod ingest;
+pub mod interner;
+pub mod msgpack;
+pub mod parse;
+pub mod routes;
+pub mod server;
+pub mod ws;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::actors::gateway::Submit;
+use crate::clock::Clock;
+use crate::model::event::EventLimits;
+use crate::query::service::QueryService;
+
+/// The limits of the edge.
+#[derive(Debug, Clone)]
+pub struct GatewayLimits {
+    /// Limits of one event: `accept.*`.
+    pub event: EventLimits,
+    /// `gateway.max_events`: events of one request.
+    pub max_events: usize,
+    /// `gateway.max_body_bytes`: a body, decompressed.
+    pub max_body_bytes: usize,
+    /// `gateway.max_inflight_bytes`: memory of requests being read or awaiting the log; beyond it 503.
+    pub max_inflight_bytes: usize,
+    /// `gateway.max_connections`: open connections; further ones wait in the backlog.
+    pub max_connections: usize,
+    /// `gateway.header_timeout`: time to send the request head.
+    pub header_timeout: Duration,
+    /// `gateway.body_timeout`: time to send the body.
+    pub body_timeout: Duration,
+    /// `gateway.append_timeout`: time to wait for durability before the outcome is called unknown.
+    pub append_timeout: Duration,
+    /// `gateway.events_per_second`: per tenant; 0 = unlimited.
+    pub events_per_second: u64,
+    /// `gateway.burst`: events a tenant may send at once.
+    pub burst: u64,
+    /// `gateway.max_interned`: series whose labels are remembered.
+    pub max_interned: usize,
+    /// `gateway.max_interned_bytes`: their memory.
+    pub max_interned_bytes: usize,
+    /// `query.max_concurrent`: queries running at once.
+    pub max_queries: usize,
+    /// `ws.window`: unacknowledged messages of one connection.
+    pub ws_window: usize,
+    /// `ws.max_message_bytes`.
+    pub ws_max_message_bytes: usize,
+    /// `ws.max_subscriptions`: of one connection.
+    pub ws_max_subscriptions: usize,
+    /// `ws.idle_timeout`: silence, pings unanswered, after which a connection is closed; also the time a reader may block a write.
+    pub ws_idle_timeout: Duration,
+    /// `ws.update_interval`: how often subscriptions are run again.
+    pub ws_update_interval: Duration,
+    /// `dedup.horizon` as stated by `/v1/limits`, in milliseconds.
+    pub dedup_horizon_ms: i64,
+    /// `dedup.max_ids` as stated by `/v1/limits`, per shard.
+    pub dedup_max_ids: u64,
+}
+
+impl Default for GatewayLimits {
+    fn default() -> Self {
+        Self {
+            event: EventLimits::default(),
+            max_events: 10_000,
+            max_body_bytes: 20 << 20,
+            max_inflight_bytes: 256 << 20,
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            append_timeout: Duration::from_secs(30),
+            events_per_second: 0,
+            burst: 100_000,
+            max_interned: 200_000,
+            max_interned_bytes: 128 << 20,
+            max_queries: 8,
+            ws_window: 64,
+            ws_max_message_bytes: 1 << 20,
+            ws_max_subscriptions: 16,
+            ws_idle_timeout: Duration::from_secs(30),
+            ws_update_interval: Duration::from_secs(1),
+            dedup_horizon_ms: 3_600_000,
+            dedup_max_ids: 1_000_000,
+        }
+    }
+}
+
+/// What the edge stands on.
+pub struct GatewayDeps {
+    /// Takes validated requests.
+    pub submit: Arc<dyn Submit>,
+    /// Answers queries.
+    pub queries: Arc<dyn QueryService>,
+    /// The API keys; the node stores a new table when the file changes.
+    pub keys: Arc<ArcSwap<auth::KeyTable>>,
+    /// The limits.
+    pub limits: GatewayLimits,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Shards of the cluster.
+    pub shard_count: u32,
+    /// Renders `/metrics`.
+    pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Whether the shard readers make progress.
+    pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// The edge, shared by all connections.
+pub struct Gateway {
+    /// What it stands on.
+    pub deps: GatewayDeps,
+    interner: interner::Interner,
+    admission: admission::Admission,
+    queries: Arc<tokio::sync::Semaphore>,
+    stopping: tokio::sync::watch::Sender<bool>,
+}
+
+impl Gateway {
+    /// The edge over these.
+    pub fn new(deps: GatewayDeps) -> Arc<Self> {
+        let limits = &deps.limits;
+        Arc::new(Self {
+            interner: interner::Interner::new(deps.shard_count, limits.max_interned, limits.max_interned_bytes),
+            admission: admission::Admission::new(limits),
+            queries: Arc::new(tokio::sync::Semaphore::new(limits.max_queries)),
+            stopping: tokio::sync::watch::channel(false).0,
+            deps,
+        })
+    }
+}

@@ -42,3 +42,183 @@ impl EventErrorCode {
         }
     }
 }
+
+/// The limits of an event. The defaults are the API's promise; configuration may change those that say so.
+#[derive(Debug, Clone)]
+pub struct EventLimits {
+    /// `accept.max_age` in milliseconds.
+    pub max_age_ms: i64,
+    /// `accept.max_ahead` in milliseconds.
+    pub max_ahead_ms: i64,
+    /// `accept.max_event_bytes`: bytes of the event as sent.
+    pub max_event_bytes: usize,
+}
+
+impl Default for EventLimits {
+    fn default() -> Self {
+        Self { max_age_ms: 365 * 86_400_000, max_ahead_ms: 600_000, max_event_bytes: 8 * 1024 }
+    }
+}
+
+/// Longest metric name, in bytes.
+pub const MAX_METRIC_BYTES: usize = 128;
+/// Most labels of an event.
+pub const MAX_LABELS: usize = 16;
+/// Longest label name, in bytes.
+pub const MAX_LABEL_NAME_BYTES: usize = 64;
+/// Longest label value, in bytes.
+pub const MAX_LABEL_VALUE_BYTES: usize = 256;
+/// Longest user, in bytes.
+pub const MAX_USER_BYTES: usize = 256;
+/// Longest id, in bytes.
+pub const MAX_ID_BYTES: usize = 128;
+
+/// Why one event is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", code.name())]
+pub struct EventError {
+    /// The code in the answer.
+    pub code: EventErrorCode,
+    /// What is wrong and the way out.
+    pub message: String,
+}
+
+impl EventError {
+    /// An error.
+    pub fn new(code: EventErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// Checks a metric name: `[a-zA-Z_:][a-zA-Z0-9_:.-]*`, at most 128 bytes.
+///
+/// # Errors
+/// `metric_invalid`.
+pub fn check_metric(metric: &str) -> Result<(), EventError> {
+    let first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b':');
+    let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'.' | b'-');
+    let bytes = metric.as_bytes();
+    let valid = bytes.len() <= MAX_METRIC_BYTES && bytes.first().is_some_and(|&b| first(b)) && bytes.iter().all(|&b| rest(b));
+    if valid {
+        return Ok(());
+    }
+    Err(EventError::new(
+        EventErrorCode::MetricInvalid,
+        format!(
+            "a metric is 1 to {MAX_METRIC_BYTES} bytes of letters, digits and _ : . - and does not begin with a digit, . or -"
+        ),
+    ))
+}
+
+/// Checks one label.
+///
+/// # Errors
+/// `labels_invalid`.
+pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
+    let bad = |message: String| Err(EventError::new(EventErrorCode::LabelsInvalid, message));
+    let first = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    let rest = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let bytes = name.as_bytes();
+    let well_formed = bytes.first().is_some_and(|&b| first(b)) && bytes.iter().all(|&b| rest(b));
+    if !well_formed || bytes.len() > MAX_LABEL_NAME_BYTES {
+        return bad(format!("a label name is 1 to {MAX_LABEL_NAME_BYTES} letters, digits and _, not beginning with a digit"));
+    }
+    if name.starts_with("__") {
+        return bad(format!("the label {name} begins with __, which is reserved"));
+    }
+    if value.len() > MAX_LABEL_VALUE_BYTES {
+        return bad(format!("the value of label {name} has {} bytes, at most {MAX_LABEL_VALUE_BYTES}", value.len()));
+    }
+    if value.chars().any(char::is_control) {
+        return bad(format!("the value of label {name} holds a control character"));
+    }
+    Ok(())
+}
+
+/// Checks a user.
+///
+/// # Errors
+/// `user_invalid`.
+pub fn check_user(user: &str) -> Result<(), EventError> {
+    if user.len() <= MAX_USER_BYTES {
+        return Ok(());
+    }
+    Err(EventError::new(EventErrorCode::UserInvalid, format!("a user is a string of at most {MAX_USER_BYTES} bytes")))
+}
+
+/// Checks an id.
+///
+/// # Errors
+/// `id_invalid`.
+pub fn check_id(id: &str) -> Result<(), EventError> {
+    if (1..=MAX_ID_BYTES).contains(&id.len()) {
+        return Ok(());
+    }
+    Err(EventError::new(EventErrorCode::IdInvalid, format!("an id is a string of 1 to {MAX_ID_BYTES} bytes")))
+}
+
+/// Checks that a time is in the accepted range around `now`.
+///
+/// # Errors
+/// `timestamp_in_future`, `timestamp_too_old`.
+pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), EventError> {
+    if at > now.saturating_add(limits.max_ahead_ms) {
+        let message = format!(
+            "{at} ms is later than now by more than accept.max_ahead ({} ms); is it in milliseconds?",
+            limits.max_ahead_ms
+        );
+        return Err(EventError::new(EventErrorCode::TimestampInFuture, message));
+    }
+    if at < now.saturating_sub(limits.max_age_ms) {
+        let message = format!("{at} ms is older than accept.max_age ({} ms); is it in milliseconds?", limits.max_age_ms);
+        return Err(EventError::new(EventErrorCode::TimestampTooOld, message));
+    }
+    Ok(())
+}
+
+/// Parses RFC 3339 text into milliseconds, rounding down.
+///
+/// # Errors
+/// `timestamp_invalid`.
+pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
+    let bad =
+        || EventError::new(EventErrorCode::TimestampInvalid, "a timestamp is RFC 3339 with a zone, or integer milliseconds");
+    let at: jiff::Timestamp = text.parse().map_err(|_| bad())?;
+    Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_obey_the_rules() {
+        for good in ["a", "_x", ":y", "http.requests-total", &"m".repeat(128)] {
+            assert_eq!(check_metric(good), Ok(()), "{good}");
+        }
+        for bad in ["", "1a", ".a", "a b", "ä", "a\n", &"m".repeat(129)] {
+            assert_eq!(check_metric(bad).unwrap_err().code, EventErrorCode::MetricInvalid, "{bad}");
+        }
+        assert_eq!(check_label("page", "/home"), Ok(()));
+        for (name, value) in [("__name", "x"), ("1", "x"), ("", "x"), ("a-b", "x"), ("a", "x\r\n"), ("a", "\u{1b}[31m")] {
+            assert!(check_label(name, value).is_err(), "{name:?}={value:?}");
+        }
+        assert!(check_label("a", &"v".repeat(257)).is_err());
+        assert!(check_id("").is_err() && check_id(&"i".repeat(129)).is_err() && check_id("i").is_ok());
+        assert!(check_user(&"u".repeat(257)).is_err() && check_user("").is_ok());
+    }
+
+    #[test]
+    fn times_outside_the_range_are_refused() {
+        let (limits, now) = (EventLimits::default(), 1_767_225_600_000);
+        assert_eq!(check_timestamp(now + limits.max_ahead_ms, now, &limits), Ok(()));
+        assert_eq!(check_timestamp(now - limits.max_age_ms, now, &limits), Ok(()));
+        assert_eq!(check_timestamp(now * 1_000_000, now, &limits).unwrap_err().code, EventErrorCode::TimestampInFuture);
+        for old in [i64::MIN, -1, 0, now / 1000] {
+            assert_eq!(check_timestamp(old, now, &limits).unwrap_err().code, EventErrorCode::TimestampTooOld);
+        }
+        assert_eq!(parse_rfc3339("2026-01-01T00:00:00.1239Z"), Ok(now + 123));
+        assert_eq!(parse_rfc3339("2026-01-01T01:00:00+01:00"), Ok(now));
+        assert!(parse_rfc3339("2026-01-01").is_err() && parse_rfc3339("yesterday").is_err());
+    }
+}

@@ -1,0 +1,107 @@
+//! Admission: a token bucket of events per tenant, and the memory of requests in flight.
+//!
+//! A bucket may go into debt by one request, so that a large batch is never refused for ever; the debt is paid before the next one.
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::GatewayLimits;
+use super::error::ApiError;
+use crate::clock::Stopwatch;
+
+/// Bytes per permit of the in-flight semaphore, whose permits are 32 bits.
+const PERMIT_BYTES: usize = 1024;
+
+struct Bucket {
+    tokens: f64,
+    at: f64,
+}
+
+/// Who may send how much.
+pub struct Admission {
+    buckets: DashMap<Arc<str>, Bucket>,
+    started: Stopwatch,
+    rate: f64,
+    burst: f64,
+    inflight: Arc<Semaphore>,
+}
+
+impl Admission {
+    /// With these limits.
+    pub fn new(limits: &GatewayLimits) -> Self {
+        Self {
+            buckets: DashMap::new(),
+            started: Stopwatch::start(),
+            rate: limits.events_per_second as f64,
+            burst: limits.burst.max(1) as f64,
+            inflight: Arc::new(Semaphore::new(limits.max_inflight_bytes.div_ceil(PERMIT_BYTES).min(Semaphore::MAX_PERMITS))),
+        }
+    }
+
+    /// Takes the tokens of a request's events.
+    ///
+    /// # Errors
+    /// 429 with `Retry-After`.
+    pub fn take(&self, tenant: &Arc<str>, events: usize) -> Result<(), ApiError> {
+        self.take_at(tenant, events, self.started.elapsed().as_secs_f64())
+    }
+
+    fn take_at(&self, tenant: &Arc<str>, events: usize, now: f64) -> Result<(), ApiError> {
+        if self.rate == 0.0 {
+            return Ok(());
+        }
+        // Tenants come from the keys file, so the map is as bounded as that file.
+        let mut bucket = self.buckets.entry(tenant.clone()).or_insert(Bucket { tokens: self.burst, at: now });
+        bucket.tokens = (bucket.tokens + (now - bucket.at).max(0.0) * self.rate).min(self.burst);
+        bucket.at = now;
+        if bucket.tokens <= 0.0 || (bucket.tokens < events as f64 && bucket.tokens < self.burst) {
+            let missing = (events as f64).min(self.burst) - bucket.tokens;
+            let seconds = (missing / self.rate).ceil().max(1.0) as u64;
+            let message = format!("the tenant may send {} events a second (gateway.events_per_second): send later", self.rate);
+            return Err(ApiError::too_many(message, seconds));
+        }
+        bucket.tokens -= events as f64;
+        Ok(())
+    }
+
+    /// Reserves the memory of a body.
+    ///
+    /// # Errors
+    /// 503 with `Retry-After: 1`.
+    pub fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+        self.inflight.clone().try_acquire_many_owned(permits).map_err(|_| {
+            ApiError::unavailable("overloaded", "too many bytes of requests in flight (gateway.max_inflight_bytes): retry", 1)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_fills_at_its_rate_and_tenants_do_not_share() {
+        let limits = GatewayLimits { events_per_second: 10, burst: 20, ..GatewayLimits::default() };
+        let admission = Admission::new(&limits);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        assert_eq!(admission.take_at(&a, 20, 0.0), Ok(()));
+        assert_eq!(admission.take_at(&a, 1, 0.0).unwrap_err().retry_after, Some(1));
+        assert_eq!(admission.take_at(&b, 20, 0.0), Ok(()));
+        assert_eq!(admission.take_at(&a, 10, 1.0), Ok(()));
+        assert_eq!(admission.take_at(&a, 500, 2.0).unwrap_err().retry_after, Some(1));
+        assert_eq!(admission.take_at(&a, 500, 3.0), Ok(()), "larger than the burst: goes into debt once the bucket is full");
+        assert_eq!(admission.take_at(&a, 1, 4.0).unwrap_err().retry_after, Some(48));
+    }
+
+    #[test]
+    fn bytes_in_flight_are_bounded() {
+        let admission = Admission::new(&GatewayLimits { max_inflight_bytes: 4096, ..GatewayLimits::default() });
+        let held = admission.reserve(4000).unwrap();
+        assert_eq!(admission.reserve(1).unwrap_err().retry_after, Some(1));
+        drop(held);
+        assert!(admission.reserve(4096).is_ok());
+    }
+}

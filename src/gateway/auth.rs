@@ -1,0 +1,155 @@
+//! API keys: stored hashed, compared in constant time, sent only as `Authorization: Bearer KEY`.
+//!
+//! A key alone names the tenant. Without a keys file everything is tenant `default` with all scopes, and the node binds to loopback only.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::error::ApiError;
+
+/// The tenant when there are no keys.
+pub const DEFAULT_TENANT: &str = "default";
+const PREFIX_BYTES: usize = 11;
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Send events.
+    Write,
+    /// Query.
+    Read,
+    /// Operate.
+    Admin,
+}
+
+/// A key as the keys file holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredKey {
+    /// The first characters of the key, by which people name it.
+    pub prefix: String,
+    /// SHA-256 of the whole key, in hexadecimal.
+    pub sha256: String,
+    /// Whose.
+    pub tenant: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// Milliseconds since the epoch from which on it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<i64>,
+}
+
+/// The keys file: TOML, or JSON if its name ends so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysFile {
+    /// The keys.
+    #[serde(default)]
+    pub keys: Vec<StoredKey>,
+}
+
+/// Why there is no key table.
+#[derive(Debug, thiserror::Error)]
+#[error("the keys file {path} cannot be used: {why}")]
+pub struct KeysError {
+    /// The file.
+    pub path: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// The keys in force.
+#[derive(Debug, Clone)]
+pub struct KeyTable {
+    keys: Option<Vec<(StoredKey, Arc<str>)>>,
+}
+
+/// Makes a key from randomness: the plain key, shown once, and its prefix and hash.
+pub fn new_key(random: [u8; 24]) -> (String, String, String) {
+    let plain = format!("rm_{}", hex(&random));
+    let prefix = plain[..PREFIX_BYTES].to_owned();
+    let hash = hash_key(&plain);
+    (plain, prefix, hash)
+}
+
+/// The hash that is stored.
+pub fn hash_key(plain: &str) -> String {
+    hex(&Sha256::digest(plain.as_bytes()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl KeyTable {
+    /// No keys: everything is tenant `default`.
+    pub fn open() -> Self {
+        Self { keys: None }
+    }
+
+    /// These keys and no others.
+    pub fn of(file: KeysFile) -> Self {
+        Self { keys: Some(file.keys.into_iter().map(|k| (k.clone(), k.tenant.into())).collect()) }
+    }
+
+    /// Whether keys are configured.
+    pub fn is_open(&self) -> bool {
+        self.keys.is_none()
+    }
+
+    /// Reads a keys file.
+    ///
+    /// # Errors
+    /// If it cannot be read or holds mistakes; the caller keeps the table it has.
+    pub fn load(path: &Path) -> Result<Self, KeysError> {
+        let fail = |why: String| KeysError { path: path.display().to_string(), why };
+        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
+        let json = path.extension().is_some_and(|e| e == "json");
+        let file: KeysFile = if json {
+            serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?
+        } else {
+            toml::from_str(&text).map_err(|e| fail(e.to_string()))?
+        };
+        if let Some(key) = file.keys.iter().find(|k| k.tenant.is_empty() || k.sha256.len() != 64) {
+            return Err(fail(format!("key {} needs a tenant and a sha256 of 64 hexadecimal digits", key.prefix)));
+        }
+        Ok(Self::of(file))
+    }
+
+    /// The tenant that sends these headers.
+    ///
+    /// # Errors
+    /// 401 for a missing, unknown or expired key; 403 if it lacks the scope.
+    pub fn authenticate(&self, headers: &HeaderMap, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
+        let Some(keys) = &self.keys else { return Ok(DEFAULT_TENANT.into()) };
+        let refuse = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "send a valid key as Authorization: Bearer KEY");
+        let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(refuse)?;
+        let (scheme, plain) = value.split_once(' ').ok_or_else(refuse)?;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(refuse());
+        }
+        let hash = hash_key(plain.trim());
+        // Every key is compared, each in constant time.
+        let found = keys.iter().fold(None, |found, entry| {
+            if bool::from(entry.0.sha256.as_bytes().ct_eq(hash.as_bytes())) { Some(entry) } else { found }
+        });
+        let (key, tenant) = found.ok_or_else(refuse)?;
+        if key.expires_ms.is_some_and(|at| at <= now) {
+            return Err(refuse());
+        }
+        if !key.scopes.contains(&scope) {
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                format!("the key lacks the scope {scope:?}").to_lowercase(),
+            ));
+        }
+        Ok(tenant.clone())
+    }
+}

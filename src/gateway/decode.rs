@@ -1,0 +1,153 @@
+//! Bodies: content types, and decompression as a stream under the cap, with the memory reserved before it is used.
+
+use std::io::Read;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Gateway;
+use super::admission::Admission;
+use super::error::ApiError;
+
+/// Memory is reserved in steps of this.
+const STEP: usize = 64 * 1024;
+/// Largest zstd window accepted: 2^23 = 8 MiB, what the usual levels need.
+const ZSTD_WINDOW_LOG: u32 = 23;
+
+/// The format of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// One event or an array.
+    Json,
+    /// One event a line.
+    Ndjson,
+    /// A map or an array of maps.
+    MessagePack,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Encoding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+/// Memory reserved for a body, given back when dropped.
+#[derive(Default)]
+pub struct Reservation {
+    permits: Vec<OwnedSemaphorePermit>,
+    bytes: usize,
+}
+
+impl Reservation {
+    fn cover(&mut self, admission: &Admission, bytes: usize) -> Result<(), ApiError> {
+        if bytes > self.bytes {
+            let more = (bytes - self.bytes).next_multiple_of(STEP);
+            self.permits.push(admission.reserve(more)?);
+            self.bytes += more;
+        }
+        Ok(())
+    }
+}
+
+/// The format named by `Content-Type`.
+///
+/// # Errors
+/// 415.
+pub fn format_of(headers: &HeaderMap) -> Result<Format, ApiError> {
+    let named = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+    match named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        "application/json" => Ok(Format::Json),
+        "application/x-ndjson" | "application/ndjson" => Ok(Format::Ndjson),
+        "application/msgpack" | "application/x-msgpack" => Ok(Format::MessagePack),
+        _ => Err(unsupported("Content-Type is application/json, application/x-ndjson or application/msgpack")),
+    }
+}
+
+fn unsupported(message: &str) -> ApiError {
+    ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+}
+
+fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
+    let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
+    let encoding = match named.next().map(|v| v.to_str().unwrap_or_default().trim().to_ascii_lowercase()).as_deref() {
+        None | Some("" | "identity") => Encoding::Identity,
+        Some("gzip" | "x-gzip") => Encoding::Gzip,
+        Some("zstd") => Encoding::Zstd,
+        Some(_) => return Err(unsupported("Content-Encoding is gzip or zstd, once")),
+    };
+    if named.next().is_some() { Err(unsupported("Content-Encoding is gzip or zstd, once")) } else { Ok(encoding) }
+}
+
+/// Reads and decompresses a body.
+///
+/// # Errors
+/// 400, 408, 413, 415, 503.
+pub async fn read_body(
+    gateway: &std::sync::Arc<Gateway>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Bytes, Reservation), ApiError> {
+    let encoding = encoding_of(headers)?;
+    let deadline = gateway.deps.limits.body_timeout;
+    let read = tokio::time::timeout(deadline, collect(gateway, body)).await.map_err(|_| {
+        let message = format!("the body did not arrive within {} s", deadline.as_secs());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+    })?;
+    let (packed, mut reservation) = read?;
+    if encoding == Encoding::Identity {
+        return Ok((packed, reservation));
+    }
+    let gateway = gateway.clone();
+    let work = move || unpack(&gateway, encoding, &packed, &mut reservation).map(|body| (body, reservation));
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("decompression failed: {e}")))?
+}
+
+async fn collect(gateway: &Gateway, mut body: Body) -> Result<(Bytes, Reservation), ApiError> {
+    let max = gateway.deps.limits.max_body_bytes;
+    let (mut whole, mut reservation) = (Vec::new(), Reservation::default());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| ApiError::unreadable(format!("the body broke off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > max {
+            return Err(over(max));
+        }
+        reservation.cover(&gateway.admission, whole.len() + data.len())?;
+        whole.extend_from_slice(&data);
+    }
+    Ok((Bytes::from(whole), reservation))
+}
+
+fn over(max: usize) -> ApiError {
+    ApiError::too_large(format!("a body is at most {max} bytes decompressed (gateway.max_body_bytes): send several"))
+}
+
+fn unpack(gateway: &Gateway, encoding: Encoding, packed: &[u8], reservation: &mut Reservation) -> Result<Bytes, ApiError> {
+    let max = gateway.deps.limits.max_body_bytes;
+    let broken = |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
+    let mut reader: Box<dyn Read + '_> = match encoding {
+        Encoding::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+            Box::new(decoder)
+        }
+        _ => Box::new(flate2::read::MultiGzDecoder::new(packed)),
+    };
+    let (mut whole, mut chunk) = (Vec::new(), vec![0; STEP]);
+    loop {
+        let n = reader.read(&mut chunk).map_err(broken)?;
+        if n == 0 {
+            return Ok(Bytes::from(whole));
+        }
+        if whole.len() + n > max {
+            return Err(over(max));
+        }
+        reservation.cover(&gateway.admission, packed.len() + whole.len() + n)?;
+        whole.extend_from_slice(&chunk[..n]);
+    }
+}

@@ -1,0 +1,210 @@
+//! Ingest: from a body to valid events and reasons, and from the log's answer to the client's.
+//!
+//! Success is said only when the log has said so; every other outcome is 503 with `Retry-After`, and the retry is absorbed by id.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::Gateway;
+use super::decode::Format;
+use super::error::ApiError;
+use super::msgpack;
+use super::parse::{self, Fields, Number, Text, Time};
+use crate::actors::gateway::{ValidBatch, ValidEvent};
+use crate::model::decimal::{Decimal, DecimalError};
+use crate::model::event::{self, EventError, EventErrorCode};
+use crate::persistence::log::AppendError;
+use crate::telemetry;
+
+/// One refused event.
+#[derive(Debug, Serialize)]
+pub struct Refusal {
+    /// Its place in the request.
+    pub index: usize,
+    /// Its id, if it has a valid one.
+    pub id: Option<String>,
+    /// The code.
+    pub code: &'static str,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// The answer to a request.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// Events that are durable.
+    pub accepted: usize,
+    /// Events refused.
+    pub rejected: usize,
+    /// Why.
+    pub errors: Vec<Refusal>,
+}
+
+fn text<'a>(field: &'a Text<'_>, wrong: EventErrorCode, what: &str) -> Result<Option<&'a str>, EventError> {
+    match field {
+        Text::Absent => Ok(None),
+        Text::Is(text) => Ok(Some(text)),
+        Text::Wrong => Err(EventError::new(wrong, format!("{what} is not a string"))),
+    }
+}
+
+fn value(field: &Number<'_>) -> Result<Option<Decimal>, EventError> {
+    match field {
+        Number::Absent => Ok(Some(Decimal::ONE)),
+        Number::Null => Ok(None),
+        Number::Wrong => {
+            Err(EventError::new(EventErrorCode::ValueInvalid, "a value is a finite number, a decimal string or null"))
+        }
+        Number::Text(text) => Decimal::parse(text).map(Some).map_err(|e| match e {
+            DecimalError::Syntax => {
+                EventError::new(EventErrorCode::ValueInvalid, "a value is a finite number, a decimal string or null")
+            }
+            DecimalError::OutOfRange => EventError::new(EventErrorCode::ValueOutOfRange, "a value is at most 10^18 in magnitude"),
+        }),
+    }
+}
+
+/// What all events of a request share.
+pub struct Request<'a> {
+    /// The edge.
+    pub gateway: &'a Gateway,
+    /// Whose.
+    pub tenant: &'a Arc<str>,
+    /// The format.
+    pub format: Format,
+    /// `Idempotency-Key`.
+    pub idempotency: Option<&'a str>,
+    /// Wall time.
+    pub now: i64,
+}
+
+impl Request<'_> {
+    fn timestamp(&self, field: &Time<'_>) -> Result<i64, EventError> {
+        let at = match field {
+            Time::Absent => return Ok(self.now),
+            Time::Millis(at) => *at,
+            Time::Text(text) => event::parse_rfc3339(text)?,
+            Time::Wrong => {
+                return Err(EventError::new(EventErrorCode::TimestampInvalid, "a timestamp is RFC 3339 or integer milliseconds"));
+            }
+        };
+        event::check_timestamp(at, self.now, &self.gateway.deps.limits.event).map(|()| at)
+    }
+
+    fn id(&self, index: usize, field: &Text<'_>) -> Result<Option<String>, EventError> {
+        let id = match (text(field, EventErrorCode::IdInvalid, "id")?, self.idempotency) {
+            (Some(id), _) => Cow::Borrowed(id),
+            (None, Some(key)) => Cow::Owned(format!("{key}/{index}")),
+            (None, None) => return Ok(None),
+        };
+        event::check_id(&id)?;
+        Ok(Some(id.into_owned()))
+    }
+
+    fn valid(&self, fields: &Fields<'_>, id: Option<String>, raw: Range<usize>) -> Result<ValidEvent, EventError> {
+        let metric = text(&fields.metric, EventErrorCode::MetricInvalid, "metric")?.unwrap_or_default();
+        event::check_metric(metric)?;
+        let parse = || {
+            let labels = match (fields.labels.is_empty(), self.format) {
+                (true, _) => Vec::new(),
+                (false, Format::MessagePack) => msgpack::labels(fields.labels)?,
+                (false, _) => parse::json_labels(fields.labels)?,
+            };
+            labels.iter().try_for_each(|(name, value)| event::check_label(name, value))?;
+            Ok(labels)
+        };
+        let series = self.gateway.interner.intern(self.tenant, metric, fields.labels, parse)?;
+        let user = text(&fields.user, EventErrorCode::UserInvalid, "user")?;
+        user.map_or(Ok(()), event::check_user)?;
+        let (timestamp, value) = (self.timestamp(&fields.timestamp)?, value(&fields.value)?);
+        Ok(ValidEvent { series, timestamp, value, user: user.map(str::to_owned), id, raw })
+    }
+
+    /// The valid events of a body, and why the others are not.
+    ///
+    /// # Errors
+    /// 400 if the body cannot be read, 413 for too many events, 429.
+    pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
+        let max = self.gateway.deps.limits.max_events;
+        let utf8 = |body| std::str::from_utf8(body).map_err(|_| ApiError::unreadable("the body is not UTF-8"));
+        let ranges = match self.format {
+            Format::Json => parse::split_json(utf8(body)?, max)?,
+            Format::Ndjson => parse::split_ndjson(utf8(body)?, max)?,
+            Format::MessagePack => msgpack::split(body, max)?,
+        };
+        self.read_ranges(body, ranges)
+    }
+
+    /// As [`Self::read`], the events being known ranges of the body.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_ranges(&self, body: &Bytes, ranges: Vec<Range<usize>>) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
+        self.gateway.admission.take(self.tenant, ranges.len())?;
+        let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
+        let max_bytes = self.gateway.deps.limits.event.max_event_bytes;
+        for (index, range) in ranges.into_iter().enumerate() {
+            let raw = &body[range.clone()];
+            let mut refuse = |id: Option<String>, error: EventError| {
+                metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
+                refusals.push(Refusal { index, id, code: error.code.name(), message: error.message });
+            };
+            if raw.len() > max_bytes {
+                let message = format!("the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)", raw.len());
+                refuse(None, EventError::new(EventErrorCode::EventTooLarge, message));
+                continue;
+            }
+            let fields = match self.format {
+                Format::MessagePack => msgpack::event(raw),
+                _ => parse::json_event(std::str::from_utf8(raw).map_err(|_| ApiError::unreadable("an event is not UTF-8"))?),
+            };
+            let fields = fields.map_err(|e| ApiError { message: format!("event {index}: {}", e.message), ..e })?;
+            match self.id(index, &fields.id) {
+                Err(error) => refuse(None, error),
+                Ok(id) => match self.valid(&fields, id.clone(), range) {
+                    Ok(event) => events.push(event),
+                    Err(error) => refuse(id, error),
+                },
+            }
+        }
+        Ok((events, refusals))
+    }
+}
+
+/// Appends the events and waits until they are durable.
+///
+/// # Errors
+/// 503 if they are not, or nobody knows.
+pub async fn append(
+    gateway: &Gateway,
+    tenant: Arc<str>,
+    body: Bytes,
+    (events, errors): (Vec<ValidEvent>, Vec<Refusal>),
+) -> Result<Outcome, ApiError> {
+    let accepted = events.len();
+    if accepted > 0 {
+        let ticket = gateway.deps.submit.submit(ValidBatch { tenant, body, events }).map_err(unavailable)?;
+        let unknown = |why: &str| unavailable(AppendError::Unknown(why.to_owned()));
+        tokio::time::timeout(gateway.deps.limits.append_timeout, ticket)
+            .await
+            .map_err(|_| unknown("the log did not answer in time"))?
+            .map_err(|_| unknown("the gateway actor went away"))?
+            .map_err(unavailable)?;
+        metrics::counter!(telemetry::EVENTS_ACCEPTED).increment(accepted as u64);
+    }
+    Ok(Outcome { accepted, rejected: errors.len(), errors })
+}
+
+fn unavailable(error: AppendError) -> ApiError {
+    let (code, seconds) = match error {
+        AppendError::Overloaded { .. } => ("overloaded", 1),
+        AppendError::DiskFull => ("disk_full", 10),
+        AppendError::Closed(_) => ("log_closed", 2),
+        AppendError::Unknown(_) => ("outcome_unknown", 1),
+    };
+    ApiError::unavailable(code, error.to_string(), seconds)
+}

@@ -1,0 +1,164 @@
+//! The series interner: labels are parsed, checked, hashed and routed once per distinct (tenant, metric, label bytes).
+//!
+//! Two generations with a cap on entries and bytes: when the current one is full it becomes the previous one, and what is still used
+//! moves over. A hash alone decides nothing: the stored bytes are compared, so a collision is a miss.
+
+use std::hash::Hasher;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+
+use crate::actors::gateway::RoutedSeries;
+use crate::model::event::EventError;
+use crate::model::flush::SeriesInfo;
+use crate::model::series::{Series, SeriesId};
+
+/// Bytes of an entry that its strings do not account for, rounded up.
+const ENTRY_BYTES: usize = 256;
+
+#[derive(Clone)]
+struct Entry {
+    labels: Box<[u8]>,
+    series: Arc<RoutedSeries>,
+}
+
+#[derive(Default)]
+struct Generation {
+    map: DashMap<u64, Entry, foldhash::fast::RandomState>,
+    bytes: AtomicUsize,
+}
+
+struct Generations {
+    current: Arc<Generation>,
+    previous: Arc<Generation>,
+}
+
+/// Remembers routed series.
+pub struct Interner {
+    generations: ArcSwap<Generations>,
+    seed: foldhash::fast::RandomState,
+    shard_count: u32,
+    max_entries: usize,
+    max_bytes: usize,
+}
+
+impl Interner {
+    /// An empty interner; both generations together stay below the caps.
+    pub fn new(shard_count: u32, max_entries: usize, max_bytes: usize) -> Self {
+        let empty = Generations { current: Arc::default(), previous: Arc::default() };
+        Self {
+            generations: ArcSwap::from_pointee(empty),
+            seed: foldhash::fast::RandomState::default(),
+            shard_count,
+            max_entries: (max_entries / 2).max(1),
+            max_bytes: (max_bytes / 2).max(1),
+        }
+    }
+
+    /// The series of these label bytes; `parse` reads and checks them on a miss.
+    ///
+    /// # Errors
+    /// What `parse` says.
+    pub fn intern(
+        &self,
+        tenant: &str,
+        metric: &str,
+        labels: &[u8],
+        parse: impl FnOnce() -> Result<Vec<(String, String)>, EventError>,
+    ) -> Result<Arc<RoutedSeries>, EventError> {
+        let hash = self.hash(tenant, metric, labels);
+        let generations = self.generations.load();
+        let same = |entry: &Entry| {
+            let series = &entry.series.info.series;
+            *entry.labels == *labels && series.metric == metric && series.tenant == tenant
+        };
+        if let Some(entry) = generations.current.map.get(&hash)
+            && same(&entry)
+        {
+            return Ok(entry.series.clone());
+        }
+        let old = generations.previous.map.get(&hash).filter(|entry| same(entry)).map(|entry| entry.clone());
+        let entry = match old {
+            Some(entry) => entry,
+            None => Entry { labels: labels.into(), series: Arc::new(self.route(Series::new(tenant, metric, parse()?))) },
+        };
+        let series = entry.series.clone();
+        self.remember(&generations, hash, entry);
+        Ok(series)
+    }
+
+    fn hash(&self, tenant: &str, metric: &str, labels: &[u8]) -> u64 {
+        use std::hash::BuildHasher;
+        let mut hasher = self.seed.build_hasher();
+        hasher.write(tenant.as_bytes());
+        hasher.write_u8(0);
+        hasher.write(metric.as_bytes());
+        hasher.write_u8(0);
+        hasher.write(labels);
+        hasher.finish()
+    }
+
+    fn route(&self, series: Series) -> RoutedSeries {
+        let key = series.key();
+        let id = SeriesId::of_key(&key);
+        RoutedSeries { info: Arc::new(SeriesInfo { id, series }), shard: id.shard(self.shard_count), key }
+    }
+
+    fn remember(&self, generations: &Arc<Generations>, hash: u64, entry: Entry) {
+        let current = &generations.current;
+        // The key is held twice (canonical and parsed) beside the bytes as sent.
+        let size = ENTRY_BYTES + entry.labels.len() + 2 * entry.series.key.len();
+        let bytes = current.bytes.fetch_add(size, Ordering::Relaxed) + size;
+        current.map.insert(hash, entry);
+        if bytes > self.max_bytes || current.map.len() > self.max_entries {
+            let next = Generations { current: Arc::default(), previous: current.clone() };
+            // If another thread was first, its generations stand.
+            self.generations.compare_and_swap(generations, Arc::new(next));
+        }
+    }
+
+    /// Entries held now.
+    pub fn len(&self) -> usize {
+        let generations = self.generations.load();
+        generations.current.map.len() + generations.previous.map.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(value: &str) -> Result<Vec<(String, String)>, EventError> {
+        Ok(vec![("a".to_owned(), value.to_owned())])
+    }
+
+    #[test]
+    fn a_hit_does_not_parse_and_tenants_never_meet() {
+        let interner = Interner::new(64, 100, 1 << 20);
+        let first = interner.intern("t", "m", b"{a:1}", || label("1")).unwrap();
+        let again = interner.intern("t", "m", b"{a:1}", || panic!("parsed again")).unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        let other = interner.intern("u", "m", b"{a:1}", || label("1")).unwrap();
+        assert_eq!(other.info.series.tenant, "u");
+        assert_ne!(other.info.id, first.info.id);
+    }
+
+    #[test]
+    fn entries_and_bytes_stay_bounded() {
+        let interner = Interner::new(64, 100, 1 << 30);
+        for i in 0..10_000 {
+            interner.intern("t", "m", format!("{i}").as_bytes(), || label(&i.to_string())).unwrap();
+            assert!(interner.len() <= 102);
+        }
+        let interner = Interner::new(64, usize::MAX, 100 * ENTRY_BYTES);
+        (0..10_000).for_each(|i| drop(interner.intern("t", "m", format!("{i}").as_bytes(), || label("x")).unwrap()));
+        assert!(interner.len() <= 100, "{}", interner.len());
+    }
+}

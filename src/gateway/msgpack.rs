@@ -1,0 +1,233 @@
+//! MessagePack bodies: a map, or an array of maps. The walker is iterative, bounded in depth, and allocates nothing for a length
+//! that it has only been told.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rmp::Marker;
+
+use super::error::ApiError;
+use super::parse::{Fields, MAX_DEPTH, Number, Text, Time, too_many};
+use crate::model::event::{EventError, EventErrorCode, MAX_LABELS};
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+enum Token<'a> {
+    Nil,
+    Int(i128),
+    Float(f64),
+    Float32(f32),
+    Str(&'a [u8]),
+    Other,
+    Array(u32),
+    Map(u32),
+}
+
+fn bad(why: &str) -> ApiError {
+    ApiError::unreadable(format!("not readable MessagePack: {why}"))
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], ApiError> {
+        let rest = &self.bytes[self.at..];
+        let (taken, _) = rest.split_at_checked(n).ok_or_else(|| bad("cut off"))?;
+        self.at += n;
+        Ok(taken)
+    }
+    fn uint(&mut self, n: usize) -> Result<u64, ApiError> {
+        Ok(self.take(n)?.iter().fold(0, |v, &b| (v << 8) | u64::from(b)))
+    }
+    fn blob(&mut self, width: usize, extra: usize) -> Result<&'a [u8], ApiError> {
+        let len = usize::try_from(self.uint(width)?).map_err(|_| bad("a length is too long"))?;
+        self.take(len.saturating_add(extra))
+    }
+    fn token(&mut self) -> Result<Token<'a>, ApiError> {
+        let marker = Marker::from_u8(self.take(1)?[0]);
+        Ok(match marker {
+            Marker::Null => Token::Nil,
+            Marker::True | Marker::False => Token::Other,
+            Marker::Reserved => return Err(bad("a reserved marker")),
+            Marker::FixPos(n) => Token::Int(i128::from(n)),
+            Marker::FixNeg(n) => Token::Int(i128::from(n)),
+            Marker::U8 => Token::Int(i128::from(self.uint(1)?)),
+            Marker::U16 => Token::Int(i128::from(self.uint(2)?)),
+            Marker::U32 => Token::Int(i128::from(self.uint(4)?)),
+            Marker::U64 => Token::Int(i128::from(self.uint(8)?)),
+            Marker::I8 => Token::Int(i128::from(self.uint(1)? as i8)),
+            Marker::I16 => Token::Int(i128::from(self.uint(2)? as i16)),
+            Marker::I32 => Token::Int(i128::from(self.uint(4)? as i32)),
+            Marker::I64 => Token::Int(i128::from(self.uint(8)? as i64)),
+            Marker::F32 => Token::Float32(f32::from_bits(self.uint(4)? as u32)),
+            Marker::F64 => Token::Float(f64::from_bits(self.uint(8)?)),
+            Marker::FixStr(n) => Token::Str(self.take(usize::from(n))?),
+            Marker::Str8 => Token::Str(self.blob(1, 0)?),
+            Marker::Str16 => Token::Str(self.blob(2, 0)?),
+            Marker::Str32 => Token::Str(self.blob(4, 0)?),
+            Marker::Bin8 => self.blob(1, 0).map(|_| Token::Other)?,
+            Marker::Bin16 => self.blob(2, 0).map(|_| Token::Other)?,
+            Marker::Bin32 => self.blob(4, 0).map(|_| Token::Other)?,
+            Marker::Ext8 => self.blob(1, 1).map(|_| Token::Other)?,
+            Marker::Ext16 => self.blob(2, 1).map(|_| Token::Other)?,
+            Marker::Ext32 => self.blob(4, 1).map(|_| Token::Other)?,
+            Marker::FixExt1 => self.take(2).map(|_| Token::Other)?,
+            Marker::FixExt2 => self.take(3).map(|_| Token::Other)?,
+            Marker::FixExt4 => self.take(5).map(|_| Token::Other)?,
+            Marker::FixExt8 => self.take(9).map(|_| Token::Other)?,
+            Marker::FixExt16 => self.take(17).map(|_| Token::Other)?,
+            Marker::FixArray(n) => Token::Array(u32::from(n)),
+            Marker::Array16 => Token::Array(self.uint(2)? as u32),
+            Marker::Array32 => Token::Array(self.uint(4)? as u32),
+            Marker::FixMap(n) => Token::Map(u32::from(n)),
+            Marker::Map16 => Token::Map(self.uint(2)? as u32),
+            Marker::Map32 => Token::Map(self.uint(4)? as u32),
+        })
+    }
+    /// Passes over one value. Every element costs at least a byte of the body, so a huge count ends at the body's end.
+    fn skip(&mut self) -> Result<Range<usize>, ApiError> {
+        let start = self.at;
+        let mut open: smallvec::SmallVec<[u64; 16]> = smallvec::smallvec![1];
+        while let Some(left) = open.last_mut() {
+            if *left == 0 {
+                open.pop();
+                continue;
+            }
+            *left -= 1;
+            match self.token()? {
+                Token::Array(n) => open.push(u64::from(n)),
+                Token::Map(n) => open.push(u64::from(n) * 2),
+                _ => {}
+            }
+            if open.len() > MAX_DEPTH {
+                return Err(bad("nested too deeply"));
+            }
+        }
+        Ok(start..self.at)
+    }
+}
+
+/// The events of a body, as ranges of it.
+///
+/// # Errors
+/// 400 if it is not MessagePack, 413 for more than `max` events.
+pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
+    let mut reader = Reader { bytes: body, at: 0 };
+    let count = match reader.token()? {
+        Token::Array(n) if n as usize > max => return Err(too_many(max)),
+        Token::Array(n) => n,
+        _ => {
+            reader.at = 0;
+            1
+        }
+    };
+    let events = (0..count).map(|_| reader.skip()).collect::<Result<Vec<_>, _>>()?;
+    if reader.at != body.len() { Err(bad("bytes behind the end")) } else { Ok(events) }
+}
+
+const NAMES: [&[u8]; 7] = [b"metric", b"timestamp", b"value", b"labels", b"user", b"id", b"properties"];
+
+/// Reads one event.
+///
+/// # Errors
+/// 400 if it is no map, or has unknown or repeated fields.
+pub fn event(raw: &[u8]) -> Result<Fields<'_>, ApiError> {
+    let mut reader = Reader { bytes: raw, at: 0 };
+    let Token::Map(count) = reader.token()? else { return Err(bad("an event is a map")) };
+    let mut fields = Fields {
+        metric: Text::Absent,
+        timestamp: Time::Absent,
+        value: Number::Absent,
+        labels: &[],
+        user: Text::Absent,
+        id: Text::Absent,
+    };
+    let mut seen = [false; NAMES.len()];
+    for _ in 0..count {
+        let Token::Str(name) = reader.token()? else { return Err(bad("a field name is not a string")) };
+        let at = NAMES.iter().position(|n| *n == name).ok_or_else(|| bad("an unknown field"))?;
+        if std::mem::replace(&mut seen[at], true) {
+            return Err(bad("a field is there twice"));
+        }
+        match at {
+            0 => fields.metric = text(reader.token_of_scalar()?),
+            1 => fields.timestamp = time(reader.token_of_scalar()?),
+            2 => fields.value = number(reader.token_of_scalar()?),
+            3 => fields.labels = Some(&raw[reader.skip()?]).filter(|raw| **raw != [0xc0]).unwrap_or_default(),
+            4 => fields.user = text(reader.token_of_scalar()?),
+            5 => fields.id = text(reader.token_of_scalar()?),
+            _ => drop(reader.skip()?),
+        }
+    }
+    Ok(fields)
+}
+
+impl<'a> Reader<'a> {
+    /// A scalar; an array or map is passed over and reads as [`Token::Other`].
+    fn token_of_scalar(&mut self) -> Result<Token<'a>, ApiError> {
+        let start = self.at;
+        match self.token()? {
+            Token::Array(_) | Token::Map(_) => {
+                self.at = start;
+                self.skip().map(|_| Token::Other)
+            }
+            scalar => Ok(scalar),
+        }
+    }
+}
+
+fn text(token: Token<'_>) -> Text<'_> {
+    match token {
+        Token::Nil => Text::Absent,
+        Token::Str(s) => std::str::from_utf8(s).map_or(Text::Wrong, |s| Text::Is(Cow::Borrowed(s))),
+        _ => Text::Wrong,
+    }
+}
+
+fn time(token: Token<'_>) -> Time<'_> {
+    match token {
+        Token::Nil => Time::Absent,
+        Token::Int(n) => i64::try_from(n).map_or(Time::Wrong, Time::Millis),
+        Token::Str(s) => std::str::from_utf8(s).map_or(Time::Wrong, |s| Time::Text(Cow::Borrowed(s))),
+        _ => Time::Wrong,
+    }
+}
+
+/// Doubles become decimals by their shortest text, so that 0.1 is 0.1; what is not finite has no such text.
+fn number(token: Token<'_>) -> Number<'_> {
+    match token {
+        Token::Nil => Number::Null,
+        Token::Int(n) => Number::Text(Cow::Owned(n.to_string())),
+        Token::Float(f) if f.is_finite() => Number::Text(Cow::Owned(f.to_string())),
+        Token::Float32(f) if f.is_finite() => Number::Text(Cow::Owned(f.to_string())),
+        Token::Str(s) => std::str::from_utf8(s).map_or(Number::Wrong, |s| Number::Text(Cow::Borrowed(s))),
+        _ => Number::Wrong,
+    }
+}
+
+/// Reads MessagePack labels.
+///
+/// # Errors
+/// `labels_invalid`.
+pub fn labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
+    let wrong = |why: &str| EventError::new(EventErrorCode::LabelsInvalid, format!("labels are a map of strings: {why}"));
+    let mut reader = Reader { bytes: raw, at: 0 };
+    let mut string = |reader: &mut Reader<'_>| match reader.token() {
+        Ok(Token::Str(s)) => String::from_utf8(s.to_vec()).map_err(|_| wrong("not UTF-8")),
+        _ => Err(wrong("not a string")),
+    };
+    let Ok(Token::Map(count)) = reader.token() else { return Err(wrong("not a map")) };
+    if count as usize > MAX_LABELS {
+        return Err(wrong("too many labels"));
+    }
+    let mut found: Vec<(String, String)> = Vec::new();
+    for _ in 0..count {
+        let (name, value) = (string(&mut reader)?, string(&mut reader)?);
+        if found.iter().any(|(n, _)| *n == name) {
+            return Err(wrong("a label is there twice"));
+        }
+        found.push((name, value));
+    }
+    Ok(found)
+}

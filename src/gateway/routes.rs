@@ -1,0 +1,184 @@
+//! The routes, and what each asks of the rooms below.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{MatchedPath, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use super::auth::Scope;
+use super::error::ApiError;
+use super::{Gateway, decode, ingest, ws};
+use crate::model::event;
+use crate::query::service::{QueryError, QueryService};
+use crate::telemetry;
+
+type Edge = State<Arc<Gateway>>;
+type Params = Vec<(String, String)>;
+
+/// All routes.
+pub fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v1/events", post(post_events))
+        .route("/v1/ws", get(ws::upgrade))
+        .route("/v1/query", get(query))
+        .route("/v1/metrics", get(list_metrics))
+        .route("/v1/labels/{name}/values", get(label_values))
+        .route("/v1/limits", get(limits))
+        .route("/v1/accounting", get(accounting))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(prometheus))
+        .route("/openapi.json", get(|| async { json(include_str!("openapi.json").to_owned()) }))
+        .route("/", get(index))
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "no such method here: see /openapi.json")
+        })
+        .layer(axum::middleware::from_fn(count))
+        .with_state(gateway)
+}
+
+async fn count(request: Request, next: Next) -> Response {
+    // The route, never the path: a path is as many metrics as a client likes.
+    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
+    let mut response = next.run(request).await;
+    metrics::counter!(telemetry::REQUESTS, "route" => route, "status" => response.status().as_u16().to_string()).increment(1);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn json(body: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+impl Gateway {
+    /// The tenant of these headers, if they carry the scope.
+    ///
+    /// # Errors
+    /// 401, 403.
+    pub fn tenant(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
+        self.deps.keys.load().authenticate(headers, scope, self.deps.clock.now())
+    }
+
+    /// Asks the query engine outside of the event loop.
+    ///
+    /// # Errors
+    /// 503 when too many queries run; whatever the engine says.
+    pub async fn ask(
+        &self,
+        question: impl FnOnce(&dyn QueryService) -> Result<String, QueryError> + Send + 'static,
+    ) -> Result<String, ApiError> {
+        let permit =
+            self.queries.clone().try_acquire_owned().map_err(|_| {
+                ApiError::unavailable("overloaded", "too many queries are running (query.max_concurrent): retry", 1)
+            })?;
+        let queries = self.deps.queries.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let answer = question(&*queries);
+            drop(permit);
+            answer
+        });
+        let answer = answer.await.map_err(|e| {
+            tracing::error!(error = %e, "a query crashed");
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query crashed, the log of the server says why")
+        })?;
+        Ok(answer?)
+    }
+}
+
+async fn post_events(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let tenant = gateway.tenant(&headers, Scope::Write)?;
+    let format = decode::format_of(&headers)?;
+    let idempotency = match headers.get("idempotency-key").map(HeaderValue::to_str) {
+        None => None,
+        Some(Ok(key)) if (1..=100).contains(&key.len()) => Some(key),
+        Some(_) => {
+            let message = "Idempotency-Key is 1 to 100 visible ASCII characters";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", message));
+        }
+    };
+    // Held until the answer, so that what waits for the log stays counted.
+    let (body, _reservation) = decode::read_body(&gateway, &headers, body).await?;
+    let request = ingest::Request { gateway: &gateway, tenant: &tenant, format, idempotency, now: gateway.deps.clock.now() };
+    let read = request.read(&body)?;
+    let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
+    let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
+    let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
+    Ok((status, axum::Json(outcome)).into_response())
+}
+
+fn params(query: Result<Query<Params>, QueryRejection>) -> Result<Params, ApiError> {
+    query
+        .map(|Query(p)| p)
+        .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "the query string cannot be read"))
+}
+
+async fn query(State(gateway): Edge, headers: HeaderMap, q: Result<Query<Params>, QueryRejection>) -> Result<Response, ApiError> {
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
+    gateway.ask(move |queries| queries.query(&tenant, &params)).await.map(json)
+}
+
+async fn list_metrics(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    let tenant = gateway.tenant(&headers, Scope::Read)?;
+    gateway.ask(move |queries| queries.metrics(&tenant)).await.map(json)
+}
+
+async fn label_values(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    q: Result<Query<Params>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
+    let metric = params.into_iter().find(|(k, _)| k == "metric").map(|(_, v)| v);
+    gateway.ask(move |queries| queries.label_values(&tenant, &name, metric.as_deref())).await.map(json)
+}
+
+async fn accounting(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: Result<Query<Params>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
+    gateway.ask(move |queries| queries.accounting(&tenant, &params)).await.map(json)
+}
+
+async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    gateway.tenant(&headers, Scope::Read)?;
+    let l = &gateway.deps.limits;
+    let body = serde_json::json!({
+        "accept": {"max_age_ms": l.event.max_age_ms, "max_ahead_ms": l.event.max_ahead_ms, "max_event_bytes": l.event.max_event_bytes},
+        "event": {"metric_bytes": event::MAX_METRIC_BYTES, "labels": event::MAX_LABELS, "label_name_bytes": event::MAX_LABEL_NAME_BYTES,
+            "label_value_bytes": event::MAX_LABEL_VALUE_BYTES, "user_bytes": event::MAX_USER_BYTES, "id_bytes": event::MAX_ID_BYTES},
+        "request": {"max_events": l.max_events, "max_body_bytes": l.max_body_bytes, "body_timeout_ms": l.body_timeout.as_millis() as u64},
+        "tenant": {"events_per_second": l.events_per_second, "burst": l.burst},
+        "query": {"max_concurrent": l.max_queries},
+        "ws": {"window": l.ws_window, "max_message_bytes": l.ws_max_message_bytes, "max_subscriptions": l.ws_max_subscriptions},
+        "dedup": {"horizon_ms": l.dedup_horizon_ms, "max_ids_per_shard": l.dedup_max_ids},
+    });
+    Ok(json(body.to_string()))
+}
+
+async fn ready(State(gateway): Edge) -> Response {
+    if (gateway.deps.ready)() {
+        return "ready\n".into_response();
+    }
+    ApiError::unavailable("not_ready", "the shard readers do not make progress", 1).into_response()
+}
+
+async fn prometheus(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    gateway.tenant(&headers, Scope::Admin)?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)()).into_response())
+}
+
+async fn index() -> Response {
+    let policy = "default-src 'none'; style-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'";
+    let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
+    (headers, include_str!("index.html")).into_response()
+}

@@ -1,0 +1,87 @@
+//! The server: an accept loop with deadlines and a limit of connections, and an orderly end.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
+
+use super::{Gateway, routes};
+
+/// How long an accept error (no file descriptors) is waited out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long open requests may take after the signal to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves until `stop` is true; then takes no more connections and lets open requests end.
+pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> Result<(), Infallible> {
+    let slots = Arc::new(Semaphore::new(gateway.deps.limits.max_connections));
+    let router = routes::router(gateway.clone());
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            // A dropped sender means the same as the signal.
+            _ = stop.wait_for(|stop| *stop) => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok(Some((stream, slot))) => {
+                let (router, gateway) = (router.clone(), gateway.clone());
+                tasks.spawn(async move {
+                    connection(gateway, router, stream).await;
+                    drop(slot);
+                });
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                // Without a pause, running out of descriptors would spin.
+                if tokio::time::timeout(ACCEPT_PAUSE, stop.wait_for(|stop| *stop)).await.is_ok() {
+                    break;
+                }
+            }
+        }
+    }
+    gateway.stopping.send_replace(true);
+    tasks.close();
+    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        tracing::warn!(open = tasks.len(), "connections still open after the drain time are cut");
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> std::io::Result<Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)>> {
+    let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(None) };
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok(Some((stream, slot)))
+}
+
+async fn connection(gateway: Arc<Gateway>, router: Router, stream: TcpStream) {
+    let mut stopping = gateway.stopping.subscribe();
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(gateway.deps.limits.header_timeout)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
