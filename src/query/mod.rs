@@ -1,3 +1,12 @@
-//! Room `query`.
+//! Queries: one store snapshot ⊕ exactly the live deltas above its checkpoints, merged into steps and groups.
+//!
+//! What always holds: a flush that commits in the middle is neither missed nor counted twice; a shard that cannot answer, or has
+//! fallen behind, makes the answer `partial` and is named in it.
 
+pub mod engine;
+mod groups;
+mod json;
+mod matchers;
+mod plan;
 pub mod service;
+mod steps;

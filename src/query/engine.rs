@@ -1,0 +1,258 @@
+//! The engine: one snapshot, then the live deltas above exactly its checkpoints.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use super::groups::Groups;
+use super::json;
+use super::plan::{Plan, bad, plan};
+use super::service::{QueryError, QueryErrorKind, QueryService};
+use super::steps::Step;
+use crate::actors::live::{LiveError, LiveReader};
+use crate::clock::Clock;
+use crate::model::offset::{Checkpoint, ShardId};
+use crate::model::window::{HOUR_MS, Hour, Millis};
+use crate::persistence::store::{RollupQuery, RollupStore, StoreError};
+use crate::shards::state::LiveQuestion;
+use crate::telemetry;
+
+/// Limits of queries.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryLimits {
+    /// `query.max_points`.
+    pub max_points: usize,
+    /// `query.max_series`.
+    pub max_series: usize,
+    /// `query.stale_after` in milliseconds.
+    pub stale_after_ms: i64,
+}
+
+/// Answers queries.
+pub struct QueryEngine {
+    store: Arc<dyn RollupStore>,
+    live: Arc<dyn LiveReader>,
+    clock: Arc<dyn Clock>,
+    limits: QueryLimits,
+}
+
+/// A shard that the answer lacks, or that is behind.
+struct Missing {
+    shard: ShardId,
+    reason: &'static str,
+    behind_ms: Option<i64>,
+}
+
+struct Completeness {
+    missing: Vec<Missing>,
+    as_of: Millis,
+}
+
+impl QueryEngine {
+    /// An engine over a store and the live deltas.
+    pub fn new(store: Arc<dyn RollupStore>, live: Arc<dyn LiveReader>, clock: Arc<dyn Clock>, limits: QueryLimits) -> Arc<Self> {
+        Arc::new(Self { store, live, clock, limits })
+    }
+
+    fn answer(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
+        let (mut groups, mut completeness) = self.collect(tenant, plan)?;
+        if completeness.missing.iter().any(|m| m.reason == "moved") {
+            // A shard started again between the snapshot and its answer: a new snapshot knows its new epoch.
+            (groups, completeness) = self.collect(tenant, plan)?;
+        }
+        if let Some(why) = groups.failed {
+            return Err(QueryError::new(QueryErrorKind::TooLarge, "answer_too_large", why));
+        }
+        self.check_points(groups.points())?;
+        let outcome = if completeness.missing.is_empty() { "complete" } else { "partial" };
+        metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
+        self.render(plan, &groups, &completeness)
+    }
+
+    fn check_points(&self, points: usize) -> Result<(), QueryError> {
+        if points <= self.limits.max_points {
+            return Ok(());
+        }
+        let message = format!(
+            "the answer has {points} points, query.max_points is {}: ask for a shorter range, a longer step, fewer groups, or set limit",
+            self.limits.max_points
+        );
+        Err(QueryError::new(QueryErrorKind::TooLarge, "too_many_points", message))
+    }
+
+    fn collect<'p>(&self, tenant: &str, plan: &'p Plan) -> Result<(Groups<'p>, Completeness), QueryError> {
+        let mut groups = Groups::new(plan);
+        let mut snapshot = self.store.snapshot().map_err(store_error)?;
+        let checkpoints: HashMap<ShardId, Checkpoint> = snapshot.checkpoints().map_err(store_error)?.into_iter().collect();
+        let query = RollupQuery {
+            tenant,
+            metric: &plan.metric,
+            matchers: &plan.matchers,
+            from: plan.first_hour(),
+            to: plan.end_hour(),
+            distinct: plan.wants_distinct(),
+            quantiles: plan.wants_quantiles(),
+            max_series: self.limits.max_series,
+        };
+        snapshot.rollups(&query, &mut |series, hour, rollup| groups.add(series, hour, &rollup)).map_err(store_error)?;
+        drop(snapshot);
+        let completeness = self.live(tenant, plan, &checkpoints, &mut groups);
+        Ok((groups, completeness))
+    }
+
+    fn live(
+        &self,
+        tenant: &str,
+        plan: &Plan,
+        checkpoints: &HashMap<ShardId, Checkpoint>,
+        groups: &mut Groups<'_>,
+    ) -> Completeness {
+        let now = self.clock.now();
+        let question = LiveQuestion { tenant, metric: &plan.metric, from: plan.first_hour(), to: plan.end_hour() };
+        let mut completeness = Completeness { missing: Vec::new(), as_of: now };
+        for shard in (0..self.live.shard_count()).map(ShardId) {
+            let read = self.live.read(
+                shard,
+                checkpoints.get(&shard),
+                &question,
+                &mut |series| plan.matchers.iter().all(|m| m.matches(series)),
+                &mut |series, hour, rollup| groups.add(series, hour, rollup),
+            );
+            match read {
+                Ok(report) => {
+                    completeness.as_of = completeness.as_of.min(report.as_of);
+                    let behind_ms = now - report.as_of;
+                    if behind_ms > self.limits.stale_after_ms {
+                        completeness.missing.push(Missing { shard, reason: "behind", behind_ms: Some(behind_ms) });
+                    }
+                }
+                Err(LiveError::Moved) => completeness.missing.push(Missing { shard, reason: "moved", behind_ms: None }),
+                Err(LiveError::Unavailable) => {
+                    completeness.missing.push(Missing { shard, reason: "unavailable", behind_ms: None });
+                }
+            }
+        }
+        completeness
+    }
+
+    fn render(&self, plan: &Plan, groups: &Groups<'_>, completeness: &Completeness) -> Result<String, QueryError> {
+        let mut out = String::with_capacity(256 + groups.points() * 64);
+        out.push_str("{\"metric\":");
+        json::string(&mut out, &plan.metric);
+        out.push_str(",\"step\":");
+        json::string(&mut out, plan.step.name());
+        out.push_str(",\"from\":");
+        json::time(&mut out, plan.from);
+        out.push_str(",\"to\":");
+        json::time(&mut out, plan.to);
+        out.push_str(",\"series\":[");
+        for (at, (key, points)) in groups.ordered().into_iter().enumerate() {
+            out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
+            for (at, (name, value)) in plan.by.iter().zip(key).filter(|(_, value)| !value.is_empty()).enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                json::string(&mut out, name);
+                out.push(':');
+                json::string(&mut out, value);
+            }
+            out.push_str("},\"points\":[");
+            for (at, (&start, rollup)) in points.iter().enumerate() {
+                if at > 0 {
+                    out.push(',');
+                }
+                let end = if plan.step == Step::All { Ok(plan.to) } else { plan.step.next(&plan.tz, start) };
+                let end = end.map_err(|why| bad("tz_not_hour_aligned", why))?;
+                json::point(&mut out, plan, start, end, rollup);
+            }
+            out.push_str("]}");
+        }
+        out.push_str("],\"completeness\":");
+        self.render_completeness(&mut out, completeness);
+        out.push('}');
+        Ok(out)
+    }
+
+    fn render_completeness(&self, out: &mut String, completeness: &Completeness) {
+        let partial = !completeness.missing.is_empty();
+        _ = write!(out, "{{\"partial\":{partial},\"shards\":{},\"missing\":[", self.live.shard_count());
+        for (at, missing) in completeness.missing.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            _ = write!(out, "{comma}{{\"shard\":{},\"reason\":\"{}\"", missing.shard, missing.reason);
+            if let Some(behind) = missing.behind_ms {
+                _ = write!(out, ",\"behind_ms\":{behind}");
+            }
+            out.push('}');
+        }
+        out.push_str("],\"as_of\":");
+        json::time(out, completeness.as_of);
+        out.push('}');
+    }
+}
+
+fn hour(out: &mut String, hour: Option<Hour>) {
+    match hour {
+        Some(hour) => json::time(out, hour.start()),
+        None => out.push_str("null"),
+    }
+}
+
+fn store_error(error: StoreError) -> QueryError {
+    match error {
+        StoreError::Invalid(why) if why.contains("query.max_series") => {
+            QueryError::new(QueryErrorKind::TooLarge, "too_many_series", why)
+        }
+        StoreError::Invalid(why) => QueryError::new(QueryErrorKind::Internal, "store_invalid", why),
+        other => QueryError::new(QueryErrorKind::Unavailable, "store_unavailable", other.to_string()),
+    }
+}
+
+impl QueryService for QueryEngine {
+    fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
+        self.answer(tenant, &plan(params, self.clock.now())?)
+    }
+
+    fn metrics(&self, tenant: &str) -> Result<String, QueryError> {
+        let metrics = self.store.snapshot().and_then(|mut s| s.metrics(tenant)).map_err(store_error)?;
+        let mut out = "{\"metrics\":[".to_owned();
+        for (at, info) in metrics.iter().enumerate() {
+            out.push_str(if at > 0 { ",{\"metric\":" } else { "{\"metric\":" });
+            json::string(&mut out, &info.metric);
+            _ = write!(out, ",\"labels\":{}", serde_json::Value::from(info.labels.clone()));
+            _ = write!(out, ",\"series\":{},\"first\":", info.series);
+            hour(&mut out, info.first);
+            out.push_str(",\"last\":");
+            hour(&mut out, info.last);
+            out.push('}');
+        }
+        out.push_str("]}");
+        Ok(out)
+    }
+
+    fn label_values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<String, QueryError> {
+        let values = self.store.snapshot().and_then(|mut s| s.label_values(tenant, name, metric)).map_err(store_error)?;
+        Ok(serde_json::json!({ "label": name, "values": values }).to_string())
+    }
+
+    fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
+        let hour = |name: &str, default: Millis| match params.iter().find(|(n, _)| n == name) {
+            None => Ok(Hour::of(default)),
+            Some((_, text)) => text
+                .parse::<jiff::Timestamp>()
+                .map(|t| Hour::of(t.as_millisecond()))
+                .map_err(|_| bad("time_invalid", format!("{name} is a time such as 2026-01-01T10:00:00Z"))),
+        };
+        let now = self.clock.now();
+        let (from, to) = (hour("from", now - 24 * HOUR_MS)?, hour("to", now + HOUR_MS)?);
+        let rows = self.store.snapshot().and_then(|mut s| s.accounting(tenant, from, to)).map_err(store_error)?;
+        let mut out = "{\"hours\":[".to_owned();
+        for (at, row) in rows.iter().enumerate() {
+            out.push_str(if at > 0 { ",{\"hour\":" } else { "{\"hour\":" });
+            json::time(&mut out, row.hour.start());
+            let (aggregated, deduplicated, quarantined) = (row.aggregated, row.deduplicated, row.quarantined);
+            _ = write!(out, ",\"aggregated\":{aggregated},\"deduplicated\":{deduplicated},\"quarantined\":{quarantined}}}");
+        }
+        out.push_str("]}");
+        Ok(out)
+    }
+}
