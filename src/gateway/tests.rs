@@ -1,1 +1,250 @@
-//! Tests of the edge.
+//! The edge driven through its router and through real sockets, over doubles of the log and the query engine.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use futures::{SinkExt, StreamExt};
+use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{oneshot, watch};
+use tokio_tungstenite::tungstenite::Message;
+use tower::ServiceExt;
+
+use super::auth::{KeyTable, KeysFile, Scope, StoredKey, new_key};
+use super::{Gateway, GatewayDeps, GatewayLimits, routes, server};
+use crate::actors::gateway::{Submit, ValidBatch};
+use crate::clock::ManualClock;
+use crate::persistence::log::{AppendError, AppendTicket};
+use crate::query::service::{QueryError, QueryService};
+
+const NOW: i64 = 1_767_225_600_000;
+
+#[derive(Default)]
+struct Log {
+    batches: Mutex<Vec<ValidBatch>>,
+    fails: Mutex<Option<AppendError>>,
+}
+
+impl Submit for Log {
+    fn submit(&self, batch: ValidBatch) -> Result<AppendTicket, AppendError> {
+        let (reply, ticket) = oneshot::channel();
+        self.batches.lock().unwrap().push(batch);
+        reply.send(self.fails.lock().unwrap().clone().map_or(Ok(NOW), Err)).unwrap();
+        Ok(ticket)
+    }
+}
+
+struct Queries;
+impl QueryService for Queries {
+    fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
+        let size = params.iter().find(|(k, _)| k == "size").map_or(0, |(_, v)| v.parse().unwrap());
+        Ok(format!("{{\"tenant\":\"{tenant}\",\"pad\":\"{}\"}}", "x".repeat(size)))
+    }
+    fn metrics(&self, tenant: &str) -> Result<String, QueryError> {
+        self.query(tenant, &[])
+    }
+    fn label_values(&self, tenant: &str, _: &str, _: Option<&str>) -> Result<String, QueryError> {
+        self.query(tenant, &[])
+    }
+    fn accounting(&self, tenant: &str, _: &[(String, String)]) -> Result<String, QueryError> {
+        self.query(tenant, &[])
+    }
+}
+
+fn gateway(limits: GatewayLimits, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
+    let log = Arc::new(Log::default());
+    let deps = GatewayDeps {
+        submit: log.clone(),
+        queries: Arc::new(Queries),
+        keys: Arc::new(ArcSwap::from_pointee(keys)),
+        limits,
+        clock: ManualClock::at(NOW),
+        shard_count: 64,
+        render_metrics: Arc::new(String::new),
+        ready: Arc::new(|| true),
+    };
+    (Gateway::new(deps), log)
+}
+
+async fn call(gateway: &Arc<Gateway>, request: Request<Body>) -> (StatusCode, String, Option<String>) {
+    let response = routes::router(gateway.clone()).oneshot(request).await.unwrap();
+    let retry = response.headers().get("retry-after").map(|v| v.to_str().unwrap().to_owned());
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap(), retry)
+}
+
+fn post(kind: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post("/v1/events").header("content-type", kind).body(body.into()).unwrap()
+}
+
+async fn send(gateway: &Arc<Gateway>, body: impl Into<Body>) -> (StatusCode, String, Option<String>) {
+    call(gateway, post("application/json", body)).await
+}
+
+#[tokio::test]
+async fn good_events_pass_beside_bad_ones_and_raw_bytes_are_kept() {
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let body = r#" [{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}}, {"metric":"m","timestamp":-1,"id":"old"} ,
+        {"metric":"m","timestamp":4102444800000},{"metric":"m","value":1e19},{"metric":"m","value":"NaN"},{"metric":"m","value":null}]"#;
+    let (status, answer, _) = send(&gateway, body).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    assert!(
+        answer.starts_with(r#"{"accepted":2,"rejected":4,"errors":[{"index":1,"id":"old","code":"timestamp_too_old""#),
+        "{answer}"
+    );
+    for code in ["timestamp_in_future", "value_out_of_range", "value_invalid"] {
+        assert!(answer.contains(code), "{code} in {answer}");
+    }
+    let batches = log.batches.lock().unwrap();
+    assert_eq!(&batches[0].body[batches[0].events[0].raw.clone()], br#"{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}}"#);
+    assert_eq!(batches[0].events[1].value, None);
+    assert_eq!(batches[0].events[0].timestamp, NOW);
+}
+
+#[tokio::test]
+async fn all_bad_is_422_and_nothing_reaches_the_log() {
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    for body in [r#"{"metric":"m","timestamp":1}"#, r#"{"metric":""}"#, r#"{"metric":"m","labels":{"a":"x\r\n"}}"#, "{}"] {
+        assert_eq!(send(&gateway, body).await.0, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+    }
+    assert!(log.batches.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn hostile_bodies_are_refused_without_harm() {
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let deep = format!(r#"{{"metric":"m","properties":{}{}}}"#, "[".repeat(2000), "]".repeat(2000));
+    for body in [deep.as_str(), "", "[", r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","metrc":1}"#, "[1]"] {
+        assert_eq!(send(&gateway, body.to_owned()).await.0, StatusCode::BAD_REQUEST);
+    }
+    for body in [
+        vec![0xdd, 0xff, 0xff, 0xff, 0xff],
+        vec![0x91; 100_000],
+        vec![0x81, 0xdb, 0xff, 0xff, 0xff, 0xff],
+        vec![0xdf, 0, 0, 0, 9],
+    ] {
+        let status = call(&gateway, post("application/msgpack", body)).await.0;
+        assert!(matches!(status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE), "{status}");
+    }
+    assert_eq!(call(&gateway, post("text/plain", "x")).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let many = format!("[{}1]", "1,".repeat(10_000));
+    assert_eq!(send(&gateway, many).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
+async fn bombs_stop_at_the_cap() {
+    let (gateway, _) = gateway(GatewayLimits { max_body_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let zeros = vec![b' '; 64 << 20];
+    let bomb = zstd::encode_all(&zeros[..], 1).unwrap();
+    let mut request = post("application/json", bomb);
+    request.headers_mut().insert("content-encoding", "zstd".parse().unwrap());
+    assert_eq!(call(&gateway, request).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+    let good = zstd::encode_all(&br#"{"metric":"m"}"#[..], 1).unwrap();
+    let mut request = post("application/json", good);
+    request.headers_mut().insert("content-encoding", "zstd".parse().unwrap());
+    assert_eq!(call(&gateway, request).await.0, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn messagepack_values_are_exact_and_finite() {
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    for (value, status) in [(0.1, 202), (-0.0, 202), (5e-324, 202), (f64::NAN, 422), (f64::INFINITY, 422), (1e308, 422)] {
+        let mut body = vec![0x82, 0xa6];
+        body.extend(b"metric\xa1m\xa5value\xcb");
+        body.extend(value.to_be_bytes());
+        assert_eq!(call(&gateway, post("application/msgpack", body)).await.0.as_u16(), status, "{value}");
+    }
+    assert_eq!(log.batches.lock().unwrap()[0].events[0].value.unwrap().to_string(), "0.1");
+}
+
+#[tokio::test]
+async fn a_failed_append_is_503_and_overload_says_when_to_retry() {
+    let (gateway, log) = gateway(GatewayLimits { events_per_second: 1, burst: 2, ..GatewayLimits::default() }, KeyTable::open());
+    *log.fails.lock().unwrap() = Some(AppendError::Unknown("crash".to_owned()));
+    let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
+    assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true));
+    *log.fails.lock().unwrap() = None;
+    assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED);
+    let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
+    assert_eq!((status, retry.is_some()), (StatusCode::TOO_MANY_REQUESTS, true));
+}
+
+#[tokio::test]
+async fn keys_alone_name_the_tenant() {
+    let (plain, prefix, sha256) = new_key([7; 24]);
+    let (late, late_prefix, late_hash) = new_key([8; 24]);
+    let key =
+        |prefix, sha256, expires_ms| StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Read], expires_ms };
+    let keys = vec![key(prefix, sha256, None), key(late_prefix, late_hash, Some(NOW))];
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys }));
+    let get =
+        |uri: &str, key: &str| Request::get(uri).header("authorization", format!("Bearer {key}")).body(Body::empty()).unwrap();
+    for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/query?tenant=other"] {
+        let (status, body, _) = call(&gateway, get(uri, &plain)).await;
+        assert_eq!((status, body.contains("acme")), (StatusCode::OK, true), "{uri}");
+        assert_eq!(call(&gateway, get(uri, "wrong")).await.0, StatusCode::UNAUTHORIZED);
+        assert_eq!(call(&gateway, get(uri, &late)).await.0, StatusCode::UNAUTHORIZED, "expired");
+    }
+    let in_url = Request::get(format!("/v1/query?key={plain}")).body(Body::empty()).unwrap();
+    assert_eq!(call(&gateway, in_url).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(call(&gateway, get("/metrics", &plain)).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(call(&gateway, get("/nothing", &plain)).await.0, StatusCode::NOT_FOUND);
+    gateway.deps.keys.store(Arc::new(KeyTable::of(KeysFile::default())));
+    assert_eq!(call(&gateway, get("/v1/query", &plain)).await.0, StatusCode::UNAUTHORIZED, "revoked");
+}
+
+async fn listen(limits: GatewayLimits) -> (std::net::SocketAddr, watch::Sender<bool>) {
+    let (gateway, _) = gateway(limits, KeyTable::open());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(server::serve(gateway, listener, stopped));
+    (address, stop)
+}
+
+#[tokio::test]
+async fn slow_heads_and_bodies_are_cut_off() {
+    let short = Duration::from_millis(200);
+    let (address, _stop) = listen(GatewayLimits { header_timeout: short, body_timeout: short, ..GatewayLimits::default() }).await;
+    let body = "POST /v1/events HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
+    for start in ["GET / HT", body] {
+        let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        socket.write_all(start.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok(), "still open: {start}");
+    }
+}
+
+#[tokio::test]
+async fn acks_come_in_order_and_subscriptions_update() {
+    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    for seq in 0..200 {
+        ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+    }
+    for seq in 0..200 {
+        let ack = ws.next().await.unwrap().unwrap().into_text().unwrap();
+        assert!(ack.contains(&format!("\"ack\":{seq},")) && ack.contains("\"accepted\":1"), "{ack}");
+    }
+    ws.send(Message::text(r#"{"subscribe":"q1","query":{"metric":"m"}}"#)).await.unwrap();
+    let update = ws.next().await.unwrap().unwrap().into_text().unwrap();
+    assert!(update.starts_with(r#"{"update":"q1","tenant":"default""#), "{update}");
+}
+
+#[tokio::test]
+async fn a_reader_that_never_reads_is_dropped() {
+    let limits = GatewayLimits { ws_idle_timeout: Duration::from_millis(300), ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    let dropped = tokio::time::timeout(Duration::from_secs(20), async {
+        while ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"4000000"}}"#)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(dropped.await.is_ok(), "still connected");
+}
