@@ -213,7 +213,7 @@ fn number(token: Token<'_>) -> Number<'_> {
 pub fn labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     let wrong = |why: &str| EventError::new(EventErrorCode::LabelsInvalid, format!("labels are a map of strings: {why}"));
     let mut reader = Reader { bytes: raw, at: 0 };
-    let mut string = |reader: &mut Reader<'_>| match reader.token() {
+    let string = |reader: &mut Reader<'_>| match reader.token() {
         Ok(Token::Str(s)) => String::from_utf8(s.to_vec()).map_err(|_| wrong("not UTF-8")),
         _ => Err(wrong("not a string")),
     };

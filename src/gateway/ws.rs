@@ -98,14 +98,14 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
     let code = loop {
         let step = tokio::select! {
             _ = &mut writer => return,
-            _ = stopping.wait_for(|stop| *stop) => Err(GOING_AWAY),
+            () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(GOING_AWAY),
             message = incoming.next(), if session.acks.len() < limits.ws_window => match message {
                 Some(Ok(message)) => session.on_message(message),
                 Some(Err(_)) | None => Err(PROTOCOL),
             },
-            Some(ack) = session.acks.next() => session.send(Message::Text(ack.into())),
-            Some(update) = session.updates.next() => session.on_update(update),
-            _ = tick.tick() => session.on_tick(),
+            Some(ack) = session.acks.next() => session.send(Message::Text(ack.into())).await,
+            Some(update) = session.updates.next() => session.on_update(update).await,
+            _ = tick.tick() => session.on_tick().await,
         };
         if let Err(code) = step {
             break code;
@@ -155,8 +155,10 @@ fn nack(seq: u64, error: &ApiError) -> String {
 }
 
 impl Session {
-    fn send(&self, message: Message) -> Result<(), u16> {
-        self.out.try_send(message).map_err(|_| TRY_LATER)
+    /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
+    async fn send(&mut self, message: Message) -> Result<(), u16> {
+        let patience = self.gateway.deps.limits.ws_idle_timeout;
+        self.out.send_timeout(message, patience).await.map_err(|_| TRY_LATER)
     }
 
     fn on_message(&mut self, message: Message) -> Result<(), u16> {
@@ -239,7 +241,7 @@ impl Session {
         Ok(())
     }
 
-    fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), u16> {
+    async fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), u16> {
         let Some(subscription) = self.subscriptions.get_mut(&name).filter(|s| s.generation == generation) else { return Ok(()) };
         subscription.running = false;
         let (key, rest) = match answer {
@@ -254,10 +256,10 @@ impl Session {
         subscription.last = Some(key);
         let Some(fields) = rest.trim_start().strip_prefix('{') else { return Err(PROTOCOL) };
         let update = format!("{{\"update\":{},{fields}", serde_json::Value::from(name));
-        self.send(Message::Text(update.into()))
+        self.send(Message::Text(update.into())).await
     }
 
-    fn on_tick(&mut self) -> Result<(), u16> {
+    async fn on_tick(&mut self) -> Result<(), u16> {
         let idle = self.gateway.deps.limits.ws_idle_timeout;
         if self.heard.elapsed() > idle && self.acks.is_empty() {
             return Err(GOING_AWAY);
@@ -267,7 +269,7 @@ impl Session {
             .or_else(|_| self.gateway.tenant(&self.headers, Scope::Read))
             .map_err(|_| POLICY)?;
         if self.heard.elapsed() > idle / 3 {
-            self.send(Message::Ping(Bytes::new()))?;
+            self.send(Message::Ping(Bytes::new())).await?;
         }
         self.ask()
     }
