@@ -1,6 +1,110 @@
 //! Commands.
 
-/// Runs the command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+mod query;
+mod send;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+
+/// Exact metrics from billions of events: takes events over HTTP, answers time series a second later.
+#[derive(Debug, Parser)]
+#[command(name = "rollmill", version, after_help = "Examples:
+  rollmill serve
+  rollmill send events.ndjson
+  rollmill query page_view --agg count,p95 --by country --plot")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node
+    #[command(after_help = "Examples:
+  rollmill serve
+  rollmill serve --config config/demo.toml --data ./data --listen 127.0.0.1:8080")]
+    Serve(ServeArgs),
+    /// Send events from a file or standard input
+    Send(send::SendArgs),
+    /// Ask for a metric
+    Query(query::QueryArgs),
+    /// Check a configuration and print it with every default
+    #[command(after_help = "Example:
+  rollmill check-config config/rollmill.toml")]
+    CheckConfig {
+        /// The file
+        file: Option<PathBuf>,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Configuration file (TOML); docs/configuration.md lists the keys
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Data directory [default: ./data]
+    #[arg(long)]
+    data: Option<String>,
+    /// Address to serve on [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Log as JSON
+    #[arg(long)]
+    log_json: bool,
+}
+
+/// Runs the command line: 0 done, 1 failed, 2 wrong usage.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rollmill: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // the command line talks to people
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(args) => serve(args),
+        Command::Send(args) => send::run(&args),
+        Command::Query(args) => query::run(&args),
+        Command::CheckConfig { file } => {
+            let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
+            config.iter().for_each(|(key, value)| println!("{key} = {value}"));
+            Ok(())
+        }
+        Command::Version => {
+            println!("rollmill {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
+fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    let flags: Vec<(&str, String)> =
+        [("data.dir", args.data), ("server.listen", args.listen)].into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
+    let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
+    logging(args.log_json);
+    crate::node::serve(&config)
+}
+
+/// Quiet by default: warnings, and what the node itself says. `ROLLMILL_LOG` takes directives of tracing.
+fn logging(json: bool) {
+    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| "warn,rollmill=info".to_owned());
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        to_stderr.json().init();
+    } else {
+        use std::io::IsTerminal;
+        to_stderr.with_ansi(std::io::stderr().is_terminal()).init();
+    }
 }

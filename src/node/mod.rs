@@ -1,1 +1,262 @@
-//! Room `node`.
+//! The composition root: the only place that names concrete backends.
+
+pub mod lock;
+pub mod tree;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use ractor::ActorRef;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::actors::gateway_pool::{GatewayActor, GatewayPool};
+use crate::actors::pulse::{self, ShardRefs};
+use crate::actors::shard::{ShardActor, ShardMessage};
+use crate::actors::slots::Slots;
+use crate::clock::{Clock, Stopwatch, SystemClock};
+use crate::config::Config;
+use crate::gateway::auth::KeyTable;
+use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
+use crate::model::event::EventLimits;
+use crate::persistence::log::EventLog;
+use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
+use crate::persistence::store::RollupStore;
+use crate::persistence::store::sqlite::SqliteStore;
+use crate::query::engine::{QueryEngine, QueryLimits};
+use crate::shards::state::ShardLimits;
+use crate::supervision::policy::RestartPolicy;
+
+/// Everything that is still open after this at a stop waits in the log for the next start.
+const DRAIN: Duration = Duration::from_millis(500);
+/// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
+const COMMIT_BYTES: usize = 1 << 20;
+
+/// Where the parts of an embedded node are kept.
+#[derive(Debug, Clone)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// Below this directory.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self(root.into())
+    }
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.0
+    }
+    /// The log.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+    /// The store.
+    pub fn store(&self) -> PathBuf {
+        self.0.join("store.sqlite")
+    }
+    /// The archive.
+    pub fn archive(&self) -> PathBuf {
+        self.0.join("archive")
+    }
+}
+
+/// Runs a node until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start: names the thing and the way out.
+pub fn serve(config: &Config) -> anyhow::Result<()> {
+    let data = DataDir::new(config.text("data.dir"));
+    let _lock = lock::lock(data.root())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(run(config, &data))
+}
+
+async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
+    let started = Stopwatch::start();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
+    let keys = keys(config)?;
+    let listener = listen(config, keys.is_open()).await?;
+    let log = open_log(config, data, &clock)?;
+    let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
+    let slots = Slots::new(log.clone(), clock.clone());
+    let gateways = tree::places(config.number("gateway.actors") as usize);
+    let shard_refs: ShardRefs = tree::places(slots.iter().count());
+
+    let gateway_id = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
+    let parts = tree::TreeParts {
+        gateway: GatewayActor { log: log.clone(), gateway: gateway_id },
+        gateways: gateways.clone(),
+        shards: shards(config, &log, &store, &slots, &clock),
+        shard_refs: shard_refs.clone(),
+        policy: restart_policy(config),
+        clock: clock.clone(),
+    };
+    let (root, mut tree_ended) = tree::start(parts).await?;
+    let interval = config.duration("shards.pull_interval");
+    let pulse = tokio::spawn(pulse::run(shard_refs.clone(), slots.clone(), log.clone(), clock.clone(), interval));
+
+    let queries = QueryEngine::new(store.clone(), slots.clone(), clock.clone(), query_limits(config));
+    let stale_after = config.millis("query.stale_after");
+    let ready_slots = slots.clone();
+    let gateway = Gateway::new(GatewayDeps {
+        submit: GatewayPool::new(gateways),
+        queries,
+        keys: Arc::new(ArcSwap::from_pointee(keys)),
+        limits: gateway_limits(config),
+        clock: clock.clone(),
+        shard_count: log.shard_count(),
+        render_metrics: Arc::new(move || prometheus.render()),
+        ready: Arc::new(move || ready_slots.all_fresh(stale_after)),
+    });
+    let (stop, stopping) = watch::channel(false);
+    let address = listener.local_addr().context("cannot read the listening address")?;
+    let serving = tokio::spawn(server::serve(gateway, listener, stopping));
+    tracing::info!(%address, data = %data.root().display(), startup_ms = started.elapsed().as_millis() as u64, "serving");
+
+    let outcome = tokio::select! {
+        signal = stop_signal() => signal,
+        _ = &mut tree_ended => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
+    };
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    if tokio::time::timeout(Duration::from_secs(10), serving).await.is_err() {
+        tracing::warn!("some connections did not end within 10 s and are cut");
+    }
+    pulse.abort();
+    drain(&shard_refs).await;
+    root.stop(None);
+    tokio::task::spawn_blocking(move || log.close()).await.context("closing the log")?;
+    outcome
+}
+
+async fn stop_signal() -> anyhow::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupt = tokio::signal::ctrl_c() => interrupt.context("cannot listen for Ctrl-C"),
+    }
+}
+
+/// Asks every shard for a last flush; what does not end in time is still in the log.
+async fn drain(refs: &ShardRefs) {
+    let all = refs.iter().filter_map(|place| place.load_full()).map(|actor: Arc<ActorRef<ShardMessage>>| async move {
+        actor.call(ShardMessage::Drain, Some(DRAIN)).await.is_ok_and(|reply| reply.is_success())
+    });
+    let drained = futures::future::join_all(all).await;
+    let late = drained.iter().filter(|done| !**done).count();
+    if late > 0 {
+        tracing::info!(shards = late, "shards did not flush in time; the log holds the rest");
+    }
+}
+
+fn keys(config: &Config) -> anyhow::Result<KeyTable> {
+    match config.path("auth.keys_file") {
+        None => Ok(KeyTable::open()),
+        Some(path) => KeyTable::load(&path).with_context(|| format!("cannot use the keys file {}", path.display())),
+    }
+}
+
+/// Binds; without API keys to loopback only.
+async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
+    let address = config.text("server.listen");
+    let resolved: Vec<_> = tokio::net::lookup_host(address).await.with_context(|| format!("cannot resolve {address}"))?.collect();
+    if open && resolved.iter().any(|a| !a.ip().is_loopback()) {
+        bail!(
+            "{address} can be reached from other machines, but there are no API keys: make some with `rollmill keys add` and set \
+             auth.keys_file, or listen on 127.0.0.1"
+        );
+    }
+    TcpListener::bind(&resolved[..]).await.with_context(|| format!("cannot listen on {address}: is another process there?"))
+}
+
+fn open_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
+    let mut log_id_if_new = [0; 16];
+    getrandom::fill(&mut log_id_if_new).map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
+    let options = LogOptions {
+        dir: data.log(),
+        shard_count: config.number("shards.count") as u32,
+        segment_bytes: config.number("log.segment_bytes"),
+        max_waiting_bytes: config.number("log.max_waiting"),
+        max_commit_bytes: COMMIT_BYTES,
+        tail_cache_bytes: config.number("log.tail_cache") as usize,
+        log_id_if_new,
+        clock: clock.clone(),
+    };
+    let (log, _) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    Ok(log)
+}
+
+fn shards(
+    config: &Config,
+    log: &Arc<dyn EventLog>,
+    store: &Arc<dyn RollupStore>,
+    slots: &Arc<Slots>,
+    clock: &Arc<dyn Clock>,
+) -> Vec<ShardActor> {
+    let count = u64::from(log.shard_count());
+    let limits = ShardLimits {
+        dedup_horizon_ms: config.millis("dedup.horizon"),
+        dedup_max_ids: config.number("dedup.max_ids") as usize,
+        max_series_per_tenant: config.number("tenants.max_series").div_ceil(count),
+        flush_interval_ms: config.millis("flush.interval"),
+        max_delta_bytes: (config.number("flush.max_delta_bytes") / count) as usize,
+        keep_flushed_ms: config.millis("query.deadline"),
+        panic_on_user: None,
+    };
+    let shard = |(shard, _)| ShardActor {
+        shard,
+        log: log.clone(),
+        store: store.clone(),
+        clock: clock.clone(),
+        limits: limits.clone(),
+        slots: slots.clone(),
+    };
+    slots.iter().map(shard).collect()
+}
+
+fn restart_policy(config: &Config) -> RestartPolicy {
+    RestartPolicy {
+        max_restarts: config.number("supervision.max_restarts") as u32,
+        window_ms: config.millis("supervision.restart_window"),
+        backoff_min_ms: config.millis("supervision.backoff_min"),
+        backoff_max_ms: config.millis("supervision.backoff_max"),
+        escalates: true,
+    }
+}
+
+fn query_limits(config: &Config) -> QueryLimits {
+    QueryLimits {
+        max_points: config.number("query.max_points") as usize,
+        max_series: config.number("query.max_series") as usize,
+        stale_after_ms: config.millis("query.stale_after"),
+    }
+}
+
+fn gateway_limits(config: &Config) -> GatewayLimits {
+    let events_per_second = config.number("tenants.max_events_per_second");
+    GatewayLimits {
+        event: EventLimits {
+            max_age_ms: config.millis("accept.max_age"),
+            max_ahead_ms: config.millis("accept.max_ahead"),
+            max_event_bytes: config.number("accept.max_event_bytes") as usize,
+            ..EventLimits::default()
+        },
+        max_events: config.number("accept.max_events") as usize,
+        max_body_bytes: config.number("accept.max_body") as usize,
+        max_inflight_bytes: config.number("accept.max_inflight") as usize,
+        max_connections: config.number("server.max_connections") as usize,
+        header_timeout: config.duration("server.header_timeout"),
+        body_timeout: config.duration("server.body_timeout"),
+        events_per_second,
+        max_queries: config.number("query.max_concurrent") as usize,
+        ws_window: config.number("ws.window") as usize,
+        ws_max_message_bytes: config.number("ws.max_message") as usize,
+        ws_idle_timeout: config.duration("ws.idle_timeout"),
+        dedup_horizon_ms: config.millis("dedup.horizon"),
+        dedup_max_ids: config.number("dedup.max_ids"),
+        ..GatewayLimits::default()
+    }
+}
