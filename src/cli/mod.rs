@@ -12,10 +12,14 @@ use crate::config::Config;
 
 /// Exact metrics from billions of events: takes events over HTTP, answers time series a second later.
 #[derive(Debug, Parser)]
-#[command(name = "rollmill", version, after_help = "Examples:
+#[command(
+    name = "rollmill",
+    version,
+    after_help = "Examples:
   rollmill serve
   rollmill send events.ndjson
-  rollmill query page_view --agg count,p95 --by country --plot")]
+  rollmill query page_view --agg count,p95 --by country --plot"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -110,7 +110,7 @@ fn aggs(args: &QueryArgs) -> Vec<&str> {
 fn table(args: &QueryArgs, answer: &serde_json::Value) -> String {
     let by: Vec<&str> = args.by.as_deref().map(|by| by.split(',').map(str::trim).collect()).unwrap_or_default();
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(std::iter::once("time").chain(by.iter().copied()).chain(aggs(args)));
     for series in answer["series"].as_array().into_iter().flatten() {
         for point in series["points"].as_array().into_iter().flatten() {

@@ -74,11 +74,8 @@ pub(super) fn run(args: &SendArgs) -> anyhow::Result<()> {
             break;
         }
     }
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_global(Some(Duration::from_secs(60)))
-        .build()
-        .into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(60))).build().into();
     let mut done = summary.skipped;
     loop {
         let mut body = String::new();

@@ -76,7 +76,10 @@ fn quoted(text: &str) -> Result<(String, &str), String> {
 
 fn anchored(pattern: &str) -> Result<regex::Regex, String> {
     // Compiled bare first: `a)|(b` would close the group that anchors it.
-    RegexBuilder::new(pattern).size_limit(REGEX_BYTES).build().map_err(|e| format!("{pattern:?} is not valid or too large: {e}"))?;
+    RegexBuilder::new(pattern)
+        .size_limit(REGEX_BYTES)
+        .build()
+        .map_err(|e| format!("{pattern:?} is not valid or too large: {e}"))?;
     let anchored = RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_BYTES).build();
     anchored.map_err(|e| format!("the regular expression {pattern:?} is not valid or too large: {e}"))
 }
@@ -111,8 +114,16 @@ mod tests {
 
     #[test]
     fn mistakes_are_explained() {
-        for bad in [r#"{a="b""#, "{a}", r#"{="x"}"#, r#"{a=~"("}"#, r#"{a=~"a)|(b"}"#, r#"{a="x" b="y"}"#, r#"{a="x}"#, r#"{a=~"(a{1000}){1000}"}"#]
-        {
+        for bad in [
+            r#"{a="b""#,
+            "{a}",
+            r#"{="x"}"#,
+            r#"{a=~"("}"#,
+            r#"{a=~"a)|(b"}"#,
+            r#"{a="x" b="y"}"#,
+            r#"{a="x}"#,
+            r#"{a=~"(a{1000}){1000}"}"#,
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
