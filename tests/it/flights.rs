@@ -118,12 +118,4 @@ fn a_year_of_flights_is_exact() {
     }
     assert!(expected.is_empty(), "{} rows are missing", expected.len());
     assert_eq!(server.stop(), Some(0));
-    let data = dir.path().join("data").display().to_string();
-    let verified = Server::cli(&["verify", "--data", &data]);
-    assert!(
-        verified.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&verified.stdout),
-        String::from_utf8_lossy(&verified.stderr)
-    );
 }
