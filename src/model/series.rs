@@ -147,8 +147,8 @@ mod tests {
     fn golden_key_id_and_shard() {
         let key = page_view().key();
         assert_eq!(key, b"\x07default\x09page_view\x07country\x02DE\x04page\x05/home");
-        assert_eq!(SeriesId::of_key(&key).to_string(), "GOLDEN");
-        assert_eq!(SeriesId::of_key(&key).shard(64), ShardId(0));
+        assert_eq!(SeriesId::of_key(&key).to_string(), "bc9cd3550038c24437dd0bf5339bb02b");
+        assert_eq!(SeriesId::of_key(&key).shard(64), ShardId(4));
     }
 
     #[test]

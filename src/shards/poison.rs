@@ -35,7 +35,7 @@ pub fn mode(attempts: u32) -> Mode {
     if attempts <= PATIENCE {
         return Mode::Normal;
     }
-    match FIRST_STEP >> (2 * (attempts - PATIENCE - 1)).min(63) {
+    match FIRST_STEP >> (attempts - PATIENCE - 1).saturating_mul(2).min(63) {
         0 => Mode::Alone,
         step => Mode::Careful { step },
     }

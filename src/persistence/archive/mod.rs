@@ -1,9 +1,6 @@
 //! The port `Archive`: raw events as Parquet objects, put create-only. The manifest in the store says which objects count.
 //!
-//! [`objects`] carries it out on any `object_store` (a local directory now, S3 later); [`parquet`] is the format.
-
-pub mod objects;
-pub mod parquet;
+//! The implementation on object storage comes with the archive issue; the archiver actor is written against this port.
 
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
