@@ -107,8 +107,19 @@ pub struct Claim {
     pub checkpoint: Checkpoint,
     /// Starts at this checkpoint without a flush since, this one included: 1 on a clean start.
     pub attempts: u32,
-    /// The event that was being applied alone when the shard last died: (offset, index).
-    pub suspect: Option<(Offset, u32)>,
+    /// The events above the checkpoint that were being applied alone when the shard died.
+    pub suspects: Vec<Suspect>,
+}
+
+/// An event that was being applied alone when its shard died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suspect {
+    /// Offset of its record.
+    pub offset: Offset,
+    /// Index in its record.
+    pub index: u32,
+    /// How often.
+    pub deaths: u32,
 }
 
 /// A record as read from the log.

@@ -1,9 +1,15 @@
 //! What a shard does after it died again and again at the same checkpoint: smaller steps, then one event at a time.
 
+use crate::model::flush::Suspect;
+use crate::model::offset::Offset;
+
 /// Starts at one checkpoint that are taken for bad luck.
 const PATIENCE: u32 = 3;
 /// Records between two flushes at the first careful start; a quarter at each later one.
 const FIRST_STEP: usize = 4096;
+
+/// Deaths over one event that are no coincidence.
+const DEATHS: u32 = 2;
 
 /// How a shard goes through its log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +47,108 @@ pub fn mode(attempts: u32) -> Mode {
     }
 }
 
+/// Whether an event is set aside: the shard died twice while it was being applied alone. Once may be a machine that was switched off.
+pub fn convicted(suspects: &[Suspect], offset: Offset, index: u32) -> bool {
+    suspects.iter().any(|s| (s.offset, s.index) == (offset, index) && s.deaths >= DEATHS)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::model::flush::{Claim, FlushBatch, LogRecord};
+    use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
+    use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+    use crate::model::series::{Series, SeriesId};
+    use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
 
     #[test]
     fn steps_shrink_to_a_single_event() {
         let modes: Vec<_> = [1, 3, 4, 5, 10, 11, u32::MAX].into_iter().map(mode).collect();
         let careful = |step| Mode::Careful { step };
         assert_eq!(modes, [Mode::Normal, Mode::Normal, careful(4096), careful(1024), careful(1), Mode::Alone, Mode::Alone]);
+    }
+
+    const LOG: LogId = LogId([1; 16]);
+    const POISON: [&str; 2] = ["p-1", "p-2"];
+
+    fn record() -> LogRecord {
+        let series = Series::new("t", "m", []);
+        let key = series.key();
+        let id = SeriesId::of_key(&key);
+        let users = ["a", POISON[0], "b", POISON[1], "c"];
+        let event = |user| RecordEvent { series: 0, timestamp: 0, value: None, user: Some(user), id: None, raw: b"{}" };
+        let events = users.into_iter().map(event).collect();
+        let series = vec![SeriesEntry { id: &id.0, key: &key }];
+        let mut payload = Vec::new();
+        record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events }, &mut payload);
+        LogRecord { offset: 0, appended: 0, payload: payload.into() }
+    }
+
+    /// What the store keeps of a shard over its starts.
+    #[derive(Default)]
+    struct Kept {
+        attempts: u32,
+        marked: Option<(Offset, u32)>,
+        suspects: Vec<Suspect>,
+        flushed: Option<Arc<FlushBatch>>,
+    }
+
+    impl Kept {
+        fn claim(&mut self) -> Claim {
+            self.attempts += 1;
+            if let Some((offset, index)) = self.marked.take() {
+                match self.suspects.iter_mut().find(|s| (s.offset, s.index) == (offset, index)) {
+                    Some(suspect) => suspect.deaths += 1,
+                    None => self.suspects.push(Suspect { offset, index, deaths: 1 }),
+                }
+            }
+            let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 } };
+            Claim { checkpoint, attempts: self.attempts, suspects: self.suspects.clone() }
+        }
+
+        /// One life of the shard; whether it got through. Dies where a poison event would be applied.
+        fn live(&mut self, record: &LogRecord) -> bool {
+            let limits = ShardLimits {
+                dedup_horizon_ms: 1,
+                dedup_max_ids: 1,
+                max_series_per_tenant: 9,
+                flush_interval_ms: 1,
+                max_delta_bytes: 1 << 20,
+                keep_flushed_ms: 1,
+                panic_on_user: None,
+            };
+            let claim = self.claim();
+            let mut state = ShardState::new(limits, ShardId(0), &claim, vec![], vec![], 1);
+            if mode(self.attempts) != Mode::Alone {
+                return false;
+            }
+            let mut effects = Vec::new();
+            state.step(Input::Records(std::slice::from_ref(record)), &mut effects);
+            while let Some(Effect::MarkSuspect { offset, index }) = effects.pop() {
+                self.marked = Some((offset, index));
+                let poison = index == 1 || index == 3;
+                if poison && !convicted(&self.suspects, offset, index) {
+                    return false;
+                }
+                state.step(Input::Records(&[]), &mut effects);
+            }
+            state.step(Input::Tick { now: 0, drain: true }, &mut effects);
+            let Some(Effect::Commit { batch, .. }) = effects.pop() else { panic!("no commit") };
+            self.flushed = Some(batch);
+            true
+        }
+    }
+
+    #[test]
+    fn two_poison_events_of_one_record_are_both_set_aside_and_their_neighbours_count() {
+        let (mut kept, record) = (Kept::default(), record());
+        let lives = (1..=40).find(|_| kept.live(&record)).expect("the shard gets through");
+        assert_eq!(lives, 15, "ten starts to be alone, two deaths for each poison event, one life to pass");
+        let batch = kept.flushed.expect("flushed");
+        assert_eq!(batch.quarantined.iter().map(|row| row.index).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(batch.deltas[0].rollup.figures.count, 3);
+        assert_eq!((batch.accounting[0].aggregated, batch.accounting[0].quarantined), (3, 2));
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::batch::OpenBatch;
 use super::dedup::Dedup;
 use super::immutable_queue::ImmutableQueue;
-use super::poison::{Mode, mode};
+use super::poison::{Mode, convicted, mode};
 use super::series::Admission;
-use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo};
+use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo, Suspect};
 use crate::model::offset::{Checkpoint, Diverged, Due, Epoch, LogId, Offset, OffsetRange, ShardId, due};
 use crate::model::record::{self, Record};
 use crate::model::rollup::Rollup;
@@ -140,7 +140,7 @@ pub struct ShardState {
     /// Careful modes end when everything that was in the log at the start has been passed.
     careful_until: Offset,
     applied_since_flush: usize,
-    suspect: Option<(Offset, u32)>,
+    suspects: Vec<Suspect>,
     alone: Option<Alone>,
 }
 
@@ -174,7 +174,7 @@ impl ShardState {
             mode: mode(claim.attempts),
             careful_until: log_end,
             applied_since_flush: 0,
-            suspect: claim.suspect,
+            suspects: claim.suspects.clone(),
             alone: None,
         }
     }
@@ -272,7 +272,7 @@ impl ShardState {
                 self.dedup.advance(alone.record.appended);
                 let mut local = vec![None; record.series.len()];
                 let index = alone.index as usize;
-                if self.suspect == Some((alone.record.offset, alone.index)) {
+                if convicted(&self.suspects, alone.record.offset, alone.index) {
                     let one = single(&record, index);
                     self.quarantine(
                         &alone.record,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::decimal::Decimal;
-use crate::model::flush::Delta;
+use crate::model::flush::{Delta, Suspect};
 use crate::model::offset::OffsetRange;
 use crate::model::series::{Series, SeriesId};
 
@@ -108,15 +108,30 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.next, 3);
 }
 
+fn suspect(offset: u64, index: u32, deaths: u32) -> Suspect {
+    Suspect { offset, index, deaths }
+}
+
 fn claims_ids_and_archive(store: &dyn RollupStore) {
     let first = store.claim(SHARD, LOG, 11).expect("claim");
     assert_eq!((first.attempts, first.checkpoint.next, first.checkpoint.epoch.counter), (1, 0, 1));
     store.mark_suspect(SHARD, first.checkpoint.epoch, 4, 2).expect("mark");
     let second = store.claim(SHARD, LOG, u64::MAX).expect("claim");
-    assert_eq!((second.attempts, second.suspect, second.checkpoint.epoch.counter), (2, Some((4, 2)), 2));
+    assert_eq!((second.attempts, second.suspects, second.checkpoint.epoch.counter), (2, vec![suspect(4, 2, 1)], 2));
     assert!(matches!(store.claim(SHARD, LogId([8; 16]), 1), Err(StoreError::Invalid(_))));
     let refused = Err(StoreError::Refused { shard: SHARD });
     assert_eq!(store.mark_suspect(SHARD, first.checkpoint.epoch, 1, 1), refused);
+
+    assert_eq!(store.claim(SHARD, LOG, 3).expect("claim").suspects, vec![suspect(4, 2, 1)], "no mark, no further death");
+    let next = store.claim(SHARD, LOG, 4).expect("claim");
+    for (offset, index) in [(4, 1), (4, 2)] {
+        store.mark_suspect(SHARD, next.checkpoint.epoch, offset, index).expect("mark");
+    }
+    let again = store.claim(SHARD, LOG, 5).expect("claim");
+    assert_eq!((again.attempts, again.suspects), (5, vec![suspect(4, 2, 2)]), "only the last mark is a death");
+    store.mark_suspect(SHARD, again.checkpoint.epoch, 4, 7).expect("mark");
+    let second = store.claim(SHARD, LOG, 6).expect("claim");
+    assert_eq!(second.suspects, vec![suspect(4, 2, 2), suspect(4, 7, 1)], "earlier suspects are kept");
 
     let epoch = second.checkpoint.epoch;
     let block = |from: u64, at: i64| DedupBlock {
@@ -131,7 +146,7 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     assert_eq!(store.recent_ids(SHARD, 0), Ok(vec![block(1, 20), block(2, 30)]));
     assert_eq!(store.recent_ids(SHARD, 25), Ok(vec![block(2, 30)]));
     let third = store.claim(SHARD, LOG, 13).expect("claim");
-    assert_eq!((third.attempts, third.suspect), (1, None));
+    assert_eq!((third.attempts, third.suspects), (1, vec![]));
 
     let row = |from: u64, to: u64, epoch: Epoch| ManifestRow {
         log: LOG,

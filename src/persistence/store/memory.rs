@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
-use crate::model::flush::{AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::flush::{
+    AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect,
+};
 use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
@@ -62,7 +64,8 @@ impl std::fmt::Debug for MemoryStore {
 struct ShardRow {
     checkpoint: Checkpoint,
     attempts: u32,
-    suspect: Option<(Offset, u32)>,
+    marked: Option<(Offset, u32)>,
+    suspects: BTreeMap<(Offset, u32), u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -190,11 +193,16 @@ impl RollupStore for MemoryStore {
             let row = Arc::make_mut(state).shards.entry(shard).or_insert(ShardRow {
                 checkpoint: Checkpoint { log, next: 0, archived: 0, epoch: Epoch { counter: 0, nonce } },
                 attempts: 0,
-                suspect: None,
+                marked: None,
+                suspects: BTreeMap::new(),
             });
             row.checkpoint.epoch = Epoch { counter: row.checkpoint.epoch.counter + 1, nonce };
             row.attempts = row.attempts.saturating_add(1);
-            Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspect: row.suspect })
+            if let Some(at) = row.marked.take() {
+                *row.suspects.entry(at).or_default() += 1;
+            }
+            let suspects = row.suspects.iter().map(|(&(offset, index), &deaths)| Suspect { offset, index, deaths }).collect();
+            Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspects })
         })
     }
 
@@ -232,7 +240,8 @@ impl RollupStore for MemoryStore {
             if let Some(row) = state.shards.get_mut(&guard.shard) {
                 row.checkpoint.next = guard.range.to;
                 row.attempts = 0;
-                row.suspect = None;
+                row.marked = None;
+                row.suspects.clear();
             }
             Ok(())
         })
@@ -242,7 +251,7 @@ impl RollupStore for MemoryStore {
         self.write(Write::MarkSuspect, |state| {
             state.owned(shard, epoch)?;
             if let Some(row) = Arc::make_mut(state).shards.get_mut(&shard) {
-                row.suspect = Some((offset, index));
+                row.marked = Some((offset, index));
             }
             Ok(())
         })

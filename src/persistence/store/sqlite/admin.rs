@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::{StoreError, codec, one};
-use crate::model::flush::{Claim, DedupBlock};
+use crate::model::flush::{Claim, DedupBlock, Suspect};
 use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -16,23 +16,33 @@ pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> 
     {
         return Err(super::super::other_log(shard, found, log));
     }
+    tx.execute(
+        "INSERT INTO suspects SELECT shard, marked_offset, marked_index, 1 FROM shards WHERE shard = ? AND marked_offset NOT NULL
+         ON CONFLICT DO UPDATE SET deaths = deaths + 1",
+        [shard.0],
+    )?;
+    let suspects = suspects(tx, shard)?;
     let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?1, ?2, 0, 0, 1, ?3, 1)
-        ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1
-        RETURNING next, archived, epoch, attempts, suspect_offset, suspect_index";
+        ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, marked_offset = NULL
+        RETURNING next, archived, epoch, attempts";
     let claim = one(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
-        let suspect = r.get::<_, Option<i64>>(4)?.zip(r.get::<_, Option<u32>>(5)?);
-        Ok(Claim {
-            checkpoint: Checkpoint {
-                log,
-                next: r.get::<_, i64>(0)? as Offset,
-                archived: r.get::<_, i64>(1)? as Offset,
-                epoch: Epoch { counter: r.get::<_, i64>(2)? as u64, nonce },
-            },
-            attempts: r.get(3)?,
-            suspect: suspect.map(|(offset, index)| (offset as Offset, index)),
-        })
+        let checkpoint = Checkpoint {
+            log,
+            next: r.get::<_, i64>(0)? as Offset,
+            archived: r.get::<_, i64>(1)? as Offset,
+            epoch: Epoch { counter: r.get::<_, i64>(2)? as u64, nonce },
+        };
+        Ok((checkpoint, r.get(3)?))
     })?;
+    let claim = claim.map(|(checkpoint, attempts)| Claim { checkpoint, attempts, suspects });
     claim.ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))
+}
+
+fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<Suspect>, StoreError> {
+    let mut statement = tx.prepare_cached("SELECT offset, idx, deaths FROM suspects WHERE shard = ? ORDER BY offset, idx")?;
+    let rows = statement
+        .query_map([shard.0], |r| Ok(Suspect { offset: r.get::<_, i64>(0)? as Offset, index: r.get(1)?, deaths: r.get(2)? }))?;
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 pub(super) fn recent_ids(connection: &Connection, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {

@@ -27,7 +27,7 @@ pub(super) fn flush(
     let shard = guard.shard;
     let moved = tx
         .prepare_cached(
-            "UPDATE shards SET next = ?, attempts = 0, suspect_offset = NULL, suspect_index = NULL
+            "UPDATE shards SET next = ?, attempts = 0, marked_offset = NULL
              WHERE shard = ? AND log = ? AND next = ? AND epoch = ? AND nonce = ?",
         )?
         .execute(params![
@@ -41,6 +41,7 @@ pub(super) fn flush(
     if moved != 1 {
         return Err(StoreError::Refused { shard });
     }
+    tx.prepare_cached("DELETE FROM suspects WHERE shard = ?")?.execute([shard.0])?;
     for (info, offset) in &batch.admitted {
         catalogue.number(info, shard, *offset)?;
     }

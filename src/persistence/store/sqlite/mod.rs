@@ -125,7 +125,7 @@ impl RollupStore for SqliteStore {
         self.writer()?.transaction(|tx, _| {
             let moved = tx
                 .prepare_cached(
-                    "UPDATE shards SET suspect_offset = ?, suspect_index = ? WHERE shard = ? AND epoch = ? AND nonce = ?",
+                    "UPDATE shards SET marked_offset = ?, marked_index = ? WHERE shard = ? AND epoch = ? AND nonce = ?",
                 )?
                 .execute(params![offset as i64, index, shard.0, epoch.counter as i64, epoch.nonce as i64])?;
             if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }

@@ -30,7 +30,9 @@ CREATE TABLE sketches (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series
 CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT NULL,
   PRIMARY KEY (metric_no, day)) WITHOUT ROWID;
 CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER NOT NULL, archived INTEGER NOT NULL,
-  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, suspect_offset INTEGER, suspect_index INTEGER);
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER);
+CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, deaths INTEGER NOT NULL,
+  PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
 CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
   first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, PRIMARY KEY (shard, from_offset));
 CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
