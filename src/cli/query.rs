@@ -1,9 +1,54 @@
 //! `rollmill query`: a metric as a table, a plot, or JSON.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use serde_json::value::RawValue;
+
+/// Shards named in the warning about a partial answer.
+const NAMED: usize = 5;
+/// Series drawn by `--plot`.
+const PLOTS: usize = 8;
+
+/// The answer of the server; figures stay text, so that sums keep all their digits.
+#[derive(Debug, serde::Deserialize)]
+struct Answer {
+    series: Vec<SeriesPoints>,
+    completeness: Completeness,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct SeriesPoints {
+    labels: BTreeMap<String, String>,
+    points: Vec<Point>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Point(BTreeMap<String, Box<RawValue>>);
+
+impl Point {
+    /// A value as it came, without the quotes of a string; empty if it is not there.
+    fn text(&self, key: &str) -> &str {
+        self.0.get(key).map_or("", |v| v.get().trim_matches('"'))
+    }
+    fn figure(&self, agg: &str) -> Option<&str> {
+        Some(self.text(agg)).filter(|text| !text.is_empty() && *text != "null")
+    }
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Completeness {
+    partial: bool,
+    missing: Vec<Missing>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Missing {
+    shard: u32,
+    reason: String,
+}
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -56,14 +101,13 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<()> {
     if args.json {
         return print(&text);
     }
-    let answer: serde_json::Value = serde_json::from_str(&text).context("the answer is not JSON")?;
+    let answer: Answer = serde_json::from_str(&text).context("the answer is not what this version understands")?;
     print(&table(args, &answer))?;
     if args.plot {
         print(&plot(args, &answer))?;
     }
-    let completeness = &answer["completeness"];
-    if completeness["partial"] == true {
-        eprintln!("partial: {}", completeness["missing"]);
+    if answer.completeness.partial {
+        eprintln!("{}", warning(&answer.completeness.missing));
     }
     Ok(())
 }
@@ -107,44 +151,67 @@ fn aggs(args: &QueryArgs) -> Vec<&str> {
     args.agg.as_deref().unwrap_or("count").split(',').map(str::trim).filter(|a| !a.is_empty()).collect()
 }
 
-fn table(args: &QueryArgs, answer: &serde_json::Value) -> String {
+fn table(args: &QueryArgs, answer: &Answer) -> String {
     let by: Vec<&str> = args.by.as_deref().map(|by| by.split(',').map(str::trim).collect()).unwrap_or_default();
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(std::iter::once("time").chain(by.iter().copied()).chain(aggs(args)));
-    for series in answer["series"].as_array().into_iter().flatten() {
-        for point in series["points"].as_array().into_iter().flatten() {
-            let labels = by.iter().map(|name| series["labels"][name].as_str().unwrap_or("").to_owned());
-            let values = aggs(args).into_iter().map(|agg| match &point[agg] {
-                serde_json::Value::Null => "-".to_owned(),
-                value => value.to_string(),
-            });
-            table.add_row(std::iter::once(point["t"].as_str().unwrap_or("").to_owned()).chain(labels).chain(values));
+    for series in &answer.series {
+        for point in &series.points {
+            let labels = by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
+            let values = aggs(args).into_iter().map(|agg| point.figure(agg).map_or_else(|| "-".to_owned(), |v| shown(agg, v)));
+            table.add_row(std::iter::once(point.text("t").to_owned()).chain(labels).chain(values));
         }
+    }
+    for column in table.column_iter_mut().skip(1 + by.len()) {
+        column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
     if table.is_empty() { format!("no data for {} in this range", args.metric) } else { table.to_string() }
 }
 
-fn plot(args: &QueryArgs, answer: &serde_json::Value) -> String {
+/// Exact figures as they came; averages and quantiles, which are not, with three digits for the eye.
+fn shown(agg: &str, value: &str) -> String {
+    match (agg, value.parse::<f64>()) {
+        ("count" | "sum" | "min" | "max" | "distinct", _) | (_, Err(_)) => value.to_owned(),
+        (_, Ok(number)) => format!("{number:.3}"),
+    }
+}
+
+/// Which shards an answer lacks, in one line.
+fn warning(missing: &[Missing]) -> String {
+    let named: Vec<String> = missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
+    let more = missing.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("partial: shards {}{more} are missing or behind; ask again, or see --json", named.join(", "))
+}
+
+fn plot(args: &QueryArgs, answer: &Answer) -> String {
     use textplots::{Chart, Plot, Shape};
-    let agg = aggs(args).first().copied().unwrap_or("count").to_owned();
+    let agg = aggs(args).first().copied().unwrap_or("count");
     let mut out = String::new();
-    for series in answer["series"].as_array().into_iter().flatten().take(8) {
-        let points: Vec<(f32, f32)> = series["points"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .enumerate()
-            .filter_map(|(at, point)| point[&agg].as_f64().map(|value| (at as f32, value as f32)))
-            .collect();
-        if points.len() > 1 {
-            let mut chart = Chart::new(140, 40, 0.0, (points.len() - 1) as f32);
-            let shape = Shape::Lines(&points);
-            let drawn = chart.lineplot(&shape);
-            drawn.axis();
-            drawn.figures();
-            out += &format!("{agg} {}\n{drawn}\n", series["labels"]);
+    for series in answer.series.iter().take(PLOTS) {
+        let at = |point: &Point| point.figure(agg).and_then(|v| v.parse::<f32>().ok());
+        let points: Vec<(f32, f32)> =
+            (0u16..).zip(&series.points).filter_map(|(x, p)| at(p).map(|y| (f32::from(x), y))).collect();
+        let (Some(first), Some(last)) = (series.points.first(), series.points.last()) else { continue };
+        if points.len() < 2 {
+            continue;
         }
+        let (low, high) = points.iter().fold((f32::MAX, f32::MIN), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
+        let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let mut chart = Chart::new(140, 40, 0.0, (points.len() - 1) as f32);
+        let shape = Shape::Lines(&points);
+        let drawn = chart.lineplot(&shape);
+        drawn.axis();
+        drawn.figures();
+        let drawn = drawn.to_string();
+        // The last line numbers the points; people read times.
+        let (lines, _) = drawn.trim_end().rsplit_once('\n').unwrap_or((&drawn, ""));
+        let (from, to) = (first.text("t"), last.text("t"));
+        out += &format!("\n{}: {agg}{}, {low} to {high}\n{lines}\n{from}{to:>50}\n", args.metric, labels.concat());
+    }
+    if answer.series.len() > PLOTS {
+        out += &format!("\n{} more series are not drawn: narrow down with --where or --limit\n", answer.series.len() - PLOTS);
     }
     out
 }

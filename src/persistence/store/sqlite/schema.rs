@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
