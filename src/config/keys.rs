@@ -151,7 +151,7 @@ pub const KEYS: &[Key] = &[
         "Ids remembered by each shard, about 26 bytes each; the shorter of both limits holds.",
     ),
     key("archive.max_bytes", Kind::Bytes, "128MiB", 1024, 4294967296, "Raw bytes of one archive object."),
-    key("archive.max_delay", Kind::Duration, "10m", 1000, 86400000, "An object is written at the latest after this time."),
+    key("archive.max_delay", Kind::Duration, "10m", 100, 86400000, "An object is written at the latest after this time."),
     key(
         "query.deadline",
         Kind::Duration,

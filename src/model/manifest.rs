@@ -31,11 +31,21 @@ pub struct ManifestRow {
 }
 
 impl ManifestRow {
+    /// What the names of all objects of a log begin with.
+    pub fn log_prefix(log: LogId) -> String {
+        format!("raw/log={log}/")
+    }
+
     /// The object's name: log, shard, range and epoch, so that two owners can never overwrite each other.
     pub fn object_path(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> String {
         format!(
-            "raw/log={log}/shard={:04}/{:020}-{:020}-{:010}-{:016x}.parquet",
-            shard.0, range.from, range.to, epoch.counter, epoch.nonce
+            "{}shard={:04}/{:020}-{:020}-{:010}-{:016x}.parquet",
+            Self::log_prefix(log),
+            shard.0,
+            range.from,
+            range.to,
+            epoch.counter,
+            epoch.nonce
         )
     }
 }

@@ -13,6 +13,7 @@ use ractor::ActorRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::actors::archiver::{ArchiveLimits, Archiver};
 use crate::actors::gateway_pool::{GatewayActor, GatewayPool};
 use crate::actors::pulse::{self, ShardRefs};
 use crate::actors::shard::{ShardActor, ShardMessage};
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::gateway::auth::KeyTable;
 use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
 use crate::model::event::EventLimits;
+use crate::persistence::archive::objects::ObjectArchive;
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::store::RollupStore;
@@ -91,6 +93,17 @@ async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
         gateways: gateways.clone(),
         shards: shards(config, &log, &store, &slots, &clock),
         shard_refs: shard_refs.clone(),
+        archiver: Archiver {
+            log: log.clone(),
+            store: store.clone(),
+            archive: Arc::new(ObjectArchive::open_directory(&data.archive())?),
+            clock: clock.clone(),
+            limits: ArchiveLimits {
+                max_bytes: config.number("archive.max_bytes"),
+                max_delay_ms: config.millis("archive.max_delay"),
+            },
+            slots: slots.clone(),
+        },
         policy: restart_policy(config),
         clock: clock.clone(),
     };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorRef};
 
+use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
 use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
@@ -68,6 +69,8 @@ pub struct TreeParts {
     pub shards: Vec<ShardActor>,
     /// Where they are.
     pub shard_refs: ShardRefs,
+    /// The archiver.
+    pub archiver: Archiver,
     /// When failed actors start again.
     pub policy: RestartPolicy,
     /// Time.
@@ -82,9 +85,11 @@ pub async fn start(parts: TreeParts) -> anyhow::Result<(ActorRef<SupervisorMessa
     let (policy, clock) = (parts.policy, parts.clock.clone());
     let shards_policy = RestartPolicy { escalates: false, ..policy };
     let (for_gateways, for_shards) = (parts.clone(), parts.clone());
+    let archiver = parts.archiver.clone();
     let children = vec![
         supervisor_child("gateways", move || gateways(&for_gateways), policy, clock.clone()),
         supervisor_child("shards", move || shards(&for_shards), shards_policy, clock.clone()),
+        actor_child("archiver", "archiver".to_owned(), archiver, |_| {}),
     ];
     Ok(Actor::spawn(None, Supervisor, SupervisorSpec { children, policy, clock }).await?)
 }

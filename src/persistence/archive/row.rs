@@ -1,0 +1,260 @@
+//! Records as rows, one for each event, and back, byte for byte.
+//!
+//! What always holds: `record(rows(r)) == r`. Where the columns alone would not give the bytes back (a record that does not decode,
+//! or was written by another encoder), the first row carries them whole.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::model::CodecError;
+use crate::model::decimal::Decimal;
+use crate::model::flush::LogRecord;
+use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+use crate::model::series::Series;
+use crate::model::window::Millis;
+
+/// One event with its envelope. Everything of the event is absent in the row of a record that has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Row {
+    /// Offset of the record.
+    pub offset: u64,
+    /// Index of the event in the record.
+    pub index: u32,
+    /// Append time.
+    pub received: Millis,
+    /// Event time.
+    pub event_time: Option<Millis>,
+    /// Whose.
+    pub tenant: Option<Bytes>,
+    /// Metric.
+    pub metric: Option<Bytes>,
+    /// Labels, as a JSON object.
+    pub labels: Option<Bytes>,
+    /// Series id, 32 hexadecimal digits.
+    pub series_id: Option<Bytes>,
+    /// Event id.
+    pub id: Option<Bytes>,
+    /// User.
+    pub user: Option<Bytes>,
+    /// Value, in units of 10^-9.
+    pub value: Option<i128>,
+    /// The event as the client sent it.
+    pub raw: Option<Bytes>,
+    /// The gateway that took it.
+    pub gateway: Option<u32>,
+    /// Place of the series in the record's table.
+    pub series_index: Option<u32>,
+    /// The whole record, where its columns do not determine it.
+    pub payload: Option<Bytes>,
+}
+
+/// Appends the rows of a record: at least one.
+pub fn push_rows(log_record: &LogRecord, rows: &mut Vec<Row>) {
+    let start = rows.len();
+    let payload = &log_record.payload;
+    let decoded = record::decode(payload).and_then(|record| push_events(log_record, &record, rows));
+    if decoded.is_err() {
+        rows.truncate(start);
+    }
+    let exact = rows.len() > start && rebuild(&rows[start..]).is_ok_and(|bytes| bytes == *payload);
+    if rows.len() == start {
+        rows.push(Row { offset: log_record.offset, received: log_record.appended, ..Row::default() });
+    }
+    if !exact {
+        rows[start].payload = Some(payload.clone());
+    }
+}
+
+fn push_events(log_record: &LogRecord, record: &Record<'_>, rows: &mut Vec<Row>) -> Result<(), CodecError> {
+    struct Columns {
+        metric: Bytes,
+        labels: Bytes,
+        id: Bytes,
+    }
+    let columns = |entry: &SeriesEntry<'_>| {
+        let series = Series::from_key(entry.key)?;
+        let labels: BTreeMap<&str, &str> = series.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let labels = serde_json::to_vec(&labels).map_err(|e| CodecError::new("labels", e.to_string()))?;
+        Ok(Columns { metric: series.metric.into(), labels: labels.into(), id: entry.series_id().to_string().into() })
+    };
+    let series: Vec<Columns> = record.series.iter().map(columns).collect::<Result<_, CodecError>>()?;
+    let slice = |part: &[u8]| log_record.payload.slice_ref(part);
+    for (index, event) in (0..).zip(&record.events) {
+        let of = &series[event.series as usize];
+        rows.push(Row {
+            offset: log_record.offset,
+            index,
+            received: log_record.appended,
+            event_time: Some(event.timestamp),
+            tenant: Some(slice(record.tenant.as_bytes())),
+            metric: Some(of.metric.clone()),
+            labels: Some(of.labels.clone()),
+            series_id: Some(of.id.clone()),
+            id: event.id.map(|id| slice(id.as_bytes())),
+            user: event.user.map(|user| slice(user.as_bytes())),
+            value: event.value.map(Decimal::units),
+            raw: Some(slice(event.raw)),
+            gateway: Some(record.gateway),
+            series_index: Some(event.series),
+            payload: None,
+        });
+    }
+    Ok(())
+}
+
+/// The record that the rows, all of one offset, were made of.
+///
+/// # Errors
+/// If the rows are no record's.
+pub fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
+    let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
+    let payload = match &first.payload {
+        Some(payload) => payload.clone(),
+        None => rebuild(rows)?.into(),
+    };
+    Ok(LogRecord { offset: first.offset, appended: first.received, payload })
+}
+
+fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
+    let mut keys: Vec<Option<(Vec<u8>, [u8; 16])>> = Vec::new();
+    for row in rows {
+        let at = need(row.series_index, "series_index")? as usize;
+        if at >= rows.len() {
+            return Err(bad("a series is not used by any event"));
+        }
+        keys.resize_with(keys.len().max(at + 1), || None);
+        if keys[at].is_none() {
+            keys[at] = Some(key(row)?);
+        }
+    }
+    let keys: Vec<(Vec<u8>, [u8; 16])> =
+        keys.into_iter().collect::<Option<_>>().ok_or_else(|| bad("a series is not used by any event"))?;
+    let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
+    let record = Record {
+        version: record::VERSION,
+        tenant: text(need(first.tenant.as_ref(), "tenant")?)?,
+        gateway: need(first.gateway, "gateway")?,
+        series: keys.iter().map(|(key, id)| SeriesEntry { id, key }).collect(),
+        events: rows.iter().map(event).collect::<Result<_, _>>()?,
+    };
+    let mut bytes = Vec::new();
+    record::encode(&record, &mut bytes);
+    Ok(bytes)
+}
+
+fn key(row: &Row) -> Result<(Vec<u8>, [u8; 16]), CodecError> {
+    let labels: BTreeMap<String, String> =
+        serde_json::from_slice(need(row.labels.as_ref(), "labels")?).map_err(|e| bad(format!("labels: {e}")))?;
+    let series = Series::new(text(need(row.tenant.as_ref(), "tenant")?)?, text(need(row.metric.as_ref(), "metric")?)?, labels);
+    let digits = text(need(row.series_id.as_ref(), "series_id")?)?;
+    let id = u128::from_str_radix(digits, 16).map_err(|e| bad(format!("series_id {digits:?}: {e}")))?;
+    Ok((series.key(), id.to_be_bytes()))
+}
+
+fn event(row: &Row) -> Result<RecordEvent<'_>, CodecError> {
+    Ok(RecordEvent {
+        series: need(row.series_index, "series_index")?,
+        timestamp: need(row.event_time, "event_time")?,
+        value: row.value.map(Decimal::from_units),
+        user: row.user.as_ref().map(text).transpose()?,
+        id: row.id.as_ref().map(text).transpose()?,
+        raw: need(row.raw.as_ref(), "raw")?,
+    })
+}
+
+fn need<T>(cell: Option<T>, column: &str) -> Result<T, CodecError> {
+    cell.ok_or_else(|| bad(format!("column {column} is null where the record needs it")))
+}
+
+fn text(bytes: &Bytes) -> Result<&str, CodecError> {
+    std::str::from_utf8(bytes).map_err(|e| bad(e.to_string()))
+}
+
+fn bad(why: impl Into<String>) -> CodecError {
+    CodecError::new("archive row", why)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::series::SeriesId;
+
+    /// A record of `events` over up to three series.
+    pub(in super::super) fn sample(offset: u64, events: usize) -> LogRecord {
+        let series: Vec<Series> =
+            (0..3.min(events)).map(|n| Series::new("t", "page_view", [("n".to_owned(), format!("\"{n}\\"))])).collect();
+        let keys: Vec<(Vec<u8>, SeriesId)> = series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
+        let texts: Vec<String> = (0..events).map(|n| format!("{offset}/{n}")).collect();
+        let event = |n: usize| RecordEvent {
+            series: (n % keys.len()) as u32,
+            timestamp: 3_600_000 * n as i64 - 1,
+            value: (!n.is_multiple_of(4)).then(|| Decimal::from_units((n as i128 - 2) * 10i128.pow(n as u32 % 28))),
+            user: n.is_multiple_of(2).then_some(texts[n].as_str()),
+            id: n.is_multiple_of(3).then_some(texts[n].as_str()),
+            raw: texts[n].as_bytes(),
+        };
+        let record = Record {
+            version: record::VERSION,
+            tenant: "t",
+            gateway: u32::MAX,
+            series: keys.iter().map(|(key, id)| SeriesEntry { id: &id.0, key }).collect(),
+            events: (0..events).map(event).collect(),
+        };
+        let mut payload = Vec::new();
+        record::encode(&record, &mut payload);
+        LogRecord { offset, appended: offset as i64 * 10, payload: payload.into() }
+    }
+
+    fn round_trip(original: &LogRecord) -> Vec<Row> {
+        let mut rows = Vec::new();
+        push_rows(original, &mut rows);
+        assert_eq!(&record(&rows).expect("a record"), original);
+        rows
+    }
+
+    #[test]
+    fn ordinary_records_need_no_copy_of_their_bytes() {
+        for events in [1, 2, 3, 50] {
+            let rows = round_trip(&sample(7, events));
+            assert_eq!(rows.len(), events);
+            assert!(rows.iter().all(|row| row.payload.is_none()));
+        }
+    }
+
+    #[test]
+    fn records_that_do_not_decode_or_have_no_events_keep_their_bytes() {
+        for payload in [&b""[..], b"garbage", b"\x95\x01\xa1t\x00\x90\x90"] {
+            let rows = round_trip(&LogRecord { offset: 1, appended: 2, payload: Bytes::copy_from_slice(payload) });
+            assert_eq!((rows.len(), rows[0].event_time, rows[0].payload.as_deref()), (1, None, Some(payload)));
+        }
+    }
+
+    #[test]
+    fn a_series_that_no_event_uses_is_kept() {
+        let original = sample(0, 3);
+        let mut record = record::decode(&original.payload).expect("decodes");
+        record.events.truncate(1);
+        let mut payload = Vec::new();
+        record::encode(&record, &mut payload);
+        let rows = round_trip(&LogRecord { payload: payload.into(), ..original });
+        assert_eq!(rows.len(), 1);
+        assert!(rows[0].payload.is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_come_back(flips in proptest::collection::vec((0usize..200, any::<u8>()), 0..4), events in 0usize..6) {
+            let mut bytes = if events == 0 { Vec::new() } else { sample(3, events).payload.to_vec() };
+            for (at, byte) in flips {
+                match bytes.get_mut(at) {
+                    Some(there) => *there = byte,
+                    None => bytes.push(byte),
+                }
+            }
+            round_trip(&LogRecord { offset: 3, appended: -5, payload: bytes.into() });
+        }
+    }
+}
