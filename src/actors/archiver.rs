@@ -104,7 +104,8 @@ impl Actor for Archiver {
 }
 
 impl Archiver {
-    fn look(&self) {
+    /// Archives what is due and releases the log behind it. Blocks; the simulation calls it between any two steps of the shards.
+    pub fn look(&self) {
         let mut written = false;
         for (shard, slot) in self.slots.iter() {
             match self.archive_if_due(shard, slot) {

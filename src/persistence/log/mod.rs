@@ -1,8 +1,11 @@
 //! The port `EventLog`: the durable, ordered input of each shard.
 //!
-//! Implementation: [`embedded`] (segments on local disk). Kafka comes later, behind the same port.
+//! Implementations: [`embedded`] (segments on local disk), [`memory`] (the double). Kafka comes later, behind the same port.
 
+#[cfg(test)]
+mod conformance;
 pub mod embedded;
+pub mod memory;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};

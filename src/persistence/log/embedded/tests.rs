@@ -171,34 +171,11 @@ fn another_shard_count_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn readers_of_another_process_see_a_prefix_and_overload_is_refused() {
+fn readers_of_another_process_see_a_prefix_and_cannot_append() {
     let dir = tempfile::tempdir().expect("dir");
     let log = open(dir.path());
     append(&log, &[(2, "seen")]);
     let reader = EmbeddedLog::open_read_only(dir.path(), ManualClock::at(0)).expect("opens");
     assert_eq!(texts(&reader, 2, 0), ["seen"]);
     assert!(matches!(reader.append(AppendRequest::default()), Err(AppendError::Closed(_))));
-    log.close();
-    assert!(matches!(log.append(AppendRequest::default()), Err(AppendError::Closed(_))));
-}
-
-#[test]
-fn concurrent_appends_are_all_there_in_order() {
-    let dir = tempfile::tempdir().expect("dir");
-    let log = open(dir.path());
-    std::thread::scope(|scope| {
-        for writer in 0..8u32 {
-            let log = &log;
-            scope.spawn(move || {
-                for i in 0..50 {
-                    append(log, &[(writer % 4, &format!("{writer} {i}"))]);
-                }
-            });
-        }
-    });
-    let total: usize = (0..4).map(|shard| texts(&log, shard, 0).len()).sum();
-    assert_eq!(total, 400);
-    let first = texts(&log, 0, 0);
-    let of_writer_0: Vec<_> = first.iter().filter(|t| t.starts_with("0 ")).cloned().collect();
-    assert_eq!(of_writer_0, (0..50).map(|i| format!("0 {i}")).collect::<Vec<_>>());
 }

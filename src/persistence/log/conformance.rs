@@ -1,0 +1,176 @@
+//! What every log must do. The double and the embedded log run the same suite.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::embedded::{EmbeddedLog, LogOptions};
+use super::memory::{Fault, MemoryLog};
+use super::*;
+use crate::clock::{Clock, ManualClock};
+
+const SHARDS: u32 = 4;
+const ID: [u8; 16] = [7; 16];
+const T0: i64 = 1_000;
+
+fn request(records: &[(u32, &str)]) -> AppendRequest {
+    AppendRequest {
+        records: records.iter().map(|(shard, text)| (ShardId(*shard), Bytes::copy_from_slice(text.as_bytes()))).collect(),
+    }
+}
+
+fn append(log: &dyn EventLog, records: &[(u32, &str)]) -> i64 {
+    log.append(request(records)).expect("taken").blocking_recv().expect("answered").expect("durable")
+}
+
+/// Everything from `from` on, read in bites of `bite` bytes; offsets are checked on the way.
+fn read(log: &dyn EventLog, shard: u32, from: Offset, bite: usize) -> Vec<(i64, String)> {
+    let (shard, mut next, mut found) = (ShardId(shard), from, Vec::new());
+    while next < log.end(shard) {
+        let records = log.read(shard, next, bite).expect("reads");
+        assert!(!records.is_empty(), "at least one record, however small the bite");
+        for record in records {
+            assert_eq!(record.offset, next);
+            found.push((record.appended, String::from_utf8(record.payload.to_vec()).expect("text")));
+            next += 1;
+        }
+    }
+    found
+}
+
+fn texts(log: &dyn EventLog, shard: u32) -> Vec<String> {
+    read(log, shard, log.start(ShardId(shard)), 1 << 20).into_iter().map(|(_, text)| text).collect()
+}
+
+fn requests_keep_their_order_in_every_shard(log: &dyn EventLog, _: &ManualClock) {
+    assert_eq!((log.id(), log.shard_count()), (LogId(ID), SHARDS));
+    assert_eq!(log.read(ShardId(0), 0, 100), Ok(vec![]), "an empty shard is read as empty");
+    let appended = log.appended();
+    append(log, &[(1, "a"), (3, "b"), (1, "c")]);
+    append(log, &[(3, "d")]);
+    append(log, &[]);
+    assert!(appended.has_changed().expect("the log lives"));
+    assert_eq!((texts(log, 1), texts(log, 3)), (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned(), "d".to_owned()]));
+    assert_eq!([0, 1, 2, 3].map(|s| (log.start(ShardId(s)), log.end(ShardId(s)))), [(0, 0), (0, 2), (0, 0), (0, 2)]);
+    assert!(log.bytes_on_disk() >= 4);
+    assert_eq!(log.read(ShardId(1), 2, 100), Ok(vec![]), "at the end there is nothing");
+    let beyond = LogError::BeyondEnd { shard: ShardId(1), from: 3, end: 2 };
+    assert_eq!(log.read(ShardId(1), 3, 100), Err(beyond));
+}
+
+fn reading_in_bites_of_any_size_finds_the_same(log: &dyn EventLog, _: &ManualClock) {
+    let sent: Vec<String> = (0..150).map(|i| format!("{i} {}", "x".repeat(i % 70))).collect();
+    for text in &sent {
+        append(log, &[(2, text), (0, "beside")]);
+    }
+    for bite in [0, 1, 50, 700, 1 << 20] {
+        let found: Vec<String> = read(log, 2, 0, bite).into_iter().map(|(_, text)| text).collect();
+        assert_eq!(found, sent, "in bites of {bite}");
+    }
+    assert!(log.read(ShardId(2), 0, 700).expect("reads").len() < 100, "a bite is bounded");
+    assert_eq!(read(log, 2, 149, 10)[0].1, sent[149]);
+}
+
+fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, clock: &ManualClock) {
+    let mut expected = Vec::new();
+    for (now, stamped) in [(T0, T0), (T0 + 5, T0 + 5), (T0 - 500, T0 + 5), (T0 + 4, T0 + 5), (T0 + 6, T0 + 6)] {
+        clock.set(now);
+        assert_eq!(append(log, &[(0, "r"), (1, "r")]), stamped, "the clock shows {now}");
+        expected.push((stamped, "r".to_owned()));
+    }
+    assert_eq!((read(log, 0, 0, 1), read(log, 1, 0, 1)), (expected.clone(), expected));
+}
+
+fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, _: &ManualClock) {
+    let text = "z".repeat(900);
+    for _ in 0..30 {
+        append(log, &[(0, &text), (1, "k")]);
+    }
+    assert_eq!(log.release(&[30, 30]), Ok(0), "floors of another shard count free nothing");
+    let before = log.bytes_on_disk();
+    assert!(log.release(&[20, 30, 0, 0]).expect("releases") > 0);
+    assert!(log.bytes_on_disk() < before);
+    let start = log.start(ShardId(0));
+    assert!(start > 0 && start <= 20, "starts at {start}, never above its floor");
+    let released = LogError::Released { shard: ShardId(0), from: start - 1, start };
+    assert_eq!(log.read(ShardId(0), start - 1, 1), Err(released));
+    assert_eq!(read(log, 0, start, 1).len() as u64, 30 - start);
+    append(log, &[(0, "next")]);
+    assert_eq!((log.end(ShardId(0)), read(log, 0, 30, 1)[0].1.as_str()), (31, "next"), "offsets go on");
+    log.release(&[5, 5, 0, 0]).expect("releases");
+    assert_eq!(log.start(ShardId(0)), start, "a lower floor takes nothing back");
+}
+
+fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &ManualClock) {
+    append(log, &[(0, "kept")]);
+    assert!(matches!(log.append(request(&[(SHARDS, "x")])), Err(AppendError::Closed(why)) if why.contains("shard 4")));
+    log.close();
+    assert!(matches!(log.append(request(&[(0, "late")])), Err(AppendError::Closed(_))));
+    assert_eq!(texts(log, 0), ["kept"]);
+    log.close();
+}
+
+fn concurrent_requests_are_all_there_each_writers_in_order(log: &dyn EventLog, _: &ManualClock) {
+    std::thread::scope(|scope| {
+        for writer in 0..8u32 {
+            scope.spawn(move || (0..50).for_each(|i| _ = append(log, &[(writer % 4, &format!("{writer} {i}")), (0, "all")])));
+        }
+    });
+    assert_eq!(texts(log, 0).iter().filter(|text| *text == "all").count(), 400);
+    for writer in 0..8 {
+        let mine: Vec<_> = texts(log, writer % 4).into_iter().filter(|t| t.starts_with(&format!("{writer} "))).collect();
+        assert_eq!(mine, (0..50).map(|i| format!("{writer} {i}")).collect::<Vec<_>>());
+    }
+}
+
+type Case = fn(&dyn EventLog, &ManualClock);
+const CASES: [Case; 6] = [
+    requests_keep_their_order_in_every_shard,
+    reading_in_bites_of_any_size_finds_the_same,
+    append_times_come_from_the_clock_and_never_decrease,
+    released_records_are_refused_and_the_rest_stays,
+    a_closed_log_is_read_but_not_written,
+    concurrent_requests_are_all_there_each_writers_in_order,
+];
+
+#[test]
+fn the_double_conforms() {
+    for case in CASES {
+        let clock = ManualClock::at(T0);
+        case(&*MemoryLog::new(LogId(ID), SHARDS, clock.clone()), &clock);
+    }
+}
+
+#[test]
+fn the_embedded_log_conforms() {
+    for case in CASES {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clock = ManualClock::at(T0);
+        let options = LogOptions {
+            dir: dir.path().to_owned(),
+            shard_count: SHARDS,
+            segment_bytes: 4096,
+            max_waiting_bytes: 1 << 20,
+            max_commit_bytes: 1 << 16,
+            tail_cache_bytes: 256,
+            log_id_if_new: ID,
+            clock: clock.clone() as Arc<dyn Clock>,
+        };
+        case(&*EmbeddedLog::open(options).expect("opens").0, &clock);
+    }
+}
+
+#[test]
+fn faults_do_what_they_say() {
+    for (fault, unknown, kept) in [(Fault::Refused, false, 0), (Fault::Lost, true, 0), (Fault::ReplyLost, true, 1)] {
+        let log = MemoryLog::new(LogId(ID), SHARDS, ManualClock::at(T0));
+        let mut armed = Some(fault);
+        log.set_faults(move || armed.take());
+        let outcome = log.append(request(&[(0, "x")])).expect("taken").blocking_recv().expect("answered");
+        assert_eq!(matches!(outcome, Err(AppendError::Unknown(_))), unknown);
+        assert!(outcome.is_err() && log.end(ShardId(0)) == kept, "{fault:?}");
+        append(&*log, &[(0, "after")]);
+        log.lose_tail(ShardId(0), kept);
+        assert_eq!(log.end(ShardId(0)), kept);
+    }
+}

@@ -1,0 +1,200 @@
+//! The log's double: records behind a mutex, with faults for the simulation.
+//!
+//! It exists so that simulations run without a disk. It passes the same conformance suite as the real log, and behaves as badly as
+//! the port allows: what is released is gone at once, to the record, and a reply that is lost says nothing about the record.
+//! What always holds: a request is kept whole or not at all, and append times never decrease.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
+use crate::clock::Clock;
+use crate::model::flush::LogRecord;
+use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::window::Millis;
+
+/// How an append fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// [`AppendError::DiskFull`], nothing kept.
+    Refused,
+    /// [`AppendError::Unknown`], nothing kept.
+    Lost,
+    /// [`AppendError::Unknown`], kept.
+    ReplyLost,
+}
+
+type FaultHook = Box<dyn FnMut() -> Option<Fault> + Send>;
+
+#[derive(Debug, Default)]
+struct Kept {
+    start: Offset,
+    records: VecDeque<LogRecord>,
+}
+
+impl Kept {
+    fn end(&self) -> Offset {
+        self.start + self.records.len() as u64
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    shards: Vec<Kept>,
+    appended: Millis,
+    closed: bool,
+}
+
+/// The double.
+pub struct MemoryLog {
+    id: LogId,
+    shard_count: u32,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    faults: Mutex<Option<FaultHook>>,
+    commits: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for MemoryLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryLog").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl MemoryLog {
+    /// An empty log whose append times come from `clock`.
+    pub fn new(id: LogId, shard_count: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let shards = (0..shard_count).map(|_| Kept::default()).collect();
+        let state = Mutex::new(State { shards, appended: Millis::MIN, closed: false });
+        Arc::new(Self { id, shard_count, clock, state, faults: Mutex::new(None), commits: watch::Sender::new(0) })
+    }
+
+    /// Asks `hook` before every append whether and how it shall fail.
+    pub fn set_faults(&self, hook: impl FnMut() -> Option<Fault> + Send + 'static) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
+    }
+
+    /// No more faults.
+    pub fn clear_faults(&self) {
+        *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Forgets what stands at or above `end`: a log that lost what it had promised to keep.
+    pub fn lose_tail(&self, shard: ShardId, end: Offset) {
+        if let Some(kept) = self.lock().shards.get_mut(shard.0 as usize) {
+            kept.records.truncate(end.saturating_sub(kept.start) as usize);
+        }
+    }
+
+    // Every change is made after everything that could refuse it, so a panic cannot leave a half-made one: the poison says nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, request: AppendRequest) -> Millis {
+        let mut state = self.lock();
+        let appended = self.clock.now().max(state.appended);
+        state.appended = appended;
+        for (shard, payload) in request.records {
+            let kept = &mut state.shards[shard.0 as usize];
+            let offset = kept.end();
+            kept.records.push_back(LogRecord { offset, appended, payload });
+        }
+        drop(state);
+        self.commits.send_modify(|commits| *commits += 1);
+        appended
+    }
+
+    fn of_shard<T>(&self, shard: ShardId, read: impl FnOnce(&Kept) -> T) -> Option<T> {
+        self.lock().shards.get(shard.0 as usize).map(read)
+    }
+}
+
+impl EventLog for MemoryLog {
+    fn id(&self) -> LogId {
+        self.id
+    }
+
+    fn shard_count(&self) -> u32 {
+        self.shard_count
+    }
+
+    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
+        if let Some((shard, _)) = request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count) {
+            return Err(AppendError::Closed(format!("shard {shard} does not exist")));
+        }
+        if self.lock().closed {
+            return Err(AppendError::Closed("the log is closing".to_owned()));
+        }
+        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|hook| hook());
+        let outcome = match fault {
+            None => Ok(self.keep(request)),
+            Some(Fault::Refused) => Err(AppendError::DiskFull),
+            Some(Fault::Lost) => Err(AppendError::Unknown("injected, not kept".to_owned())),
+            Some(Fault::ReplyLost) => {
+                self.keep(request);
+                Err(AppendError::Unknown("injected, kept".to_owned()))
+            }
+        };
+        let (reply, ticket) = oneshot::channel();
+        // The ticket is in our hands: somebody is there.
+        let _ = reply.send(outcome);
+        Ok(ticket)
+    }
+
+    fn start(&self, shard: ShardId) -> Offset {
+        self.of_shard(shard, |kept| kept.start).unwrap_or(0)
+    }
+
+    fn end(&self, shard: ShardId) -> Offset {
+        self.of_shard(shard, Kept::end).unwrap_or(0)
+    }
+
+    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+        let state = self.lock();
+        let kept = state.shards.get(shard.0 as usize).ok_or(LogError::BeyondEnd { shard, from, end: 0 })?;
+        if from > kept.end() {
+            return Err(LogError::BeyondEnd { shard, from, end: kept.end() });
+        }
+        if from < kept.start {
+            return Err(LogError::Released { shard, from, start: kept.start });
+        }
+        let mut left = max_bytes.max(1);
+        let wanted = kept.records.iter().skip((from - kept.start) as usize).take_while(|record| {
+            let more = left > 0;
+            left = left.saturating_sub(record.payload.len().max(1));
+            more
+        });
+        Ok(wanted.cloned().collect())
+    }
+
+    fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
+        if floors.len() != self.shard_count as usize {
+            return Ok(0);
+        }
+        let mut freed = 0;
+        for (kept, &floor) in self.lock().shards.iter_mut().zip(floors) {
+            while kept.start < floor
+                && let Some(record) = kept.records.pop_front()
+            {
+                kept.start += 1;
+                freed += record.payload.len() as u64;
+            }
+        }
+        Ok(freed)
+    }
+
+    fn appended(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.lock().shards.iter().flat_map(|kept| &kept.records).map(|record| record.payload.len() as u64).sum()
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+    }
+}
