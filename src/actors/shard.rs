@@ -14,6 +14,7 @@ use crate::model::flush::{Claim, LogRecord};
 use crate::model::offset::{Diverged, ShardId};
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
+use crate::shards::series::Admission;
 use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
 use crate::telemetry;
 
@@ -33,6 +34,8 @@ pub struct ShardActor {
     pub clock: Arc<dyn Clock>,
     /// Its limits.
     pub limits: ShardLimits,
+    /// Series of one tenant that it admits: the tenant's limit divided over the shards.
+    pub max_series: u64,
     /// Where it stands.
     pub slots: Arc<Slots>,
 }
@@ -113,8 +116,8 @@ impl ShardActor {
         }
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
         let recent = self.store.recent_ids(self.shard, i64::MIN)?;
-        let admitted = self.store.admitted_series(self.shard)?;
-        let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admitted, end);
+        let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);
+        let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admission, end);
         Ok((claim, state))
     }
 

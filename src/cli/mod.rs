@@ -2,6 +2,7 @@
 
 mod query;
 mod send;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Send(send::SendArgs),
     /// Ask for a metric
     Query(query::QueryArgs),
+    /// Recompute rollups from the raw events and compare them with the store, to the bit
+    Verify(verify::VerifyArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -66,7 +69,7 @@ struct ServeArgs {
 /// Runs the command line: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("rollmill: {error:#}");
             ExitCode::FAILURE
@@ -75,21 +78,27 @@ pub fn main() -> ExitCode {
 }
 
 #[allow(clippy::print_stdout)] // the command line talks to people
-fn run(command: Command) -> anyhow::Result<()> {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Serve(args) => serve(args),
-        Command::Send(args) => send::run(&args),
-        Command::Query(args) => query::run(&args),
+        Command::Serve(args) => serve(args)?,
+        Command::Send(args) => send::run(&args)?,
+        Command::Query(args) => query::run(&args)?,
+        Command::Verify(args) => return verify::run(&args),
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));
-            Ok(())
         }
         Command::Version => {
             println!("rollmill {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A bar that counts; it shows on a terminal only.
+fn bar_style(unit: &str) -> indicatif::ProgressStyle {
+    let template = format!("{{bar:40}} {{pos}}/{{len}} {unit} {{eta}}");
+    indicatif::ProgressStyle::with_template(&template).unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<()> {

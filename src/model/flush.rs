@@ -96,6 +96,8 @@ pub struct QuarantineRow {
     pub appended: Millis,
     /// Why it was set aside.
     pub reason: String,
+    /// Given up by a person: kept, because recomputing must leave the event out, but not offered for release any more.
+    pub discarded: bool,
     /// The event: a record of one event, in the record format, so that release can fold it.
     pub record: Vec<u8>,
 }
@@ -120,6 +122,13 @@ pub struct Suspect {
     pub index: u32,
     /// How often.
     pub deaths: u32,
+}
+
+impl Suspect {
+    /// An event that is known to be set aside.
+    pub fn certain(offset: Offset, index: u32) -> Self {
+        Self { offset, index, deaths: u32::MAX }
+    }
 }
 
 /// A record as read from the log.

@@ -1,6 +1,6 @@
 //! Rows of the archive manifest.
 
-use super::offset::{Epoch, LogId, OffsetRange, ShardId};
+use super::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
 use super::window::{Hour, Millis};
 
 /// One archive object.
@@ -48,4 +48,19 @@ impl ManifestRow {
             epoch.nonce
         )
     }
+}
+
+/// Whether the ranges tile `[0, archived)` without gap or overlap.
+///
+/// # Errors
+/// Names the first place where they do not.
+pub fn tiles<'a>(rows: impl IntoIterator<Item = &'a ManifestRow>, archived: Offset) -> Result<(), String> {
+    let mut next = 0;
+    for row in rows {
+        if row.range.from != next {
+            return Err(format!("the archive continues at offset {} where {next} was expected", row.range.from));
+        }
+        next = row.range.to;
+    }
+    if next == archived { Ok(()) } else { Err(format!("the archive ends at offset {next}, the checkpoint says {archived}")) }
 }

@@ -1,6 +1,7 @@
 //! The composition root: the only place that names concrete backends.
 
 pub mod lock;
+pub mod offline;
 pub mod tree;
 
 use std::path::{Path, PathBuf};
@@ -213,7 +214,6 @@ fn shards(
     let limits = ShardLimits {
         dedup_horizon_ms: config.millis("dedup.horizon"),
         dedup_max_ids: config.number("dedup.max_ids") as usize,
-        max_series_per_tenant: config.number("tenants.max_series").div_ceil(count),
         flush_interval_ms: config.millis("flush.interval"),
         max_delta_bytes: (config.number("flush.max_delta_bytes") / count) as usize,
         keep_flushed_ms: config.millis("query.deadline"),
@@ -225,6 +225,7 @@ fn shards(
         store: store.clone(),
         clock: clock.clone(),
         limits: limits.clone(),
+        max_series: config.number("tenants.max_series").div_ceil(count),
         slots: slots.clone(),
     };
     slots.iter().map(shard).collect()

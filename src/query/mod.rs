@@ -10,3 +10,4 @@ mod matchers;
 mod plan;
 pub mod service;
 mod steps;
+pub mod verify;

@@ -89,13 +89,16 @@ impl OpenBatch {
             return Err(CodecError::new("series", format!("id {id} is not the hash of its key")));
         }
         let series = Series::from_key(key)?;
-        let known = admission.knows(id);
-        let slot = if known || admission.admit(id, &series) {
-            self.insert(Arc::new(SeriesInfo { id, series }), (!known).then_some(offset))
-        } else {
-            self.overflow_slot(&series.overflow(), admission, offset)
-        };
-        self.slots.insert(id, slot);
+        let known = admission.knows(id, offset);
+        if known || admission.admit(id, &series, offset) {
+            let slot = self.insert(Arc::new(SeriesInfo { id, series }), (!known).then_some(offset));
+            self.slots.insert(id, slot);
+            return Ok(slot);
+        }
+        let slot = self.overflow_slot(&series.overflow(), admission, offset);
+        if admission.refusals_last() {
+            self.slots.insert(id, slot);
+        }
         Ok(slot)
     }
 
@@ -104,7 +107,7 @@ impl OpenBatch {
         if let Some(&slot) = self.slots.get(&id) {
             return slot;
         }
-        let new = !admission.knows(id) && admission.admit(id, overflow);
+        let new = !admission.knows(id, offset) && admission.admit(id, overflow, offset);
         let slot = self.insert(Arc::new(SeriesInfo { id, series: overflow.clone() }), new.then_some(offset));
         self.slots.insert(id, slot);
         slot

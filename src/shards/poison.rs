@@ -61,6 +61,7 @@ mod tests {
     use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
     use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
     use crate::model::series::{Series, SeriesId};
+    use crate::shards::series::Admission;
     use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
 
     #[test]
@@ -113,14 +114,13 @@ mod tests {
             let limits = ShardLimits {
                 dedup_horizon_ms: 1,
                 dedup_max_ids: 1,
-                max_series_per_tenant: 9,
                 flush_interval_ms: 1,
                 max_delta_bytes: 1 << 20,
                 keep_flushed_ms: 1,
                 panic_on_user: None,
             };
             let claim = self.claim();
-            let mut state = ShardState::new(limits, ShardId(0), &claim, vec![], vec![], 1);
+            let mut state = ShardState::new(limits, ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
             if mode(self.attempts) != Mode::Alone {
                 return false;
             }

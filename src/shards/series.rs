@@ -1,43 +1,95 @@
 //! Admission of series: beyond a tenant's limit, events go to the overflow series of their metric.
+//!
+//! Live, the limit decides, and the offset of each admission is stored with the series. Recomputing obeys what was stored, whatever
+//! the limit is by then.
 
 use foldhash::fast::FixedState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
+use crate::model::offset::Offset;
 use crate::model::series::{Series, SeriesId};
 
 /// The series that this shard has admitted.
 #[derive(Debug)]
 pub struct Admission {
-    limit: u64,
-    admitted: HashSet<SeriesId, FixedState>,
-    counts: HashMap<String, u64, FixedState>,
+    admitted: HashMap<SeriesId, Offset, FixedState>,
+    rule: Rule,
+}
+
+#[derive(Debug)]
+enum Rule {
+    /// Series of one tenant, at most.
+    Limit { limit: u64, counts: HashMap<String, u64, FixedState> },
+    /// Nothing is admitted that was not then.
+    Recorded,
 }
 
 impl Admission {
     /// What the catalogue knows, by tenant, under a limit per tenant.
-    pub fn new(limit: u64, catalogue: Vec<(String, Vec<SeriesId>)>) -> Self {
-        let mut admission = Self { limit, admitted: HashSet::default(), counts: HashMap::default() };
+    pub fn limited(limit: u64, catalogue: Vec<(String, Vec<SeriesId>)>) -> Self {
+        let mut counts = HashMap::default();
+        let mut admitted = HashMap::default();
         for (tenant, ids) in catalogue {
-            admission.counts.insert(tenant, ids.len() as u64);
-            admission.admitted.extend(ids);
+            counts.insert(tenant, ids.len() as u64);
+            // Whatever the catalogue knows was admitted below the checkpoint.
+            admitted.extend(ids.into_iter().map(|id| (id, 0)));
         }
-        admission
+        Self { admitted, rule: Rule::Limit { limit, counts } }
     }
 
-    /// Whether the series is in the catalogue, or in a batch on its way there.
-    pub fn knows(&self, id: SeriesId) -> bool {
-        self.admitted.contains(&id)
+    /// As it was: each series from the offset on at which it was admitted.
+    pub fn recorded(admissions: Vec<(SeriesId, Offset)>) -> Self {
+        Self { admitted: admissions.into_iter().collect(), rule: Rule::Recorded }
+    }
+
+    /// Whether the series is admitted at the offset.
+    pub fn knows(&self, id: SeriesId, offset: Offset) -> bool {
+        self.admitted.get(&id).is_some_and(|&from| from <= offset)
     }
 
     /// Admits a series that is not known, if its tenant has room; the overflow series always has.
-    pub fn admit(&mut self, id: SeriesId, series: &Series) -> bool {
-        let count = self.counts.entry_ref(series.tenant.as_str()).or_insert(0);
+    pub fn admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
+        let Rule::Limit { limit, counts } = &mut self.rule else { return false };
+        let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
         let is_overflow = *series == series.overflow();
-        if *count >= self.limit && !is_overflow {
+        if *count >= *limit && !is_overflow {
             return false;
         }
         *count += u64::from(!is_overflow);
-        self.admitted.insert(id);
+        self.admitted.insert(id, offset);
         true
+    }
+
+    /// Whether a refusal holds for the rest of a batch: as long as nothing but the limit decides.
+    pub fn refusals_last(&self) -> bool {
+        matches!(self.rule, Rule::Limit { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(n: u8) -> (SeriesId, Series) {
+        let series = Series::new("t", "m", [("n".to_owned(), n.to_string())]);
+        (SeriesId::of_key(&series.key()), series)
+    }
+
+    #[test]
+    fn the_limit_counts_what_the_catalogue_knows() {
+        let mut admission = Admission::limited(2, vec![("t".to_owned(), vec![series(0).0])]);
+        assert!(admission.knows(series(0).0, 0));
+        let taken: Vec<bool> = (1..4).map(|n| admission.admit(series(n).0, &series(n).1, 7)).collect();
+        assert_eq!(taken, [true, false, false]);
+        let overflow = series(1).1.overflow();
+        assert!(admission.admit(SeriesId::of_key(&overflow.key()), &overflow, 8), "the overflow series has no limit");
+        assert!(admission.admit(series(9).0, &Series::new("other", "m", []), 9), "nor have other tenants");
+    }
+
+    #[test]
+    fn recorded_admissions_hold_from_their_offset_on() {
+        let mut admission = Admission::recorded(vec![(series(1).0, 5)]);
+        assert_eq!([4, 5, 6].map(|offset| admission.knows(series(1).0, offset)), [false, true, true]);
+        assert!(!admission.admit(series(2).0, &series(2).1, 9));
     }
 }

@@ -21,8 +21,6 @@ pub struct ShardLimits {
     pub dedup_horizon_ms: i64,
     /// `dedup.max_ids`, per shard.
     pub dedup_max_ids: usize,
-    /// Series of one tenant that this shard admits: the tenant's limit divided over the shards.
-    pub max_series_per_tenant: u64,
     /// `flush.interval` in milliseconds.
     pub flush_interval_ms: i64,
     /// Bytes of open deltas at which a flush is due before its time.
@@ -151,14 +149,14 @@ impl ShardState {
         shard: ShardId,
         claim: &Claim,
         recent: Vec<DedupBlock>,
-        admitted: Vec<(String, Vec<SeriesId>)>,
+        admission: Admission,
         log_end: Offset,
     ) -> Self {
         let checkpoint = claim.checkpoint;
         let mut dedup = Dedup::new(limits.dedup_horizon_ms, limits.dedup_max_ids);
         dedup.load(&recent);
         Self {
-            admission: Admission::new(limits.max_series_per_tenant, admitted),
+            admission,
             limits,
             shard,
             log: checkpoint.log,
@@ -272,16 +270,7 @@ impl ShardState {
                 self.dedup.advance(alone.record.appended);
                 let mut local = vec![None; record.series.len()];
                 let index = alone.index as usize;
-                if convicted(&self.suspects, alone.record.offset, alone.index) {
-                    let one = single(&record, index);
-                    self.quarantine(
-                        &alone.record,
-                        alone.index,
-                        record.tenant,
-                        "the shard died each time it applied this event",
-                        one,
-                    );
-                } else if index < record.events.len() {
+                if index < record.events.len() {
                     self.apply_event(&alone.record, &record, index, &mut local);
                 }
                 record.events.len()
@@ -312,6 +301,11 @@ impl ShardState {
             }
             self.open.remember_id(id, log_record.appended);
         }
+        if convicted(&self.suspects, log_record.offset, index as u32) {
+            let reason = "the shard died each time it applied this event";
+            self.quarantine(log_record, index as u32, record.tenant, reason, single(record, index));
+            return;
+        }
         let slot = match local[event.series as usize] {
             Some(slot) => slot,
             None => match self.open.series_slot(original, entry.key, &mut self.admission, log_record.offset) {
@@ -337,6 +331,7 @@ impl ShardState {
             tenant: tenant.to_owned(),
             appended: record.appended,
             reason: reason.to_owned(),
+            discarded: false,
             record: bytes,
         });
         self.open.account(tenant, Hour::of(record.appended), |row| row.quarantined += 1);

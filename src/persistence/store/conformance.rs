@@ -99,6 +99,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!((accounting[0].aggregated, accounting[0].deduplicated, accounting[0].quarantined), (4, 2, 2));
     drop(snapshot);
     assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.len(), 3);
+    assert_eq!(store.snapshot().expect("snapshot").admissions(SHARD).expect("admissions").len(), 3);
 
     let liar = Arc::new(SeriesInfo { id: info("a").id, series: info("c").series.clone() });
     let collision = FlushBatch { admitted: vec![(liar, 3)], ..batch(vec![delta("b", 1, 1)]) };
@@ -182,6 +183,7 @@ fn quarantine(store: &dyn RollupStore) {
         tenant: "acme".into(),
         appended: Hour(5).start(),
         reason: "panic".into(),
+        discarded: false,
         record: vec![1, 2],
     };
     let accounting =
@@ -193,8 +195,10 @@ fn quarantine(store: &dyn RollupStore) {
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(true));
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(false), "only once");
     assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(true));
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(false), "discarded already");
+    assert_eq!(store.settle_quarantine(SHARD, 0, 1, Some(&release)), Ok(false), "discarded is for good");
     let mut snapshot = store.snapshot().expect("snapshot");
-    assert_eq!(snapshot.quarantine(), Ok(vec![]));
+    assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
     assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![1]));
     let accounting = snapshot.accounting("acme", Hour(0), Hour(9)).expect("accounting");

@@ -72,6 +72,7 @@ struct ShardRow {
 struct Admitted {
     info: Arc<SeriesInfo>,
     shard: ShardId,
+    offset: Offset,
 }
 
 type MetricKey = (String, String);
@@ -148,15 +149,15 @@ impl State {
         Ok(())
     }
 
-    fn admit(&mut self, info: &Arc<SeriesInfo>, shard: ShardId) {
-        self.series.entry(info.id).or_insert_with(|| Admitted { info: Arc::clone(info), shard });
+    fn admit(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, offset: Offset) {
+        self.series.entry(info.id).or_insert_with(|| Admitted { info: Arc::clone(info), shard, offset });
         self.metrics.entry(metric_key(info)).or_default().insert(info.id);
     }
 
-    fn merge(&mut self, deltas: &[Delta], shard: ShardId) {
+    fn merge(&mut self, deltas: &[Delta], shard: ShardId, at: Offset) {
         let mut touched = BTreeSet::new();
         for delta in deltas {
-            self.admit(&delta.series, shard);
+            self.admit(&delta.series, shard, at);
             let key = metric_key(&delta.series);
             let rows = self.rollups.entry(key.clone()).or_default();
             rows.entry((delta.hour, delta.series.id)).or_default().merge(&delta.rollup);
@@ -220,10 +221,10 @@ impl RollupStore for MemoryStore {
             }
             state.check_catalogue(batch)?;
             let state = Arc::make_mut(state);
-            for (info, _) in &batch.admitted {
-                state.admit(info, guard.shard);
+            for (info, offset) in &batch.admitted {
+                state.admit(info, guard.shard, *offset);
             }
-            state.merge(&batch.deltas, guard.shard);
+            state.merge(&batch.deltas, guard.shard, guard.range.from);
             if let Some(block) = &batch.dedup {
                 state.dedup.insert((guard.shard, block.range.from), block.clone());
             }
@@ -280,14 +281,18 @@ impl RollupStore for MemoryStore {
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
         self.write(Write::Settle, |state| {
-            let Some(row) = state.quarantine.get(&(shard, offset, index)).cloned() else { return Ok(false) };
+            let waiting = state.quarantine.get(&(shard, offset, index)).filter(|row| !row.discarded).cloned();
+            let Some(row) = waiting else { return Ok(false) };
             if let Some(batch) = delta {
                 state.check_catalogue(batch)?;
             }
             let state = Arc::make_mut(state);
-            state.quarantine.remove(&(shard, offset, index));
-            if let Some(batch) = delta {
-                state.merge(&batch.deltas, shard);
+            let place = (shard, offset, index);
+            if delta.is_none() {
+                state.quarantine.insert(place, QuarantineRow { discarded: true, ..row });
+            } else if let Some(batch) = delta {
+                state.quarantine.remove(&place);
+                state.merge(&batch.deltas, shard, offset);
                 let account = state.account(&row.tenant, Hour::of(row.appended));
                 account.quarantined = account.quarantined.saturating_sub(1);
                 account.aggregated += 1;
@@ -380,6 +385,11 @@ impl StoreSnapshot for MemorySnapshot {
             }
         }
         Ok(())
+    }
+
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let of_shard = self.0.series.values().filter(|admitted| admitted.shard == shard);
+        Ok(of_shard.map(|admitted| (admitted.info.id, admitted.offset)).collect())
     }
 
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {

@@ -13,6 +13,7 @@ use crate::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushG
 use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
+use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
 /// Why the store failed. Ask one question of it: [`StoreError::outcome_unknown`].
@@ -123,6 +124,8 @@ pub trait StoreSnapshot {
         to: Hour,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
     ) -> Result<(), StoreError>;
+    /// The series admitted by a shard, each with the offset from which on it is.
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
     /// The tenant's metrics, ascending.
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError>;
     /// Values of a label, of one metric or of all, ascending.
@@ -162,7 +165,8 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn archived(&self, row: &ManifestRow) -> Result<(), StoreError>;
-    /// Merges a quarantined event's delta and deletes its row, or only deletes it if `delta` is `None`. `false` if there is no such row.
+    /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if `delta` is `None`. `false` if no such
+    /// row waits.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -182,7 +186,7 @@ pub trait RollupStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<crate::model::series::SeriesId>)>, StoreError>;
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
 }
 
 /// Two series of one id: a hash collision, or a damaged catalogue.

@@ -61,13 +61,14 @@ pub(super) fn flush(
         account(tx, &row.tenant, row.hour, [row.aggregated as i64, row.deduplicated as i64, row.quarantined as i64])?;
     }
     for row in &batch.quarantined {
-        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
             row.shard.0,
             row.offset as i64,
             row.index,
             row.tenant,
             row.appended,
             row.reason,
+            row.discarded,
             row.record
         ])?;
     }
@@ -82,7 +83,11 @@ pub(super) fn settle(
     delta: Option<&FlushBatch>,
 ) -> Result<bool, StoreError> {
     let key = params![shard.0, offset as i64, index];
-    let sql = "DELETE FROM quarantine WHERE shard = ? AND offset = ? AND idx = ? RETURNING tenant, appended";
+    let sql = if delta.is_some() {
+        "DELETE FROM quarantine WHERE shard = ? AND offset = ? AND idx = ? AND NOT discarded RETURNING tenant, appended"
+    } else {
+        "UPDATE quarantine SET discarded = 1 WHERE shard = ? AND offset = ? AND idx = ? AND NOT discarded RETURNING tenant, appended"
+    };
     let Some((tenant, appended)) = one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))? else {
         return Ok(false);
     };

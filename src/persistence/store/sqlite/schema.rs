@@ -38,7 +38,7 @@ CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_off
 CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
   quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
 CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, tenant TEXT NOT NULL,
-  appended INTEGER NOT NULL, reason TEXT NOT NULL, record BLOB NOT NULL, PRIMARY KEY (shard, offset, idx));
+  appended INTEGER NOT NULL, reason TEXT NOT NULL, discarded INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (shard, offset, idx));
 CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL, log BLOB NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT NULL,
   last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,

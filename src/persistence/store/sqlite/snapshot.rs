@@ -273,6 +273,12 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(())
     }
 
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let mut statement = self.sql()?.prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
+        let rows = statement.query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
         let sql = "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t
             JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ? ORDER BY m.name";
@@ -342,7 +348,8 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
-        let sql = "SELECT shard, offset, idx, tenant, appended, reason, record FROM quarantine ORDER BY shard, offset, idx";
+        let sql =
+            "SELECT shard, offset, idx, tenant, appended, reason, discarded, record FROM quarantine ORDER BY shard, offset, idx";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let rows = statement.query_map([], |r| {
             Ok(QuarantineRow {
@@ -352,7 +359,8 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
                 tenant: r.get(3)?,
                 appended: r.get(4)?,
                 reason: r.get(5)?,
-                record: r.get(6)?,
+                discarded: r.get(6)?,
+                record: r.get(7)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -1,0 +1,128 @@
+//! `rollmill verify`: recomputes rollups from archive and log and compares bytes with the store, while the server runs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::clock::Stopwatch;
+use crate::config::Config;
+use crate::model::decimal::Decimal;
+use crate::model::rollup::Figures;
+use crate::model::window::{HOUR_MS, Hour};
+use crate::node::{DataDir, offline};
+use crate::query::verify::{Difference, Report, Sources, VerifyError, verify};
+
+/// Attempts while the server moves records from the log to the archive.
+const ATTEMPTS: u32 = 5;
+/// Differences printed one by one.
+const PRINTED: usize = 50;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rollmill verify --data ./data
+  rollmill verify --data ./data --from 2026-01-01T00:00:00Z --to 2026-02-01T00:00:00Z --json
+
+Exit code 0: every row equals its records, to the bit. 1: some row differs, or something could not be read.")]
+pub(super) struct VerifyArgs {
+    /// Data directory [default: data.dir of the configuration]
+    #[arg(long)]
+    data: Option<String>,
+    /// The server's configuration file, if it has one: the limits of de-duplication must be the same
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// First window, inclusive: RFC 3339 [default: the first]
+    #[arg(long)]
+    from: Option<String>,
+    /// Last window, exclusive [default: the last]
+    #[arg(long)]
+    to: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    let flags: Vec<(&str, String)> = args.data.iter().map(|data| ("data.dir", data.clone())).collect();
+    let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
+    let data = DataDir::new(config.text("data.dir"));
+    let hours = hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
+    let (store, archive) = (offline::store(&data)?, offline::archive(&data)?);
+    let sources = Sources {
+        store: store.as_ref(),
+        archive: &archive,
+        open_log: &|| offline::log(&data),
+        dedup_horizon_ms: config.millis("dedup.horizon"),
+        dedup_max_ids: config.number("dedup.max_ids") as usize,
+    };
+    let watch = Stopwatch::start();
+    let bar = indicatif::ProgressBar::new(0).with_style(super::bar_style("shards"));
+    let mut attempts = 1..=ATTEMPTS;
+    let report = loop {
+        attempts.next();
+        let progress = &mut |done, all| {
+            bar.set_length(all);
+            bar.set_position(done);
+        };
+        match verify(&sources, hours.clone(), progress) {
+            Err(VerifyError::Released) if !attempts.is_empty() => {}
+            ended => break ended?,
+        }
+    };
+    bar.finish_and_clear();
+    let seconds = watch.elapsed().as_secs_f64();
+    println!("{}", if args.json { json(&report, seconds) } else { text(&report, seconds) });
+    Ok(if report.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn hour(text: Option<&str>, default: Hour) -> anyhow::Result<Hour> {
+    let Some(text) = text else { return Ok(default) };
+    let time: jiff::Timestamp = text.parse().with_context(|| format!("{text:?} is no time: write 2026-01-01T00:00:00Z"))?;
+    if time.as_millisecond() % HOUR_MS != 0 {
+        anyhow::bail!("{text} is not the start of an hour");
+    }
+    Ok(Hour::of(time.as_millisecond()))
+}
+
+fn sum(figures: &Figures) -> String {
+    Decimal::from_units(figures.sum).to_string()
+}
+
+fn json(report: &Report, seconds: f64) -> String {
+    let figures = |f: &Option<Figures>| f.map(|f| serde_json::json!({"count": f.count, "sum": sum(&f)}));
+    let difference = |d: &Difference| {
+        serde_json::json!({"tenant": d.series.series.tenant, "metric": d.series.series.metric, "labels": d.series.series.labels,
+            "hour": time(d.hour), "stored": figures(&d.stored), "recomputed": figures(&d.recomputed)})
+    };
+    let differences: Vec<_> = report.differences.iter().map(difference).collect();
+    serde_json::json!({"equal": differences.is_empty(), "rows": report.rows, "records": report.records, "shards": report.shards,
+        "seconds": seconds, "differences": differences})
+    .to_string()
+}
+
+fn text(report: &Report, seconds: f64) -> String {
+    let Report { rows, records, shards, differences } = report;
+    let of = format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    if differences.is_empty() {
+        return format!("equal, to the bit: {of}");
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["hour", "tenant", "metric", "labels", "stored", "recomputed", ""]);
+    for d in differences.iter().take(PRINTED) {
+        let series = &d.series.series;
+        let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let shown = |f: &Option<Figures>| f.map_or("nothing".to_owned(), |f| format!("count {} sum {}", f.count, sum(&f)));
+        let what = if d.stored == d.recomputed { "only sketches differ" } else { "" };
+        let cells = [shown(&d.stored), shown(&d.recomputed), what.to_owned()];
+        let row = [time(d.hour), series.tenant.clone(), series.metric.clone(), labels.join(" ")].into_iter().chain(cells);
+        table.add_row(row);
+    }
+    format!("{} rows differ: {of}\n{table}", differences.len())
+}
+
+fn time(hour: Hour) -> String {
+    jiff::Timestamp::from_millisecond(hour.start()).map_or_else(|_| hour.0.to_string(), |time| time.to_string())
+}

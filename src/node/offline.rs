@@ -1,0 +1,40 @@
+//! The parts of a data directory, opened for reading beside the process that may be serving from it.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use super::DataDir;
+use crate::clock::SystemClock;
+use crate::persistence::archive::objects::ObjectArchive;
+use crate::persistence::log::EventLog;
+use crate::persistence::log::embedded::EmbeddedLog;
+use crate::persistence::store::sqlite::SqliteStore;
+
+/// Opens the store of a data directory; nothing can be written through it.
+///
+/// # Errors
+/// If there is none, or it is another version's.
+pub fn store(data: &DataDir) -> anyhow::Result<Arc<SqliteStore>> {
+    if !data.store().is_file() {
+        bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
+    }
+    SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))
+}
+
+/// Opens the archive of a data directory.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn archive(data: &DataDir) -> anyhow::Result<ObjectArchive> {
+    Ok(ObjectArchive::open_directory(&data.archive())?)
+}
+
+/// Opens the log of a data directory as it is now; nothing can be appended through it.
+///
+/// # Errors
+/// If it is damaged.
+pub fn log(data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
+    let log: Arc<dyn EventLog> = EmbeddedLog::open_read_only(&data.log(), Arc::new(SystemClock))?;
+    Ok(log)
+}

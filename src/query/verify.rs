@@ -1,0 +1,341 @@
+//! Recomputes rollups from the archive and the log with the shards' own code, and compares them byte by byte with the store.
+//!
+//! It is the oracle of promise 6 and of the tests. One snapshot of the store says up to which offset, which series were admitted
+//! when, and which events were set aside; nothing written later matters, so it may run beside a working server.
+//! What always holds: it starts where no event id from before can matter any more (a gap in the append times longer than the
+//! de-duplication horizon, or the beginning), because a chain of repeated ids reaches back further than one horizon.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::model::flush::{Claim, LogRecord, QuarantineRow, SeriesInfo, Suspect};
+use crate::model::manifest::{self, ManifestRow};
+use crate::model::offset::{Checkpoint, Offset, ShardId};
+use crate::model::rollup::{Figures, Rollup};
+use crate::model::series::SeriesId;
+use crate::model::window::{Hour, Millis};
+use crate::persistence::archive::{Archive, ArchiveError};
+use crate::persistence::log::{EventLog, LogError};
+use crate::persistence::store::{RollupStore, StoreError};
+use crate::shards::series::Admission;
+use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
+
+/// Payload bytes read from the log at once.
+const READ_BYTES: usize = 4 << 20;
+/// Records applied between two merges into the recomputed rows.
+const CHUNK: usize = 8_192;
+
+/// Why nothing could be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An archive object is gone or damaged.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The log was released meanwhile: a new attempt finds the records in the archive.
+    #[error("the log was released while it was being read")]
+    Released,
+    /// The log.
+    #[error("{0}")]
+    Log(String),
+    /// Archive and log do not hold every record below the checkpoint.
+    #[error("shard {shard} cannot be verified: {why}")]
+    Incomplete {
+        /// The shard.
+        shard: ShardId,
+        /// What is missing.
+        why: String,
+    },
+}
+
+/// What is read.
+pub struct Sources<'a> {
+    /// The totals.
+    pub store: &'a dyn RollupStore,
+    /// The records below the archived offsets.
+    pub archive: &'a dyn Archive,
+    /// Opens the log as it is now: called after the snapshot was taken, so that everything below its checkpoints is in it.
+    pub open_log: &'a dyn Fn() -> Result<Arc<dyn EventLog>, String>,
+    /// `dedup.horizon` in milliseconds, as the server has it.
+    pub dedup_horizon_ms: i64,
+    /// `dedup.max_ids`, as the server has it.
+    pub dedup_max_ids: usize,
+}
+
+/// A row that is not what the records say.
+#[derive(Debug, Clone)]
+pub struct Difference {
+    /// Its series.
+    pub series: Arc<SeriesInfo>,
+    /// Its window.
+    pub hour: Hour,
+    /// What the store has.
+    pub stored: Option<Figures>,
+    /// What the records give. Equal to `stored` if only sketches differ.
+    pub recomputed: Option<Figures>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Rows of the store in the range.
+    pub rows: u64,
+    /// Records folded.
+    pub records: u64,
+    /// Shards with a checkpoint.
+    pub shards: u64,
+    /// The rows that differ, by shard.
+    pub differences: Vec<Difference>,
+}
+
+struct StoredRow {
+    info: Arc<SeriesInfo>,
+    figures: Figures,
+    digest: u128,
+}
+
+/// Everything of one snapshot that counts.
+struct Stand {
+    checkpoints: Vec<(ShardId, Checkpoint)>,
+    manifest: Vec<ManifestRow>,
+    quarantine: Vec<QuarantineRow>,
+    admissions: Vec<Vec<(SeriesId, Offset)>>,
+    rows: HashMap<(SeriesId, Hour), StoredRow>,
+}
+
+/// Verifies the windows of the range. `progress` is told how many of how many shards are done.
+///
+/// # Errors
+/// See [`VerifyError`]; after [`VerifyError::Released`] another attempt is worth it.
+pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
+    let stand = stand(sources.store, &hours)?;
+    let log = (sources.open_log)().map_err(VerifyError::Log)?;
+    let shards = stand.checkpoints.len() as u64;
+    let mut report = Report { rows: stand.rows.len() as u64, shards, ..Report::default() };
+    let mut missing = stand.rows;
+    // Several shards may write to one overflow series: those rows are compared when all shards are folded.
+    let mut shared = Rows::default();
+    for (at, (shard, checkpoint)) in stand.checkpoints.iter().enumerate() {
+        let of_shard = |row: &&QuarantineRow| row.shard == *shard;
+        let suspects = stand.quarantine.iter().filter(of_shard).map(|row| Suspect::certain(row.offset, row.index)).collect();
+        let mut fold = Fold::new(sources, *shard, checkpoint, suspects, stand.admissions[at].clone(), hours.clone());
+        let rows: Vec<&ManifestRow> = stand.manifest.iter().filter(|row| row.shard == *shard).collect();
+        fold.run(sources, log.as_ref(), &rows)?;
+        report.records += fold.records;
+        for (key, (info, rollup)) in fold.rows {
+            if info.series == info.series.overflow() {
+                shared.entry(key).or_insert_with(|| (info, Rollup::default())).1.merge(&rollup);
+            } else {
+                report.differences.extend(compare(missing.remove(&key), info, key.1, &rollup));
+            }
+        }
+        progress(at as u64 + 1, shards);
+    }
+    for (key, (info, rollup)) in shared {
+        report.differences.extend(compare(missing.remove(&key), info, key.1, &rollup));
+    }
+    let extra = missing.into_iter().map(|((_, hour), row)| Difference {
+        series: row.info,
+        hour,
+        stored: Some(row.figures),
+        recomputed: None,
+    });
+    report.differences.extend(extra);
+    report.differences.sort_by(|a, b| (&a.series.series, a.hour).cmp(&(&b.series.series, b.hour)));
+    Ok(report)
+}
+
+type Rows = HashMap<(SeriesId, Hour), (Arc<SeriesInfo>, Rollup)>;
+
+fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, VerifyError> {
+    let mut snapshot = store.snapshot()?;
+    let checkpoints = snapshot.checkpoints()?;
+    let manifest = snapshot.manifest(None)?;
+    let quarantine = snapshot.quarantine()?;
+    let admissions = checkpoints.iter().map(|(shard, _)| snapshot.admissions(*shard)).collect::<Result<_, _>>()?;
+    let mut rows = HashMap::new();
+    snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
+        rows.insert((info.id, hour), StoredRow { info: info.clone(), figures: rollup.figures, digest: digest(bytes) });
+    })?;
+    Ok(Stand { checkpoints, manifest, quarantine, admissions, rows })
+}
+
+fn digest(bytes: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(bytes)
+}
+
+fn compare(stored: Option<StoredRow>, series: Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) -> Option<Difference> {
+    let mut bytes = Vec::new();
+    rollup.encode(&mut bytes);
+    if stored.as_ref().is_some_and(|row| row.digest == digest(&bytes)) {
+        return None;
+    }
+    Some(Difference { series, hour, stored: stored.map(|row| row.figures), recomputed: Some(rollup.figures) })
+}
+
+/// The fold of one shard's records below its checkpoint.
+struct Fold {
+    shard: ShardId,
+    until: Offset,
+    archived: Offset,
+    horizon_ms: i64,
+    claim: Claim,
+    limits: ShardLimits,
+    admissions: Vec<(SeriesId, Offset)>,
+    hours: Range<Hour>,
+    rows: Rows,
+    records: u64,
+}
+
+impl Fold {
+    fn new(
+        sources: &Sources<'_>,
+        shard: ShardId,
+        checkpoint: &Checkpoint,
+        suspects: Vec<Suspect>,
+        admissions: Vec<(SeriesId, Offset)>,
+        hours: Range<Hour>,
+    ) -> Self {
+        let limits = ShardLimits {
+            dedup_horizon_ms: sources.dedup_horizon_ms,
+            dedup_max_ids: sources.dedup_max_ids,
+            flush_interval_ms: i64::MAX,
+            max_delta_bytes: usize::MAX,
+            keep_flushed_ms: 0,
+            panic_on_user: None,
+        };
+        Self {
+            shard,
+            until: checkpoint.next,
+            archived: checkpoint.archived,
+            horizon_ms: sources.dedup_horizon_ms,
+            claim: Claim { checkpoint: *checkpoint, attempts: 1, suspects },
+            limits,
+            admissions,
+            hours,
+            rows: Rows::default(),
+            records: 0,
+        }
+    }
+
+    fn run(&mut self, sources: &Sources<'_>, log: &dyn EventLog, manifest: &[&ManifestRow]) -> Result<(), VerifyError> {
+        let incomplete = |why: String| VerifyError::Incomplete { shard: self.shard, why };
+        manifest::tiles(manifest.iter().copied(), self.archived).map_err(incomplete)?;
+        let below: Vec<&ManifestRow> = manifest.iter().copied().filter(|row| row.range.from < self.until).collect();
+        let from_log = self.archived.max(log.start(self.shard).min(self.until));
+        if from_log > self.archived && self.archived < self.until {
+            return Err(VerifyError::Released);
+        }
+        let log_begins = match self.archived < self.until {
+            true => log.read(self.shard, self.archived, 1).map_err(read_failed)?.first().map(|record| record.appended),
+            false => None,
+        };
+        let first = first_needed(&below, &self.hours, log_begins, self.horizon_ms);
+        let start = below.get(first).map_or(self.archived.min(self.until), |row| row.range.from);
+        self.claim.checkpoint.next = start;
+        let admission = Admission::recorded(std::mem::take(&mut self.admissions));
+        let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, Vec::new(), admission, 0);
+        for row in &below[first..] {
+            let records = sources.archive.read(row)?;
+            self.apply(&mut state, &records)?;
+        }
+        while state.next() < self.until {
+            let records = log.read(self.shard, state.next(), READ_BYTES).map_err(read_failed)?;
+            if records.is_empty() {
+                let why = format!("the log ends at {}, below the checkpoint {}", state.next(), self.until);
+                return Err(VerifyError::Incomplete { shard: self.shard, why });
+            }
+            self.apply(&mut state, &records)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, state: &mut ShardState, records: &[LogRecord]) -> Result<(), VerifyError> {
+        let below = records.partition_point(|record| record.offset < self.until);
+        let mut effects = Vec::new();
+        for chunk in records[..below].chunks(CHUNK) {
+            self.records += chunk.len() as u64;
+            state.step(Input::Records(chunk), &mut effects);
+            state.step(Input::Tick { now: 0, drain: true }, &mut effects);
+            for effect in effects.drain(..) {
+                match effect {
+                    Effect::Commit { batch, .. } => self.merge(&batch.deltas),
+                    Effect::Stop(diverged) => {
+                        return Err(VerifyError::Incomplete { shard: self.shard, why: diverged.to_string() });
+                    }
+                    Effect::MarkSuspect { .. } => {}
+                }
+            }
+            state.step(Input::Committed { now: -1 }, &mut effects);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, deltas: &[crate::model::flush::Delta]) {
+        for delta in deltas.iter().filter(|delta| self.hours.contains(&delta.hour)) {
+            let row = self.rows.entry((delta.series.id, delta.hour));
+            row.or_insert_with(|| (delta.series.clone(), Rollup::default())).1.merge(&delta.rollup);
+        }
+    }
+}
+
+/// The first object that has to be folded: the first that touches the windows, then back over every gap in the append times that is
+/// not longer than the horizon. `log_begins` is the append time of the first record behind the objects.
+fn first_needed(rows: &[&ManifestRow], hours: &Range<Hour>, log_begins: Option<Millis>, horizon_ms: i64) -> usize {
+    let touches = |row: &&ManifestRow| row.windows.iter().any(|(hour, _)| hours.contains(hour));
+    let mut first = rows.iter().position(touches).unwrap_or(rows.len());
+    let mut begins = rows.get(first).map(|row| row.appended.0).or(log_begins);
+    while let Some(begin) = begins {
+        let Some(before) = first.checked_sub(1).map(|at| rows[at]) else { break };
+        if begin.saturating_sub(before.appended.1) > horizon_ms {
+            break;
+        }
+        first -= 1;
+        begins = Some(before.appended.0);
+    }
+    first
+}
+
+fn read_failed(error: LogError) -> VerifyError {
+    match error {
+        LogError::Released { .. } => VerifyError::Released,
+        other => VerifyError::Log(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::offset::{Epoch, LogId, OffsetRange};
+
+    fn row(from: u64, to: u64, appended: (i64, i64), hour: i32) -> ManifestRow {
+        ManifestRow {
+            log: LogId([0; 16]),
+            shard: ShardId(0),
+            range: OffsetRange { from, to },
+            epoch: Epoch { counter: 1, nonce: 1 },
+            path: String::new(),
+            appended,
+            windows: vec![(Hour(hour), 1)],
+            rows: 1,
+            raw_bytes: 1,
+            bytes: 1,
+            crc32c: 0,
+        }
+    }
+
+    #[test]
+    fn it_starts_behind_a_gap_longer_than_the_horizon() {
+        let rows = [row(0, 1, (0, 10), 1), row(1, 2, (111, 120), 2), row(2, 3, (220, 230), 3)];
+        let rows: Vec<&ManifestRow> = rows.iter().collect();
+        let first = |hours: Range<i32>, log| first_needed(&rows, &(Hour(hours.start)..Hour(hours.end)), log, 100);
+        assert_eq!(first(3..4, None), 1, "one horizon before the third is the second, before that there is a gap");
+        assert_eq!(first(2..4, None), 1);
+        assert_eq!(first(1..2, None), 0);
+        assert_eq!(first(9..10, Some(330)), 1, "the log's own records may touch any window");
+        assert_eq!(first(9..10, Some(331)), 3);
+    }
+}
