@@ -21,13 +21,15 @@ pub enum Invariant {
     Isolation,
     /// I9: memory, queues and sizes stay below their limits.
     Bounded,
+    /// I10: once nothing fails any more, everything is applied, flushed and archived in bounded time.
+    Liveness,
     /// I12: a log that lost or reordered data stops the shard, and never resets it.
     FailLoud,
 }
 
 impl Invariant {
     /// Every invariant, in the order of their ids.
-    pub const ALL: [Invariant; 10] = [
+    pub const ALL: [Invariant; 11] = [
         Invariant::AckedIsDurable,
         Invariant::ExactEffect,
         Invariant::PrefixAtomicity,
@@ -37,6 +39,7 @@ impl Invariant {
         Invariant::Accounting,
         Invariant::Isolation,
         Invariant::Bounded,
+        Invariant::Liveness,
         Invariant::FailLoud,
     ];
 
@@ -52,6 +55,7 @@ impl Invariant {
             Invariant::Accounting => "I7",
             Invariant::Isolation => "I8",
             Invariant::Bounded => "I9",
+            Invariant::Liveness => "I10",
             Invariant::FailLoud => "I12",
         }
     }

@@ -32,9 +32,7 @@ pub async fn run(refs: ShardRefs, slots: Arc<Slots>, log: Arc<dyn EventLog>, clo
         for (shard, slot) in slots.iter() {
             let end = log.end(shard);
             let behind = slot.applied.load(Ordering::Acquire) < end;
-            if !behind && slot.epoch().is_some() {
-                slot.note_progress(end, now);
-            }
+            slot.note_progress(now, end);
             // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one moment.
             let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
             if (behind || idle_turn) && !slot.pulsed.swap(true, Ordering::AcqRel) {

@@ -11,7 +11,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::flush::{Claim, LogRecord};
-use crate::model::offset::{Diverged, ShardId};
+use crate::model::offset::{ShardId, continues};
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::series::Admission;
@@ -67,12 +67,8 @@ impl Actor for ShardActor {
         let actor = self.clone();
         let (claim, state) = tokio::task::spawn_blocking(move || actor.load()).await??;
         let slot = self.slot();
-        slot.applied.store(claim.checkpoint.next, Ordering::Release);
-        slot.committed.store(claim.checkpoint.next, Ordering::Release);
-        slot.archived.store(claim.checkpoint.archived, Ordering::Release);
+        slot.begin(&claim.checkpoint, state);
         slot.pulsed.store(false, Ordering::Release);
-        slot.state.clear_poison();
-        *slot.state.write().map_err(|_| "the slot was poisoned while starting")? = Some(state);
         Ok(ShardShell::default())
     }
 
@@ -107,16 +103,17 @@ impl ShardActor {
         let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
         let claim = self.store.claim(self.shard, self.log.id(), nonce)?;
         let checkpoint = claim.checkpoint;
-        let (start, end) = (self.log.start(self.shard), self.log.end(self.shard));
-        if end < checkpoint.next {
-            return Err(Diverged::Short { end, checkpoint: checkpoint.next }.into());
-        }
-        if start > checkpoint.next {
-            return Err(Diverged::Gap { expected: checkpoint.next, found: start }.into());
-        }
+        let end = self.log.end(self.shard);
+        continues(checkpoint.next, self.log.start(self.shard), end)?;
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
         let recent = self.store.recent_ids(self.shard, i64::MIN)?;
         let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);
+        // Another owner may have claimed and flushed between the claim and the two reads: they would then be of a later checkpoint, and
+        // this owner would answer queries with them until its first flush is refused.
+        let now = self.store.snapshot()?.checkpoints()?;
+        if !now.iter().any(|(shard, at)| *shard == self.shard && at.epoch == checkpoint.epoch) {
+            return Err(StoreError::Refused { shard: self.shard }.into());
+        }
         let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admission, end);
         Ok((claim, state))
     }
@@ -143,7 +140,8 @@ impl ShardActor {
         let slot = self.slot();
         let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
         slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        slot.note_progress(self.log.end(self.shard), self.clock.now());
+        let now = self.clock.now();
+        slot.note_progress(now, self.log.end(self.shard));
         let next = self.with_state(|state| state.next())?;
         Ok(next < self.log.end(self.shard))
     }

@@ -4,16 +4,16 @@
 //! mailbox call per shard and query would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per query).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::clock::Clock;
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
-use crate::model::window::Hour;
+use crate::model::window::{Hour, Millis};
 use crate::persistence::log::EventLog;
-use crate::shards::state::{LiveQuestion, ShardState};
+use crate::shards::state::{LiveMark, LiveQuestion, ShardState};
 
 use super::live::{LiveError, LiveReader, ShardReport};
 
@@ -32,15 +32,32 @@ pub struct Slot {
     pub archived: AtomicU64,
     /// Payload bytes applied since the last archive object.
     pub unarchived_bytes: AtomicU64,
-    /// When the shard was last seen to have applied the whole log.
+    /// When the owner was last seen to have applied the whole log; 0 if it never was.
     pub caught_up_at: AtomicI64,
 }
 
 impl Slot {
-    /// Notes, as of `now`, whether everything in the log is applied.
-    pub fn note_progress(&self, log_end: Offset, now: i64) {
-        if self.applied.load(Ordering::Acquire) >= log_end {
-            self.caught_up_at.fetch_max(now, Ordering::AcqRel);
+    /// A new owner: its positions and its state, in one step. What an earlier life had caught up with counts no longer: what it held in
+    /// memory is gone.
+    pub fn begin(&self, checkpoint: &Checkpoint, state: ShardState) {
+        self.state.clear_poison();
+        let mut owned = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        self.applied.store(checkpoint.next, Ordering::Release);
+        self.committed.store(checkpoint.next, Ordering::Release);
+        self.archived.store(checkpoint.archived, Ordering::Release);
+        self.caught_up_at.store(0, Ordering::Release);
+        *owned = Some(state);
+    }
+
+    /// Notes whether the owner has applied everything below `log_end`. `now` must have been read before `log_end` was: what is
+    /// acknowledged between the two may lie beyond.
+    pub fn note_progress(&self, now: Millis, log_end: Offset) {
+        let Ok(owned) = self.state.read() else { return };
+        if owned.as_ref().is_some_and(|state| state.next() >= log_end) {
+            self.caught_up_at.store(now, Ordering::Release);
+        } else if self.caught_up_at.load(Ordering::Acquire) > now {
+            // The clock went back: what was noted would hide how far behind the shard is.
+            self.caught_up_at.store(0, Ordering::Release);
         }
     }
 
@@ -81,6 +98,21 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// Up to when a shard that is behind holds everything.
+    fn as_of_behind(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, now: Millis) -> Millis {
+        // A time in the future was noted before the clock went back, and says nothing.
+        let caught_up_at = Some(slot.caught_up_at.load(Ordering::Acquire)).filter(|at| *at <= now);
+        let known = mark.appended.max(caught_up_at.unwrap_or(0));
+        if known > 0 {
+            return known.min(now);
+        }
+        // Nothing was applied in this life yet: all that was appended before the first record above the checkpoint is in the store.
+        let missing = self.log.read(shard, mark.applied, 1).ok().and_then(|records| records.first().map(|r| r.appended));
+        missing.map_or(0, |appended| appended.min(now))
+    }
+}
+
 impl LiveReader for Slots {
     fn shard_count(&self) -> u32 {
         self.slots.len() as u32
@@ -104,7 +136,7 @@ impl LiveReader for Slots {
         let checkpoint = checkpoint.ok_or(LiveError::Moved)?;
         let mark = state.live(checkpoint, question, matches, visit)?;
         let behind = end.saturating_sub(mark.applied);
-        let as_of = if behind == 0 { now } else { mark.appended.max(slot.caught_up_at.load(Ordering::Acquire)) };
+        let as_of = if behind == 0 { now } else { self.as_of_behind(shard, slot, &mark, now) };
         Ok(ShardReport { as_of, behind })
     }
 }

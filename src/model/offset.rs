@@ -126,6 +126,20 @@ pub fn due(next: Offset, found: Offset) -> Result<Due, Diverged> {
     }
 }
 
+/// Whether a log that holds `[start, end)` continues where the store stands.
+///
+/// # Errors
+/// [`Diverged::Short`] or [`Diverged::Gap`].
+pub fn continues(next: Offset, start: Offset, end: Offset) -> Result<(), Diverged> {
+    if end < next {
+        return Err(Diverged::Short { end, checkpoint: next });
+    }
+    if start > next {
+        return Err(Diverged::Gap { expected: next, found: start });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +149,14 @@ mod tests {
         assert_eq!(due(5, 5), Ok(Due::Apply));
         assert_eq!(due(5, 4), Ok(Due::Skip));
         assert_eq!(due(5, 7), Err(Diverged::Gap { expected: 5, found: 7 }));
+    }
+
+    #[test]
+    fn a_log_must_hold_the_checkpoint() {
+        assert_eq!(continues(5, 5, 5), Ok(()));
+        assert_eq!(continues(5, 0, 9), Ok(()));
+        assert_eq!(continues(5, 6, 9), Err(Diverged::Gap { expected: 5, found: 6 }));
+        assert_eq!(continues(5, 0, 4), Err(Diverged::Short { end: 4, checkpoint: 5 }));
     }
 
     #[test]

@@ -1,0 +1,195 @@
+//! The oracle's checks: after every commit, after every look of the archiver, and at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rollmill::invariants::Invariant;
+use rollmill::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
+use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::record;
+use rollmill::model::rollup::Rollup;
+use rollmill::model::series::Series;
+use rollmill::model::window::Hour;
+use rollmill::persistence::archive::Archive;
+use rollmill::persistence::log::EventLog;
+use rollmill::persistence::store::{RollupStore, StoreSnapshot};
+
+use crate::doubles::checkpoint;
+use crate::fold::{Fold, Place, Rows, TENANTS, difference, merge};
+use crate::report::{Violation, ensure};
+use crate::world::World;
+
+const ALWAYS: (Hour, Hour) = (Hour(i32::MIN), Hour(i32::MAX));
+
+fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> Rows {
+    let mut rows = Rows::new();
+    let mut visit = |info: &std::sync::Arc<SeriesInfo>, hour: Hour, rollup: Rollup, _: &[u8]| {
+        rows.insert((info.id, hour.0), rollup);
+    };
+    snapshot.rollup_bytes(ALWAYS.0, ALWAYS.1, &mut visit).expect("the double answers");
+    rows
+}
+
+impl World {
+    /// I5, then I2, I3 and I7 in the state that a commit left behind.
+    pub fn after_commit(
+        &mut self,
+        shard: ShardId,
+        before: Option<Checkpoint>,
+        guard: &FlushGuard,
+        ok: bool,
+    ) -> Result<(), Violation> {
+        let after = checkpoint(&*self.store, shard);
+        let moved = before.map(|c| c.next) != after.map(|c| c.next);
+        if moved || ok {
+            let chain = before.is_some_and(|c| c.epoch == guard.epoch && c.next == guard.range.from);
+            ensure(Invariant::SingleWriter, chain, || format!("{guard:?} was written on top of {before:?}"))?;
+            crate::doubles::roll(&self.dice, |dice| dice.stats.commits += 1);
+        }
+        self.check_store(false)
+    }
+
+    /// The rollups, the accounting and the quarantine are the fold of what lies below the checkpoints.
+    pub fn check_store(&mut self, full: bool) -> Result<(), Violation> {
+        let store = self.store.clone();
+        let mut snapshot = store.snapshot().expect("the double answers");
+        let set_aside = snapshot.quarantine().expect("the double answers");
+        for (shard, at) in snapshot.checkpoints().expect("the double answers") {
+            let s = shard.0 as usize;
+            ensure(Invariant::SingleWriter, at.epoch.counter >= self.epochs[s], || format!("the epoch of shard {s} went back"))?;
+            self.epochs[s] = at.epoch.counter;
+            let there = at.next <= self.history[s].len() as u64 && at.next >= self.oracle[s].next;
+            ensure(Invariant::PrefixAtomicity, there, || format!("the checkpoint of shard {s} is {at:?}"))?;
+            let places: BTreeSet<Place> = set_aside.iter().filter(|q| q.shard == shard).map(|q| (q.offset, q.index)).collect();
+            if full {
+                self.oracle[s] = Fold::default();
+            }
+            while self.oracle[s].next < at.next {
+                let record = &self.history[s][self.oracle[s].next as usize];
+                self.oracle[s].record(record, self.setup.rules, &places);
+            }
+            self.check_quarantine(s, &places)?;
+        }
+        let mut expected = Rows::new();
+        self.oracle.iter().for_each(|fold| merge(&mut expected, &fold.rows));
+        let found = stored_rows(&mut *snapshot);
+        if full || found != expected {
+            let why = difference(&expected, &found);
+            ensure(Invariant::PrefixAtomicity, why.is_none() && found == expected, || why.unwrap_or_default())?;
+        }
+        self.check_accounting(&mut *snapshot)
+    }
+
+    fn check_quarantine(&self, s: usize, stored: &BTreeSet<Place>) -> Result<(), Violation> {
+        let expected = &self.oracle[s].quarantined;
+        ensure(Invariant::Accounting, expected == stored, || format!("set aside: expected {expected:?}, stored {stored:?}"))?;
+        let innocent = stored.iter().find(|p| self.history[s][p.0 as usize].events.is_some() && !self.convictable[s].contains(p));
+        ensure(Invariant::ExactEffect, innocent.is_none(), || format!("{innocent:?} was set aside without two deaths"))
+    }
+
+    fn check_accounting(&self, snapshot: &mut dyn StoreSnapshot) -> Result<(), Violation> {
+        let mut expected: BTreeMap<(&str, i32), [u64; 3]> = BTreeMap::new();
+        for (key, counts) in self.oracle.iter().flat_map(|fold| &fold.accounting) {
+            expected.entry(*key).or_default().iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
+        }
+        expected.retain(|_, counts| *counts != [0; 3]);
+        let mut found = BTreeMap::new();
+        for tenant in [TENANTS[0], TENANTS[1], ""] {
+            for row in snapshot.accounting(tenant, ALWAYS.0, ALWAYS.1).expect("the double answers") {
+                found.insert((tenant, row.hour.0), [row.aggregated, row.deduplicated, row.quarantined]);
+            }
+        }
+        ensure(Invariant::Accounting, expected == found, || format!("expected {expected:?}, found {found:?}"))?;
+        let (accepted, counted) = (self.oracle.iter().map(|f| f.events).sum::<u64>(), found.values().flatten().sum::<u64>());
+        ensure(Invariant::Accounting, accepted == counted, || format!("{accepted} accepted, {counted} accounted for"))
+    }
+
+    /// I4: the manifest tiles the log up to the archived offset with the log's own records, and nothing else was released.
+    pub fn check_archive(&mut self, full: bool) -> Result<(), Violation> {
+        let mut snapshot = self.store.snapshot().expect("the double answers");
+        for (shard, at) in snapshot.checkpoints().expect("the double answers") {
+            let s = shard.0 as usize;
+            let floor = at.next.min(at.archived);
+            let start = self.log.start(shard);
+            ensure(Invariant::ArchiveTiles, start <= floor, || format!("the log of shard {s} begins at {start}, above {at:?}"))?;
+            let rows = snapshot.manifest(Some(shard)).expect("the double answers");
+            let mut next = 0;
+            for (index, row) in rows.iter().enumerate() {
+                ensure(Invariant::ArchiveTiles, row.range.from == next && row.range.to > next, || {
+                    format!("shard {s}: {:?} follows {next}", row.range)
+                })?;
+                next = row.range.to;
+                if !full && index < self.verified[s] {
+                    continue;
+                }
+                let read = self.archive.read(row);
+                let logged = &self.history[s][row.range.from as usize..row.range.to as usize];
+                let same = read.as_ref().is_ok_and(|records| {
+                    let pairs = (row.range.from..).zip(logged);
+                    let logged = pairs.map(|(offset, l)| (offset, l.appended, &l.payload));
+                    records.iter().map(|r| (r.offset, r.appended, &r.payload)).eq(logged)
+                });
+                ensure(Invariant::ArchiveTiles, same, || {
+                    format!("shard {s}: object {:?} is not what the log held: {:?}", row.range, read.err())
+                })?;
+            }
+            self.verified[s] = rows.len();
+            ensure(Invariant::ArchiveTiles, next == at.archived, || format!("shard {s}: rows up to {next}, archived {at:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Everything, once all is quiet.
+    pub fn last_accounts(&mut self) -> Result<(), Violation> {
+        self.check_store(true)?;
+        self.check_archive(true)?;
+        for s in 0..self.shards() {
+            let shard = ShardId(s as u32);
+            let start = self.log.start(shard);
+            let kept = self.log.read(shard, start, usize::MAX).expect("reads");
+            let same = kept.iter().map(|r| &r.payload).eq(self.history[s].iter().skip(start as usize).map(|l| &l.payload));
+            ensure(Invariant::AckedIsDurable, same, || format!("the log of shard {s} changed"))?;
+        }
+        for (r, request) in self.requests.iter().enumerate().filter(|(_, request)| request.acked) {
+            let lost = request
+                .records
+                .iter()
+                .find(|(shard, payload, _)| !self.history[shard.0 as usize].iter().any(|logged| logged.payload == *payload));
+            ensure(Invariant::AckedIsDurable, lost.is_none(), || format!("request {r} was acknowledged and is not in the log"))?;
+        }
+        self.release_all()
+    }
+
+    /// After the release of everything set aside, every tenant has in every hour exactly what it would have had without poison.
+    fn release_all(&mut self) -> Result<(), Violation> {
+        let set_aside = self.store.snapshot().and_then(|mut s| s.quarantine()).expect("the double answers");
+        for row in set_aside.iter().filter(|row| !row.tenant.is_empty()) {
+            let one = record::decode(&row.record).expect("a quarantined event is a record of its own");
+            let (event, key) = (&one.events[0], one.series[0].key);
+            let info = SeriesInfo { id: one.series[0].series_id(), series: Series::from_key(key).expect("a key") };
+            let mut rollup = Rollup::default();
+            rollup.add(event.value, event.user_hash());
+            let delta = Delta { series: info.into(), hour: Hour::of(event.timestamp), rollup };
+            let batch = FlushBatch { deltas: vec![delta], ..FlushBatch::default() };
+            self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch)).expect("the double settles");
+        }
+        let by_tenant = |rows: &Rows| {
+            let mut sums: BTreeMap<(usize, i32), Rollup> = BTreeMap::new();
+            for ((id, hour), rollup) in rows {
+                let tenant = (0..2).find(|t| crate::fold::overflow_id(*t) == *id);
+                let tenant = tenant.or_else(|| (0..12).find(|i| crate::fold::series(1)[*i].info.id == *id).map(|i| i / 6));
+                sums.entry((tenant.expect("a known series"), *hour)).or_default().merge(rollup);
+            }
+            sums
+        };
+        let mut expected = Rows::new();
+        for s in 0..self.shards() {
+            let mut fold = Fold::default();
+            self.history[s].iter().for_each(|record| fold.record(record, self.setup.rules, &BTreeSet::new()));
+            merge(&mut expected, &fold.rows);
+        }
+        let found = stored_rows(&mut *self.store.snapshot().expect("the double answers"));
+        ensure(Invariant::ExactEffect, by_tenant(&expected) == by_tenant(&found), || {
+            "released events do not make up what poison took away".to_owned()
+        })
+    }
+}

@@ -1,0 +1,304 @@
+//! The doubles as the simulation uses them: faults drawn from the seed, counted when they had an effect, and the bugs planted in them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use rollmill::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord};
+use rollmill::model::manifest::ManifestRow;
+use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use rollmill::model::series::SeriesId;
+use rollmill::model::window::Millis;
+use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo};
+use rollmill::persistence::store::memory::{self, MemoryStore, Write};
+use rollmill::persistence::store::{RollupStore, StoreError, StoreSnapshot};
+
+use crate::plants::Plant;
+use crate::report::{Fault, Stats};
+use crate::rng::Rng;
+
+/// Faults per thousand calls.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rates {
+    pub append: usize,
+    pub flush: usize,
+    pub claim: usize,
+    pub mark: usize,
+    pub manifest: usize,
+    pub archive: usize,
+    pub archive_takeover: usize,
+}
+
+/// Where the doubles draw their faults from, and where effects are counted.
+pub struct Dice {
+    pub rng: Rng,
+    pub rates: Rates,
+    pub stats: Stats,
+}
+
+pub type SharedDice = Arc<Mutex<Dice>>;
+
+pub fn roll<T>(dice: &SharedDice, with: impl FnOnce(&mut Dice) -> T) -> T {
+    with(&mut dice.lock().expect("one thread"))
+}
+
+pub fn checkpoint(store: &dyn RollupStore, shard: ShardId) -> Option<Checkpoint> {
+    let all = store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
+    all.into_iter().find(|(id, _)| *id == shard).map(|(_, checkpoint)| checkpoint)
+}
+
+/// The store's double with drawn faults.
+pub struct SimStore {
+    inner: Arc<MemoryStore>,
+    dice: SharedDice,
+    plant: Option<Plant>,
+}
+
+impl SimStore {
+    pub fn new(dice: &SharedDice, plant: Option<Plant>) -> Arc<Self> {
+        let (inner, drawing) = (MemoryStore::new(), dice.clone());
+        inner.set_faults(move |write| {
+            roll(&drawing, |dice| {
+                let rate = match write {
+                    Write::Claim => dice.rates.claim,
+                    Write::Flush => dice.rates.flush,
+                    Write::MarkSuspect => dice.rates.mark,
+                    Write::Archived => dice.rates.manifest,
+                    Write::Settle => 0,
+                };
+                let kinds = [memory::Fault::Before, memory::Fault::AppliedReplyLost, memory::Fault::NotAppliedReplyLost];
+                dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
+            })
+        });
+        Arc::new(Self { inner, dice: dice.clone(), plant })
+    }
+
+    fn hit(&self, fault: Fault) {
+        roll(&self.dice, |dice| dice.stats.hit(fault));
+    }
+
+    fn planted_flush(&self, mut guard: FlushGuard, batch: &FlushBatch, mut forget: Millis) -> Result<(), StoreError> {
+        let now = checkpoint(&*self.inner, guard.shard);
+        match (self.plant, now) {
+            (Some(Plant::NoFence), Some(now)) => {
+                let moved = guard.range.to.max(now.next);
+                guard = FlushGuard { epoch: now.epoch, range: OffsetRange { from: now.next, to: moved }, ..guard };
+            }
+            (Some(Plant::NoEpochFence), Some(now)) => guard.epoch = now.epoch,
+            (Some(Plant::OffsetInSecondTransaction), _) => {
+                let stay = FlushGuard { range: OffsetRange { from: guard.range.from, to: guard.range.from }, ..guard };
+                self.inner.flush(stay, batch, forget)?;
+                return self.inner.flush(guard, &FlushBatch::default(), forget);
+            }
+            (Some(Plant::IdsInSecondTransaction), _) => {
+                self.inner.flush(guard, &FlushBatch { dedup: None, ..batch.clone() }, forget)?;
+                let there = FlushGuard { range: OffsetRange { from: guard.range.to, to: guard.range.to }, ..guard };
+                let ids = FlushBatch { dedup: batch.dedup.clone(), ..FlushBatch::default() };
+                return if roll(&self.dice, |dice| dice.rng.chance(300)) {
+                    Ok(())
+                } else {
+                    self.inner.flush(there, &ids, forget)
+                };
+            }
+            (Some(Plant::QuarantineRowLost), _) => {
+                return self.inner.flush(guard, &FlushBatch { quarantined: vec![], ..batch.clone() }, forget);
+            }
+            (Some(Plant::IdsForgottenEarly), _) => forget = Millis::MAX,
+            _ => {}
+        }
+        self.inner.flush(guard, batch, forget)
+    }
+}
+
+impl RollupStore for SimStore {
+    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+        let claim = self.inner.claim(shard, log, nonce);
+        if claim.is_err() {
+            self.hit(Fault::ClaimFailed);
+        }
+        claim
+    }
+
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+        self.inner.recent_ids(shard, since)
+    }
+
+    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+        let before = checkpoint(&*self.inner, guard.shard).map(|c| c.next);
+        let outcome = self.planted_flush(guard, batch, forget_ids_before);
+        let moved = checkpoint(&*self.inner, guard.shard).map(|c| c.next) != before;
+        match &outcome {
+            Ok(()) | Err(StoreError::Invalid(_)) => {}
+            Err(StoreError::Failed(_)) => self.hit(Fault::FlushFailed),
+            Err(StoreError::Refused { .. }) => self.hit(Fault::FlushFenced),
+            Err(StoreError::Unknown(_)) if moved => self.hit(Fault::FlushUnknownApplied),
+            Err(StoreError::Unknown(_)) => self.hit(Fault::FlushUnknownNotApplied),
+        }
+        outcome
+    }
+
+    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+        if self.plant == Some(Plant::SuspectNotMarked) {
+            return Ok(());
+        }
+        let marked = self.inner.mark_suspect(shard, epoch, offset, index);
+        if marked.is_err() {
+            self.hit(Fault::MarkFailed);
+        }
+        marked
+    }
+
+    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
+        let outcome = self.inner.archived(row);
+        let applied = checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
+        match &outcome {
+            Ok(()) | Err(StoreError::Invalid(_)) => {}
+            Err(StoreError::Failed(_)) => self.hit(Fault::ManifestFailed),
+            Err(StoreError::Refused { .. }) => self.hit(Fault::ManifestFenced),
+            Err(StoreError::Unknown(_)) if applied => self.hit(Fault::ManifestUnknownApplied),
+            Err(StoreError::Unknown(_)) => self.hit(Fault::ManifestUnknownNotApplied),
+        }
+        outcome
+    }
+
+    fn settle_quarantine(
+        &self,
+        shard: ShardId,
+        offset: Offset,
+        index: u32,
+        delta: Option<&FlushBatch>,
+    ) -> Result<bool, StoreError> {
+        self.inner.settle_quarantine(shard, offset, index, delta)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.inner.snapshot()
+    }
+
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        self.inner.admitted_series(shard)
+    }
+}
+
+struct Object {
+    epoch: Epoch,
+    records: Vec<LogRecord>,
+    torn: bool,
+}
+
+/// A light archive: records as they are, no Parquet, so that a schedule costs microseconds. Its faults are those of the real double.
+#[derive(Default)]
+struct Light(Mutex<BTreeMap<String, Object>>);
+
+impl Light {
+    fn row(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord], plant: Option<Plant>) -> Option<ManifestRow> {
+        let (first, last) = (records.first()?, records.last()?);
+        let range = OffsetRange { from: first.offset, to: last.offset + 1 };
+        let mut path = ManifestRow::object_path(log, shard, range, epoch);
+        if plant == Some(Plant::ObjectNameWithoutEpoch) {
+            path = format!("{shard}/{}", range.from);
+        }
+        let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
+        let (appended, windows) = ((first.appended, last.appended), Vec::new());
+        Some(ManifestRow { log, shard, range, epoch, path, appended, windows, rows: 0, raw_bytes: bytes, bytes, crc32c: 0 })
+    }
+}
+
+/// The archive as the simulation uses it.
+pub struct SimArchive {
+    light: Light,
+    /// The double that writes real Parquet, for a share of the schedules.
+    parquet: Option<Arc<dyn Archive>>,
+    store: Arc<SimStore>,
+    dice: SharedDice,
+    plant: Option<Plant>,
+}
+
+impl SimArchive {
+    pub fn new(parquet: Option<Arc<dyn Archive>>, store: &Arc<SimStore>, dice: &SharedDice, plant: Option<Plant>) -> Arc<Self> {
+        Arc::new(Self { light: Light::default(), parquet, store: store.clone(), dice: dice.clone(), plant })
+    }
+
+    fn put(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        torn: bool,
+    ) -> Result<ManifestRow, ArchiveError> {
+        if let Some(parquet) = &self.parquet
+            && !torn
+        {
+            let row = parquet.write(log, shard, epoch, records)?;
+            // What was torn is replaced: the name is the same owner's.
+            self.remove(&row.path)?;
+            return Ok(row);
+        }
+        let row = Light::row(log, shard, epoch, records, self.plant);
+        let row = row.ok_or_else(|| ArchiveError::Unavailable("no records".to_owned()))?;
+        let object = Object { epoch, records: records.to_vec(), torn };
+        let mut objects = self.light.0.lock().expect("one thread");
+        assert!(
+            self.plant.is_some() || objects.get(&row.path).is_none_or(|there| there.epoch == epoch),
+            "two owners share the name {}",
+            row.path
+        );
+        objects.insert(row.path.clone(), object);
+        Ok(row)
+    }
+}
+
+impl Archive for SimArchive {
+    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
+        let kinds = [Fault::ArchiveDown, Fault::ArchiveReplyLost, Fault::ArchiveTorn];
+        let fault = roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive).then(|| dice.rng.pick(&kinds)));
+        if let Some(fault) = fault {
+            roll(&self.dice, |dice| dice.stats.hit(fault));
+        }
+        let lost = |fault: Fault| Err(ArchiveError::Unavailable(fault.text().to_owned()));
+        let row = match fault {
+            Some(Fault::ArchiveDown) => return lost(Fault::ArchiveDown),
+            Some(Fault::ArchiveTorn) => {
+                let row = self.put(log, shard, epoch, records, true)?;
+                if self.plant != Some(Plant::TornObjectAccepted) {
+                    return lost(Fault::ArchiveTorn);
+                }
+                row
+            }
+            other => {
+                let row = self.put(log, shard, epoch, records, false)?;
+                if let Some(fault) = other {
+                    return lost(fault);
+                }
+                row
+            }
+        };
+        // Another node may take the shard between the object and its manifest row.
+        let nonce = roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive_takeover).then(|| dice.rng.next()));
+        if let Some(nonce) = nonce
+            && self.store.claim(shard, log, nonce).is_ok()
+        {
+            roll(&self.dice, |dice| dice.stats.hit(Fault::TakeoverWhileArchiving));
+        }
+        Ok(row)
+    }
+
+    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+        let objects = self.light.0.lock().expect("one thread");
+        match (objects.get(&row.path), &self.parquet) {
+            (Some(object), _) if object.torn => Err(ArchiveError::Corrupt { path: row.path.clone(), why: "torn".to_owned() }),
+            (Some(object), _) => Ok(object.records.clone()),
+            (None, Some(parquet)) => parquet.read(row),
+            (None, None) => Err(ArchiveError::Missing(row.path.clone())),
+        }
+    }
+
+    fn list(&self, _: LogId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        Ok(Vec::new())
+    }
+
+    fn remove(&self, path: &str) -> Result<(), ArchiveError> {
+        self.light.0.lock().expect("one thread").remove(path);
+        Ok(())
+    }
+}

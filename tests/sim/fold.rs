@@ -1,0 +1,176 @@
+//! The oracle: what the rollups must be, word by word from the definitions, in plain maps. Nothing of `shards/` is used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
+
+use rollmill::actors::gateway::RoutedSeries;
+use rollmill::model::decimal::Decimal;
+use rollmill::model::flush::SeriesInfo;
+use rollmill::model::rollup::Rollup;
+use rollmill::model::series::{Series, SeriesId};
+
+pub const TENANTS: [&str; 2] = ["acme", "zeta"];
+pub const METRIC: &str = "views";
+pub const POISON: &str = "poison";
+const PAGES: [&str; 6] = ["", "a", "b", "c", "d", "e"];
+const HOUR_MS: i64 = 3_600_000;
+
+/// What a client sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Index into [`series`].
+    pub series: usize,
+    pub timestamp: i64,
+    pub value: Option<i64>,
+    pub user: Option<u8>,
+    pub id: Option<u32>,
+    pub poison: bool,
+}
+
+/// A record as it stands in the log. No events: its payload does not decode.
+#[derive(Debug, Clone)]
+pub struct Logged {
+    pub appended: i64,
+    pub payload: bytes::Bytes,
+    pub events: Option<Vec<Event>>,
+}
+
+/// The series that events belong to: all pages of both tenants.
+pub fn series(shard_count: u32) -> &'static [Arc<RoutedSeries>] {
+    static ALL: OnceLock<[Vec<Arc<RoutedSeries>>; 2]> = OnceLock::new();
+    let all =
+        ALL.get_or_init(|| [1, 2].map(|count| TENANTS.into_iter().flat_map(|t| PAGES.map(|p| routed(t, p, count))).collect()));
+    &all[shard_count as usize - 1]
+}
+
+fn routed(tenant: &str, page: &str, shard_count: u32) -> Arc<RoutedSeries> {
+    let series = Series::new(tenant, METRIC, [("page".to_owned(), page.to_owned())]);
+    let key = series.key();
+    let id = SeriesId::of_key(&key);
+    Arc::new(RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(shard_count) })
+}
+
+pub fn tenant_of(series: usize) -> usize {
+    series / PAGES.len()
+}
+
+/// The id of a tenant's overflow series.
+pub fn overflow_id(tenant: usize) -> SeriesId {
+    static IDS: OnceLock<[SeriesId; 2]> = OnceLock::new();
+    IDS.get_or_init(|| {
+        TENANTS.map(|t| SeriesId::of_key(&Series::new(t, METRIC, [("__overflow__".to_owned(), "true".to_owned())]).key()))
+    })[tenant]
+}
+
+pub fn users(user: u8) -> String {
+    format!("u{user}")
+}
+
+/// The limits that decide.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    pub horizon_ms: i64,
+    pub max_ids: usize,
+    pub max_series: usize,
+}
+
+pub type Place = (u64, u32);
+pub type Rows = BTreeMap<(SeriesId, i32), Rollup>;
+
+/// The fold of a prefix of one shard's log.
+#[derive(Debug, Clone, Default)]
+pub struct Fold {
+    pub next: u64,
+    /// Ids in log order: append time, series, id.
+    kept: Vec<(i64, usize, u32)>,
+    admitted: [BTreeSet<usize>; 2],
+    pub rows: Rows,
+    /// By tenant (or none) and hour of append: aggregated, de-duplicated, quarantined.
+    pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
+    pub quarantined: BTreeSet<Place>,
+    pub events: u64,
+    pub overflowed: u64,
+    pub counted_again: u64,
+    pub undecodable: u64,
+}
+
+impl Fold {
+    pub fn record(&mut self, record: &Logged, rules: Rules, set_aside: &BTreeSet<Place>) {
+        let (offset, hour) = (self.next, record.appended.div_euclid(HOUR_MS) as i32);
+        self.next += 1;
+        let Some(events) = &record.events else {
+            self.accounting.entry(("", hour)).or_default()[2] += 1;
+            self.quarantined.insert((offset, 0));
+            self.events += 1;
+            self.undecodable += 1;
+            return;
+        };
+        for (index, event) in events.iter().enumerate() {
+            self.event(record.appended, event, (offset, index as u32), rules, set_aside);
+        }
+    }
+
+    /// The first events of the next record: what a shard that goes event by event has applied of it.
+    pub fn part(&mut self, record: &Logged, events: u32, rules: Rules, set_aside: &BTreeSet<Place>) {
+        for (index, event) in record.events.iter().flatten().enumerate().take(events as usize) {
+            self.event(record.appended, event, (self.next, index as u32), rules, set_aside);
+        }
+    }
+
+    fn event(&mut self, appended: i64, event: &Event, place: Place, rules: Rules, set_aside: &BTreeSet<Place>) {
+        self.events += 1;
+        let tenant = tenant_of(event.series);
+        let account = self.accounting.entry((TENANTS[tenant], appended.div_euclid(HOUR_MS) as i32)).or_default();
+        if let Some(id) = event.id {
+            let window = &self.kept[self.kept.len().saturating_sub(rules.max_ids)..];
+            let same = |&&(_, series, other): &&(i64, usize, u32)| (series, other) == (event.series, id);
+            if window.iter().filter(same).any(|(then, ..)| appended - then <= rules.horizon_ms) {
+                account[1] += 1;
+                return;
+            }
+            self.counted_again += u64::from(self.kept.iter().any(|k| same(&k)));
+            self.kept.push((appended, event.series, id));
+        }
+        if set_aside.contains(&place) {
+            account[2] += 1;
+            self.quarantined.insert(place);
+            return;
+        }
+        account[0] += 1;
+        let admitted = &mut self.admitted[tenant];
+        let fits = admitted.contains(&event.series) || admitted.len() < rules.max_series;
+        let row = if fits {
+            admitted.insert(event.series);
+            series(1)[event.series].info.id
+        } else {
+            self.overflowed += 1;
+            overflow_id(tenant)
+        };
+        let user = if event.poison { Some(POISON.to_owned()) } else { event.user.map(users) };
+        let user = user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()));
+        let value = event.value.map(|v| Decimal::from_units(v.into()));
+        self.rows.entry((row, event.timestamp.div_euclid(HOUR_MS) as i32)).or_default().add(value, user);
+    }
+}
+
+/// Adds the rows of one shard to those of another.
+pub fn merge(into: &mut Rows, rows: &Rows) {
+    rows.iter().for_each(|(key, rollup)| into.entry(*key).or_default().merge(rollup));
+}
+
+/// Where two sets of rows differ, byte by byte.
+pub fn difference(expected: &Rows, found: &Rows) -> Option<String> {
+    let bytes = |rollup: Option<&Rollup>| {
+        let mut out = Vec::new();
+        rollup.unwrap_or(&Rollup::default()).encode(&mut out);
+        out
+    };
+    let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
+    keys.into_iter().find_map(|key| {
+        let (e, f) = (expected.get(key), found.get(key));
+        let say =
+            |r: Option<&Rollup>| r.map_or("no row".to_owned(), |r| format!("{:?}, {} users", r.figures, r.distinct.estimate()));
+        (e != f || bytes(e) != bytes(f))
+            .then(|| format!("series {} hour {}: expected {}, found {}", key.0, key.1, say(e), say(f)))
+    })
+}

@@ -1,0 +1,138 @@
+//! Deterministic simulation of the embedded core: the real `ShardState`, slots, archiver and record encoding, on doubles of log,
+//! store and archive that fail as badly as their ports allow. One seed is one schedule; the same seed gives the same schedule.
+//!
+//! `ROLLMILL_SIM_SEEDS=1000000 cargo test --test sim` runs more seeds, `ROLLMILL_SIM_SEED=7` runs one and prints its trace.
+
+mod checks;
+mod client;
+mod doubles;
+mod fold;
+mod node;
+mod plants;
+mod query;
+mod report;
+mod rng;
+mod scripted;
+mod setup;
+mod world;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, Once};
+
+use plants::Plant;
+use report::{Stats, Violation};
+
+/// Schedules are made of small maps: half of their time is allocation.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Schedules of a run that nobody asked more of.
+const SEEDS: u64 = 200_000;
+/// Seeds within which a planted bug must be found.
+const BOUND: u64 = 20_000;
+/// Findings after which a planted bug needs no more seeds.
+const ENOUGH: usize = 50;
+
+/// Poison kills shards by panicking; its message would drown everything else.
+fn quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info.payload_as_str().is_some_and(|why| why.contains("panic_on_user")) {
+                loud(info);
+            }
+        }));
+    });
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Runs the seeds on all cores; the sums, and the violations by seed.
+fn run_all(seeds: std::ops::Range<u64>, plant: Option<Plant>) -> (Stats, Vec<(u64, Violation)>) {
+    quiet();
+    let (next, sums) = (AtomicU64::new(seeds.start), Mutex::new((Stats::default(), Vec::new())));
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                let (mut stats, mut found) = (Stats::default(), Vec::new());
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    let outcome = world::run(seed, plant, false);
+                    stats.add(&outcome.stats);
+                    found.extend(outcome.violation.map(|violation| (seed, violation)));
+                }
+                let mut sums = sums.lock().expect("whole");
+                sums.0.add(&stats);
+                sums.1.append(&mut found);
+            });
+        }
+    });
+    let (stats, mut found) = sums.into_inner().expect("whole");
+    found.sort_by_key(|(seed, _)| *seed);
+    (stats, found)
+}
+
+fn trace(seed: u64, plant: Option<Plant>) {
+    quiet();
+    let outcome = world::run(seed, plant, true);
+    outcome.trace.iter().for_each(|line| println!("{line}"));
+    println!("seed {seed}: {}", outcome.violation.map_or("no violation".to_owned(), |v| v.to_string()));
+}
+
+#[test]
+fn no_schedule_violates_an_invariant() {
+    if let Some(seed) = number("ROLLMILL_SIM_SEED") {
+        let outcome = world::run(seed, None, false);
+        trace(seed, None);
+        assert!(outcome.violation.is_none());
+        return;
+    }
+    let started = std::time::Instant::now();
+    let seeds = number("ROLLMILL_SIM_SEEDS").unwrap_or(SEEDS);
+    let (stats, found) = run_all(0..seeds, None);
+    println!("simulation: {stats}  {} violations, {:.1?}", found.len(), started.elapsed());
+    if let Some((seed, violation)) = found.first() {
+        trace(*seed, None);
+        panic!("{} of {seeds} schedules violate an invariant; ROLLMILL_SIM_SEED={seed} shows {violation}", found.len());
+    }
+    if seeds >= 10_000 {
+        assert!(stats.vacuous().is_empty(), "never had an effect: {:?}", stats.vacuous());
+    }
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let mut missed = Vec::new();
+    for plant in Plant::ALL.iter().filter(|plant| !plant.is_rare()) {
+        let (mut seeds, mut found) = (0, Vec::new());
+        while seeds < BOUND && found.len() < ENOUGH {
+            found.append(&mut run_all(seeds..seeds + 500, Some(*plant)).1);
+            seeds += 500;
+        }
+        let mut by: Vec<&str> = found.iter().map(|(_, v)| v.invariant.id()).collect();
+        by.sort_unstable();
+        by.dedup();
+        let share = found.len() as f64 * 100.0 / seeds as f64;
+        let first = found.first().map_or("never".to_owned(), |(seed, _)| format!("first by seed {seed}"));
+        println!("{share:>6.2} % of {seeds:>5} {first:<20} {:<12} {:?}: {}", by.join(" "), plant.place(), plant.text());
+        if found.is_empty() {
+            missed.push(plant.text());
+        }
+    }
+    assert!(missed.is_empty(), "not found within {BOUND} seeds: {missed:?}");
+}
+
+#[test]
+fn a_seed_is_a_schedule() {
+    quiet();
+    for seed in 0..50 {
+        assert_eq!(world::run(seed, None, true).trace, world::run(seed, None, true).trace);
+    }
+}

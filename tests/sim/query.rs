@@ -1,0 +1,206 @@
+//! Queries: one snapshot of the store, then the live deltas of each shard, with anything in between.
+
+use std::collections::BTreeSet;
+
+use rollmill::actors::live::LiveReader;
+use rollmill::invariants::Invariant;
+use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::window::Hour;
+use rollmill::persistence::log::EventLog;
+use rollmill::persistence::store::{RollupQuery, RollupStore};
+use rollmill::shards::state::LiveQuestion;
+
+use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge, overflow_id, series};
+use crate::plants::Plant;
+use crate::report::{Fault, Violation, ensure};
+use crate::world::World;
+
+/// What a shard answered.
+struct Answer {
+    applied: u64,
+    /// End of the log when it answered.
+    end: u64,
+    as_of: i64,
+    set_aside: BTreeSet<Place>,
+    alone: Option<(u64, u32)>,
+}
+
+/// A query between its steps.
+pub struct Query {
+    tenant: usize,
+    from: i32,
+    to: i32,
+    checkpoints: Vec<Option<Checkpoint>>,
+    rows: Rows,
+    answers: Vec<Option<Answer>>,
+}
+
+impl World {
+    /// The next step of the query at hand, or a new one.
+    pub fn query(&mut self) -> Result<(), Violation> {
+        let Some(mut query) = self.query.take() else {
+            let query = self.snapshot();
+            self.query = Some(query);
+            return Ok(());
+        };
+        if query.answers.len() < self.shards() {
+            self.ask(&mut query);
+            // Most queries are quick: the rest follows at once.
+            while query.answers.len() < self.shards() && self.rng.chance(600) {
+                self.ask(&mut query);
+            }
+        }
+        if query.answers.len() < self.shards() {
+            self.query = Some(query);
+            return Ok(());
+        }
+        self.judge(query)
+    }
+
+    pub fn snapshot(&mut self) -> Query {
+        let hour = self.now.div_euclid(3_600_000) as i32;
+        let (from, to) = self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 40, hour)]);
+        let tenant = self.rng.below(2);
+        let mut query = Query { tenant, from, to, checkpoints: vec![], rows: Rows::new(), answers: vec![] };
+        self.read_checkpoints(&mut query);
+        self.read_rows(&mut query);
+        self.note(|| {
+            format!("a query takes its snapshot at {:?}", query.checkpoints.iter().map(|c| c.map(|c| c.next)).collect::<Vec<_>>())
+        });
+        query
+    }
+
+    fn read_checkpoints(&self, query: &mut Query) {
+        let found = self.store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
+        let of = |s: u32| found.iter().find(|(id, _)| id.0 == s).map(|(_, checkpoint)| *checkpoint);
+        query.checkpoints = (0..self.setup.shards).map(of).collect();
+    }
+
+    fn read_rows(&self, query: &mut Query) {
+        let question = RollupQuery {
+            tenant: TENANTS[query.tenant],
+            metric: METRIC,
+            matchers: &[],
+            from: Hour(query.from),
+            to: Hour(query.to),
+            distinct: true,
+            quantiles: true,
+            max_series: 100,
+        };
+        let mut rows = Rows::new();
+        let mut snapshot = self.store.snapshot().expect("the double answers");
+        snapshot
+            .rollups(&question, &mut |info, hour, rollup| rows.entry((info.id, hour.0)).or_default().merge(&rollup))
+            .expect("the double answers");
+        query.rows = rows;
+    }
+
+    /// The node that has the owner which the snapshot names.
+    fn node_of(&self, s: usize, checkpoint: Option<Checkpoint>) -> Option<usize> {
+        let epoch = checkpoint?.epoch;
+        (0..self.setup.nodes).find(|n| self.nodes[*n].slots.slot(ShardId(s as u32)).epoch() == Some(epoch))
+    }
+
+    /// Asks the next shard, on the node that seems to own it.
+    fn ask(&mut self, query: &mut Query) {
+        let s = query.answers.len();
+        let shard = ShardId(s as u32);
+        let owner = (0..self.setup.nodes).find(|n| self.nodes[*n].shells[s].alive).unwrap_or(0);
+        let n = match self.rng.below(10) {
+            0..2 => self.rng.below(self.setup.nodes),
+            2..5 => self.node_of(s, query.checkpoints[s]).unwrap_or(owner),
+            _ => owner,
+        };
+        if self.plants(Plant::CheckpointsReadAfterRows) {
+            self.read_checkpoints(query);
+        }
+        let checkpoint = query.checkpoints[s];
+        let question = LiveQuestion { tenant: TENANTS[query.tenant], metric: METRIC, from: Hour(query.from), to: Hour(query.to) };
+        let mut rows = Rows::new();
+        let end = self.log.end(shard);
+        let read = if self.nodes[n].paused {
+            // A paused node does not answer in time.
+            Err(rollmill::actors::live::LiveError::Unavailable)
+        } else {
+            self.nodes[n].slots.read(shard, checkpoint.as_ref(), &question, &mut |_| true, &mut |info, hour, rollup| {
+                rows.entry((info.id, hour.0)).or_default().merge(rollup);
+            })
+        };
+        self.note(|| format!("shard {s} on node {n} answers a query: {read:?}"));
+        let shell = &self.nodes[n].shells[s];
+        let answer = match read {
+            Ok(report) => {
+                merge(&mut query.rows, &rows);
+                let as_of = if self.plants(Plant::ReadsBehindIgnored) { self.now } else { report.as_of };
+                Some(Answer { applied: end - report.behind, end, as_of, set_aside: shell.set_aside.clone(), alone: shell.alone })
+            }
+            Err(_) if self.plants(Plant::DeadShardIgnored) => Some(Answer {
+                applied: checkpoint.map_or(0, |c| c.next),
+                end,
+                as_of: self.now,
+                set_aside: BTreeSet::new(),
+                alone: None,
+            }),
+            Err(_) => None,
+        };
+        query.answers.push(answer);
+        if self.plants(Plant::RowsReadAfterLive) && query.answers.len() == self.shards() {
+            let live = std::mem::take(&mut query.rows);
+            let before = live.clone();
+            self.read_rows(query);
+            // What was live stays; what was stored is read anew.
+            let stored = std::mem::take(&mut query.rows);
+            query.rows = if stored.is_empty() { before } else { stored };
+            merge(&mut query.rows, &rows);
+        }
+    }
+
+    /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than it holds.
+    fn judge(&mut self, query: Query) -> Result<(), Violation> {
+        let complete = query.answers.iter().all(Option::is_some);
+        self.hit(if complete { Fault::QueryComplete } else { Fault::QueryPartial });
+        let mut expected = Rows::new();
+        for (s, answer) in query.answers.iter().enumerate() {
+            let stored = query.checkpoints[s].map_or(0, |c| c.next);
+            merge(&mut expected, &self.fold_to(s, stored, answer.as_ref()).rows);
+        }
+        let tenant = query.tenant;
+        let mine = |id| id == overflow_id(tenant) || series(1)[tenant * 6..][..6].iter().any(|x| x.info.id == id);
+        expected.retain(|(id, hour), _| mine(*id) && query.from <= *hour && *hour < query.to);
+        if expected != query.rows {
+            let why = difference(&expected, &query.rows).unwrap_or_else(|| "the same bytes in another form".to_owned());
+            return ensure(Invariant::HonestQueries, false, || format!("store and live deltas are not the fold: {why}"));
+        }
+        for (s, answer) in query.answers.iter().enumerate() {
+            let Some(answer) = answer else { continue };
+            let unapplied = &self.history[s][answer.applied.min(answer.end) as usize..answer.end as usize];
+            let short = unapplied.iter().find(|record| record.appended < answer.as_of);
+            ensure(Invariant::HonestQueries, short.is_none(), || {
+                format!(
+                    "shard {s} claims everything before {}, but has applied {} and lacks a record of {:?}",
+                    answer.as_of,
+                    answer.applied,
+                    short.map(|r| r.appended)
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it as the owner that answered did.
+    fn fold_to(&self, s: usize, stored: u64, answer: Option<&Answer>) -> Fold {
+        let to = answer.map_or(stored, |a| a.applied.max(stored));
+        let mut fold = if self.oracle[s].next == stored { self.oracle[s].clone() } else { Fold::default() };
+        let mut set_aside: BTreeSet<Place> = self.oracle[s].quarantined.iter().filter(|p| p.0 < stored).copied().collect();
+        set_aside.extend(answer.iter().flat_map(|a| a.set_aside.iter()).filter(|p| p.0 >= stored));
+        while fold.next < to {
+            fold.record(&self.history[s][fold.next as usize], self.setup.rules, &set_aside);
+        }
+        if let Some((offset, index)) = answer.and_then(|a| a.alone)
+            && offset == to
+        {
+            fold.part(&self.history[s][to as usize], index, self.setup.rules, &set_aside);
+        }
+        fold
+    }
+}

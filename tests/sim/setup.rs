@@ -1,0 +1,113 @@
+//! What one schedule is made of: everything is drawn from its seed, and every seed stresses something else.
+
+use rollmill::shards::state::ShardLimits;
+
+use crate::doubles::Rates;
+use crate::fold::{POISON, Rules};
+use crate::rng::Rng;
+
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub shards: u32,
+    pub nodes: usize,
+    pub steps: usize,
+    pub rules: Rules,
+    pub limits: ShardLimits,
+    pub pull_bytes: usize,
+    pub object_bytes: u64,
+    pub object_delay_ms: i64,
+    pub rates: Rates,
+    /// Per thousand steps.
+    pub crash: usize,
+    pub pause: usize,
+    pub takeover: usize,
+    pub jumps: usize,
+    /// Per thousand turns of a shard that is loading: the store is slow.
+    pub slow_load: usize,
+    /// Per thousand requests.
+    pub ack_lost: usize,
+    pub poison: usize,
+    pub undecodable: usize,
+    pub resend: usize,
+    pub late: usize,
+    pub without_id: usize,
+    /// The archive's double writes Parquet.
+    pub parquet: bool,
+}
+
+impl Setup {
+    /// Two nodes, one shard, nothing fails by itself: for schedules that are written down.
+    pub fn calm(rng: &mut Rng) -> Self {
+        let rules = Rules { horizon_ms: 1_000_000, max_ids: 1_000, max_series: 100 };
+        let drawn = Self::draw(rng);
+        let limits = ShardLimits {
+            dedup_horizon_ms: rules.horizon_ms,
+            dedup_max_ids: rules.max_ids,
+            flush_interval_ms: 1_000_000,
+            max_delta_bytes: 1 << 20,
+            keep_flushed_ms: 1_000_000,
+            ..drawn.limits
+        };
+        let rates = Rates::default();
+        let (object_bytes, object_delay_ms) = (1 << 20, 1);
+        let calm =
+            Self { shards: 1, nodes: 2, rules, limits, rates, object_bytes, object_delay_ms, pull_bytes: 1 << 16, ..drawn };
+        Self { ack_lost: 0, poison: 0, undecodable: 0, resend: 0, late: 0, without_id: 0, parquet: false, ..calm }
+    }
+
+    pub fn draw(rng: &mut Rng) -> Self {
+        // Off, rare or frequent, each for itself: schedules with one kind of trouble, and with all of them.
+        let rate = |rng: &mut Rng, frequent: usize| match rng.below(3) {
+            0 => 0,
+            1 => frequent / 4,
+            _ => frequent,
+        };
+        let rules = Rules {
+            horizon_ms: rng.pick(&[100, 1_000, 20_000]),
+            max_ids: rng.pick(&[2, 6, 1_000]),
+            max_series: rng.pick(&[1, 2, 3, 20]),
+        };
+        let limits = ShardLimits {
+            dedup_horizon_ms: rules.horizon_ms,
+            dedup_max_ids: rules.max_ids,
+            flush_interval_ms: rng.pick(&[1, 40, 200]),
+            max_delta_bytes: rng.pick(&[700, 1 << 20]),
+            keep_flushed_ms: rng.pick(&[0, 50, 10_000]),
+            panic_on_user: Some(xxhash_rust::xxh3::xxh3_64(POISON.as_bytes())),
+        };
+        let rates = Rates {
+            append: rate(rng, 200),
+            flush: rate(rng, 300),
+            claim: rate(rng, 150),
+            mark: rate(rng, 100),
+            manifest: rate(rng, 300),
+            archive: rate(rng, 300),
+            archive_takeover: rate(rng, 100),
+        };
+        let poisonous = rng.chance(40);
+        Self {
+            shards: rng.pick(&[1, 2]),
+            nodes: rng.pick(&[1, 2, 2]),
+            // A poison event costs about fifteen lives.
+            steps: (50 + rng.below(100)) * if poisonous { 4 } else { 1 },
+            rules,
+            limits,
+            pull_bytes: rng.pick(&[1, 300, 1 << 16]),
+            object_bytes: rng.pick(&[1, 400, 1 << 20]),
+            object_delay_ms: rng.pick(&[1, 300]),
+            rates,
+            crash: rate(rng, 50),
+            pause: rate(rng, 50),
+            takeover: rate(rng, 60),
+            jumps: rate(rng, 40),
+            slow_load: rate(rng, 850),
+            ack_lost: rate(rng, 150),
+            poison: if poisonous { 40 } else { 0 },
+            undecodable: if rng.chance(150) { 40 } else { 0 },
+            resend: rate(rng, 400),
+            late: rate(rng, 200),
+            without_id: rate(rng, 150),
+            parquet: rng.chance(1),
+        }
+    }
+}

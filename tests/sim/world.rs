@@ -1,0 +1,328 @@
+//! One schedule: a world drawn from a seed, a scheduler that picks what happens next, healing, and the last accounts.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use rollmill::actors::archiver::{ArchiveLimits, Archiver};
+use rollmill::actors::slots::Slots;
+use rollmill::clock::ManualClock;
+use rollmill::invariants::Invariant;
+use rollmill::model::offset::{LogId, ShardId};
+use rollmill::persistence::archive::Archive;
+use rollmill::persistence::archive::memory::MemoryArchive;
+use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::memory::{self, MemoryLog};
+
+use crate::client::Request;
+use crate::doubles::{Dice, Rates, SharedDice, SimArchive, SimStore, checkpoint, roll};
+use crate::fold::{Fold, Logged, Place};
+use crate::node::{Node, Pending, Shell};
+use crate::plants::Plant;
+use crate::query::Query;
+use crate::report::{Fault, Stats, Violation, ensure};
+use crate::rng::Rng;
+use crate::setup::Setup;
+
+pub const LOG: LogId = LogId([9; 16]);
+/// Some day at ten minutes to an hour.
+const T0: i64 = 500_000 * 3_600_000 - 600_000;
+/// Rounds in which everything must be applied, flushed and archived once nothing fails any more. A poison event costs about 15 lives.
+const HEALING: usize = 6_000;
+
+pub struct World {
+    pub setup: Setup,
+    pub rng: Rng,
+    pub plant: Option<Plant>,
+    pub clock: Arc<ManualClock>,
+    pub now: i64,
+    pub log: Arc<MemoryLog>,
+    pub store: Arc<SimStore>,
+    pub archive: Arc<SimArchive>,
+    pub dice: SharedDice,
+    pub nodes: Vec<Node>,
+    pub pending: Vec<Pending>,
+    pub requests: Vec<Request>,
+    pub next_id: u32,
+    /// What the log has kept, ever.
+    pub history: Vec<Vec<Logged>>,
+    /// The fold up to the checkpoint, by shard.
+    pub oracle: Vec<Fold>,
+    /// The last counter of an epoch seen, by shard.
+    pub epochs: Vec<u64>,
+    pub convictable: Vec<BTreeSet<Place>>,
+    /// Manifest rows whose objects were compared, by shard.
+    pub verified: Vec<usize>,
+    pub query: Option<Query>,
+    trace: Option<Vec<String>>,
+}
+
+/// What a schedule came to.
+pub struct Outcome {
+    pub stats: Stats,
+    pub violation: Option<Violation>,
+    pub trace: Vec<String>,
+}
+
+/// Runs the schedule of a seed.
+pub fn run(seed: u64, plant: Option<Plant>, traced: bool) -> Outcome {
+    let mut world = World::new(seed, plant, traced);
+    let violation = world.live().and_then(|()| world.heal()).and_then(|()| world.last_accounts()).err();
+    let mut stats = roll(&world.dice, |dice| std::mem::take(&mut dice.stats));
+    stats.schedules = 1;
+    for fold in &world.oracle {
+        stats.events += fold.events;
+        for (fault, hits) in [
+            (Fault::Deduplicated, fold.accounting.values().map(|a| a[1]).sum()),
+            (Fault::Convicted, fold.quarantined.len() as u64 - fold.undecodable),
+            (Fault::Undecodable, fold.undecodable),
+            (Fault::Overflow, fold.overflowed),
+            (Fault::HorizonExpired, fold.counted_again),
+        ] {
+            (0..hits).for_each(|_| stats.hit(fault));
+        }
+    }
+    Outcome { stats, violation, trace: world.trace.unwrap_or_default() }
+}
+
+impl World {
+    pub fn new(seed: u64, plant: Option<Plant>, traced: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let setup = Setup::draw(&mut rng);
+        Self::with(setup, rng, plant, traced)
+    }
+
+    pub fn with(setup: Setup, mut rng: Rng, plant: Option<Plant>, traced: bool) -> Self {
+        let clock = ManualClock::at(T0);
+        let log = MemoryLog::new(LOG, setup.shards, clock.clone());
+        let dice = Dice { rng: Rng::new(rng.next()), rates: setup.rates, stats: Stats::default() };
+        let dice: SharedDice = Arc::new(Mutex::new(dice));
+        let drawing = dice.clone();
+        log.set_faults(move || {
+            roll(&drawing, |dice| {
+                let kinds = [
+                    (memory::Fault::Refused, Fault::AppendRefused),
+                    (memory::Fault::Lost, Fault::AppendLost),
+                    (memory::Fault::ReplyLost, Fault::AppendReplyLost),
+                ];
+                let (fault, counted) = dice.rng.chance(dice.rates.append).then(|| dice.rng.pick(&kinds))?;
+                dice.stats.hit(counted);
+                Some(fault)
+            })
+        });
+        let store = SimStore::new(&dice, plant);
+        let parquet = setup.parquet.then(|| Arc::new(MemoryArchive::new()) as Arc<dyn Archive>);
+        let archive = SimArchive::new(parquet, &store, &dice, plant);
+        let limits = ArchiveLimits { max_bytes: setup.object_bytes, max_delay_ms: setup.object_delay_ms };
+        let node = |_| {
+            let slots = Slots::new(log.clone(), clock.clone());
+            let archiver = Archiver {
+                log: log.clone(),
+                store: store.clone(),
+                archive: archive.clone(),
+                clock: clock.clone(),
+                limits,
+                slots: slots.clone(),
+            };
+            Node { slots, archiver, paused: false, shells: (0..setup.shards).map(|_| Shell::default()).collect() }
+        };
+        let shards = setup.shards as usize;
+        Self {
+            nodes: (0..setup.nodes).map(node).collect(),
+            rng,
+            plant,
+            now: T0,
+            clock,
+            log,
+            store,
+            archive,
+            dice,
+            pending: Vec::new(),
+            requests: Vec::new(),
+            next_id: 0,
+            history: vec![Vec::new(); shards],
+            oracle: vec![Fold::default(); shards],
+            epochs: vec![0; shards],
+            convictable: vec![BTreeSet::new(); shards],
+            verified: vec![0; shards],
+            query: None,
+            trace: traced.then(Vec::new),
+            setup,
+        }
+    }
+
+    pub fn note(&mut self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>8} {}", self.now - T0, what()));
+        }
+    }
+
+    pub fn shards(&self) -> usize {
+        self.setup.shards as usize
+    }
+
+    fn live(&mut self) -> Result<(), Violation> {
+        for _ in 0..self.setup.steps {
+            self.count_step();
+            self.pass_time();
+            self.trouble();
+            let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
+            match self.rng.below(100) {
+                0..20 => self.client()?,
+                20..60 => self.turn(n, s)?,
+                60..80 if !self.pending.is_empty() => {
+                    let at = self.rng.below(self.pending.len());
+                    self.deliver(at)?;
+                }
+                80..88 if !self.nodes[n].paused => self.look(n)?,
+                88.. => self.query()?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn count_step(&mut self) {
+        roll(&self.dice, |dice| dice.stats.steps += 1);
+    }
+
+    pub fn set_time(&mut self, now: i64) {
+        self.now = now;
+        self.clock.set(now);
+        // The pulse of a node that runs sees the new time before anything else happens.
+        for n in 0..self.setup.nodes {
+            if !self.nodes[n].paused {
+                (0..self.shards()).for_each(|s| self.note_progress(n, s));
+            }
+        }
+    }
+
+    fn pass_time(&mut self) {
+        let step = self.rng.below(15) as i64;
+        self.set_time(self.now + step);
+        if self.rng.chance(self.setup.jumps) {
+            let forward = self.rng.pick(&[self.setup.rules.horizon_ms, self.setup.rules.horizon_ms + 1, 3_600_000, 90_000_000]);
+            // A process that sleeps through a clock going back and forth cannot know of it: that one case stays out.
+            let back = self.rng.chance(250) && self.nodes.iter().all(|node| !node.paused);
+            self.hit(if back { Fault::ClockBack } else { Fault::ClockForward });
+            self.note(|| format!("the clock jumps by {}", if back { -5_000 } else { forward }));
+            self.set_time(self.now + if back { -5_000 } else { forward });
+        }
+    }
+
+    /// Whatever may go wrong at any moment.
+    fn trouble(&mut self) {
+        let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
+        if self.rng.chance(self.setup.pause) {
+            self.note(|| format!("node {n} pauses or goes on"));
+            self.nodes[n].paused = !self.nodes[n].paused;
+            if self.nodes[n].paused {
+                self.hit(Fault::Pause);
+            } else {
+                self.nodes[n].shells.iter_mut().for_each(|shell| shell.paused_at_epoch = true);
+                (0..self.shards()).for_each(|s| self.note_progress(n, s));
+            }
+        }
+        if self.rng.chance(self.setup.crash) {
+            if self.rng.chance(600) {
+                if self.nodes[n].shells[s].alive && !self.nodes[n].paused {
+                    self.hit(Fault::ActorCrash);
+                    self.die(n, s, "crash");
+                }
+            } else {
+                self.crash_node(n);
+            }
+        }
+    }
+
+    fn crash_node(&mut self, n: usize) {
+        self.hit(Fault::NodeCrash);
+        self.nodes[n].paused = false;
+        for s in 0..self.shards() {
+            self.die(n, s, "its node crashed");
+            self.nodes[n].slots.slot(ShardId(s as u32)).state.clear_poison();
+            *self.nodes[n].slots.slot(ShardId(s as u32)).state.write().expect("cleared") = None;
+        }
+        // What was sent to the store may still arrive, or died with the process.
+        for at in (0..self.pending.len()).rev() {
+            if self.pending[at].node == n && self.rng.chance(500) {
+                self.pending.remove(at);
+                self.hit(Fault::CommitDiedWithNode);
+            }
+        }
+    }
+
+    /// A shard of a node gets its turn: a living owner goes on, a dead one starts again, and sometimes another node takes over.
+    fn turn(&mut self, n: usize, s: usize) -> Result<(), Violation> {
+        if self.nodes[n].paused {
+            return Ok(());
+        }
+        if self.nodes[n].shells[s].alive {
+            let waits = self.nodes[n].shells[s].loading.is_some() && self.rng.chance(self.setup.slow_load);
+            return if waits { Ok(()) } else { self.pulse(n, s, false) };
+        }
+        let elsewhere = (0..self.setup.nodes).any(|other| other != n && self.nodes[other].shells[s].alive);
+        if elsewhere && !self.rng.chance(self.setup.takeover * 5) {
+            return Ok(());
+        }
+        if elsewhere {
+            self.hit(Fault::Takeover);
+        }
+        self.claim(n, s)?;
+        if self.query.is_none() && self.rng.chance(300) {
+            // The moment at which an answer is most easily wrong.
+            self.query = Some(self.snapshot());
+        }
+        Ok(())
+    }
+
+    /// Nothing fails any more: everything sent must be acknowledged, applied, flushed, archived and released in bounded time.
+    fn heal(&mut self) -> Result<(), Violation> {
+        self.note(|| "healing".to_owned());
+        roll(&self.dice, |dice| dice.rates = Rates::default());
+        self.log.clear_faults();
+        self.nodes.iter_mut().for_each(|node| node.paused = false);
+        let survivor = self.rng.below(self.setup.nodes);
+        for n in (0..self.setup.nodes).filter(|n| *n != survivor) {
+            // The others are gone by and by; what they still send is refused.
+            (0..self.shards()).for_each(|s| self.die(n, s, "healing"));
+        }
+        self.resend_unacknowledged()?;
+        for _ in 0..HEALING {
+            self.set_time(self.now + 100);
+            while !self.pending.is_empty() {
+                self.deliver(0)?;
+            }
+            for s in 0..self.shards() {
+                match self.owns(survivor, s) {
+                    true => self.pulse(survivor, s, true)?,
+                    false => self.claim(survivor, s)?,
+                }
+            }
+            self.look(survivor)?;
+            if self.settled(survivor) {
+                return Ok(());
+            }
+        }
+        let stand: Vec<_> =
+            (0..self.setup.shards).map(|s| (checkpoint(&*self.store, ShardId(s)), self.log.end(ShardId(s)))).collect();
+        ensure(Invariant::Liveness, false, || format!("not settled after {HEALING} rounds without faults: {stand:?}"))
+    }
+
+    /// Whether the shard's owner lives on the node. One that was fenced off is started again by whoever assigns shards to nodes.
+    fn owns(&self, n: usize, s: usize) -> bool {
+        let shell = &self.nodes[n].shells[s];
+        let stored = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch);
+        shell.alive && (shell.loading.is_some() || self.nodes[n].slots.slot(ShardId(s as u32)).epoch() == stored)
+    }
+
+    fn settled(&self, n: usize) -> bool {
+        self.pending.is_empty()
+            && (0..self.setup.shards).all(|s| {
+                let end = self.log.end(ShardId(s));
+                let at = checkpoint(&*self.store, ShardId(s));
+                let shell = &self.nodes[n].shells[s as usize];
+                let idle = shell.alive && shell.loading.is_none() && shell.inbox.is_none();
+                idle && at.is_some_and(|c| c.next == end && c.archived == end)
+            })
+    }
+}
