@@ -11,7 +11,7 @@ use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, 
 use crate::model::offset::{Checkpoint, Diverged, Due, Epoch, LogId, Offset, OffsetRange, ShardId, due};
 use crate::model::record::{self, Record};
 use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId};
+use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
 
 /// The limits of one shard.
