@@ -18,8 +18,8 @@ use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry;
 
-/// How often the archiver looks for due shards.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the archiver looks for due shards, at the least often.
+const LOOK_EVERY_MS: i64 = 1_000;
 
 /// When an object is cut.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,11 @@ pub struct ArchiveLimits {
 }
 
 impl ArchiveLimits {
+    /// How often to look for due shards: a quarter of the delay, so that it is kept, but not all the time.
+    fn look_every(&self) -> Duration {
+        Duration::from_millis((self.max_delay_ms / 4).clamp(20, LOOK_EVERY_MS).unsigned_abs())
+    }
+
     /// Whether a shard with so many unarchived bytes, the oldest appended at `oldest`, is due.
     pub fn due(&self, bytes: u64, oldest: i64, now: i64) -> bool {
         bytes >= self.max_bytes || now.saturating_sub(oldest) >= self.max_delay_ms
@@ -39,8 +44,8 @@ impl ArchiveLimits {
 
 /// An orphan is removed when it is older than this: until then its manifest row may still be on the way.
 const ORPHAN_AGE_MS: i64 = 24 * 3_600_000;
-/// How many looks lie between two searches for orphans: an hour.
-const LOOKS_PER_SWEEP: u32 = 3_600;
+/// Between two searches for orphans.
+const SWEEP_EVERY_MS: i64 = 3_600_000;
 
 /// The objects that no manifest row names and that are too old to get one.
 fn orphans<'a>(listed: &'a [ObjectInfo], named: &HashSet<&str>, now: i64) -> Vec<&'a str> {
@@ -74,12 +79,12 @@ pub enum ArchiverMessage {
 
 impl Actor for Archiver {
     type Msg = ArchiverMessage;
-    /// Looks since the last search for orphans.
-    type State = u32;
+    /// When to search for orphans next.
+    type State = i64;
     type Arguments = ();
 
-    async fn pre_start(&self, myself: ActorRef<ArchiverMessage>, (): ()) -> Result<u32, ActorProcessingErr> {
-        myself.send_after(LOOK_EVERY, || ArchiverMessage::Look);
+    async fn pre_start(&self, myself: ActorRef<ArchiverMessage>, (): ()) -> Result<i64, ActorProcessingErr> {
+        myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
         Ok(0)
     }
 
@@ -87,10 +92,13 @@ impl Actor for Archiver {
         &self,
         myself: ActorRef<ArchiverMessage>,
         _: ArchiverMessage,
-        looks: &mut u32,
+        sweep_at: &mut i64,
     ) -> Result<(), ActorProcessingErr> {
-        *looks = (*looks + 1) % LOOKS_PER_SWEEP;
-        let (archiver, sweep) = (self.clone(), *looks == 1);
+        let (archiver, now) = (self.clone(), self.clock.now());
+        let sweep = now >= *sweep_at;
+        if sweep {
+            *sweep_at = now + SWEEP_EVERY_MS;
+        }
         tokio::task::spawn_blocking(move || {
             archiver.look();
             if sweep && let Err(why) = archiver.remove_orphans() {
@@ -98,7 +106,7 @@ impl Actor for Archiver {
             }
         })
         .await?;
-        myself.send_after(LOOK_EVERY, || ArchiverMessage::Look);
+        myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
         Ok(())
     }
 }

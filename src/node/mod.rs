@@ -199,7 +199,10 @@ fn open_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::
         log_id_if_new,
         clock: clock.clone(),
     };
-    let (log, _) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    let (log, recovery) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    if recovery.torn_bytes > 0 {
+        tracing::info!(bytes = recovery.torn_bytes, "cut a torn commit off the log; it was never acknowledged");
+    }
     Ok(log)
 }
 

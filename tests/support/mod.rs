@@ -23,18 +23,27 @@ impl Server {
     }
 
     pub fn start_on(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
-        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data).stdin(Stdio::null());
-        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d").stdout(Stdio::null()).stderr(log);
-        command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
-        let child = command.spawn().expect("the server starts");
-        let mut server = Self { child, url: format!("http://127.0.0.1:{port}"), data: data.to_owned() };
+        let mut server = Self::spawn(data, port, env);
         server.wait_alive();
         server
     }
 
-    fn wait_alive(&mut self) {
+    /// Starts a server and does not wait.
+    pub fn spawn(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data).stdin(Stdio::null());
+        // Variables that steer the tests are no configuration of the server.
+        std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
+            command.env_remove(name);
+        });
+        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d").stdout(Stdio::null()).stderr(log);
+        command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
+        let child = command.spawn().expect("the server starts");
+        Self { child, url: format!("http://127.0.0.1:{port}"), data: data.to_owned() }
+    }
+
+    pub fn wait_alive(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(20);
         while agent().get(format!("{}/healthz", self.url)).call().map_or(true, |r| r.status() != 200) {
             if let Some(status) = self.child.try_wait().expect("wait") {
@@ -85,7 +94,11 @@ impl Server {
 
     /// Runs another command of the binary.
     pub fn cli(args: &[&str]) -> std::process::Output {
-        Command::new(env!("CARGO_BIN_EXE_rollmill")).args(args).output().expect("the command runs")
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
+            command.env_remove(name);
+        });
+        command.args(args).output().expect("the command runs")
     }
 
     /// Waits until a query is complete and its answer passes, or fails after 20 s with the last answer.

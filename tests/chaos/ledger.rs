@@ -1,0 +1,117 @@
+//! What the clients sent and what was acknowledged: the oracle, kept apart from everything that is tested.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::rng::Rng;
+
+/// First hour of the events, in hours since the epoch: 2020-01-01.
+pub const FIRST_HOUR: u64 = 438_288;
+pub const HOURS: u64 = 48;
+pub const METRICS: u64 = 4;
+pub const PAGES: u64 = 25;
+
+/// One event, as the client knows it.
+pub struct Event {
+    pub id: String,
+    pub metric: u64,
+    pub page: u64,
+    pub hour: u64,
+    pub minute: u64,
+    pub value: Option<i64>,
+    pub user: Option<u64>,
+}
+
+impl Event {
+    pub fn draw(rng: &mut Rng, id: String) -> Self {
+        Self {
+            id,
+            metric: rng.below(METRICS),
+            page: rng.below(PAGES),
+            hour: FIRST_HOUR + rng.below(HOURS),
+            minute: rng.below(60),
+            value: (!rng.chance(10)).then(|| rng.below(2_000) as i64 - 1_000),
+            user: rng.chance(80).then(|| rng.below(500)),
+        }
+    }
+
+    pub fn json(&self) -> String {
+        let timestamp = (self.hour * 60 + self.minute) * 60_000;
+        let value = self.value.map_or("null".to_owned(), |v| v.to_string());
+        let user = self.user.map_or(String::new(), |u| format!(r#","user":"u{u}""#));
+        let (metric, page, id) = (self.metric, self.page, &self.id);
+        format!(
+            r#"{{"metric":"m{metric}","timestamp":{timestamp},"value":{value},"labels":{{"page":"p{page}"}}{user},"id":"{id}"}}"#
+        )
+    }
+}
+
+/// What one rollup must be.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Expected {
+    pub count: u64,
+    pub sum: i64,
+    pub min: Option<i64>,
+    pub max: Option<i64>,
+    pub users: BTreeSet<u64>,
+}
+
+impl Expected {
+    fn add(&mut self, event: &Event) {
+        self.count += 1;
+        if let Some(value) = event.value {
+            self.sum += value;
+            self.min = Some(self.min.map_or(value, |m| m.min(value)));
+            self.max = Some(self.max.map_or(value, |m| m.max(value)));
+        }
+        self.users.extend(event.user);
+    }
+}
+
+#[derive(Default)]
+pub struct Ledger {
+    /// (metric, page, hour) to what it must be.
+    rows: Mutex<BTreeMap<(u64, u64, u64), Expected>>,
+    /// (time of the acknowledgement in ms, events acknowledged until then).
+    acks: Mutex<Vec<(i64, u64)>>,
+    sent: AtomicU64,
+    pub retries: AtomicU64,
+    pub resent: AtomicU64,
+}
+
+impl Ledger {
+    /// Notes events before their first sending.
+    pub fn sending(&self, events: &[Event]) {
+        self.sent.fetch_add(events.len() as u64, Ordering::SeqCst);
+    }
+
+    /// Notes events after their first acknowledgement.
+    pub fn acked(&self, events: &[Event], now: i64) {
+        let mut rows = self.rows.lock().expect("ledger");
+        for event in events {
+            rows.entry((event.metric, event.page, event.hour)).or_default().add(event);
+        }
+        let mut acks = self.acks.lock().expect("ledger");
+        let before = acks.last().map_or(0, |(_, total)| *total);
+        acks.push((now, before + events.len() as u64));
+    }
+
+    pub fn acked_before(&self, time: i64) -> u64 {
+        let acks = self.acks.lock().expect("ledger");
+        let below = acks.partition_point(|(at, _)| *at < time);
+        below.checked_sub(1).map_or(0, |at| acks[at].1)
+    }
+
+    pub fn acked_total(&self) -> u64 {
+        self.acks.lock().expect("ledger").last().map_or(0, |(_, total)| *total)
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::SeqCst)
+    }
+
+    pub fn rows(&self) -> BTreeMap<(u64, u64, u64), Expected> {
+        self.rows.lock().expect("ledger").clone()
+    }
+}
