@@ -1,5 +1,6 @@
 //! Commands.
 
+mod bench;
 mod query;
 mod send;
 mod verify;
@@ -39,6 +40,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Recompute rollups from the raw events and compare them with the store, to the bit
     Verify(verify::VerifyArgs),
+    /// Measure a server under load, and check that it counted everything exactly once
+    Bench(bench::BenchArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -83,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve(args)?,
         Command::Send(args) => send::run(&args)?,
         Command::Query(args) => query::run(&args)?,
+        Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;

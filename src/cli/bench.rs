@@ -1,0 +1,138 @@
+//! `rollmill bench`: load with a ledger. Every figure comes with the proof that nothing was lost or counted twice.
+
+mod client;
+mod events;
+mod load;
+mod queries;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::Args;
+
+use self::events::Shape;
+use self::server::Server;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  rollmill bench                                     300-byte events, 1,000 series, batches of 100, 16 connections
+  rollmill bench --bytes 4096 --seconds 30
+  rollmill bench --series 1000000 --seconds 60
+  rollmill bench --batch 1 --connections 64          one event per request
+  rollmill bench --queries                           24 points of one series; the daily sum of 1,000 series over 30 days
+  rollmill bench --url 127.0.0.1:8080 --json
+
+Without --url it starts a server of its own on a temporary directory, and can then tell its CPU, memory and disk too.
+Load generator and server share this machine: CPU seconds per million events are the sturdier figure.")]
+pub(super) struct BenchArgs {
+    /// Bytes of one event
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(200..=8_192))]
+    bytes: u32,
+    /// Different series
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..=99_999_999))]
+    series: u64,
+    /// Different users
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=99_999_999))]
+    users: u64,
+    /// Events of one request
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    batch: u32,
+    /// Connections
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    connections: u32,
+    /// How long to send
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    seconds: u32,
+    /// At most so many events per second [default: as many as it takes]
+    #[arg(long)]
+    rate: Option<u64>,
+    /// Measure queries instead
+    #[arg(long)]
+    queries: bool,
+    /// A server that runs already
+    #[arg(long, value_name = "HOST:PORT")]
+    url: Option<SocketAddr>,
+    /// API key for it
+    #[arg(long, env = "ROLLMILL_KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// Configuration of the server it starts
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Data directory of the server it starts, kept afterwards [default: a temporary one]
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Named figures, in the order in which they are shown.
+pub(super) type Figures = Vec<(&'static str, f64, &'static str)>;
+
+#[allow(clippy::print_stdout)] // the output of the command
+pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let figures = runtime.block_on(measure(args))?;
+    if args.json {
+        let object: serde_json::Map<String, serde_json::Value> =
+            figures.iter().map(|(n, v, _)| ((*n).to_owned(), (*v).into())).collect();
+        println!("{}", serde_json::Value::Object(object));
+        return Ok(());
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    for (name, value, unit) in &figures {
+        table.add_row([name.replace('_', " "), readable(*value), (*unit).to_owned()]);
+    }
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(comfy_table::CellAlignment::Right);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn readable(value: f64) -> String {
+    if value.fract() != 0.0 && value.abs() < 1_000.0 {
+        return format!("{value:.2}");
+    }
+    let digits = format!("{value:.0}");
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
+    let own = match args.url {
+        Some(_) => None,
+        None => Some(Server::start(args.data.as_deref(), args.config.as_deref()).await?),
+    };
+    let address = args.url.or(own.as_ref().map(|server| server.address)).context("no server")?;
+    let run = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
+    let shape = Shape { bytes: args.bytes as usize, batch: args.batch as usize, series: args.series, users: args.users, run };
+    let target = load::Target { address, key: args.key.clone() };
+    if args.queries {
+        return queries::measure(&target, &shape, args.connections).await;
+    }
+    let plan = load::Plan { shape, connections: args.connections, seconds: args.seconds, rate: args.rate };
+    let cpu_before = own.as_ref().map(Server::cpu_seconds).transpose()?;
+    let outcome = load::run(&target, &plan).await?;
+    let cpu = own.as_ref().map(Server::cpu_seconds).transpose()?.zip(cpu_before).map(|(after, before)| after - before);
+    let counted = load::count_of(&target, &shape, outcome.acked).await?;
+    if counted != outcome.acked {
+        bail!("{} events were acknowledged, {counted} are in the rollups: this must never be", outcome.acked);
+    }
+    let mut figures = outcome.figures(&shape);
+    if let (Some(server), Some(cpu)) = (&own, cpu) {
+        let [log, store, archive] = server.disk()?.map(|bytes| bytes as f64 / outcome.acked as f64);
+        figures.extend([
+            ("server_cpu_per_million_events", cpu / outcome.acked as f64 * 1e6, "s"),
+            ("server_cores_used", cpu / outcome.seconds, ""),
+            ("server_peak_memory", server.peak_memory()? as f64 / 1e6, "MB"),
+            ("disk_log_per_event", log, "bytes"),
+            ("disk_store_per_event", store, "bytes"),
+            ("disk_archive_per_event", archive, "bytes"),
+        ]);
+    }
+    Ok(figures)
+}

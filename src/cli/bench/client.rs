@@ -1,0 +1,75 @@
+//! A keep-alive HTTP/1.1 client that costs little: the load generator shares its cores with the server.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// An answer longer than this is no answer of ours.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// One connection.
+pub(super) struct Client {
+    stream: TcpStream,
+    host: String,
+    key: String,
+    received: Vec<u8>,
+}
+
+impl Client {
+    pub(super) async fn connect(address: SocketAddr, key: Option<&str>) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
+        Ok(Self { stream, host: address.to_string(), key, received: Vec::new() })
+    }
+
+    /// Bytes of the head of a POST; the body follows it in one write.
+    pub(super) fn post_head(&self, body: usize) -> Vec<u8> {
+        let (host, key) = (&self.host, &self.key);
+        format!(
+            "POST /v1/events HTTP/1.1\r\nhost: {host}\r\n{key}content-type: application/json\r\ncontent-length: {body}\r\n\r\n"
+        )
+        .into()
+    }
+
+    pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+        let (host, key) = (&self.host, &self.key);
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\n{key}\r\n");
+        self.exchange(head.as_bytes()).await
+    }
+
+    /// Writes a whole request and reads the answer: status and body.
+    pub(super) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
+        self.stream.write_all(request).await?;
+        self.received.clear();
+        let head = loop {
+            if let Some(end) = self.received.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            self.read_more().await?;
+        };
+        let text = std::str::from_utf8(&self.received[..head]).context("the answer's head is no text")?;
+        let status = text.get(9..12).and_then(|digits| digits.parse().ok()).context("the answer has no status")?;
+        let length = |line: &str| {
+            let (name, value) = line.split_once(':')?;
+            if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
+        };
+        let length = text.lines().find_map(length).context("the answer has no content-length")?;
+        if length > MAX_ANSWER {
+            bail!("an answer of {length} bytes");
+        }
+        while self.received.len() < head + length {
+            self.read_more().await?;
+        }
+        Ok((status, self.received[head..head + length].to_vec()))
+    }
+
+    async fn read_more(&mut self) -> anyhow::Result<()> {
+        if self.stream.read_buf(&mut self.received).await? == 0 {
+            bail!("the server closed the connection");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,100 @@
+//! The server under test: a child on a directory of its own, and what the kernel says of it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use super::client::Client;
+
+/// A child that is ended with the benchmark.
+pub(super) struct Server {
+    child: Child,
+    pub(super) address: SocketAddr,
+    pub(super) data: PathBuf,
+    temporary: bool,
+}
+
+impl Server {
+    /// Starts this very binary on `data`, or on a new directory that is removed afterwards.
+    pub(super) async fn start(data: Option<&Path>, config: Option<&Path>) -> anyhow::Result<Self> {
+        let name = format!("rollmill-bench-{}", std::process::id());
+        let (data, temporary) = data.map_or_else(|| (std::env::temp_dir().join(name), true), |data| (data.to_owned(), false));
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = Command::new(std::env::current_exe().context("cannot find this binary")?);
+        command.args(["serve", "--listen", &port.to_string(), "--data"]).arg(&data).stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(config) = config {
+            command.arg("--config").arg(config);
+        }
+        let child = command.spawn().context("cannot start the server")?;
+        let mut server = Self { child, address: port, data, temporary };
+        server.wait().await?;
+        Ok(server)
+    }
+
+    async fn wait(&mut self) -> anyhow::Result<()> {
+        for _ in 0..1_000 {
+            if let Ok(mut client) = Client::connect(self.address, None).await
+                && client.get("/healthz").await.is_ok_and(|(status, _)| status == 200)
+            {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended with {status}");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        bail!("the server did not come up within 10 s")
+    }
+
+    /// CPU seconds used so far.
+    pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).context("cannot read /proc/PID/stat");
+        // Fields 14 and 15 of proc(5), in hundredths of a second on Linux.
+        Ok((ticks(11)? + ticks(12)?) / 100.0)
+    }
+
+    /// Largest resident memory so far, in bytes.
+    pub(super) fn peak_memory(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("cannot read /proc/PID/status")?;
+        let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).context("VmHWM is no number")?;
+        Ok(kilobytes * 1024)
+    }
+
+    /// Bytes that the data directory takes on disk: log, store, archive.
+    pub(super) fn disk(&self) -> anyhow::Result<[u64; 3]> {
+        let store: u64 =
+            ["store.sqlite", "store.sqlite-wal"].iter().map(|name| blocks(&self.data.join(name))).sum::<Result<_, _>>()?;
+        Ok([blocks(&self.data.join("log"))?, store, blocks(&self.data.join("archive"))?])
+    }
+}
+
+fn blocks(path: &Path) -> anyhow::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(0) };
+    if !metadata.is_dir() {
+        return Ok(metadata.blocks() * 512);
+    }
+    let mut sum = 0;
+    for entry in std::fs::read_dir(path)? {
+        sum += blocks(&entry?.path())?;
+    }
+    Ok(sum)
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+            eprintln!("rollmill: the benchmark's server could not be ended: {error}");
+        }
+        if self.temporary
+            && let Err(error) = std::fs::remove_dir_all(&self.data)
+        {
+            eprintln!("rollmill: {} could not be removed: {error}", self.data.display());
+        }
+    }
+}
