@@ -52,6 +52,8 @@ pub struct World {
     pub convictable: Vec<BTreeSet<Place>>,
     /// Manifest rows whose objects were compared, by shard.
     pub verified: Vec<usize>,
+    /// Archived offset and start of the log when they were last checked, by shard.
+    pub archived: Vec<(u64, u64)>,
     pub query: Option<Query>,
     trace: Option<Vec<String>>,
 }
@@ -144,6 +146,7 @@ impl World {
             epochs: vec![0; shards],
             convictable: vec![BTreeSet::new(); shards],
             verified: vec![0; shards],
+            archived: vec![(0, 0); shards],
             query: None,
             trace: traced.then(Vec::new),
             setup,
