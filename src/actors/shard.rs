@@ -11,7 +11,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::flush::{Claim, LogRecord};
-use crate::model::offset::{ShardId, continues};
+use crate::model::offset::{Diverged, ShardId, continues};
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::series::Admission;
@@ -131,7 +131,11 @@ impl ShardActor {
     /// Applies one bounded batch; whether there is more to pull at once.
     async fn pull(&self, myself: &ActorRef<ShardMessage>, shell: &mut ShardShell) -> Result<bool, ActorProcessingErr> {
         let (next, credit) = self.with_state(|state| (state.next(), state.credit()))?;
-        if credit == 0 || next >= self.log.end(self.shard) {
+        let end = self.log.end(self.shard);
+        if next > end {
+            return Err(Diverged::Short { end, checkpoint: next }.into());
+        }
+        if credit == 0 || next == end {
             return Ok(false);
         }
         let mut records = self.log.read(self.shard, next, PULL_BYTES)?;

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::gateway::auth::KeyTable;
 use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
 use crate::model::event::EventLimits;
+use crate::model::offset::{Diverged, continues};
 use crate::persistence::archive::objects::ObjectArchive;
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
@@ -84,6 +85,7 @@ async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     let listener = listen(config, keys.is_open()).await?;
     let log = open_log(config, data, &clock)?;
     let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
+    check_log(data, log.as_ref(), store.as_ref())?;
     let slots = Slots::new(log.clone(), clock.clone());
     let gateways = tree::places(config.number("gateway.actors") as usize);
     let shard_refs: ShardRefs = tree::places(slots.iter().count());
@@ -204,6 +206,27 @@ fn open_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::
         tracing::info!(bytes = recovery.torn_bytes, "cut a torn commit off the log; it was never acknowledged");
     }
     Ok(log)
+}
+
+/// A log that does not continue where the store stands must not take a single write: it would grow over what it lost, and its shards
+/// would take the new records for those that are already in the store.
+fn check_log(data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> anyhow::Result<()> {
+    for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
+        let (expected, found) = (checkpoint.log, log.id());
+        let continued = match expected == found {
+            true => continues(checkpoint.next, log.start(shard), log.end(shard)),
+            false => Err(Diverged::OtherLog { expected, found }),
+        };
+        continued.with_context(|| {
+            format!(
+                "shard {shard} cannot go on: {} and {} are not of the same moment; put back the log that belongs to the store, or \
+                 the store that belongs to the log, or start with an empty data directory",
+                data.log().display(),
+                data.store().display()
+            )
+        })?;
+    }
+    Ok(())
 }
 
 fn shards(

@@ -84,12 +84,12 @@ impl Setup {
             archive: rate(rng, 300),
             archive_takeover: rate(rng, 100),
         };
-        let poisonous = rng.chance(40);
+        let poisonous = rng.chance(30);
         Self {
             shards: rng.pick(&[1, 2]),
             nodes: rng.pick(&[1, 2, 2]),
             // A poison event costs about fifteen lives.
-            steps: (50 + rng.below(100)) * if poisonous { 4 } else { 1 },
+            steps: (50 + rng.below(70)) * if poisonous { 4 } else { 1 },
             rules,
             limits,
             pull_bytes: rng.pick(&[1, 300, 1 << 16]),
