@@ -1,6 +1,10 @@
 //! Commands.
 
+mod archive;
 mod bench;
+mod http;
+mod keys;
+mod quarantine;
 mod query;
 mod send;
 mod verify;
@@ -40,6 +44,12 @@ enum Command {
     Query(query::QueryArgs),
     /// Recompute rollups from the raw events and compare them with the store, to the bit
     Verify(verify::VerifyArgs),
+    /// The archive of raw events
+    Archive(archive::ArchiveArgs),
+    /// Events that were set aside because they crashed their shard
+    Quarantine(quarantine::QuarantineArgs),
+    /// API keys
+    Keys(keys::KeysArgs),
     /// Measure a server under load, and check that it counted everything exactly once
     Bench(bench::BenchArgs),
     /// Check a configuration and print it with every default
@@ -86,6 +96,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve(args)?,
         Command::Send(args) => send::run(&args)?,
         Command::Query(args) => query::run(&args)?,
+        Command::Archive(args) => archive::run(&args)?,
+        Command::Quarantine(args) => quarantine::run(&args)?,
+        Command::Keys(args) => keys::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),
         Command::CheckConfig { file } => {

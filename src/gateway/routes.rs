@@ -15,7 +15,7 @@ use super::auth::Scope;
 use super::error::ApiError;
 use super::{Gateway, decode, ingest, ws};
 use crate::model::event;
-use crate::query::service::{QueryError, QueryService};
+use crate::query::service::{Place, QueryError, QueryService, Verdict};
 use crate::telemetry;
 
 type Edge = State<Arc<Gateway>>;
@@ -31,6 +31,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/labels/{name}/values", get(label_values))
         .route("/v1/limits", get(limits))
         .route("/v1/accounting", get(accounting))
+        .route("/v1/quarantine", get(quarantine))
+        .route("/v1/quarantine/release", post(release))
+        .route("/v1/quarantine/discard", post(discard))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
@@ -147,6 +150,28 @@ async fn accounting(
 ) -> Result<Response, ApiError> {
     let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
     gateway.ask(move |queries| queries.accounting(&tenant, &params)).await.map(json)
+}
+
+async fn quarantine(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    let tenant = gateway.tenant(&headers, Scope::Admin)?;
+    gateway.ask(move |queries| queries.quarantine(&tenant)).await.map(json)
+}
+
+async fn release(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    settle(&gateway, &headers, body, Verdict::Release).await
+}
+
+async fn discard(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    settle(&gateway, &headers, body, Verdict::Discard).await
+}
+
+async fn settle(gateway: &Arc<Gateway>, headers: &HeaderMap, body: Body, verdict: Verdict) -> Result<Response, ApiError> {
+    let tenant = gateway.tenant(headers, Scope::Admin)?;
+    let (body, _reservation) = decode::read_body(gateway, headers, body).await?;
+    let place: Place = serde_json::from_slice(&body).map_err(|e| {
+        ApiError::unreadable(format!("the body names an event, {{\"shard\": 0, \"offset\": 0, \"index\": 0}}: {e}"))
+    })?;
+    gateway.ask(move |queries| queries.settle(&tenant, place, verdict)).await.map(json)
 }
 
 async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {

@@ -18,7 +18,7 @@ use super::{Gateway, GatewayDeps, GatewayLimits, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
 use crate::clock::ManualClock;
 use crate::persistence::log::{AppendError, AppendTicket};
-use crate::query::service::{QueryError, QueryService};
+use crate::query::service::{Place, QueryError, QueryService, Verdict};
 
 const NOW: i64 = 1_767_225_600_000;
 
@@ -50,6 +50,12 @@ impl QueryService for Queries {
         self.query(tenant, &[])
     }
     fn accounting(&self, tenant: &str, _: &[(String, String)]) -> Result<String, QueryError> {
+        self.query(tenant, &[])
+    }
+    fn quarantine(&self, tenant: &str) -> Result<String, QueryError> {
+        self.query(tenant, &[])
+    }
+    fn settle(&self, tenant: &str, _: Place, _: Verdict) -> Result<String, QueryError> {
         self.query(tenant, &[])
     }
 }

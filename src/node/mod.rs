@@ -36,6 +36,8 @@ use crate::supervision::policy::RestartPolicy;
 
 /// Everything that is still open after this at a stop waits in the log for the next start.
 const DRAIN: Duration = Duration::from_millis(500);
+/// How often the keys file is looked at.
+const KEYS_EVERY: Duration = Duration::from_secs(1);
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
@@ -117,10 +119,14 @@ async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     let queries = QueryEngine::new(store.clone(), slots.clone(), clock.clone(), query_limits(config));
     let stale_after = config.millis("query.stale_after");
     let ready_slots = slots.clone();
+    let keys = Arc::new(ArcSwap::from_pointee(keys));
+    if let Some(path) = config.path("auth.keys_file") {
+        tokio::spawn(reload_keys(path, keys.clone()));
+    }
     let gateway = Gateway::new(GatewayDeps {
         submit: GatewayPool::new(gateways),
         queries,
-        keys: Arc::new(ArcSwap::from_pointee(keys)),
+        keys,
         limits: gateway_limits(config),
         clock: clock.clone(),
         shard_count: log.shard_count(),
@@ -172,6 +178,28 @@ fn keys(config: &Config) -> anyhow::Result<KeyTable> {
     match config.path("auth.keys_file") {
         None => Ok(KeyTable::open()),
         Some(path) => KeyTable::load(&path).with_context(|| format!("cannot use the keys file {}", path.display())),
+    }
+}
+
+/// Reads the keys file again whenever it changes. A file that cannot be used changes nothing: the keys in force stay.
+async fn reload_keys(path: PathBuf, keys: Arc<ArcSwap<KeyTable>>) {
+    let stamp = || std::fs::metadata(&path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+    let mut seen = None;
+    let mut ticks = tokio::time::interval(KEYS_EVERY);
+    loop {
+        ticks.tick().await;
+        let found = stamp();
+        if found == seen {
+            continue;
+        }
+        seen = found;
+        match KeyTable::load(&path) {
+            Ok(table) => {
+                keys.store(Arc::new(table));
+                tracing::info!(file = %path.display(), "read the API keys again");
+            }
+            Err(why) => tracing::warn!(%why, "the API keys that were in force stay"),
+        }
     }
 }
 

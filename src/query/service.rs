@@ -2,6 +2,8 @@
 //!
 //! Every answer is a finished JSON body. The tenant comes from the API key alone, never from the parameters.
 
+pub use super::quarantine::{Place, Verdict};
+
 /// What went wrong, from which the edge chooses the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryErrorKind {
@@ -56,4 +58,14 @@ pub trait QueryService: Send + Sync {
     /// # Errors
     /// See [`QueryErrorKind`].
     fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError>;
+    /// `GET /v1/quarantine`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn quarantine(&self, tenant: &str) -> Result<String, QueryError>;
+    /// `POST /v1/quarantine/release` and `/v1/quarantine/discard`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn settle(&self, tenant: &str, place: Place, verdict: Verdict) -> Result<String, QueryError>;
 }
