@@ -77,7 +77,7 @@ impl World {
     }
 
     /// Encodes a request as the gateway does.
-    fn request(&self, events: Vec<Event>) -> Request {
+    pub fn request(&self, events: Vec<Event>) -> Request {
         let all = series(self.setup.shards);
         let valid = |event: &Event| ValidEvent {
             series: all[event.series].clone(),
@@ -95,7 +95,7 @@ impl World {
         Request { events, records, acked: false }
     }
 
-    fn send(&mut self, r: usize, again: bool) -> Result<(), Violation> {
+    pub fn send(&mut self, r: usize, again: bool) -> Result<(), Violation> {
         if again {
             self.hit(Fault::Resent);
         }

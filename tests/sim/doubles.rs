@@ -33,6 +33,8 @@ pub struct Dice {
     pub rng: Rng,
     pub rates: Rates,
     pub stats: Stats,
+    /// How the next flush fails, whatever is drawn.
+    pub next_flush: Option<memory::Fault>,
 }
 
 pub type SharedDice = Arc<Mutex<Dice>>;
@@ -58,6 +60,9 @@ impl SimStore {
         let (inner, drawing) = (MemoryStore::new(), dice.clone());
         inner.set_faults(move |write| {
             roll(&drawing, |dice| {
+                if write == Write::Flush && dice.next_flush.is_some() {
+                    return dice.next_flush.take();
+                }
                 let rate = match write {
                     Write::Claim => dice.rates.claim,
                     Write::Flush => dice.rates.flush,

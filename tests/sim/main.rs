@@ -14,6 +14,7 @@ mod report;
 mod rng;
 mod scripted;
 mod setup;
+mod walk;
 mod world;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -132,42 +132,66 @@ impl World {
 
     /// One pulse of a living owner: as far as the next effect.
     pub fn pulse(&mut self, n: usize, s: usize, drain: bool) -> Result<(), Violation> {
-        let shard = ShardId(s as u32);
+        if self.go_on(n, s)? {
+            return Ok(());
+        }
+        self.pull(n, s)?;
+        if self.nodes[n].shells[s].alive && self.nodes[n].shells[s].mark.is_none() {
+            self.tick(n, s, drain)?;
+        }
+        self.note_progress(n, s);
+        Ok(())
+    }
+
+    /// One step of the walk: a pulse without its tick.
+    pub fn step_once(&mut self, n: usize) -> Result<(), Violation> {
+        if self.go_on(n, 0)? { Ok(()) } else { self.pull(n, 0) }
+    }
+
+    pub fn tick(&mut self, n: usize, s: usize, drain: bool) -> Result<(), Violation> {
+        self.step(n, s, Input::Tick { now: self.now, drain })
+    }
+
+    /// Goes on with what an owner is in the middle of, if it is.
+    fn go_on(&mut self, n: usize, s: usize) -> Result<bool, Violation> {
         if let Some(claim) = self.nodes[n].shells[s].loading.take() {
             self.load(n, s, claim);
-            return Ok(());
+            return Ok(true);
         }
         self.count_zombie(n, s);
         if let Some((to, outcome)) = self.nodes[n].shells[s].inbox.take() {
-            return self.commit_ended(n, s, to, outcome);
+            return self.commit_ended(n, s, to, outcome).map(|()| true);
         }
         if let Some((offset, index)) = self.nodes[n].shells[s].mark.take() {
+            let shard = ShardId(s as u32);
             let epoch = self.nodes[n].slots.slot(shard).epoch().expect("it is alive");
-            if let Err(error) = self.store.mark_suspect(shard, epoch, offset, index) {
-                self.die(n, s, &error.to_string());
-                return Ok(());
+            match self.store.mark_suspect(shard, epoch, offset, index) {
+                Ok(()) => self.step(n, s, Input::Records(&[]))?,
+                Err(error) => self.die(n, s, &error.to_string()),
             }
-            return self.step(n, s, Input::Records(&[]));
+            return Ok(true);
         }
+        Ok(false)
+    }
+
+    /// `ShardActor::pull`.
+    fn pull(&mut self, n: usize, s: usize) -> Result<(), Violation> {
+        let shard = ShardId(s as u32);
         let (next, credit) = self.with_state(n, s, |state| (state.next(), state.credit()));
-        if credit > 0 && next < self.log.end(shard) {
-            let mut records = match self.log.read(shard, next, self.setup.pull_bytes) {
-                Ok(records) => records,
-                Err(why) => return self.stop(n, s, &why.to_string()),
-            };
-            records.truncate(credit);
-            if self.plants(Plant::DedupByWallClock) {
-                records.iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
-            }
-            self.step(n, s, Input::Records(&records))?;
-            let slot = self.nodes[n].slots.slot(shard).clone();
-            let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
-            slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if credit == 0 || next >= self.log.end(shard) {
+            return Ok(());
         }
-        if self.nodes[n].shells[s].alive && self.nodes[n].shells[s].mark.is_none() {
-            self.step(n, s, Input::Tick { now: self.now, drain })?;
+        let mut records = match self.log.read(shard, next, self.setup.pull_bytes) {
+            Ok(records) => records,
+            Err(why) => return self.stop(n, s, &why.to_string()),
+        };
+        records.truncate(credit);
+        if self.plants(Plant::DedupByWallClock) {
+            records.iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
         }
-        self.note_progress(n, s);
+        self.step(n, s, Input::Records(&records))?;
+        let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
+        self.nodes[n].slots.slot(shard).unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::report::{Fault, Violation, ensure};
 use crate::world::World;
 
 /// What a shard answered.
+#[derive(Clone)]
 struct Answer {
     applied: u64,
     /// End of the log when it answered.
@@ -26,11 +27,12 @@ struct Answer {
 }
 
 /// A query between its steps.
+#[derive(Clone)]
 pub struct Query {
     tenant: usize,
     from: i32,
     to: i32,
-    checkpoints: Vec<Option<Checkpoint>>,
+    pub checkpoints: Vec<Option<Checkpoint>>,
     rows: Rows,
     answers: Vec<Option<Answer>>,
 }
@@ -61,6 +63,10 @@ impl World {
         let hour = self.now.div_euclid(3_600_000) as i32;
         let (from, to) = self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 40, hour)]);
         let tenant = self.rng.below(2);
+        self.snapshot_of(tenant, from, to)
+    }
+
+    pub fn snapshot_of(&mut self, tenant: usize, from: i32, to: i32) -> Query {
         let mut query = Query { tenant, from, to, checkpoints: vec![], rows: Rows::new(), answers: vec![] };
         self.read_checkpoints(&mut query);
         self.read_rows(&mut query);
@@ -104,13 +110,19 @@ impl World {
     /// Asks the next shard, on the node that seems to own it.
     fn ask(&mut self, query: &mut Query) {
         let s = query.answers.len();
-        let shard = ShardId(s as u32);
         let owner = (0..self.setup.nodes).find(|n| self.nodes[*n].shells[s].alive).unwrap_or(0);
         let n = match self.rng.below(10) {
             0..2 => self.rng.below(self.setup.nodes),
             2..5 => self.node_of(s, query.checkpoints[s]).unwrap_or(owner),
             _ => owner,
         };
+        self.ask_node(query, n);
+    }
+
+    /// Asks a node for the next shard.
+    pub fn ask_node(&mut self, query: &mut Query, n: usize) {
+        let s = query.answers.len();
+        let shard = ShardId(s as u32);
         if self.plants(Plant::CheckpointsReadAfterRows) {
             self.read_checkpoints(query);
         }
@@ -156,7 +168,7 @@ impl World {
     }
 
     /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than it holds.
-    fn judge(&mut self, query: Query) -> Result<(), Violation> {
+    pub fn judge(&mut self, query: Query) -> Result<(), Violation> {
         let complete = query.answers.iter().all(Option::is_some);
         self.hit(if complete { Fault::QueryComplete } else { Fault::QueryPartial });
         let mut expected = Rows::new();

@@ -96,7 +96,7 @@ impl World {
     pub fn with(setup: Setup, mut rng: Rng, plant: Option<Plant>, traced: bool) -> Self {
         let clock = ManualClock::at(T0);
         let log = MemoryLog::new(LOG, setup.shards, clock.clone());
-        let dice = Dice { rng: Rng::new(rng.next()), rates: setup.rates, stats: Stats::default() };
+        let dice = Dice { rng: Rng::new(rng.next()), rates: setup.rates, stats: Stats::default(), next_flush: None };
         let dice: SharedDice = Arc::new(Mutex::new(dice));
         let drawing = dice.clone();
         log.set_faults(move || {
