@@ -23,13 +23,15 @@ pub enum Invariant {
     Bounded,
     /// I10: once nothing fails any more, everything is applied, flushed and archived in bounded time.
     Liveness,
+    /// I11: what is recomputed from archive and log equals the stored rollups, bit for bit.
+    Rebuildable,
     /// I12: a log that lost or reordered data stops the shard, and never resets it.
     FailLoud,
 }
 
 impl Invariant {
     /// Every invariant, in the order of their ids.
-    pub const ALL: [Invariant; 11] = [
+    pub const ALL: [Invariant; 12] = [
         Invariant::AckedIsDurable,
         Invariant::ExactEffect,
         Invariant::PrefixAtomicity,
@@ -40,6 +42,7 @@ impl Invariant {
         Invariant::Isolation,
         Invariant::Bounded,
         Invariant::Liveness,
+        Invariant::Rebuildable,
         Invariant::FailLoud,
     ];
 
@@ -56,6 +59,7 @@ impl Invariant {
             Invariant::Isolation => "I8",
             Invariant::Bounded => "I9",
             Invariant::Liveness => "I10",
+            Invariant::Rebuildable => "I11",
             Invariant::FailLoud => "I12",
         }
     }

@@ -8,7 +8,7 @@ mod groups;
 mod json;
 mod matchers;
 mod plan;
-mod quarantine;
+pub mod quarantine;
 pub mod service;
 mod steps;
 pub mod verify;

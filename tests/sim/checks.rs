@@ -5,19 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rollmill::invariants::Invariant;
-use rollmill::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
+use rollmill::model::flush::{FlushGuard, SeriesInfo};
 use rollmill::model::offset::{Checkpoint, ShardId};
-use rollmill::model::record;
 use rollmill::model::rollup::Rollup;
-use rollmill::model::series::Series;
 use rollmill::model::window::Hour;
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupQuery, RollupStore, StoreSnapshot};
+use rollmill::query::{quarantine, verify};
 
 use crate::doubles::checkpoint;
 use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge};
-use crate::report::{Violation, ensure};
+use crate::report::{Fault, Violation, ensure};
 use crate::world::World;
 
 const ALWAYS: (Hour, Hour) = (Hour(i32::MIN), Hour(i32::MAX));
@@ -185,21 +184,39 @@ impl World {
                 .find(|(shard, payload, _)| !self.history[shard.0 as usize].iter().any(|logged| logged.payload == *payload));
             ensure(Invariant::AckedIsDurable, lost.is_none(), || format!("request {r} was acknowledged and is not in the log"))?;
         }
-        self.release_all()
+        self.verify()?;
+        self.release_all()?;
+        self.verify()
+    }
+
+    /// `rollmill verify` agrees, in any range of hours.
+    fn verify(&mut self) -> Result<(), Violation> {
+        if !self.rng.chance(200) {
+            return Ok(());
+        }
+        let hour = self.now.div_euclid(3_600_000) as i32;
+        let hours = self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 30, hour - 20)]);
+        let log = self.log.clone();
+        let sources = verify::Sources {
+            store: &*self.store,
+            archive: &*self.archive,
+            open_log: &|| Ok(log.clone()),
+            dedup_horizon_ms: self.setup.rules.horizon_ms,
+            dedup_max_ids: self.setup.rules.max_ids,
+        };
+        let report = verify::verify(&sources, Hour(hours.0)..Hour(hours.1), &mut |_, _| ());
+        let agrees = report.as_ref().is_ok_and(|report| report.differences.is_empty());
+        self.hit(Fault::Verified);
+        ensure(Invariant::Rebuildable, agrees, || format!("verify of hours {hours:?}: {report:?}"))
     }
 
     /// After the release of everything set aside, every tenant has in every hour exactly what it would have had without poison.
     fn release_all(&mut self) -> Result<(), Violation> {
         let set_aside = self.store.snapshot().and_then(|mut s| s.quarantine()).expect("the double answers");
         for row in set_aside.iter().filter(|row| !row.tenant.is_empty()) {
-            let one = record::decode(&row.record).expect("a quarantined event is a record of its own");
-            let (event, key) = (&one.events[0], one.series[0].key);
-            let info = SeriesInfo { id: one.series[0].series_id(), series: Series::from_key(key).expect("a key") };
-            let mut rollup = Rollup::default();
-            rollup.add(event.value, event.user_hash());
-            let delta = Delta { series: info.into(), hour: Hour::of(event.timestamp), rollup };
-            let batch = FlushBatch { deltas: vec![delta], ..FlushBatch::default() };
-            self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch)).expect("the double settles");
+            let place = quarantine::Place { shard: row.shard.0, offset: row.offset, index: row.index };
+            let settled = quarantine::settle(&*self.store, &row.tenant, place, quarantine::Verdict::Release);
+            ensure(Invariant::ExactEffect, settled.is_ok(), || format!("{place:?} is not released: {settled:?}"))?;
         }
         let by_tenant = |rows: &Rows| {
             let mut sums: BTreeMap<(usize, i32), Rollup> = BTreeMap::new();

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use rollmill::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord};
 use rollmill::model::manifest::ManifestRow;
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use rollmill::model::record;
 use rollmill::model::series::SeriesId;
-use rollmill::model::window::Millis;
+use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
 use rollmill::persistence::store::{RollupStore, StoreError, StoreSnapshot};
@@ -203,7 +204,12 @@ impl Light {
             path = format!("{shard}/{}", range.from);
         }
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
-        let (appended, windows) = ((first.appended, last.appended), Vec::new());
+        let appended = (first.appended, last.appended);
+        let mut windows: BTreeMap<Hour, u64> = BTreeMap::new();
+        for record in records.iter().filter_map(|r| record::decode(&r.payload).ok()) {
+            record.events.iter().for_each(|event| *windows.entry(Hour::of(event.timestamp)).or_default() += 1);
+        }
+        let windows = windows.into_iter().collect();
         Some(ManifestRow { log, shard, range, epoch, path, appended, windows, rows: 0, raw_bytes: bytes, bytes, crc32c: 0 })
     }
 }

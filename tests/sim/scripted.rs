@@ -1,10 +1,17 @@
 //! Schedules written down: what chance finds too rarely.
 
+use rollmill::model::offset::{LogId, ShardId};
+use rollmill::persistence::log::EventLog;
+use rollmill::persistence::store::{RollupStore, StoreError};
+
+use crate::doubles::checkpoint;
 use crate::plants::Plant;
 use crate::report::Violation;
 use crate::rng::Rng;
 use crate::setup::Setup;
 use crate::world::World;
+
+const SHARD: ShardId = ShardId(0);
 
 fn world(plant: Option<Plant>) -> World {
     let mut rng = Rng::new(1);
@@ -32,4 +39,45 @@ fn an_owner_overtaken_while_it_loads_gives_up() {
     assert!(overtaken_while_loading(None).is_ok());
     let found = overtaken_while_loading(Some(Plant::LoadNotChecked)).expect_err("its answer lacks what its successor flushed");
     assert_eq!(found.invariant.id(), "I6", "{found}");
+}
+
+/// A world in which one owner has applied, flushed and archived five requests.
+fn settled() -> Result<World, Violation> {
+    let mut world = world(None);
+    (0..5).try_for_each(|_| world.client())?;
+    world.claim(0, 0)?;
+    (0..2).try_for_each(|_| world.pulse(0, 0, true))?;
+    world.deliver(0)?;
+    world.pulse(0, 0, false)?;
+    Ok(world)
+}
+
+#[test]
+fn a_log_that_lost_its_tail_stops_every_new_owner() {
+    let mut world = settled().expect("nothing fails");
+    let end = world.log.end(SHARD);
+    world.log.lose_tail(SHARD, end - 1);
+    for n in 0..2 {
+        let stopped = world.claim(n, 0).expect_err("the log ends below the checkpoint");
+        assert!(stopped.invariant.id() == "I12" && stopped.what.contains("Short"), "{stopped}");
+    }
+}
+
+#[test]
+fn a_log_released_above_the_checkpoint_stops_every_new_owner() {
+    let mut world = settled().expect("nothing fails");
+    (0..3).try_for_each(|_| world.client()).expect("nothing fails");
+    let end = world.log.end(SHARD);
+    world.log.release(&[end - 1]).expect("the double releases");
+    let stopped = world.claim(1, 0).expect_err("records between checkpoint and log are missing");
+    assert!(stopped.invariant.id() == "I12" && stopped.what.contains("Gap"), "{stopped}");
+}
+
+#[test]
+fn another_log_is_refused_and_the_owner_keeps_its_shard() {
+    let world = settled().expect("nothing fails");
+    let before = checkpoint(&*world.store, SHARD);
+    let refused = world.store.claim(SHARD, LogId([1; 16]), 1).expect_err("another log");
+    assert!(matches!(&refused, StoreError::Invalid(why) if why.contains("belongs to log")), "{refused}");
+    assert_eq!(checkpoint(&*world.store, SHARD), before);
 }
