@@ -26,5 +26,7 @@ pub const ARCHIVE_OBJECTS: &str = "rollmill_archive_objects_total";
 pub const ACTOR_RESTARTS: &str = "rollmill_actor_restarts_total";
 /// Violations of an invariant, by `id`. Anything but zero is a bug.
 pub const INVARIANT_VIOLATIONS: &str = "rollmill_invariant_violations_total";
+/// Days of queries found in the cache or not, by `outcome` (hit, miss).
+pub const QUERY_CACHE: &str = "rollmill_query_cache_total";
 /// Queries answered, by `outcome` (complete, partial, refused).
 pub const QUERIES: &str = "rollmill_queries_total";

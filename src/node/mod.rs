@@ -300,6 +300,7 @@ fn query_limits(config: &Config) -> QueryLimits {
         max_points: config.number("query.max_points") as usize,
         max_series: config.number("query.max_series") as usize,
         stale_after_ms: config.millis("query.stale_after"),
+        cache_bytes: config.number("query.cache"),
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::groups::Groups;
+use super::cache::Cache;
+use super::groups::{Group, Groups};
 use super::json;
 use super::plan::{Plan, bad, plan};
 use super::quarantine;
@@ -12,9 +13,11 @@ use super::service::{Place, QueryError, QueryErrorKind, QueryService, Verdict};
 use super::steps::Step;
 use crate::actors::live::{LiveError, LiveReader};
 use crate::clock::Clock;
+use crate::model::flush::SeriesInfo;
 use crate::model::offset::{Checkpoint, ShardId};
+use crate::model::rollup::Rollup;
 use crate::model::window::{HOUR_MS, Hour, Millis};
-use crate::persistence::store::{RollupQuery, RollupStore, StoreError};
+use crate::persistence::store::{RollupQuery, RollupStore, StoreError, StoreSnapshot};
 use crate::shards::state::LiveQuestion;
 use crate::telemetry;
 
@@ -27,7 +30,12 @@ pub struct QueryLimits {
     pub max_series: usize,
     /// `query.stale_after` in milliseconds.
     pub stale_after_ms: i64,
+    /// `query.cache` in bytes.
+    pub cache_bytes: u64,
 }
+
+/// Ranges of more days than this are read without looking up days: nobody has so much data in one place.
+const MAX_DAYS: i64 = 4_000;
 
 /// Answers queries.
 pub struct QueryEngine {
@@ -35,6 +43,14 @@ pub struct QueryEngine {
     live: Arc<dyn LiveReader>,
     clock: Arc<dyn Clock>,
     limits: QueryLimits,
+    cache: Cache,
+}
+
+/// The UTC days that lie whole within the hours and before `today`; none if there are too many to look up one by one.
+fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
+    let from = first.0.div_euclid(24) + i32::from(first.0.rem_euclid(24) != 0);
+    let to = end.0.div_euclid(24).min(today);
+    if to <= from || i64::from(to) - i64::from(from) > MAX_DAYS { 0..0 } else { from..to }
 }
 
 /// A shard that the answer lacks, or that is behind.
@@ -52,7 +68,8 @@ struct Completeness {
 impl QueryEngine {
     /// An engine over a store and the live deltas.
     pub fn new(store: Arc<dyn RollupStore>, live: Arc<dyn LiveReader>, clock: Arc<dyn Clock>, limits: QueryLimits) -> Arc<Self> {
-        Arc::new(Self { store, live, clock, limits })
+        let cache = Cache::new(limits.cache_bytes);
+        Arc::new(Self { store, live, clock, limits, cache })
     }
 
     fn answer(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
@@ -85,20 +102,74 @@ impl QueryEngine {
         let mut groups = Groups::new(plan);
         let mut snapshot = self.store.snapshot().map_err(store_error)?;
         let checkpoints: HashMap<ShardId, Checkpoint> = snapshot.checkpoints().map_err(store_error)?.into_iter().collect();
-        let query = RollupQuery {
-            tenant,
-            metric: &plan.metric,
-            matchers: &plan.matchers,
-            from: plan.first_hour(),
-            to: plan.end_hour(),
-            distinct: plan.wants_distinct(),
-            quantiles: plan.wants_quantiles(),
-            max_series: self.limits.max_series,
-        };
-        snapshot.rollups(&query, &mut |series, hour, rollup| groups.add(series, hour, &rollup)).map_err(store_error)?;
+        self.stored(tenant, plan, &mut *snapshot, &mut groups).map_err(store_error)?;
         drop(snapshot);
         let completeness = self.live(tenant, plan, &checkpoints, &mut groups);
         Ok((groups, completeness))
+    }
+
+    /// The part of the answer that lies in the store: whole days that are over from the cache, the rest from the rows.
+    fn stored(
+        &self,
+        tenant: &str,
+        plan: &Plan,
+        snapshot: &mut dyn StoreSnapshot,
+        groups: &mut Groups<'_>,
+    ) -> Result<(), StoreError> {
+        let (first, end) = (plan.first_hour(), plan.end_hour());
+        let days = whole_days(first, end, Hour::of(self.clock.now()).day());
+        if days.is_empty() {
+            return snapshot
+                .rollups(&self.question(tenant, plan, first, end), &mut |series, hour, r| groups.add(series, hour, &r));
+        }
+        let revisions = snapshot.revisions(tenant, &plan.metric, days.clone())?;
+        let mut read = |from: Hour, to: Hour, visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup)| {
+            if from < to { snapshot.rollups(&self.question(tenant, plan, from, to), visit) } else { Ok(()) }
+        };
+        let start = |day: i32| Hour(day.saturating_mul(24));
+        read(first, start(days.start), &mut |series, hour, r| groups.add(series, hour, &r))?;
+        // Neighbouring days that are not kept are read at once.
+        let mut unknown: Vec<(i32, u64)> = Vec::new();
+        for (day, revision) in days.clone().zip(revisions).chain([(days.end, 0)]) {
+            let kept = if revision == 0 { None } else { self.cache.get(tenant, plan, day, revision) };
+            if revision > 0 && kept.is_none() {
+                unknown.push((day, revision));
+                continue;
+            }
+            if let (Some((from, _)), Some((to, _))) = (unknown.first(), unknown.last()) {
+                let mut parts: HashMap<i32, Groups<'_>> = HashMap::new();
+                read(start(*from), start(to + 1), &mut |series, hour, r| {
+                    parts.entry(hour.day()).or_insert_with(|| Groups::new(plan)).add(series, hour, &r);
+                })?;
+                for (day, revision) in unknown.drain(..) {
+                    let part = parts.remove(&day).unwrap_or_else(|| Groups::new(plan));
+                    if part.failed.is_some() {
+                        groups.failed = part.failed;
+                        return Ok(());
+                    }
+                    let part = Arc::new(part.into_part());
+                    groups.absorb(&part);
+                    self.cache.put(tenant, plan, day, revision, part);
+                }
+            }
+            if let Some(part) = kept {
+                groups.absorb(&part);
+            }
+        }
+        read(start(days.end), end, &mut |series, hour, r| groups.add(series, hour, &r))
+    }
+
+    fn question<'q>(&self, tenant: &'q str, plan: &'q Plan, from: Hour, to: Hour) -> RollupQuery<'q> {
+        RollupQuery {
+            tenant,
+            metric: &plan.metric,
+            matchers: &plan.matchers,
+            from,
+            to,
+            distinct: plan.wants_distinct(),
+            quantiles: plan.wants_quantiles(),
+            max_series: self.limits.max_series,
+        }
     }
 
     fn live(
@@ -147,7 +218,7 @@ impl QueryEngine {
         out.push_str(",\"to\":");
         json::time(&mut out, plan.to);
         out.push_str(",\"series\":[");
-        for (at, (key, points)) in groups.ordered().into_iter().enumerate() {
+        for (at, Group { key, points }) in groups.ordered().into_iter().enumerate() {
             out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
             for (at, (name, value)) in plan.by.iter().zip(key).filter(|(_, value)| !value.is_empty()).enumerate() {
                 if at > 0 {
@@ -158,7 +229,7 @@ impl QueryEngine {
                 json::string(&mut out, value);
             }
             out.push_str("},\"points\":[");
-            for (at, (&start, rollup)) in points.iter().enumerate() {
+            for (at, &(start, ref rollup)) in points.iter().enumerate() {
                 if at > 0 {
                     out.push(',');
                 }

@@ -3,6 +3,7 @@
 //! What always holds: a flush that commits in the middle is neither missed nor counted twice; a shard that cannot answer, or has
 //! fallen behind, makes the answer `partial` and is named in it.
 
+mod cache;
 pub mod engine;
 mod groups;
 mod json;
@@ -12,3 +13,6 @@ pub mod quarantine;
 pub mod service;
 mod steps;
 pub mod verify;
+
+#[cfg(test)]
+mod tests;

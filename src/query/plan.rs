@@ -132,7 +132,7 @@ pub fn plan(params: &[(String, String)], now: Millis) -> Result<Plan, QueryError
         Some(_) => return Err(bad("order_invalid", "order is one of labels, desc, asc")),
     };
     let sketches = (aggs.contains(&Agg::Distinct), aggs.iter().any(|a| matches!(a, Agg::Quantile(..))));
-    let key = format!("{metric}\u{0}{where_text}\u{0}{}\u{0}{step:?}\u{0}{tz_name}\u{0}{sketches:?}", by.join(","));
+    let key = format!("{:?}", (&metric, where_text, &by, step, tz_name, sketches, (step == Step::All).then_some(from)));
     Ok(Plan { metric, from, to, step, tz, aggs, by, matchers, limit, order, key })
 }
 

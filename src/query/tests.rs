@@ -1,0 +1,244 @@
+//! The engine against a naive fold: every step, grouping and matcher, with late events between the questions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::engine::{QueryEngine, QueryLimits};
+use super::service::QueryService;
+use crate::actors::live::{LiveError, LiveReader, ShardReport};
+use crate::clock::ManualClock;
+use crate::model::decimal::Decimal;
+use crate::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
+use crate::model::offset::{Checkpoint, LogId, OffsetRange, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::{Series, SeriesId};
+use crate::model::window::{HOUR_MS, Hour, Millis};
+use crate::persistence::store::RollupStore;
+use crate::persistence::store::memory::MemoryStore;
+use crate::shards::state::LiveQuestion;
+
+const LOG: LogId = LogId([3; 16]);
+/// 2024-03-01T00:00:00Z, in hours: a spring with a change of the clocks.
+const START: i32 = 474_768;
+const HOURS: i32 = 24 * 45;
+
+/// Shards without anything in memory.
+struct Idle;
+
+impl LiveReader for Idle {
+    fn shard_count(&self) -> u32 {
+        1
+    }
+    fn read(
+        &self,
+        _: ShardId,
+        _: Option<&Checkpoint>,
+        _: &LiveQuestion<'_>,
+        _: &mut dyn FnMut(&Series) -> bool,
+        _: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Result<ShardReport, LiveError> {
+        Ok(ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, behind: 0 })
+    }
+}
+
+struct World {
+    store: Arc<MemoryStore>,
+    engine: Arc<QueryEngine>,
+    /// (tenant, page, country, hour) to values.
+    events: BTreeMap<(String, String, String, Hour), Vec<Option<i64>>>,
+    flushed: u64,
+    seed: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let store = MemoryStore::new();
+        let limits = QueryLimits { max_points: 1_000_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+        // Ten days before the end: some of the days are over, some are not.
+        let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
+        let engine = QueryEngine::new(store.clone(), Arc::new(Idle), clock, limits);
+        Self { store, engine, events: BTreeMap::new(), flushed: 0, seed }
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.seed >> 33) % n
+    }
+
+    fn flush(&mut self, events: u64) {
+        let mut deltas: BTreeMap<(Series, Hour), Rollup> = BTreeMap::new();
+        for _ in 0..events {
+            let (tenant, page, country) = (self.below(2), self.below(4), self.below(3));
+            let (tenant, page, country) =
+                (format!("t{tenant}"), format!("/{page}"), ["", "DE", "FR"][country as usize].to_owned());
+            let hour = Hour(START + self.below(HOURS as u64) as i32);
+            let value = (self.below(5) > 0).then(|| self.below(200) as i64 - 100);
+            let labels = [("page".to_owned(), page.clone()), ("country".to_owned(), country.clone())];
+            let series = Series::new(&tenant, "m", labels);
+            let decimal = value.map(|v| Decimal::from_units(i128::from(v) * 1_000_000_000));
+            deltas.entry((series, hour)).or_default().add(decimal, Some(self.below(9)));
+            self.events.entry((tenant, page, country, hour)).or_default().push(value);
+        }
+        let info = |series: Series| Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+        let deltas = deltas.into_iter().map(|((series, hour), rollup)| Delta { series: info(series), hour, rollup }).collect();
+        let claim = self.store.claim(ShardId(0), LOG, self.flushed).expect("claim");
+        let range = OffsetRange { from: self.flushed, to: self.flushed + 1 };
+        let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+        self.store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
+        self.flushed += 1;
+    }
+
+    fn ask(&self, tenant: &str, params: &[(&str, String)]) -> serde_json::Value {
+        let params: Vec<(String, String)> = params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let answer = self.engine.query(tenant, &params).unwrap_or_else(|e| panic!("{params:?}: {e}"));
+        serde_json::from_str(&answer).expect("JSON")
+    }
+}
+
+/// Start of the bucket, by the calendar of the zone, with nothing of the engine's code.
+fn bucket(step: &str, zone: &str, hour: Hour, from: Millis) -> Millis {
+    use jiff::{ToSpan, civil::Weekday};
+    let local = jiff::Timestamp::from_millisecond(hour.start()).expect("time").in_tz(zone).expect("zone");
+    let day = local.start_of_day().expect("a day");
+    let start = match step {
+        "1h" => return hour.start(),
+        "6h" => return hour.start().div_euclid(6 * HOUR_MS) * 6 * HOUR_MS,
+        "1d" => day,
+        "1w" => {
+            let back = i64::from(day.weekday().since(Weekday::Monday));
+            day.date().checked_sub(back.days()).expect("date").in_tz(zone).expect("zone")
+        }
+        "1mo" => day.first_of_month().expect("month").start_of_day().expect("a day"),
+        _ => return from,
+    };
+    start.timestamp().as_millisecond()
+}
+
+fn check(world: &mut World) {
+    let tenant = format!("t{}", world.below(2));
+    let step = ["1h", "6h", "1d", "1w", "1mo", "all"][world.below(6) as usize];
+    let zone = if matches!(step, "1h" | "6h" | "all") {
+        "UTC"
+    } else {
+        ["UTC", "Europe/Berlin", "America/New_York"][world.below(3) as usize]
+    };
+    let from = START + world.below(HOURS as u64 - 1) as i32;
+    let to = from + 1 + world.below((START + HOURS - from) as u64) as i32;
+    let by = ["", "page", "country", "page,country"][world.below(4) as usize];
+    let matcher = ["", "{page=\"/1\"}", "{country!=\"DE\"}", "{page=~\"/[12]\",country=\"\"}"][world.below(4) as usize];
+    let params = [
+        ("metric", "m".to_owned()),
+        ("from", (i64::from(from) * HOUR_MS).to_string()),
+        ("to", (i64::from(to) * HOUR_MS).to_string()),
+        ("step", step.to_owned()),
+        ("tz", zone.to_owned()),
+        ("agg", "count,sum,min,max,distinct".to_owned()),
+        ("by", by.to_owned()),
+        ("where", matcher.to_owned()),
+    ];
+    let answer = world.ask(&tenant, &params);
+    let edge = |name: &str| answer[name].as_str().expect("a time").parse::<jiff::Timestamp>().expect("a time").as_millisecond();
+    let (from, to) = (edge("from"), edge("to"));
+    let passes = |page: &str, country: &str| match matcher {
+        "" => true,
+        "{page=\"/1\"}" => page == "/1",
+        "{country!=\"DE\"}" => country != "DE",
+        _ => (page == "/1" || page == "/2") && country.is_empty(),
+    };
+    let mut expected: BTreeMap<(String, String, Millis), (u64, Vec<i64>)> = BTreeMap::new();
+    for ((owner, page, country, hour), values) in &world.events {
+        if *owner != tenant || !passes(page, country) || hour.start() < from || hour.start() >= to {
+            continue;
+        }
+        let label = |name: &str, value: &String| if by.contains(name) { value.clone() } else { String::new() };
+        let key = (label("page", page), label("country", country), bucket(step, zone, *hour, from));
+        let point = expected.entry(key).or_default();
+        point.0 += values.len() as u64;
+        point.1.extend(values.iter().flatten());
+    }
+    for series in answer["series"].as_array().expect("series") {
+        let label = |name: &str| series["labels"][name].as_str().unwrap_or("").to_owned();
+        for point in series["points"].as_array().expect("points") {
+            let start: jiff::Timestamp = point["t"].as_str().expect("t").parse().expect("a time");
+            let key = (label("page"), label("country"), start.as_millisecond());
+            let (count, values) = expected.remove(&key).unwrap_or_else(|| panic!("{params:?} has {key:?} too much"));
+            assert_eq!(point["count"], count, "{params:?} {key:?}");
+            let figure = |name: &str| point[name].as_i64();
+            let sum = (!values.is_empty()).then(|| values.iter().sum());
+            assert_eq!(
+                [figure("sum"), figure("min"), figure("max")],
+                [sum, values.iter().min().copied(), values.iter().max().copied()]
+            );
+        }
+    }
+    assert!(expected.is_empty(), "{params:?} lacks {expected:?}");
+}
+
+#[test]
+fn answers_equal_a_naive_fold_also_after_late_events() {
+    for seed in 0..30 {
+        let mut world = World::new(seed);
+        for _ in 0..12 {
+            let events = world.below(60);
+            world.flush(events);
+            (0..8).for_each(|_| check(&mut world));
+        }
+    }
+}
+
+#[test]
+fn a_late_event_is_seen_at_once_though_the_day_was_kept() {
+    let mut world = World::new(1);
+    world.flush(500);
+    let question = [
+        ("metric", "m".to_owned()),
+        ("from", (i64::from(START) * HOUR_MS).to_string()),
+        ("to", (i64::from(START + 240) * HOUR_MS).to_string()),
+        ("step", "all".to_owned()),
+    ];
+    let count = |world: &World| world.ask("t0", &question)["series"][0]["points"][0]["count"].as_u64();
+    let before = count(&world);
+    assert_eq!(count(&world), before, "from the cache");
+    let labels = [("page".to_owned(), "/late".to_owned())];
+    let series = Series::new("t0", "m", labels);
+    let mut rollup = Rollup::default();
+    rollup.add(None, None);
+    let info = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+    let claim = world.store.claim(ShardId(0), LOG, 99).expect("claim");
+    let range = OffsetRange { from: world.flushed, to: world.flushed + 1 };
+    let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+    let deltas = vec![Delta { series: info, hour: Hour(START + 30), rollup }];
+    world.store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
+    assert_eq!(count(&world), before.map(|n| n + 1));
+}
+
+#[test]
+fn the_largest_come_first() {
+    let mut world = World::new(2);
+    world.flush(400);
+    let range = [("from", (i64::from(START) * HOUR_MS).to_string()), ("to", (i64::from(START + HOURS) * HOUR_MS).to_string())];
+    let mut params = vec![
+        ("metric", "m".to_owned()),
+        ("step", "1d".to_owned()),
+        ("by", "page".to_owned()),
+        ("order", "desc".to_owned()),
+        ("limit", "2".to_owned()),
+    ];
+    params.extend(range);
+    let answer = world.ask("t0", &params);
+    let totals: Vec<u64> = answer["series"]
+        .as_array()
+        .expect("series")
+        .iter()
+        .map(|series| series["points"].as_array().expect("points").iter().filter_map(|p| p["count"].as_u64()).sum())
+        .collect();
+    let mut all: BTreeMap<&str, u64> = BTreeMap::new();
+    for ((tenant, page, ..), values) in &world.events {
+        if tenant == "t0" {
+            *all.entry(page).or_default() += values.len() as u64;
+        }
+    }
+    let mut all: Vec<u64> = all.into_values().collect();
+    all.sort_unstable_by(|a, b| b.cmp(a));
+    assert_eq!(totals, all[..2]);
+}
