@@ -1,17 +1,19 @@
 //! The doubles as the simulation uses them: faults drawn from the seed, counted when they had an effect, and the bugs planted in them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use rollmill::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord};
+use rollmill::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo};
 use rollmill::model::manifest::ManifestRow;
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::record;
+use rollmill::model::rollup::Rollup;
 use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
-use rollmill::persistence::store::{RollupStore, StoreError, StoreSnapshot};
+use rollmill::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 
 use crate::plants::Plant;
 use crate::report::{Fault, Stats};
@@ -177,11 +179,57 @@ impl RollupStore for SimStore {
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
-        self.inner.snapshot()
+        let snapshot = self.inner.snapshot()?;
+        Ok(if self.plant == Some(Plant::RevisionsStand) { Box::new(Still(snapshot)) } else { snapshot })
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         self.inner.admitted_series(shard)
+    }
+}
+
+/// A snapshot in which a day once written keeps its first revision.
+struct Still<'a>(Box<dyn StoreSnapshot + 'a>);
+
+impl StoreSnapshot for Still<'_> {
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
+        self.0.checkpoints()
+    }
+    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+        Ok(self.0.revisions(tenant, metric, days)?.into_iter().map(|revision| revision.min(1)).collect())
+    }
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        self.0.rollups(query, visit)
+    }
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        self.0.rollup_bytes(from, to, visit)
+    }
+    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
+        self.0.metrics(tenant)
+    }
+    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+        self.0.label_values(tenant, name, metric)
+    }
+    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+        self.0.accounting(tenant, from, to)
+    }
+    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
+        self.0.manifest(shard)
+    }
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        self.0.admissions(shard)
+    }
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
+        self.0.quarantine()
     }
 }
 

@@ -6,6 +6,7 @@
 mod checks;
 mod client;
 mod doubles;
+mod engine;
 mod fold;
 mod node;
 mod plants;

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use rollmill::actors::archiver::Archiver;
 use rollmill::actors::slots::Slots;
 use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord};
-use rollmill::model::offset::{Offset, OffsetRange, ShardId, continues};
+use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId, continues};
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupStore, StoreError};
@@ -292,6 +292,17 @@ impl World {
             pending.guard = FlushGuard { range: moved, epoch: now.epoch, ..pending.guard };
         }
         let outcome = self.store.flush(pending.guard, &pending.batch, pending.forget_ids_before);
+        self.delivered(pending, before, outcome)
+    }
+
+    /// What follows from a commit that reached the store.
+    pub fn delivered(
+        &mut self,
+        pending: Pending,
+        before: Option<Checkpoint>,
+        outcome: Result<(), StoreError>,
+    ) -> Result<(), Violation> {
+        let shard = pending.guard.shard;
         self.note(|| format!("commit {:?} of shard {shard}: {outcome:?}", pending.guard.range));
         let shell = &self.nodes[pending.node].shells[pending.shard];
         let expected = shell.alive && shell.life == pending.life;

@@ -63,6 +63,7 @@ plants! {
     DeadShardIgnored Shell "a query takes a shard that does not answer for an empty one",
     RowsReadAfterLive Shell "a query reads rows from a later snapshot than the checkpoints it asks the shards with",
     CheckpointsReadAfterRows Shell "a query reads checkpoints from a later snapshot than its rows",
+    RevisionsStand Double "the flush does not move the revisions by which the query cache knows its days",
     CaughtUpRemembered Shell "a new owner inherits when its predecessor had caught up with the log",
     ReadsBehindIgnored Shell "a shard that is behind reports now",
 }

@@ -40,6 +40,9 @@ pub struct Query {
 impl World {
     /// The next step of the query at hand, or a new one.
     pub fn query(&mut self) -> Result<(), Violation> {
+        if self.engine.is_some() && self.rng.chance(500) {
+            return self.ask_engine();
+        }
         let Some(mut query) = self.query.take() else {
             let query = self.snapshot();
             self.query = Some(query);
@@ -197,6 +200,22 @@ impl World {
             })?;
         }
         Ok(())
+    }
+
+    /// The node that seems to own a shard and answers.
+    pub fn owner_of(&mut self, s: usize) -> usize {
+        let lives = |n: &usize| self.nodes[*n].shells[s].alive && !self.nodes[*n].paused;
+        let owner = (0..self.setup.nodes).find(lives).unwrap_or(0);
+        if self.rng.chance(200) { self.rng.below(self.setup.nodes) } else { owner }
+    }
+
+    /// The fold of everything that the owner on a node has applied.
+    pub fn fold_at(&self, s: usize, stored: u64, n: usize) -> Fold {
+        let shell = &self.nodes[n].shells[s];
+        let slot = self.nodes[n].slots.slot(ShardId(s as u32));
+        let applied = slot.state.read().ok().and_then(|state| state.as_ref().map(|state| state.next())).unwrap_or(stored);
+        let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
+        self.fold_to(s, stored, Some(&Answer { applied, end: applied, as_of: 0, set_aside, alone }))
     }
 
     /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it as the owner that answered did.

@@ -57,6 +57,7 @@ faults! {
     Released = "log released",
     QueryComplete = "query complete",
     QueryPartial = "query partial",
+    EngineComplete = "complete answer of the real engine and its cache",
     Verified = "verify run over archive and log",
     CommitDuringQuery = "commit between a query's snapshot and its live reads",
 }

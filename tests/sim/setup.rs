@@ -31,6 +31,8 @@ pub struct Setup {
     pub resend: usize,
     pub late: usize,
     pub without_id: usize,
+    /// Queries go through the real engine, too.
+    pub engine: bool,
     /// The archive's double writes Parquet.
     pub parquet: bool,
 }
@@ -52,7 +54,7 @@ impl Setup {
         let (object_bytes, object_delay_ms) = (1 << 20, 1);
         let calm =
             Self { shards: 1, nodes: 2, rules, limits, rates, object_bytes, object_delay_ms, pull_bytes: 1 << 16, ..drawn };
-        Self { ack_lost: 0, poison: 0, undecodable: 0, resend: 0, late: 0, without_id: 0, parquet: false, ..calm }
+        Self { ack_lost: 0, poison: 0, undecodable: 0, resend: 0, late: 0, without_id: 0, engine: false, parquet: false, ..calm }
     }
 
     pub fn draw(rng: &mut Rng) -> Self {
@@ -107,6 +109,7 @@ impl Setup {
             resend: rate(rng, 400),
             late: rate(rng, 200),
             without_id: rate(rng, 150),
+            engine: rng.chance(80),
             parquet: rng.chance(1),
         }
     }

@@ -15,6 +15,7 @@ use rollmill::persistence::log::memory::{self, MemoryLog};
 
 use crate::client::Request;
 use crate::doubles::{Dice, Rates, SharedDice, SimArchive, SimStore, checkpoint, roll};
+use crate::engine::Engine;
 use crate::fold::{Fold, Logged, Place};
 use crate::node::{Node, Pending, Shell};
 use crate::plants::Plant;
@@ -55,6 +56,7 @@ pub struct World {
     /// Archived offset and start of the log when they were last checked, by shard.
     pub archived: Vec<(u64, u64)>,
     pub query: Option<Query>,
+    pub engine: Option<Engine>,
     trace: Option<Vec<String>>,
 }
 
@@ -128,8 +130,12 @@ impl World {
             Node { slots, archiver, paused: false, shells: (0..setup.shards).map(|_| Shell::default()).collect() }
         };
         let shards = setup.shards as usize;
+        let nodes: Vec<Node> = (0..setup.nodes).map(node).collect();
+        let all_slots = || nodes.iter().map(|node| node.slots.clone()).collect();
+        let engine = setup.engine.then(|| Engine::new(store.clone(), all_slots(), clock.clone()));
         Self {
-            nodes: (0..setup.nodes).map(node).collect(),
+            nodes,
+            engine,
             rng,
             plant,
             now: T0,

@@ -1,0 +1,187 @@
+//! The real query engine, its cache included, in the middle of everything: a commit may come between its snapshot and its live reads.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use rollmill::actors::live::{LiveError, LiveReader, ShardReport};
+use rollmill::actors::slots::Slots;
+use rollmill::clock::Clock;
+use rollmill::invariants::Invariant;
+use rollmill::model::decimal::{Decimal, write_units};
+use rollmill::model::flush::SeriesInfo;
+use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::rollup::Rollup;
+use rollmill::model::series::Series;
+use rollmill::model::window::Hour;
+use rollmill::persistence::store::{RollupStore, StoreError};
+use rollmill::query::engine::{QueryEngine, QueryLimits};
+use rollmill::query::service::QueryService;
+use rollmill::shards::state::LiveQuestion;
+use serde_json::value::RawValue;
+
+use crate::doubles::checkpoint;
+use crate::fold::{METRIC, Rows, TENANTS, merge, series, tenant_of};
+use crate::report::{Fault, Violation, ensure};
+use crate::world::World;
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
+/// Sends live reads to the node that was chosen for each shard; before the first one, something may happen.
+struct Router {
+    slots: Vec<Arc<Slots>>,
+    chosen: Mutex<Vec<usize>>,
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
+
+impl LiveReader for Router {
+    fn shard_count(&self) -> u32 {
+        self.slots[0].shard_count()
+    }
+
+    fn read(
+        &self,
+        shard: ShardId,
+        checkpoint: Option<&Checkpoint>,
+        question: &LiveQuestion<'_>,
+        matches: &mut dyn FnMut(&Series) -> bool,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Result<ShardReport, LiveError> {
+        if let Some(meanwhile) = self.meanwhile.lock().expect("one thread").take() {
+            meanwhile();
+        }
+        let chosen = self.chosen.lock().expect("one thread")[shard.0 as usize];
+        self.slots[chosen].read(shard, checkpoint, question, matches, visit)
+    }
+}
+
+/// An engine over all nodes.
+pub struct Engine {
+    engine: Arc<QueryEngine>,
+    router: Arc<Router>,
+}
+
+impl Engine {
+    pub fn new(store: Arc<dyn RollupStore>, slots: Vec<Arc<Slots>>, clock: Arc<dyn Clock>) -> Self {
+        let router = Arc::new(Router { slots, chosen: Mutex::default(), meanwhile: Mutex::default() });
+        let limits = QueryLimits { max_points: 10_000, max_series: 100, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+        Self { engine: QueryEngine::new(store, router.clone(), clock, limits), router }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Answer {
+    series: Vec<Group>,
+    completeness: Completeness,
+}
+
+#[derive(serde::Deserialize)]
+struct Completeness {
+    partial: bool,
+}
+
+#[derive(serde::Deserialize)]
+struct Group {
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    points: Vec<Point>,
+}
+
+#[derive(serde::Deserialize)]
+struct Point {
+    t: String,
+    count: u64,
+    distinct: u64,
+    sum: Box<RawValue>,
+    min: Box<RawValue>,
+    max: Box<RawValue>,
+}
+
+impl World {
+    /// Asks the engine; a commit on its way may arrive between its snapshot and its live reads.
+    pub fn ask_engine(&mut self) -> Result<(), Violation> {
+        let tenant = self.rng.below(2);
+        let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
+        let commit = (!self.pending.is_empty() && self.rng.chance(500)).then(|| self.rng.below(self.pending.len()));
+        let Some(engine) = &self.engine else { return Ok(()) };
+        let (asked, router) = (engine.engine.clone(), engine.router.clone());
+        *router.chosen.lock().expect("one thread") = nodes.clone();
+        let sent = commit.map(|at| self.pending.remove(at));
+        let before = sent.as_ref().and_then(|p| checkpoint(&*self.store, p.guard.shard));
+        let outcome: Arc<Mutex<Option<Result<(), StoreError>>>> = Arc::default();
+        let arrive = sent.as_ref().map(|p| -> Meanwhile {
+            let (store, guard, batch, forget) = (self.store.clone(), p.guard, p.batch.clone(), p.forget_ids_before);
+            let outcome = outcome.clone();
+            Box::new(move || *outcome.lock().expect("one thread") = Some(store.flush(guard, &batch, forget)))
+        });
+        *router.meanwhile.lock().expect("one thread") = arrive;
+        let day = self.now.div_euclid(86_400_000);
+        let hours = ((day - 3) * 24, (day + 2) * 24);
+        let params = [("metric", METRIC.to_owned()), ("by", "page".to_owned()), ("step", "1h".to_owned())];
+        let range = [("from", (hours.0 * 3_600_000).to_string()), ("to", (hours.1 * 3_600_000).to_string())];
+        let aggs = [("agg", "count,sum,min,max,distinct".to_owned())];
+        let params: Vec<_> = params.into_iter().chain(range).chain(aggs).map(|(k, v)| (k.to_owned(), v)).collect();
+        let answer = asked.query(TENANTS[tenant], &params).expect("the engine answers");
+        if let Some(pending) = sent {
+            let outcome = outcome.lock().expect("one thread").take().expect("every query reads a shard");
+            self.hit(Fault::CommitDuringQuery);
+            self.delivered(pending, before, outcome)?;
+        }
+        let answer: Answer = serde_json::from_str(&answer).expect("the answer is JSON");
+        if answer.completeness.partial {
+            return Ok(());
+        }
+        self.hit(Fault::EngineComplete);
+        let expected = self.points(tenant, hours, &nodes)?;
+        let found = points_of(&answer);
+        ensure(Invariant::HonestQueries, expected == found, || {
+            format!("a complete answer of the engine is not the fold: expected {expected:?}, found {found:?}")
+        })
+    }
+
+    /// What a complete answer must say: everything that the owners asked have applied.
+    fn points(&self, tenant: usize, hours: (i64, i64), nodes: &[usize]) -> Result<BTreeSet<String>, Violation> {
+        let mut rows = Rows::new();
+        for (s, &n) in nodes.iter().enumerate() {
+            let slot = self.nodes[n].slots.slot(ShardId(s as u32));
+            let at = checkpoint(&*self.store, ShardId(s as u32));
+            let owned = at.is_some() && at.map(|c| c.epoch) == slot.epoch();
+            ensure(Invariant::HonestQueries, owned, || format!("complete, but node {n} does not own shard {s}"))?;
+            merge(&mut rows, &self.fold_at(s, at.map_or(0, |c| c.next), n).rows);
+        }
+        let mut groups: BTreeMap<(String, i32), Rollup> = BTreeMap::new();
+        for ((id, hour), rollup) in &rows {
+            let plain = (0..12).find(|i| series(1)[*i].info.id == *id);
+            let of_tenant = plain.map_or(*id == crate::fold::overflow_id(tenant), |i| tenant_of(i) == tenant);
+            if of_tenant && hours.0 <= i64::from(*hour) && i64::from(*hour) < hours.1 {
+                let page = plain.map_or(String::new(), |i| series(1)[i].info.series.label("page").to_owned());
+                groups.entry((page, *hour)).or_default().merge(rollup);
+            }
+        }
+        let show = |units: Option<i128>| {
+            let Some(units) = units else { return "null".to_owned() };
+            let mut text = String::new();
+            write_units(units, &mut text).expect("a string takes everything");
+            text
+        };
+        let point = |((page, hour), rollup): (&(String, i32), &Rollup)| {
+            let figures = &rollup.figures;
+            let sum = show((figures.value_count > 0).then_some(figures.sum));
+            let bounds = [figures.min, figures.max].map(|b| show(b.map(Decimal::units)));
+            let ms = i64::from(*hour) * 3_600_000;
+            format!("{page} {ms} {} {sum} {} {} {}", figures.count, bounds[0], bounds[1], rollup.distinct.estimate())
+        };
+        Ok(groups.iter().map(point).collect())
+    }
+}
+
+fn points_of(answer: &Answer) -> BTreeSet<String> {
+    let mut points = BTreeSet::new();
+    for group in &answer.series {
+        let page = group.labels.get("page").cloned().unwrap_or_default();
+        for p in &group.points {
+            let ms = rollmill::model::event::parse_rfc3339(&p.t).expect("a time");
+            points.insert(format!("{page} {ms} {} {} {} {} {}", p.count, p.sum, p.min, p.max, p.distinct));
+        }
+    }
+    points
+}
