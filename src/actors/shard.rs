@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
@@ -36,6 +37,8 @@ pub struct ShardActor {
     pub limits: ShardLimits,
     /// Series of one tenant that it admits: the tenant's limit divided over the shards.
     pub max_series: u64,
+    /// Held by the one shard of the node that applies events alone: if the process dies, only that shard's event is under suspicion.
+    pub alone: Arc<Semaphore>,
     /// Where it stands.
     pub slots: Arc<Slots>,
 }
@@ -56,6 +59,8 @@ pub enum ShardMessage {
 pub struct ShardShell {
     draining: Vec<RpcReplyPort<()>>,
     committing: Option<(u64, Stopwatch)>,
+    /// From the first mark of a record until the flush that passes it has cleared the mark.
+    alone: Option<OwnedSemaphorePermit>,
 }
 
 impl Actor for ShardActor {
@@ -182,6 +187,9 @@ impl ShardActor {
         match effect {
             Effect::Stop(diverged) => Err(diverged.into()),
             Effect::MarkSuspect { offset, index } => {
+                if shell.alone.is_none() {
+                    shell.alone = Some(self.alone.clone().acquire_owned().await?);
+                }
                 let (store, shard) = (self.store.clone(), self.shard);
                 let epoch = self.with_state(|state| state.epoch())?;
                 tokio::task::spawn_blocking(move || store.mark_suspect(shard, epoch, offset, index)).await??;
@@ -224,6 +232,7 @@ impl ShardActor {
                     metrics::histogram!(telemetry::FLUSH_SECONDS).record(watch.elapsed().as_secs_f64());
                     self.slot().committed.store(to, Ordering::Release);
                 }
+                shell.alone = None;
                 self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;
             }
             Err(StoreError::Failed(why)) => {

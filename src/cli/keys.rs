@@ -1,159 +1,234 @@
-//! `rollmill keys`: the file of API keys. A key is shown once and only its hash is kept; a running server reads the file again by itself.
+//! `rollmill keys`: makes, lists and revokes API keys in the keys file, which a running server reads again by itself.
+//!
+//! A key is printed once, when it is made, and kept nowhere: the file holds its hash.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 
 use crate::clock::{Clock, SystemClock};
-use crate::config;
-use crate::gateway::auth::{KeysFile, Scope, StoredKey, new_key};
+use crate::config::Config;
+use crate::gateway::auth::{Scope, StoredKey, new_key};
+use crate::gateway::keys_file;
+
+const DAY_MS: i64 = 86_400_000;
+/// Longest life of a key that expires at all.
+const MAX_DAYS: i64 = 36_500;
+const MAX_TENANT: usize = 64;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  rollmill keys add --file keys.toml --tenant shop --scope write
-  rollmill keys add --file keys.toml --tenant shop --scope read --scope admin --expires 90d
-  rollmill keys list --file keys.toml
-  rollmill keys revoke --file keys.toml rm_1a2b3c4d
-
-Serve with ROLLMILL_AUTH_KEYS_FILE=keys.toml (or auth.keys_file in the configuration). A change of the file holds within two seconds.")]
 pub(super) struct KeysArgs {
     #[command(subcommand)]
-    command: Command,
-    /// The keys file
-    #[arg(long, global = true, env = "ROLLMILL_AUTH_KEYS_FILE", default_value = "keys.toml")]
-    file: PathBuf,
+    command: KeysCommand,
+}
+
+#[derive(Debug, Args)]
+struct FileArgs {
+    /// The keys file [default: auth.keys_file of the configuration]
+    #[arg(long)]
+    file: Option<PathBuf>,
+    /// The server's configuration file
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Make a key and print it, once
+enum KeysCommand {
+    /// Make a key and print it, this once
+    #[command(after_help = "Examples:
+  rollmill keys add --file keys.toml --tenant shop --scopes write,read
+  KEY=$(rollmill keys add --config rollmill.toml --tenant shop --scopes read --expires 90d)
+
+The server uses the file when auth.keys_file names it, and reads it again within a second or two of each change.")]
     Add {
-        /// Whose events and metrics it opens
-        #[arg(long)]
+        /// Whose events it sends and reads
+        #[arg(long, value_parser = tenant)]
         tenant: String,
-        /// What it may do; may be repeated
-        #[arg(long = "scope", required = true)]
+        /// What it may do
+        #[arg(long, value_delimiter = ',', required = true)]
         scopes: Vec<ScopeArg>,
-        /// How long it is valid, such as 90d [default: for ever]
-        #[arg(long)]
-        expires: Option<String>,
+        /// Days after which it is refused, such as 90d [default: never]
+        #[arg(long, value_parser = days)]
+        expires: Option<i64>,
+        #[command(flatten)]
+        file: FileArgs,
     },
-    /// The keys, without what would open anything
+    /// Print the keys: names, never the keys themselves
+    #[command(after_help = "Examples:
+  rollmill keys list --file keys.toml
+  rollmill keys list --config rollmill.toml --json")]
     List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        file: FileArgs,
     },
-    /// Take a key away
+    /// Take a key back: a running server refuses it within a second or two
+    #[command(after_help = "Example:
+  rollmill keys revoke rm_1a2b3c4d --file keys.toml")]
     Revoke {
-        /// The first characters of the key, as `list` shows them
-        prefix: String,
+        /// Its name, the first characters, as `list` prints it
+        name: String,
+        #[command(flatten)]
+        file: FileArgs,
     },
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScopeArg {
+    /// Send events
     Write,
+    /// Query
     Read,
+    /// Operate: metrics of the server, quarantine
     Admin,
 }
 
-#[allow(clippy::print_stdout)] // the output of the command
-pub(super) fn run(args: &KeysArgs) -> anyhow::Result<()> {
-    let mut keys = read(&args.file)?;
-    match &args.command {
-        Command::Add { tenant, scopes, expires } => println!("{}", add(&args.file, keys, tenant, scopes, expires.as_deref())?),
-        Command::List { json: true } => println!("{}", serde_json::to_string(&keys.keys.iter().map(shown).collect::<Vec<_>>())?),
-        Command::List { json: false } => println!("{}", table(&keys)),
-        Command::Revoke { prefix } => {
-            let before = keys.keys.len();
-            keys.keys.retain(|key| key.prefix != *prefix);
-            if keys.keys.len() == before {
-                bail!("{} holds no key {prefix}: see `rollmill keys list`", args.file.display());
-            }
-            write(&args.file, &keys)?;
-            println!("revoked {prefix}");
+impl From<ScopeArg> for Scope {
+    fn from(scope: ScopeArg) -> Self {
+        match scope {
+            ScopeArg::Write => Scope::Write,
+            ScopeArg::Read => Scope::Read,
+            ScopeArg::Admin => Scope::Admin,
         }
+    }
+}
+
+fn tenant(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.is_empty() || text.len() > MAX_TENANT || !text.chars().all(plain) {
+        return Err(format!("a tenant is 1 to {MAX_TENANT} letters, digits, '.', '_' or '-'"));
+    }
+    Ok(text.to_owned())
+}
+
+fn days(text: &str) -> Result<i64, String> {
+    let number = text.strip_suffix('d').and_then(|number| number.parse::<i64>().ok());
+    number.filter(|days| (1..=MAX_DAYS).contains(days)).ok_or_else(|| format!("write 1d to {MAX_DAYS}d"))
+}
+
+impl FileArgs {
+    fn path(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.file {
+            return Ok(path.clone());
+        }
+        let config = Config::load(self.config.as_deref(), std::env::vars(), &[])?;
+        config.path("auth.keys_file").context("no keys file is configured: set auth.keys_file, or name a file with --file")
+    }
+}
+
+pub(super) fn run(args: &KeysArgs) -> anyhow::Result<()> {
+    match &args.command {
+        KeysCommand::Add { tenant, scopes, expires, file } => add(tenant, scopes, *expires, file),
+        KeysCommand::List { file } => list(file),
+        KeysCommand::Revoke { name, file } => revoke(name, file),
+    }
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+fn add(tenant: &str, scopes: &[ScopeArg], expires: Option<i64>, file: &FileArgs) -> anyhow::Result<()> {
+    let mut random = [0; 24];
+    getrandom::fill(&mut random).map_err(|e| anyhow::anyhow!("no randomness for a key: {e}"))?;
+    let (plain, prefix, sha256) = new_key(random);
+    let mut wanted: Vec<Scope> = Vec::new();
+    for scope in scopes.iter().copied().map(Scope::from) {
+        if !wanted.contains(&scope) {
+            wanted.push(scope);
+        }
+    }
+    let expires_ms = expires.map(|days| SystemClock.now() + days * DAY_MS);
+    let key = StoredKey { prefix, sha256, tenant: tenant.to_owned(), scopes: wanted, expires_ms };
+    let shown = key.clone();
+    let path = file.path()?;
+    keys_file::edit(&path, |keys| {
+        if keys.keys.iter().any(|other| other.prefix == key.prefix) {
+            return Err(format!("there is a key {} already: run the command again", key.prefix));
+        }
+        keys.keys.push(key);
+        Ok(())
+    })?;
+    if file.json {
+        let mut answer = json_of(&shown);
+        answer["key"] = plain.into();
+        println!("{answer}");
+        return Ok(());
+    }
+    println!("{plain}");
+    let until = until(&shown).map_or_else(|| "never expires".to_owned(), |at| format!("expires {at}"));
+    eprintln!(
+        "This is the only time that the key is shown. Tenant {tenant}, scopes {}, {until}; in {}.",
+        scopes_of(&shown),
+        path.display()
+    );
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+fn list(file: &FileArgs) -> anyhow::Result<()> {
+    let keys = keys_file::read(&file.path()?)?.keys;
+    if file.json {
+        println!("{}", json!({ "keys": keys.iter().map(json_of).collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    let now = SystemClock.now();
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["name", "tenant", "scopes", "expires"]);
+    for key in &keys {
+        let over = key.expires_ms.is_some_and(|at| at <= now);
+        let until = until(key).map_or_else(|| "never".to_owned(), |at| if over { format!("{at} (expired)") } else { at });
+        table.add_row([key.prefix.clone(), key.tenant.clone(), scopes_of(key), until]);
+    }
+    println!("{}", if keys.is_empty() { "no keys".to_owned() } else { table.to_string() });
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+fn revoke(name: &str, file: &FileArgs) -> anyhow::Result<()> {
+    let path = file.path()?;
+    // A file that is not there is not to be made by taking a key out of it.
+    keys_file::read(&path)?;
+    let revoked = keys_file::edit(&path, |keys| {
+        let at = keys.keys.iter().position(|key| key.prefix == name);
+        Ok(at.map(|at| keys.keys.remove(at)))
+    })?;
+    let Some(key) = revoked else { bail!("no key {name} in {}: `rollmill keys list` prints the names", path.display()) };
+    if file.json {
+        println!("{}", json!({ "revoked": key.prefix, "tenant": key.tenant }));
+    } else {
+        println!("{} of tenant {} is revoked", key.prefix, key.tenant);
     }
     Ok(())
 }
 
-fn add(file: &Path, mut keys: KeysFile, tenant: &str, scopes: &[ScopeArg], expires: Option<&str>) -> anyhow::Result<String> {
-    if !(1..=64).contains(&tenant.len()) || !tenant.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        bail!("a tenant is 1 to 64 letters, digits, '-', '_' or '.': {tenant:?} is not");
+fn until(key: &StoredKey) -> Option<String> {
+    key.expires_ms.map(|at| jiff::Timestamp::from_millisecond(at).map_or_else(|_| at.to_string(), |at| at.to_string()))
+}
+
+fn scopes_of(key: &StoredKey) -> String {
+    key.scopes.iter().map(|scope| format!("{scope:?}").to_lowercase()).collect::<Vec<_>>().join(",")
+}
+
+fn json_of(key: &StoredKey) -> serde_json::Value {
+    json!({ "name": key.prefix, "tenant": key.tenant, "scopes": key.scopes, "expires": until(key) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_and_tenants_are_checked() {
+        assert_eq!((days("1d"), days("90d")), (Ok(1), Ok(90)));
+        for wrong in ["", "d", "0d", "-1d", "90", "36501d", "1h"] {
+            assert!(days(wrong).is_err(), "{wrong}");
+        }
+        assert!(tenant("shop-1.eu_x").is_ok());
+        for wrong in ["", "a b", "a\n", "ü", &"x".repeat(65)] {
+            assert!(tenant(wrong).is_err(), "{wrong:?}");
+        }
     }
-    let valid_ms = expires
-        .map(|text| config::duration_ms(text).with_context(|| format!("--expires {text}: expected a duration such as 90d")))
-        .transpose()?;
-    let mut random = [0; 24];
-    getrandom::fill(&mut random).map_err(|e| anyhow::anyhow!("no randomness for the key: {e}"))?;
-    let (plain, prefix, sha256) = new_key(random);
-    let scope = |scope: &ScopeArg| match scope {
-        ScopeArg::Write => Scope::Write,
-        ScopeArg::Read => Scope::Read,
-        ScopeArg::Admin => Scope::Admin,
-    };
-    keys.keys.push(StoredKey {
-        prefix,
-        sha256,
-        tenant: tenant.to_owned(),
-        scopes: scopes.iter().map(scope).collect(),
-        expires_ms: valid_ms.map(|ms| SystemClock.now().saturating_add(ms)),
-    });
-    write(file, &keys)?;
-    Ok(plain)
-}
-
-fn read(file: &Path) -> anyhow::Result<KeysFile> {
-    let text = match std::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(KeysFile::default()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
-    };
-    let parsed = if is_json(file) {
-        serde_json::from_str(&text).map_err(anyhow::Error::from)
-    } else {
-        toml::from_str(&text).map_err(anyhow::Error::from)
-    };
-    parsed.with_context(|| format!("{} is no keys file", file.display()))
-}
-
-fn is_json(file: &Path) -> bool {
-    file.extension().is_some_and(|extension| extension == "json")
-}
-
-/// Replaces the file as a whole, readable by its owner only: a reader sees the old keys or the new ones.
-fn write(file: &Path, keys: &KeysFile) -> anyhow::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let text = if is_json(file) { serde_json::to_string_pretty(keys)? } else { toml::to_string(keys)? };
-    let temporary = file.with_extension("new");
-    let written =
-        std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary).and_then(|mut new| {
-            new.write_all(text.as_bytes())?;
-            new.sync_all()?;
-            std::fs::rename(&temporary, file)
-        });
-    written.with_context(|| format!("cannot write {}", file.display()))
-}
-
-fn shown(key: &StoredKey) -> serde_json::Value {
-    serde_json::json!({"prefix": key.prefix, "tenant": key.tenant, "scopes": key.scopes, "expires_ms": key.expires_ms})
-}
-
-fn table(keys: &KeysFile) -> String {
-    if keys.keys.is_empty() {
-        return "no keys".to_owned();
-    }
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["key", "tenant", "scopes", "expires"]);
-    for key in &keys.keys {
-        let scopes: Vec<String> = key.scopes.iter().map(|scope| format!("{scope:?}").to_lowercase()).collect();
-        let expires = key.expires_ms.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        let expires = expires.map_or_else(|| "never".to_owned(), |time| time.to_string());
-        table.add_row([format!("{}…", key.prefix), key.tenant.clone(), scopes.join(","), expires]);
-    }
-    table.to_string()
 }

@@ -2,7 +2,7 @@
 
 mod archive;
 mod bench;
-mod http;
+mod client;
 mod keys;
 mod quarantine;
 mod query;
@@ -46,12 +46,12 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// The archive of raw events
     Archive(archive::ArchiveArgs),
-    /// Events that were set aside because they crashed their shard
-    Quarantine(quarantine::QuarantineArgs),
-    /// API keys
-    Keys(keys::KeysArgs),
     /// Measure a server under load, and check that it counted everything exactly once
     Bench(bench::BenchArgs),
+    /// Events that were set aside because they crashed their shard
+    Quarantine(quarantine::QuarantineArgs),
+    /// API keys: make, list and revoke them
+    Keys(keys::KeysArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -97,10 +97,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Send(args) => send::run(&args)?,
         Command::Query(args) => query::run(&args)?,
         Command::Archive(args) => archive::run(&args)?,
-        Command::Quarantine(args) => quarantine::run(&args)?,
-        Command::Keys(args) => keys::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),
+        Command::Quarantine(args) => quarantine::run(&args)?,
+        Command::Keys(args) => keys::run(&args)?,
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use keys::{KEYS, Key, Kind};
-pub use values::duration_ms;
 use values::{Value, parse};
 
 /// The configuration, checked.

@@ -26,11 +26,6 @@ impl std::fmt::Display for Value {
 const DURATIONS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
 
-/// Milliseconds of a duration such as `90d`.
-pub fn duration_ms(text: &str) -> Option<i64> {
-    with_unit(text, DURATIONS).and_then(|ms| i64::try_from(ms).ok())
-}
-
 /// Parses the text of a key and checks its range.
 pub fn parse(key: &Key, text: &str) -> Result<Value, String> {
     let (number, make): (u64, fn(u64) -> Value) = match key.kind {

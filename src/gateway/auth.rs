@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::error::ApiError;
+use super::keys_file;
 
 /// The tenant when there are no keys.
 pub const DEFAULT_TENANT: &str = "default";
@@ -108,18 +109,7 @@ impl KeyTable {
     /// # Errors
     /// If it cannot be read or holds mistakes; the caller keeps the table it has.
     pub fn load(path: &Path) -> Result<Self, KeysError> {
-        let fail = |why: String| KeysError { path: path.display().to_string(), why };
-        let text = std::fs::read_to_string(path).map_err(|e| fail(e.to_string()))?;
-        let json = path.extension().is_some_and(|e| e == "json");
-        let file: KeysFile = if json {
-            serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?
-        } else {
-            toml::from_str(&text).map_err(|e| fail(e.to_string()))?
-        };
-        if let Some(key) = file.keys.iter().find(|k| k.tenant.is_empty() || k.sha256.len() != 64) {
-            return Err(fail(format!("key {} needs a tenant and a sha256 of 64 hexadecimal digits", key.prefix)));
-        }
-        Ok(Self::of(file))
+        Ok(Self::of(keys_file::read(path)?))
     }
 
     /// The tenant that sends these headers.

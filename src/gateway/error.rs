@@ -50,6 +50,7 @@ impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         match error.kind {
             QueryErrorKind::Bad => Self::new(StatusCode::BAD_REQUEST, error.code, error.message),
+            QueryErrorKind::NotFound => Self::new(StatusCode::NOT_FOUND, error.code, error.message),
             QueryErrorKind::TooLarge => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, error.message),
             QueryErrorKind::Unavailable => Self::unavailable(error.code, error.message, 1),
             QueryErrorKind::Internal => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.code, error.message),

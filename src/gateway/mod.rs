@@ -4,12 +4,14 @@
 //! alone; every body, queue and connection is bounded; overload is 429 or 503 with `Retry-After`, never another 4xx. When the log or the
 //! store fails, the answer says so in the error shape `{"error": {"code", "message", "details"}}`.
 
+mod admin;
 pub mod admission;
 pub mod auth;
 pub mod decode;
 pub mod error;
 pub mod ingest;
 pub mod interner;
+pub mod keys_file;
 pub mod msgpack;
 pub mod parse;
 pub mod routes;
@@ -27,7 +29,7 @@ use arc_swap::ArcSwap;
 use crate::actors::gateway::Submit;
 use crate::clock::Clock;
 use crate::model::event::EventLimits;
-use crate::query::service::QueryService;
+use crate::query::service::{QuarantineService, QueryService};
 
 /// The limits of the edge.
 #[derive(Debug, Clone)]
@@ -107,6 +109,8 @@ pub struct GatewayDeps {
     pub submit: Arc<dyn Submit>,
     /// Answers queries.
     pub queries: Arc<dyn QueryService>,
+    /// What was set aside.
+    pub quarantine: Arc<dyn QuarantineService>,
     /// The API keys; the node stores a new table when the file changes.
     pub keys: Arc<ArcSwap<auth::KeyTable>>,
     /// The limits.

@@ -13,13 +13,14 @@ use axum::routing::{get, post};
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::{Gateway, decode, ingest, ws};
+use super::{Gateway, admin, decode, ingest, ws};
 use crate::model::event;
-use crate::query::service::{Place, QueryError, QueryService, Verdict};
+use crate::query::service::{QueryError, QueryService};
 use crate::telemetry;
 
 type Edge = State<Arc<Gateway>>;
-type Params = Vec<(String, String)>;
+/// Parameters as they came.
+pub(super) type Params = Vec<(String, String)>;
 
 /// All routes.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -31,9 +32,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/labels/{name}/values", get(label_values))
         .route("/v1/limits", get(limits))
         .route("/v1/accounting", get(accounting))
-        .route("/v1/quarantine", get(quarantine))
-        .route("/v1/quarantine/release", post(release))
-        .route("/v1/quarantine/discard", post(discard))
+        .route("/v1/quarantine", get(admin::quarantine))
+        .route("/v1/quarantine/release", post(admin::release))
+        .route("/v1/quarantine/discard", post(admin::discard))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
@@ -56,7 +57,8 @@ async fn count(request: Request, next: Next) -> Response {
     response
 }
 
-fn json(body: String) -> Response {
+/// A finished JSON body.
+pub(super) fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
@@ -77,19 +79,31 @@ impl Gateway {
         &self,
         question: impl FnOnce(&dyn QueryService) -> Result<String, QueryError> + Send + 'static,
     ) -> Result<String, ApiError> {
+        let queries = self.deps.queries.clone();
+        self.blocking(move || question(&*queries)).await
+    }
+
+    /// Works outside of the event loop, under the limit of concurrent queries.
+    ///
+    /// # Errors
+    /// 503 when too many run; 500 when it crashes, which harms nothing else; whatever the work says.
+    pub(super) async fn blocking(
+        &self,
+        work: impl FnOnce() -> Result<String, QueryError> + Send + 'static,
+    ) -> Result<String, ApiError> {
         let permit =
             self.queries.clone().try_acquire_owned().map_err(|_| {
                 ApiError::unavailable("overloaded", "too many queries are running (query.max_concurrent): retry", 1)
             })?;
-        let queries = self.deps.queries.clone();
         let answer = tokio::task::spawn_blocking(move || {
-            let answer = question(&*queries);
+            let answer = work();
             drop(permit);
             answer
         });
         let answer = answer.await.map_err(|e| {
-            tracing::error!(error = %e, "a query crashed");
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the query crashed, the log of the server says why")
+            tracing::error!(error = %e, "a request crashed");
+            let message = "the request crashed and changed nothing, the log of the server says why";
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
         })?;
         Ok(answer?)
     }
@@ -116,7 +130,11 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, body: Body) -> Re
     Ok((status, axum::Json(outcome)).into_response())
 }
 
-fn params(query: Result<Query<Params>, QueryRejection>) -> Result<Params, ApiError> {
+/// The parameters of a query string.
+///
+/// # Errors
+/// 400.
+pub(super) fn params(query: Result<Query<Params>, QueryRejection>) -> Result<Params, ApiError> {
     query
         .map(|Query(p)| p)
         .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "the query string cannot be read"))
@@ -150,28 +168,6 @@ async fn accounting(
 ) -> Result<Response, ApiError> {
     let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
     gateway.ask(move |queries| queries.accounting(&tenant, &params)).await.map(json)
-}
-
-async fn quarantine(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
-    let tenant = gateway.tenant(&headers, Scope::Admin)?;
-    gateway.ask(move |queries| queries.quarantine(&tenant)).await.map(json)
-}
-
-async fn release(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    settle(&gateway, &headers, body, Verdict::Release).await
-}
-
-async fn discard(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    settle(&gateway, &headers, body, Verdict::Discard).await
-}
-
-async fn settle(gateway: &Arc<Gateway>, headers: &HeaderMap, body: Body, verdict: Verdict) -> Result<Response, ApiError> {
-    let tenant = gateway.tenant(headers, Scope::Admin)?;
-    let (body, _reservation) = decode::read_body(gateway, headers, body).await?;
-    let place: Place = serde_json::from_slice(&body).map_err(|e| {
-        ApiError::unreadable(format!("the body names an event, {{\"shard\": 0, \"offset\": 0, \"index\": 0}}: {e}"))
-    })?;
-    gateway.ask(move |queries| queries.settle(&tenant, place, verdict)).await.map(json)
 }
 
 async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {

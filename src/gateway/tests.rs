@@ -18,7 +18,7 @@ use super::{Gateway, GatewayDeps, GatewayLimits, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
 use crate::clock::ManualClock;
 use crate::persistence::log::{AppendError, AppendTicket};
-use crate::query::service::{Place, QueryError, QueryService, Verdict};
+use crate::query::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind, QueryService};
 
 const NOW: i64 = 1_767_225_600_000;
 
@@ -52,11 +52,19 @@ impl QueryService for Queries {
     fn accounting(&self, tenant: &str, _: &[(String, String)]) -> Result<String, QueryError> {
         self.query(tenant, &[])
     }
-    fn quarantine(&self, tenant: &str) -> Result<String, QueryError> {
-        self.query(tenant, &[])
+}
+
+struct SetAside;
+impl QuarantineService for SetAside {
+    fn list(&self, tenant: &str, all: bool) -> Result<String, QueryError> {
+        Ok(format!("{tenant} {all}"))
     }
-    fn settle(&self, tenant: &str, _: Place, _: Verdict) -> Result<String, QueryError> {
-        self.query(tenant, &[])
+    fn release(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError> {
+        assert_ne!(place.index, 13, "a fault to be caught");
+        Ok(format!("{tenant} {place:?}"))
+    }
+    fn discard(&self, _: &str, _: EventPlace) -> Result<String, QueryError> {
+        Err(QueryError::new(QueryErrorKind::NotFound, "not_quarantined", "gone"))
     }
 }
 
@@ -65,6 +73,7 @@ fn gateway(limits: GatewayLimits, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     let deps = GatewayDeps {
         submit: log.clone(),
         queries: Arc::new(Queries),
+        quarantine: Arc::new(SetAside),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
         limits,
         clock: ManualClock::at(NOW),
@@ -201,6 +210,41 @@ async fn keys_alone_name_the_tenant() {
     assert_eq!(call(&gateway, get("/nothing", &plain)).await.0, StatusCode::NOT_FOUND);
     gateway.deps.keys.store(Arc::new(KeyTable::of(KeysFile::default())));
     assert_eq!(call(&gateway, get("/v1/query", &plain)).await.0, StatusCode::UNAUTHORIZED, "revoked");
+}
+
+#[tokio::test]
+async fn the_quarantine_is_for_operators() {
+    let (operator, prefix, sha256) = new_key([7; 24]);
+    let (reader, read_prefix, read_hash) = new_key([8; 24]);
+    let key = |prefix, sha256, scopes| StoredKey { prefix, sha256, tenant: "acme".into(), scopes, expires_ms: None };
+    let keys = vec![key(prefix, sha256, vec![Scope::Admin]), key(read_prefix, read_hash, vec![Scope::Read, Scope::Write])];
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys }));
+    let ask = async |method: &str, path: &str, key: &str, body: &'static str| {
+        let uri = format!("/v1/quarantine{path}");
+        let request = Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {key}"));
+        let request = request.header("content-type", "application/json").body(Body::from(body)).unwrap();
+        let (status, answer, _) = call(&gateway, request).await;
+        (status.as_u16(), answer)
+    };
+    let place = r#"{"shard":1,"offset":2,"index":3}"#;
+    assert_eq!(ask("GET", "", &operator, "").await, (200, "acme false".to_owned()));
+    assert_eq!(ask("GET", "?all=true", &operator, "").await, (200, "acme true".to_owned()));
+    let released = ask("POST", "/release", &operator, place).await;
+    assert_eq!(released, (200, "acme EventPlace { shard: 1, offset: 2, index: 3 }".to_owned()));
+    let (status, answer) = ask("POST", "/discard", &operator, place).await;
+    assert_eq!((status, answer.contains("not_quarantined")), (404, true));
+    for body in ["", "[]", r#"{"shard":1}"#, r#"{"shard":-1,"offset":2,"index":3}"#, r#"{"shard":1,"offset":2,"index":3,"x":1}"#]
+    {
+        assert_eq!(ask("POST", "/release", &operator, body).await.0, 400, "{body}");
+    }
+    assert_eq!(ask("POST", "/release", &operator, r#"{"shard":1,"offset":2,"index":13}"#).await.0, 500, "its crash harms nobody");
+    for (method, path) in [("GET", ""), ("POST", "/release"), ("POST", "/discard")] {
+        assert_eq!(ask(method, path, &reader, place).await.0, 403, "{path}");
+        assert_eq!(ask(method, path, "wrong", place).await.0, 401, "{path}");
+    }
+    let from_a_form = Request::post("/v1/quarantine/release").header("authorization", format!("Bearer {operator}"));
+    let from_a_form = from_a_form.header("content-type", "text/plain").body(Body::from(place)).unwrap();
+    assert_eq!(call(&gateway, from_a_form).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
 
 async fn listen(limits: GatewayLimits) -> (std::net::SocketAddr, watch::Sender<bool>) {

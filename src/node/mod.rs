@@ -1,5 +1,6 @@
 //! The composition root: the only place that names concrete backends.
 
+pub mod keys;
 pub mod lock;
 pub mod offline;
 pub mod tree;
@@ -9,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use arc_swap::ArcSwap;
 use ractor::ActorRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -21,7 +21,6 @@ use crate::actors::shard::{ShardActor, ShardMessage};
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
-use crate::gateway::auth::KeyTable;
 use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
 use crate::model::event::EventLimits;
 use crate::model::offset::{Diverged, continues};
@@ -31,13 +30,12 @@ use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::query::engine::{QueryEngine, QueryLimits};
+use crate::query::quarantine::Quarantine;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
 
 /// Everything that is still open after this at a stop waits in the log for the next start.
 const DRAIN: Duration = Duration::from_millis(500);
-/// How often the keys file is looked at.
-const KEYS_EVERY: Duration = Duration::from_secs(1);
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
@@ -68,22 +66,37 @@ impl DataDir {
     }
 }
 
+/// Faults for tests of a whole node; a node of the command line has none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    /// Folding an event of the user with this hash panics.
+    pub panic_on_user: Option<u64>,
+}
+
 /// Runs a node until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// If it cannot start: names the thing and the way out.
 pub fn serve(config: &Config) -> anyhow::Result<()> {
+    serve_with(config, Faults::default())
+}
+
+/// As [`serve`], with faults.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     let data = DataDir::new(config.text("data.dir"));
     let _lock = lock::lock(data.root())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(run(config, &data))
+    runtime.block_on(run(config, &data, faults))
 }
 
-async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
+async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
     let started = Stopwatch::start();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
-    let keys = keys(config)?;
+    let keys = keys::load(config)?;
     let listener = listen(config, keys.is_open()).await?;
     let log = open_log(config, data, &clock)?;
     let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
@@ -91,12 +104,13 @@ async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     let slots = Slots::new(log.clone(), clock.clone());
     let gateways = tree::places(config.number("gateway.actors") as usize);
     let shard_refs: ShardRefs = tree::places(slots.iter().count());
+    let limits = shard_limits(config, faults);
 
     let gateway_id = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
     let parts = tree::TreeParts {
         gateway: GatewayActor { log: log.clone(), gateway: gateway_id },
         gateways: gateways.clone(),
-        shards: shards(config, &log, &store, &slots, &clock),
+        shards: shards(config, &limits, &log, &store, &slots, &clock),
         shard_refs: shard_refs.clone(),
         archiver: Archiver {
             log: log.clone(),
@@ -119,20 +133,18 @@ async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     let queries = QueryEngine::new(store.clone(), slots.clone(), clock.clone(), query_limits(config));
     let stale_after = config.millis("query.stale_after");
     let ready_slots = slots.clone();
-    let keys = Arc::new(ArcSwap::from_pointee(keys));
-    if let Some(path) = config.path("auth.keys_file") {
-        tokio::spawn(reload_keys(path, keys.clone()));
-    }
     let gateway = Gateway::new(GatewayDeps {
         submit: GatewayPool::new(gateways),
         queries,
-        keys,
+        quarantine: Quarantine::new(store.clone(), limits),
+        keys: keys.table.clone(),
         limits: gateway_limits(config),
         clock: clock.clone(),
         shard_count: log.shard_count(),
         render_metrics: Arc::new(move || prometheus.render()),
         ready: Arc::new(move || ready_slots.all_fresh(stale_after)),
     });
+    let watching = tokio::spawn(keys.watch());
     let (stop, stopping) = watch::channel(false);
     let address = listener.local_addr().context("cannot read the listening address")?;
     let serving = tokio::spawn(server::serve(gateway, listener, stopping));
@@ -148,6 +160,7 @@ async fn run(config: &Config, data: &DataDir) -> anyhow::Result<()> {
         tracing::warn!("some connections did not end within 10 s and are cut");
     }
     pulse.abort();
+    watching.abort();
     drain(&shard_refs).await;
     root.stop(None);
     tokio::task::spawn_blocking(move || log.close()).await.context("closing the log")?;
@@ -171,35 +184,6 @@ async fn drain(refs: &ShardRefs) {
     let late = drained.iter().filter(|done| !**done).count();
     if late > 0 {
         tracing::info!(shards = late, "shards did not flush in time; the log holds the rest");
-    }
-}
-
-fn keys(config: &Config) -> anyhow::Result<KeyTable> {
-    match config.path("auth.keys_file") {
-        None => Ok(KeyTable::open()),
-        Some(path) => KeyTable::load(&path).with_context(|| format!("cannot use the keys file {}", path.display())),
-    }
-}
-
-/// Reads the keys file again whenever it changes. A file that cannot be used changes nothing: the keys in force stay.
-async fn reload_keys(path: PathBuf, keys: Arc<ArcSwap<KeyTable>>) {
-    let stamp = || std::fs::metadata(&path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
-    let mut seen = None;
-    let mut ticks = tokio::time::interval(KEYS_EVERY);
-    loop {
-        ticks.tick().await;
-        let found = stamp();
-        if found == seen {
-            continue;
-        }
-        seen = found;
-        match KeyTable::load(&path) {
-            Ok(table) => {
-                keys.store(Arc::new(table));
-                tracing::info!(file = %path.display(), "read the API keys again");
-            }
-            Err(why) => tracing::warn!(%why, "the API keys that were in force stay"),
-        }
     }
 }
 
@@ -257,22 +241,27 @@ fn check_log(data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> any
     Ok(())
 }
 
+fn shard_limits(config: &Config, faults: Faults) -> ShardLimits {
+    ShardLimits {
+        dedup_horizon_ms: config.millis("dedup.horizon"),
+        dedup_max_ids: config.number("dedup.max_ids") as usize,
+        flush_interval_ms: config.millis("flush.interval"),
+        max_delta_bytes: (config.number("flush.max_delta_bytes") / config.number("shards.count")) as usize,
+        keep_flushed_ms: config.millis("query.deadline"),
+        panic_on_user: faults.panic_on_user,
+    }
+}
+
 fn shards(
     config: &Config,
+    limits: &ShardLimits,
     log: &Arc<dyn EventLog>,
     store: &Arc<dyn RollupStore>,
     slots: &Arc<Slots>,
     clock: &Arc<dyn Clock>,
 ) -> Vec<ShardActor> {
     let count = u64::from(log.shard_count());
-    let limits = ShardLimits {
-        dedup_horizon_ms: config.millis("dedup.horizon"),
-        dedup_max_ids: config.number("dedup.max_ids") as usize,
-        flush_interval_ms: config.millis("flush.interval"),
-        max_delta_bytes: (config.number("flush.max_delta_bytes") / count) as usize,
-        keep_flushed_ms: config.millis("query.deadline"),
-        panic_on_user: None,
-    };
+    let alone = Arc::new(tokio::sync::Semaphore::new(1));
     let shard = |(shard, _)| ShardActor {
         shard,
         log: log.clone(),
@@ -280,6 +269,7 @@ fn shards(
         clock: clock.clone(),
         limits: limits.clone(),
         max_series: config.number("tenants.max_series").div_ceil(count),
+        alone: alone.clone(),
         slots: slots.clone(),
     };
     slots.iter().map(shard).collect()

@@ -8,8 +8,7 @@ use super::cache::Cache;
 use super::groups::{Group, Groups};
 use super::json;
 use super::plan::{Plan, bad, plan};
-use super::quarantine;
-use super::service::{Place, QueryError, QueryErrorKind, QueryService, Verdict};
+use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
 use crate::actors::live::{LiveError, LiveReader};
 use crate::clock::Clock;
@@ -280,14 +279,6 @@ fn store_error(error: StoreError) -> QueryError {
 }
 
 impl QueryService for QueryEngine {
-    fn quarantine(&self, tenant: &str) -> Result<String, QueryError> {
-        quarantine::list(&*self.store, tenant).map_err(store_error)
-    }
-
-    fn settle(&self, tenant: &str, place: Place, verdict: Verdict) -> Result<String, QueryError> {
-        quarantine::settle(&*self.store, tenant, place, verdict)
-    }
-
     fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
         self.answer(tenant, &plan(params, self.clock.now())?)
     }

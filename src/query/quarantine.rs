@@ -1,96 +1,136 @@
-//! Events that were set aside: listed, released into the rollups after all, or given up.
+//! The quarantine: what was set aside, and its release or discard.
+//!
+//! What always holds: an event is counted or set aside, never both, because merging its growth and deleting its row are one
+//! transaction of the store, which also moves accounting and revisions. Its ids stay in de-duplication: a client's retry does not
+//! count beside a release. A tenant's key reaches that tenant's events alone; records that no build could read belong to nobody, and
+//! every admin key sees that they are there, not what they hold. On failure nothing was changed, or, if the outcome is unknown, the
+//! list tells.
 
 use std::sync::Arc;
 
-use super::service::{QueryError, QueryErrorKind};
-use crate::model::flush::{Delta, FlushBatch, QuarantineRow, SeriesInfo};
-use crate::model::offset::{Offset, ShardId};
+use serde_json::{Value, json};
+
+use super::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind};
+use crate::model::flush::QuarantineRow;
+use crate::model::offset::ShardId;
 use crate::model::record;
-use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId};
-use crate::model::window::Hour;
+use crate::model::series::Series;
 use crate::persistence::store::{RollupStore, StoreError};
+use crate::shards::release;
+use crate::shards::state::ShardLimits;
 
-/// Where an event was set aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Place {
-    /// Its shard.
-    pub shard: u32,
-    /// Offset of its record.
-    pub offset: Offset,
-    /// Index in its record.
-    pub index: u32,
+/// Events in one answer; the rest is counted.
+const MAX_LISTED: usize = 1_000;
+
+/// The quarantine of a store.
+pub struct Quarantine {
+    store: Arc<dyn RollupStore>,
+    limits: ShardLimits,
 }
 
-/// What is to become of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Fold it into its rollup.
-    Release,
-    /// Leave it out for good.
-    Discard,
-}
+impl Quarantine {
+    /// The quarantine of this store. A release folds under the limits of the shards.
+    pub fn new(store: Arc<dyn RollupStore>, limits: ShardLimits) -> Arc<Self> {
+        Arc::new(Self { store, limits })
+    }
 
-/// The tenant's events that wait, as JSON. The event of each stands in `event` as the client sent it.
-///
-/// # Errors
-/// If the store cannot be read.
-pub fn list(store: &dyn RollupStore, tenant: &str) -> Result<String, StoreError> {
-    let rows = store.snapshot()?.quarantine()?;
-    let shown = |row: &QuarantineRow| {
-        let event =
-            record::decode(&row.record).ok().and_then(|r| r.events.first().map(|e| String::from_utf8_lossy(e.raw).into_owned()));
-        serde_json::json!({"shard": row.shard.0, "offset": row.offset, "index": row.index, "appended_ms": row.appended,
-            "reason": row.reason, "event": event})
-    };
-    let waiting: Vec<_> = rows.iter().filter(|row| !row.discarded && row.tenant == tenant).map(shown).collect();
-    Ok(serde_json::json!({"quarantine": waiting}).to_string())
-}
+    fn rows(&self, tenant: &str) -> Result<Vec<QuarantineRow>, QueryError> {
+        let mut rows = self.store.snapshot().and_then(|mut s| s.quarantine()).map_err(failed)?;
+        rows.retain(|row| row.tenant == tenant || row.tenant.is_empty());
+        Ok(rows)
+    }
 
-/// Settles one event.
-///
-/// # Errors
-/// If no such event of the tenant waits, or it cannot be folded.
-pub fn settle(store: &dyn RollupStore, tenant: &str, place: Place, verdict: Verdict) -> Result<String, QueryError> {
-    let not_found = || {
-        let message = format!("no event of yours waits at shard {}, offset {}, index {}", place.shard, place.offset, place.index);
-        QueryError::new(QueryErrorKind::Bad, "not_in_quarantine", message)
-    };
-    let failed = |error: StoreError| QueryError::new(QueryErrorKind::Unavailable, "store_unavailable", error.to_string());
-    let shard = ShardId(place.shard);
-    let mut snapshot = store.snapshot().map_err(failed)?;
-    let rows = snapshot.quarantine().map_err(failed)?;
-    let here =
-        |row: &&QuarantineRow| (row.shard, row.offset, row.index, row.discarded) == (shard, place.offset, place.index, false);
-    let row = rows.iter().find(here).filter(|row| row.tenant == tenant).ok_or_else(not_found)?;
-    let batch = match verdict {
-        Verdict::Discard => None,
-        Verdict::Release => {
-            let admissions = snapshot.admissions(shard).map_err(failed)?;
-            let admitted = |id: SeriesId| admissions.iter().any(|(known, from)| *known == id && *from <= place.offset);
-            Some(fold(row, admitted).map_err(|why| QueryError::new(QueryErrorKind::TooLarge, "not_releasable", why))?)
+    /// The row of an event that waits.
+    fn waiting(&self, tenant: &str, place: EventPlace) -> Result<QuarantineRow, QueryError> {
+        let found = self.rows(tenant)?.into_iter().find(|row| place_of(row) == place);
+        match found {
+            Some(row) if row.discarded => Err(gone(place, "was discarded, which is for good")),
+            Some(row) => Ok(row),
+            None => Err(gone(place, "is not in the quarantine (any more)")),
         }
-    };
-    drop(snapshot);
-    if store.settle_quarantine(shard, place.offset, place.index, batch.as_ref()).map_err(failed)? {
-        return Ok("{\"settled\":1}".to_owned());
     }
-    Err(not_found())
 }
 
-/// The growth that the event would have brought at its place; a series that was not admitted there goes to its overflow series.
-fn fold(row: &QuarantineRow, admitted: impl Fn(SeriesId) -> bool) -> Result<FlushBatch, String> {
-    let unreadable = |why: String| format!("the event cannot be read, so it can only be discarded: {why}");
-    let record = record::decode(&row.record).map_err(|e| unreadable(e.to_string()))?;
-    let event = record.events.first().ok_or_else(|| unreadable("it is not there".to_owned()))?;
-    let mut series = Series::from_key(record.series[event.series as usize].key).map_err(|e| unreadable(e.to_string()))?;
-    if !admitted(SeriesId::of_key(&series.key())) {
-        series = series.overflow();
+fn place_of(row: &QuarantineRow) -> EventPlace {
+    EventPlace { shard: row.shard.0, offset: row.offset, index: row.index }
+}
+
+fn gone(place: EventPlace, how: &str) -> QueryError {
+    let EventPlace { shard, offset, index } = place;
+    let message = format!("event {shard}/{offset}/{index} {how}: see GET /v1/quarantine");
+    QueryError::new(QueryErrorKind::NotFound, "not_quarantined", message)
+}
+
+fn failed(error: StoreError) -> QueryError {
+    match error {
+        StoreError::Invalid(why) => QueryError::new(QueryErrorKind::Internal, "store_invalid", why),
+        // A repetition that finds the row gone says so, so nothing is counted twice.
+        other => QueryError::new(QueryErrorKind::Unavailable, "store_unavailable", format!("{other}; try again")),
     }
-    let mut rollup = Rollup::default();
-    rollup.add(event.value, event.user_hash());
-    let id = SeriesId::of_key(&series.key());
-    let delta = Delta { series: Arc::new(SeriesInfo { id, series }), hour: Hour::of(event.timestamp), rollup };
-    Ok(FlushBatch { deltas: vec![delta], ..FlushBatch::default() })
+}
+
+impl QuarantineService for Quarantine {
+    fn list(&self, tenant: &str, all: bool) -> Result<String, QueryError> {
+        let mut rows = self.rows(tenant)?;
+        rows.retain(|row| all || !row.discarded);
+        let events: Vec<Value> = rows.iter().take(MAX_LISTED).map(shown).collect();
+        Ok(json!({ "events": events, "more": rows.len() - events.len() }).to_string())
+    }
+
+    fn release(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError> {
+        let row = self.waiting(tenant, place)?;
+        // Whatever was admitted at or below the event's offset was committed before the event's own row was.
+        let admissions = self.store.snapshot().and_then(|mut s| s.admissions(row.shard)).map_err(failed)?;
+        let batch = release::fold(&self.limits, &row, admissions).map_err(|why| {
+            let message = format!("the event stays in the quarantine: {why}");
+            QueryError::new(QueryErrorKind::TooLarge, "not_releasable", message)
+        })?;
+        if !self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch)).map_err(failed)? {
+            return Err(gone(place, "was settled meanwhile"));
+        }
+        let series = batch.deltas.first().map(|delta| series(&delta.series.series));
+        Ok(json!({ "released": place, "counted_in": series }).to_string())
+    }
+
+    fn discard(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError> {
+        let row = self.waiting(tenant, place)?;
+        if !self.store.settle_quarantine(ShardId(place.shard), row.offset, row.index, None).map_err(failed)? {
+            return Err(gone(place, "was settled meanwhile"));
+        }
+        Ok(json!({ "discarded": place }).to_string())
+    }
+}
+
+fn series(series: &Series) -> Value {
+    let labels: serde_json::Map<String, Value> = series.labels.iter().map(|(n, v)| (n.clone(), v.clone().into())).collect();
+    json!({ "metric": series.metric, "labels": labels })
+}
+
+fn time(millis: i64) -> Value {
+    jiff::Timestamp::from_millisecond(millis).map_or(Value::Null, |at| at.to_string().into())
+}
+
+fn shown(row: &QuarantineRow) -> Value {
+    let mut shown = json!({
+        "shard": row.shard.0, "offset": row.offset, "index": row.index, "tenant": row.tenant,
+        "appended": time(row.appended), "reason": row.reason, "discarded": row.discarded, "event": event(row),
+    });
+    if row.tenant.is_empty() {
+        shown["bytes"] = row.record.len().into();
+    }
+    shown
+}
+
+/// The event as it was understood; null if the record cannot be read, or is nobody's.
+fn event(row: &QuarantineRow) -> Value {
+    let Ok(record) = record::decode(&row.record) else { return Value::Null };
+    let [event] = &record.events[..] else { return Value::Null };
+    if row.tenant.is_empty() {
+        return Value::Null;
+    }
+    let series = Series::from_key(record.series[event.series as usize].key).map_or(Value::Null, |s| series(&s));
+    json!({
+        "series": series, "timestamp": time(event.timestamp), "value": event.value.map(|v| v.to_string()),
+        "user": event.user, "id": event.id, "raw": std::str::from_utf8(event.raw).ok(),
+    })
 }

@@ -2,14 +2,14 @@
 //!
 //! Every answer is a finished JSON body. The tenant comes from the API key alone, never from the parameters.
 
-pub use super::quarantine::{Place, Verdict};
-
 /// What went wrong, from which the edge chooses the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryErrorKind {
     /// The question breaks a rule: 400.
     Bad,
-    /// The answer would break a limit: 422.
+    /// What is asked for is not there: 404.
+    NotFound,
+    /// The answer would break a limit, or what is asked for cannot be done: 422.
     TooLarge,
     /// The store cannot answer at the moment: 503.
     Unavailable,
@@ -58,14 +58,35 @@ pub trait QueryService: Send + Sync {
     /// # Errors
     /// See [`QueryErrorKind`].
     fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError>;
-    /// `GET /v1/quarantine`.
+}
+
+/// Where an event stands: the record's shard and offset, and the event's index in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventPlace {
+    /// Its shard.
+    pub shard: u32,
+    /// Offset of its record.
+    pub offset: u64,
+    /// Index in its record.
+    pub index: u32,
+}
+
+/// The events that were set aside. A tenant's key sees and moves that tenant's events alone.
+pub trait QuarantineService: Send + Sync {
+    /// `GET /v1/quarantine`; `all` shows discarded events too.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn quarantine(&self, tenant: &str) -> Result<String, QueryError>;
-    /// `POST /v1/quarantine/release` and `/v1/quarantine/discard`.
+    fn list(&self, tenant: &str, all: bool) -> Result<String, QueryError>;
+    /// `POST /v1/quarantine/release`: the event is counted after all.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn settle(&self, tenant: &str, place: Place, verdict: Verdict) -> Result<String, QueryError>;
+    fn release(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError>;
+    /// `POST /v1/quarantine/discard`: the event is given up.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn discard(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError>;
 }

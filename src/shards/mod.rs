@@ -7,5 +7,6 @@ pub mod batch;
 pub mod dedup;
 pub mod immutable_queue;
 pub mod poison;
+pub mod release;
 pub mod series;
 pub mod state;

@@ -5,4 +5,6 @@ mod support;
 
 mod basics;
 mod flights;
+mod keys;
+mod quarantine;
 mod restored_log;

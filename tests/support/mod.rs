@@ -30,16 +30,21 @@ impl Server {
 
     /// Starts a server and does not wait.
     pub fn spawn(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
-        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data).stdin(Stdio::null());
+        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data);
         // Variables that steer the tests are no configuration of the server.
         std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
             command.env_remove(name);
         });
-        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d").stdout(Stdio::null()).stderr(log);
+        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d");
         command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
-        let child = command.spawn().expect("the server starts");
+        Self::run(command, data, port)
+    }
+
+    /// Starts any command that serves from `data` on `port`.
+    pub fn run(mut command: Command, data: &Path, port: u16) -> Self {
+        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the server starts");
         Self { child, url: format!("http://127.0.0.1:{port}"), data: data.to_owned() }
     }
 
@@ -53,6 +58,11 @@ impl Server {
             assert!(Instant::now() < deadline, "the server did not come up");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("wait").is_some()
     }
 
     pub fn pid(&self) -> u32 {

@@ -1,0 +1,70 @@
+//! Routes of operators: the quarantine. All need a key with the scope `admin`; which events a key reaches is its tenant's business.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+
+use super::auth::Scope;
+use super::error::ApiError;
+use super::routes::{Params, json, params};
+use super::{Gateway, decode};
+use crate::query::service::{EventPlace, QuarantineService, QueryError};
+
+type Edge = State<Arc<Gateway>>;
+
+/// `GET /v1/quarantine`
+pub(super) async fn quarantine(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    query: Result<Query<Params>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Admin)?, params(query)?);
+    let all = params.iter().any(|(name, value)| name == "all" && value == "true");
+    operate(&gateway, move |quarantine| quarantine.list(&tenant, all)).await
+}
+
+/// `POST /v1/quarantine/release`
+pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let tenant = gateway.tenant(&headers, Scope::Admin)?;
+    let place = place(&gateway, &headers, body).await?;
+    let answer = operate(&gateway, move |quarantine| quarantine.release(&tenant, place)).await;
+    if answer.is_ok() {
+        tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was released");
+    }
+    answer
+}
+
+/// `POST /v1/quarantine/discard`
+pub(super) async fn discard(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    let tenant = gateway.tenant(&headers, Scope::Admin)?;
+    let place = place(&gateway, &headers, body).await?;
+    let answer = operate(&gateway, move |quarantine| quarantine.discard(&tenant, place)).await;
+    if answer.is_ok() {
+        tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was discarded");
+    }
+    answer
+}
+
+/// JSON said to be JSON: a page of another site cannot send that to a server on loopback without being asked first.
+async fn place(gateway: &Arc<Gateway>, headers: &HeaderMap, body: Body) -> Result<EventPlace, ApiError> {
+    if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes() != b"application/json") {
+        let message = "send Content-Type: application/json";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type_unsupported", message));
+    }
+    let (body, _reservation) = decode::read_body(gateway, headers, body).await?;
+    serde_json::from_slice(&body).map_err(|error| {
+        ApiError::new(StatusCode::BAD_REQUEST, "place_invalid", format!("send {{\"shard\":…,\"offset\":…,\"index\":…}}: {error}"))
+    })
+}
+
+async fn operate(
+    gateway: &Gateway,
+    work: impl FnOnce(&dyn QuarantineService) -> Result<String, QueryError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let quarantine = gateway.deps.quarantine.clone();
+    gateway.blocking(move || work(&*quarantine)).await.map(json)
+}

@@ -1,0 +1,141 @@
+//! The keys file on disk: read as a whole, replaced as a whole.
+//!
+//! What always holds: a reader sees the old file or the new one, never a part, because the new one is written beside it, made durable
+//! and renamed; nobody but its owner may read it; of two editors at once the second waits. It never holds a key, only hashes. On failure
+//! the old file stands.
+
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::auth::{KeysError, KeysFile};
+
+fn error(path: &Path, why: impl std::fmt::Display) -> KeysError {
+    KeysError { path: path.display().to_string(), why: why.to_string() }
+}
+
+fn is_json(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "json")
+}
+
+/// Reads a keys file.
+///
+/// # Errors
+/// If it cannot be read or holds mistakes.
+pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
+    let text = std::fs::read_to_string(path).map_err(|e| error(path, e))?;
+    let file: KeysFile = if is_json(path) {
+        serde_json::from_str(&text).map_err(|e| error(path, e))?
+    } else {
+        toml::from_str(&text).map_err(|e| error(path, e))?
+    };
+    match file.keys.iter().find(|k| k.tenant.is_empty() || k.sha256.len() != 64) {
+        Some(key) => Err(error(path, format!("key {} needs a tenant and a sha256 of 64 hexadecimal digits", key.prefix))),
+        None => Ok(file),
+    }
+}
+
+/// Changes a keys file, which is made if it is not there. What `change` refuses is not written.
+///
+/// # Errors
+/// As [`read`], what `change` refuses, and if it cannot be written.
+pub fn edit<T>(path: &Path, change: impl FnOnce(&mut KeysFile) -> Result<T, String>) -> Result<T, KeysError> {
+    let dir = directory(path);
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| error(path, e))?;
+    // The directory is what is locked: the file itself is another one after each rename.
+    let held = File::open(&dir).map_err(|e| error(path, e))?;
+    flock(&held, FlockOperation::LockExclusive).map_err(|e| error(path, e))?;
+    let mut file = match read(path) {
+        Err(_) if !path.exists() => KeysFile::default(),
+        other => other?,
+    };
+    let answer = change(&mut file).map_err(|why| error(path, why))?;
+    replace(path, &file).map_err(|e| error(path, e))?;
+    held.sync_all().map_err(|e| error(path, e))?;
+    Ok(answer)
+}
+
+fn directory(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+fn replace(path: &Path, file: &KeysFile) -> std::io::Result<()> {
+    let text = if is_json(path) {
+        serde_json::to_string_pretty(file).map_err(std::io::Error::other)?
+    } else {
+        toml::to_string(file).map_err(std::io::Error::other)?
+    };
+    let mut name = path.file_name().ok_or_else(|| std::io::Error::other("the path names no file"))?.to_owned();
+    name.push(".new");
+    let beside = path.with_file_name(name);
+    // A leftover of an editor that was killed; only one edits at a time.
+    if let Err(e) = std::fs::remove_file(&beside)
+        && e.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(e);
+    }
+    let mut new = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+    new.write_all(text.as_bytes())?;
+    new.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::gateway::auth::{Scope, StoredKey};
+
+    fn key(prefix: &str) -> StoredKey {
+        let (prefix, scopes) = (prefix.to_owned(), vec![Scope::Write, Scope::Read]);
+        StoredKey { prefix, sha256: "0".repeat(64), tenant: "acme".into(), scopes, expires_ms: Some(7) }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_private() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["keys.toml", "keys.json", "deeper/keys.toml"] {
+            let path = dir.path().join(name);
+            edit(&path, |file| Ok(file.keys.push(key("a")))).expect("the first");
+            edit(&path, |file| Ok(file.keys.push(key("b")))).expect("the second");
+            assert_eq!(read(&path).expect("reads").keys, [key("a"), key("b")]);
+            assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_refused_change_and_a_broken_file_stay_as_they_are() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("keys.toml");
+        edit(&path, |file| Ok(file.keys.push(key("a")))).expect("written");
+        let refused = edit(&path, |file| {
+            file.keys.clear();
+            Err::<(), _>("no".to_owned())
+        });
+        assert!(refused.is_err());
+        assert_eq!(read(&path).expect("reads").keys.len(), 1);
+        std::fs::write(&path, "keys = 7").expect("written");
+        assert!(edit(&path, |file| Ok(file.keys.push(key("b")))).is_err(), "a broken file is not emptied");
+        assert_eq!(std::fs::read_to_string(&path).expect("reads"), "keys = 7");
+    }
+
+    #[test]
+    fn editors_at_once_lose_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("keys.toml");
+        std::thread::scope(|scope| {
+            for n in 0..8 {
+                let path = &path;
+                scope.spawn(move || edit(path, |file| Ok(file.keys.push(key(&n.to_string())))).expect("written"));
+            }
+        });
+        assert_eq!(read(&path).expect("reads").keys.len(), 8);
+    }
+}

@@ -1,0 +1,207 @@
+//! Poison: an event that kills its shard, or the whole process, each time it is folded, is set aside; its neighbours count, other
+//! shards go on, and people release or discard it.
+//!
+//! The faulty node is this test binary, started again as a process of its own: the whole node, with a fold that panics on one user.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rollmill::config::Config;
+use rollmill::node::{self, Faults};
+use serde_json::Value;
+
+use crate::support::{Server, agent, free_port};
+
+const POISON: &str = "poison";
+
+/// Whether a panic is the end of the shard's actor, or of the process.
+#[derive(Clone, Copy, PartialEq)]
+enum Death {
+    Actor,
+    Process,
+}
+
+/// Not a test of its own: the faulty node.
+#[test]
+#[ignore = "started by the other tests"]
+fn faulty_node() {
+    let var = |name| std::env::var(name).ok();
+    let (Some(data), Some(listen)) = (var("FAULTY_DATA"), var("FAULTY_LISTEN")) else { return };
+    if var("FAULTY_ABORTS").is_some() {
+        std::panic::set_hook(Box::new(|_| std::process::abort()));
+    }
+    let flags: Vec<(&str, String)> = vec![("data.dir", data), ("server.listen", listen)];
+    let config = Config::load(None, settings().into_iter(), &flags).expect("a configuration");
+    let panic_on_user = Some(xxhash_rust::xxh3::xxh3_64(POISON.as_bytes()));
+    node::serve_with(&config, Faults { panic_on_user }).expect("served");
+}
+
+const SETTINGS: [(&str, &str); 4] =
+    [("shards.count", "4"), ("flush.interval", "100ms"), ("supervision.backoff_min", "5ms"), ("supervision.backoff_max", "20ms")];
+
+fn settings() -> Vec<(String, String)> {
+    let name = |key: &str| format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase());
+    SETTINGS.iter().map(|(key, value)| (name(key), (*value).to_owned())).collect()
+}
+
+fn faulty(data: &Path, death: Death) -> Server {
+    let port = free_port();
+    let mut command = Command::new(std::env::current_exe().expect("this binary"));
+    command.args(["--exact", "quarantine::faulty_node", "--ignored", "--nocapture"]);
+    command.env("FAULTY_DATA", data).env("FAULTY_LISTEN", format!("127.0.0.1:{port}"));
+    if death == Death::Process {
+        command.env("FAULTY_ABORTS", "1");
+    }
+    Server::run(command, data, port)
+}
+
+/// One request: neighbours of the poison in its own record and series, and events of other shards.
+fn events(poison_id: &str) -> String {
+    let event = |metric: &str, user: &str, id: &str| format!(r#"{{"metric":"{metric}","value":2,"user":"{user}","id":"{id}"}}"#);
+    let mut events = vec![event("m", "a", "1"), event("m", POISON, poison_id), event("m", "b", "2"), event("m", "c", "3")];
+    events.extend((0..20).map(|n| event(&format!("other_{n}"), "a", "1")));
+    format!("[{}]", events.join(","))
+}
+
+fn count(answer: &Value) -> u64 {
+    let points = answer["series"].as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+    points.filter_map(|p| p["count"].as_u64()).sum()
+}
+
+/// Aggregated, de-duplicated, quarantined.
+fn accounted(server: &Server) -> [u64; 3] {
+    let (_, answer) = server.get("/v1/accounting");
+    let hours = answer["hours"].as_array().cloned().unwrap_or_default();
+    ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+}
+
+fn await_accounted(server: &Server, expected: [u64; 3]) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while accounted(server) != expected {
+        assert!(Instant::now() < deadline, "expected {expected:?}, accounted {:?}", accounted(server));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn set_aside(server: &Server, all: bool) -> Vec<Value> {
+    let (status, answer) = server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" });
+    assert_eq!(status, 200, "{answer}");
+    answer["events"].as_array().cloned().expect("events")
+}
+
+fn place(event: &Value) -> String {
+    format!("{}/{}/{}", event["shard"], event["offset"], event["index"])
+}
+
+/// `rollmill quarantine …` against the server: exit code and what it said.
+fn quarantine(server: &Server, args: &[&str]) -> (Option<i32>, String) {
+    let output = Server::cli(&[&["quarantine"], args, &["--url", &server.url]].concat());
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).expect("text"))
+}
+
+fn verify(data: &Path) {
+    let output = Server::cli(&["verify", "--data", &data.display().to_string()]);
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
+#[test]
+fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let mut server = faulty(&data, Death::Actor);
+    server.wait_alive();
+    assert_eq!(server.post(&events("bad")).0, 202);
+    // Other shards answer while the poisoned one dies again and again.
+    server.await_query("/v1/query?metric=m&agg=count", |a| count(a) == 3);
+    for n in 0..20 {
+        server.await_query(&format!("/v1/query?metric=other_{n}"), |a| count(a) == 1);
+    }
+    await_accounted(&server, [23, 0, 1]);
+    let waiting = set_aside(&server, false);
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    let event = &waiting[0];
+    assert_eq!((&event["event"]["id"], &event["event"]["user"]), (&"bad".into(), &POISON.into()));
+    assert_eq!(event["event"]["series"]["metric"], "m");
+    assert!(event["event"]["raw"].as_str().is_some_and(|raw| raw.contains("\"bad\"")), "{event}");
+
+    let (code, said) = quarantine(&server, &["list"]);
+    assert!(code == Some(0) && said.contains(&place(event)) && said.contains("bad"), "{said}");
+    let (code, said) = quarantine(&server, &["release", &place(event)]);
+    assert_eq!((code, said.contains("crashed")), (Some(1), true), "the fault is still there: {said}");
+    assert_eq!(server.post(&events("bad")).0, 202);
+    await_accounted(&server, [23, 24, 1]);
+    assert_eq!(set_aside(&server, false).len(), 1, "its retry is a duplicate");
+    verify(&data);
+    assert_eq!(server.post(&events("worse")).0, 202);
+    await_accounted(&server, [23, 47, 2]);
+    assert_eq!(server.stop(), Some(0));
+
+    let server = Server::start(&data, &SETTINGS);
+    let worse = set_aside(&server, false).into_iter().find(|e| e["event"]["id"] == "worse").expect("kept over the restart");
+    let (code, said) = quarantine(&server, &["release", &place(event)]);
+    assert!(code == Some(0) && said.contains("released"), "{said}");
+    server.await_query("/v1/query?metric=m&agg=count,sum", |a| count(a) == 4);
+    assert_eq!(accounted(&server), [24, 47, 1]);
+    let (code, said) = quarantine(&server, &["release", &place(event)]);
+    assert_eq!((code, said.contains("not in the quarantine")), (Some(1), true), "twice: {said}");
+    verify(&data);
+
+    assert_eq!(quarantine(&server, &["discard", &place(&worse)]).0, Some(0));
+    assert_eq!((set_aside(&server, false).len(), set_aside(&server, true).len()), (0, 1));
+    let (code, said) = quarantine(&server, &["release", &place(&worse)]);
+    assert_eq!((code, said.contains("discarded")), (Some(1), true), "{said}");
+    assert_eq!(server.post(&events("bad")).0, 202);
+    await_accounted(&server, [24, 71, 1]);
+    server.await_query("/v1/query?metric=m&agg=count", |a| count(a) == 4);
+    verify(&data);
+    assert_eq!(quarantine(&server, &["release", "--all"]).0, Some(0), "nothing waits");
+}
+
+/// The figures of the query, if the process lives long enough to answer completely.
+fn survives(server: &mut Server) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !server.has_ended() {
+        assert!(Instant::now() < deadline, "neither dead nor through");
+        let answer = agent().get(format!("{}/v1/query?metric=m", server.url)).call().ok();
+        let answer = answer.and_then(|mut answer| answer.body_mut().read_to_string().ok());
+        let answer: Value = answer.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        if answer["completeness"]["partial"] == false && count(&answer) == 3 {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+#[test]
+fn an_event_that_kills_the_process_is_set_aside_too() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    // A sound node takes the events and is killed before it has folded them all.
+    let server = Server::start(&data, &[("shards.count", "4"), ("flush.interval", "1h")]);
+    assert_eq!(server.post(&events("bad")).0, 202);
+    server.kill();
+    let mut deaths = 0;
+    let server = loop {
+        let mut server = faulty(&data, Death::Process);
+        if survives(&mut server) {
+            break server;
+        }
+        deaths += 1;
+        assert!(deaths < 20, "it dies for ever");
+    };
+    assert!(deaths >= 5, "it died {deaths} times only");
+    await_accounted(&server, [23, 0, 1]);
+    assert_eq!(set_aside(&server, false).len(), 1);
+    verify(&data);
+    drop(server);
+
+    let server = Server::start(&data, &SETTINGS);
+    assert_eq!(quarantine(&server, &["release", "--all"]).0, Some(0));
+    server.await_query("/v1/query?metric=m", |a| count(a) == 4);
+    assert_eq!(accounted(&server), [24, 0, 0]);
+    verify(&data);
+}
