@@ -1,0 +1,106 @@
+//! The archive in a working server: DuckDB reads it, and its answer is the query API's; the manifest tiles the log over kills.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::Server;
+
+/// Python with DuckDB, as `make tools` leaves it.
+fn python() -> PathBuf {
+    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/python");
+    let python = std::env::var_os("ROLLMILL_TEST_PYTHON").map_or(default, PathBuf::from);
+    assert!(python.exists(), "{} is missing: `make tools` installs Python with DuckDB", python.display());
+    python
+}
+
+fn manifest(data: &Path) -> Vec<serde_json::Value> {
+    let output = Server::cli(&["archive", "ls", "--json", "--data", &data.display().to_string()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn archived(data: &Path) -> u64 {
+    manifest(data).iter().map(|object| object["events"].as_u64().expect("events")).sum()
+}
+
+fn wait_archived(data: &Path, events: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while archived(data) < events {
+        assert!(Instant::now() < deadline, "{} of {events} events are archived", archived(data));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn send(server: &Server, from: u64, to: u64) {
+    let event = |n: u64| {
+        let value = if n.is_multiple_of(7) { "null".to_owned() } else { format!("\"{}.25\"", n as i64 - 300) };
+        let label = ["DE", "FR", "\\\"quoted\\\""][n as usize % 3];
+        format!(r#"{{"metric":"sales","value":{value},"labels":{{"country":"{label}"}},"user":"u{}","id":"{n}"}}"#, n % 50)
+    };
+    let body: Vec<String> = (from..to).map(event).collect();
+    assert_eq!(server.post(&format!("[{}]", body.join(","))).0, 202);
+}
+
+#[test]
+fn duckdb_reads_the_archive_and_agrees_with_the_query_api() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &[("archive.max_delay", "200ms"), ("flush.interval", "200ms")]);
+    send(&server, 0, 1_000);
+    wait_archived(&data, 1_000);
+    let script = "import duckdb, json, sys\n\
+        rows = duckdb.sql(f\"SELECT labels->>'country', count(*), sum(value), min(value), count(DISTINCT user) FROM \
+        read_parquet('{sys.argv[1]}/archive/raw/**/*.parquet') WHERE metric = 'sales' GROUP BY 1 ORDER BY 1\").fetchall()\n\
+        print(json.dumps([[r[0], r[1], float(r[2]), float(r[3]), r[4]] for r in rows]))";
+    let output = Command::new(python()).args(["-c", script]).arg(&data).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let duck: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let answer = server.await_query("/v1/query?metric=sales&step=all&by=country&agg=count,sum,min,distinct", |_| true);
+    let series = answer["series"].as_array().expect("series");
+    assert_eq!(series.len(), 3);
+    let mut ours: Vec<serde_json::Value> = series
+        .iter()
+        .map(|s| {
+            let point = &s["points"][0];
+            serde_json::json!([
+                s["labels"]["country"],
+                point["count"],
+                point["sum"].as_f64(),
+                point["min"].as_f64(),
+                point["distinct"]
+            ])
+        })
+        .collect();
+    ours.sort_by_key(|row| row[0].as_str().expect("a country").to_owned());
+    assert_eq!(duck, serde_json::Value::from(ours));
+}
+
+#[test]
+fn the_manifest_tiles_the_log_over_kills() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let settings = [("archive.max_delay", "100ms"), ("flush.interval", "100ms"), ("shards.count", "4")];
+    for round in 0..4u64 {
+        let server = Server::start(&data, &settings);
+        send(&server, round * 500, (round + 1) * 500);
+        std::thread::sleep(Duration::from_millis(60 * round));
+        server.kill();
+    }
+    let server = Server::start(&data, &settings);
+    wait_archived(&data, 2_000);
+    assert_eq!(server.stop(), Some(0));
+    let objects = manifest(&data);
+    assert_eq!(archived(&data), 2_000);
+    for shard in 0..4 {
+        let mut next = 0;
+        for object in objects.iter().filter(|object| object["shard"] == shard) {
+            assert_eq!(object["from"], next, "shard {shard} has a gap or an overlap");
+            next = object["to"].as_u64().expect("to");
+            let path = data.join("archive").join(object["path"].as_str().expect("path"));
+            assert_eq!(std::fs::metadata(&path).expect("the object").len(), object["bytes"].as_u64().expect("bytes"));
+        }
+    }
+    let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+}
