@@ -169,3 +169,46 @@ fn nothing_is_left_for_later() {
     }
     assert!(wrong.is_empty(), "finish it or write an ADR:\n{}", wrong.join("\n"));
 }
+
+/// Every source file, tests too.
+fn everything() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    let mut pending = vec![root.join("src"), root.join("tests")];
+    while let Some(dir) = pending.pop() {
+        for entry in std::fs::read_dir(dir).expect("readable") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                text.push_str(&std::fs::read_to_string(&path).expect("UTF-8"));
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn every_invariant_names_tests_that_exist() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).expect("the page");
+    let code = everything();
+    for invariant in rollmill::invariants::Invariant::ALL {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {} |", invariant.id())));
+        let row = row.unwrap_or_else(|| panic!("ARCHITECTURE.md says nothing of {}", invariant.id()));
+        let tests: Vec<&str> = row.rsplit('|').nth(1).expect("a column").split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "{} names no test", invariant.id());
+        for test in tests {
+            assert!(code.contains(&format!("fn {test}(")), "{} names {test}, which is not there", invariant.id());
+        }
+    }
+}
+
+#[test]
+fn every_adr_is_one_page() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/adr");
+    for entry in std::fs::read_dir(dir).expect("docs/adr") {
+        let path = entry.expect("entry").path();
+        let lines = std::fs::read_to_string(&path).expect("UTF-8").lines().count();
+        assert!(lines <= 60, "{} has {lines} lines, a page has 60", path.display());
+    }
+}
