@@ -12,7 +12,10 @@ use rollmill::model::window::Hour;
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupQuery, RollupStore, StoreSnapshot};
-use rollmill::query::{quarantine, verify};
+use rollmill::query::quarantine::Quarantine;
+use rollmill::query::service::{EventPlace, QuarantineService};
+use rollmill::query::verify;
+use rollmill::shards::state::ShardLimits;
 
 use crate::doubles::checkpoint;
 use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge};
@@ -217,9 +220,11 @@ impl World {
     /// After the release of everything set aside, every tenant has in every hour exactly what it would have had without poison.
     fn release_all(&mut self) -> Result<(), Violation> {
         let set_aside = self.store.snapshot().and_then(|mut s| s.quarantine()).expect("the double answers");
+        let mended = ShardLimits { panic_on_user: None, ..self.setup.limits.clone() };
+        let desk = Quarantine::new(self.store.clone(), mended);
         for row in set_aside.iter().filter(|row| !row.tenant.is_empty()) {
-            let place = quarantine::Place { shard: row.shard.0, offset: row.offset, index: row.index };
-            let settled = quarantine::settle(&*self.store, &row.tenant, place, quarantine::Verdict::Release);
+            let place = EventPlace { shard: row.shard.0, offset: row.offset, index: row.index };
+            let settled = desk.release(&row.tenant, place);
             ensure(Invariant::ExactEffect, settled.is_ok(), || format!("{place:?} is not released: {settled:?}"))?;
         }
         let by_tenant = |rows: &Rows| {

@@ -21,8 +21,8 @@ fn world(plant: Option<Plant>) -> World {
 
 /// Node 0 claims and waits for the store; node 1 claims, applies and flushes; then node 0 reads the recent ids, among them those of
 /// records that it will read from the log, and answers a query whose snapshot still names it as the owner.
-fn overtaken_while_loading(plant: Option<Plant>) -> Result<(), Violation> {
-    let mut world = world(plant);
+fn overtaken_while_loading() -> Result<(), Violation> {
+    let mut world = world(None);
     (0..5).try_for_each(|_| world.client())?;
     world.claim(0, 0)?;
     let query = world.snapshot();
@@ -36,9 +36,8 @@ fn overtaken_while_loading(plant: Option<Plant>) -> Result<(), Violation> {
 
 #[test]
 fn an_owner_overtaken_while_it_loads_gives_up() {
-    assert!(overtaken_while_loading(None).is_ok());
-    let found = overtaken_while_loading(Some(Plant::LoadNotChecked)).expect_err("its answer lacks what its successor flushed");
-    assert_eq!(found.invariant.id(), "I6", "{found}");
+    // That a build without the check is found is shown by `every_planted_bug_is_found`, over many such schedules.
+    assert!(overtaken_while_loading().is_ok());
 }
 
 /// A world in which one owner has applied, flushed and archived five requests.
