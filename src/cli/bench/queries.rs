@@ -71,7 +71,7 @@ async fn fill(target: &Target, shape: &Shape, from: i64) -> anyhow::Result<()> {
         bail!("{expected} events were sent, {counted} are in the rollups");
     }
     // What is asked about is what lies in the store: flushes come every ten seconds.
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    tokio::time::sleep(Duration::from_secs(25)).await;
     Ok(())
 }
 
