@@ -66,6 +66,13 @@ impl Admission {
         Ok(())
     }
 
+    /// Returns the tokens of events that were not kept, so that the retry they ask for is not refused on their account.
+    pub fn give_back(&self, tenant: &Arc<str>, events: usize) {
+        if let Some(mut bucket) = self.buckets.get_mut(tenant) {
+            bucket.tokens = (bucket.tokens + events as f64).min(self.burst);
+        }
+    }
+
     /// Reserves the memory of a body.
     ///
     /// # Errors
@@ -94,6 +101,10 @@ mod tests {
         assert_eq!(admission.take_at(&a, 500, 2.0).unwrap_err().retry_after, Some(1));
         assert_eq!(admission.take_at(&a, 500, 3.0), Ok(()), "larger than the burst: goes into debt once the bucket is full");
         assert_eq!(admission.take_at(&a, 1, 4.0).unwrap_err().retry_after, Some(48));
+        admission.give_back(&a, 500);
+        assert_eq!(admission.take_at(&a, 20, 4.0), Ok(()), "what was not kept costs nothing");
+        admission.give_back(&a, 500);
+        assert!(admission.take_at(&a, 21, 4.0).is_ok() && admission.take_at(&a, 1, 4.0).is_err(), "never more than the burst");
     }
 
     #[test]

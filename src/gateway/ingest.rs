@@ -175,7 +175,7 @@ impl Request<'_> {
     }
 }
 
-/// Appends the events and waits until they are durable.
+/// Appends the events and waits until they are durable. If they are not, their tokens are given back.
 ///
 /// # Errors
 /// 503 if they are not, or nobody knows.
@@ -187,16 +187,23 @@ pub async fn append(
 ) -> Result<Outcome, ApiError> {
     let accepted = events.len();
     if accepted > 0 {
-        let ticket = gateway.deps.submit.submit(ValidBatch { tenant, body, events }).map_err(unavailable)?;
-        let unknown = |why: &str| unavailable(AppendError::Unknown(why.to_owned()));
-        tokio::time::timeout(gateway.deps.limits.append_timeout, ticket)
-            .await
-            .map_err(|_| unknown("the log did not answer in time"))?
-            .map_err(|_| unknown("the gateway actor went away"))?
-            .map_err(unavailable)?;
+        if let Err(error) = durable(gateway, ValidBatch { tenant: tenant.clone(), body, events }).await {
+            gateway.admission.give_back(&tenant, accepted + errors.len());
+            return Err(unavailable(error));
+        }
         metrics::counter!(telemetry::EVENTS_ACCEPTED).increment(accepted as u64);
     }
     Ok(Outcome { accepted, rejected: errors.len(), errors })
+}
+
+async fn durable(gateway: &Gateway, batch: ValidBatch) -> Result<(), AppendError> {
+    let unknown = |why: &str| AppendError::Unknown(why.to_owned());
+    let ticket = gateway.deps.submit.submit(batch)?;
+    tokio::time::timeout(gateway.deps.limits.append_timeout, ticket)
+        .await
+        .map_err(|_| unknown("the log did not answer in time"))?
+        .map_err(|_| unknown("the gateway actor went away"))?
+        .map(drop)
 }
 
 fn unavailable(error: AppendError) -> ApiError {

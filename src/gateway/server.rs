@@ -16,8 +16,10 @@ use super::{Gateway, routes};
 
 /// How long an accept error (no file descriptors) is waited out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long open requests may take after the signal to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+/// How long open requests may take after the signal to stop; then their connection is cut.
+const DRAIN: Duration = Duration::from_secs(8);
+/// How long the cut connections may take to be gone.
+const CUT: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is true; then takes no more connections and lets open requests end.
 pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> Result<(), Infallible> {
@@ -50,8 +52,8 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
     }
     gateway.stopping.send_replace(true);
     tasks.close();
-    if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
-        tracing::warn!(open = tasks.len(), "connections still open after the drain time are cut");
+    if tokio::time::timeout(DRAIN + CUT, tasks.wait()).await.is_err() {
+        tracing::warn!(open = tasks.len(), "connections are still open after they were cut");
     }
     Ok(())
 }
@@ -78,7 +80,11 @@ async fn connection(gateway: Arc<Gateway>, router: Router, stream: TcpStream) {
         ended = connection.as_mut() => ended,
         () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            let Ok(ended) = tokio::time::timeout(DRAIN, connection).await else {
+                tracing::warn!("a connection still open after the drain time is cut");
+                return;
+            };
+            ended
         }
     };
     if let Err(error) = ended {

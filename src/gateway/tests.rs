@@ -180,10 +180,12 @@ async fn messagepack_values_are_exact_and_finite() {
 async fn a_failed_append_is_503_and_overload_says_when_to_retry() {
     let (gateway, log) = gateway(GatewayLimits { events_per_second: 1, burst: 2, ..GatewayLimits::default() }, KeyTable::open());
     *log.fails.lock().unwrap() = Some(AppendError::Unknown("crash".to_owned()));
-    let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
-    assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true));
+    for _ in 0..5 {
+        let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
+        assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true), "what was not kept costs no tokens");
+    }
     *log.fails.lock().unwrap() = None;
-    assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED);
+    assert_eq!(send(&gateway, r#"[{"metric":"m"},{"metric":"m"}]"#).await.0, StatusCode::ACCEPTED);
     let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
     assert_eq!((status, retry.is_some()), (StatusCode::TOO_MANY_REQUESTS, true));
 }
@@ -297,4 +299,61 @@ async fn a_reader_that_never_reads_is_dropped() {
         }
     });
     assert!(dropped.await.is_ok(), "still connected");
+}
+
+#[tokio::test]
+async fn gzip_bombs_stop_at_the_cap_too() {
+    use std::io::Write;
+    let (gateway, _) = gateway(GatewayLimits { max_body_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let bomb = gzip(&vec![b' '; 64 << 20]);
+    assert!(bomb.len() < 80_000, "a ratio near a thousand");
+    let stacked: Vec<u8> = std::iter::repeat_n(gzip(&vec![b' '; 256 << 10]), 8).flatten().collect();
+    for (body, status) in [(bomb, 413), (stacked, 413), (gzip(br#"{"metric":"m"}"#), 202), (b"no gzip".to_vec(), 400)] {
+        let mut request = post("application/json", body);
+        request.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
+        assert_eq!(call(&gateway, request).await.0.as_u16(), status);
+    }
+}
+
+#[tokio::test]
+async fn lines_are_events_and_an_idempotency_key_names_them() {
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let mut request =
+        post("application/x-ndjson", "{\"metric\":\"m\"}\r\n\n{\"metric\":\"m\",\"id\":\"own\"}\n{\"metric\":\"m\"}");
+    request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
+    let (status, answer, _) = call(&gateway, request).await;
+    assert_eq!((status, answer.as_str()), (StatusCode::ACCEPTED, r#"{"accepted":3,"rejected":0,"errors":[]}"#));
+    assert_eq!(log.batches.lock().unwrap()[0].events.len(), 3);
+}
+
+#[tokio::test]
+async fn too_many_bytes_in_flight_are_503_with_a_time_to_retry() {
+    let (gateway, _) = gateway(GatewayLimits { max_inflight_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let held = gateway.admission.reserve(1 << 20).unwrap();
+    let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
+    assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{answer}");
+    drop(held);
+    assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED);
+}
+
+#[tokio::test]
+async fn a_stop_cuts_connections_that_do_not_end() {
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let served = tokio::spawn(server::serve(gateway, listener, stopped));
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    socket.write_all(b"POST /v1/events HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stop.send_replace(true);
+    assert!(tokio::time::timeout(Duration::from_secs(10), served).await.is_ok(), "still serving");
+    let mut answer = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(1), socket.read_to_end(&mut answer)).await;
+    assert!(ended.is_ok(), "the connection outlives the server");
 }
