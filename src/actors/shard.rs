@@ -2,6 +2,8 @@
 //!
 //! A commit of unknown outcome, a refusal or a diverged log ends the actor: its memory is dropped, and the next start reloads the
 //! checkpoint. Nothing is ever retried whose outcome is not known.
+//!
+//! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -40,7 +40,8 @@ pub struct Shell {
     pub alone: Option<(Offset, u32)>,
     /// Events that this owner sets aside. Outlives the life, as the slot does.
     pub set_aside: BTreeSet<Place>,
-    pub paused_at_epoch: bool,
+    /// Its node goes on after a pause.
+    pub woke: bool,
 }
 
 pub struct Node {
@@ -211,7 +212,7 @@ impl World {
 
     fn count_zombie(&mut self, n: usize, s: usize) {
         let shell = &mut self.nodes[n].shells[s];
-        if std::mem::take(&mut shell.paused_at_epoch) {
+        if std::mem::take(&mut shell.woke) {
             let mine = self.nodes[n].slots.slot(ShardId(s as u32)).epoch();
             if checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch) != mine {
                 self.hit(Fault::ZombieWoke);

@@ -227,7 +227,7 @@ impl World {
             if self.nodes[n].paused {
                 self.hit(Fault::Pause);
             } else {
-                self.nodes[n].shells.iter_mut().for_each(|shell| shell.paused_at_epoch = true);
+                self.nodes[n].shells.iter_mut().for_each(|shell| shell.woke = true);
                 (0..self.shards()).for_each(|s| self.note_progress(n, s));
             }
         }
