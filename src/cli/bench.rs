@@ -105,7 +105,7 @@ fn readable(value: f64) -> String {
 async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
     let own = match args.url {
         Some(_) => None,
-        None => Some(Server::start(args.data.as_deref(), args.config.as_deref()).await?),
+        None => Some(Server::start(args.data.as_deref(), args.config.as_deref(), args.series).await?),
     };
     let address = args.url.or(own.as_ref().map(|server| server.address)).context("no server")?;
     let run = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;

@@ -188,6 +188,9 @@ pub(super) async fn count_between(target: &Target, shape: &Shape, from: i64, to:
     let path = format!("/v1/query?metric={}&from={from}&to={to}&step=all", shape.metric());
     loop {
         let (status, answer) = client.get(&path).await?;
+        if (400..500).contains(&status) && status != 429 {
+            bail!("the server refused to count: {status}: {}", String::from_utf8_lossy(&answer));
+        }
         let counted = if status == 200 { count(&answer)? } else { 0 };
         if counted == expected || watch.elapsed() > Duration::from_secs(60) {
             return Ok(counted);

@@ -17,13 +17,14 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts this very binary on `data`, or on a new directory that is removed afterwards.
-    pub(super) async fn start(data: Option<&Path>, config: Option<&Path>) -> anyhow::Result<Self> {
+    /// Starts this very binary on `data`, or on a new directory that is removed afterwards. The final count reads all `series`.
+    pub(super) async fn start(data: Option<&Path>, config: Option<&Path>, series: u64) -> anyhow::Result<Self> {
         let name = format!("rollmill-bench-{}", std::process::id());
         let (data, temporary) = data.map_or_else(|| (std::env::temp_dir().join(name), true), |data| (data.to_owned(), false));
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let mut command = Command::new(std::env::current_exe().context("cannot find this binary")?);
         command.args(["serve", "--listen", &port.to_string(), "--data"]).arg(&data).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env("ROLLMILL_QUERY_MAX_SERIES", series.max(100_000).to_string());
         if let Some(config) = config {
             command.arg("--config").arg(config);
         }

@@ -13,13 +13,13 @@ use parquet::column::reader::get_typed_column_reader;
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, FixedLenByteArray, FixedLenByteArrayType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
-use super::row::{self, Row};
+use super::row::{self, Row, RowMaker};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::ManifestRow;
@@ -55,6 +55,8 @@ const GROUP_ROWS: usize = 65_536;
 const GROUP_BYTES: usize = 16 << 20;
 /// Columns whose values are nearly all different: a dictionary would be built in vain.
 const NO_DICTIONARY: [&str; 4] = ["offset", "id", "raw", "payload"];
+/// Columns of hashes, or of long texts: no reader can skip a group by their least and greatest value.
+const NO_STATISTICS: [&str; 6] = ["labels", "series_id", "id", "user", "raw", "payload"];
 
 /// Encodes consecutive records as one object.
 ///
@@ -68,11 +70,11 @@ pub fn encode(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -
         SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties(log, shard, range, epoch)?)).map_err(bad)?;
     let mut windows: BTreeMap<Hour, u64> = BTreeMap::new();
     let (mut events, mut raw_bytes) = (0, 0);
-    let mut rows = Vec::new();
+    let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
     let mut pending = 0;
     for (at, record) in records.iter().enumerate() {
         let start = rows.len();
-        row::push_rows(record, &mut rows);
+        maker.push_rows(record, &mut rows);
         for row in &rows[start..] {
             if let Some(time) = row.event_time {
                 *windows.entry(Hour::of(time)).or_default() += 1;
@@ -82,8 +84,7 @@ pub fn encode(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -
         }
         pending += record.payload.len();
         if rows.len() >= GROUP_ROWS || pending >= GROUP_BYTES || at + 1 == records.len() {
-            write_group(writer.next_row_group().map_err(bad)?, shard, &rows).map_err(bad)?;
-            rows.clear();
+            write_group(writer.next_row_group().map_err(bad)?, shard, std::mem::take(&mut rows)).map_err(bad)?;
             pending = 0;
         }
     }
@@ -128,30 +129,33 @@ fn properties(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> R
     for column in NO_DICTIONARY {
         builder = builder.set_column_dictionary_enabled(ColumnPath::from(column), false);
     }
+    for column in NO_STATISTICS {
+        builder = builder.set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::None);
+    }
     Ok(builder.build())
 }
 
 type Group<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
-fn write_group(mut group: Group<'_>, shard: ShardId, rows: &[Row]) -> Result<(), ParquetError> {
-    let binary = |cell: &Option<Bytes>| cell.clone().map(ByteArray::from);
+fn write_group(mut group: Group<'_>, shard: ShardId, mut rows: Vec<Row>) -> Result<(), ParquetError> {
+    let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
     put::<Int32Type>(&mut group, &vec![shard.0 as i32; rows.len()], None)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
     put::<Int32Type>(&mut group, &rows.iter().map(|r| r.index as i32).collect::<Vec<_>>(), None)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.received).collect::<Vec<_>>(), None)?;
     put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.event_time))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.tenant)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.metric)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.labels)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.series_id)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.id)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.user)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.tenant)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.metric)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.labels)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.series_id)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.id)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.user)))?;
     let decimal = |units: i128| FixedLenByteArray::from(units.to_be_bytes().to_vec());
     put_optional::<FixedLenByteArrayType>(&mut group, rows.iter().map(|r| r.value.map(decimal)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.raw)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.raw)))?;
     put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.gateway.map(i64::from)))?;
     put_optional::<Int32Type>(&mut group, rows.iter().map(|r| r.series_index.map(|at| at as i32)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter().map(|r| binary(&r.payload)))?;
+    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.payload)))?;
     group.close()?;
     Ok(())
 }

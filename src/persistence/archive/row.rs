@@ -3,7 +3,7 @@
 //! What always holds: `record(rows(r)) == r`. Where the columns alone would not give the bytes back (a record that does not decode,
 //! or was written by another encoder), the first row carries them whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
@@ -11,7 +11,7 @@ use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::flush::LogRecord;
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
-use crate::model::series::Series;
+use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
 
 /// One event with its envelope. Everything of the event is absent in the row of a record that has none.
@@ -49,58 +49,100 @@ pub struct Row {
     pub payload: Option<Bytes>,
 }
 
-/// Appends the rows of a record: at least one.
-pub fn push_rows(log_record: &LogRecord, rows: &mut Vec<Row>) {
-    let start = rows.len();
-    let payload = &log_record.payload;
-    let decoded = record::decode(payload).and_then(|record| push_events(log_record, &record, rows));
-    if decoded.is_err() {
-        rows.truncate(start);
-    }
-    let exact = rows.len() > start && rebuild(&rows[start..]).is_ok_and(|bytes| bytes == *payload);
-    if rows.len() == start {
-        rows.push(Row { offset: log_record.offset, received: log_record.appended, ..Row::default() });
-    }
-    if !exact {
-        rows[start].payload = Some(payload.clone());
+/// Makes rows. Records of one shard repeat their series, so their columns are made once.
+#[derive(Debug, Default)]
+pub struct RowMaker {
+    series: HashMap<Bytes, SeriesColumns>,
+}
+
+/// The cells that all events of a series share. They give back exactly its key and id.
+#[derive(Debug, Clone)]
+struct SeriesColumns {
+    tenant: Bytes,
+    metric: Bytes,
+    labels: Bytes,
+    digits: Bytes,
+    id: SeriesId,
+}
+
+impl SeriesColumns {
+    /// `None` if the columns would not give back the entry.
+    fn of(entry: &SeriesEntry<'_>) -> Option<Self> {
+        let series = Series::from_key(entry.key).ok()?;
+        let labels: BTreeMap<&str, &str> = series.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let labels = serde_json::to_vec(&labels).ok()?;
+        let (same, id) = (series.key() == entry.key, entry.series_id());
+        let digits = id.to_string().into();
+        same.then(|| Self { tenant: series.tenant.into(), metric: series.metric.into(), labels: labels.into(), digits, id })
     }
 }
 
-fn push_events(log_record: &LogRecord, record: &Record<'_>, rows: &mut Vec<Row>) -> Result<(), CodecError> {
-    struct Columns {
-        metric: Bytes,
-        labels: Bytes,
-        id: Bytes,
+impl RowMaker {
+    /// Appends the rows of a record: at least one.
+    pub fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<Row>) {
+        let start = rows.len();
+        let payload = &log_record.payload;
+        let exact = record::decode(payload).is_ok_and(|record| self.push_events(log_record, &record, rows));
+        let empty = rows.len() == start;
+        if empty {
+            rows.push(Row { offset: log_record.offset, received: log_record.appended, ..Row::default() });
+        }
+        if empty || !exact {
+            rows[start].payload = Some(payload.clone());
+        }
     }
-    let columns = |entry: &SeriesEntry<'_>| {
-        let series = Series::from_key(entry.key)?;
-        let labels: BTreeMap<&str, &str> = series.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        let labels = serde_json::to_vec(&labels).map_err(|e| CodecError::new("labels", e.to_string()))?;
-        Ok(Columns { metric: series.metric.into(), labels: labels.into(), id: entry.series_id().to_string().into() })
-    };
-    let series: Vec<Columns> = record.series.iter().map(columns).collect::<Result<_, CodecError>>()?;
-    let slice = |part: &[u8]| log_record.payload.slice_ref(part);
-    for (index, event) in (0..).zip(&record.events) {
-        let of = &series[event.series as usize];
-        rows.push(Row {
-            offset: log_record.offset,
-            index,
-            received: log_record.appended,
-            event_time: Some(event.timestamp),
-            tenant: Some(slice(record.tenant.as_bytes())),
-            metric: Some(of.metric.clone()),
-            labels: Some(of.labels.clone()),
-            series_id: Some(of.id.clone()),
-            id: event.id.map(|id| slice(id.as_bytes())),
-            user: event.user.map(|user| slice(user.as_bytes())),
-            value: event.value.map(Decimal::units),
-            raw: Some(slice(event.raw)),
-            gateway: Some(record.gateway),
-            series_index: Some(event.series),
-            payload: None,
-        });
+
+    /// Whether the rows determine the record. Rows are pushed only if its series can be read.
+    fn push_events(&mut self, log_record: &LogRecord, record: &Record<'_>, rows: &mut Vec<Row>) -> bool {
+        let slice = |part: &[u8]| log_record.payload.slice_ref(part);
+        let Some(series) = record.series.iter().map(|entry| self.columns(entry, &slice)).collect::<Option<Vec<_>>>() else {
+            return false;
+        };
+        let mut used = vec![false; series.len()];
+        let tenant = slice(record.tenant.as_bytes());
+        for (index, event) in (0..).zip(&record.events) {
+            let of = &series[event.series as usize];
+            used[event.series as usize] = true;
+            rows.push(Row {
+                offset: log_record.offset,
+                index,
+                received: log_record.appended,
+                event_time: Some(event.timestamp),
+                tenant: Some(tenant.clone()),
+                metric: Some(of.metric.clone()),
+                labels: Some(of.labels.clone()),
+                series_id: Some(of.digits.clone()),
+                id: event.id.map(|id| slice(id.as_bytes())),
+                user: event.user.map(|user| slice(user.as_bytes())),
+                value: event.value.map(Decimal::units),
+                raw: Some(slice(event.raw)),
+                gateway: Some(record.gateway),
+                series_index: Some(event.series),
+                payload: None,
+            });
+        }
+        // The columns give back every series that has the record's tenant and an event; what is left is whether the record is
+        // written as our encoder writes it.
+        used.iter().all(|used| *used) && series.iter().all(|of| of.tenant == tenant) && is_canonical(record, &log_record.payload)
     }
-    Ok(())
+
+    fn columns(&mut self, entry: &SeriesEntry<'_>, slice: &impl Fn(&[u8]) -> Bytes) -> Option<SeriesColumns> {
+        // Nobody checked that the id is the hash of the key.
+        if let Some(known) = self.series.get(entry.key)
+            && known.id == entry.series_id()
+        {
+            return Some(known.clone());
+        }
+        let made = SeriesColumns::of(entry)?;
+        self.series.insert(slice(entry.key), made.clone());
+        Some(made)
+    }
+}
+
+fn is_canonical(record: &Record<'_>, payload: &[u8]) -> bool {
+    let mut bytes = Vec::with_capacity(payload.len());
+    record::encode(record, &mut bytes);
+    bytes == payload
 }
 
 /// The record that the rows, all of one offset, were made of.
@@ -180,7 +222,6 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::series::SeriesId;
 
     /// A record of `events` over up to three series.
     pub(in super::super) fn sample(offset: u64, events: usize) -> LogRecord {
@@ -210,7 +251,7 @@ pub(super) mod tests {
 
     fn round_trip(original: &LogRecord) -> Vec<Row> {
         let mut rows = Vec::new();
-        push_rows(original, &mut rows);
+        RowMaker::default().push_rows(original, &mut rows);
         assert_eq!(&record(&rows).expect("a record"), original);
         rows
     }
@@ -242,6 +283,30 @@ pub(super) mod tests {
         let rows = round_trip(&LogRecord { payload: payload.into(), ..original });
         assert_eq!(rows.len(), 1);
         assert!(rows[0].payload.is_some());
+    }
+
+    #[test]
+    fn a_key_seen_with_another_id_is_not_taken_from_memory() {
+        let original = sample(0, 1);
+        let mut record = record::decode(&original.payload).expect("decodes");
+        record.series[0].id = &[9; 16];
+        let mut payload = Vec::new();
+        record::encode(&record, &mut payload);
+        let other = LogRecord { offset: 1, payload: payload.into(), ..original.clone() };
+        let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
+        maker.push_rows(&original, &mut rows);
+        maker.push_rows(&other, &mut rows);
+        assert_eq!(rows.chunks(1).map(|rows| super::record(rows).expect("a record")).collect::<Vec<_>>(), [original, other]);
+    }
+
+    #[test]
+    fn a_series_of_another_tenant_is_kept() {
+        let original = sample(0, 1);
+        let mut record = record::decode(&original.payload).expect("decodes");
+        record.tenant = "u";
+        let mut payload = Vec::new();
+        record::encode(&record, &mut payload);
+        assert!(round_trip(&LogRecord { payload: payload.into(), ..original })[0].payload.is_some());
     }
 
     proptest! {

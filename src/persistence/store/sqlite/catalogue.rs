@@ -3,7 +3,7 @@
 //! What always holds: a number is remembered only after the transaction that gave it committed. An id that belongs to another series
 //! is refused, and with it the whole transaction.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
@@ -42,16 +42,26 @@ pub(super) struct Catalogue<'a> {
     tx: &'a Connection,
     known: &'a Known,
     fresh: HashMap<SeriesId, Numbered>,
+    /// Numbers of metrics and label pairs that this transaction looked up: a flush that admits many series meets few of them.
+    metrics: HashMap<(String, String), i64>,
+    pairs: HashMap<(i64, String, String), i64>,
+    /// Series admitted by metric, added to its row once.
+    growth: BTreeMap<i64, i64>,
 }
 
 impl<'a> Catalogue<'a> {
     pub(super) fn new(tx: &'a Connection, known: &'a Known) -> Self {
-        Self { tx, known, fresh: HashMap::new() }
+        Self { tx, known, fresh: HashMap::new(), metrics: HashMap::new(), pairs: HashMap::new(), growth: BTreeMap::new() }
     }
 
-    /// What was looked up or admitted, to be remembered after the commit.
-    pub(super) fn finish(self) -> HashMap<SeriesId, Numbered> {
-        self.fresh
+    /// Writes what is written once a transaction. What was looked up or admitted is to be remembered after the commit.
+    pub(super) fn finish(self) -> Result<HashMap<SeriesId, Numbered>, StoreError> {
+        for (metric_no, admitted) in self.growth {
+            self.tx
+                .prepare_cached("UPDATE metrics SET series_count = series_count + ? WHERE no = ?")?
+                .execute([admitted, metric_no])?;
+        }
+        Ok(self.fresh)
     }
 
     /// The numbers of a series; a new one is admitted.
@@ -79,34 +89,54 @@ impl<'a> Catalogue<'a> {
         Ok((metric_no, series_no))
     }
 
-    fn admit(&self, info: &SeriesInfo, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
+    fn admit(&mut self, info: &SeriesInfo, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
         let series = &info.series;
-        let tenant_no = self.upsert(
-            "SELECT no FROM tenants WHERE name = ?",
-            "INSERT INTO tenants (name) VALUES (?)",
-            params![series.tenant],
-        )?;
-        let metric_no = self.upsert(
-            "SELECT no FROM metrics WHERE tenant_no = ? AND name = ?",
-            "INSERT INTO metrics (tenant_no, name) VALUES (?, ?)",
-            params![tenant_no, series.metric],
-        )?;
+        let metric_no = self.metric(&series.tenant, &series.metric)?;
         self.tx
             .prepare_cached("INSERT INTO series (metric_no, id, key, shard, admitted_offset) VALUES (?, ?, ?, ?, ?)")?
             .execute(params![metric_no, &info.id.0[..], series.key(), shard.0, at as i64])?;
         let series_no = self.tx.last_insert_rowid();
-        self.tx.prepare_cached("UPDATE metrics SET series_count = series_count + 1 WHERE no = ?")?.execute([metric_no])?;
+        *self.growth.entry(metric_no).or_default() += 1;
         for (name, value) in &series.labels {
-            let pair_no = self.upsert(
-                "SELECT no FROM label_pairs WHERE metric_no = ? AND name = ? AND value = ?",
-                "INSERT INTO label_pairs (metric_no, name, value) VALUES (?, ?, ?)",
-                params![metric_no, name, value],
-            )?;
+            let pair_no = self.pair(metric_no, name, value)?;
             self.tx
                 .prepare_cached("INSERT INTO series_labels (pair_no, series_no) VALUES (?, ?)")?
                 .execute([pair_no, series_no])?;
         }
         Ok((series_no, metric_no))
+    }
+
+    fn metric(&mut self, tenant: &str, metric: &str) -> Result<i64, StoreError> {
+        let key = (tenant.to_owned(), metric.to_owned());
+        if let Some(&no) = self.metrics.get(&key) {
+            return Ok(no);
+        }
+        let tenant_no = self.upsert(
+            "SELECT no FROM tenants WHERE name = ?",
+            "INSERT INTO tenants (name) VALUES (?)",
+            params![tenant],
+        )?;
+        let no = self.upsert(
+            "SELECT no FROM metrics WHERE tenant_no = ? AND name = ?",
+            "INSERT INTO metrics (tenant_no, name) VALUES (?, ?)",
+            params![tenant_no, metric],
+        )?;
+        self.metrics.insert(key, no);
+        Ok(no)
+    }
+
+    fn pair(&mut self, metric_no: i64, name: &str, value: &str) -> Result<i64, StoreError> {
+        let key = (metric_no, name.to_owned(), value.to_owned());
+        if let Some(&no) = self.pairs.get(&key) {
+            return Ok(no);
+        }
+        let no = self.upsert(
+            "SELECT no FROM label_pairs WHERE metric_no = ? AND name = ? AND value = ?",
+            "INSERT INTO label_pairs (metric_no, name, value) VALUES (?, ?, ?)",
+            params![metric_no, name, value],
+        )?;
+        self.pairs.insert(key, no);
+        Ok(no)
     }
 
     fn upsert(&self, select: &str, insert: &str, params: &[&dyn rusqlite::ToSql]) -> Result<i64, StoreError> {

@@ -100,7 +100,7 @@ impl Writer {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut catalogue = catalogue::Catalogue::new(&tx, &self.known);
         let answer = body(&tx, &mut catalogue)?;
-        let fresh = catalogue.finish();
+        let fresh = catalogue.finish()?;
         tx.commit().map_err(|e| StoreError::Unknown(format!("sqlite: COMMIT: {e}")))?;
         self.known.add(fresh);
         Ok(answer)
