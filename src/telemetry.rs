@@ -8,6 +8,8 @@ pub const EVENTS_REJECTED: &str = "rollmill_events_rejected_total";
 pub const EVENTS_AGGREGATED: &str = "rollmill_events_aggregated_total";
 /// Events dropped as duplicates by shards.
 pub const EVENTS_DEDUPLICATED: &str = "rollmill_events_deduplicated_total";
+/// Events counted in the overflow series of their metric, because their tenant has `tenants.max_series` series.
+pub const EVENTS_OVERFLOWED: &str = "rollmill_events_overflowed_total";
 /// Requests answered, by `route` and `status`.
 pub const REQUESTS: &str = "rollmill_requests_total";
 /// Durable commits of the embedded log.

@@ -203,6 +203,86 @@ fn every_invariant_names_tests_that_exist() {
     }
 }
 
+/// What stands between quotes in code, and between backticks in comments.
+fn quoted(text: &str) -> Vec<&str> {
+    let (mut found, mut rest) = (Vec::new(), text);
+    while let Some(at) = rest.find(['"', '/', '\'']) {
+        let tail = &rest[at..];
+        let raw = rest[..at].trim_end_matches('#').ends_with('r') && tail.starts_with('"');
+        let skip = if let Some(comment) = tail.strip_prefix("//") {
+            let line = comment.lines().next().unwrap_or_default();
+            found.extend(line.split('`').skip(1).step_by(2));
+            2 + line.len()
+        } else if let Some(literal) = tail.strip_prefix('"') {
+            let hashes = if raw { rest[..at].len() - rest[..at].trim_end_matches('#').len() } else { 0 };
+            let end = if raw { literal.find(&format!("\"{}", "#".repeat(hashes))) } else { end_of_literal(literal) };
+            let end = end.expect("a literal ends");
+            found.push(&literal[..end]);
+            end + 2
+        } else if let Some(name) = ["'\"'", "'\\\"'", "'/'"].iter().find(|c| tail.starts_with(**c)) {
+            name.len()
+        } else {
+            1
+        };
+        rest = &tail[skip..];
+    }
+    found
+}
+
+fn end_of_literal(literal: &str) -> Option<usize> {
+    let mut escaped = false;
+    literal.bytes().position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    })
+}
+
+/// `section.name` in a text, if the section is one of the configuration.
+fn keys_named(text: &str) -> Vec<&str> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/' | '-');
+    let words = text.split(|c: char| !is_name(c)).map(|word| word.trim_end_matches('.'));
+    let section = |word: &&str| {
+        let Some((section, name)) = word.split_once('.') else { return false };
+        let known = rollmill::config::KEYS.iter().any(|key| key.name.starts_with(&format!("{section}.")));
+        known && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    };
+    words.filter(section).collect()
+}
+
+#[test]
+fn every_config_key_that_is_named_exists() {
+    assert_eq!(quoted(r##"a("x \" y", '"', "b"); // see `c.d`"##), [r#"x \" y"#, "b", "c.d"]);
+    assert_eq!(
+        keys_named("too large (gateway.max_inflight): retry; log/a.b; accept.max_body."),
+        ["gateway.max_inflight", "accept.max_body"]
+    );
+    let (mut named, mut wrong) = (0, Vec::new());
+    for (path, text) in sources() {
+        // Metric names of the flights and names of files in tests are no keys.
+        let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        for key in quoted(text).into_iter().filter(|_| !is_test_file(&path)).flat_map(keys_named) {
+            named += 1;
+            if !rollmill::config::KEYS.iter().any(|known| known.name == key) {
+                wrong.push(format!("{}: {key}", path.display()));
+            }
+        }
+    }
+    assert!(named > 100, "only {named} found");
+    assert!(wrong.is_empty(), "no such keys of the configuration:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_config_key_is_documented_as_it_is() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).expect("the page");
+    for key in rollmill::config::KEYS {
+        let default = if key.default.is_empty() { "(empty)".to_owned() } else { format!("`{}`", key.default) };
+        let row = format!("| `{}` | {default} | {} |", key.name, key.doc);
+        assert!(page.contains(&row), "docs/configuration.md lacks: {row}");
+    }
+    assert_eq!(page.lines().filter(|line| line.starts_with("| `")).count(), rollmill::config::KEYS.len());
+}
+
 #[test]
 fn every_adr_is_one_page() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/adr");

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
-use crate::model::flush::{Claim, LogRecord};
+use crate::model::flush::{Claim, FlushBatch, LogRecord};
 use crate::model::offset::{Diverged, ShardId, continues};
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
@@ -201,8 +201,10 @@ impl ShardActor {
                 shell.committing = Some((guard.range.to, Stopwatch::start()));
                 let (store, myself) = (self.store.clone(), myself.clone());
                 tokio::task::spawn_blocking(move || {
-                    metrics::counter!(telemetry::FLUSH_ROWS).increment(batch.deltas.len() as u64);
                     let outcome = store.flush(guard, &batch, forget_ids_before);
+                    if outcome.is_ok() {
+                        count_events(&batch);
+                    }
                     if let Err(gone) = myself.cast(ShardMessage::CommitEnded(outcome)) {
                         // The actor died meanwhile: its successor reads the outcome from the checkpoint.
                         tracing::debug!(%gone, "nobody waits for this commit any more");
@@ -267,4 +269,13 @@ impl ShardActor {
         let state = guard.as_mut().ok_or("the shard has no state")?;
         Ok(f(state))
     }
+}
+
+/// What a committed batch adds to the metrics: an uncommitted one is counted by whoever commits those events.
+fn count_events(batch: &FlushBatch) {
+    let overflowed = batch.deltas.iter().filter(|delta| delta.series.series.is_overflow());
+    metrics::counter!(telemetry::FLUSH_ROWS).increment(batch.deltas.len() as u64);
+    metrics::counter!(telemetry::EVENTS_OVERFLOWED).increment(overflowed.map(|delta| delta.rollup.figures.count).sum());
+    metrics::counter!(telemetry::EVENTS_AGGREGATED).increment(batch.accounting.iter().map(|row| row.aggregated).sum());
+    metrics::counter!(telemetry::EVENTS_DEDUPLICATED).increment(batch.accounting.iter().map(|row| row.deduplicated).sum());
 }

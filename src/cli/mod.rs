@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigErrors};
 
 /// Exact metrics from billions of events: takes events over HTTP, answers time series a second later.
 #[derive(Debug, Parser)]
@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("rollmill: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

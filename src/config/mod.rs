@@ -187,6 +187,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_needs_no_unit() {
+        let config = load("query.cache = 0\naccept.max_ahead = \"0\"\n", &[]).expect("valid");
+        assert_eq!((config.number("query.cache"), config.millis("accept.max_ahead")), (0, 0));
+        let ConfigErrors(mistakes) = load("accept.max_body = 0\n", &[]).expect_err("too small");
+        assert!(mistakes[0].contains("must be from 1024B"), "{mistakes:?}");
+    }
+
+    #[test]
     fn the_documented_file_holds_every_key_with_its_default() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rollmill.toml");
         let pairs: BTreeMap<_, _> = read_file(&path).expect("reads").into_iter().collect();

@@ -51,6 +51,10 @@ fn show(key: &Key, number: u64) -> String {
 }
 
 fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    // Nothing is nothing in every unit.
+    if text == "0" {
+        return Some(0);
+    }
     let at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(at);
     let factor = units.iter().find(|(name, _)| *name == unit.trim())?.1;

@@ -59,7 +59,8 @@ impl Admission {
         if bucket.tokens <= 0.0 || (bucket.tokens < events as f64 && bucket.tokens < self.burst) {
             let missing = (events as f64).min(self.burst) - bucket.tokens;
             let seconds = (missing / self.rate).ceil().max(1.0) as u64;
-            let message = format!("the tenant may send {} events a second (gateway.events_per_second): send later", self.rate);
+            let message =
+                format!("the tenant may send {} events a second (tenants.max_events_per_second): send later", self.rate);
             return Err(ApiError::too_many(message, seconds));
         }
         bucket.tokens -= events as f64;
@@ -80,7 +81,7 @@ impl Admission {
     pub fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
         self.inflight.clone().try_acquire_many_owned(permits).map_err(|_| {
-            ApiError::unavailable("overloaded", "too many bytes of requests in flight (gateway.max_inflight_bytes): retry", 1)
+            ApiError::unavailable("overloaded", "too many bytes of requests in flight (accept.max_inflight): retry", 1)
         })
     }
 }

@@ -124,7 +124,7 @@ async fn collect(gateway: &Gateway, mut body: Body) -> Result<(Bytes, Reservatio
 }
 
 fn over(max: usize) -> ApiError {
-    ApiError::too_large(format!("a body is at most {max} bytes decompressed (gateway.max_body_bytes): send several"))
+    ApiError::too_large(format!("a body is at most {max} bytes decompressed (accept.max_body): send several"))
 }
 
 fn unpack(gateway: &Gateway, encoding: Encoding, packed: &[u8], reservation: &mut Reservation) -> Result<Bytes, ApiError> {

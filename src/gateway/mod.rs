@@ -36,23 +36,23 @@ use crate::query::service::{QuarantineService, QueryService};
 pub struct GatewayLimits {
     /// Limits of one event: `accept.*`.
     pub event: EventLimits,
-    /// `gateway.max_events`: events of one request.
+    /// `accept.max_events`: events of one request.
     pub max_events: usize,
-    /// `gateway.max_body_bytes`: a body, decompressed.
+    /// `accept.max_body`: a body, decompressed.
     pub max_body_bytes: usize,
-    /// `gateway.max_inflight_bytes`: memory of requests being read or awaiting the log; beyond it 503.
+    /// `accept.max_inflight`: memory of requests being read or awaiting the log; beyond it 503.
     pub max_inflight_bytes: usize,
-    /// `gateway.max_connections`: open connections; further ones wait in the backlog.
+    /// `server.max_connections`: open connections; further ones wait in the backlog.
     pub max_connections: usize,
-    /// `gateway.header_timeout`: time to send the request head.
+    /// `server.header_timeout`: time to send the request head.
     pub header_timeout: Duration,
-    /// `gateway.body_timeout`: time to send the body.
+    /// `server.body_timeout`: time to send the body.
     pub body_timeout: Duration,
     /// `gateway.append_timeout`: time to wait for durability before the outcome is called unknown.
     pub append_timeout: Duration,
-    /// `gateway.events_per_second`: per tenant; 0 = unlimited.
+    /// `tenants.max_events_per_second`: per tenant; 0 = unlimited.
     pub events_per_second: u64,
-    /// `gateway.burst`: events a tenant may send at once.
+    /// `tenants.burst`: events a tenant may send at once.
     pub burst: u64,
     /// `gateway.max_interned`: series whose labels are remembered.
     pub max_interned: usize,
@@ -62,7 +62,7 @@ pub struct GatewayLimits {
     pub max_queries: usize,
     /// `ws.window`: unacknowledged messages of one connection.
     pub ws_window: usize,
-    /// `ws.max_message_bytes`.
+    /// `ws.max_message`.
     pub ws_max_message_bytes: usize,
     /// `ws.max_subscriptions`: of one connection.
     pub ws_max_subscriptions: usize,

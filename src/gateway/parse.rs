@@ -190,7 +190,7 @@ pub fn split_ndjson(body: &str, max: usize) -> Result<Vec<Range<usize>>, ApiErro
 
 /// 413 for too many events.
 pub fn too_many(max: usize) -> ApiError {
-    ApiError::too_large(format!("a request holds at most {max} events (gateway.max_events): send several"))
+    ApiError::too_large(format!("a request holds at most {max} events (accept.max_events): send several"))
 }
 
 /// Where `part`, a slice of `whole`, stands in it.

@@ -70,6 +70,11 @@ impl Series {
         }
     }
 
+    /// Whether it stands in for series beyond the limit.
+    pub fn is_overflow(&self) -> bool {
+        matches!(self.labels.as_slice(), [(name, value)] if (name.as_str(), value.as_str()) == OVERFLOW_LABEL)
+    }
+
     /// The canonical bytes.
     pub fn key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(64);

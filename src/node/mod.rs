@@ -295,13 +295,11 @@ fn query_limits(config: &Config) -> QueryLimits {
 }
 
 fn gateway_limits(config: &Config) -> GatewayLimits {
-    let events_per_second = config.number("tenants.max_events_per_second");
     GatewayLimits {
         event: EventLimits {
             max_age_ms: config.millis("accept.max_age"),
             max_ahead_ms: config.millis("accept.max_ahead"),
             max_event_bytes: config.number("accept.max_event_bytes") as usize,
-            ..EventLimits::default()
         },
         max_events: config.number("accept.max_events") as usize,
         max_body_bytes: config.number("accept.max_body") as usize,
@@ -309,13 +307,18 @@ fn gateway_limits(config: &Config) -> GatewayLimits {
         max_connections: config.number("server.max_connections") as usize,
         header_timeout: config.duration("server.header_timeout"),
         body_timeout: config.duration("server.body_timeout"),
-        events_per_second,
+        append_timeout: config.duration("gateway.append_timeout"),
+        events_per_second: config.number("tenants.max_events_per_second"),
+        burst: config.number("tenants.burst"),
+        max_interned: config.number("gateway.max_interned") as usize,
+        max_interned_bytes: config.number("gateway.max_interned_bytes") as usize,
         max_queries: config.number("query.max_concurrent") as usize,
         ws_window: config.number("ws.window") as usize,
         ws_max_message_bytes: config.number("ws.max_message") as usize,
+        ws_max_subscriptions: config.number("ws.max_subscriptions") as usize,
+        ws_update_interval: config.duration("ws.update_interval"),
         ws_idle_timeout: config.duration("ws.idle_timeout"),
         dedup_horizon_ms: config.millis("dedup.horizon"),
         dedup_max_ids: config.number("dedup.max_ids"),
-        ..GatewayLimits::default()
     }
 }

@@ -21,8 +21,8 @@ struct Key {
     revision: u64,
 }
 
-/// The cache of an engine.
-pub struct Cache(moka::sync::Cache<Key, Arc<Vec<Group>>>);
+/// The cache of an engine; none if it may hold nothing.
+pub struct Cache(Option<moka::sync::Cache<Key, Arc<Vec<Group>>>>);
 
 fn weight(part: &[Group]) -> usize {
     let point = |(_, rollup): &(i64, crate::model::rollup::Rollup)| {
@@ -35,24 +35,26 @@ fn weight(part: &[Group]) -> usize {
 }
 
 impl Cache {
-    /// A cache of so many bytes.
+    /// A cache of so many bytes; 0 turns it off.
     pub fn new(bytes: u64) -> Self {
         let weigher = |key: &Key, part: &Arc<Vec<Group>>| {
             u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX)
         };
-        Self(moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build())
+        Self((bytes > 0).then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build()))
     }
 
     /// The part of a day.
     pub fn get(&self, tenant: &str, plan: &Plan, day: i32, revision: u64) -> Option<Arc<Vec<Group>>> {
-        let found = self.0.get(&key(tenant, plan, day, revision));
+        let found = self.0.as_ref()?.get(&key(tenant, plan, day, revision));
         metrics::counter!(telemetry::QUERY_CACHE, "outcome" => if found.is_some() { "hit" } else { "miss" }).increment(1);
         found
     }
 
     /// Keeps the part of a day.
     pub fn put(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Arc<Vec<Group>>) {
-        self.0.insert(key(tenant, plan, day, revision), part);
+        if let Some(cache) = &self.0 {
+            cache.insert(key(tenant, plan, day, revision), part);
+        }
     }
 }
 

@@ -126,7 +126,7 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
         fold.run(sources, log.as_ref(), &rows)?;
         report.records += fold.records;
         for (key, (info, rollup)) in fold.rows {
-            if info.series == info.series.overflow() {
+            if info.series.is_overflow() {
                 shared.entry(key).or_insert_with(|| (info, Rollup::default())).1.merge(&rollup);
             } else {
                 report.differences.extend(compare(missing.remove(&key), info, key.1, &rollup));

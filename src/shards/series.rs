@@ -51,7 +51,7 @@ impl Admission {
     pub fn admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
         let Rule::Limit { limit, counts } = &mut self.rule else { return false };
         let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
-        let is_overflow = *series == series.overflow();
+        let is_overflow = series.is_overflow();
         if *count >= *limit && !is_overflow {
             return false;
         }
