@@ -4,6 +4,7 @@ mod archive;
 mod bench;
 mod client;
 mod keys;
+mod logging;
 mod quarantine;
 mod query;
 mod send;
@@ -122,19 +123,6 @@ fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let flags: Vec<(&str, String)> =
         [("data.dir", args.data), ("server.listen", args.listen)].into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
-    logging(args.log_json);
+    logging::start(args.log_json);
     crate::node::serve(&config)
-}
-
-/// Quiet by default: warnings, and what the node itself says. `ROLLMILL_LOG` takes directives of tracing.
-fn logging(json: bool) {
-    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| "warn,rollmill=info".to_owned());
-    let filter = tracing_subscriber::EnvFilter::new(filter);
-    let to_stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        to_stderr.json().init();
-    } else {
-        use std::io::IsTerminal;
-        to_stderr.with_ansi(std::io::stderr().is_terminal()).init();
-    }
 }

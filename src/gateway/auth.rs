@@ -115,9 +115,9 @@ impl KeyTable {
     /// The tenant that sends these headers.
     ///
     /// # Errors
-    /// 401 for a missing, unknown or expired key; 403 if it lacks the scope.
+    /// 401 for a missing, unknown or expired key; 403 if it lacks the scope, or, without keys, if a page of another site asks.
     pub fn authenticate(&self, headers: &HeaderMap, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
-        let Some(keys) = &self.keys else { return Ok(DEFAULT_TENANT.into()) };
+        let Some(keys) = &self.keys else { return same_site(headers).map(|()| DEFAULT_TENANT.into()) };
         let refuse = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "send a valid key as Authorization: Bearer KEY");
         let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(refuse)?;
         let (scheme, plain) = value.split_once(' ').ok_or_else(refuse)?;
@@ -142,4 +142,16 @@ impl KeyTable {
         }
         Ok(tenant.clone())
     }
+}
+
+/// Without keys, loopback is all that protects a node, and any page that a browser on this machine shows can send there: such a
+/// request names the page's site in `Origin`. With keys there is nothing to do, because a browser sends no key by itself.
+fn same_site(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let site = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, site)| site);
+    if site.is_some() && site == headers.get(header::HOST).and_then(|host| host.to_str().ok()) {
+        return Ok(());
+    }
+    let message = "a page of another site may not use a node without keys: give it a key, see `rollmill keys`";
+    Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
 }

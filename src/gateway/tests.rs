@@ -1,5 +1,9 @@
 //! The edge driven through its router and through real sockets, over doubles of the log and the query engine.
 
+mod hostile;
+mod matrix;
+mod sockets;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,6 +44,9 @@ impl Submit for Log {
 struct Queries;
 impl QueryService for Queries {
     fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
+        if let Some((_, millis)) = params.iter().find(|(k, _)| k == "sleep") {
+            std::thread::sleep(Duration::from_millis(millis.parse().unwrap()));
+        }
         let size = params.iter().find(|(k, _)| k == "size").map_or(0, |(_, v)| v.parse().unwrap());
         Ok(format!("{{\"tenant\":\"{tenant}\",\"pad\":\"{}\"}}", "x".repeat(size)))
     }
@@ -183,6 +190,16 @@ async fn a_failed_append_is_503_and_overload_says_when_to_retry() {
     for _ in 0..5 {
         let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
         assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true), "what was not kept costs no tokens");
+    }
+    for (fails, code, seconds) in [
+        (AppendError::DiskFull, "disk_full", "10"),
+        (AppendError::Closed("gone".to_owned()), "log_closed", "2"),
+        (AppendError::Overloaded { waiting_bytes: 2, limit: 1 }, "overloaded", "1"),
+    ] {
+        *log.fails.lock().unwrap() = Some(fails);
+        let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
+        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some(seconds)));
+        assert!(answer.contains(code), "{answer}");
     }
     *log.fails.lock().unwrap() = None;
     assert_eq!(send(&gateway, r#"[{"metric":"m"},{"metric":"m"}]"#).await.0, StatusCode::ACCEPTED);
@@ -328,7 +345,16 @@ async fn lines_are_events_and_an_idempotency_key_names_them() {
     request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
     let (status, answer, _) = call(&gateway, request).await;
     assert_eq!((status, answer.as_str()), (StatusCode::ACCEPTED, r#"{"accepted":3,"rejected":0,"errors":[]}"#));
-    assert_eq!(log.batches.lock().unwrap()[0].events.len(), 3);
+    let batches = log.batches.lock().unwrap();
+    let ids: Vec<_> = batches[0].events.iter().map(|event| event.id.as_deref().unwrap()).collect();
+    assert_eq!(ids, ["K/0", "own", "K/2"]);
+    drop(batches);
+    for wrong in [String::new(), "k".repeat(101), "\u{e4}".to_owned()] {
+        let mut request = post("application/json", r#"{"metric":"m"}"#);
+        request.headers_mut().insert("idempotency-key", wrong.parse().unwrap());
+        let (status, answer, _) = call(&gateway, request).await;
+        assert_eq!((status, answer.contains("idempotency_key_invalid")), (StatusCode::BAD_REQUEST, true), "{wrong:?}");
+    }
 }
 
 #[tokio::test]
@@ -356,4 +382,40 @@ async fn a_stop_cuts_connections_that_do_not_end() {
     let mut answer = Vec::new();
     let ended = tokio::time::timeout(Duration::from_secs(1), socket.read_to_end(&mut answer)).await;
     assert!(ended.is_ok(), "the connection outlives the server");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_queries_are_503_with_a_time_to_retry() {
+    let (gateway, _) = gateway(GatewayLimits { max_queries: 1, ..GatewayLimits::default() }, KeyTable::open());
+    let get = |uri: &str| Request::get(uri).body(Body::empty()).unwrap();
+    let slow = {
+        let (gateway, request) = (gateway.clone(), get("/v1/query?sleep=500"));
+        tokio::spawn(async move { call(&gateway, request).await })
+    };
+    while gateway.queries.available_permits() > 0 {
+        tokio::task::yield_now().await;
+    }
+    for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/quarantine"] {
+        let (status, answer, retry) = call(&gateway, get(uri)).await;
+        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{uri}");
+        assert!(answer.contains("\"overloaded\"") && answer.contains("query.max_concurrent"), "{answer}");
+    }
+    assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED, "writes do not wait for queries");
+    assert_eq!(slow.await.unwrap().0, StatusCode::OK, "the one that runs is not disturbed");
+    assert_eq!(call(&gateway, get("/v1/query")).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_may_not_use_a_node_without_keys() {
+    let (open, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let from = |origin: &str| {
+        let request = Request::post("/v1/events").header("host", "127.0.0.1:8080").header("origin", origin);
+        request.body(Body::from(r#"{"metric":"m"}"#)).unwrap()
+    };
+    for origin in ["https://evil.example", "null", "http://127.0.0.1:8081", "127.0.0.1:8080"] {
+        let (status, answer, _) = call(&open, from(origin)).await;
+        assert_eq!((status, answer.contains("origin_forbidden")), (StatusCode::FORBIDDEN, true), "{origin}");
+    }
+    assert!(log.batches.lock().unwrap().is_empty());
+    assert_eq!(call(&open, from("http://127.0.0.1:8080")).await.0, StatusCode::ACCEPTED);
 }

@@ -1,12 +1,14 @@
 //! `GET /v1/ws`: events with acknowledgements in order, and subscriptions.
 //!
-//! At most `ws.window` messages are unacknowledged: beyond that nothing more is read. A reader that does not take its answers is closed
+//! At most `ws.window` messages are unacknowledged: beyond that nothing more is read. At most `ws.max_subscriptions` answers are being
+//! looked up or wait for the reader: beyond that nothing is looked up. A reader that does not take its answers is closed
 //! with 1013; a key that is revoked or expires closes the connection with 1008 within a second.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -49,12 +51,15 @@ struct Subscription {
     generation: u64,
 }
 
+/// A message, and with an update what counts it as unsent until it is dropped.
+type Outgoing = (Message, Option<Arc<()>>);
 type Update = (String, u64, Result<String, ApiError>);
 
 struct Session {
     gateway: Arc<Gateway>,
     headers: HeaderMap,
-    out: mpsc::Sender<Message>,
+    out: mpsc::Sender<Outgoing>,
+    unsent: Arc<()>,
     acks: FuturesOrdered<BoxFuture<'static, String>>,
     updates: FuturesUnordered<BoxFuture<'static, Update>>,
     subscriptions: HashMap<String, Subscription>,
@@ -65,13 +70,15 @@ struct Session {
 /// Upgrades a connection. The key needs the scope of whatever is then asked; one of write and read at least.
 ///
 /// # Errors
-/// 401, 403.
+/// 401, 403; 400 or 426 if it is no WebSocket.
 pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     headers: HeaderMap,
-    ws: WebSocketUpgrade,
+    ws: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Write).or_else(|_| gateway.tenant(&headers, Scope::Read))?;
+    // The key first: whether a path speaks WebSocket is nobody else's business.
+    let ws = ws.map_err(|refused| ApiError::new(refused.status(), "websocket_expected", refused.body_text()))?;
     let max = gateway.deps.limits.ws_max_message_bytes;
     Ok(ws.max_message_size(max).max_frame_size(max).on_upgrade(move |socket| run(gateway, headers, socket)))
 }
@@ -89,6 +96,7 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
         gateway,
         headers,
         out,
+        unsent: Arc::new(()),
         acks: FuturesOrdered::new(),
         updates: FuturesUnordered::new(),
         subscriptions: HashMap::new(),
@@ -103,7 +111,7 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
                 Some(Ok(message)) => session.on_message(message),
                 Some(Err(_)) | None => Err(PROTOCOL),
             },
-            Some(ack) = session.acks.next() => session.send(Message::Text(ack.into())).await,
+            Some(ack) = session.acks.next() => session.send(Message::Text(ack.into()), None).await,
             Some(update) = session.updates.next() => session.on_update(update).await,
             _ = tick.tick() => session.on_tick().await,
         };
@@ -120,12 +128,12 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
 
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
-    mut queue: mpsc::Receiver<Message>,
+    mut queue: mpsc::Receiver<Outgoing>,
     mut closed: oneshot::Receiver<u16>,
     patience: std::time::Duration,
 ) {
     let code = loop {
-        let message = tokio::select! {
+        let (message, _unsent) = tokio::select! {
             code = &mut closed => break code.unwrap_or(GOING_AWAY),
             message = queue.recv() => match message { Some(message) => message, None => break GOING_AWAY },
         };
@@ -156,9 +164,9 @@ fn nack(seq: u64, error: &ApiError) -> String {
 
 impl Session {
     /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
-    async fn send(&mut self, message: Message) -> Result<(), u16> {
+    async fn send(&mut self, message: Message, unsent: Option<Arc<()>>) -> Result<(), u16> {
         let patience = self.gateway.deps.limits.ws_idle_timeout;
-        self.out.send_timeout(message, patience).await.map_err(|_| TRY_LATER)
+        self.out.send_timeout((message, unsent), patience).await.map_err(|_| TRY_LATER)
     }
 
     fn on_message(&mut self, message: Message) -> Result<(), u16> {
@@ -226,7 +234,9 @@ impl Session {
     }
 
     fn ask(&mut self) -> Result<(), u16> {
-        for (name, subscription) in self.subscriptions.iter_mut().filter(|(_, s)| !s.running) {
+        let unsent = Arc::strong_count(&self.unsent) - 1;
+        let room = self.gateway.deps.limits.ws_max_subscriptions.saturating_sub(unsent + self.updates.len());
+        for (name, subscription) in self.subscriptions.iter_mut().filter(|(_, s)| !s.running).take(room) {
             subscription.running = true;
             let (gateway, headers) = (self.gateway.clone(), self.headers.clone());
             let (name, generation, params) = (name.clone(), subscription.generation, subscription.params.clone());
@@ -256,20 +266,23 @@ impl Session {
         subscription.last = Some(key);
         let Some(fields) = rest.trim_start().strip_prefix('{') else { return Err(PROTOCOL) };
         let update = format!("{{\"update\":{},{fields}", serde_json::Value::from(name));
-        self.send(Message::Text(update.into())).await
+        let unsent = self.unsent.clone();
+        self.send(Message::Text(update.into()), Some(unsent)).await
     }
 
     async fn on_tick(&mut self) -> Result<(), u16> {
         let idle = self.gateway.deps.limits.ws_idle_timeout;
         if self.heard.elapsed() > idle && self.acks.is_empty() {
-            return Err(GOING_AWAY);
+            // Silent because it does not read is too slow; silent though nothing waits for it is gone.
+            let waits = Arc::strong_count(&self.unsent) > 1 || self.out.capacity() < self.out.max_capacity();
+            return Err(if waits { TRY_LATER } else { GOING_AWAY });
         }
         self.gateway
             .tenant(&self.headers, Scope::Write)
             .or_else(|_| self.gateway.tenant(&self.headers, Scope::Read))
             .map_err(|_| POLICY)?;
         if self.heard.elapsed() > idle / 3 {
-            self.send(Message::Ping(Bytes::new())).await?;
+            self.send(Message::Ping(Bytes::new()), None).await?;
         }
         self.ask()
     }

@@ -190,14 +190,19 @@ async fn drain(refs: &ShardRefs) {
 /// Binds; without API keys to loopback only.
 async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
     let address = config.text("server.listen");
-    let resolved: Vec<_> = tokio::net::lookup_host(address).await.with_context(|| format!("cannot resolve {address}"))?.collect();
+    let resolved: Vec<_> = tokio::net::lookup_host(address)
+        .await
+        .with_context(|| format!("cannot resolve {address}: --listen takes HOST:PORT"))?
+        .collect();
     if open && resolved.iter().any(|a| !a.ip().is_loopback()) {
         bail!(
             "{address} can be reached from other machines, but there are no API keys: make some with `rollmill keys add` and set \
              auth.keys_file, or listen on 127.0.0.1"
         );
     }
-    TcpListener::bind(&resolved[..]).await.with_context(|| format!("cannot listen on {address}: is another process there?"))
+    TcpListener::bind(&resolved[..]).await.with_context(|| {
+        format!("cannot listen on {address}: is another process there? stop it, or choose another address with --listen")
+    })
 }
 
 fn open_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::engine::{QueryEngine, QueryLimits};
-use super::service::QueryService;
+use super::quarantine::Quarantine;
+use super::service::{EventPlace, QuarantineService, QueryErrorKind, QueryService};
 use crate::actors::live::{LiveError, LiveReader, ShardReport};
 use crate::clock::ManualClock;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
+use crate::model::flush::{Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
 use crate::model::offset::{Checkpoint, LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
-use crate::shards::state::LiveQuestion;
+use crate::shards::state::{LiveQuestion, ShardLimits};
 
 const LOG: LogId = LogId([3; 16]);
 /// 2024-03-01T00:00:00Z, in hours: a spring with a change of the clocks.
@@ -52,8 +53,12 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
+        Self::with_cache(seed, 1 << 20)
+    }
+
+    fn with_cache(seed: u64, cache_bytes: u64) -> Self {
         let store = MemoryStore::new();
-        let limits = QueryLimits { max_points: 1_000_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+        let limits = QueryLimits { max_points: 1_000_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes };
         // Ten days before the end: some of the days are over, some are not.
         let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
         let engine = QueryEngine::new(store.clone(), Arc::new(Idle), clock, limits);
@@ -241,4 +246,55 @@ fn the_largest_come_first() {
     let mut all: Vec<u64> = all.into_values().collect();
     all.sort_unstable_by(|a, b| b.cmp(a));
     assert_eq!(totals, all[..2]);
+}
+
+#[test]
+fn a_cache_that_is_off_changes_no_answer() {
+    let mut world = World::with_cache(5, 0);
+    for _ in 0..3 {
+        world.flush(100);
+        check(&mut world);
+    }
+}
+
+#[test]
+fn the_quarantine_of_one_tenant_is_not_there_for_another() {
+    let store = MemoryStore::new();
+    let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
+    let row = |index: u32, tenant: &str| QuarantineRow {
+        shard: ShardId(0),
+        offset: 0,
+        index,
+        tenant: tenant.to_owned(),
+        appended: 0,
+        reason: "canary_reason".to_owned(),
+        discarded: false,
+        record: b"canary_record".to_vec(),
+    };
+    let quarantined = vec![row(0, "a"), row(1, "b")];
+    let range = OffsetRange { from: 0, to: 1 };
+    let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+    store.flush(guard, &FlushBatch { quarantined, ..FlushBatch::default() }, 0).expect("flush");
+    let limits = ShardLimits {
+        dedup_horizon_ms: 1,
+        dedup_max_ids: 1,
+        flush_interval_ms: 1,
+        max_delta_bytes: 1,
+        keep_flushed_ms: 1,
+        panic_on_user: None,
+    };
+    let quarantine = Quarantine::new(store, limits);
+    let (of_a, absent) = (EventPlace { shard: 0, offset: 0, index: 0 }, EventPlace { shard: 0, offset: 0, index: 9 });
+    let listed = |tenant: &str| {
+        let answer = quarantine.list(tenant, true).expect("listed");
+        serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")["events"].as_array().expect("events").len()
+    };
+    assert_eq!((listed("a"), listed("b"), listed("c")), (1, 1, 0));
+    for refused in [quarantine.release("b", of_a), quarantine.discard("b", of_a), quarantine.discard("b", absent)] {
+        let error = refused.expect_err("not there");
+        assert_eq!((error.kind, error.code), (QueryErrorKind::NotFound, "not_quarantined"), "as one that is absent: {error}");
+        assert!(!error.message.contains("canary"), "{error}");
+    }
+    assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
+    assert!(quarantine.discard("a", of_a).is_ok());
 }

@@ -33,6 +33,28 @@ fn an_event_is_counted_once_over_retries_and_restarts() {
 }
 
 #[test]
+fn a_retry_with_an_idempotency_key_counts_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &[]);
+    let send = |server: &Server, key: &str| {
+        let body = b"{\"metric\":\"m\"}\n{\"metric\":\"m\"}\n{\"metric\":\"m\",\"id\":\"own\"}";
+        assert_eq!(server.post_as(body, "application/x-ndjson", &[("idempotency-key", key)]).0, 202);
+    };
+    send(&server, "K");
+    send(&server, "K");
+    server.await_query("/v1/query?metric=m&step=all", |a| count(a) == 3);
+    server.kill();
+    let server = Server::start(&data, &[]);
+    send(&server, "K");
+    // Another key is another request, whose two events without an id of their own count.
+    send(&server, "L");
+    assert_eq!(server.post(r#"{"metric":"m","id":"K/0"}"#).0, 202);
+    assert_eq!(server.post(r#"{"metric":"m","id":"K/2"}"#).0, 202);
+    server.await_query("/v1/query?metric=m&step=all", |a| count(a) == 6);
+}
+
+#[test]
 fn good_events_are_accepted_beside_bad_ones() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);

@@ -28,7 +28,7 @@ pub enum AppendError {
     Overloaded {
         /// Bytes waiting.
         waiting_bytes: u64,
-        /// `log.max_waiting_bytes`.
+        /// `log.max_waiting`.
         limit: u64,
     },
     /// The disk is full; nothing was written.

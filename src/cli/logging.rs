@@ -1,0 +1,62 @@
+//! The server's own log, on standard error.
+//!
+//! What always holds: a record is one line, whatever a client put into what it holds, so that nobody can write a record that looks like
+//! the server's or move a terminal's cursor. A panic is a record too.
+
+use std::io::{IsTerminal, Write};
+
+/// Quiet by default: warnings, and what the node itself says. `ROLLMILL_LOG` takes directives of tracing.
+pub fn start(json: bool) {
+    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| "warn,rollmill=info".to_owned());
+    let filter = tracing_subscriber::EnvFilter::new(filter);
+    let records = tracing_subscriber::fmt().with_env_filter(filter);
+    if json {
+        records.json().with_writer(|| OneLine(std::io::stderr())).init();
+    } else if std::io::stderr().is_terminal() {
+        // Colours are control characters themselves; tracing escapes those of the fields.
+        records.with_writer(std::io::stderr).init();
+    } else {
+        records.with_ansi(false).with_writer(|| OneLine(std::io::stderr())).init();
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(at, why = panic.payload_as_str().unwrap_or("no text"), "a thread panicked");
+    }));
+}
+
+/// Escapes control characters inside of each record, as JSON would: JSON itself lets those above U+007F pass. Tracing writes a record in
+/// one call.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, record: &[u8]) -> std::io::Result<usize> {
+        let text = String::from_utf8_lossy(record);
+        let mut line = String::with_capacity(text.len());
+        for c in text.trim_end_matches('\n').chars() {
+            match c {
+                '\n' => line.push_str("\\n"),
+                '\r' => line.push_str("\\r"),
+                '\t' => line.push_str("\\t"),
+                c if c.is_control() => line.push_str(&format!("\\u{:04x}", u32::from(c))),
+                c => line.push(c),
+            }
+        }
+        line.push('\n');
+        self.0.write_all(line.as_bytes()).map(|()| record.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_stays_one_line() {
+        let mut out = OneLine(Vec::new());
+        out.write_all("INFO said: a\r\n2026 INFO forged \u{1b}[2J\u{9b}x\tä\n".as_bytes()).expect("written");
+        assert_eq!(String::from_utf8(out.0).expect("text"), "INFO said: a\\r\\n2026 INFO forged \\u001b[2J\\u009bx\\tä\n");
+    }
+}

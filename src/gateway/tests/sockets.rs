@@ -1,0 +1,240 @@
+//! Clients that do not behave as a client should, over real sockets.
+
+use std::net::SocketAddr;
+
+use proptest::prelude::*;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+use super::*;
+
+const HANDSHAKE: &str = "GET /v1/ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn connect(address: SocketAddr) -> Socket {
+    tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap().0
+}
+
+/// Reads until the server closes; its code, if it says one.
+async fn close_code(ws: &mut Socket) -> Option<u16> {
+    let read = async {
+        loop {
+            match ws.next().await {
+                Some(Ok(Message::Close(frame))) => return frame.map(|frame| u16::from(frame.code)),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("still open")
+}
+
+async fn acked(ws: &mut Socket, seq: u64) {
+    ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+    loop {
+        match tokio::time::timeout(Duration::from_secs(5), ws.next()).await.expect("an ack in time").unwrap().unwrap() {
+            Message::Text(ack) => {
+                assert!(ack.contains(&format!("\"ack\":{seq},")), "{ack}");
+                return;
+            }
+            Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
+    let patience = Duration::from_millis(500);
+    let limits =
+        GatewayLimits { ws_idle_timeout: patience, ws_update_interval: Duration::from_millis(50), ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    let mut stuck = Vec::new();
+    for _ in 0..40 {
+        let mut ws = connect(address).await;
+        ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"8000000"}}"#)).await.unwrap();
+        stuck.push(ws);
+    }
+    let (mut good, stop) = (connect(address).await, Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let going = tokio::spawn(async move {
+        for seq in 0.. {
+            if stopped.load(std::sync::atomic::Ordering::Acquire) {
+                return seq;
+            }
+            acked(&mut good, seq).await;
+            tokio::time::sleep(Duration::from_millis(7)).await;
+        }
+        0
+    });
+    tokio::time::sleep(patience + Duration::from_millis(300)).await;
+    // Past their time they read what is left: a close frame, or nothing more if they come too late for it.
+    let codes = futures::future::join_all(stuck.iter_mut().map(close_code)).await;
+    assert!(codes.iter().all(|code| matches!(code, Some(1013) | None)), "{codes:?}");
+    stop.store(true, std::sync::atomic::Ordering::Release);
+    let acks = going.await.expect("every message was acknowledged in time");
+    assert!(acks > 20, "only {acks} messages were acknowledged beside them");
+
+    // One alone, so that the machine's load does not decide whether the frame arrives in time.
+    let mut told = None;
+    for _ in 0..5 {
+        let mut ws = connect(address).await;
+        ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"8000000"}}"#)).await.unwrap();
+        tokio::time::sleep(patience + Duration::from_millis(300)).await;
+        told = told.or(close_code(&mut ws).await);
+    }
+    assert_eq!(told, Some(1013));
+}
+
+#[tokio::test]
+async fn what_waits_for_a_reader_is_bounded() {
+    let limits = GatewayLimits {
+        ws_update_interval: Duration::from_millis(10),
+        ws_max_subscriptions: 2,
+        ws_idle_timeout: Duration::from_secs(2),
+        ..GatewayLimits::default()
+    };
+    let (address, _stop) = listen(limits).await;
+    let mut ws = connect(address).await;
+    // Each time a new question under the same name, whose answer the reader does not take.
+    for size in 0..200 {
+        let subscribe = format!(r#"{{"subscribe":"q","query":{{"size":"{}"}}}}"#, 4_000_000 + size);
+        ws.send(Message::text(subscribe)).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ws.send(Message::text(r#"{"unsubscribe":"q"}"#)).await.unwrap();
+    ws.send(Message::text(r#"{"seq":1,"events":[]}"#)).await.unwrap();
+    let mut updates = 0;
+    loop {
+        let text = tokio::time::timeout(Duration::from_secs(10), ws.next()).await.unwrap().unwrap().unwrap().into_text().unwrap();
+        if text.starts_with("{\"ack\"") || text.contains("\"ack\":1,") {
+            break;
+        }
+        updates += usize::from(text.starts_with("{\"update\""));
+    }
+    assert!((1..=6).contains(&updates), "{updates} answers of 4 MB waited");
+}
+
+#[tokio::test]
+async fn half_open_sockets_are_closed_and_answering_ones_stay() {
+    let idle = Duration::from_millis(600);
+    let limits =
+        GatewayLimits { ws_idle_timeout: idle, ws_update_interval: Duration::from_millis(50), ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    // By hand, because the client answers pings by itself.
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    silent.write_all(HANDSHAKE.as_bytes()).await.unwrap();
+    let mut alive = connect(address).await;
+    // Reading answers pings; for four times the limit nothing else is said.
+    let quiet = tokio::time::timeout(idle * 4, async { while let Some(Ok(Message::Ping(_))) = alive.next().await {} }).await;
+    assert!(quiet.is_err(), "a client that answers pings is kept");
+    acked(&mut alive, 7).await;
+    let mut heard = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), silent.read_to_end(&mut heard)).await.expect("closed").unwrap();
+    let frames = heard.windows(4).position(|end| end == b"\r\n\r\n").map(|at| &heard[at + 4..]).unwrap();
+    let pings = frames.chunks(2).take_while(|frame| **frame == [0x89, 0]).count();
+    assert!(pings > 0 && frames[pings * 2..] == [0x88, 2, 0x03, 0xe9], "pings, then 1001: {frames:x?}");
+}
+
+#[tokio::test]
+async fn answers_carry_the_clients_seq_whatever_it_is() {
+    let limits = GatewayLimits { ws_window: 4, ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    let mut ws = connect(address).await;
+    let seqs = [5, 5, 0, u64::MAX, 3, 1 << 53, 7];
+    for seq in seqs {
+        let body = format!(
+            r#"{{"seq":{seq},"events":[{{"metric":"m","value":"NaN"}},{{"metric":"m","timestamp":-1}},{{"metric":"m"}}]}}"#
+        );
+        ws.send(Message::text(body)).await.unwrap();
+    }
+    ws.send(Message::text(r#"{"seq":8,"events":7}"#)).await.unwrap();
+    ws.send(Message::text(r#"{"seq":9,"events":[{"metric":"m","metric":"m"}]}"#)).await.unwrap();
+    for seq in seqs {
+        let ack: serde_json::Value = serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
+        assert_eq!((&ack["ack"], &ack["accepted"], &ack["rejected"]), (&seq.into(), &1.into(), &2.into()), "{ack}");
+        assert_eq!(
+            (&ack["errors"][0]["code"], &ack["errors"][1]["code"]),
+            (&"value_invalid".into(), &"timestamp_too_old".into())
+        );
+    }
+    for seq in [8, 9] {
+        let nack: serde_json::Value = serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
+        assert_eq!((&nack["nack"], &nack["error"]["code"]), (&seq.into(), &"body_unreadable".into()), "{nack}");
+        assert!(nack.get("retry_after_ms").is_none(), "sending it again would not help: {nack}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_none_closes_its_socket_alone() {
+    let limits = GatewayLimits { ws_max_message_bytes: 10_000, ws_max_subscriptions: 1, ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    let mut good = connect(address).await;
+    let deep = format!(r#"{{"seq":1,"events":{}"#, "[".repeat(9_000));
+    for bad in
+        ["", "{", "[]", "7", r#"{"seq":-1,"events":[]}"#, r#"{"seq":1}"#, r#"{"seq":1,"events":[NaN]}"#, r#"{"x":1}"#, &deep]
+    {
+        let mut ws = connect(address).await;
+        ws.send(Message::text(bad)).await.unwrap();
+        assert_eq!(close_code(&mut ws).await, Some(1002), "{bad:.40}");
+    }
+    let mut ws = connect(address).await;
+    ws.send(Message::binary(vec![0xff; 100])).await.unwrap();
+    assert_eq!(close_code(&mut ws).await, Some(1002));
+    let mut ws = connect(address).await;
+    ws.send(Message::text("x".repeat(20_000))).await.unwrap();
+    assert!(matches!(close_code(&mut ws).await, Some(1002 | 1009) | None), "larger than ws.max_message");
+    let mut ws = connect(address).await;
+    for name in ["a", "b"] {
+        ws.send(Message::text(format!(r#"{{"subscribe":"{name}","query":{{}}}}"#))).await.unwrap();
+    }
+    assert_eq!(close_code(&mut ws).await, Some(1008), "more than ws.max_subscriptions");
+    acked(&mut good, 1).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_bytes_harm_a_socket(noise in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}", cut in 0usize..60) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (address, _stop) = listen(GatewayLimits { header_timeout: Duration::from_millis(200), ..GatewayLimits::default() }).await;
+            // A message that is text, one that nearly is right, frames that are none, and no HTTP at all.
+            for text in [text, r#"{"seq":1,"events":[{"metric":"m","value":1}]}"#.chars().take(cut).collect()] {
+                let mut ws = connect(address).await;
+                ws.send(Message::text(text)).await.unwrap();
+                let answer = tokio::time::timeout(Duration::from_secs(5), ws.next()).await.expect("an answer");
+                let closed = matches!(&answer, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 1002);
+                let said = matches!(&answer, Some(Ok(Message::Text(said))) if said.contains("\"ack\"") || said.contains("\"nack\"") || said.contains("\"update\""));
+                assert!(closed || said, "{answer:?}");
+            }
+            let mut raw = TcpStream::connect(address).await.unwrap();
+            raw.write_all(HANDSHAKE.as_bytes()).await.unwrap();
+            raw.write_all(&noise).await.unwrap();
+            drop(raw);
+            let mut raw = TcpStream::connect(address).await.unwrap();
+            raw.write_all(&noise).await.unwrap();
+            raw.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            // A reset says as much as an answer.
+            let _ = tokio::time::timeout(Duration::from_secs(5), raw.read_to_end(&mut answer)).await.expect("ended");
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
+            acked(&mut connect(address).await, 1).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_slow_body_is_told_408() {
+    let limits = GatewayLimits { body_timeout: Duration::from_millis(200), ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    socket.write_all(b"POST /v1/events HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut answer)).await.expect("ended").unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
+}

@@ -1,0 +1,158 @@
+//! Two tenants on one node: nothing of one is ever seen by the other, over every published path and over WebSocket.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+use crate::support::{Server, agent};
+
+const CANARY: &str = "canary";
+
+fn key(file: &Path, tenant: &str) -> String {
+    let file = file.display().to_string();
+    let output = Server::cli(&["keys", "add", "--tenant", tenant, "--scopes", "write,read,admin", "--file", &file]);
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
+/// An answer, its headers in the text too.
+fn ask(server: &Server, method: &str, path: &str, key: &str, body: &str) -> (u16, String) {
+    let request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", server.url));
+    let request = request.header("authorization", format!("Bearer {key}")).header("content-type", "application/json");
+    // What a naive server might take for the tenant.
+    let request = request.header("x-tenant", "tenant_a").header("x-scope-orgid", "tenant_a").header("cookie", "tenant=tenant_a");
+    let answer = match method {
+        "GET" => agent().run(request.body(()).expect("a request")),
+        _ => agent().run(request.body(body.to_owned()).expect("a request")),
+    };
+    let mut answer = answer.expect("an answer");
+    let headers = format!("{:?}", answer.headers());
+    let text = answer.body_mut().with_config().limit(64 << 20).read_to_string().expect("text");
+    (answer.status().as_u16(), format!("{text}\n{headers}"))
+}
+
+/// Every published operation with parameters that try to reach into the other tenant.
+fn attempts() -> Vec<(String, String, String)> {
+    let interface: Value = serde_json::from_str(include_str!("../../src/gateway/openapi.json")).expect("JSON");
+    let range = "from=1767225600000&to=1767312000000";
+    let mut found = Vec::new();
+    for (path, methods) in interface["paths"].as_object().expect("paths") {
+        for method in methods.as_object().expect("methods").keys() {
+            let path = path.replace("{name}", "page");
+            for metric in ["canary_metric", "shared", "tenant_a/shared", "*"] {
+                for extra in ["", "&tenant=tenant_a", "&by=page,canary_label", "&where={page=~\".*\"}", "&all=true&step=all"] {
+                    let extra = extra.replace('{', "%7B").replace('}', "%7D").replace('"', "%22");
+                    for range in [range, ""] {
+                        let body = r#"{"shard":0,"offset":0,"index":0}"#;
+                        found.push((method.to_uppercase(), format!("{path}?metric={metric}&{range}{extra}"), body.to_owned()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(found.len() > 500);
+    found
+}
+
+fn events_of_a(n: usize) -> String {
+    let own = r#"{"metric":"canary_metric","timestamp":1767225600000,"labels":{"canary_label":"canary_value"},"user":"canary_user","properties":"canary_property","id":"#;
+    let shared = r#"{"metric":"shared","timestamp":1767225600000,"value":31415926535,"labels":{"page":"canary_page"},"user":"canary_user","id":"#;
+    format!(r#"[{own}"canary_{n}"}},{shared}"canary_s{n}"}},{{"metric":"shared","labels":{{"page":"canary_now"}}}}]"#)
+}
+
+#[test]
+fn canaries_of_one_tenant_never_sing_for_another() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (data, file) = (dir.path().join("data"), dir.path().join("keys.toml"));
+    let (a, b) = (key(&file, "tenant_a"), key(&file, "tenant_b"));
+    let settings = [("auth.keys_file", &*file.display().to_string()), ("flush.interval", "200ms"), ("shards.count", "4")];
+    let server = Server::start(&data, &settings);
+    assert_eq!(ask(&server, "POST", "/v1/events", &a, &events_of_a(0)).0, 202);
+    let of_b = r#"[{"metric":"shared","timestamp":1767225600000,"value":1,"labels":{"page":"of_b"}},{"metric":"shared","labels":{"page":"of_b"}}]"#;
+    assert_eq!(ask(&server, "POST", "/v1/events", &b, of_b).0, 202);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    // Catalogue, rollups and live deltas hold both.
+    while !(ask(&server, "GET", "/v1/metrics", &a, "").1.contains("canary_metric")
+        && ask(&server, "GET", "/v1/metrics", &b, "").1.contains("shared"))
+    {
+        assert!(std::time::Instant::now() < deadline, "not flushed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    let mut singing = BTreeSet::new();
+    for (method, path, body) in attempts() {
+        // The owner first: what it asked may be in a cache.
+        let body = if path.starts_with("/v1/events") { r#"{"metric":"shared","labels":{"page":"canary_later"}}"# } else { &body };
+        let (_, own) = ask(&server, &method, &path, &a, body);
+        if own.contains(CANARY) && own.contains("\"canary_") {
+            singing.insert(path.split('?').next().expect("a path").to_owned());
+        }
+        if path.starts_with("/v1/events") {
+            continue;
+        }
+        let (status, other) = ask(&server, &method, &path, &b, body);
+        // An error may echo the metric that was asked for; it never holds what was not in the question.
+        let other = other.replace("canary_metric", "").replace("canary_label", "");
+        assert!(!other.contains(CANARY) && !other.contains("31415926535"), "{method} {path}: {status} {other}");
+    }
+    for path in ["/v1/query", "/v1/metrics", "/v1/labels/page/values"] {
+        assert!(singing.contains(path), "{path} shows its owner no canary, so this test would see nothing: {singing:?}");
+    }
+
+    let absent = |metric: &str| {
+        let (status, answer) =
+            ask(&server, "GET", &format!("/v1/query?metric={metric}&from=1767225600000&to=1767312000000"), &b, "");
+        let answer: Value = serde_json::from_str(answer.lines().next().expect("a line")).expect("JSON");
+        (status, answer["series"].clone(), answer["error"]["code"].clone())
+    };
+    assert_eq!(absent("canary_metric"), absent("never_was"), "another's metric answers as one that never was");
+    let (_, accounted) = ask(&server, "GET", "/v1/accounting", &b, "");
+    let accounted: Value = serde_json::from_str(accounted.lines().next().expect("a line")).expect("JSON");
+    let sum: u64 = accounted["hours"].as_array().into_iter().flatten().filter_map(|hour| hour["aggregated"].as_u64()).sum();
+    assert_eq!(sum, 2, "the books of one tenant hold its own two events alone: {accounted}");
+    the_websocket_keeps_them_apart(&server, &a, &b);
+}
+
+fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
+    let connect = async |key: &str| {
+        let mut request = format!("{}/v1/ws", server.url.replace("http", "ws")).into_client_request().expect("a request");
+        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().expect("a header"));
+        tokio_tungstenite::connect_async(request).await.expect("connected").0
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let (mut owner, mut other) = (connect(a).await, connect(b).await);
+        for (name, query) in [
+            ("q1", r#"{"metric":"canary_metric","from":"1767225600000","to":"1767312000000"}"#),
+            ("q2", r#"{"metric":"shared","by":"page","from":"1767225600000","to":"4102444800000","step":"1d"}"#),
+            ("q3", r#"{"metric":"shared","by":"page","tenant":"tenant_a"}"#),
+        ] {
+            for ws in [&mut owner, &mut other] {
+                ws.send(Message::text(format!(r#"{{"subscribe":"{name}","query":{query}}}"#))).await.expect("sent");
+            }
+        }
+        let (mut sang, mut heard) = (false, 0);
+        let until = tokio::time::sleep(Duration::from_secs(4));
+        tokio::pin!(until);
+        for n in 1.. {
+            let events = events_of_a(n);
+            owner.send(Message::text(format!(r#"{{"seq":{n},"events":{events}}}"#))).await.expect("sent");
+            tokio::select! {
+                () = &mut until => break,
+                message = owner.next() => sang |= message.expect("open").expect("a message").to_string().contains("canary_page"),
+                message = other.next() => {
+                    let text = message.expect("open").expect("a message").to_string().replace("canary_metric", "");
+                    assert!(!text.contains(CANARY) && !text.contains("31415926535"), "{text}");
+                    heard += 1;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(sang && heard > 0, "the owner saw its canaries: {sang}; the other had {heard} answers");
+    });
+}
