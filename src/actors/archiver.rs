@@ -77,6 +77,8 @@ pub enum ArchiverMessage {
     Look,
 }
 
+impl ractor::Message for ArchiverMessage {}
+
 impl Actor for Archiver {
     type Msg = ArchiverMessage;
     /// When to search for orphans next.

@@ -27,6 +27,8 @@ pub enum GatewayMessage {
     Append(ValidBatch, oneshot::Sender<Result<i64, AppendError>>),
 }
 
+impl ractor::Message for GatewayMessage {}
+
 impl Actor for GatewayActor {
     type Msg = GatewayMessage;
     type State = ();

@@ -65,6 +65,8 @@ pub struct ShardShell {
     alone: Option<OwnedSemaphorePermit>,
 }
 
+impl ractor::Message for ShardMessage {}
+
 impl Actor for ShardActor {
     type Msg = ShardMessage;
     type State = ShardShell;

@@ -1,5 +1,6 @@
-//! The composition root: the only place that names concrete backends.
+//! The composition root: what a node is made of, and how it starts and stops.
 
+pub mod backends;
 pub mod keys;
 pub mod lock;
 pub mod offline;
@@ -24,11 +25,8 @@ use crate::config::Config;
 use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
 use crate::model::event::EventLimits;
 use crate::model::offset::{Diverged, continues};
-use crate::persistence::archive::objects::ObjectArchive;
 use crate::persistence::log::EventLog;
-use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::store::RollupStore;
-use crate::persistence::store::sqlite::SqliteStore;
 use crate::query::engine::{QueryEngine, QueryLimits};
 use crate::query::quarantine::Quarantine;
 use crate::shards::state::ShardLimits;
@@ -36,8 +34,6 @@ use crate::supervision::policy::RestartPolicy;
 
 /// Everything that is still open after this at a stop waits in the log for the next start.
 const DRAIN: Duration = Duration::from_millis(500);
-/// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
-const COMMIT_BYTES: usize = 1 << 20;
 
 /// Where the parts of an embedded node are kept.
 #[derive(Debug, Clone)]
@@ -98,8 +94,8 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
     let keys = keys::load(config)?;
     let listener = listen(config, keys.is_open()).await?;
-    let log = open_log(config, data, &clock)?;
-    let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
+    let log = backends::log(config, data, &clock)?;
+    let store = backends::store(data)?;
     check_log(data, log.as_ref(), store.as_ref())?;
     let slots = Slots::new(log.clone(), clock.clone());
     let gateways = tree::places(config.number("gateway.actors") as usize);
@@ -115,7 +111,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
         archiver: Archiver {
             log: log.clone(),
             store: store.clone(),
-            archive: Arc::new(ObjectArchive::open_directory(&data.archive())?),
+            archive: backends::archive(data)?,
             clock: clock.clone(),
             limits: ArchiveLimits {
                 max_bytes: config.number("archive.max_bytes"),
@@ -203,26 +199,6 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
     TcpListener::bind(&resolved[..]).await.with_context(|| {
         format!("cannot listen on {address}: is another process there? stop it, or choose another address with --listen")
     })
-}
-
-fn open_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
-    let mut log_id_if_new = [0; 16];
-    getrandom::fill(&mut log_id_if_new).map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
-    let options = LogOptions {
-        dir: data.log(),
-        shard_count: config.number("shards.count") as u32,
-        segment_bytes: config.number("log.segment_bytes"),
-        max_waiting_bytes: config.number("log.max_waiting"),
-        max_commit_bytes: COMMIT_BYTES,
-        tail_cache_bytes: config.number("log.tail_cache") as usize,
-        log_id_if_new,
-        clock: clock.clone(),
-    };
-    let (log, recovery) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
-    if recovery.torn_bytes > 0 {
-        tracing::info!(bytes = recovery.torn_bytes, "cut a torn commit off the log; it was never acknowledged");
-    }
-    Ok(log)
 }
 
 /// A log that does not continue where the store stands must not take a single write: it would grow over what it lost, and its shards

@@ -51,6 +51,8 @@ pub struct SupervisorState {
     histories: Vec<History>,
 }
 
+impl ractor::Message for SupervisorMessage {}
+
 impl Actor for Supervisor {
     type Msg = SupervisorMessage;
     type State = SupervisorState;

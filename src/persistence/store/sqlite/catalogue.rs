@@ -111,11 +111,8 @@ impl<'a> Catalogue<'a> {
         if let Some(&no) = self.metrics.get(&key) {
             return Ok(no);
         }
-        let tenant_no = self.upsert(
-            "SELECT no FROM tenants WHERE name = ?",
-            "INSERT INTO tenants (name) VALUES (?)",
-            params![tenant],
-        )?;
+        let tenant_no =
+            self.upsert("SELECT no FROM tenants WHERE name = ?", "INSERT INTO tenants (name) VALUES (?)", params![tenant])?;
         let no = self.upsert(
             "SELECT no FROM metrics WHERE tenant_no = ? AND name = ?",
             "INSERT INTO metrics (tenant_no, name) VALUES (?, ?)",
