@@ -3,7 +3,9 @@
 //! What always holds: a flush that commits in the middle is neither missed nor counted twice; a shard that cannot answer, or has
 //! fallen behind, makes the answer `partial` and is named in it.
 
+mod accounting;
 mod cache;
+mod completeness;
 pub mod engine;
 mod groups;
 mod json;
