@@ -8,6 +8,7 @@ pub mod archiver;
 pub mod gateway;
 pub mod gateway_pool;
 pub mod live;
+pub mod mesh;
 pub mod pulse;
 pub mod records;
 pub mod shard;

@@ -129,9 +129,34 @@ impl Slots {
         let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
         let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
         let mark = live(state, checkpoint.as_ref().ok_or(LiveError::Moved)?)?;
+        Ok(self.reported(*shard, slot, &mark, now, end))
+    }
+}
+
+impl Slots {
+    /// Where an owned shard's memory begins, how far it reaches, and which windows of which metrics it holds, all at one moment.
+    ///
+    /// # Errors
+    /// If it is not owned here.
+    pub fn stand(
+        &self,
+        shard: ShardId,
+        visit: &mut dyn FnMut(u64, Hour),
+    ) -> Result<(Checkpoint, ShardReport), LiveError> {
+        let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
+        let now = self.clock.now();
+        let end = self.log.end(shard);
+        let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
+        let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
+        let (from, mark) = state.stand(visit);
+        Ok((from, self.reported(shard, slot, &mark, now, end)))
+    }
+
+    /// How far an answer reaches that was read after the clock and the log's end, in this order.
+    fn reported(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, now: Millis, end: Offset) -> ShardReport {
         let behind = end.saturating_sub(mark.applied);
-        let as_of = if behind == 0 { now } else { self.as_of_behind(*shard, slot, &mark, now) };
-        Ok(ShardReport { as_of, behind })
+        let as_of = if behind == 0 { now } else { self.as_of_behind(shard, slot, mark, now) };
+        ShardReport { as_of, behind }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::series::Admission;
 use super::state::LiveQuestion;
@@ -19,6 +19,14 @@ use crate::model::window::{Hour, Millis};
 const DELTA_BYTES: usize = 256;
 /// Bytes of a series entry, with its share of the maps.
 const SERIES_BYTES: usize = 256;
+
+/// By [`metric_hash`], the windows that a batch holds deltas of.
+pub type Windows = HashSet<(u64, Hour), FixedState>;
+
+/// What stands for a metric of a tenant where its name would be too long. Two may share one: it says "perhaps", never "no" by mistake.
+pub fn metric_hash(tenant: &str, metric: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(metric.as_bytes(), xxhash_rust::xxh3::xxh3_64(tenant.as_bytes()))
+}
 
 #[derive(Debug)]
 struct OpenDelta {
@@ -36,6 +44,7 @@ pub struct OpenBatch {
     deltas: Vec<OpenDelta>,
     by_series_hour: HashMap<(u32, Hour), u32, FixedState>,
     by_metric: HashMap<(String, String), Vec<u32>, FixedState>,
+    windows: Windows,
     admitted: Vec<(Arc<SeriesInfo>, Offset)>,
     ids: Vec<(Millis, Vec<u128>)>,
     accounting: Vec<AccountingDelta>,
@@ -53,6 +62,7 @@ impl OpenBatch {
             deltas: Vec::new(),
             by_series_hour: HashMap::default(),
             by_metric: HashMap::default(),
+            windows: Windows::default(),
             admitted: Vec::new(),
             ids: Vec::new(),
             accounting: Vec::new(),
@@ -128,6 +138,7 @@ impl OpenBatch {
         let at = *self.by_series_hour.entry((slot, hour)).or_insert(next);
         if at == next {
             let series = &self.series[slot as usize].series;
+            self.windows.insert((metric_hash(&series.tenant, &series.metric), hour));
             self.by_metric.entry((series.tenant.clone(), series.metric.clone())).or_default().push(at);
             self.deltas.push(OpenDelta { series: slot, hour, rollup: Rollup::default() });
             self.bytes += DELTA_BYTES;
@@ -157,6 +168,16 @@ impl OpenBatch {
             self.accounting.len() - 1
         });
         change(&mut self.accounting[at]);
+    }
+
+    /// The windows it holds.
+    pub fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    /// The windows, out of a batch that is about to be frozen.
+    pub fn take_windows(&mut self) -> Windows {
+        std::mem::take(&mut self.windows)
     }
 
     /// What was counted.

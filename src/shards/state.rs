@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::batch::OpenBatch;
+use super::batch::{OpenBatch, Windows};
 use super::dedup::Dedup;
 use super::immutable_queue::ImmutableQueue;
 use super::poison::{Mode, convicted, mode};
@@ -123,6 +123,7 @@ pub struct Moved;
 struct Flushed {
     range: OffsetRange,
     batch: Arc<FlushBatch>,
+    windows: Arc<Windows>,
     forget_ids_before: Millis,
     /// When it was committed; none while it is not.
     committed_at: Option<Millis>,
@@ -379,11 +380,12 @@ impl ShardState {
     }
 
     fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
-        let open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
+        let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
+        let windows = Arc::new(open.take_windows());
         let range = OffsetRange { from: open.from(), to: self.next };
         let forget_ids_before = self.last_appended.saturating_sub(self.limits.dedup_horizon_ms);
         let batch = Arc::new(open.freeze(range));
-        self.flushed = self.flushed.enqueue(Flushed { range, batch: batch.clone(), forget_ids_before, committed_at: None });
+        self.flushed = self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
         self.open_since = None;
         self.applied_since_flush = 0;
         self.in_flight = true;
@@ -414,6 +416,7 @@ impl ShardState {
             Arc::new(Flushed {
                 range: f.range,
                 batch: f.batch.clone(),
+                windows: f.windows.clone(),
                 forget_ids_before: f.forget_ids_before,
                 committed_at: f.committed_at.or(Some(now)),
             })
@@ -466,6 +469,14 @@ impl ShardState {
         let asked = rows.filter(|r| r.tenant == question.tenant && question.from <= r.hour && r.hour < question.to);
         asked.for_each(visit);
         Ok(self.mark_live())
+    }
+
+    /// Where this owner's memory begins, how far it has applied, and which windows of which metrics ([`super::batch::metric_hash`]) lie between.
+    pub fn stand(&self, visit: &mut dyn FnMut(u64, Hour)) -> (Checkpoint, LiveMark) {
+        let frozen = self.flushed.iter().flat_map(|f| f.windows.iter());
+        frozen.chain(self.open.windows()).for_each(|(metric, hour)| visit(*metric, *hour));
+        let next = self.flushed.iter().next().map_or(self.open.from(), |f| f.range.from);
+        (Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch }, self.mark_live())
     }
 
     /// Whether the checkpoint is this owner's: by epoch and as a boundary between batches that are still here.

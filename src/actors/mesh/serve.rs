@@ -1,0 +1,179 @@
+//! Answering another node out of this node's own slots. Blocks: called off the event loop.
+//!
+//! An answer stays below the limit of its size: a shard that does not fit says so, instead of cutting the session of all.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde_bytes::ByteBuf;
+
+use super::wire::{
+    self, AccountingAsk, AccountingBody, Announcement, Failure, LiveAsk, LiveBody, Place, Reach, Reply, Request, Row, ShardAnswer,
+    Stand,
+};
+use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
+use crate::actors::slots::Slots;
+use crate::clock::Clock;
+use crate::model::CodecError;
+use crate::model::flush::SeriesInfo;
+use crate::model::offset::ShardId;
+use crate::model::rollup::Rollup;
+use crate::model::series::SeriesId;
+use crate::model::window::{Hour, Millis};
+use crate::persistence::store::Matcher;
+use crate::shards::state::{AccountingQuestion, LiveQuestion};
+
+/// Places and matchers of one question: more than any shard count or query parameter allows.
+const MAX_PLACES: usize = 4_096;
+const MAX_MATCHERS: usize = 64;
+/// Hours of metrics that are announced one by one; a node that holds more says nothing about windows.
+const MAX_WINDOWS: usize = 16_384;
+
+/// Answers from the slots of this node.
+#[derive(Clone)]
+pub struct Server {
+    /// What it reads.
+    pub slots: Arc<Slots>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// `cluster.max_answer` in bytes.
+    pub max_answer: usize,
+}
+
+/// The body of one shard, while it is being read.
+#[derive(Default)]
+struct Building {
+    series: Vec<ByteBuf>,
+    index_of: HashMap<SeriesId, u32>,
+    rows: Vec<Row>,
+    too_large: bool,
+}
+
+impl Server {
+    /// The answer to a request, in bytes.
+    ///
+    /// # Errors
+    /// If the answer cannot be written down, which is a bug.
+    pub fn answer(&self, request: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let reply = match wire::decode(request) {
+            Ok(Request::Beat) => Ok(Reply::Beat(self.announcement())),
+            Ok(Request::Live(ask)) => self.live(ask),
+            Ok(Request::Accounting(ask)) => self.accounting(&ask),
+            Err(why) => Err(why),
+        };
+        wire::encode(&reply.unwrap_or_else(|why| Reply::Refused(why.to_string())))
+    }
+
+    fn live(&self, ask: LiveAsk) -> Result<Reply, CodecError> {
+        let asked = asked(&ask.places)?;
+        if ask.matchers.len() > MAX_MATCHERS {
+            return Err(CodecError::new("question", format!("it has more than {MAX_MATCHERS} matchers")));
+        }
+        let (tenant, metric) = (ask.tenant.as_str(), ask.metric.as_str());
+        let (distinct, quantiles) = (ask.distinct, ask.quantiles);
+        let question = LiveQuestion { tenant, metric, from: Hour(ask.from), to: Hour(ask.to), distinct, quantiles };
+        let matchers: Vec<Matcher> = ask.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
+        let mut building: HashMap<ShardId, Building> = HashMap::new();
+        let mut left = self.max_answer;
+        let mut visit = |shard: ShardId, info: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
+            let shard = building.entry(shard).or_default();
+            if !shard.too_large {
+                shard.add(info, Row::of(0, hour, rollup, distinct, quantiles), &mut left);
+            }
+        };
+        let now = self.clock.now();
+        let reports = self.slots.read(&asked, &question, &matchers, &mut visit);
+        Ok(Reply::Live(answers(&ask.places, &reports, |shard, report| {
+            let Building { series, rows, too_large, .. } = building.remove(&shard).unwrap_or_default();
+            let reach = reach(report, now);
+            if too_large { Err(Failure::TooLarge) } else { Ok(LiveBody { reach, series, rows }) }
+        })))
+    }
+
+    fn accounting(&self, ask: &AccountingAsk) -> Result<Reply, CodecError> {
+        let question = AccountingQuestion { tenant: &ask.tenant, from: Hour(ask.from), to: Hour(ask.to) };
+        let mut hours: HashMap<ShardId, Vec<(i32, [u64; 3])>> = HashMap::new();
+        let now = self.clock.now();
+        let reports = self.slots.accounting(&asked(&ask.places)?, &question, &mut |shard, row| {
+            let counts = [row.aggregated, row.deduplicated, row.quarantined];
+            hours.entry(shard).or_default().push((row.hour.0, counts));
+        });
+        Ok(Reply::Accounting(answers(&ask.places, &reports, |shard, report| {
+            let hours = hours.remove(&shard).unwrap_or_default();
+            Ok(AccountingBody { reach: reach(report, now), hours })
+        })))
+    }
+
+    /// What this node owns now. The windows of a shard are read in one step with how far it reaches.
+    fn announcement(&self) -> Announcement {
+        let mut shards = Vec::new();
+        let mut windows: HashMap<u64, BTreeSet<i32>> = HashMap::new();
+        let mut count = 0;
+        for (shard, _) in self.slots.iter() {
+            let now = self.clock.now();
+            let stood = self.slots.stand(shard, &mut |metric, hour| {
+                if count < MAX_WINDOWS {
+                    count += usize::from(windows.entry(metric).or_default().insert(hour.0));
+                }
+            });
+            let Ok((from, report)) = stood else { continue };
+            shards.push(Stand { from: Place::of(shard, &from), reach: reach(report, now) });
+        }
+        let windows = windows.into_iter().map(|(metric, hours)| (metric, hours.into_iter().collect()));
+        Announcement { shards, windows: (count < MAX_WINDOWS).then(|| windows.collect()) }
+    }
+}
+
+impl Building {
+    fn add(&mut self, info: &Arc<SeriesInfo>, mut row: Row, left: &mut usize) {
+        let known = self.index_of.get(&info.id).copied();
+        let key = if known.is_none() { info.series.key() } else { Vec::new() };
+        let bytes = row.bytes() + key.len();
+        if bytes > *left {
+            *left += self.bytes();
+            *self = Self { too_large: true, ..Self::default() };
+            return;
+        }
+        *left -= bytes;
+        row.series = known.unwrap_or_else(|| {
+            self.series.push(ByteBuf::from(key));
+            let index = (self.series.len() - 1) as u32;
+            self.index_of.insert(info.id, index);
+            index
+        });
+        self.rows.push(row);
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows.iter().map(Row::bytes).sum::<usize>() + self.series.iter().map(|key| key.len()).sum::<usize>()
+    }
+}
+
+fn asked(places: &[Place]) -> Result<Vec<Asked>, CodecError> {
+    if places.len() > MAX_PLACES {
+        return Err(CodecError::new("question", format!("it names more than {MAX_PLACES} shards")));
+    }
+    Ok(places.iter().map(|place| (ShardId(place.shard), Some(place.checkpoint()))).collect())
+}
+
+/// The answers, each with the place that it was asked for: the slots answer from exactly there or not at all.
+fn answers<B>(
+    places: &[Place],
+    reports: &Reports,
+    mut body: impl FnMut(ShardId, ShardReport) -> Result<B, Failure>,
+) -> Vec<ShardAnswer<B>> {
+    let outcome = |place: &Place| reports.iter().find(|(shard, _)| shard.0 == place.shard).map(|(_, report)| *report);
+    let answer = |place: &Place| {
+        let outcome = match outcome(place).unwrap_or(Err(LiveError::Unavailable)) {
+            Ok(report) => body(ShardId(place.shard), report),
+            Err(error) => Err(error.into()),
+        };
+        ShardAnswer { place: *place, outcome }
+    };
+    places.iter().map(answer).collect()
+}
+
+/// `now` was read before the shard was.
+fn reach(report: ShardReport, now: Millis) -> Reach {
+    Reach { age_ms: now.saturating_sub(report.as_of).max(0), behind: report.behind }
+}

@@ -1,0 +1,428 @@
+//! What nodes say to each other: one byte of version, then MessagePack. Pure.
+//!
+//! A message of another version is refused with its number, never guessed at. Times travel as ages, because the clocks of two nodes
+//! differ: the asker counts them back from the moment at which it asked.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::actors::live::LiveError;
+use crate::model::CodecError;
+use crate::model::decimal::Decimal;
+use crate::model::flush::AccountingDelta;
+use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
+use crate::model::rollup::{Figures, Rollup};
+use crate::model::window::Hour;
+use crate::persistence::store::Matcher;
+
+/// Version of everything below.
+pub const VERSION: u8 = 1;
+
+/// Memory of one compiled expression of a question: what its asker has granted it.
+const REGEX_BYTES: usize = 1 << 20;
+
+/// What one node asks of another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Are you there, and what do you own?
+    Beat,
+    /// The live deltas of some shards.
+    Live(LiveAsk),
+    /// What some shards have counted.
+    Accounting(AccountingAsk),
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// What it owns.
+    Beat(Announcement),
+    /// The answer of each shard asked.
+    Live(Vec<ShardAnswer<LiveBody>>),
+    /// The answer of each shard asked.
+    Accounting(Vec<ShardAnswer<AccountingBody>>),
+    /// It answers as many questions as it may.
+    Overloaded,
+    /// It does not understand the question; says why.
+    Refused(String),
+}
+
+/// A shard and the exact place in it from which on it is asked, or from which on it has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The shard.
+    pub shard: u32,
+    /// The log.
+    pub log: [u8; 16],
+    /// The checkpoint's next offset.
+    pub next: u64,
+    /// Counter and nonce of the epoch.
+    pub epoch: (u64, u64),
+}
+
+impl Place {
+    /// Where the snapshot of a query stands.
+    pub fn of(shard: ShardId, at: &Checkpoint) -> Self {
+        Self { shard: shard.0, log: at.log.0, next: at.next, epoch: (at.epoch.counter, at.epoch.nonce) }
+    }
+
+    /// The checkpoint asked for; nobody asks for its archived offset.
+    pub fn checkpoint(&self) -> Checkpoint {
+        let epoch = Epoch { counter: self.epoch.0, nonce: self.epoch.1 };
+        Checkpoint { log: LogId(self.log), next: self.next, archived: 0, epoch }
+    }
+}
+
+/// A matcher; expressions travel as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MatcherText {
+    /// `name="value"`
+    Equal(String, String),
+    /// `name!="value"`
+    NotEqual(String, String),
+    /// `name=~"regex"`, anchored.
+    Regex(String, String),
+    /// `name!~"regex"`, anchored.
+    NotRegex(String, String),
+}
+
+impl From<&Matcher> for MatcherText {
+    fn from(matcher: &Matcher) -> Self {
+        match matcher {
+            Matcher::Equal(name, value) => Self::Equal(name.clone(), value.clone()),
+            Matcher::NotEqual(name, value) => Self::NotEqual(name.clone(), value.clone()),
+            Matcher::Regex(name, regex) => Self::Regex(name.clone(), regex.as_str().to_owned()),
+            Matcher::NotRegex(name, regex) => Self::NotRegex(name.clone(), regex.as_str().to_owned()),
+        }
+    }
+}
+
+impl MatcherText {
+    /// The matcher.
+    ///
+    /// # Errors
+    /// If an expression is not valid or too large.
+    pub fn compile(self) -> Result<Matcher, CodecError> {
+        let regex = |text: &str| {
+            let built = regex::RegexBuilder::new(text).size_limit(REGEX_BYTES).build();
+            built.map_err(|e| CodecError::new("matcher", format!("{text:?}: {e}")))
+        };
+        Ok(match self {
+            Self::Equal(name, value) => Matcher::Equal(name, value),
+            Self::NotEqual(name, value) => Matcher::NotEqual(name, value),
+            Self::Regex(name, text) => Matcher::Regex(name, regex(&text)?),
+            Self::NotRegex(name, text) => Matcher::NotRegex(name, regex(&text)?),
+        })
+    }
+}
+
+/// A question about live deltas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveAsk {
+    /// Whose.
+    pub tenant: String,
+    /// Which metric.
+    pub metric: String,
+    /// First hour.
+    pub from: i32,
+    /// First hour behind.
+    pub to: i32,
+    /// Whether distinct users are wanted.
+    pub distinct: bool,
+    /// Whether quantiles are wanted.
+    pub quantiles: bool,
+    /// All must match.
+    pub matchers: Vec<MatcherText>,
+    /// Which shards, from where on.
+    pub places: Vec<Place>,
+}
+
+/// A question about accounting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountingAsk {
+    /// Whose.
+    pub tenant: String,
+    /// First hour of append.
+    pub from: i32,
+    /// First hour behind.
+    pub to: i32,
+    /// Which shards, from where on.
+    pub places: Vec<Place>,
+}
+
+/// The answer of one shard, and from where on it has answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardAnswer<B> {
+    /// Exactly the place that was asked for, or the answer is not for this question.
+    pub place: Place,
+    /// The answer, or why there is none.
+    pub outcome: Result<B, Failure>,
+}
+
+/// Why a shard has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// Its owner or its batches moved.
+    Moved,
+    /// It is not owned there.
+    NotHere,
+    /// Its answer is larger than nodes send to each other.
+    TooLarge,
+}
+
+impl From<LiveError> for Failure {
+    fn from(error: LiveError) -> Self {
+        match error {
+            LiveError::Moved => Failure::Moved,
+            LiveError::TooLarge => Failure::TooLarge,
+            LiveError::Unavailable | LiveError::Unreachable | LiveError::Overloaded => Failure::NotHere,
+        }
+    }
+}
+
+impl From<Failure> for LiveError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Moved => LiveError::Moved,
+            Failure::NotHere => LiveError::Unavailable,
+            Failure::TooLarge => LiveError::TooLarge,
+        }
+    }
+}
+
+/// How far an answer reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// How long ago everything appended was applied, by the owner's clock.
+    pub age_ms: i64,
+    /// Records of the log not applied yet.
+    pub behind: u64,
+}
+
+/// Deltas of one shard.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LiveBody {
+    /// How far they reach.
+    pub reach: Reach,
+    /// The keys of the series.
+    pub series: Vec<ByteBuf>,
+    /// The deltas.
+    pub rows: Vec<Row>,
+}
+
+/// One delta: index of the series, hour, figures, sketches as they are stored (empty if not wanted).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Index of its series.
+    pub series: u32,
+    /// The window.
+    pub hour: i32,
+    /// Count and value count.
+    pub counts: (u64, u64),
+    /// Sum in units of 10^-9, big-endian.
+    pub sum: ByteBuf,
+    /// Smallest and largest value, in the same form; empty if there is none.
+    pub bounds: (ByteBuf, ByteBuf),
+    /// Distinct users.
+    pub distinct: ByteBuf,
+    /// Quantiles.
+    pub quantiles: ByteBuf,
+}
+
+/// Bytes of a row beside its sketches, rounded up.
+pub const ROW_BYTES: usize = 96;
+
+fn units(units: Option<i128>) -> ByteBuf {
+    units.map_or_else(ByteBuf::new, |units| ByteBuf::from(units.to_be_bytes()))
+}
+
+fn from_units(bytes: &ByteBuf) -> Result<Option<i128>, CodecError> {
+    match bytes.len() {
+        0 => Ok(None),
+        _ => match bytes.as_slice().try_into() {
+            Ok(bytes) => Ok(Some(i128::from_be_bytes(bytes))),
+            Err(_) => Err(CodecError::new("delta", format!("a number of {} bytes", bytes.len()))),
+        },
+    }
+}
+
+impl Row {
+    /// A delta, with the sketches that are wanted.
+    pub fn of(series: u32, hour: Hour, rollup: &Rollup, distinct: bool, quantiles: bool) -> Self {
+        let figures = &rollup.figures;
+        let mut sketches = (Vec::new(), Vec::new());
+        if distinct && !rollup.distinct.is_empty() {
+            rollup.distinct.encode(&mut sketches.0);
+        }
+        if quantiles && !rollup.quantiles.is_empty() {
+            rollup.quantiles.encode(&mut sketches.1);
+        }
+        Self {
+            series,
+            hour: hour.0,
+            counts: (figures.count, figures.value_count),
+            sum: units(Some(figures.sum)),
+            bounds: (units(figures.min.map(Decimal::units)), units(figures.max.map(Decimal::units))),
+            distinct: ByteBuf::from(sketches.0),
+            quantiles: ByteBuf::from(sketches.1),
+        }
+    }
+
+    /// The delta.
+    ///
+    /// # Errors
+    /// If a number or a sketch does not decode.
+    pub fn rollup(&self) -> Result<Rollup, CodecError> {
+        let figures = Figures {
+            count: self.counts.0,
+            value_count: self.counts.1,
+            sum: from_units(&self.sum)?.unwrap_or(0),
+            min: from_units(&self.bounds.0)?.map(Decimal::from_units),
+            max: from_units(&self.bounds.1)?.map(Decimal::from_units),
+        };
+        Rollup::with_sketches(figures, &self.distinct, &self.quantiles)
+    }
+
+    /// Bytes it takes, rounded up.
+    pub fn bytes(&self) -> usize {
+        ROW_BYTES + self.distinct.len() + self.quantiles.len()
+    }
+}
+
+/// What one shard has counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountingBody {
+    /// How far it reaches.
+    pub reach: Reach,
+    /// Hour of append; aggregated, de-duplicated, quarantined.
+    pub hours: Vec<(i32, [u64; 3])>,
+}
+
+impl AccountingBody {
+    /// The rows, of the tenant that was asked for.
+    pub fn rows(&self, tenant: &str) -> impl Iterator<Item = AccountingDelta> {
+        self.hours.iter().map(|(hour, [aggregated, deduplicated, quarantined])| AccountingDelta {
+            tenant: tenant.to_owned(),
+            hour: Hour(*hour),
+            aggregated: *aggregated,
+            deduplicated: *deduplicated,
+            quarantined: *quarantined,
+        })
+    }
+}
+
+/// What a node owns, and which windows it holds in memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// The shards it owns.
+    pub shards: Vec<Stand>,
+    /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if there are too many to say.
+    pub windows: Option<Vec<(u64, Vec<i32>)>>,
+}
+
+/// Where an owned shard stands: its memory holds the records `[from, applied)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stand {
+    /// Where its memory begins, and its epoch.
+    pub from: Place,
+    /// How far it reaches.
+    pub reach: Reach,
+}
+
+/// The bytes of a message.
+///
+/// # Errors
+/// If it cannot be written down, which is a bug.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
+    let mut bytes = vec![VERSION];
+    rmp_serde::encode::write(&mut bytes, message).map_err(|e| CodecError::new("mesh message", e.to_string()))?;
+    Ok(bytes)
+}
+
+/// The message of bytes.
+///
+/// # Errors
+/// If it is of another version, or does not decode.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => rmp_serde::from_slice(body).map_err(|e| CodecError::new("mesh message", e.to_string())),
+        Some((other, _)) => {
+            let why = format!("it is of version {other}, this node speaks version {VERSION}: run the same release on all nodes");
+            Err(CodecError::new("mesh message", why))
+        }
+        None => Err(CodecError::new("mesh message", "it is empty")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollup() -> Rollup {
+        let mut rollup = Rollup::default();
+        rollup.add(Some(Decimal::from_units(-1_500_000_000)), Some(7));
+        rollup.add(None, Some(8));
+        rollup
+    }
+
+    #[test]
+    fn golden_bytes_of_a_question_and_an_answer() {
+        let place = Place { shard: 3, log: [9; 16], next: 5, epoch: (2, 77) };
+        let ask = AccountingAsk { tenant: "t".to_owned(), from: 1, to: 2, places: vec![place] };
+        let bytes = encode(&Request::Accounting(ask.clone())).expect("encodes");
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let log = "09".repeat(16);
+        assert_eq!(hex, format!("0181aa4163636f756e74696e6794a1740102919403dc0010{log}0592024d"));
+        assert_eq!(decode::<Request>(&bytes), Ok(Request::Accounting(ask)));
+        let row = Row::of(0, Hour(4), &rollup(), false, false);
+        let body = LiveBody { reach: Reach { age_ms: 1, behind: 2 }, series: vec![ByteBuf::from(*b"k")], rows: vec![row] };
+        let reply = Reply::Live(vec![
+            ShardAnswer { place, outcome: Ok(body) },
+            ShardAnswer { place, outcome: Err(Failure::Moved) },
+        ]);
+        assert_eq!(decode::<Reply>(&encode(&reply).expect("encodes")), Ok(reply));
+    }
+
+    #[test]
+    fn rollups_come_back_to_the_bit_and_sketches_only_when_wanted() {
+        let rollup = rollup();
+        assert_eq!(Row::of(0, Hour(4), &rollup, true, true).rollup(), Ok(rollup.clone()));
+        let bare = Row::of(0, Hour(4), &rollup, false, false).rollup().expect("decodes");
+        assert_eq!((bare.figures, bare.distinct.is_empty(), bare.quantiles.is_empty()), (rollup.figures, true, true));
+    }
+
+    #[test]
+    fn matchers_match_the_same_after_the_way() {
+        let series = |page: &str| {
+            crate::model::series::Series::new("t", "m", [("page".to_owned(), page.to_owned())])
+        };
+        let regex = |text: &str| regex::Regex::new(text).expect("an expression");
+        for matcher in [
+            Matcher::Equal("page".to_owned(), "/a".to_owned()),
+            Matcher::NotEqual("page".to_owned(), "/a".to_owned()),
+            Matcher::Regex("page".to_owned(), regex("^(?:/[ab])$")),
+            Matcher::NotRegex("page".to_owned(), regex("^(?:/[ab])$")),
+        ] {
+            let text = MatcherText::from(&matcher);
+            let back = decode::<MatcherText>(&encode(&text).expect("encodes")).expect("decodes").compile().expect("compiles");
+            for page in ["/a", "/b", "/c", ""] {
+                assert_eq!(back.matches(&series(page)), matcher.matches(&series(page)), "{text:?} {page}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_version_and_garbage_are_refused_by_name() {
+        let mut bytes = encode(&Request::Beat).expect("encodes");
+        bytes[0] = 2;
+        let why = decode::<Request>(&bytes).expect_err("refused").to_string();
+        assert!(why.contains("version 2") && why.contains("version 1"), "{why}");
+        assert!(decode::<Request>(&[]).is_err());
+        assert!(decode::<Request>(&[VERSION, 0xc1, 0xff]).is_err());
+        let huge = [VERSION, 0x81, 0xa4, b'L', b'i', b'v', b'e', 0xdd, 0xff, 0xff, 0xff, 0xff];
+        assert!(decode::<Reply>(&huge).is_err(), "a length without its bytes allocates nothing");
+        let too_large = MatcherText::Regex("a".to_owned(), "(a{1000}){1000}".to_owned());
+        assert!(too_large.compile().is_err());
+    }
+}
