@@ -6,6 +6,7 @@
 
 mod cache;
 mod frame;
+mod payload;
 mod recovery;
 mod segment;
 mod writer;
@@ -42,7 +43,7 @@ pub struct LogOptions {
     pub max_waiting_bytes: u64,
     /// Payload bytes of one commit; the measured best lies between 256 KiB and 1 MiB.
     pub max_commit_bytes: usize,
-    /// Bytes of recent frames kept in memory for readers.
+    /// Bytes of recent records kept in memory for readers.
     pub tail_cache_bytes: usize,
     /// Identity given to a log that does not exist yet: random.
     pub log_id_if_new: [u8; 16],
@@ -222,7 +223,7 @@ impl EventLog for EmbeddedLog {
                 let payload = self.shared.payload(segment, &run)?;
                 let damaged = || LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()));
                 records.extend(frame::records_of(run.first, run.appended, &payload, from).ok_or_else(damaged)?);
-                left -= i64::from(run.len);
+                left -= payload.len() as i64;
                 if left <= 0 {
                     break;
                 }
