@@ -3,6 +3,8 @@
 //! A stored payload that begins with zstd's magic number is compressed: read as the length of a first record, that number would
 //! be 4.2 GB, and no record is that long.
 
+use std::cell::RefCell;
+
 use bytes::Bytes;
 
 use super::frame::MAX_FRAME;
@@ -47,7 +49,12 @@ pub fn unpack(stored: Bytes) -> Option<Bytes> {
     }
     let plain = zstd::zstd_safe::get_frame_content_size(&stored).ok().flatten()?;
     let plain = usize::try_from(plain).ok().filter(|len| *len <= MAX_FRAME)?;
-    zstd::bulk::decompress(&stored, plain).ok().map(Bytes::from)
+    UNPACKER.with_borrow_mut(|zstd| zstd.as_mut()?.decompress(&stored, plain).ok()).map(Bytes::from)
+}
+
+thread_local! {
+    /// Making a context costs more than a small run takes; none if there was no memory for it.
+    static UNPACKER: RefCell<Option<zstd::bulk::Decompressor<'static>>> = RefCell::new(zstd::bulk::Decompressor::new().ok());
 }
 
 #[cfg(test)]
