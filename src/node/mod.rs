@@ -124,7 +124,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     };
     let (root, mut tree_ended) = tree::start(parts).await?;
     let interval = config.duration("shards.pull_interval");
-    let pulse = tokio::spawn(pulse::run(shard_refs.clone(), slots.clone(), log.clone(), clock.clone(), interval));
+    let pulse = tokio::spawn(pulse::run(shard_refs.clone(), slots.clone(), interval));
 
     let queries = QueryEngine::new(store.clone(), slots.clone(), clock.clone(), query_limits(config));
     let stale_after = config.millis("query.stale_after");
