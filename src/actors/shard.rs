@@ -102,6 +102,11 @@ impl Actor for ShardActor {
     }
 }
 
+/// Whether an actor ended because another owner has claimed its shard.
+pub fn was_refused(error: &ActorProcessingErr) -> bool {
+    matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Refused { .. }))
+}
+
 impl ShardActor {
     fn slot(&self) -> &Arc<Slot> {
         self.slots.slot(self.shard)
