@@ -144,7 +144,34 @@ impl Slots {
     }
 }
 
+/// How far an owned shard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// The owner.
+    pub epoch: Epoch,
+    /// Next offset to apply.
+    pub next: Offset,
+    /// The log's end.
+    pub end: Offset,
+    /// Everything appended before this is applied.
+    pub as_of: Millis,
+}
+
 impl Slots {
+    /// How far a shard is that is owned here; none for the others.
+    pub fn reach(&self, shard: ShardId) -> Option<Reach> {
+        let slot = self.slots.get(shard.0 as usize)?;
+        slot.epoch()?;
+        let now = self.clock.now();
+        let known = self.log.known_at(shard, now);
+        let end = self.log.end(shard);
+        let owned = slot.state.read().ok()?;
+        let state = owned.as_ref()?;
+        let mark = state.mark_live();
+        let as_of = if mark.applied >= end { known } else { self.as_of_behind(shard, slot, &mark, known, now) };
+        Some(Reach { epoch: state.epoch(), next: mark.applied, end, as_of })
+    }
+
     /// Up to when a shard that is behind holds everything; never later than what the log's end proves.
     fn as_of_behind(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, known: Millis, now: Millis) -> Millis {
         // A time in the future was noted before the clock went back, and says nothing.
