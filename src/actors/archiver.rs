@@ -12,6 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::slots::{Slot, Slots};
 use crate::clock::Clock;
 use crate::model::flush::LogRecord;
+use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Offset, ShardId};
 use crate::persistence::archive::{Archive, ObjectInfo};
 use crate::persistence::log::EventLog;
@@ -176,26 +177,26 @@ impl Archiver {
         let row = self.archive.write(self.log.id(), shard, epoch, records)?;
         match self.store.archived(&row) {
             Ok(()) => {}
-            // The row may be there: the checkpoint says so when the shard starts again; until then the cursor does not move.
-            Err(StoreError::Unknown(why)) => return Err(self.reload(shard, slot, &why)),
+            // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
+            Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => return Err(self.reload(slot, &row, &error)),
             Err(error) => return Err(error.into()),
         }
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
         let left = slot.unarchived_bytes.load(Ordering::Relaxed).saturating_sub(bytes);
         slot.unarchived_bytes.store(left, Ordering::Relaxed);
-        slot.archived.store(row.range.to, Ordering::Release);
+        slot.archived_to(epoch, row.range.to);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
     }
 
-    fn reload(&self, shard: ShardId, slot: &Slot, why: &str) -> ActorProcessingErr {
+    fn reload(&self, slot: &Slot, row: &ManifestRow, why: &StoreError) -> ActorProcessingErr {
         let checkpoints = self.store.snapshot().and_then(|mut snapshot| snapshot.checkpoints());
         match checkpoints {
             Ok(all) => {
-                if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == shard) {
-                    slot.archived.store(checkpoint.archived, Ordering::Release);
+                if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
+                    slot.archived_to(row.epoch, checkpoint.archived);
                 }
-                format!("the outcome of a manifest row was unknown ({why}); the cursor was read again").into()
+                format!("the manifest row from {} to {}: {why}; the cursor was read again", row.range.from, row.range.to).into()
             }
             Err(error) => error.into(),
         }

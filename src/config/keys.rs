@@ -43,6 +43,15 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, min: u64, ma
 
 /// Every key.
 pub const KEYS: &[Key] = &[
+    key("node.name", Kind::Text, "", 0, 0, "Name of this node in `rollmill status`. Empty: the name of the machine."),
+    key(
+        "node.roles",
+        Kind::Text,
+        "gateway,shards,query,replay",
+        0,
+        0,
+        "What this node does. The embedded log and SQLite need every role on one node.",
+    ),
     key(
         "server.listen",
         Kind::Text,
@@ -61,6 +70,14 @@ pub const KEYS: &[Key] = &[
         "A client that takes longer to send its headers is cut off.",
     ),
     key("server.body_timeout", Kind::Duration, "30s", 100, 3600000, "A client that takes longer to send a body is cut off."),
+    key(
+        "server.drain_delay",
+        Kind::Duration,
+        "0",
+        0,
+        600000,
+        "At a stop, `/readyz` fails this long before connections are closed, so that load balancers notice first.",
+    ),
     key("data.dir", Kind::Text, "./data", 0, 0, "Log, store and archive of the embedded mode. One process at a time."),
     key(
         "shards.count",
@@ -77,6 +94,22 @@ pub const KEYS: &[Key] = &[
         1,
         1000,
         "How soon a shard pulls new records: most of the delay until an event shows in queries.",
+    ),
+    key(
+        "shards.handover",
+        Kind::Duration,
+        "1s",
+        10,
+        60000,
+        "How long a shard that leaves this node may flush what is open; the log holds the rest.",
+    ),
+    key(
+        "shards.refused_delay",
+        Kind::Duration,
+        "2s",
+        10,
+        600000,
+        "A shard that another node has claimed is claimed again after this time, doubling, or when the assignment changes.",
     ),
     key("gateway.actors", Kind::Number, "2", 1, 64, "Gateway actors that group events by shard."),
     key(

@@ -4,12 +4,14 @@
 //! `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
 
 mod keys;
+mod roles;
 mod values;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use keys::{KEYS, Key, Kind};
+pub use roles::Roles;
 use values::{Value, parse};
 
 /// The configuration, checked.
@@ -70,6 +72,26 @@ impl Config {
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
+        match Roles::parse(self.text("node.roles")) {
+            Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
+            Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
+                "node.roles = {:?}: the embedded log and SQLite belong to one process, so this node needs every role: leave the key \
+                 out, or configure a log and a store that nodes share",
+                self.text("node.roles")
+            )),
+            Ok(_) => {}
+        }
+    }
+
+    /// Whether log or store belong to this process alone. Those are all the backends that this build has.
+    fn is_embedded(&self) -> bool {
+        true
+    }
+
+    /// `node.roles`
+    pub fn roles(&self) -> Roles {
+        // Checked when the configuration was read.
+        Roles::parse(self.text("node.roles")).unwrap_or(Roles::ALL)
     }
 
     /// A number, or a size in bytes.
@@ -129,8 +151,12 @@ impl Default for Config {
 }
 
 fn nearest(name: &str, spelled: impl Fn(&Key) -> String) -> String {
-    let best = KEYS.iter().map(&spelled).max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
-    best.map(|key| format!("; did you mean {key}?")).unwrap_or_default()
+    nearest_of(name, KEYS.iter().map(spelled))
+}
+
+fn nearest_of(name: &str, known: impl Iterator<Item = String>) -> String {
+    let best = known.max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
+    best.map(|best| format!("; did you mean {best}?")).unwrap_or_default()
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
@@ -184,6 +210,15 @@ mod tests {
         {
             assert!(all.contains(part), "{part} in {all}");
         }
+    }
+
+    #[test]
+    fn embedded_parts_need_every_role_on_one_node() {
+        let ConfigErrors(mistakes) = load("node.roles = \"gateway\"\n", &[]).expect_err("no store for one role");
+        assert!(mistakes[0].contains("node.roles") && mistakes[0].contains("every role"), "{mistakes:?}");
+        let ConfigErrors(mistakes) = load("node.roles = \"gateway,shard\"\n", &[]).expect_err("no such role");
+        assert!(mistakes[0].contains("did you mean shards?"), "{mistakes:?}");
+        assert_eq!(load("node.roles = \"replay, query, shards, gateway\"\n", &[]).expect("valid").roles(), Roles::ALL);
     }
 
     #[test]

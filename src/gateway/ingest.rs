@@ -14,7 +14,7 @@ use super::decode::Format;
 use super::error::ApiError;
 use super::msgpack;
 use super::parse::{self, Fields, Number, Text, Time};
-use crate::actors::gateway::{ValidBatch, ValidEvent};
+use crate::actors::gateway::{Submit, ValidBatch, ValidEvent};
 use crate::model::decimal::{Decimal, DecimalError};
 use crate::model::event::{self, EventError, EventErrorCode};
 use crate::persistence::log::AppendError;
@@ -186,8 +186,13 @@ pub async fn append(
     (events, errors): (Vec<ValidEvent>, Vec<Refusal>),
 ) -> Result<Outcome, ApiError> {
     let accepted = events.len();
+    let Some(submit) = &gateway.deps.submit else {
+        gateway.admission.give_back(&tenant, accepted + errors.len());
+        let message = "this node has no gateway role (node.roles): write to a node that has";
+        return Err(ApiError::unavailable("no_gateway_role", message, 1));
+    };
     if accepted > 0 {
-        if let Err(error) = durable(gateway, ValidBatch { tenant: tenant.clone(), body, events }).await {
+        if let Err(error) = durable(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events }).await {
             gateway.admission.give_back(&tenant, accepted + errors.len());
             return Err(unavailable(error));
         }
@@ -196,9 +201,9 @@ pub async fn append(
     Ok(Outcome { accepted, rejected: errors.len(), errors })
 }
 
-async fn durable(gateway: &Gateway, batch: ValidBatch) -> Result<(), AppendError> {
+async fn durable(gateway: &Gateway, submit: &dyn Submit, batch: ValidBatch) -> Result<(), AppendError> {
     let unknown = |why: &str| AppendError::Unknown(why.to_owned());
-    let ticket = gateway.deps.submit.submit(batch)?;
+    let ticket = submit.submit(batch)?;
     tokio::time::timeout(gateway.deps.limits.append_timeout, ticket)
         .await
         .map_err(|_| unknown("the log did not answer in time"))?

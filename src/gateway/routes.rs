@@ -32,6 +32,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/labels/{name}/values", get(label_values))
         .route("/v1/limits", get(limits))
         .route("/v1/accounting", get(accounting))
+        .route("/v1/status", get(admin::status))
         .route("/v1/quarantine", get(admin::quarantine))
         .route("/v1/quarantine/release", post(admin::release))
         .route("/v1/quarantine/discard", post(admin::discard))
@@ -186,11 +187,15 @@ async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, Ap
     Ok(json(body.to_string()))
 }
 
-async fn ready(State(gateway): Edge) -> Response {
-    if (gateway.deps.ready)() {
-        return "ready\n".into_response();
+/// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a load balancer of writes asks for
+/// the gateway alone.
+async fn ready(State(gateway): Edge, query: Result<Query<Params>, QueryRejection>) -> Result<Response, ApiError> {
+    let params = params(query)?;
+    let role = params.iter().find(|(name, _)| name == "role").map(|(_, role)| role.as_str());
+    match (gateway.deps.ready)(role) {
+        Ok(()) => Ok("ready\n".into_response()),
+        Err(why) => Err(ApiError::unavailable("not_ready", why, 1)),
     }
-    ApiError::unavailable("not_ready", "the shard readers do not make progress", 1).into_response()
 }
 
 async fn prometheus(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {

@@ -3,6 +3,7 @@
 //! What always holds: a flush that commits in the middle is neither missed nor counted twice; a shard that cannot answer, or has
 //! fallen behind, makes the answer `partial` and is named in it.
 
+pub mod absent;
 mod cache;
 pub mod engine;
 mod groups;
@@ -11,6 +12,7 @@ mod matchers;
 mod plan;
 pub mod quarantine;
 pub mod service;
+pub mod status;
 mod steps;
 pub mod verify;
 

@@ -169,7 +169,8 @@ impl ShardState {
             flushed: ImmutableQueue::new(),
             in_flight: false,
             retry: false,
-            mode: mode(claim.attempts),
+            // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
+            mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
             careful_until: log_end,
             applied_since_flush: 0,
             suspects: claim.suspects.clone(),
@@ -433,7 +434,12 @@ impl ShardState {
             super::batch::visit_frozen(&flushed.batch, question, matches, visit);
         }
         self.open.visit(question, matches, visit);
-        Ok(LiveMark { applied: self.next, appended: self.last_appended })
+        Ok(self.mark_live())
+    }
+
+    /// How far a live answer reaches.
+    pub fn mark_live(&self) -> LiveMark {
+        LiveMark { applied: self.next, appended: self.last_appended }
     }
 }
 
