@@ -1,13 +1,13 @@
-//! Live reads: what queries may ask of the shards of this node.
+//! Live reads: what queries may ask of the shards, wherever they are.
 
 use std::sync::Arc;
 
-use crate::model::flush::SeriesInfo;
+use crate::model::flush::{AccountingDelta, SeriesInfo};
 use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
-use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
-use crate::shards::state::{LiveQuestion, Moved};
+use crate::persistence::store::Matcher;
+use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved};
 
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,25 @@ pub enum LiveError {
     Moved,
     /// No live owner is known here.
     Unavailable,
+    /// Its owner is known, but did not answer in time.
+    Unreachable,
+    /// Its owner answers as many questions of other nodes as it may.
+    Overloaded,
+    /// Its answer is larger than nodes send to each other.
+    TooLarge,
+}
+
+impl LiveError {
+    /// The word for it in answers.
+    pub fn reason(self) -> &'static str {
+        match self {
+            LiveError::Moved => "moved",
+            LiveError::Unavailable => "unavailable",
+            LiveError::Unreachable => "unreachable",
+            LiveError::Overloaded => "overloaded",
+            LiveError::TooLarge => "too_large",
+        }
+    }
 }
 
 impl From<Moved> for LiveError {
@@ -33,20 +52,33 @@ impl From<Moved> for LiveError {
     }
 }
 
-/// The live deltas of all shards, wherever they are. Never waits longer than a shard takes to apply one batch.
+/// A shard, and where the snapshot of the store stands: its deltas at or above that are asked for. A shard that was never claimed has
+/// no checkpoint.
+pub type Asked = (ShardId, Option<Checkpoint>);
+
+/// What each of the shards asked has answered, in any order.
+pub type Reports = Vec<(ShardId, Result<ShardReport, LiveError>)>;
+
+/// The live deltas of all shards, wherever they are. Blocks, but no longer than a shard takes to apply one batch, or a call to another
+/// node may take.
+///
+/// A shard that answers with an error has visited nothing.
 pub trait LiveReader: Send + Sync + 'static {
     /// Number of shards.
     fn shard_count(&self) -> u32;
-    /// Visits one shard's deltas at or above `checkpoint`. A shard that was never claimed has no checkpoint: pass `None`.
-    ///
-    /// # Errors
-    /// See [`LiveError`].
+    /// Visits the deltas of each shard at or above its checkpoint.
     fn read(
         &self,
-        shard: ShardId,
-        checkpoint: Option<&Checkpoint>,
+        asked: &[Asked],
         question: &LiveQuestion<'_>,
-        matches: &mut dyn FnMut(&Series) -> bool,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Result<ShardReport, LiveError>;
+        matchers: &[Matcher],
+        visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Reports;
+    /// Visits what each shard has counted at or above its checkpoint.
+    fn accounting(
+        &self,
+        asked: &[Asked],
+        question: &AccountingQuestion<'_>,
+        visit: &mut dyn FnMut(ShardId, &AccountingDelta),
+    ) -> Reports;
 }

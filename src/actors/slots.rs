@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::clock::Clock;
-use crate::model::flush::{Claim, SeriesInfo};
+use crate::model::flush::{AccountingDelta, Claim, SeriesInfo};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::log::EventLog;
-use crate::shards::state::{LiveMark, LiveQuestion, ShardState};
+use crate::persistence::store::Matcher;
+use crate::shards::state::{AccountingQuestion, LiveMark, LiveQuestion, Moved, ShardState};
 
-use super::live::{LiveError, LiveReader, ShardReport};
+use super::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 
 /// Where one shard stands.
 #[derive(Debug, Default)]
@@ -186,6 +187,30 @@ impl Slots {
     }
 }
 
+impl Slots {
+    /// Reads one shard under its lock, and says how far the answer reaches.
+    fn report(
+        &self,
+        (shard, checkpoint): &Asked,
+        live: impl FnOnce(&ShardState, &Checkpoint) -> Result<LiveMark, Moved>,
+    ) -> Result<ShardReport, LiveError> {
+        let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
+        // The log is not asked about what is not owned here: it may know nothing of it.
+        slot.epoch().ok_or(LiveError::Unavailable)?;
+        // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
+        let now = self.clock.now();
+        let known = self.log.known_at(*shard, now);
+        let end = self.log.end(*shard);
+        // A poisoned lock means that the actor died while writing: its state is worthless until the restart replaces it.
+        let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
+        let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
+        let mark = live(state, checkpoint.as_ref().ok_or(LiveError::Moved)?)?;
+        let behind = end.saturating_sub(mark.applied);
+        let as_of = if behind == 0 { known } else { self.as_of_behind(*shard, slot, &mark, known, now) };
+        Ok(ShardReport { as_of, behind })
+    }
+}
+
 impl LiveReader for Slots {
     fn shard_count(&self) -> u32 {
         self.slots.len() as u32
@@ -193,27 +218,30 @@ impl LiveReader for Slots {
 
     fn read(
         &self,
-        shard: ShardId,
-        checkpoint: Option<&Checkpoint>,
+        asked: &[Asked],
         question: &LiveQuestion<'_>,
-        matches: &mut dyn FnMut(&Series) -> bool,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Result<ShardReport, LiveError> {
-        let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
-        // The log is not asked about what is not owned here: it may know nothing of it.
-        slot.epoch().ok_or(LiveError::Unavailable)?;
-        // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
-        let now = self.clock.now();
-        let known = self.log.known_at(shard, now);
-        let end = self.log.end(shard);
-        // A poisoned lock means that the actor died while writing: its state is worthless until the restart replaces it.
-        let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
-        let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
-        let checkpoint = checkpoint.ok_or(LiveError::Moved)?;
-        let mark = state.live(checkpoint, question, matches, visit)?;
-        let behind = end.saturating_sub(mark.applied);
-        let as_of = if behind == 0 { known } else { self.as_of_behind(shard, slot, &mark, known, now) };
-        Ok(ShardReport { as_of, behind })
+        matchers: &[Matcher],
+        visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Reports {
+        let mut matches = |series: &Series| matchers.iter().all(|matcher| matcher.matches(series));
+        let mut read = |one: &Asked| {
+            let mut visit = |series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| visit(one.0, series, hour, rollup);
+            (one.0, self.report(one, |state, checkpoint| state.live(checkpoint, question, &mut matches, &mut visit)))
+        };
+        asked.iter().map(&mut read).collect()
+    }
+
+    fn accounting(
+        &self,
+        asked: &[Asked],
+        question: &AccountingQuestion<'_>,
+        visit: &mut dyn FnMut(ShardId, &AccountingDelta),
+    ) -> Reports {
+        let mut read = |one: &Asked| {
+            let mut visit = |row: &AccountingDelta| visit(one.0, row);
+            (one.0, self.report(one, |state, checkpoint| state.live_accounting(checkpoint, question, &mut visit)))
+        };
+        asked.iter().map(&mut read).collect()
     }
 }
 

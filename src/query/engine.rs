@@ -4,20 +4,22 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
+use super::accounting::Books;
 use super::cache::Cache;
+use super::completeness::Completeness;
 use super::groups::{Group, Groups};
 use super::json;
 use super::plan::{Plan, bad, plan};
 use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
-use crate::actors::live::{LiveError, LiveReader};
+use crate::actors::live::{Asked, LiveReader};
 use crate::clock::Clock;
 use crate::model::flush::SeriesInfo;
-use crate::model::offset::{Checkpoint, ShardId};
+use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::{RollupQuery, RollupStore, StoreError, StoreSnapshot};
-use crate::shards::state::LiveQuestion;
+use crate::shards::state::{AccountingQuestion, LiveQuestion};
 use crate::telemetry;
 
 /// Limits of queries.
@@ -52,18 +54,6 @@ fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
     if to <= from || i64::from(to) - i64::from(from) > MAX_DAYS { 0..0 } else { from..to }
 }
 
-/// A shard that the answer lacks, or that is behind.
-struct Missing {
-    shard: ShardId,
-    reason: &'static str,
-    behind_ms: Option<i64>,
-}
-
-struct Completeness {
-    missing: Vec<Missing>,
-    as_of: Millis,
-}
-
 impl QueryEngine {
     /// An engine over a store and the live deltas.
     pub fn new(store: Arc<dyn RollupStore>, live: Arc<dyn LiveReader>, clock: Arc<dyn Clock>, limits: QueryLimits) -> Arc<Self> {
@@ -73,7 +63,7 @@ impl QueryEngine {
 
     fn answer(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
         let (mut groups, mut completeness) = self.collect(tenant, plan)?;
-        if completeness.missing.iter().any(|m| m.reason == "moved") {
+        if completeness.moved() {
             // A shard started again between the snapshot and its answer: a new snapshot knows its new epoch.
             (groups, completeness) = self.collect(tenant, plan)?;
         }
@@ -81,7 +71,7 @@ impl QueryEngine {
             return Err(QueryError::new(QueryErrorKind::TooLarge, "answer_too_large", why));
         }
         self.check_points(groups.points())?;
-        let outcome = if completeness.missing.is_empty() { "complete" } else { "partial" };
+        let outcome = if completeness.partial() { "partial" } else { "complete" };
         metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
         self.render(plan, &groups, &completeness)
     }
@@ -100,11 +90,22 @@ impl QueryEngine {
     fn collect<'p>(&self, tenant: &str, plan: &'p Plan) -> Result<(Groups<'p>, Completeness), QueryError> {
         let mut groups = Groups::new(plan);
         let mut snapshot = self.store.snapshot().map_err(store_error)?;
-        let checkpoints: HashMap<ShardId, Checkpoint> = snapshot.checkpoints().map_err(store_error)?.into_iter().collect();
+        let asked = self.asked(&mut *snapshot).map_err(store_error)?;
         self.stored(tenant, plan, &mut *snapshot, &mut groups).map_err(store_error)?;
         drop(snapshot);
-        let completeness = self.live(tenant, plan, &checkpoints, &mut groups);
+        let completeness = self.live(tenant, plan, &asked, &mut groups);
         Ok((groups, completeness))
+    }
+
+    /// Every shard, with its checkpoint in the snapshot.
+    fn asked(&self, snapshot: &mut dyn StoreSnapshot) -> Result<Vec<Asked>, StoreError> {
+        let mut asked: Vec<Asked> = (0..self.live.shard_count()).map(|shard| (ShardId(shard), None)).collect();
+        for (shard, checkpoint) in snapshot.checkpoints()? {
+            if let Some(asked) = asked.get_mut(shard.0 as usize) {
+                asked.1 = Some(checkpoint);
+            }
+        }
+        Ok(asked)
     }
 
     /// The part of the answer that lies in the store: whole days that are over from the cache, the rest from the rows.
@@ -171,39 +172,30 @@ impl QueryEngine {
         }
     }
 
-    fn live(
-        &self,
-        tenant: &str,
-        plan: &Plan,
-        checkpoints: &HashMap<ShardId, Checkpoint>,
-        groups: &mut Groups<'_>,
-    ) -> Completeness {
+    fn live(&self, tenant: &str, plan: &Plan, asked: &[Asked], groups: &mut Groups<'_>) -> Completeness {
         let now = self.clock.now();
-        let question = LiveQuestion { tenant, metric: &plan.metric, from: plan.first_hour(), to: plan.end_hour() };
-        let mut completeness = Completeness { missing: Vec::new(), as_of: now };
-        for shard in (0..self.live.shard_count()).map(ShardId) {
-            let read = self.live.read(
-                shard,
-                checkpoints.get(&shard),
-                &question,
-                &mut |series| plan.matchers.iter().all(|m| m.matches(series)),
-                &mut |series, hour, rollup| groups.add(series, hour, rollup),
-            );
-            match read {
-                Ok(report) => {
-                    completeness.as_of = completeness.as_of.min(report.as_of);
-                    let behind_ms = now - report.as_of;
-                    if behind_ms > self.limits.stale_after_ms {
-                        completeness.missing.push(Missing { shard, reason: "behind", behind_ms: Some(behind_ms) });
-                    }
-                }
-                Err(LiveError::Moved) => completeness.missing.push(Missing { shard, reason: "moved", behind_ms: None }),
-                Err(LiveError::Unavailable) => {
-                    completeness.missing.push(Missing { shard, reason: "unavailable", behind_ms: None });
-                }
-            }
-        }
-        completeness
+        let question = LiveQuestion {
+            tenant,
+            metric: &plan.metric,
+            from: plan.first_hour(),
+            to: plan.end_hour(),
+            distinct: plan.wants_distinct(),
+            quantiles: plan.wants_quantiles(),
+        };
+        let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| groups.add(series, hour, rollup);
+        let reports = self.live.read(asked, &question, &plan.matchers, &mut visit);
+        Completeness::of(&reports, now, self.limits.stale_after_ms)
+    }
+
+    /// The books of the hours of append, and how complete they are.
+    fn books(&self, tenant: &str, from: Hour, to: Hour) -> Result<(Books, Completeness), StoreError> {
+        let mut snapshot = self.store.snapshot()?;
+        let asked = self.asked(&mut *snapshot)?;
+        let mut books = Books::stored(&snapshot.accounting(tenant, from, to)?);
+        drop(snapshot);
+        let now = self.clock.now();
+        let reports = self.live.accounting(&asked, &AccountingQuestion { tenant, from, to }, &mut |_, row| books.pending(row));
+        Ok((books, Completeness::of(&reports, now, self.limits.stale_after_ms)))
     }
 
     fn render(&self, plan: &Plan, groups: &Groups<'_>, completeness: &Completeness) -> Result<String, QueryError> {
@@ -239,25 +231,9 @@ impl QueryEngine {
             out.push_str("]}");
         }
         out.push_str("],\"completeness\":");
-        self.render_completeness(&mut out, completeness);
+        completeness.render(&mut out);
         out.push('}');
         Ok(out)
-    }
-
-    fn render_completeness(&self, out: &mut String, completeness: &Completeness) {
-        let partial = !completeness.missing.is_empty();
-        _ = write!(out, "{{\"partial\":{partial},\"shards\":{},\"missing\":[", self.live.shard_count());
-        for (at, missing) in completeness.missing.iter().enumerate() {
-            let comma = if at > 0 { "," } else { "" };
-            _ = write!(out, "{comma}{{\"shard\":{},\"reason\":\"{}\"", missing.shard, missing.reason);
-            if let Some(behind) = missing.behind_ms {
-                _ = write!(out, ",\"behind_ms\":{behind}");
-            }
-            out.push('}');
-        }
-        out.push_str("],\"as_of\":");
-        json::time(out, completeness.as_of);
-        out.push('}');
     }
 }
 
@@ -315,15 +291,10 @@ impl QueryService for QueryEngine {
         };
         let now = self.clock.now();
         let (from, to) = (hour("from", now - 24 * HOUR_MS)?, hour("to", now + HOUR_MS)?);
-        let rows = self.store.snapshot().and_then(|mut s| s.accounting(tenant, from, to)).map_err(store_error)?;
-        let mut out = "{\"hours\":[".to_owned();
-        for (at, row) in rows.iter().enumerate() {
-            out.push_str(if at > 0 { ",{\"hour\":" } else { "{\"hour\":" });
-            json::time(&mut out, row.hour.start());
-            let (aggregated, deduplicated, quarantined) = (row.aggregated, row.deduplicated, row.quarantined);
-            _ = write!(out, ",\"aggregated\":{aggregated},\"deduplicated\":{deduplicated},\"quarantined\":{quarantined}}}");
+        let (mut books, mut completeness) = self.books(tenant, from, to).map_err(store_error)?;
+        if completeness.moved() {
+            (books, completeness) = self.books(tenant, from, to).map_err(store_error)?;
         }
-        out.push_str("]}");
-        Ok(out)
+        Ok(books.render(&completeness))
     }
 }

@@ -4,7 +4,9 @@
 //! fallen behind, makes the answer `partial` and is named in it.
 
 pub mod absent;
+mod accounting;
 mod cache;
+mod completeness;
 pub mod engine;
 mod groups;
 mod json;

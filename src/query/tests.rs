@@ -6,17 +6,17 @@ use std::sync::Arc;
 use super::engine::{QueryEngine, QueryLimits};
 use super::quarantine::Quarantine;
 use super::service::{EventPlace, QuarantineService, QueryErrorKind, QueryService};
-use crate::actors::live::{LiveError, LiveReader, ShardReport};
+use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::clock::ManualClock;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
-use crate::model::offset::{Checkpoint, LogId, OffsetRange, ShardId};
+use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::offset::{LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
-use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
-use crate::shards::state::{LiveQuestion, ShardLimits};
+use crate::persistence::store::{Matcher, RollupStore};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, ShardLimits};
 
 const LOG: LogId = LogId([3; 16]);
 /// 2024-03-01T00:00:00Z, in hours: a spring with a change of the clocks.
@@ -32,13 +32,17 @@ impl LiveReader for Idle {
     }
     fn read(
         &self,
-        _: ShardId,
-        _: Option<&Checkpoint>,
+        asked: &[Asked],
         _: &LiveQuestion<'_>,
-        _: &mut dyn FnMut(&Series) -> bool,
-        _: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Result<ShardReport, LiveError> {
-        Ok(ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, behind: 0 })
+        _: &[Matcher],
+        _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Reports {
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, behind: 0 };
+        asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
+    }
+    fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, behind: 0 };
+        asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }
 
@@ -297,4 +301,75 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     }
     assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
     assert!(quarantine.discard("a", of_a).is_ok());
+}
+
+/// Two shards: one holds ten events of tenant `t0` above its checkpoint, of which three were sent twice; the other cannot be reached.
+struct Holding;
+
+impl LiveReader for Holding {
+    fn shard_count(&self) -> u32 {
+        2
+    }
+    fn read(
+        &self,
+        asked: &[Asked],
+        _: &LiveQuestion<'_>,
+        _: &[Matcher],
+        _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Reports {
+        asked.iter().map(|(shard, _)| (*shard, Err(LiveError::Unavailable))).collect()
+    }
+    fn accounting(
+        &self,
+        asked: &[Asked],
+        question: &AccountingQuestion<'_>,
+        visit: &mut dyn FnMut(ShardId, &AccountingDelta),
+    ) -> Reports {
+        assert_eq!(
+            asked.iter().map(|(shard, checkpoint)| (shard.0, checkpoint.is_some())).collect::<Vec<_>>(),
+            [(0, true), (1, false)]
+        );
+        let row = AccountingDelta {
+            tenant: question.tenant.to_owned(),
+            hour: Hour(START),
+            aggregated: 7,
+            deduplicated: 3,
+            quarantined: 0,
+        };
+        visit(ShardId(0), &row);
+        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, behind: 0 };
+        vec![(ShardId(0), Ok(report)), (ShardId(1), Err(LiveError::Unreachable))]
+    }
+}
+
+#[test]
+fn the_books_balance_and_say_whom_they_lack() {
+    let store = MemoryStore::new();
+    let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
+    let row = |hour: i32, aggregated: u64| AccountingDelta {
+        tenant: "t0".to_owned(),
+        hour: Hour(hour),
+        aggregated,
+        deduplicated: 2,
+        quarantined: 1,
+    };
+    let accounting = vec![row(START, 5), row(START + 1, 6)];
+    let range = OffsetRange { from: 0, to: 1 };
+    let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+    store.flush(guard, &FlushBatch { accounting, ..FlushBatch::default() }, 0).expect("flush");
+    let limits = QueryLimits { max_points: 10, max_series: 10, stale_after_ms: 10_000, cache_bytes: 0 };
+    let clock = ManualClock::at(i64::from(START) * HOUR_MS);
+    let engine = QueryEngine::new(store, Arc::new(Holding), clock, limits);
+    let books: serde_json::Value = serde_json::from_str(&engine.accounting("t0", &[]).expect("an answer")).expect("JSON");
+    let hour = |hour: &str, counts: [u64; 5]| {
+        serde_json::json!({"hour": hour, "accepted": counts[0], "aggregated": counts[1], "deduplicated": counts[2],
+            "quarantined": counts[3], "pending": counts[4]})
+    };
+    assert_eq!(
+        books["hours"],
+        serde_json::json!([hour("2024-02-29T00:00:00Z", [18, 5, 2, 1, 10])]),
+        "the hour to come is not asked for"
+    );
+    let missing = serde_json::json!([{"shard": 1, "reason": "unreachable"}]);
+    assert_eq!((&books["completeness"]["partial"], &books["completeness"]["missing"]), (&true.into(), &missing));
 }

@@ -159,6 +159,11 @@ impl OpenBatch {
         change(&mut self.accounting[at]);
     }
 
+    /// What was counted.
+    pub fn accounting(&self) -> &[AccountingDelta] {
+        &self.accounting
+    }
+
     /// Sets an event aside.
     pub fn quarantine(&mut self, row: QuarantineRow) {
         self.bytes += row.record.len() + DELTA_BYTES;

@@ -7,7 +7,9 @@ use super::dedup::Dedup;
 use super::immutable_queue::ImmutableQueue;
 use super::poison::{Mode, convicted, mode};
 use super::series::Admission;
-use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo, Suspect};
+use crate::model::flush::{
+    AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo, Suspect,
+};
 use crate::model::offset::{Checkpoint, Diverged, Due, Epoch, LogId, Offset, OffsetRange, ShardId, due};
 use crate::model::record::{self, Record};
 use crate::model::rollup::Rollup;
@@ -76,13 +78,28 @@ pub enum Effect {
 }
 
 /// What a query asks of the live deltas.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct LiveQuestion<'a> {
     /// Whose.
     pub tenant: &'a str,
     /// Which metric.
     pub metric: &'a str,
     /// First hour.
+    pub from: Hour,
+    /// First hour behind.
+    pub to: Hour,
+    /// Whether distinct users are wanted; otherwise the sketch may be left empty.
+    pub distinct: bool,
+    /// Whether quantiles are wanted; otherwise the sketch may be left empty.
+    pub quantiles: bool,
+}
+
+/// What is asked of the accounting above the checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct AccountingQuestion<'a> {
+    /// Whose.
+    pub tenant: &'a str,
+    /// First hour of append.
     pub from: Hour,
     /// First hour behind.
     pub to: Hour,
@@ -426,15 +443,37 @@ impl ShardState {
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Result<LiveMark, Moved> {
-        let held = checkpoint.next == self.open.from() || self.flushed.iter().any(|f| f.range.from == checkpoint.next);
-        if checkpoint.epoch != self.epoch || checkpoint.log != self.log || !held {
-            return Err(Moved);
-        }
+        self.holds(checkpoint)?;
         for flushed in self.flushed.iter().filter(|f| f.range.from >= checkpoint.next) {
             super::batch::visit_frozen(&flushed.batch, question, matches, visit);
         }
         self.open.visit(question, matches, visit);
         Ok(self.mark_live())
+    }
+
+    /// Visits what was counted at or above the checkpoint, which must be this owner's as for [`ShardState::live`].
+    ///
+    /// # Errors
+    /// [`Moved`].
+    pub fn live_accounting(
+        &self,
+        checkpoint: &Checkpoint,
+        question: &AccountingQuestion<'_>,
+        visit: &mut dyn FnMut(&AccountingDelta),
+    ) -> Result<LiveMark, Moved> {
+        self.holds(checkpoint)?;
+        let frozen = self.flushed.iter().filter(|f| f.range.from >= checkpoint.next).flat_map(|f| &f.batch.accounting);
+        let rows = frozen.chain(self.open.accounting());
+        let asked = rows.filter(|r| r.tenant == question.tenant && question.from <= r.hour && r.hour < question.to);
+        asked.for_each(visit);
+        Ok(self.mark_live())
+    }
+
+    /// Whether the checkpoint is this owner's: by epoch and as a boundary between batches that are still here.
+    fn holds(&self, checkpoint: &Checkpoint) -> Result<(), Moved> {
+        let held = checkpoint.next == self.open.from() || self.flushed.iter().any(|f| f.range.from == checkpoint.next);
+        let mine = checkpoint.epoch == self.epoch && checkpoint.log == self.log;
+        if held && mine { Ok(()) } else { Err(Moved) }
     }
 
     /// How far a live answer reaches.

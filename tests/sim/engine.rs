@@ -3,20 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use rollmill::actors::live::{LiveError, LiveReader, ShardReport};
+use rollmill::actors::live::{Asked, LiveReader, Reports};
 use rollmill::actors::slots::Slots;
 use rollmill::clock::Clock;
 use rollmill::invariants::Invariant;
 use rollmill::model::decimal::{Decimal, write_units};
-use rollmill::model::flush::SeriesInfo;
-use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::flush::{AccountingDelta, SeriesInfo};
+use rollmill::model::offset::ShardId;
 use rollmill::model::rollup::Rollup;
-use rollmill::model::series::Series;
 use rollmill::model::window::Hour;
-use rollmill::persistence::store::{RollupStore, StoreError};
+use rollmill::persistence::store::{Matcher, RollupStore, StoreError};
 use rollmill::query::engine::{QueryEngine, QueryLimits};
 use rollmill::query::service::QueryService;
-use rollmill::shards::state::LiveQuestion;
+use rollmill::shards::state::{AccountingQuestion, LiveQuestion};
 use serde_json::value::RawValue;
 
 use crate::doubles::checkpoint;
@@ -40,17 +39,27 @@ impl LiveReader for Router {
 
     fn read(
         &self,
-        shard: ShardId,
-        checkpoint: Option<&Checkpoint>,
+        asked: &[Asked],
         question: &LiveQuestion<'_>,
-        matches: &mut dyn FnMut(&Series) -> bool,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Result<ShardReport, LiveError> {
+        matchers: &[Matcher],
+        visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Reports {
         if let Some(meanwhile) = self.meanwhile.lock().expect("one thread").take() {
             meanwhile();
         }
-        let chosen = self.chosen.lock().expect("one thread")[shard.0 as usize];
-        self.slots[chosen].read(shard, checkpoint, question, matches, visit)
+        let chosen = self.chosen.lock().expect("one thread");
+        let of = |one: &Asked| self.slots[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit);
+        asked.iter().flat_map(of).collect()
+    }
+
+    fn accounting(
+        &self,
+        asked: &[Asked],
+        question: &AccountingQuestion<'_>,
+        visit: &mut dyn FnMut(ShardId, &AccountingDelta),
+    ) -> Reports {
+        let chosen = self.chosen.lock().expect("one thread");
+        asked.iter().flat_map(|one| self.slots[chosen[one.0.0 as usize]].accounting(&[*one], question, visit)).collect()
     }
 }
 
@@ -77,6 +86,23 @@ struct Answer {
 #[derive(serde::Deserialize)]
 struct Completeness {
     partial: bool,
+}
+
+/// The books of a tenant.
+#[derive(serde::Deserialize)]
+struct Books {
+    hours: Vec<BooksHour>,
+    completeness: Completeness,
+}
+
+#[derive(serde::Deserialize)]
+struct BooksHour {
+    hour: String,
+    accepted: u64,
+    aggregated: u64,
+    deduplicated: u64,
+    quarantined: u64,
+    pending: u64,
 }
 
 #[derive(serde::Deserialize)]
@@ -135,6 +161,46 @@ impl World {
         let found = points_of(&answer);
         ensure(Invariant::HonestQueries, expected == found, || {
             format!("a complete answer of the engine is not the fold: expected {expected:?}, found {found:?}")
+        })
+    }
+
+    /// Asks the engine for a tenant's books: they must balance, and hold exactly what was counted below and above the checkpoints.
+    pub fn ask_books(&mut self) -> Result<(), Violation> {
+        let tenant = self.rng.below(2);
+        let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
+        let Some(engine) = &self.engine else { return Ok(()) };
+        *engine.router.chosen.lock().expect("one thread") = nodes.clone();
+        let params = [("from", "-200000000000000"), ("to", "200000000000000")];
+        let time = |ms: &str| jiff::Timestamp::from_millisecond(ms.parse().expect("a number")).expect("a time").to_string();
+        let params = params.map(|(name, ms)| (name.to_owned(), time(ms)));
+        let answer = engine.engine.accounting(TENANTS[tenant], &params).expect("the engine answers");
+        let books: Books = serde_json::from_str(&answer).expect("the answer is JSON");
+        let short = books.hours.iter().find(|h| h.accepted != h.aggregated + h.deduplicated + h.quarantined + h.pending);
+        ensure(Invariant::Accounting, short.is_none(), || format!("the books do not balance: {answer}"))?;
+        if books.completeness.partial {
+            return Ok(());
+        }
+        self.hit(Fault::BooksComplete);
+        let mut expected: BTreeMap<i64, [u64; 2]> = BTreeMap::new();
+        for (s, &n) in nodes.iter().enumerate() {
+            let stored = checkpoint(&*self.store, ShardId(s as u32)).map_or(0, |c| c.next);
+            for (at, fold) in [self.fold_to(s, stored, None), self.fold_at(s, stored, n)].into_iter().enumerate() {
+                for ((_, hour), counts) in fold.accounting.iter().filter(|((of, _), _)| *of == TENANTS[tenant]) {
+                    expected.entry(i64::from(*hour)).or_default()[at] += counts.iter().sum::<u64>();
+                }
+            }
+        }
+        expected.retain(|_, [stored, all]| *stored + *all > 0);
+        let found: BTreeMap<i64, [u64; 2]> = books
+            .hours
+            .iter()
+            .map(|h| {
+                let ms = rollmill::model::event::parse_rfc3339(&h.hour).expect("a time");
+                (ms.div_euclid(3_600_000), [h.accepted - h.pending, h.accepted])
+            })
+            .collect();
+        ensure(Invariant::Accounting, expected == found, || {
+            format!("complete books are not the fold: expected {expected:?}, found {found:?}")
         })
     }
 

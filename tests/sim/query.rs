@@ -17,7 +17,7 @@ use crate::world::World;
 
 /// What a shard answered.
 #[derive(Clone)]
-struct Answer {
+pub struct Answer {
     applied: u64,
     /// End of the log when it answered.
     end: u64,
@@ -41,7 +41,7 @@ impl World {
     /// The next step of the query at hand, or a new one.
     pub fn query(&mut self) -> Result<(), Violation> {
         if self.engine.is_some() && self.rng.chance(500) {
-            return self.ask_engine();
+            return if self.rng.chance(200) { self.ask_books() } else { self.ask_engine() };
         }
         let Some(mut query) = self.query.take() else {
             let query = self.snapshot();
@@ -130,16 +130,18 @@ impl World {
             self.read_checkpoints(query);
         }
         let checkpoint = query.checkpoints[s];
-        let question = LiveQuestion { tenant: TENANTS[query.tenant], metric: METRIC, from: Hour(query.from), to: Hour(query.to) };
+        let (from, to) = (Hour(query.from), Hour(query.to));
+        let question = LiveQuestion { tenant: TENANTS[query.tenant], metric: METRIC, from, to, distinct: true, quantiles: true };
         let mut rows = Rows::new();
         let end = self.log.end(shard);
         let read = if self.nodes[n].paused {
             // A paused node does not answer in time.
             Err(rollmill::actors::live::LiveError::Unavailable)
         } else {
-            self.nodes[n].slots.read(shard, checkpoint.as_ref(), &question, &mut |_| true, &mut |info, hour, rollup| {
+            let reports = self.nodes[n].slots.read(&[(shard, checkpoint)], &question, &[], &mut |_, info, hour, rollup| {
                 rows.entry((info.id, hour.0)).or_default().merge(rollup);
-            })
+            });
+            reports[0].1
         };
         self.note(|| format!("shard {s} on node {n} answers a query: {read:?}"));
         let shell = &self.nodes[n].shells[s];
@@ -219,7 +221,7 @@ impl World {
     }
 
     /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it as the owner that answered did.
-    fn fold_to(&self, s: usize, stored: u64, answer: Option<&Answer>) -> Fold {
+    pub fn fold_to(&self, s: usize, stored: u64, answer: Option<&Answer>) -> Fold {
         let to = answer.map_or(stored, |a| a.applied.max(stored));
         let mut fold = if self.oracle[s].next == stored { self.oracle[s].clone() } else { Fold::default() };
         let mut set_aside: BTreeSet<Place> = self.oracle[s].quarantined.iter().filter(|p| p.0 < stored).copied().collect();

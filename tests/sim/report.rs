@@ -58,6 +58,7 @@ faults! {
     QueryComplete = "query complete",
     QueryPartial = "query partial",
     EngineComplete = "complete answer of the real engine and its cache",
+    BooksComplete = "complete books of the real engine",
     Verified = "verify run over archive and log",
     CommitDuringQuery = "commit between a query's snapshot and its live reads",
 }

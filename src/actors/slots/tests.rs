@@ -96,8 +96,9 @@ fn begin(slot: &Slot, claim: &Claim) {
 }
 
 fn read(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<ShardReport, LiveError> {
-    let question = LiveQuestion { tenant: "t", metric: "m", from: Hour(0), to: Hour(1) };
-    slots.read(shard, Some(checkpoint), &question, &mut |_| true, &mut |_, _, _| {})
+    let question = LiveQuestion { tenant: "t", metric: "m", from: Hour(0), to: Hour(1), distinct: true, quantiles: true };
+    let mut reports = slots.read(&[(shard, Some(*checkpoint))], &question, &[], &mut |_, _, _, _| {});
+    reports.remove(0).1
 }
 
 fn empty_record() -> Bytes {
