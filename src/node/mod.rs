@@ -95,7 +95,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     let keys = keys::load(config)?;
     let listener = listen(config, keys.is_open()).await?;
     let log = backends::log(config, data, &clock)?;
-    let store = backends::store(data)?;
+    let store = backends::store(config, data, &clock)?;
     check_log(data, log.as_ref(), store.as_ref())?;
     let slots = Slots::new(log.clone(), clock.clone());
     let gateways = tree::places(config.number("gateway.actors") as usize);

@@ -98,10 +98,11 @@ impl Shared {
     }
 
     fn join(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
+        let mute = Arc::new(AtomicBool::new(false));
         for (from, to, request) in [(&client, &server, true), (&server, &client, false)] {
             let (from, to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
-            let shared = Arc::clone(self);
-            std::thread::spawn(move || shared.pump(from, to, request));
+            let (shared, mute) = (Arc::clone(self), Arc::clone(&mute));
+            std::thread::spawn(move || shared.pump(from, to, request, &mute));
         }
     }
 
@@ -119,7 +120,7 @@ impl Shared {
         if rng.chance(percent) { Fate::Cut } else { Fate::Pass }
     }
 
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, request: bool) {
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, request: bool, mute: &AtomicBool) {
         let mut chunk = vec![0; 16 * 1024];
         loop {
             let length = match from.read(&mut chunk) {
@@ -132,13 +133,15 @@ impl Shared {
                 fate = self.fate(&chunk[..length], request);
             }
             if fate == Fate::PassThenCut {
-                // The client's side first, so that no byte of the answer can slip through.
-                let _ = from.shutdown(Shutdown::Both);
+                mute.store(true, Ordering::SeqCst);
                 let _ = to.write_all(&chunk[..length]);
                 self.cut_replies.fetch_add(1, Ordering::SeqCst);
                 // Long enough for the server to act on what it was sent.
                 std::thread::sleep(Duration::from_millis(200));
                 break;
+            }
+            if !request && mute.load(Ordering::SeqCst) {
+                continue;
             }
             if fate == Fate::Cut {
                 let count = if request { &self.cut_requests } else { &self.cut_replies };

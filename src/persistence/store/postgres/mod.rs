@@ -81,6 +81,26 @@ impl PostgresStore {
         Ok(Arc::new(store))
     }
 
+    /// Connects to read, beside the nodes that write; tables are not laid.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`], and if the tables are not those of this version.
+    pub fn open_existing(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
+        let store = Self::new(options)?;
+        let place = &store.readers.connector.place;
+        if !schema::is_current(store.readers.take()?.session()?, place)? {
+            return Err(StoreError::Invalid(format!(
+                "{place} has not the tables of this version: start a node of this version, or run `rollmill store migrate`"
+            )));
+        }
+        Ok(Arc::new(store))
+    }
+
+    /// Database, hosts and user, without a password.
+    pub fn place(&self) -> String {
+        self.writers.connector.place.to_string()
+    }
+
     fn new(options: &PostgresOptions) -> Result<Self, StoreError> {
         let worker = Worker::start()?;
         let hands = worker.hands()?;

@@ -13,7 +13,7 @@ use super::StoreError;
 /// How a [`super::PostgresStore`] is reached.
 #[derive(Clone)]
 pub struct PostgresOptions {
-    /// `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`, or the `key=value` form.
+    /// `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`.
     pub url: String,
     /// The same, of a role that may only read; `None` reads as the writer.
     pub read_url: Option<String>,
@@ -70,7 +70,10 @@ impl PostgresOptions {
     /// # Errors
     /// If it is no URL of PostgreSQL. The text is not repeated.
     pub(super) fn config(&self, key: &str, url: &str, role: &str) -> Result<Config, StoreError> {
-        let mut config: Config = url.parse().map_err(|_| {
+        let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        // Where a password may stand is known, so that nothing shows it: before the @.
+        let parsed: Option<Config> = url.parse().ok().filter(|_| is_url && !url.contains("password="));
+        let mut config = parsed.ok_or_else(|| {
             StoreError::Invalid(format!(
                 "{key} is not read as a URL of PostgreSQL (its text is not shown, because it may hold a password): write \
                  postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE, with sslmode=require for TLS, and escape special characters of \

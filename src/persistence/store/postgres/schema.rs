@@ -30,7 +30,10 @@ fn newest() -> i32 {
 /// # Errors
 /// [`StoreError::Invalid`] if the version is newer.
 pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
-    let laid = session.query("SELECT to_regclass('rollmill.migrations') IS NOT NULL", params![])?;
+    // Asked of the catalogue: to_regclass is an error for a role without rights on the schema.
+    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'rollmill' AND c.relname = 'migrations')";
+    let laid = session.query(sql, params![])?;
     if !laid.first().is_some_and(|row| row.get::<_, bool>(0)) {
         return Ok(false);
     }

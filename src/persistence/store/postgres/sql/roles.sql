@@ -19,3 +19,4 @@ BEGIN
 END $$;
 CREATE SCHEMA IF NOT EXISTS rollmill AUTHORIZATION rollmill_owner;
 REVOKE ALL ON SCHEMA rollmill FROM PUBLIC;
+GRANT USAGE ON SCHEMA rollmill TO rollmill_writer, rollmill_reader;
