@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use crate::config::Config;
 use crate::model::manifest::ManifestRow;
 use crate::node::{DataDir, offline};
-use crate::persistence::store::RollupStore;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -39,7 +38,7 @@ pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
     let Command::Ls { data, config, json } = &args.command;
     let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
-    let rows = offline::store(&DataDir::new(config.text("data.dir")))?.snapshot()?.manifest(None)?;
+    let rows = offline::store(&config, &DataDir::new(config.text("data.dir")))?.snapshot()?.manifest(None)?;
     println!("{}", if *json { as_json(&rows) } else { table(&rows) });
     Ok(())
 }

@@ -8,6 +8,7 @@ mod logging;
 mod quarantine;
 mod query;
 mod send;
+mod store;
 mod verify;
 
 use std::path::PathBuf;
@@ -53,6 +54,8 @@ enum Command {
     Quarantine(quarantine::QuarantineArgs),
     /// API keys: make, list and revoke them
     Keys(keys::KeysArgs),
+    /// The store in PostgreSQL: its roles and its tables
+    Store(store::StoreArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -102,6 +105,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => return verify::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
         Command::Keys(args) => keys::run(&args)?,
+        Command::Store(args) => store::run(&args)?,
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));

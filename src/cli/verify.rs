@@ -49,7 +49,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     let data = DataDir::new(config.text("data.dir"));
     let hours = hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
-    let (store, archive) = (offline::store(&data)?, offline::archive(&data)?);
+    let (store, archive) = (offline::store(&config, &data)?, offline::archive(&data)?);
     let sources = Sources {
         store: store.as_ref(),
         archive: &archive,

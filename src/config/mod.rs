@@ -72,6 +72,12 @@ impl Config {
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
+        let (keep, max_age) = (self.millis("rollups.keep"), self.millis("accept.max_age"));
+        if keep != 0 && keep < max_age {
+            mistakes.push(
+                "rollups.keep is below accept.max_age: accepted events would be dropped; raise it, or set it to 0".to_owned(),
+            );
+        }
         match Roles::parse(self.text("node.roles")) {
             Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
             Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
@@ -83,9 +89,9 @@ impl Config {
         }
     }
 
-    /// Whether log or store belong to this process alone. Those are all the backends that this build has.
+    /// Whether log or store belong to this process alone.
     fn is_embedded(&self) -> bool {
-        true
+        self.text("store.url").is_empty()
     }
 
     /// `node.roles`
@@ -129,10 +135,18 @@ impl Config {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
-    /// Every key with its value as text.
+    /// Every key with its value as text, to be shown: the password of an address is not.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.iter().map(|(key, value)| (*key, value.to_string()))
+        self.0.iter().map(|(key, value)| (*key, without_password(value.to_string())))
     }
+}
+
+/// `scheme://user:***@host` for an address with a password.
+fn without_password(text: String) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text };
+    let Some((user, host)) = rest.rsplit_once('@') else { return text };
+    let name = user.split_once(':').map_or("", |(name, _)| name);
+    format!("{scheme}://{name}:***@{host}")
 }
 
 /// Variables with our prefix that are no keys: the client's address and key.
@@ -219,6 +233,21 @@ mod tests {
         let ConfigErrors(mistakes) = load("node.roles = \"gateway,shard\"\n", &[]).expect_err("no such role");
         assert!(mistakes[0].contains("did you mean shards?"), "{mistakes:?}");
         assert_eq!(load("node.roles = \"replay, query, shards, gateway\"\n", &[]).expect("valid").roles(), Roles::ALL);
+    }
+
+    #[test]
+    fn the_stores_password_is_not_shown() {
+        let config = load("store.url = \"postgres://me:top@se:cret@db,db2/rollmill\"\n", &[]).expect("valid");
+        assert_eq!(config.text("store.url"), "postgres://me:top@se:cret@db,db2/rollmill");
+        let shown: BTreeMap<_, _> = config.iter().collect();
+        assert_eq!(shown["store.url"], "postgres://me:***@db,db2/rollmill");
+    }
+
+    #[test]
+    fn rollups_are_kept_as_long_as_events_are_accepted() {
+        let ConfigErrors(mistakes) = load("rollups.keep = \"364d\"\n", &[]).expect_err("kept for a shorter time");
+        assert!(mistakes[0].contains("rollups.keep is below accept.max_age"), "{mistakes:?}");
+        assert!(load("rollups.keep = \"365d\"\n", &[]).is_ok());
     }
 
     #[test]

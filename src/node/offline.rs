@@ -4,22 +4,30 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::DataDir;
+use super::{DataDir, backends};
 use crate::clock::SystemClock;
+use crate::config::Config;
 use crate::persistence::archive::objects::ObjectArchive;
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::EmbeddedLog;
+use crate::persistence::store::RollupStore;
+use crate::persistence::store::postgres::PostgresStore;
 use crate::persistence::store::sqlite::SqliteStore;
 
-/// Opens the store of a data directory; nothing can be written through it.
+/// Opens the store of a configuration, in PostgreSQL or in the data directory; nothing is written through it.
 ///
 /// # Errors
 /// If there is none, or it is another version's.
-pub fn store(data: &DataDir) -> anyhow::Result<Arc<SqliteStore>> {
+pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupStore>> {
+    if let Some(options) = backends::postgres(config) {
+        let store: Arc<dyn RollupStore> = PostgresStore::open_existing(&options)?;
+        return Ok(store);
+    }
     if !data.store().is_file() {
         bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
     }
-    SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))
+    let store = SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))?;
+    Ok(store)
 }
 
 /// Opens the archive of a data directory.

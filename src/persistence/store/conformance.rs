@@ -1,4 +1,4 @@
-//! What every store must do. The double and SQLite run the same suite.
+//! What every store must do. The double, SQLite, PostgreSQL and, if one is named, TimescaleDB run the same suite.
 
 use std::sync::Arc;
 
@@ -218,6 +218,22 @@ fn sqlite_conforms() {
     for case in CASES {
         let dir = tempfile::tempdir().expect("a directory");
         case(&*sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store"));
+    }
+}
+
+#[test]
+fn postgres_conforms() {
+    for case in CASES {
+        case(&*postgres::tests::store().0);
+    }
+}
+
+/// Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a TimescaleDB, as a role that may create databases.
+#[test]
+fn timescale_conforms() {
+    let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
+    for case in CASES {
+        case(&*postgres::tests::timescale::store(&url));
     }
 }
 

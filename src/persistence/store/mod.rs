@@ -1,10 +1,12 @@
 //! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine, moved in one transaction.
 //!
-//! Implementations: [`sqlite`], [`memory`] (the double). TimescaleDB comes later, behind the same port. All methods block.
+//! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it), [`memory`] (the double). All methods block.
 
+mod blocks;
 #[cfg(test)]
 mod conformance;
 pub mod memory;
+pub mod postgres;
 pub mod sqlite;
 
 use std::sync::Arc;
