@@ -70,6 +70,13 @@ impl Config {
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
+        let (keep, max_age) = (self.millis("archive.keep"), self.millis("accept.max_age"));
+        if keep != 0 && keep < max_age {
+            mistakes.push(
+                "archive.keep is below accept.max_age: accepted events could not be recomputed; raise it, or set it to 0"
+                    .to_owned(),
+            );
+        }
     }
 
     /// A number, or a size in bytes.
@@ -167,8 +174,8 @@ mod tests {
 
     #[test]
     fn file_then_environment() {
-        let config =
-            load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &[("ROLLMILL_ACCEPT_MAX_AGE", "400d")]).expect("valid");
+        let environment = [("ROLLMILL_ACCEPT_MAX_AGE", "400d"), ("ROLLMILL_ARCHIVE_KEEP", "400d")];
+        let config = load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &environment).expect("valid");
         assert_eq!((config.millis("accept.max_age"), config.number("shards.count")), (400 * 86_400_000, 8));
     }
 
@@ -184,6 +191,13 @@ mod tests {
         {
             assert!(all.contains(part), "{part} in {all}");
         }
+    }
+
+    #[test]
+    fn what_is_accepted_is_kept() {
+        let ConfigErrors(mistakes) = load("accept.max_age = \"366d\"\n", &[]).expect_err("kept for a shorter time");
+        assert!(mistakes[0].contains("archive.keep is below accept.max_age"), "{mistakes:?}");
+        assert!(load("accept.max_age = \"366d\"\narchive.keep = \"0\"\n", &[]).is_ok(), "0 keeps for ever");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::actors::gateway_pool::{GatewayActor, GatewayPool};
 use crate::actors::pulse::{self, ShardRefs};
 use crate::actors::shard::{ShardActor, ShardMessage};
 use crate::actors::slots::Slots;
+use crate::actors::upkeep::{Upkeep, UpkeepLimits};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
@@ -102,6 +103,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     let shard_refs: ShardRefs = tree::places(slots.iter().count());
     let limits = shard_limits(config, faults);
 
+    let archive = backends::archive(config, data)?;
     let gateway_id = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
     let parts = tree::TreeParts {
         gateway: GatewayActor { log: log.clone(), gateway: gateway_id },
@@ -111,12 +113,20 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
         archiver: Archiver {
             log: log.clone(),
             store: store.clone(),
-            archive: backends::archive(data)?,
+            archive: archive.clone(),
             clock: clock.clone(),
             limits: ArchiveLimits {
                 max_bytes: config.number("archive.max_bytes"),
                 max_delay_ms: config.millis("archive.max_delay"),
             },
+            slots: slots.clone(),
+        },
+        upkeep: Upkeep {
+            log: log.id(),
+            store: store.clone(),
+            archive,
+            clock: clock.clone(),
+            limits: UpkeepLimits { cold_after_ms: config.millis("archive.cold_after"), keep_ms: config.millis("archive.keep") },
             slots: slots.clone(),
         },
         policy: restart_policy(config),

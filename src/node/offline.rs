@@ -6,7 +6,8 @@ use anyhow::{Context, bail};
 
 use super::DataDir;
 use crate::clock::SystemClock;
-use crate::persistence::archive::objects::ObjectArchive;
+use crate::config::Config;
+use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::EmbeddedLog;
 use crate::persistence::store::sqlite::SqliteStore;
@@ -22,12 +23,12 @@ pub fn store(data: &DataDir) -> anyhow::Result<Arc<SqliteStore>> {
     SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))
 }
 
-/// Opens the archive of a data directory.
+/// Opens the archive of a data directory, or the object storage that the configuration names.
 ///
 /// # Errors
-/// If the directory cannot be read.
-pub fn archive(data: &DataDir) -> anyhow::Result<ObjectArchive> {
-    Ok(ObjectArchive::open_directory(&data.archive())?)
+/// If its configuration is wrong, or its directory cannot be read.
+pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
+    super::backends::archive(config, data)
 }
 
 /// Opens the log of a data directory as it is now; nothing can be appended through it.

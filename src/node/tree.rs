@@ -9,6 +9,7 @@ use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
 use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
+use crate::actors::upkeep::Upkeep;
 use crate::clock::Clock;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::supervisor::{ChildSpec, SpawnChild, Supervisor, SupervisorMessage, SupervisorSpec};
@@ -71,6 +72,8 @@ pub struct TreeParts {
     pub shard_refs: ShardRefs,
     /// The archiver.
     pub archiver: Archiver,
+    /// The upkeep of the archive.
+    pub upkeep: Upkeep,
     /// When failed actors start again.
     pub policy: RestartPolicy,
     /// Time.
@@ -85,11 +88,12 @@ pub async fn start(parts: TreeParts) -> anyhow::Result<(ActorRef<SupervisorMessa
     let (policy, clock) = (parts.policy, parts.clock.clone());
     let shards_policy = RestartPolicy { escalates: false, ..policy };
     let (for_gateways, for_shards) = (parts.clone(), parts.clone());
-    let archiver = parts.archiver.clone();
+    let (archiver, upkeep) = (parts.archiver.clone(), parts.upkeep.clone());
     let children = vec![
         supervisor_child("gateways", move || gateways(&for_gateways), policy, clock.clone()),
         supervisor_child("shards", move || shards(&for_shards), shards_policy, clock.clone()),
         actor_child("archiver", "archiver".to_owned(), archiver, |_| {}),
+        actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {}),
     ];
     Ok(Actor::spawn(None, Supervisor, SupervisorSpec { children, policy, clock }).await?)
 }

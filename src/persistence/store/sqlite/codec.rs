@@ -7,6 +7,7 @@ use rusqlite::{Row, ToSql};
 
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
+use crate::model::manifest::Tier;
 use crate::model::rollup::Figures;
 use crate::model::window::{Hour, Millis};
 
@@ -47,6 +48,21 @@ pub(super) fn figures(row: &Row<'_>, first: usize) -> rusqlite::Result<Figures> 
         min: units(row, first + 3)?.map(Decimal::from_units),
         max: units(row, first + 4)?.map(Decimal::from_units),
     })
+}
+
+pub(super) fn tier_number(tier: Tier) -> i64 {
+    match tier {
+        Tier::Hot => 0,
+        Tier::Cold => 1,
+    }
+}
+
+pub(super) fn tier(number: i64) -> Result<Tier, CodecError> {
+    match number {
+        0 => Ok(Tier::Hot),
+        1 => Ok(Tier::Cold),
+        other => Err(CodecError::new("manifest tier", format!("{other} is neither 0 nor 1"))),
+    }
 }
 
 /// Version, then per run: append time, number of ids, ids.
