@@ -24,6 +24,10 @@ pub const FLUSH_ROWS: &str = "rollmill_flush_rows_total";
 pub const FLUSH_SECONDS: &str = "rollmill_flush_duration_seconds";
 /// Archive objects written.
 pub const ARCHIVE_OBJECTS: &str = "rollmill_archive_objects_total";
+/// Archive objects moved to the cold store or expired, by `step` (move, expire).
+pub const ARCHIVE_UPKEEP: &str = "rollmill_archive_upkeep_total";
+/// Failures of the archive, which are tried again, by `step` (write, move, expire, sweep).
+pub const ARCHIVE_FAILURES: &str = "rollmill_archive_failures_total";
 /// Restarts of actors, by `actor`.
 pub const ACTOR_RESTARTS: &str = "rollmill_actor_restarts_total";
 /// Violations of an invariant, by `id`. Anything but zero is a bug.

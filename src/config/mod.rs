@@ -78,6 +78,13 @@ impl Config {
                 "rollups.keep is below accept.max_age: accepted events would be dropped; raise it, or set it to 0".to_owned(),
             );
         }
+        let keep = self.millis("archive.keep");
+        if keep != 0 && keep < max_age {
+            mistakes.push(
+                "archive.keep is below accept.max_age: accepted events could not be recomputed; raise it, or set it to 0"
+                    .to_owned(),
+            );
+        }
         match Roles::parse(self.text("node.roles")) {
             Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
             Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
@@ -207,8 +214,8 @@ mod tests {
 
     #[test]
     fn file_then_environment() {
-        let config =
-            load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &[("ROLLMILL_ACCEPT_MAX_AGE", "400d")]).expect("valid");
+        let environment = [("ROLLMILL_ACCEPT_MAX_AGE", "400d"), ("ROLLMILL_ARCHIVE_KEEP", "400d")];
+        let config = load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &environment).expect("valid");
         assert_eq!((config.millis("accept.max_age"), config.number("shards.count")), (400 * 86_400_000, 8));
     }
 
@@ -248,6 +255,13 @@ mod tests {
         let ConfigErrors(mistakes) = load("rollups.keep = \"364d\"\n", &[]).expect_err("kept for a shorter time");
         assert!(mistakes[0].contains("rollups.keep is below accept.max_age"), "{mistakes:?}");
         assert!(load("rollups.keep = \"365d\"\n", &[]).is_ok());
+    }
+
+    #[test]
+    fn what_is_accepted_is_kept() {
+        let ConfigErrors(mistakes) = load("accept.max_age = \"366d\"\n", &[]).expect_err("kept for a shorter time");
+        assert!(mistakes[0].contains("archive.keep is below accept.max_age"), "{mistakes:?}");
+        assert!(load("accept.max_age = \"366d\"\narchive.keep = \"0\"\n", &[]).is_ok(), "0 keeps for ever");
     }
 
     #[test]

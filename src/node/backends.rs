@@ -8,7 +8,8 @@ use super::DataDir;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::persistence::archive::Archive;
-use crate::persistence::archive::objects::ObjectArchive;
+use crate::persistence::archive::location::Location;
+use crate::persistence::archive::objects::{ObjectArchive, Place};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::store::RollupStore;
@@ -96,7 +97,31 @@ pub fn roles() -> &'static str {
 /// Opens or creates the archive.
 ///
 /// # Errors
-/// If it cannot be reached.
-pub fn archive(data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
-    Ok(Arc::new(ObjectArchive::open_directory(&data.archive())?))
+/// If its configuration is wrong, or its directory cannot be made.
+pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
+    let location = |url: &str| Location {
+        url: url.to_owned(),
+        endpoint: config.text("archive.endpoint").to_owned(),
+        region: config.text("archive.region").to_owned(),
+        credentials: config.path("archive.credentials_file"),
+        timeout: config.duration("archive.timeout"),
+    };
+    let hot = match config.text("archive.url") {
+        "" => {
+            std::fs::create_dir_all(data.archive()).with_context(|| format!("cannot create {}", data.archive().display()))?;
+            location(&format!("file://{}", std::path::absolute(data.archive())?.display()))
+        }
+        url => location(url),
+    };
+    let hot_place = Place::new(hot.open().context("archive.url")?);
+    let cold_place = match config.text("archive.cold_url") {
+        "" => None,
+        url => {
+            let cold = location(url);
+            let store = cold.open().context("archive.cold_url")?;
+            anyhow::ensure!(!cold.is_same_place(&hot), "archive.cold_url is where archive.url is: name another place");
+            Some(Place::new(store).of_class(config.text("archive.cold_class")))
+        }
+    };
+    Ok(Arc::new(ObjectArchive::new(hot_place, cold_place)?))
 }

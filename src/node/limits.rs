@@ -2,6 +2,7 @@
 
 use super::Faults;
 use crate::actors::archiver::ArchiveLimits;
+use crate::actors::upkeep::UpkeepLimits;
 use crate::config::Config;
 use crate::gateway::GatewayLimits;
 use crate::model::event::EventLimits;
@@ -70,4 +71,8 @@ pub(super) fn gateway(config: &Config) -> GatewayLimits {
 
 pub(super) fn archive(config: &Config) -> ArchiveLimits {
     ArchiveLimits { max_bytes: config.number("archive.max_bytes"), max_delay_ms: config.millis("archive.max_delay") }
+}
+
+pub(super) fn upkeep(config: &Config) -> UpkeepLimits {
+    UpkeepLimits { cold_after_ms: config.millis("archive.cold_after"), keep_ms: config.millis("archive.keep") }
 }

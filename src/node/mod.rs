@@ -119,7 +119,7 @@ fn open(config: &Config, data: &DataDir, roles: Roles) -> anyhow::Result<Ports> 
     if let Some(store) = &store {
         check_log(data, log.as_ref(), store.as_ref())?;
     }
-    let archive = if roles.shards || roles.replay { Some(backends::archive(data)?) } else { None };
+    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
     Ok(Ports { log, store, archive, clock, render_metrics: Arc::new(move || prometheus.render()) })
 }
 

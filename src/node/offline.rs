@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use super::{DataDir, backends};
 use crate::clock::SystemClock;
 use crate::config::Config;
-use crate::persistence::archive::objects::ObjectArchive;
+use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::EmbeddedLog;
 use crate::persistence::store::RollupStore;
@@ -30,12 +30,12 @@ pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupSt
     Ok(store)
 }
 
-/// Opens the archive of a data directory.
+/// Opens the archive of a data directory, or the object storage that the configuration names.
 ///
 /// # Errors
-/// If the directory cannot be read.
-pub fn archive(data: &DataDir) -> anyhow::Result<ObjectArchive> {
-    Ok(ObjectArchive::open_directory(&data.archive())?)
+/// If its configuration is wrong, or its directory cannot be read.
+pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
+    super::backends::archive(config, data)
 }
 
 /// Opens the log of a data directory as it is now; nothing can be appended through it.

@@ -1,4 +1,4 @@
-//! The shards role: the shards that the log assigns to this node, their pulse, and the archiver.
+//! The shards role: the shards that the log assigns to this node, their pulse, the archiver, and the upkeep of the archive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use crate::actors::archiver::Archiver;
 use crate::actors::pulse::{self, ShardRefs};
 use crate::actors::shard::ShardActor;
 use crate::actors::slots::Slots;
+use crate::actors::upkeep::Upkeep;
 use crate::config::Config;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -26,8 +27,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub(super) struct Shards {
     /// To reach them.
     pub handle: Handle,
-    /// The supervisor of the shards, and the archiver.
-    pub children: [ChildSpec; 2],
+    /// The supervisor of the shards, the archiver, and the upkeep of the archive.
+    pub children: [ChildSpec; 3],
 }
 
 /// Reaches the shards of a running node.
@@ -65,9 +66,17 @@ pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_lim
         handover,
         clock: clock.clone(),
     };
+    let upkeep = Upkeep {
+        log: log.id(),
+        store: store.clone(),
+        archive: archive.clone(),
+        clock: clock.clone(),
+        limits: limits::upkeep(config),
+        slots: slots.clone(),
+    };
     let archiver = Archiver { log, store, archive, clock, limits: limits::archive(config), slots: slots.clone() };
     let place = ShardsPlace::default();
-    let children = [tree::shards(spec, place.clone()), tree::archiver(archiver)];
+    let children = [tree::shards(spec, place.clone()), tree::archiver(archiver), tree::upkeep(upkeep)];
     Ok(Shards { handle: Handle { place, refs, handover }, children })
 }
 

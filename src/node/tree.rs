@@ -9,6 +9,7 @@ use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
 use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
+use crate::actors::upkeep::Upkeep;
 use crate::clock::Clock;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec, ShardsSupervisor};
@@ -111,4 +112,9 @@ pub fn shard(actor: ShardActor, places: &ShardRefs) -> ChildSpec {
 /// The archiver.
 pub fn archiver(archiver: Archiver) -> ChildSpec {
     actor_child("archiver", "archiver".to_owned(), archiver, |_| {})
+}
+
+/// The upkeep of the archive.
+pub fn upkeep(upkeep: Upkeep) -> ChildSpec {
+    actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
 }

@@ -22,7 +22,7 @@ use parquet::schema::types::ColumnPath;
 use super::row::{self, Row, RowMaker};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
@@ -97,7 +97,11 @@ pub fn encode(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -
     let appended = (records[0].appended, records[records.len() - 1].appended);
     let (size, crc32c) = (bytes.len() as u64, crc32c::crc32c(&bytes));
     let windows = windows.into_iter().collect();
-    Ok((bytes, ManifestRow { log, shard, range, epoch, path, appended, windows, rows: events, raw_bytes, bytes: size, crc32c }))
+    let tier = Tier::Hot;
+    Ok((
+        bytes,
+        ManifestRow { log, shard, range, epoch, path, appended, windows, rows: events, raw_bytes, bytes: size, crc32c, tier },
+    ))
 }
 
 fn range_of(records: &[LogRecord]) -> Result<OffsetRange, CodecError> {

@@ -3,9 +3,26 @@
 //! Blocks begin with a version; bytes that do not decode are an error that names the format.
 
 use crate::model::CodecError;
+use crate::model::manifest::Tier;
 use crate::model::window::{Hour, Millis};
 
 const VERSION: u8 = 1;
+
+/// A tier as its column holds it.
+pub(super) fn tier_number(tier: Tier) -> i16 {
+    match tier {
+        Tier::Hot => 0,
+        Tier::Cold => 1,
+    }
+}
+
+pub(super) fn tier(number: i16) -> Result<Tier, CodecError> {
+    match number {
+        0 => Ok(Tier::Hot),
+        1 => Ok(Tier::Cold),
+        other => Err(CodecError::new("manifest tier", format!("{other} is neither 0 nor 1"))),
+    }
+}
 
 /// Version, then per run: append time, number of ids, ids.
 pub(super) fn encode_runs(runs: &[(Millis, Vec<u128>)]) -> Vec<u8> {

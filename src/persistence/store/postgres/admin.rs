@@ -8,10 +8,10 @@ use super::StoreError;
 use super::codec::{Id, get};
 use super::session::{Session, params};
 use crate::model::flush::{Claim, DedupBlock, Suspect};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
-use crate::model::window::Millis;
+use crate::model::window::{Hour, Millis};
 use crate::persistence::store::blocks;
 
 /// How long a claim waits for a transaction of the previous owner to end by itself, before it is ended.
@@ -116,7 +116,7 @@ pub(super) fn archived(session: &mut Session, row: &ManifestRow) -> Result<(), S
         return Err(StoreError::Refused { shard: row.shard });
     }
     session.execute(
-        "INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        "INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         params![
             shard,
             from,
@@ -131,10 +131,40 @@ pub(super) fn archived(session: &mut Session, row: &ManifestRow) -> Result<(), S
             row.rows as i64,
             row.raw_bytes as i64,
             row.bytes as i64,
-            i64::from(row.crc32c)
+            i64::from(row.crc32c),
+            blocks::tier_number(row.tier)
         ],
     )?;
     Ok(())
+}
+
+pub(super) fn moved(session: &mut Session, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+    let sql = "UPDATE manifest SET tier = $1 WHERE shard = $2 AND from_offset = $3 AND path = $4";
+    let place = (row.shard.0.cast_signed(), row.range.from as i64);
+    Ok(session.execute(sql, params![blocks::tier_number(tier), place.0, place.1, row.path.clone()])? == 1)
+}
+
+pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, StoreError> {
+    let shard = row.shard.0.cast_signed();
+    let sql = "DELETE FROM manifest WHERE shard = $1 AND from_offset = $2 AND path = $3
+        AND from_offset = (SELECT min(from_offset) FROM manifest WHERE shard = $1)";
+    if session.execute(sql, params![shard, row.range.from as i64, row.path.clone()])? != 1 {
+        return Ok(false);
+    }
+    let sql = "SELECT \"offset\", appended, hour FROM archive_floors WHERE shard = $1 FOR UPDATE";
+    let before = session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
+    let raised = ArchiveFloor::raised(before, row);
+    session.execute(
+        "INSERT INTO archive_floors VALUES ($1, $2, $3, $4) ON CONFLICT (shard) DO UPDATE SET \"offset\" = excluded.\"offset\",
+         appended = excluded.appended, hour = excluded.hour",
+        params![shard, raised.offset as i64, raised.appended, raised.hour.0],
+    )?;
+    Ok(true)
+}
+
+/// The columns of a floor, from the given one on.
+pub(super) fn floor(row: &tokio_postgres::Row, at: usize) -> Result<ArchiveFloor, StoreError> {
+    Ok(ArchiveFloor { offset: get::<i64>(row, at)? as Offset, appended: get(row, at + 1)?, hour: Hour(get(row, at + 2)?) })
 }
 
 pub(super) fn recent_ids(session: &mut Session, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {

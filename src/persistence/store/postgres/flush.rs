@@ -13,8 +13,8 @@ use super::schema::WEEK;
 use super::session::{Param, Session, params};
 use crate::model::decimal::Decimal;
 use crate::model::distinct::Distinct;
-use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow};
-use crate::model::offset::{Offset, ShardId};
+use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, settled_revision};
+use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::quantiles::Quantiles;
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
@@ -97,7 +97,7 @@ pub(super) fn flush(
     writes.push(("DELETE FROM dedup WHERE shard = $1 AND last_appended < $2", params![shard, forget_ids_before]));
     writes.extend(batch.quarantined.iter().map(set_aside));
     writes.extend(account(&batch.accounting));
-    writes.extend(touched.writes(&growth));
+    writes.extend(touched.writes(&growth, |_| guard.revision()));
     session.execute_all(writes)?;
     Ok(numbers)
 }
@@ -110,7 +110,8 @@ pub(super) fn settle(
     delta: Option<&FlushBatch>,
 ) -> Result<Option<Numbers>, StoreError> {
     // The shard's row stands for its rollups: no flush may merge them meanwhile.
-    session.query("SELECT FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()])?;
+    let owned = session.query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()])?;
+    let log = owned.first().map_or(Ok(LogId([0; 16])), |row| get::<Id>(row, 0).map(|id| LogId(id.0)))?;
     let sql = if delta.is_some() {
         "DELETE FROM quarantine WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT discarded RETURNING tenant, appended"
     } else {
@@ -126,7 +127,9 @@ pub(super) fn settle(
         aggregated = a.aggregated + 1, quarantined = greatest(a.quarantined - 1, 0)";
     let hour = Hour::of(get(row, 1)?).0;
     let mut writes = vec![(sql, params![get::<String>(row, 0)?, hour])];
-    writes.extend(touched.writes(&growth));
+    let before = touched.revisions(session)?;
+    let revise = |day| settled_revision(before.get(&day).copied().unwrap_or(0), log, shard, offset, index);
+    writes.extend(touched.writes(&growth, revise));
     session.execute_all(writes)?;
     Ok(Some(numbers))
 }
@@ -172,13 +175,24 @@ struct Touched {
 }
 
 impl Touched {
-    fn writes(&self, growth: &Growth) -> Vec<(&'static str, Vec<Param>)> {
+    /// The revisions so far, which are locked from now on.
+    fn revisions(&self, session: &mut Session) -> Result<BTreeMap<(i32, i32), u64>, StoreError> {
+        let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
+        let sql = "SELECT r.metric_no, r.day, r.revision FROM unnest($1::integer[], $2::integer[]) AS w (metric_no, day)
+            JOIN revisions r ON r.metric_no = w.metric_no AND r.day = w.day ORDER BY r.metric_no, r.day FOR UPDATE OF r";
+        let rows = session.query(sql, params![metrics, days])?;
+        rows.iter().map(|row| Ok(((get(row, 0)?, get(row, 1)?), get::<i64>(row, 2)? as u64))).collect()
+    }
+
+    /// `revise` gives each day its new revision.
+    fn writes(&self, growth: &Growth, revise: impl Fn((i32, i32)) -> u64) -> Vec<(&'static str, Vec<Param>)> {
         let mut writes = Vec::new();
         if !self.days.is_empty() {
             let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
-            let sql = "INSERT INTO revisions AS r SELECT w.metric_no, w.day, 1 FROM unnest($1::integer[], $2::integer[]) AS w (metric_no, day)
-                ORDER BY w.metric_no, w.day ON CONFLICT (metric_no, day) DO UPDATE SET revision = r.revision + 1";
-            writes.push((sql, params![metrics, days]));
+            let revisions: Vec<i64> = self.days.iter().map(|day| revise(*day) as i64).collect();
+            let sql = "INSERT INTO revisions SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, revision)
+                ORDER BY w.metric_no, w.day ON CONFLICT (metric_no, day) DO UPDATE SET revision = excluded.revision";
+            writes.push((sql, params![metrics, days, revisions]));
         }
         let metrics: Vec<i32> = self.hours.keys().chain(growth.keys()).copied().collect::<BTreeSet<i32>>().into_iter().collect();
         if metrics.is_empty() {

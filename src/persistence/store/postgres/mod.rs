@@ -36,7 +36,7 @@ use self::session::{Session, params};
 use self::worker::{Hands, Worker};
 use super::{RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -270,6 +270,14 @@ impl RollupStore for PostgresStore {
 
     fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
         self.transaction(row.shard, |session| admin::archived(session, row))
+    }
+
+    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+        self.transaction(row.shard, |session| admin::moved(session, row, tier))
+    }
+
+    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+        self.transaction(row.shard, |session| admin::expired(session, row))
     }
 
     fn settle_quarantine(

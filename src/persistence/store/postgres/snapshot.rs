@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_postgres::Row;
 
-use super::StoreError;
 use super::codec::{self, Id, get};
 use super::pool::Lease;
 use super::session::{Param, Session, params};
+use super::{StoreError, admin};
 use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
@@ -24,6 +24,14 @@ use crate::persistence::store::{Matcher, MetricInfo, RollupQuery, StoreSnapshot,
 
 /// The words that begin a snapshot; its first statement pins the state.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
+macro_rules! manifest_columns {
+    () => {
+        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
+         crc32c, tier FROM manifest"
+    };
+}
 
 /// Series by number, ascending.
 type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
@@ -370,26 +378,23 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     }
 
     fn manifest(&mut self, wanted: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
-        let sql = "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes,
-            bytes, crc32c FROM manifest WHERE $1::integer IS NULL OR shard = $1 ORDER BY shard, from_offset";
-        let mut manifest = Vec::new();
-        self.sql()?.each(sql, params![wanted.map(|s| s.0.cast_signed())], |row| {
-            manifest.push(ManifestRow {
-                log: LogId(get::<Id>(row, 3)?.0),
-                shard: shard(row, 0)?,
-                range: range(row, 1)?,
-                epoch: epoch(row, 4)?,
-                path: get(row, 6)?,
-                appended: (get(row, 7)?, get(row, 8)?),
-                windows: blocks::decode_windows(get(row, 9)?)?,
-                rows: get::<i64>(row, 10)? as u64,
-                raw_bytes: get::<i64>(row, 11)? as u64,
-                bytes: get::<i64>(row, 12)? as u64,
-                crc32c: get::<i64>(row, 13)? as u32,
-            });
-            Ok(())
-        })?;
-        Ok(manifest)
+        let sql = concat!(manifest_columns!(), " WHERE $1::integer IS NULL OR shard = $1 ORDER BY shard, from_offset");
+        manifest_rows(self.sql()?, sql, params![wanted.map(|s| s.0.cast_signed())])
+    }
+
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let sql = concat!(
+            manifest_columns!(),
+            " WHERE shard = $1 AND ($2::smallint IS NULL OR tier = $2) ORDER BY from_offset LIMIT $3"
+        );
+        manifest_rows(self.sql()?, sql, params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit])
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        let sql = "SELECT shard, \"offset\", appended, hour FROM archive_floors ORDER BY shard";
+        let rows = self.sql()?.query(sql, params![])?;
+        rows.iter().map(|row| Ok((shard(row, 0)?, admin::floor(row, 1)?))).collect()
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
@@ -411,4 +416,26 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         })?;
         Ok(quarantine)
     }
+}
+
+fn manifest_rows(session: &mut Session, sql: &'static str, params: Vec<Param>) -> Result<Vec<ManifestRow>, StoreError> {
+    let mut manifest = Vec::new();
+    session.each(sql, params, |row| {
+        manifest.push(ManifestRow {
+            log: LogId(get::<Id>(row, 3)?.0),
+            shard: shard(row, 0)?,
+            range: range(row, 1)?,
+            epoch: epoch(row, 4)?,
+            path: get(row, 6)?,
+            appended: (get(row, 7)?, get(row, 8)?),
+            windows: blocks::decode_windows(get(row, 9)?)?,
+            rows: get::<i64>(row, 10)? as u64,
+            raw_bytes: get::<i64>(row, 11)? as u64,
+            bytes: get::<i64>(row, 12)? as u64,
+            crc32c: get::<i64>(row, 13)? as u32,
+            tier: blocks::tier(get::<i16>(row, 14)?)?,
+        });
+        Ok(())
+    })?;
+    Ok(manifest)
 }

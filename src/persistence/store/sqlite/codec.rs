@@ -3,7 +3,7 @@
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 
-pub(super) use super::super::blocks::{decode_runs, decode_windows, encode_runs, encode_windows};
+pub(super) use super::super::blocks::{decode_runs, decode_windows, encode_runs, encode_windows, tier, tier_number};
 use crate::model::decimal::Decimal;
 use crate::model::rollup::Figures;
 

@@ -50,4 +50,6 @@ CREATE TABLE rollmill.quarantine (shard integer NOT NULL, "offset" bigint NOT NU
 CREATE TABLE rollmill.manifest (shard integer NOT NULL, from_offset bigint NOT NULL, to_offset bigint NOT NULL, log uuid NOT NULL,
   epoch bigint NOT NULL, nonce bigint NOT NULL, path text NOT NULL, first_appended bigint NOT NULL, last_appended bigint NOT NULL,
   windows bytea NOT NULL, rows bigint NOT NULL, raw_bytes bigint NOT NULL, bytes bigint NOT NULL, crc32c bigint NOT NULL,
-  PRIMARY KEY (shard, from_offset));
+  tier smallint NOT NULL, PRIMARY KEY (shard, from_offset));
+CREATE TABLE rollmill.archive_floors (shard integer PRIMARY KEY, "offset" bigint NOT NULL, appended bigint NOT NULL,
+  hour integer NOT NULL);
