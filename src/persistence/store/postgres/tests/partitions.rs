@@ -45,11 +45,13 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
         store.snapshot().expect("a snapshot").revisions("acme", "views", day..day + 1).expect("revisions")[0]
     };
 
+    let before = revisions(hours[2]);
     let keep = Keep { rollups: Some(std::time::Duration::from_secs(60 * 86_400)), compress: None };
     assert_eq!(store.maintain(now, keep), Ok((4, 0)), "two weeks of two tables");
     assert_eq!(store.maintain(now, keep), Ok((0, 0)));
     assert_eq!(state(&*store, 0), (1, 2));
-    assert_eq!((revisions(hours[0]), revisions(hours[1]), revisions(hours[2])), (2, 2, 1));
+    assert!(revisions(hours[0]) != before && revisions(hours[1]) != before, "days that lost rows have moved on");
+    assert_eq!(revisions(hours[2]), before);
     let metrics = store.snapshot().expect("a snapshot").metrics("acme").expect("metrics");
     assert_eq!((metrics[0].first, metrics[0].last), (Some(Hour(hours[2])), Some(Hour(hours[3]))));
 
