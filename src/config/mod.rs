@@ -96,6 +96,17 @@ impl Config {
         }
     }
 
+    /// With another value of a key, unchecked.
+    ///
+    /// # Panics
+    /// If there is no such key, or the text is not for it.
+    #[cfg(test)]
+    pub fn with(mut self, name: &str, text: &str) -> Self {
+        let key = KEYS.iter().find(|key| key.name == name).expect("a key");
+        self.0.insert(key.name, parse(key, text).expect("a value"));
+        self
+    }
+
     /// Whether log or store belong to this process alone.
     fn is_embedded(&self) -> bool {
         self.text("store.url").is_empty()

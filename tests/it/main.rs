@@ -11,4 +11,5 @@ mod keys;
 mod quarantine;
 mod restored_log;
 mod startup;
+mod status;
 mod tenants;

@@ -239,5 +239,7 @@ impl EventLog for MemoryLog {
 
     fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        // Who leaves holds nothing.
+        self.held.send_replace(Arc::default());
     }
 }
