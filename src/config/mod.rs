@@ -72,7 +72,9 @@ impl Config {
         }
         let (keep, max_age) = (self.millis("rollups.keep"), self.millis("accept.max_age"));
         if keep != 0 && keep < max_age {
-            mistakes.push("rollups.keep is below accept.max_age: accepted events would be dropped; raise it, or set it to 0".to_owned());
+            mistakes.push(
+                "rollups.keep is below accept.max_age: accepted events would be dropped; raise it, or set it to 0".to_owned(),
+            );
         }
     }
 

@@ -83,7 +83,8 @@ pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
 /// # Errors
 /// If no URL is configured, or the role may not.
 pub fn migrate(config: &Config) -> anyhow::Result<String> {
-    let options = postgres(config).context("store.url is empty: name the database with --url, as the role that owns the tables")?;
+    let options =
+        postgres(config).context("store.url is empty: name the database with --url, as the role that owns the tables")?;
     Ok(PostgresStore::open(&options)?.place())
 }
 

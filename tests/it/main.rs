@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/postgres.rs"]
+mod postgres;
+
 mod archive;
 mod basics;
 mod flights;
@@ -11,4 +14,5 @@ mod keys;
 mod quarantine;
 mod restored_log;
 mod startup;
+mod store_postgres;
 mod tenants;

@@ -39,7 +39,8 @@ fn bin() -> PathBuf {
         return PathBuf::from(dir);
     }
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = versions.map(|entry| entry.path().join("bin")).filter(|dir| dir.join("initdb").exists()).collect();
+    let mut found: Vec<PathBuf> =
+        versions.map(|entry| entry.path().join("bin")).filter(|dir| dir.join("initdb").exists()).collect();
     found.sort();
     found.pop().expect("PostgreSQL is missing: run scripts/install-test-tools")
 }
@@ -100,6 +101,30 @@ impl Postgres {
         guard.wait().expect("the guard ends");
         std::thread::sleep(down);
         self.run();
+    }
+
+    /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to trust.
+    pub fn turn_on_tls(&self) -> PathBuf {
+        let (key, certificate) = (self.dir.join("data/server.key"), self.dir.join("data/server.crt"));
+        let made = command(Path::new("openssl"))
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+            .arg(key)
+            .arg("-out")
+            .arg(&certificate)
+            .current_dir("/")
+            .output()
+            .expect("openssl is there: run scripts/install-test-tools");
+        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+        self.psql("postgres", "ALTER SYSTEM SET ssl = on").expect("set");
+        self.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.psql("postgres", "SHOW ssl") != Ok("on".into()) {
+            assert!(Instant::now() < deadline, "the server does not turn TLS on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        certificate
     }
 
     /// Runs statements as the superuser; what they print, unaligned, or the server's error.

@@ -112,7 +112,10 @@ impl Shared {
         if plan.stall {
             return Fate::Stall;
         }
-        if request && let Some(word) = plan.cut_after && chunk.windows(word.len()).any(|part| part == word) {
+        if request
+            && let Some(word) = plan.cut_after
+            && chunk.windows(word.len()).any(|part| part == word)
+        {
             plan.cut_after = None;
             return Fate::PassThenCut;
         }

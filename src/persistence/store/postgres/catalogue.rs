@@ -130,7 +130,8 @@ fn admit(
         let metric_nos = part.iter().map(|w| metric_of(&w.info.series)).collect::<Result<Vec<i32>, _>>()?;
         let given = insert_series(session, part, &metric_nos, shard)?;
         for (w, metric_no) in part.iter().zip(metric_nos) {
-            let series_no = *given.get(&w.info.id).ok_or_else(|| StoreError::Failed(format!("series {} got no number", w.info.id)))?;
+            let series_no =
+                *given.get(&w.info.id).ok_or_else(|| StoreError::Failed(format!("series {} got no number", w.info.id)))?;
             numbers.insert(w.info.id, Numbered { metric_no, series_no, info: Arc::clone(w.info) });
             *growth.entry(metric_no).or_default() += 1;
             for (name, value) in &w.info.series.labels {
@@ -197,7 +198,8 @@ fn label(session: &mut Session, labels: &[((i32, &str, &str), Vec<i64>)]) -> Res
         WHERE NOT EXISTS (SELECT FROM label_pairs p WHERE p.metric_no = w.metric_no AND p.name = w.name AND p.value = w.value)
         ORDER BY w.metric_no, w.name COLLATE \"C\", w.value COLLATE \"C\" ON CONFLICT DO NOTHING";
     session.execute(new, params![metric_nos.clone(), names.clone(), values.clone()])?;
-    let select = "SELECT w.at, p.no FROM unnest($1::integer[], $2::text[], $3::text[]) WITH ORDINALITY AS w (metric_no, name, value, at)
+    let select =
+        "SELECT w.at, p.no FROM unnest($1::integer[], $2::text[], $3::text[]) WITH ORDINALITY AS w (metric_no, name, value, at)
         JOIN label_pairs p ON p.metric_no = w.metric_no AND p.name = w.name AND p.value = w.value";
     let (mut pair_nos, mut series_nos) = (Vec::new(), Vec::new());
     for row in session.query(select, params![metric_nos, names, values])? {

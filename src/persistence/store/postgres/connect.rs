@@ -121,7 +121,10 @@ fn tls(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
     match authorities {
         Some(path) => {
             let unreadable = |why: String| {
-                StoreError::Invalid(format!("store.tls_ca: cannot read {}: {why}: name a PEM file of certificates", path.display()))
+                StoreError::Invalid(format!(
+                    "store.tls_ca: cannot read {}: {why}: name a PEM file of certificates",
+                    path.display()
+                ))
             };
             for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable(e.to_string()))? {
                 let certificate = certificate.map_err(|e| unreadable(e.to_string()))?;

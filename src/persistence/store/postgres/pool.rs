@@ -68,7 +68,9 @@ impl Pool {
             let fresh = lease.fresh;
             match lease.session()?.begin(words.to_owned()) {
                 Ok(()) => return Ok(lease),
-                Err(failure) if fresh || matches!(failure, Failure::Late) || failure.session_survives() => return Err(failure.into()),
+                Err(failure) if fresh || matches!(failure, Failure::Late) || failure.session_survives() => {
+                    return Err(failure.into());
+                }
                 Err(_) => {}
             }
         }

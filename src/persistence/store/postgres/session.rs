@@ -112,10 +112,7 @@ impl Session {
         }
     }
 
-    fn step<T: Send + 'static>(
-        &mut self,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Failure> {
+    fn step<T: Send + 'static>(&mut self, work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Failure> {
         let left = self.limit.saturating_sub(self.watch.elapsed());
         if left.is_zero() || !self.sound {
             self.sound = false;

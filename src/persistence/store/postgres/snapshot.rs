@@ -55,7 +55,8 @@ impl<'a> PostgresSnapshot<'a> {
     }
 
     fn metric(&mut self, tenant: &str, metric: &str) -> Result<Option<(i32, i64)>, StoreError> {
-        let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = $1 AND m.name = $2";
+        let sql =
+            "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = $1 AND m.name = $2";
         let rows = self.sql()?.query(sql, params![tenant.to_owned(), metric.to_owned()])?;
         rows.first().map(|row| Ok((get(row, 0)?, get(row, 1)?))).transpose()
     }
@@ -123,7 +124,13 @@ impl<'a> PostgresSnapshot<'a> {
     }
 
     /// One look-up in the key for every hour and series, in this order whatever the planner believes (OFFSET 0).
-    fn seek(&mut self, metric_no: i32, series: &Matched, query: &RollupQuery<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    fn seek(
+        &mut self,
+        metric_no: i32,
+        series: &Matched,
+        query: &RollupQuery<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
         let sql = format!(
             "SELECT {} FROM generate_series($2::integer, $3::integer - 1) AS h (hour) CROSS JOIN unnest($4::bigint[]) AS w (no)
              CROSS JOIN LATERAL (SELECT * FROM rollups r WHERE r.metric_no = $1 AND r.hour = h.hour AND r.series_no = w.no OFFSET 0) r
@@ -135,7 +142,13 @@ impl<'a> PostgresSnapshot<'a> {
         self.visit(&sql, params![metric_no, query.from.0, query.to.0, nos], series, query, visit)
     }
 
-    fn scan(&mut self, metric_no: i32, series: &Matched, query: &RollupQuery<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    fn scan(
+        &mut self,
+        metric_no: i32,
+        series: &Matched,
+        query: &RollupQuery<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
         let sql = format!(
             "SELECT {} FROM rollups r {} WHERE r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3 ORDER BY r.hour",
             columns(query),
@@ -334,7 +347,8 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     }
 
     fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
-        let sql = "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no JOIN label_pairs p ON p.metric_no = m.no
+        let sql =
+            "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no JOIN label_pairs p ON p.metric_no = m.no
             WHERE t.name = $1 AND p.name = $2 AND ($3::text IS NULL OR m.name = $3) ORDER BY p.value";
         let params = params![tenant.to_owned(), name.to_owned(), metric.map(str::to_owned)];
         self.sql()?.query(sql, params)?.iter().map(|row| get(row, 0)).collect()

@@ -174,7 +174,8 @@ fn a_busy_pool_says_which_key_to_raise() {
 fn a_locked_row_fails_in_time_and_a_dead_host_is_passed_over() {
     let (_, url) = store();
     let two = url.replace("127.0.0.1:", "127.0.0.1:1,127.0.0.1:");
-    let store = PostgresStore::open(&PostgresOptions { lock_timeout: Duration::from_millis(300), ..options(&two) }).expect("a store");
+    let store =
+        PostgresStore::open(&PostgresOptions { lock_timeout: Duration::from_millis(300), ..options(&two) }).expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let mut stranger = store.writers.begin("BEGIN").expect("a session");
     stranger.session().expect("it").batch("SELECT FROM shards FOR UPDATE".to_owned()).expect("locked");

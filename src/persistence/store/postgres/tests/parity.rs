@@ -37,7 +37,9 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
     snapshot
-        .rollup_bytes(Hour(-1000), Hour(1000), &mut |series, hour, _, bytes| all.push(format!("{:?} {hour:?} {bytes:02x?}", series.series)))
+        .rollup_bytes(Hour(-1000), Hour(1000), &mut |series, hour, _, bytes| {
+            all.push(format!("{:?} {hour:?} {bytes:02x?}", series.series))
+        })
         .expect("bytes");
     all.push(format!("{:?}", snapshot.checkpoints().expect("checkpoints")));
     for tenant in ["t0", "t1"] {
@@ -49,13 +51,34 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
             all.push(format!("{:?}", snapshot.revisions(tenant, metric, -20..20).expect("revisions")));
             let regex = regex::Regex::new("^(?:v1|)$").expect("a regex");
             let few = Matcher::Equal("l0".into(), "v1".into());
-            for matchers in [vec![], vec![few.clone()], vec![few, Matcher::NotRegex("l1".into(), regex.clone())], vec![Matcher::Regex("l1".into(), regex)]] {
-                for (distinct, quantiles, from, to) in [(false, false, -200, 200), (true, false, -3, 90), (false, true, 0, 1), (true, true, -200, 200)] {
-                    let query = RollupQuery { tenant, metric, matchers: &matchers, from: Hour(from), to: Hour(to), distinct, quantiles, max_series: 100 };
+            for matchers in [
+                vec![],
+                vec![few.clone()],
+                vec![few, Matcher::NotRegex("l1".into(), regex.clone())],
+                vec![Matcher::Regex("l1".into(), regex)],
+            ] {
+                for (distinct, quantiles, from, to) in
+                    [(false, false, -200, 200), (true, false, -3, 90), (false, true, 0, 1), (true, true, -200, 200)]
+                {
+                    let query = RollupQuery {
+                        tenant,
+                        metric,
+                        matchers: &matchers,
+                        from: Hour(from),
+                        to: Hour(to),
+                        distinct,
+                        quantiles,
+                        max_series: 100,
+                    };
                     let mut rows = Vec::new();
-                    snapshot.rollups(&query, &mut |series, hour, rollup| rows.push((series.id, hour, format!("{rollup:?}")))).expect("rollups");
+                    snapshot
+                        .rollups(&query, &mut |series, hour, rollup| rows.push((series.id, hour, format!("{rollup:?}"))))
+                        .expect("rollups");
                     let mut last = std::collections::HashMap::new();
-                    assert!(rows.iter().all(|(id, hour, _)| last.insert(*id, *hour).is_none_or(|before| before < *hour)), "ascending hours");
+                    assert!(
+                        rows.iter().all(|(id, hour, _)| last.insert(*id, *hour).is_none_or(|before| before < *hour)),
+                        "ascending hours"
+                    );
                     rows.sort();
                     all.push(format!("{rows:?}"));
                 }
@@ -100,7 +123,9 @@ fn flush_rate() {
     let deltas = |hour: i32, sketches: bool| -> Vec<Delta> {
         let one = |n: i32| {
             let mut delta = delta(&format!("page-{n}"), hour, i128::from(n) * 10_000_000);
-            (0..20).for_each(|more| delta.rollup.add(Some(Decimal::from_units(i128::from(n * more) * 10_000_000)), Some((n * 31 + more) as u64)));
+            (0..20).for_each(|more| {
+                delta.rollup.add(Some(Decimal::from_units(i128::from(n * more) * 10_000_000)), Some((n * 31 + more) as u64))
+            });
             if !sketches {
                 delta.rollup = Rollup { figures: delta.rollup.figures, ..Rollup::default() };
             }

@@ -70,7 +70,10 @@ fn tables_that_a_superuser_lays_belong_to_the_owner() {
     let sql = "SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
         WHERE c.relnamespace = 'rollmill'::regnamespace";
     assert_eq!(server.psql(&database, sql), Ok("rollmill_owner".into()));
-    assert_eq!(server.psql(&database, "SELECT DISTINCT proowner::regrole FROM pg_proc WHERE pronamespace = 'rollmill'::regnamespace"), Ok("rollmill_owner".into()));
+    assert_eq!(
+        server.psql(&database, "SELECT DISTINCT proowner::regrole FROM pg_proc WHERE pronamespace = 'rollmill'::regnamespace"),
+        Ok("rollmill_owner".into())
+    );
 }
 
 #[test]

@@ -45,7 +45,8 @@ fn chunks_are_made_compressed_and_dropped() {
     let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
     let url = database(&url);
     let store = PostgresStore::open(&options(&url)).expect("a store");
-    let tables = "SELECT hypertable_name FROM timescaledb_information.hypertables WHERE hypertable_schema = 'rollmill' ORDER BY 1";
+    let tables =
+        "SELECT hypertable_name FROM timescaledb_information.hypertables WHERE hypertable_schema = 'rollmill' ORDER BY 1";
     assert_eq!(run(&url, tables), ["rollups", "sketches"]);
     let now = SystemClock.now();
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
