@@ -3,6 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/postgres.rs"]
+mod postgres;
+
 mod archive;
 mod basics;
 mod flights;
@@ -12,4 +15,5 @@ mod quarantine;
 mod restored_log;
 mod startup;
 mod status;
+mod store_postgres;
 mod tenants;

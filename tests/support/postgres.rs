@@ -103,6 +103,30 @@ impl Postgres {
         self.run();
     }
 
+    /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to trust.
+    pub fn turn_on_tls(&self) -> PathBuf {
+        let (key, certificate) = (self.dir.join("data/server.key"), self.dir.join("data/server.crt"));
+        let made = command(Path::new("openssl"))
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+            .arg(key)
+            .arg("-out")
+            .arg(&certificate)
+            .current_dir("/")
+            .output()
+            .expect("openssl is there: run scripts/install-test-tools");
+        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+        self.psql("postgres", "ALTER SYSTEM SET ssl = on").expect("set");
+        self.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.psql("postgres", "SHOW ssl") != Ok("on".into()) {
+            assert!(Instant::now() < deadline, "the server does not turn TLS on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        certificate
+    }
+
     /// Runs statements as the superuser; what they print, unaligned, or the server's error.
     pub fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
         self.psql_as("postgres", database, sql)

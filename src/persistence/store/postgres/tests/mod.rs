@@ -6,6 +6,7 @@ mod partitions;
 mod roles;
 mod takeover;
 pub(in crate::persistence::store) mod timescale;
+mod tls;
 
 #[path = "../../../../../tests/support/postgres.rs"]
 pub(in crate::persistence::store) mod server;
