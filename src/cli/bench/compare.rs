@@ -103,7 +103,7 @@ pub(super) async fn measure(args: &BenchArgs, peer: Peer) -> anyhow::Result<Comp
     for contender in &contenders {
         ingest.push(ingest_column(contender, &shape).await?);
     }
-    // The second row of the peer is another way in, not another way out.
+    // The third server is another way in, not another way out.
     contenders.truncate(2);
     let questions = ask(&contenders, args.connections, &Shape { run: run ^ 1, ..shape }, &rounds).await?;
     Ok(Comparison { peer: version, rounds: rounds.count, seconds: rounds.seconds, ingest, questions })
@@ -113,11 +113,11 @@ async fn start(args: &BenchArgs, binary: &std::path::Path) -> anyhow::Result<Vec
     let ours = Server::start(None, args.config.as_deref(), args.series).await?;
     let import = victoria::start(binary, "import").await?;
     let influx = victoria::start(binary, "influx").await?;
-    let theirs = ["no: seconds later", "time, value, labels"];
+    let theirs = ["no", "value and time"];
     Ok(vec![
-        Contender::new("rollmill", Wire::Rollmill, ours, ["yes", "whole events; hourly rollups with users, quantiles"])?,
-        Contender::new("VictoriaMetrics JSON import", Wire::JsonImport, import, theirs)?,
-        Contender::new("VictoriaMetrics Influx line", Wire::InfluxLine, influx, theirs)?,
+        Contender::new("rollmill", Wire::Rollmill, ours, ["yes", "events and rollups"])?,
+        Contender::new("VM JSON import", Wire::JsonImport, import, theirs)?,
+        Contender::new("VM Influx line", Wire::InfluxLine, influx, theirs)?,
     ])
 }
 

@@ -77,7 +77,8 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
     for _ in 0..plan.connections {
         let (tally, watch, client) = (tally.clone(), watch.clone(), target.connect().await?);
         let line = Line { client, wire: target.wire };
-        handles.push(tasks.spawn_local(connection(line, plan.shape, plan.seconds, plan.rate, tally, watch)));
+        let pace = Pace { rate: plan.rate, begin: plan.begin.events };
+        handles.push(tasks.spawn_local(connection(line, plan.shape, plan.seconds, pace, tally, watch)));
     }
     let line = Line { client: target.connect().await?, wire: target.wire };
     let probe = (line, target.connect().await?);
@@ -116,11 +117,17 @@ struct Line {
     wire: Wire,
 }
 
+/// At most so many events per second since the first of the round.
+struct Pace {
+    rate: Option<u64>,
+    begin: u64,
+}
+
 async fn connection(
     line: Line,
     shape: Shape,
     seconds: u32,
-    rate: Option<u64>,
+    pace: Pace,
     tally: Rc<Tally>,
     watch: Rc<Stopwatch>,
 ) -> anyhow::Result<()> {
@@ -129,8 +136,8 @@ async fn connection(
     let mut body = Body::new(&shape, wire, |length| client.post_head(wire, length));
     while watch.elapsed() < until {
         let first = tally.next.get();
-        if let Some(rate) = rate {
-            let due = Duration::from_secs_f64(first as f64 / rate as f64);
+        if let Some(rate) = pace.rate {
+            let due = Duration::from_secs_f64((first - pace.begin) as f64 / rate as f64);
             tokio::time::sleep(due.saturating_sub(watch.elapsed())).await;
         }
         tally.next.set(first + shape.batch as u64);

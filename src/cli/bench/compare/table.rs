@@ -37,7 +37,7 @@ impl Figure {
     fn shown(&self) -> Cell {
         match self.value {
             Datum::Number(number) => Cell::new(readable(number)).set_alignment(CellAlignment::Right),
-            Datum::Text(text) => Cell::new(text),
+            Datum::Text(text) => Cell::new(text).set_alignment(CellAlignment::Right),
         }
     }
 
@@ -68,7 +68,7 @@ pub(in super::super) struct Comparison {
 impl Comparison {
     /// For people.
     pub(in super::super) fn table(&self) -> String {
-        let title = format!("{}; {} alternating rounds of {} s", self.peer, self.rounds, self.seconds);
+        let title = format!("{}; {} alternating rounds of {} s; ÷: rollmill divided by it", self.peer, self.rounds, self.seconds);
         format!("{title}\n\n{}\n\n{}", table(&self.ingest), table(&self.questions))
     }
 
@@ -81,15 +81,16 @@ impl Comparison {
 
 fn table(columns: &[Column]) -> Table {
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(comfy_table::presets::NOTHING);
     let [ours, theirs @ ..] = columns else { return table };
-    let ratios = theirs.iter().map(|column| format!("rollmill ÷ {}", column.name));
+    let ratios = theirs.iter().map(|column| format!("÷ {}", column.name));
     let names = columns.iter().map(|column| column.name.to_owned());
-    table.set_header([String::new()].into_iter().chain(names).chain(ratios).chain([String::new()]));
+    let header = [String::new()].into_iter().chain(names).chain(ratios).chain([String::new()]);
+    table.set_header(header.map(|name| Cell::new(name).set_alignment(CellAlignment::Right)));
     for (at, figure) in ours.figures.iter().enumerate() {
         let mut row = vec![Cell::new(figure.name.replace('_', " "))];
         row.extend(columns.iter().map(|column| column.figures[at].shown()));
-        let ratio = |column: &Column| figure.ratio(&column.figures[at]).map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+        let ratio = |column: &Column| figure.ratio(&column.figures[at]).map_or_else(String::new, |ratio| format!("{ratio:.3}"));
         row.extend(theirs.iter().map(|column| Cell::new(ratio(column)).set_alignment(CellAlignment::Right)));
         row.push(Cell::new(figure.unit));
         table.add_row(row);
@@ -139,6 +140,6 @@ mod tests {
         let table = comparison.table();
         let rate = table.lines().find(|line| line.contains("rate")).unwrap();
         let words: Vec<&str> = rate.split_whitespace().collect();
-        assert_eq!(words, ["rate", "1,500", "1,000", "0", "1.50", "/s"]);
+        assert_eq!(words, ["rate", "1,500", "1,000", "0", "1.500", "/s"]);
     }
 }
