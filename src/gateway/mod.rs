@@ -14,6 +14,7 @@ pub mod interner;
 pub mod keys_file;
 pub mod msgpack;
 pub mod parse;
+pub mod rest_proxy;
 pub mod routes;
 pub mod server;
 pub mod ws;

@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::{Gateway, admin, decode, ingest, ws};
+use super::{Gateway, admin, decode, ingest, rest_proxy, ws};
 use crate::model::event;
 use crate::query::service::{QueryError, QueryService};
 use crate::telemetry;
@@ -36,6 +36,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/quarantine", get(admin::quarantine))
         .route("/v1/quarantine/release", post(admin::release))
         .route("/v1/quarantine/discard", post(admin::discard))
+        .route("/topics/{topic}", post(rest_proxy::produce))
+        .route("/topics/{topic}/partitions/{id}", post(rest_proxy::produce_to_partition))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
@@ -70,6 +72,14 @@ impl Gateway {
     /// 401, 403.
     pub fn tenant(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         self.deps.keys.load().authenticate(headers, scope, self.deps.clock.now())
+    }
+
+    /// The same for clients that can send a key only as the password of `Authorization: Basic`.
+    ///
+    /// # Errors
+    /// 401, 403.
+    pub fn tenant_or_basic(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
+        self.deps.keys.load().authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
     /// Asks the query engine outside of the event loop.
@@ -113,22 +123,37 @@ impl Gateway {
 async fn post_events(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
     let format = decode::format_of(&headers)?;
-    let idempotency = match headers.get("idempotency-key").map(HeaderValue::to_str) {
-        None => None,
-        Some(Ok(key)) if (1..=100).contains(&key.len()) => Some(key),
-        Some(_) => {
-            let message = "Idempotency-Key is 1 to 100 visible ASCII characters";
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", message));
-        }
-    };
+    let idempotency = idempotency_of(&headers)?;
     // Held until the answer, so that what waits for the log stays counted.
     let (body, _reservation) = decode::read_body(&gateway, &headers, body).await?;
-    let request = ingest::Request { gateway: &gateway, tenant: &tenant, format, idempotency, now: gateway.deps.clock.now() };
+    let request = ingest::Request {
+        gateway: &gateway,
+        tenant: &tenant,
+        format,
+        idempotency,
+        default_metric: None,
+        now: gateway.deps.clock.now(),
+    };
     let read = request.read(&body)?;
     let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
     let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
     let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
     Ok((status, axum::Json(outcome)).into_response())
+}
+
+/// `Idempotency-Key`, if it is there.
+///
+/// # Errors
+/// 400.
+pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    match headers.get("idempotency-key").map(HeaderValue::to_str) {
+        None => Ok(None),
+        Some(Ok(key)) if (1..=100).contains(&key.len()) => Ok(Some(key)),
+        Some(_) => {
+            let message = "Idempotency-Key is 1 to 100 visible ASCII characters";
+            Err(ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", message))
+        }
+    }
 }
 
 /// The parameters of a query string.

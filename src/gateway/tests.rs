@@ -2,6 +2,7 @@
 
 mod hostile;
 mod matrix;
+mod rest_proxy;
 mod sockets;
 
 use std::sync::{Arc, Mutex};
@@ -178,7 +179,7 @@ async fn all_bad_is_422_and_nothing_reaches_the_log() {
 async fn hostile_bodies_are_refused_without_harm() {
     let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
     let deep = format!(r#"{{"metric":"m","properties":{}{}}}"#, "[".repeat(2000), "]".repeat(2000));
-    for body in [deep.as_str(), "", "[", r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","metrc":1}"#, "[1]"] {
+    for body in [deep.as_str(), "", "[", r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","metrc":1}"#, "[1]", r#"[["m"]]"#] {
         assert_eq!(send(&gateway, body.to_owned()).await.0, StatusCode::BAD_REQUEST);
     }
     for body in [

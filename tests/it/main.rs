@@ -8,10 +8,12 @@ mod postgres;
 
 mod archive;
 mod basics;
+mod bench;
 mod flights;
 mod hostile;
 mod keys;
 mod quarantine;
+mod rest_proxy;
 mod restored_log;
 mod startup;
 mod status;
