@@ -29,11 +29,13 @@ impl Rng {
 
 /// Counts one shard's live events.
 fn live_count(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<(ShardReport, u64), LiveError> {
-    let question = LiveQuestion { tenant: "t", metric: "m", from: Hour(i32::MIN), to: Hour(i32::MAX) };
+    let (from, to) = (Hour(i32::MIN), Hour(i32::MAX));
+    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct: false, quantiles: false };
     let mut count = 0;
-    let report =
-        slots.read(shard, Some(checkpoint), &question, &mut |_| true, &mut |_, _, rollup| count += rollup.figures.count)?;
-    Ok((report, count))
+    let asked = [(shard, Some(*checkpoint))];
+    let mut reports = slots.read(&asked, &question, &[], &mut |_, _, _, rollup| count += rollup.figures.count);
+    let (_, report) = reports.remove(0);
+    Ok((report?, count))
 }
 
 /// The events that store and live deltas hold, and up to when they are all, if every shard has answered.
