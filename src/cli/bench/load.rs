@@ -136,11 +136,12 @@ async fn connection(
     let mut body = Body::new(&shape, wire, |length| client.post_head(wire, length));
     while watch.elapsed() < until {
         let first = tally.next.get();
+        // Taken before the wait, or other connections would send the same events.
+        tally.next.set(first + shape.batch as u64);
         if let Some(rate) = pace.rate {
             let due = Duration::from_secs_f64((first - pace.begin) as f64 / rate as f64);
             tokio::time::sleep(due.saturating_sub(watch.elapsed())).await;
         }
-        tally.next.set(first + shape.batch as u64);
         body.patch(&shape, first, SystemClock.now());
         let asked = watch.elapsed();
         loop {
