@@ -114,10 +114,18 @@ impl Config {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
-    /// Every key with its value as text.
+    /// Every key with its value as text, to be shown: the password of an address is not.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.iter().map(|(key, value)| (*key, value.to_string()))
+        self.0.iter().map(|(key, value)| (*key, without_password(value.to_string())))
     }
+}
+
+/// `scheme://user:***@host` for an address with a password.
+fn without_password(text: String) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text };
+    let Some((user, host)) = rest.rsplit_once('@') else { return text };
+    let name = user.split_once(':').map_or("", |(name, _)| name);
+    format!("{scheme}://{name}:***@{host}")
 }
 
 /// Variables with our prefix that are no keys: the client's address and key.
@@ -191,6 +199,16 @@ mod tests {
         {
             assert!(all.contains(part), "{part} in {all}");
         }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let config = load("query.redis = \"redis://me:top@se:cret@cache:6379/1\"\n", &[]).expect("valid");
+        assert_eq!(config.text("query.redis"), "redis://me:top@se:cret@cache:6379/1");
+        let shown: BTreeMap<_, _> = config.iter().collect();
+        assert_eq!(shown["query.redis"], "redis://me:***@cache:6379/1");
+        assert_eq!(without_password("redis://secret@cache".to_owned()), "redis://:***@cache");
+        assert_eq!(without_password("http://127.0.0.1:9000".to_owned()), "http://127.0.0.1:9000");
     }
 
     #[test]

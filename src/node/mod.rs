@@ -136,7 +136,8 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     let interval = config.duration("shards.pull_interval");
     let pulse = tokio::spawn(pulse::run(shard_refs.clone(), slots.clone(), log.clone(), clock.clone(), interval));
 
-    let queries = QueryEngine::new(store.clone(), slots.clone(), clock.clone(), query_limits(config));
+    let second = backends::second_cache(config)?;
+    let queries = QueryEngine::with_second_cache(store.clone(), slots.clone(), clock.clone(), query_limits(config), second);
     let stale_after = config.millis("query.stale_after");
     let ready_slots = slots.clone();
     let gateway = Gateway::new(GatewayDeps {

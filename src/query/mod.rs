@@ -8,6 +8,7 @@ pub mod engine;
 mod groups;
 mod json;
 mod matchers;
+mod part;
 mod plan;
 pub mod quarantine;
 pub mod service;

@@ -3,12 +3,20 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/s3.rs"]
+mod s3;
+
+#[path = "../support/redis.rs"]
+mod redis_server;
+
 mod archive;
 mod basics;
 mod flights;
 mod hostile;
 mod keys;
 mod quarantine;
+mod redis_cache;
 mod restored_log;
+mod s3_archive;
 mod startup;
 mod tenants;
