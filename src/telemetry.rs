@@ -34,5 +34,8 @@ pub const ACTOR_RESTARTS: &str = "rollmill_actor_restarts_total";
 pub const INVARIANT_VIOLATIONS: &str = "rollmill_invariant_violations_total";
 /// Days of queries found in the cache or not, by `outcome` (hit, miss).
 pub const QUERY_CACHE: &str = "rollmill_query_cache_total";
+/// Days of queries looked up in the second cache or written to it, by `outcome` (hit, miss, invalid; skipped while it does not answer,
+/// failed; kept, dropped). An answer that is skipped or failed counts as a miss too.
+pub const QUERY_SECOND_CACHE: &str = "rollmill_query_second_cache_total";
 /// Queries answered, by `outcome` (complete, partial, refused).
 pub const QUERIES: &str = "rollmill_queries_total";

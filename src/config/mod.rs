@@ -269,6 +269,16 @@ mod tests {
     }
 
     #[test]
+    fn passwords_are_not_shown() {
+        let config = load("query.redis = \"redis://me:top@se:cret@cache:6379/1\"\n", &[]).expect("valid");
+        assert_eq!(config.text("query.redis"), "redis://me:top@se:cret@cache:6379/1");
+        let shown: BTreeMap<_, _> = config.iter().collect();
+        assert_eq!(shown["query.redis"], "redis://me:***@cache:6379/1");
+        assert_eq!(without_password("redis://secret@cache".to_owned()), "redis://:***@cache");
+        assert_eq!(without_password("http://127.0.0.1:9000".to_owned()), "http://127.0.0.1:9000");
+    }
+
+    #[test]
     fn what_is_accepted_is_kept() {
         let ConfigErrors(mistakes) = load("accept.max_age = \"366d\"\n", &[]).expect_err("kept for a shorter time");
         assert!(mistakes[0].contains("archive.keep is below accept.max_age"), "{mistakes:?}");

@@ -10,6 +10,8 @@ use crate::config::Config;
 use crate::persistence::archive::Archive;
 use crate::persistence::archive::location::Location;
 use crate::persistence::archive::objects::{ObjectArchive, Place};
+use crate::persistence::cache::PartCache;
+use crate::persistence::cache::redis::{RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::store::RollupStore;
@@ -124,4 +126,19 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
         }
     };
     Ok(Arc::new(ObjectArchive::new(hot_place, cold_place)?))
+}
+
+/// The second query cache, if one is configured. It need not be there: queries do without it.
+///
+/// # Errors
+/// If its address is none.
+pub fn second_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn PartCache>>> {
+    let options = RedisOptions { deadline: config.duration("query.redis_timeout"), keep: config.duration("query.redis_keep") };
+    match config.text("query.redis") {
+        "" => Ok(None),
+        url => {
+            let cache = RedisCache::open(url, options).map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
+            Ok(Some(Arc::new(cache)))
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures::future::BoxFuture;
 
-use super::{Ports, limits};
+use super::{Ports, backends, limits};
 use crate::actors::slots::Slots;
 use crate::config::Config;
 use crate::persistence::store::RollupStore;
@@ -38,8 +38,9 @@ pub(super) struct Queries {
 pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_limits: ShardLimits) -> anyhow::Result<Queries> {
     let store = ports.store.clone().context("the role query needs a store")?;
     let reachable = Arc::new(AtomicBool::new(true));
+    let second = backends::second_cache(config)?;
     Ok(Queries {
-        service: QueryEngine::new(store.clone(), slots.clone(), ports.clock.clone(), limits::query(config)),
+        service: QueryEngine::with_second_cache(store.clone(), slots.clone(), ports.clock.clone(), limits::query(config), second),
         quarantine: Quarantine::new(store.clone(), shard_limits),
         probe: Some(Box::pin(probe(store, reachable.clone()))),
         store: reachable,

@@ -11,6 +11,7 @@ pub mod engine;
 mod groups;
 mod json;
 mod matchers;
+mod part;
 mod plan;
 pub mod quarantine;
 pub mod service;

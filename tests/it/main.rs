@@ -5,6 +5,11 @@ mod support;
 
 #[path = "../support/postgres.rs"]
 mod postgres;
+#[path = "../support/s3.rs"]
+mod s3;
+
+#[path = "../support/redis.rs"]
+mod redis_server;
 
 mod archive;
 mod basics;
@@ -13,8 +18,10 @@ mod flights;
 mod hostile;
 mod keys;
 mod quarantine;
+mod redis_cache;
 mod rest_proxy;
 mod restored_log;
+mod s3_archive;
 mod startup;
 mod status;
 mod store_postgres;

@@ -47,8 +47,9 @@ CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
 CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
 ";
 
-/// From version 2: the manifest knows tiers and where the archive begins.
+/// From version 2: the manifest knows tiers and where the archive begins. Revisions were counted there, which other stores did alike.
 const FROM_2: &str = "
+UPDATE revisions SET revision = random() | 1;
 ALTER TABLE manifest ADD COLUMN tier INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
 CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
