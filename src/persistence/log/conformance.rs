@@ -123,14 +123,25 @@ fn concurrent_requests_are_all_there_each_writers_in_order(log: &dyn EventLog, _
     }
 }
 
+fn its_node_owns_every_shard_and_its_ends_are_of_now(log: &dyn EventLog, clock: &ManualClock) {
+    let assignment = log.assignment();
+    assert_eq!(**assignment.borrow(), (0..SHARDS).map(ShardId).collect());
+    log.let_go(&[ShardId(1)].into());
+    assert!(!assignment.has_changed().expect("the log lives"), "what is let go is what had left the assignment");
+    append(log, &[(1, "a")]);
+    let known = log.known_at(ShardId(1), clock.now());
+    assert_eq!((known, log.end(ShardId(1))), (clock.now(), 1));
+}
+
 type Case = fn(&dyn EventLog, &ManualClock);
-const CASES: [Case; 6] = [
+const CASES: [Case; 7] = [
     requests_keep_their_order_in_every_shard,
     reading_in_bites_of_any_size_finds_the_same,
     append_times_come_from_the_clock_and_never_decrease,
     released_records_are_refused_and_the_rest_stays,
     a_closed_log_is_read_but_not_written,
     concurrent_requests_are_all_there_each_writers_in_order,
+    its_node_owns_every_shard_and_its_ends_are_of_now,
 ];
 
 #[test]
@@ -173,4 +184,23 @@ fn faults_do_what_they_say() {
         log.lose_tail(ShardId(0), kept);
         assert_eq!(log.end(ShardId(0)), kept);
     }
+}
+
+#[test]
+fn nodes_on_one_log_have_assignments_of_their_own() {
+    let first = MemoryLog::new(LogId(ID), SHARDS, ManualClock::at(T0));
+    let second = first.join();
+    append(&*first, &[(0, "x")]);
+    assert_eq!((second.id(), texts(&*second, 0)), (first.id(), vec!["x".to_owned()]));
+    assert!(second.assignment().borrow().is_empty());
+    let held = first.held();
+    first.assign([ShardId(0), ShardId(1)].into());
+    assert_eq!(held.borrow().len(), SHARDS as usize, "what is taken away is held until it is let go");
+    first.let_go(&[ShardId(0), ShardId(2), ShardId(3)].into());
+    assert_eq!(**held.borrow(), [ShardId(0), ShardId(1)].into(), "what was assigned again meanwhile is held again");
+    second.assign([ShardId(2)].into());
+    assert_eq!(**second.assignment().borrow(), [ShardId(2)].into());
+    first.close();
+    append(&*second, &[(0, "y")]);
+    assert_eq!(texts(&*first, 0), ["x", "y"], "closed is the node, not the log");
 }

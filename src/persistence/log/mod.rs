@@ -7,11 +7,15 @@ mod conformance;
 pub mod embedded;
 pub mod memory;
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::window::Millis;
 
 /// One request: all of its records become durable together, or none does.
 #[derive(Debug, Clone, Default)]
@@ -91,13 +95,22 @@ pub trait EventLog: Send + Sync + 'static {
     fn start(&self, shard: ShardId) -> Offset;
     /// First offset behind the last durable record.
     fn end(&self, shard: ShardId) -> Offset;
+    /// A time not after `now`, such that every record that was durable then lies below `end(shard)` as read afterwards: a log whose
+    /// ends are a little old says here how old.
+    fn known_at(&self, _shard: ShardId, now: Millis) -> Millis {
+        now
+    }
+    /// The shards that this node is to own now. A shard is in it only while its start and end are known.
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
+    /// The actors of these shards, which left the assignment, have stopped: another node may have them. Does not block.
+    fn let_go(&self, _shards: &BTreeSet<ShardId>) {}
     /// Durable records from `from` on, in order, at least one if there is one, about `max_bytes` of payload at most. Blocking:
     /// may read the disk.
     ///
     /// # Errors
     /// See [`LogError`].
     fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError>;
-    /// Releases everything below `floors[shard]`; how much is really freed is the log's affair. Returns the bytes freed.
+    /// Releases everything below `floors[shard]`, 0 being nothing of that shard; how much is really freed is the log's affair. Returns the bytes freed.
     ///
     /// # Errors
     /// If the disk refuses.

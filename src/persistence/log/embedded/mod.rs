@@ -14,7 +14,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -60,6 +60,8 @@ struct Shared {
     cache: Mutex<TailCache>,
     queue: Queue,
     appended: watch::Sender<u64>,
+    /// One process has the directory, so it owns every shard, for ever.
+    assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
 }
 
 /// The embedded log.
@@ -139,6 +141,7 @@ impl EmbeddedLog {
             ends: ends.into_iter().map(AtomicU64::new).collect(),
             queue: Queue::default(),
             appended: watch::Sender::new(0),
+            assigned: watch::Sender::new(Arc::new((0..shards).map(ShardId).collect())),
         };
         Ok((Arc::new(shared), position))
     }
@@ -204,6 +207,10 @@ impl EventLog for EmbeddedLog {
 
     fn end(&self, shard: ShardId) -> Offset {
         self.shared.end(shard)
+    }
+
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.shared.assigned.subscribe()
     }
 
     fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
