@@ -10,6 +10,7 @@ mod query;
 mod send;
 mod status;
 mod store;
+mod topic;
 mod verify;
 
 use std::path::PathBuf;
@@ -59,6 +60,8 @@ enum Command {
     Keys(keys::KeysArgs),
     /// The store in PostgreSQL: its roles and its tables
     Store(store::StoreArgs),
+    /// The log on Kafka: make its topic and check it
+    Topic(topic::TopicArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -113,6 +116,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Quarantine(args) => quarantine::run(&args)?,
         Command::Keys(args) => keys::run(&args)?,
         Command::Store(args) => store::run(&args)?,
+        Command::Topic(args) => return topic::run(&args),
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));

@@ -54,7 +54,7 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let sources = Sources {
         store: store.as_ref(),
         archive: archive.as_ref(),
-        open_log: &|| offline::log(&data),
+        open_log: &|| offline::log(&config, &data),
         dedup_horizon_ms: config.millis("dedup.horizon"),
         dedup_max_ids: config.number("dedup.max_ids") as usize,
     };

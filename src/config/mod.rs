@@ -85,6 +85,13 @@ impl Config {
                     .to_owned(),
             );
         }
+        if !self.text("kafka.brokers").is_empty() {
+            for key in ["store.url", "archive.url"].into_iter().filter(|key| self.text(key).is_empty()) {
+                mistakes.push(format!(
+                    "kafka.brokers is set and {key} is not: shards move between nodes, so what they write must not stay on one"
+                ));
+            }
+        }
         match Roles::parse(self.text("node.roles")) {
             Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
             Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
@@ -109,7 +116,7 @@ impl Config {
 
     /// Whether log or store belong to this process alone.
     fn is_embedded(&self) -> bool {
-        self.text("store.url").is_empty()
+        self.text("store.url").is_empty() || self.text("kafka.brokers").is_empty()
     }
 
     /// `node.roles`
@@ -155,8 +162,12 @@ impl Config {
 
     /// Every key with its value as text, to be shown: the password of an address is not.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.iter().map(|(key, value)| (*key, without_password(value.to_string())))
+        self.0.iter().map(|(key, value)| (*key, shown(key, value.to_string())))
     }
+}
+
+fn shown(key: &str, text: String) -> String {
+    if key == "kafka.properties" && !text.is_empty() { "***".to_owned() } else { without_password(text) }
 }
 
 /// `scheme://user:***@host` for an address with a password.
@@ -266,6 +277,16 @@ mod tests {
         let ConfigErrors(mistakes) = load("rollups.keep = \"364d\"\n", &[]).expect_err("kept for a shorter time");
         assert!(mistakes[0].contains("rollups.keep is below accept.max_age"), "{mistakes:?}");
         assert!(load("rollups.keep = \"365d\"\n", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_log_that_nodes_share_needs_a_store_and_an_archive_that_they_share() {
+        let ConfigErrors(mistakes) = load("kafka.brokers = \"b:9092\"\n", &[]).expect_err("nothing shared");
+        assert!(mistakes[0].contains("store.url") && mistakes[1].contains("archive.url"), "{mistakes:?}");
+        let shared = "kafka.brokers = \"b:9092\"\nstore.url = \"postgres://db/r\"\narchive.url = \"s3://b/p\"\n";
+        let config =
+            load(&format!("{shared}node.roles = \"gateway\"\nkafka.properties = \"sasl.password=x\"\n"), &[]).expect("valid");
+        assert_eq!(config.iter().find(|(key, _)| *key == "kafka.properties"), Some(("kafka.properties", "***".to_owned())));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::persistence::cache::PartCache;
 use crate::persistence::cache::redis::{RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
+use crate::persistence::log::kafka::topic::{Admin, Description, Wish};
+use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, Properties};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
@@ -21,11 +23,74 @@ use crate::persistence::store::sqlite::SqliteStore;
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
-/// Opens or creates the log.
+/// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that `owns_shards` joins Kafka's group.
 ///
 /// # Errors
-/// If it is damaged, or of another shape than the configuration says.
-pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
+/// If it cannot be reached, is damaged, or is of another shape than the configuration says.
+pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
+    match config.text("kafka.brokers") {
+        "" => embedded_log(config, data, clock),
+        _ => kafka_log(config, clock, owns_shards),
+    }
+}
+
+/// Opens Kafka as the log.
+pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
+    let wish = wish(config);
+    let options = KafkaOptions {
+        connection: connection(config)?,
+        shard_count: wish.partitions,
+        group: owns_shards.then(|| config.text("kafka.group").to_owned()),
+        session_timeout: config.duration("kafka.session_timeout"),
+        handover: config.duration("log.handover"),
+        delivery_timeout: config.duration("kafka.delivery_timeout"),
+        max_waiting_bytes: config.number("log.max_waiting"),
+        prefetch_bytes: config.number("kafka.prefetch"),
+        refresh: config.duration("kafka.refresh"),
+        safety: config.duration("log.safety"),
+        replication: wish.replication,
+        min_isr: wish.min_isr,
+        clock: clock.clone(),
+    };
+    let log = KafkaLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    Ok(log)
+}
+
+fn connection(config: &Config) -> anyhow::Result<Connection> {
+    anyhow::ensure!(!config.text("kafka.brokers").is_empty(), "kafka.brokers is empty: name the brokers, `host:port,host:port`");
+    Ok(Connection {
+        brokers: config.text("kafka.brokers").to_owned(),
+        topic: config.text("kafka.topic").to_owned(),
+        properties: Properties::parse(config.text("kafka.properties")).map_err(|why| anyhow::anyhow!(why))?,
+        timeout: config.duration("kafka.timeout"),
+    })
+}
+
+fn wish(config: &Config) -> Wish {
+    let number = |key: &str| config.number(key) as u32;
+    Wish { partitions: number("shards.count"), replication: number("kafka.replication"), min_isr: number("kafka.min_isr") }
+}
+
+/// Makes the topic of the log.
+///
+/// # Errors
+/// If Kafka cannot be reached, or the topic is there.
+pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
+    let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
+    let create = |admin: Admin| admin.create(&wish(config), random);
+    Admin::new(&connection(config)?).and_then(create).map_err(|why| anyhow::anyhow!(why))
+}
+
+/// Describes the topic of the log.
+///
+/// # Errors
+/// If Kafka cannot be reached, or there is no such topic.
+pub fn describe_topic(config: &Config) -> anyhow::Result<Description> {
+    let describe = |admin: Admin| admin.describe(&wish(config));
+    Admin::new(&connection(config)?).and_then(describe).map_err(|why| anyhow::anyhow!(why))
+}
+
+fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
     let mut log_id_if_new = [0; 16];
     getrandom::fill(&mut log_id_if_new).map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
     let options = LogOptions {

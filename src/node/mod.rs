@@ -114,7 +114,7 @@ pub struct Ports {
 fn open(config: &Config, data: &DataDir, roles: Roles) -> anyhow::Result<Ports> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
-    let log = backends::log(config, data, &clock)?;
+    let log = backends::log(config, data, &clock, roles.shards)?;
     let store = if roles.need_store() { Some(backends::store(config, data, &clock)?) } else { None };
     if let Some(store) = &store {
         check_log(data, log.as_ref(), store.as_ref())?;

@@ -38,11 +38,15 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
     super::backends::archive(config, data)
 }
 
-/// Opens the log of a data directory as it is now; nothing can be appended through it.
+/// Opens the log of a data directory as it is now, or Kafka's; nothing is appended through it.
 ///
 /// # Errors
-/// If it is damaged.
-pub fn log(data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
+/// If it is damaged, or cannot be reached.
+pub fn log(config: &Config, data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
+    if !config.text("kafka.brokers").is_empty() {
+        let clock: Arc<dyn crate::clock::Clock> = Arc::new(SystemClock);
+        return backends::kafka_log(config, &clock, false).map_err(|why| format!("{why:#}"));
+    }
     let log: Arc<dyn EventLog> = EmbeddedLog::open_read_only(&data.log(), Arc::new(SystemClock))?;
     Ok(log)
 }

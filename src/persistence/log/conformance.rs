@@ -124,7 +124,11 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
         let larger: Vec<_> = latest(0).into_iter().zip(latest(1)).map(|(a, b)| a.max(b)).collect();
         assert_eq!(larger, acknowledged, "a request is as late as its latest record");
         for from in 0..20 {
-            assert_eq!(read(log, 0, from, 1), read(log, 0, 0, 1 << 20)[from as usize..], "wherever reading starts, here at {from}");
+            assert_eq!(
+                read(log, 0, from, 1),
+                read(log, 0, 0, 1 << 20)[from as usize..],
+                "wherever reading starts, here at {from}"
+            );
         }
         return;
     };

@@ -104,7 +104,12 @@ impl Marks {
         if since >= BELIEVED_AFTER {
             let seen = mark.end.swap(end, Ordering::AcqRel);
             *behind = None;
-            tracing::error!(shard = shard.0, seen, end, "the log ends below what was read of it: it lost records or was replaced");
+            tracing::error!(
+                shard = shard.0,
+                seen,
+                end,
+                "the log ends below what was read of it: it lost records or was replaced"
+            );
         }
     }
 

@@ -98,10 +98,7 @@ impl Bell {
 
     fn wait(&self, at_most: Duration) {
         let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut rung, _) = self
-            .ringing
-            .wait_timeout_while(rung, at_most, |rung| !*rung)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self.ringing.wait_timeout_while(rung, at_most, |rung| !*rung).unwrap_or_else(PoisonError::into_inner);
         *rung = false;
     }
 }
@@ -214,7 +211,8 @@ impl Shared {
 
     /// Keeps the marks fresh until the log is dropped.
     fn keep(&self) {
-        let (mut leaders, mut look_up, mut all, mut identity) = (Vec::new(), Every::default(), Every::default(), Every::default());
+        let (mut leaders, mut look_up, mut all, mut identity) =
+            (Vec::new(), Every::default(), Every::default(), Every::default());
         let mut published = BTreeSet::new();
         identity.due(IDENTITY_EVERY);
         while !self.stopping.load(Ordering::Acquire) {
@@ -274,11 +272,8 @@ impl Shared {
 
     /// A topic that was made anew has another identity, or none.
     fn check_identity(&self) {
-        let wish = Wish {
-            partitions: self.options.shard_count,
-            replication: self.options.replication,
-            min_isr: self.options.min_isr,
-        };
+        let wish =
+            Wish { partitions: self.options.shard_count, replication: self.options.replication, min_isr: self.options.min_isr };
         match self.admin.describe(&wish) {
             Err(why) => tracing::debug!(%why, "the topic cannot be looked at now"),
             Ok(found) if found.log.is_some_and(|log| log != self.id) => self.appending.condemn(format!(

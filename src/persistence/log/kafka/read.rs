@@ -176,11 +176,9 @@ impl Reading {
         let mut list = TopicPartitionList::with_capacity(1);
         match at {
             None => _ = list.add_partition(&self.topic, partition(shard)),
-            Some(offset) => list.add_partition_offset(
-                &self.topic,
-                partition(shard),
-                At::Offset(i64::try_from(offset).unwrap_or(i64::MAX)),
-            )?,
+            Some(offset) => {
+                list.add_partition_offset(&self.topic, partition(shard), At::Offset(i64::try_from(offset).unwrap_or(i64::MAX)))?
+            }
         }
         Ok(list)
     }

@@ -51,7 +51,9 @@ impl Properties {
             let (name, value) = pair.split_once('=').ok_or("kafka.properties: write name=value,name=value")?;
             let name = name.trim();
             if OURS.contains(&name) {
-                return Err(format!("kafka.properties: {name} is set by Rollmill, because its promises depend on it: leave it out"));
+                return Err(format!(
+                    "kafka.properties: {name} is set by Rollmill, because its promises depend on it: leave it out"
+                ));
             }
             found.push((name.to_owned(), value.trim().to_owned()));
         }

@@ -72,7 +72,9 @@ fn delete_topic(options: &KafkaOptions) {
     let raw: rdkafka::admin::AdminClient<settings::Quiet> =
         options.connection.client().create_with_context(settings::Quiet).expect("a client");
     let wait = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
-    futures::executor::block_on(raw.delete_topics(&[&options.connection.topic], &wait)).expect("deletes")[0].as_ref().expect("deletes");
+    futures::executor::block_on(raw.delete_topics(&[&options.connection.topic], &wait)).expect("deletes")[0]
+        .as_ref()
+        .expect("deletes");
     soon("the topic is gone", 20, || admin.describe(&wish(options)).is_err());
 }
 
@@ -211,9 +213,15 @@ fn a_topic_made_anew_is_refused_loudly() {
         outcomes.push(outcome);
         matches!(outcomes.last(), Some(Err(AppendError::Closed(why))) if why.contains("made anew"))
     });
-    assert!(outcomes.iter().all(Result::is_err), "nothing that lies where acknowledged records lay is acknowledged: {outcomes:?}");
+    assert!(
+        outcomes.iter().all(Result::is_err),
+        "nothing that lies where acknowledged records lay is acknowledged: {outcomes:?}"
+    );
     let lost = log.read(ShardId(0), 5, 100);
-    assert!(matches!(lost, Ok(ref none) if none.is_empty()) || lost.is_err(), "nothing new is taken for the next record: {lost:?}");
+    assert!(
+        matches!(lost, Ok(ref none) if none.is_empty()) || lost.is_err(),
+        "nothing new is taken for the next record: {lost:?}"
+    );
     soon("the end shows it", 20, || log.end(ShardId(1)) < 5);
     assert_ne!(open(&options).id(), log.id(), "the next start sees another log");
 }
@@ -289,7 +297,8 @@ fn three_brokers_take_writes_while_two_live_and_acknowledge_nothing_with_one() {
 fn a_plain_client_reads_the_records() {
     let options = fresh();
     let log = open(&options);
-    let event = record::RecordEvent { series: 0, timestamp: 7, value: None, user: Some("u"), id: None, raw: br#"{"metric":"m"}"# };
+    let event =
+        record::RecordEvent { series: 0, timestamp: 7, value: None, user: Some("u"), id: None, raw: br#"{"metric":"m"}"# };
     let series = vec![record::SeriesEntry { id: &[1; 16], key: b"key" }];
     let written = record::Record { version: record::VERSION, tenant: "shop", gateway: 9, series, events: vec![event] };
     let mut payload = Vec::new();
@@ -310,8 +319,13 @@ fn a_plain_client_reads_the_records() {
     assert_eq!((message.partition(), message.offset(), message.key()), (2, 0, None));
     assert_eq!(message.timestamp(), rdkafka::message::Timestamp::LogAppendTime(appended));
     // The envelope as docs/kafka.md describes it, read without our code.
-    let (version, tenant, gateway, series, events): (u8, String, u32, Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>, Vec<PlainEvent>) =
-        rmp_serde::from_slice(message.payload().expect("a payload")).expect("MessagePack");
+    let (version, tenant, gateway, series, events): (
+        u8,
+        String,
+        u32,
+        Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
+        Vec<PlainEvent>,
+    ) = rmp_serde::from_slice(message.payload().expect("a payload")).expect("MessagePack");
     assert_eq!((version, tenant.as_str(), gateway, series[0].1.as_ref()), (1, "shop", 9, &b"key"[..]));
     assert_eq!((events[0].1, events[0].3.as_deref(), events[0].5.as_ref()), (7, Some("u"), &br#"{"metric":"m"}"#[..]));
 }
@@ -335,7 +349,10 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
 }
 
 /// A log on librdkafka's mock, which knows no administration.
-fn mocked(mock: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>, change: impl FnOnce(&mut KafkaOptions)) -> Arc<KafkaLog> {
+fn mocked(
+    mock: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>,
+    change: impl FnOnce(&mut KafkaOptions),
+) -> Arc<KafkaLog> {
     let mut options = options(&mock.bootstrap_servers(), "t");
     mock.create_topic("t", SHARDS as i32, 1).expect("a topic");
     options.group = None;

@@ -89,7 +89,11 @@ pub fn identity_of(log: LogId) -> u64 {
 fn settings(wish: &Wish) -> Vec<(&'static str, String, &'static str)> {
     vec![
         ("cleanup.policy", "delete".to_owned(), "compaction takes records out of the middle"),
-        ("message.timestamp.type", "LogAppendTime".to_owned(), "append times would be the clients', and de-duplication with them"),
+        (
+            "message.timestamp.type",
+            "LogAppendTime".to_owned(),
+            "append times would be the clients', and de-duplication with them",
+        ),
         ("retention.ms", "-1".to_owned(), "Kafka would delete records that are not yet rolled up and archived"),
         ("retention.bytes", "-1".to_owned(), "Kafka would delete records that are not yet rolled up and archived"),
         ("min.insync.replicas", wish.min_isr.to_string(), "a write would be acknowledged by too few replicas"),
@@ -117,7 +121,12 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
         shape("partitions", description.partitions, wish.partitions, "shard n is partition n, and shards.count is fixed");
     }
     if description.replication < wish.replication {
-        shape("replicas", description.replication, wish.replication, "the loss of so many brokers would lose acknowledged records");
+        shape(
+            "replicas",
+            description.replication,
+            wish.replication,
+            "the loss of so many brokers would lose acknowledged records",
+        );
     }
     for (name, wanted, why) in settings(wish) {
         let found = description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
@@ -235,7 +244,8 @@ impl Admin {
         let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
         let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| self.failed("describe", &e))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic && !found.partitions().is_empty());
-        let partitions = found.ok_or_else(|| self.failed("find", &"it is not there; make it with `rollmill topic create`"))?.partitions();
+        let partitions =
+            found.ok_or_else(|| self.failed("find", &"it is not there; make it with `rollmill topic create`"))?.partitions();
         let cluster = client.fetch_cluster_id(timeout).ok_or_else(|| self.failed("describe", &"the cluster has no id"))?;
         let settings = self.settings()?;
         let number = settings.get(IDENTITY_KEY).and_then(|text| text.parse::<u64>().ok());
@@ -263,8 +273,10 @@ impl Admin {
         let specifier = [ResourceSpecifier::Topic(&self.connection.topic)];
         let answer = block_on(self.client.describe_configs(&specifier, &self.options()));
         let found = answer.map_err(|e| self.failed("describe", &e))?.into_iter().next();
-        let resource = found.ok_or_else(|| self.failed("describe", &"no answer"))?.map_err(|code| self.failed("describe", &code))?;
-        let named: Vec<&str> = settings(&Wish { partitions: 0, replication: 0, min_isr: 0 }).iter().map(|(name, ..)| *name).collect();
+        let resource =
+            found.ok_or_else(|| self.failed("describe", &"no answer"))?.map_err(|code| self.failed("describe", &code))?;
+        let named: Vec<&str> =
+            settings(&Wish { partitions: 0, replication: 0, min_isr: 0 }).iter().map(|(name, ..)| *name).collect();
         let matters = |name: &str| named.contains(&name) || name == IDENTITY_KEY;
         let entries = resource.entries.into_iter().filter(|entry| matters(&entry.name));
         Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
@@ -342,7 +354,8 @@ mod tests {
         let log = log_id("c", "t", IDENTITY_BIT | 5);
         assert_eq!(identity_of(log), IDENTITY_BIT | 5);
         assert_eq!(log.to_string(), "8d3d9b1a2f5f6c2e4000000000000005");
-        for other in [log_id("d", "t", IDENTITY_BIT | 5), log_id("c", "u", IDENTITY_BIT | 5), log_id("c", "t", IDENTITY_BIT | 6)] {
+        for other in [log_id("d", "t", IDENTITY_BIT | 5), log_id("c", "u", IDENTITY_BIT | 5), log_id("c", "t", IDENTITY_BIT | 6)]
+        {
             assert_ne!(log, other);
         }
     }
