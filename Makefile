@@ -1,5 +1,5 @@
 # Two commands do everything: `make run` and `make test`.
-.PHONY: run test build bench clean
+.PHONY: run test build bench cluster clean
 
 CARGO ?= cargo
 DATA ?= ./data
@@ -21,6 +21,11 @@ test: tools $(FLIGHTS)
 
 data-sets/events_by_arrival.csv.gz:
 	scripts/fetch-flights data-sets
+
+# The whole cluster on this machine: Kafka, PostgreSQL, S3, Redis, nginx and three nodes. BROKERS=3 for three brokers.
+cluster: build tools $(FLIGHTS)
+	$(CARGO) build --release --locked --example s3-server
+	scripts/cluster "$(FLIGHTS)" $(BROKERS)
 
 bench: build
 	$(CARGO) bench --locked

@@ -15,6 +15,7 @@ use rollmill::model::record::{self, Record, RecordEvent, SeriesEntry};
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::{Series, SeriesId};
 use rollmill::model::window::Hour;
+use rollmill::persistence::archive::parquet;
 use rollmill::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use rollmill::persistence::log::{AppendRequest, EventLog};
 use rollmill::persistence::store::sqlite::SqliteStore;
@@ -162,6 +163,20 @@ fn log_append(c: &mut Criterion) {
     log.close();
 }
 
+fn archive(c: &mut Criterion) {
+    let record = |n: u64| LogRecord { offset: n, appended: 1_790_000_000_000, payload: payload(n) };
+    let records: Vec<LogRecord> = (0..1_000).map(record).collect();
+    let epoch = Epoch { counter: 1, nonce: 1 };
+    let mut group = c.benchmark_group("archive");
+    group.throughput(Throughput::Elements(records.len() as u64 * EVENTS));
+    group.sample_size(10);
+    let encode = || parquet::encode(LOG, ShardId(0), epoch, &records).expect("encodes");
+    group.bench_function("encode 100,000 events", |b| b.iter(encode));
+    let (bytes, row) = encode();
+    let bytes = bytes::Bytes::from(bytes);
+    group.bench_function("decode them", |b| b.iter(|| parquet::decode(bytes.clone(), &row).expect("decodes").len()));
+}
+
 fn store_query(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
     let store = SqliteStore::open(dir.path().join("store.sqlite")).expect("a store");
@@ -204,5 +219,5 @@ fn store_query(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, codec_and_apply, sketches, queues, log_append, store_query);
+criterion_group!(benches, codec_and_apply, sketches, queues, log_append, archive, store_query);
 criterion_main!(benches);

@@ -9,7 +9,7 @@ pub enum Invariant {
     ExactEffect,
     /// I3: at any moment the store's rollups equal the fold of the records below its checkpoint.
     PrefixAtomicity,
-    /// I4: the manifest's ranges tile `[0, archived)` of each shard, and the log is released only below min(rolled up, archived).
+    /// I4: the manifest's ranges tile `[archive floor, archived)` of each shard, and the log is released only below min(rolled up, archived).
     ArchiveTiles,
     /// I5: the flushes of a shard form one unbroken chain and epochs never decrease.
     SingleWriter,

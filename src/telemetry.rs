@@ -24,11 +24,18 @@ pub const FLUSH_ROWS: &str = "rollmill_flush_rows_total";
 pub const FLUSH_SECONDS: &str = "rollmill_flush_duration_seconds";
 /// Archive objects written.
 pub const ARCHIVE_OBJECTS: &str = "rollmill_archive_objects_total";
+/// Archive objects moved to the cold store or expired, by `step` (move, expire).
+pub const ARCHIVE_UPKEEP: &str = "rollmill_archive_upkeep_total";
+/// Failures of the archive, which are tried again, by `step` (write, move, expire, sweep).
+pub const ARCHIVE_FAILURES: &str = "rollmill_archive_failures_total";
 /// Restarts of actors, by `actor`.
 pub const ACTOR_RESTARTS: &str = "rollmill_actor_restarts_total";
 /// Violations of an invariant, by `id`. Anything but zero is a bug.
 pub const INVARIANT_VIOLATIONS: &str = "rollmill_invariant_violations_total";
 /// Days of queries found in the cache or not, by `outcome` (hit, miss).
 pub const QUERY_CACHE: &str = "rollmill_query_cache_total";
+/// Days of queries looked up in the second cache or written to it, by `outcome` (hit, miss, invalid; skipped while it does not answer,
+/// failed; kept, dropped). An answer that is skipped or failed counts as a miss too.
+pub const QUERY_SECOND_CACHE: &str = "rollmill_query_second_cache_total";
 /// Queries answered, by `outcome` (complete, partial, refused).
 pub const QUERIES: &str = "rollmill_queries_total";

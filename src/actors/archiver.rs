@@ -2,7 +2,6 @@
 //!
 //! It never delays rollups: an archive that is down for hours costs log space, nothing else.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,8 +11,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::slots::{Slot, Slots};
 use crate::clock::Clock;
 use crate::model::flush::LogRecord;
+use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Offset, ShardId};
-use crate::persistence::archive::{Archive, ObjectInfo};
+use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry;
@@ -40,17 +40,6 @@ impl ArchiveLimits {
     pub fn due(&self, bytes: u64, oldest: i64, now: i64) -> bool {
         bytes >= self.max_bytes || now.saturating_sub(oldest) >= self.max_delay_ms
     }
-}
-
-/// An orphan is removed when it is older than this: until then its manifest row may still be on the way.
-const ORPHAN_AGE_MS: i64 = 24 * 3_600_000;
-/// Between two searches for orphans.
-const SWEEP_EVERY_MS: i64 = 3_600_000;
-
-/// The objects that no manifest row names and that are too old to get one.
-fn orphans<'a>(listed: &'a [ObjectInfo], named: &HashSet<&str>, now: i64) -> Vec<&'a str> {
-    let forgotten = |o: &&ObjectInfo| !named.contains(o.path.as_str()) && now.saturating_sub(o.written) > ORPHAN_AGE_MS;
-    listed.iter().filter(forgotten).map(|o| o.path.as_str()).collect()
 }
 
 /// What the archiver needs.
@@ -81,33 +70,17 @@ impl ractor::Message for ArchiverMessage {}
 
 impl Actor for Archiver {
     type Msg = ArchiverMessage;
-    /// When to search for orphans next.
-    type State = i64;
+    type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, myself: ActorRef<ArchiverMessage>, (): ()) -> Result<i64, ActorProcessingErr> {
+    async fn pre_start(&self, myself: ActorRef<ArchiverMessage>, (): ()) -> Result<(), ActorProcessingErr> {
         myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
-        Ok(0)
+        Ok(())
     }
 
-    async fn handle(
-        &self,
-        myself: ActorRef<ArchiverMessage>,
-        _: ArchiverMessage,
-        sweep_at: &mut i64,
-    ) -> Result<(), ActorProcessingErr> {
-        let (archiver, now) = (self.clone(), self.clock.now());
-        let sweep = now >= *sweep_at;
-        if sweep {
-            *sweep_at = now + SWEEP_EVERY_MS;
-        }
-        tokio::task::spawn_blocking(move || {
-            archiver.look();
-            if sweep && let Err(why) = archiver.remove_orphans() {
-                tracing::warn!(%why, "the search for orphaned archive objects failed, it is tried again in an hour");
-            }
-        })
-        .await?;
+    async fn handle(&self, myself: ActorRef<ArchiverMessage>, _: ArchiverMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        let archiver = self.clone();
+        tokio::task::spawn_blocking(move || archiver.look()).await?;
         myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
         Ok(())
     }
@@ -120,7 +93,10 @@ impl Archiver {
         for (shard, slot) in self.slots.iter() {
             match self.archive_if_due(shard, slot) {
                 Ok(wrote) => written |= wrote,
-                Err(why) => tracing::warn!(shard = shard.0, %why, "archiving failed, it is tried again"),
+                Err(why) => {
+                    metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "write").increment(1);
+                    tracing::warn!(shard = shard.0, %why, "archiving failed, it is tried again");
+                }
             }
         }
         if written {
@@ -176,41 +152,29 @@ impl Archiver {
         let row = self.archive.write(self.log.id(), shard, epoch, records)?;
         match self.store.archived(&row) {
             Ok(()) => {}
-            // The row may be there: the checkpoint says so when the shard starts again; until then the cursor does not move.
-            Err(StoreError::Unknown(why)) => return Err(self.reload(shard, slot, &why)),
+            // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
+            Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => return Err(self.reload(slot, &row, &error)),
             Err(error) => return Err(error.into()),
         }
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
         let left = slot.unarchived_bytes.load(Ordering::Relaxed).saturating_sub(bytes);
         slot.unarchived_bytes.store(left, Ordering::Relaxed);
-        slot.archived.store(row.range.to, Ordering::Release);
+        slot.archived_to(epoch, row.range.to);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
     }
 
-    fn reload(&self, shard: ShardId, slot: &Slot, why: &str) -> ActorProcessingErr {
+    fn reload(&self, slot: &Slot, row: &ManifestRow, why: &StoreError) -> ActorProcessingErr {
         let checkpoints = self.store.snapshot().and_then(|mut snapshot| snapshot.checkpoints());
         match checkpoints {
             Ok(all) => {
-                if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == shard) {
-                    slot.archived.store(checkpoint.archived, Ordering::Release);
+                if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
+                    slot.archived_to(row.epoch, checkpoint.archived);
                 }
-                format!("the outcome of a manifest row was unknown ({why}); the cursor was read again").into()
+                format!("the manifest row from {} to {}: {why}; the cursor was read again", row.range.from, row.range.to).into()
             }
             Err(error) => error.into(),
         }
-    }
-
-    fn remove_orphans(&self) -> Result<(), ActorProcessingErr> {
-        // The listing comes first: what it shows and the manifest does not name later will never be named.
-        let listed = self.archive.list(self.log.id())?;
-        let manifest = self.store.snapshot()?.manifest(None)?;
-        let named: HashSet<&str> = manifest.iter().map(|row| row.path.as_str()).collect();
-        for path in orphans(&listed, &named, self.clock.now()) {
-            tracing::info!(path, "removing an archive object that no manifest row names");
-            self.archive.remove(path)?;
-        }
-        Ok(())
     }
 
     /// Releases the log below min(rolled up, archived) of every shard.
@@ -238,13 +202,5 @@ mod tests {
         assert!(!limits.due(99, 0, 999));
         assert!(limits.due(100, 0, 0));
         assert!(limits.due(1, 0, 1_000));
-    }
-
-    #[test]
-    fn only_old_objects_without_a_row_are_orphans() {
-        let object = |path: &str, written| ObjectInfo { path: path.to_owned(), bytes: 1, written };
-        let now = 10 * ORPHAN_AGE_MS;
-        let listed = [object("named", 0), object("young", now - ORPHAN_AGE_MS), object("old", now - ORPHAN_AGE_MS - 1)];
-        assert_eq!(orphans(&listed, &HashSet::from(["named"]), now), ["old"]);
     }
 }

@@ -1,7 +1,7 @@
 //! The pool of gateway actors: group a request's events by shard, append them as one atomic request, pass the outcome on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -9,7 +9,33 @@ use tokio::sync::oneshot;
 
 use super::gateway::{Submit, ValidBatch};
 use super::records::records_of;
+use crate::clock::Clock;
+use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendTicket, EventLog};
+
+/// A log that failed is taken for one that takes appends again after this time: without requests nobody would find out.
+const FORGIVEN_MS: i64 = 5_000;
+
+/// Whether the log takes appends, as the gateway actors see it.
+#[derive(Debug, Default)]
+pub struct AppendHealth(AtomicI64);
+
+impl AppendHealth {
+    /// Notes an outcome. A full queue or disk is no failure of this node's way to the log, and is answered as what it is.
+    pub fn note(&self, outcome: &Result<i64, AppendError>, now: Millis) {
+        match outcome {
+            Ok(_) => self.0.store(0, Ordering::Release),
+            Err(AppendError::Closed(_) | AppendError::Unknown(_)) => self.0.store(now, Ordering::Release),
+            Err(AppendError::Overloaded { .. } | AppendError::DiskFull) => {}
+        }
+    }
+
+    /// Whether appends may be expected to work at `now`.
+    pub fn takes_appends(&self, now: Millis) -> bool {
+        let failed_at = self.0.load(Ordering::Acquire);
+        failed_at == 0 || now.saturating_sub(failed_at) >= FORGIVEN_MS
+    }
+}
 
 /// One gateway actor.
 #[derive(Clone)]
@@ -18,6 +44,10 @@ pub struct GatewayActor {
     pub log: Arc<dyn EventLog>,
     /// Identity of this gateway in its records.
     pub gateway: u32,
+    /// What became of the appends.
+    pub health: Arc<AppendHealth>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
 }
 
 /// Messages of a gateway actor.
@@ -41,11 +71,13 @@ impl Actor for GatewayActor {
     async fn handle(&self, _: ActorRef<GatewayMessage>, message: GatewayMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
         let GatewayMessage::Append(batch, reply) = message;
         let ticket = self.log.append(records_of(&batch, self.gateway));
+        let (health, clock) = (self.health.clone(), self.clock.clone());
         tokio::spawn(async move {
             let outcome = match ticket {
                 Ok(ticket) => ticket.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log went away".to_owned()))),
                 Err(error) => Err(error),
             };
+            health.note(&outcome, clock.now());
             // A client that hung up needs no answer; its retry is absorbed by id.
             let _ = reply.send(outcome);
         });
@@ -85,4 +117,24 @@ impl Submit for GatewayPool {
 
 fn alive(actor: &ActorRef<GatewayMessage>) -> bool {
     matches!(actor.get_status(), ractor::ActorStatus::Running | ractor::ActorStatus::Starting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_failed_is_tried_again_after_a_while() {
+        let health = AppendHealth::default();
+        assert!(health.takes_appends(7));
+        health.note(&Err(AppendError::DiskFull), 10);
+        assert!(health.takes_appends(10));
+        health.note(&Err(AppendError::Closed("gone".to_owned())), 10);
+        assert!(!health.takes_appends(10 + FORGIVEN_MS - 1));
+        assert!(health.takes_appends(10 + FORGIVEN_MS));
+        health.note(&Err(AppendError::Unknown("no answer".to_owned())), 20);
+        assert!(!health.takes_appends(20));
+        health.note(&Ok(21), 21);
+        assert!(health.takes_appends(21));
+    }
 }

@@ -13,3 +13,4 @@ pub mod pulse;
 pub mod records;
 pub mod shard;
 pub mod slots;
+pub mod upkeep;

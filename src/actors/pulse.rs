@@ -9,8 +9,6 @@ use ractor::ActorRef;
 
 use super::shard::ShardMessage;
 use super::slots::Slots;
-use crate::clock::Clock;
-use crate::persistence::log::EventLog;
 
 /// Where the actors of the shards are now; a restart replaces the entry.
 pub type ShardRefs = Arc<Vec<ArcSwapOption<ActorRef<ShardMessage>>>>;
@@ -19,8 +17,8 @@ pub type ShardRefs = Arc<Vec<ArcSwapOption<ActorRef<ShardMessage>>>>;
 const IDLE_PULSE: Duration = Duration::from_millis(500);
 
 /// Runs until the task is aborted. A shard with new records is pulsed within `interval`; a shard that has not yet taken its last
-/// pulse gets no other.
-pub async fn run(refs: ShardRefs, slots: Arc<Slots>, log: Arc<dyn EventLog>, clock: Arc<dyn Clock>, interval: Duration) {
+/// pulse gets no other. Of shards that nobody owns here, the log is asked nothing.
+pub async fn run(refs: ShardRefs, slots: Arc<Slots>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let idle_every = (IDLE_PULSE.as_millis() / interval.as_millis().max(1)).max(1);
@@ -28,11 +26,9 @@ pub async fn run(refs: ShardRefs, slots: Arc<Slots>, log: Arc<dyn EventLog>, clo
     loop {
         ticks.tick().await;
         tick += 1;
-        let now = clock.now();
-        for (shard, slot) in slots.iter() {
-            let end = log.end(shard);
+        for (shard, slot) in slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
+            let end = slots.look(shard, slot);
             let behind = slot.applied.load(Ordering::Acquire) < end;
-            slot.note_progress(now, end);
             // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one moment.
             let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
             if (behind || idle_turn) && !slot.pulsed.swap(true, Ordering::AcqRel) {

@@ -76,7 +76,7 @@ impl Actor for ShardActor {
         let actor = self.clone();
         let (claim, state) = tokio::task::spawn_blocking(move || actor.load()).await??;
         let slot = self.slot();
-        slot.begin(&claim.checkpoint, state);
+        slot.begin(&claim, state);
         slot.pulsed.store(false, Ordering::Release);
         Ok(ShardShell::default())
     }
@@ -100,6 +100,11 @@ impl Actor for ShardActor {
         }
         Ok(())
     }
+}
+
+/// Whether an actor ended because another owner has claimed its shard.
+pub fn was_refused(error: &ActorProcessingErr) -> bool {
+    matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Refused { .. }))
 }
 
 impl ShardActor {
@@ -153,8 +158,7 @@ impl ShardActor {
         let slot = self.slot();
         let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
         slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        let now = self.clock.now();
-        slot.note_progress(now, self.log.end(self.shard));
+        self.slots.look(self.shard, slot);
         let next = self.with_state(|state| state.next())?;
         Ok(next < self.log.end(self.shard))
     }
@@ -237,6 +241,7 @@ impl ShardActor {
                 if let Some((to, watch)) = committing {
                     metrics::histogram!(telemetry::FLUSH_SECONDS).record(watch.elapsed().as_secs_f64());
                     self.slot().committed.store(to, Ordering::Release);
+                    self.slot().attempts.store(0, Ordering::Release);
                 }
                 shell.alone = None;
                 self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;

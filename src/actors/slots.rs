@@ -3,11 +3,11 @@
 //! Only the shard's actor writes its state; queries read it under the read side of the lock, for no longer than a merge takes. A
 //! mailbox call per shard and query would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per query).
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::clock::Clock;
-use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::flush::{AccountingDelta, Claim, SeriesInfo};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
@@ -35,27 +35,52 @@ pub struct Slot {
     pub unarchived_bytes: AtomicU64,
     /// When the owner was last seen to have applied the whole log; 0 if it never was.
     pub caught_up_at: AtomicI64,
+    /// Starts at the owner's checkpoint without progress; 0 once it has committed.
+    pub attempts: AtomicU32,
+    /// When the shard entered this node's assignment; 0 if it is not in it.
+    pub given_at: AtomicI64,
 }
 
 impl Slot {
     /// A new owner: its positions and its state, in one step. What an earlier life had caught up with counts no longer: what it held in
     /// memory is gone.
-    pub fn begin(&self, checkpoint: &Checkpoint, state: ShardState) {
+    pub fn begin(&self, claim: &Claim, state: ShardState) {
         self.state.clear_poison();
         let mut owned = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        self.applied.store(checkpoint.next, Ordering::Release);
-        self.committed.store(checkpoint.next, Ordering::Release);
-        self.archived.store(checkpoint.archived, Ordering::Release);
+        self.applied.store(claim.checkpoint.next, Ordering::Release);
+        self.committed.store(claim.checkpoint.next, Ordering::Release);
+        self.archived.store(claim.checkpoint.archived, Ordering::Release);
         self.caught_up_at.store(0, Ordering::Release);
+        self.attempts.store(claim.attempts, Ordering::Release);
         *owned = Some(state);
     }
 
-    /// Notes whether the owner has applied everything below `log_end`. `now` must have been read before `log_end` was: what is
-    /// acknowledged between the two may lie beyond.
-    pub fn note_progress(&self, now: Millis, log_end: Offset) {
+    /// Nobody owns the shard here any more. Positions of a former owner release nothing of the log and archive nothing.
+    pub fn vacate(&self) {
+        self.state.clear_poison();
+        let mut owned = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        for position in [&self.applied, &self.committed, &self.archived, &self.unarchived_bytes] {
+            position.store(0, Ordering::Release);
+        }
+        self.caught_up_at.store(0, Ordering::Release);
+        self.attempts.store(0, Ordering::Release);
+        *owned = None;
+    }
+
+    /// The owner of this epoch has archived everything below `to`; a former owner's news count no longer.
+    pub fn archived_to(&self, epoch: Epoch, to: Offset) {
+        let Ok(owned) = self.state.read() else { return };
+        if owned.as_ref().is_some_and(|state| state.epoch() == epoch) {
+            self.archived.store(to, Ordering::Release);
+        }
+    }
+
+    /// Notes whether the owner has applied everything below `log_end`, which proves what was durable at `known`. `now` must have been
+    /// read before both were: what is acknowledged between may lie beyond.
+    pub fn note_progress(&self, known: Millis, now: Millis, log_end: Offset) {
         let Ok(owned) = self.state.read() else { return };
         if owned.as_ref().is_some_and(|state| state.next() >= log_end) {
-            self.caught_up_at.store(now, Ordering::Release);
+            self.caught_up_at.store(known, Ordering::Release);
         } else if self.caught_up_at.load(Ordering::Acquire) > now {
             // The clock went back: what was noted would hide how far behind the shard is.
             self.caught_up_at.store(0, Ordering::Release);
@@ -73,13 +98,14 @@ pub struct Slots {
     slots: Vec<Arc<Slot>>,
     log: Arc<dyn EventLog>,
     clock: Arc<dyn Clock>,
+    was_fresh: AtomicBool,
 }
 
 impl Slots {
     /// Empty slots for every shard of the log.
     pub fn new(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let slots = (0..log.shard_count()).map(|_| Arc::new(Slot::default())).collect();
-        Arc::new(Self { slots, log, clock })
+        Arc::new(Self { slots, log, clock, was_fresh: AtomicBool::new(false) })
     }
 
     /// The slot of a shard.
@@ -92,25 +118,72 @@ impl Slots {
         (0..).map(ShardId).zip(&self.slots)
     }
 
-    /// Whether every shard is owned and has applied everything appended more than `stale_after_ms` ago.
+    /// Looks at the log's end, and notes whether the owner here has applied everything below.
+    pub fn look(&self, shard: ShardId, slot: &Slot) -> Offset {
+        // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
+        let now = self.clock.now();
+        let known = self.log.known_at(shard, now);
+        let end = self.log.end(shard);
+        slot.note_progress(known, now, end);
+        end
+    }
+
+    /// Whether every shard of this node's assignment is owned here and has applied everything appended more than `stale_after_ms` ago.
+    /// A node that was fresh gets as long for a shard that is assigned to it: taking over from another node does not make it unready.
     pub fn all_fresh(&self, stale_after_ms: i64) -> bool {
-        let floor = self.clock.now() - stale_after_ms;
-        self.iter().all(|(_, slot)| slot.epoch().is_some() && slot.caught_up_at.load(Ordering::Acquire) >= floor)
+        let now = self.clock.now();
+        let floor = now - stale_after_ms;
+        let assigned = self.log.assignment().borrow().clone();
+        let slots = || assigned.iter().filter_map(|shard| self.slots.get(shard.0 as usize));
+        let fresh = |slot: &Arc<Slot>| slot.epoch().is_some() && slot.caught_up_at.load(Ordering::Acquire) >= floor;
+        if slots().all(fresh) {
+            self.was_fresh.store(true, Ordering::Release);
+            return true;
+        }
+        let new = |slot: &Arc<Slot>| (floor..=now).contains(&slot.given_at.load(Ordering::Acquire));
+        self.was_fresh.load(Ordering::Acquire) && slots().all(|slot| fresh(slot) || new(slot))
     }
 }
 
+/// How far an owned shard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// The owner.
+    pub epoch: Epoch,
+    /// Next offset to apply.
+    pub next: Offset,
+    /// The log's end.
+    pub end: Offset,
+    /// Everything appended before this is applied.
+    pub as_of: Millis,
+}
+
 impl Slots {
-    /// Up to when a shard that is behind holds everything.
-    fn as_of_behind(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, now: Millis) -> Millis {
+    /// How far a shard is that is owned here; none for the others.
+    pub fn reach(&self, shard: ShardId) -> Option<Reach> {
+        let slot = self.slots.get(shard.0 as usize)?;
+        slot.epoch()?;
+        let now = self.clock.now();
+        let known = self.log.known_at(shard, now);
+        let end = self.log.end(shard);
+        let owned = slot.state.read().ok()?;
+        let state = owned.as_ref()?;
+        let mark = state.mark_live();
+        let as_of = if mark.applied >= end { known } else { self.as_of_behind(shard, slot, &mark, known, now) };
+        Some(Reach { epoch: state.epoch(), next: mark.applied, end, as_of })
+    }
+
+    /// Up to when a shard that is behind holds everything; never later than what the log's end proves.
+    fn as_of_behind(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, known: Millis, now: Millis) -> Millis {
         // A time in the future was noted before the clock went back, and says nothing.
         let caught_up_at = Some(slot.caught_up_at.load(Ordering::Acquire)).filter(|at| *at <= now);
-        let known = mark.appended.max(caught_up_at.unwrap_or(0));
-        if known > 0 {
-            return known.min(now);
+        let held = mark.appended.max(caught_up_at.unwrap_or(0));
+        if held > 0 {
+            return held.min(known);
         }
         // Nothing was applied in this life yet: all that was appended before the first record above the checkpoint is in the store.
         let missing = self.log.read(shard, mark.applied, 1).ok().and_then(|records| records.first().map(|r| r.appended));
-        missing.map_or(0, |appended| appended.min(now))
+        missing.map_or(0, |appended| appended.min(known))
     }
 }
 
@@ -122,14 +195,17 @@ impl Slots {
         live: impl FnOnce(&ShardState, &Checkpoint) -> Result<LiveMark, Moved>,
     ) -> Result<ShardReport, LiveError> {
         let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
-        // The order matters: what is durable at `now` is below `end`, and `end` is compared with what was applied later.
+        // The log is not asked about what is not owned here: it may know nothing of it.
+        slot.epoch().ok_or(LiveError::Unavailable)?;
+        // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
         let now = self.clock.now();
+        let known = self.log.known_at(*shard, now);
         let end = self.log.end(*shard);
         // A poisoned lock means that the actor died while writing: its state is worthless until the restart replaces it.
         let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
         let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
         let mark = live(state, checkpoint.as_ref().ok_or(LiveError::Moved)?)?;
-        Ok(self.reported(*shard, slot, &mark, now, end))
+        Ok(self.reported(*shard, slot, &mark, (now, known, end)))
     }
 }
 
@@ -144,18 +220,26 @@ impl Slots {
         visit: &mut dyn FnMut(u64, Hour),
     ) -> Result<(Checkpoint, ShardReport), LiveError> {
         let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
+        slot.epoch().ok_or(LiveError::Unavailable)?;
         let now = self.clock.now();
+        let known = self.log.known_at(shard, now);
         let end = self.log.end(shard);
         let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
         let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
         let (from, mark) = state.stand(visit);
-        Ok((from, self.reported(shard, slot, &mark, now, end)))
+        Ok((from, self.reported(shard, slot, &mark, (now, known, end))))
     }
 
-    /// How far an answer reaches that was read after the clock and the log's end, in this order.
-    fn reported(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, now: Millis, end: Offset) -> ShardReport {
+    /// How far an answer reaches that was read after the clock, what the log knew then, and the log's end, in this order.
+    fn reported(
+        &self,
+        shard: ShardId,
+        slot: &Slot,
+        mark: &LiveMark,
+        (now, known, end): (Millis, Millis, Offset),
+    ) -> ShardReport {
         let behind = end.saturating_sub(mark.applied);
-        let as_of = if behind == 0 { now } else { self.as_of_behind(shard, slot, mark, now) };
+        let as_of = if behind == 0 { known } else { self.as_of_behind(shard, slot, mark, known, now) };
         ShardReport { as_of, behind }
     }
 }
@@ -193,3 +277,6 @@ impl LiveReader for Slots {
         asked.iter().map(&mut read).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 use crate::config::Config;
 use crate::model::manifest::ManifestRow;
 use crate::node::{DataDir, offline};
-use crate::persistence::store::RollupStore;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -39,7 +38,7 @@ pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
     let Command::Ls { data, config, json } = &args.command;
     let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
-    let rows = offline::store(&DataDir::new(config.text("data.dir")))?.snapshot()?.manifest(None)?;
+    let rows = offline::store(&config, &DataDir::new(config.text("data.dir")))?.snapshot()?.manifest(None)?;
     println!("{}", if *json { as_json(&rows) } else { table(&rows) });
     Ok(())
 }
@@ -54,7 +53,7 @@ fn as_json(rows: &[ManifestRow]) -> String {
             row.windows.iter().map(|(hour, events)| serde_json::json!({"hour": time(hour.start()), "events": events})).collect();
         serde_json::json!({"path": row.path, "shard": row.shard.0, "from": row.range.from, "to": row.range.to, "events": row.rows,
             "appended": [time(row.appended.0), time(row.appended.1)], "raw_bytes": row.raw_bytes, "bytes": row.bytes,
-            "crc32c": format!("{:08x}", row.crc32c), "windows": windows})
+            "crc32c": format!("{:08x}", row.crc32c), "tier": row.tier.name(), "windows": windows})
     };
     serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()).to_string()
 }
@@ -65,7 +64,7 @@ fn table(rows: &[ManifestRow]) -> String {
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["shard", "offsets", "appended", "events", "windows", "raw", "size", "path"]);
+    table.set_header(["shard", "offsets", "appended", "events", "windows", "raw", "size", "tier", "path"]);
     let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
     for row in rows {
         table.add_row([
@@ -76,6 +75,7 @@ fn table(rows: &[ManifestRow]) -> String {
             row.windows.len().to_string(),
             size(row.raw_bytes),
             size(row.bytes),
+            row.tier.name().to_owned(),
             row.path.clone(),
         ]);
     }

@@ -1,10 +1,13 @@
 //! `rollmill bench`: load with a ledger. Every figure comes with the proof that nothing was lost or counted twice.
 
 mod client;
+mod compare;
 mod events;
 mod load;
 mod queries;
 mod server;
+mod victoria;
+mod wire;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +25,7 @@ use self::server::Server;
   rollmill bench --series 1000000 --seconds 60
   rollmill bench --batch 1 --connections 64          one event per request
   rollmill bench --queries                           24 points of one series; the daily sum of 1,000 series over 30 days
+  rollmill bench --compare victoria-metrics          the same events and questions for both, in one run
   rollmill bench --url 127.0.0.1:8080 --json
 
 Without --url it starts a server of its own on a temporary directory, and can then tell its CPU, memory and disk too.
@@ -51,6 +55,12 @@ pub(super) struct BenchArgs {
     /// Measure queries instead
     #[arg(long)]
     queries: bool,
+    /// Load another server too, in alternating rounds, and print both beside each other
+    #[arg(long, value_name = "PEER", conflicts_with_all = ["queries", "url", "data"])]
+    compare: Option<compare::Peer>,
+    /// Its binary [default: victoria-metrics in PATH]
+    #[arg(long, value_name = "PATH", requires = "compare")]
+    victoria_binary: Option<PathBuf>,
     /// A server that runs already
     #[arg(long, value_name = "HOST:PORT")]
     url: Option<SocketAddr>,
@@ -74,6 +84,11 @@ pub(super) type Figures = Vec<(&'static str, f64, &'static str)>;
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    if let Some(peer) = args.compare {
+        let comparison = runtime.block_on(compare::measure(args, peer))?;
+        println!("{}", if args.json { comparison.json().to_string() } else { comparison.table() });
+        return Ok(());
+    }
     let figures = runtime.block_on(measure(args))?;
     if args.json {
         let object: serde_json::Map<String, serde_json::Value> =
@@ -110,11 +125,17 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
     let address = args.url.or(own.as_ref().map(|server| server.address)).context("no server")?;
     let run = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
     let shape = Shape { bytes: args.bytes as usize, batch: args.batch as usize, series: args.series, users: args.users, run };
-    let target = load::Target { address, key: args.key.clone() };
+    let target = load::Target { address, key: args.key.clone(), wire: wire::Wire::Rollmill };
     if args.queries {
         return queries::measure(&target, &shape, args.connections).await;
     }
-    let plan = load::Plan { shape, connections: args.connections, seconds: args.seconds, rate: args.rate };
+    let plan = load::Plan {
+        shape,
+        connections: args.connections,
+        seconds: args.seconds,
+        rate: args.rate,
+        begin: load::Begin::default(),
+    };
     let cpu_before = own.as_ref().map(Server::cpu_seconds).transpose()?;
     let outcome = load::run(&target, &plan).await?;
     let cpu = own.as_ref().map(Server::cpu_seconds).transpose()?.zip(cpu_before).map(|(after, before)| after - before);

@@ -8,6 +8,9 @@ mod logging;
 mod quarantine;
 mod query;
 mod send;
+mod status;
+mod store;
+mod topic;
 mod verify;
 
 use std::path::PathBuf;
@@ -49,10 +52,16 @@ enum Command {
     Archive(archive::ArchiveArgs),
     /// Measure a server under load, and check that it counted everything exactly once
     Bench(bench::BenchArgs),
+    /// Nodes, and where every shard stands
+    Status(status::StatusArgs),
     /// Events that were set aside because they crashed their shard
     Quarantine(quarantine::QuarantineArgs),
     /// API keys: make, list and revoke them
     Keys(keys::KeysArgs),
+    /// The store in PostgreSQL: its roles and its tables
+    Store(store::StoreArgs),
+    /// The log on Kafka: make its topic and check it
+    Topic(topic::TopicArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -75,6 +84,9 @@ struct ServeArgs {
     /// Address to serve on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
+    /// What this node does, of gateway,shards,query,replay [default: all]
+    #[arg(long)]
+    roles: Option<String>,
     /// Log as JSON
     #[arg(long)]
     log_json: bool,
@@ -100,8 +112,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Archive(args) => archive::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),
+        Command::Status(args) => return status::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
         Command::Keys(args) => keys::run(&args)?,
+        Command::Store(args) => store::run(&args)?,
+        Command::Topic(args) => return topic::run(&args),
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));
@@ -120,8 +135,10 @@ fn bar_style(unit: &str) -> indicatif::ProgressStyle {
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let flags: Vec<(&str, String)> =
-        [("data.dir", args.data), ("server.listen", args.listen)].into_iter().filter_map(|(k, v)| v.map(|v| (k, v))).collect();
+    let flags: Vec<(&str, String)> = [("data.dir", args.data), ("server.listen", args.listen), ("node.roles", args.roles)]
+        .into_iter()
+        .filter_map(|(k, v)| v.map(|v| (k, v)))
+        .collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     logging::start(args.log_json);
     crate::node::serve(&config)

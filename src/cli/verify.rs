@@ -12,7 +12,7 @@ use crate::model::decimal::Decimal;
 use crate::model::rollup::Figures;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::node::{DataDir, offline};
-use crate::query::verify::{Difference, Report, Sources, VerifyError, verify};
+use crate::query::verify::{Difference, NotVerifiable, Report, Sources, VerifyError, verify};
 
 /// Attempts while the server moves records from the log to the archive.
 const ATTEMPTS: u32 = 5;
@@ -24,7 +24,8 @@ const PRINTED: usize = 50;
   rollmill verify --data ./data
   rollmill verify --data ./data --from 2026-01-01T00:00:00Z --to 2026-02-01T00:00:00Z --json
 
-Exit code 0: every row equals its records, to the bit. 1: some row differs, or something could not be read.")]
+Exit code 0: every row equals its records, to the bit. 1: some row differs, or something could not be read.
+Windows whose raw events have expired (archive.keep) are reported as not verifiable and are no difference.")]
 pub(super) struct VerifyArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
@@ -49,11 +50,11 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     let data = DataDir::new(config.text("data.dir"));
     let hours = hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
-    let (store, archive) = (offline::store(&data)?, offline::archive(&data)?);
+    let (store, archive) = (offline::store(&config, &data)?, offline::archive(&config, &data)?);
     let sources = Sources {
         store: store.as_ref(),
-        archive: &archive,
-        open_log: &|| offline::log(&data),
+        archive: archive.as_ref(),
+        open_log: &|| offline::log(&config, &data),
         dedup_horizon_ms: config.millis("dedup.horizon"),
         dedup_max_ids: config.number("dedup.max_ids") as usize,
     };
@@ -98,13 +99,20 @@ fn json(report: &Report, seconds: f64) -> String {
     };
     let differences: Vec<_> = report.differences.iter().map(difference).collect();
     serde_json::json!({"equal": differences.is_empty(), "rows": report.rows, "records": report.records, "shards": report.shards,
-        "seconds": seconds, "differences": differences})
+        "seconds": seconds, "differences": differences,
+        "not_verifiable": report.not_verifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}))})
     .to_string()
 }
 
 fn text(report: &Report, seconds: f64) -> String {
-    let Report { rows, records, shards, differences } = report;
-    let of = format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    let Report { rows, records, shards, differences, not_verifiable } = report;
+    let mut of = format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    if let Some(NotVerifiable { before, rows }) = not_verifiable {
+        of += &format!(
+            "\nnot verifiable: {rows} rows of windows before {}, whose raw events are older than archive.keep",
+            time(*before)
+        );
+    }
     if differences.is_empty() {
         return format!("equal, to the bit: {of}");
     }

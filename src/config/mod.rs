@@ -4,12 +4,14 @@
 //! `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
 
 mod keys;
+mod roles;
 mod values;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use keys::{KEYS, Key, Kind};
+pub use roles::Roles;
 use values::{Value, parse};
 
 /// The configuration, checked.
@@ -70,6 +72,57 @@ impl Config {
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
+        let (keep, max_age) = (self.millis("rollups.keep"), self.millis("accept.max_age"));
+        if keep != 0 && keep < max_age {
+            mistakes.push(
+                "rollups.keep is below accept.max_age: accepted events would be dropped; raise it, or set it to 0".to_owned(),
+            );
+        }
+        let keep = self.millis("archive.keep");
+        if keep != 0 && keep < max_age {
+            mistakes.push(
+                "archive.keep is below accept.max_age: accepted events could not be recomputed; raise it, or set it to 0"
+                    .to_owned(),
+            );
+        }
+        if !self.text("kafka.brokers").is_empty() {
+            for key in ["store.url", "archive.url"].into_iter().filter(|key| self.text(key).is_empty()) {
+                mistakes.push(format!(
+                    "kafka.brokers is set and {key} is not: shards move between nodes, so what they write must not stay on one"
+                ));
+            }
+        }
+        match Roles::parse(self.text("node.roles")) {
+            Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
+            Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
+                "node.roles = {:?}: the embedded log and SQLite belong to one process, so this node needs every role: leave the key \
+                 out, or configure a log and a store that nodes share",
+                self.text("node.roles")
+            )),
+            Ok(_) => {}
+        }
+    }
+
+    /// With another value of a key, unchecked.
+    ///
+    /// # Panics
+    /// If there is no such key, or the text is not for it.
+    #[cfg(test)]
+    pub fn with(mut self, name: &str, text: &str) -> Self {
+        let key = KEYS.iter().find(|key| key.name == name).expect("a key");
+        self.0.insert(key.name, parse(key, text).expect("a value"));
+        self
+    }
+
+    /// Whether log or store belong to this process alone.
+    fn is_embedded(&self) -> bool {
+        self.text("store.url").is_empty() || self.text("kafka.brokers").is_empty()
+    }
+
+    /// `node.roles`
+    pub fn roles(&self) -> Roles {
+        // Checked when the configuration was read.
+        Roles::parse(self.text("node.roles")).unwrap_or(Roles::ALL)
     }
 
     /// A number, or a size in bytes.
@@ -107,10 +160,22 @@ impl Config {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
-    /// Every key with its value as text.
+    /// Every key with its value as text, to be shown: the password of an address is not.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.iter().map(|(key, value)| (*key, value.to_string()))
+        self.0.iter().map(|(key, value)| (*key, shown(key, value.to_string())))
     }
+}
+
+fn shown(key: &str, text: String) -> String {
+    if key == "kafka.properties" && !text.is_empty() { "***".to_owned() } else { without_password(text) }
+}
+
+/// `scheme://user:***@host` for an address with a password.
+fn without_password(text: String) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text };
+    let Some((user, host)) = rest.rsplit_once('@') else { return text };
+    let name = user.split_once(':').map_or("", |(name, _)| name);
+    format!("{scheme}://{name}:***@{host}")
 }
 
 /// Variables with our prefix that are no keys: the client's address and key.
@@ -129,8 +194,12 @@ impl Default for Config {
 }
 
 fn nearest(name: &str, spelled: impl Fn(&Key) -> String) -> String {
-    let best = KEYS.iter().map(&spelled).max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
-    best.map(|key| format!("; did you mean {key}?")).unwrap_or_default()
+    nearest_of(name, KEYS.iter().map(spelled))
+}
+
+fn nearest_of(name: &str, known: impl Iterator<Item = String>) -> String {
+    let best = known.max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
+    best.map(|best| format!("; did you mean {best}?")).unwrap_or_default()
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
@@ -167,8 +236,8 @@ mod tests {
 
     #[test]
     fn file_then_environment() {
-        let config =
-            load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &[("ROLLMILL_ACCEPT_MAX_AGE", "400d")]).expect("valid");
+        let environment = [("ROLLMILL_ACCEPT_MAX_AGE", "400d"), ("ROLLMILL_ARCHIVE_KEEP", "400d")];
+        let config = load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &environment).expect("valid");
         assert_eq!((config.millis("accept.max_age"), config.number("shards.count")), (400 * 86_400_000, 8));
     }
 
@@ -184,6 +253,57 @@ mod tests {
         {
             assert!(all.contains(part), "{part} in {all}");
         }
+    }
+
+    #[test]
+    fn embedded_parts_need_every_role_on_one_node() {
+        let ConfigErrors(mistakes) = load("node.roles = \"gateway\"\n", &[]).expect_err("no store for one role");
+        assert!(mistakes[0].contains("node.roles") && mistakes[0].contains("every role"), "{mistakes:?}");
+        let ConfigErrors(mistakes) = load("node.roles = \"gateway,shard\"\n", &[]).expect_err("no such role");
+        assert!(mistakes[0].contains("did you mean shards?"), "{mistakes:?}");
+        assert_eq!(load("node.roles = \"replay, query, shards, gateway\"\n", &[]).expect("valid").roles(), Roles::ALL);
+    }
+
+    #[test]
+    fn the_stores_password_is_not_shown() {
+        let config = load("store.url = \"postgres://me:top@se:cret@db,db2/rollmill\"\n", &[]).expect("valid");
+        assert_eq!(config.text("store.url"), "postgres://me:top@se:cret@db,db2/rollmill");
+        let shown: BTreeMap<_, _> = config.iter().collect();
+        assert_eq!(shown["store.url"], "postgres://me:***@db,db2/rollmill");
+    }
+
+    #[test]
+    fn rollups_are_kept_as_long_as_events_are_accepted() {
+        let ConfigErrors(mistakes) = load("rollups.keep = \"364d\"\n", &[]).expect_err("kept for a shorter time");
+        assert!(mistakes[0].contains("rollups.keep is below accept.max_age"), "{mistakes:?}");
+        assert!(load("rollups.keep = \"365d\"\n", &[]).is_ok());
+    }
+
+    #[test]
+    fn a_log_that_nodes_share_needs_a_store_and_an_archive_that_they_share() {
+        let ConfigErrors(mistakes) = load("kafka.brokers = \"b:9092\"\n", &[]).expect_err("nothing shared");
+        assert!(mistakes[0].contains("store.url") && mistakes[1].contains("archive.url"), "{mistakes:?}");
+        let shared = "kafka.brokers = \"b:9092\"\nstore.url = \"postgres://db/r\"\narchive.url = \"s3://b/p\"\n";
+        let config =
+            load(&format!("{shared}node.roles = \"gateway\"\nkafka.properties = \"sasl.password=x\"\n"), &[]).expect("valid");
+        assert_eq!(config.iter().find(|(key, _)| *key == "kafka.properties"), Some(("kafka.properties", "***".to_owned())));
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let config = load("query.redis = \"redis://me:top@se:cret@cache:6379/1\"\n", &[]).expect("valid");
+        assert_eq!(config.text("query.redis"), "redis://me:top@se:cret@cache:6379/1");
+        let shown: BTreeMap<_, _> = config.iter().collect();
+        assert_eq!(shown["query.redis"], "redis://me:***@cache:6379/1");
+        assert_eq!(without_password("redis://secret@cache".to_owned()), "redis://:***@cache");
+        assert_eq!(without_password("http://127.0.0.1:9000".to_owned()), "http://127.0.0.1:9000");
+    }
+
+    #[test]
+    fn what_is_accepted_is_kept() {
+        let ConfigErrors(mistakes) = load("accept.max_age = \"366d\"\n", &[]).expect_err("kept for a shorter time");
+        assert!(mistakes[0].contains("archive.keep is below accept.max_age"), "{mistakes:?}");
+        assert!(load("accept.max_age = \"366d\"\narchive.keep = \"0\"\n", &[]).is_ok(), "0 keeps for ever");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Routes of operators: the quarantine. All need a key with the scope `admin`; which events a key reaches is its tenant's business.
+//! Routes of operators: the status and the quarantine. All need a key with the scope `admin`; which events a key reaches is its tenant's business.
 
 use std::sync::Arc;
 
@@ -15,6 +15,18 @@ use super::{Gateway, decode};
 use crate::query::service::{EventPlace, QuarantineService, QueryError};
 
 type Edge = State<Arc<Gateway>>;
+
+/// `GET /v1/status`
+pub(super) async fn status(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    gateway.tenant(&headers, Scope::Admin)?;
+    let _turn = gateway.status.lock().await;
+    let status = gateway.deps.status.clone();
+    let answer = tokio::task::spawn_blocking(move || status.status()).await.map_err(|error| {
+        tracing::error!(%error, "the status crashed");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request crashed, the log of the server says why")
+    })?;
+    Ok(json(answer?))
+}
 
 /// `GET /v1/quarantine`
 pub(super) async fn quarantine(

@@ -1,4 +1,5 @@
-//! API keys: stored hashed, compared in constant time, sent only as `Authorization: Bearer KEY`.
+//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer KEY`; where an interface is another's whose clients
+//! know nothing else, also as the password of `Authorization: Basic`.
 //!
 //! A key alone names the tenant. Without a keys file everything is tenant `default` with all scopes, and the node binds to loopback only.
 
@@ -6,6 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -117,13 +120,31 @@ impl KeyTable {
     /// # Errors
     /// 401 for a missing, unknown or expired key; 403 if it lacks the scope, or, without keys, if a page of another site asks.
     pub fn authenticate(&self, headers: &HeaderMap, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
-        let Some(keys) = &self.keys else { return same_site(headers).map(|()| DEFAULT_TENANT.into()) };
-        let refuse = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "send a valid key as Authorization: Bearer KEY");
-        let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(refuse)?;
-        let (scheme, plain) = value.split_once(' ').ok_or_else(refuse)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(refuse());
+        if self.is_open() {
+            return open_tenant(headers);
         }
+        self.tenant_of(authorization(headers, "bearer"), scope, now)
+    }
+
+    /// The same, the key being sent as a bearer or as the password of Basic, whose user may be anything.
+    ///
+    /// # Errors
+    /// As [`Self::authenticate`]; with Basic also 403 if a page of another site asks, because browsers send a password by themselves.
+    pub fn authenticate_or_basic(&self, headers: &HeaderMap, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
+        let Some(credentials) = authorization(headers, "basic").filter(|_| !self.is_open()) else {
+            return self.authenticate(headers, scope, now);
+        };
+        if !is_same_site(headers) {
+            let message = "a page of another site may not use a password: send the key as Authorization: Bearer KEY";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message));
+        }
+        let text = STANDARD.decode(credentials).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        self.tenant_of(text.as_deref().and_then(|text| text.split_once(':')).map(|(_, key)| key), scope, now)
+    }
+
+    fn tenant_of(&self, plain: Option<&str>, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
+        let refuse = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "send a valid key as Authorization: Bearer KEY");
+        let (keys, plain) = (self.keys.as_deref().unwrap_or_default(), plain.ok_or_else(refuse)?);
         let hash = hash_key(plain.trim());
         // Every key is compared, each in constant time.
         let found = keys.iter().fold(None, |found, entry| {
@@ -144,14 +165,24 @@ impl KeyTable {
     }
 }
 
+/// The credentials of `Authorization`, if it has this scheme.
+fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
+    let (named, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    if named.eq_ignore_ascii_case(scheme) { Some(credentials.trim()) } else { None }
+}
+
 /// Without keys, loopback is all that protects a node, and any page that a browser on this machine shows can send there: such a
-/// request names the page's site in `Origin`. With keys there is nothing to do, because a browser sends no key by itself.
-fn same_site(headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let site = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, site)| site);
-    if site.is_some() && site == headers.get(header::HOST).and_then(|host| host.to_str().ok()) {
-        return Ok(());
+/// request names the page's site in `Origin`. With keys there is nothing to do, because a browser sends no bearer by itself.
+fn open_tenant(headers: &HeaderMap) -> Result<Arc<str>, ApiError> {
+    if is_same_site(headers) {
+        return Ok(DEFAULT_TENANT.into());
     }
     let message = "a page of another site may not use a node without keys: give it a key, see `rollmill keys`";
     Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message))
+}
+
+fn is_same_site(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let site = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, site)| site);
+    site.is_some() && site == headers.get(header::HOST).and_then(|host| host.to_str().ok())
 }

@@ -43,7 +43,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    fn cover(&mut self, admission: &Admission, bytes: usize) -> Result<(), ApiError> {
+    /// Reserves more, if `bytes` is more than what is reserved.
+    ///
+    /// # Errors
+    /// 503 when too much is in flight.
+    pub(super) fn cover(&mut self, admission: &Admission, bytes: usize) -> Result<(), ApiError> {
         if bytes > self.bytes {
             let more = (bytes - self.bytes).next_multiple_of(STEP);
             self.permits.push(admission.reserve(more)?);

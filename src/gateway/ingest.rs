@@ -14,7 +14,7 @@ use super::decode::Format;
 use super::error::ApiError;
 use super::msgpack;
 use super::parse::{self, Fields, Number, Text, Time};
-use crate::actors::gateway::{ValidBatch, ValidEvent};
+use crate::actors::gateway::{Submit, ValidBatch, ValidEvent};
 use crate::model::decimal::{Decimal, DecimalError};
 use crate::model::event::{self, EventError, EventErrorCode};
 use crate::persistence::log::AppendError;
@@ -78,6 +78,8 @@ pub struct Request<'a> {
     pub format: Format,
     /// `Idempotency-Key`.
     pub idempotency: Option<&'a str>,
+    /// The metric of events that name none.
+    pub default_metric: Option<&'a str>,
     /// Wall time.
     pub now: i64,
 }
@@ -106,7 +108,7 @@ impl Request<'_> {
     }
 
     fn valid(&self, fields: &Fields<'_>, id: Option<String>, raw: Range<usize>) -> Result<ValidEvent, EventError> {
-        let metric = text(&fields.metric, EventErrorCode::MetricInvalid, "metric")?.unwrap_or_default();
+        let metric = text(&fields.metric, EventErrorCode::MetricInvalid, "metric")?.or(self.default_metric).unwrap_or_default();
         event::check_metric(metric)?;
         let parse = || {
             let labels = match (fields.labels.is_empty(), self.format) {
@@ -146,32 +148,38 @@ impl Request<'_> {
     pub fn read_ranges(&self, body: &Bytes, ranges: Vec<Range<usize>>) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
         self.gateway.admission.take(self.tenant, ranges.len())?;
         let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
-        let max_bytes = self.gateway.deps.limits.event.max_event_bytes;
         for (index, range) in ranges.into_iter().enumerate() {
-            let raw = &body[range.clone()];
-            let mut refuse = |id: Option<String>, error: EventError| {
-                metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
-                refusals.push(Refusal { index, id, code: error.code.name(), message: error.message });
-            };
-            if raw.len() > max_bytes {
-                let message = format!("the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)", raw.len());
-                refuse(None, EventError::new(EventErrorCode::EventTooLarge, message));
-                continue;
-            }
-            let fields = match self.format {
-                Format::MessagePack => msgpack::event(raw),
-                _ => parse::json_event(std::str::from_utf8(raw).map_err(|_| ApiError::unreadable("an event is not UTF-8"))?),
-            };
-            let fields = fields.map_err(|e| ApiError { message: format!("event {index}: {}", e.message), ..e })?;
-            match self.id(index, &fields.id) {
-                Err(error) => refuse(None, error),
-                Ok(id) => match self.valid(&fields, id.clone(), range) {
-                    Ok(event) => events.push(event),
-                    Err(error) => refuse(id, error),
-                },
+            match self.read_one(index, &body[range.clone()], range)? {
+                Ok(event) => events.push(event),
+                Err(refusal) => refusals.push(refusal),
             }
         }
         Ok((events, refusals))
+    }
+
+    /// One event, or why it is refused; `raw` is where that stands which is kept of it.
+    ///
+    /// # Errors
+    /// 400 if it cannot be read.
+    pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<Result<ValidEvent, Refusal>, ApiError> {
+        let refuse = |id: Option<String>, error: EventError| {
+            metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
+            Refusal { index, id, code: error.code.name(), message: error.message }
+        };
+        let max_bytes = self.gateway.deps.limits.event.max_event_bytes;
+        if raw.len() > max_bytes {
+            let message = format!("the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)", raw.len());
+            return Ok(Err(refuse(None, EventError::new(EventErrorCode::EventTooLarge, message))));
+        }
+        let fields = match self.format {
+            Format::MessagePack => msgpack::event(event),
+            _ => parse::json_event(std::str::from_utf8(event).map_err(|_| ApiError::unreadable("an event is not UTF-8"))?),
+        };
+        let fields = fields.map_err(|e| ApiError { message: format!("event {index}: {}", e.message), ..e })?;
+        Ok(match self.id(index, &fields.id) {
+            Err(error) => Err(refuse(None, error)),
+            Ok(id) => self.valid(&fields, id.clone(), raw).map_err(|error| refuse(id, error)),
+        })
     }
 }
 
@@ -186,8 +194,13 @@ pub async fn append(
     (events, errors): (Vec<ValidEvent>, Vec<Refusal>),
 ) -> Result<Outcome, ApiError> {
     let accepted = events.len();
+    let Some(submit) = &gateway.deps.submit else {
+        gateway.admission.give_back(&tenant, accepted + errors.len());
+        let message = "this node has no gateway role (node.roles): write to a node that has";
+        return Err(ApiError::unavailable("no_gateway_role", message, 1));
+    };
     if accepted > 0 {
-        if let Err(error) = durable(gateway, ValidBatch { tenant: tenant.clone(), body, events }).await {
+        if let Err(error) = durable(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events }).await {
             gateway.admission.give_back(&tenant, accepted + errors.len());
             return Err(unavailable(error));
         }
@@ -196,9 +209,9 @@ pub async fn append(
     Ok(Outcome { accepted, rejected: errors.len(), errors })
 }
 
-async fn durable(gateway: &Gateway, batch: ValidBatch) -> Result<(), AppendError> {
+async fn durable(gateway: &Gateway, submit: &dyn Submit, batch: ValidBatch) -> Result<(), AppendError> {
     let unknown = |why: &str| AppendError::Unknown(why.to_owned());
-    let ticket = gateway.deps.submit.submit(batch)?;
+    let ticket = submit.submit(batch)?;
     tokio::time::timeout(gateway.deps.limits.append_timeout, ticket)
         .await
         .map_err(|_| unknown("the log did not answer in time"))?

@@ -14,6 +14,7 @@ pub mod interner;
 pub mod keys_file;
 pub mod msgpack;
 pub mod parse;
+pub mod rest_proxy;
 pub mod routes;
 pub mod server;
 pub mod ws;
@@ -29,7 +30,7 @@ use arc_swap::ArcSwap;
 use crate::actors::gateway::Submit;
 use crate::clock::Clock;
 use crate::model::event::EventLimits;
-use crate::query::service::{QuarantineService, QueryService};
+use crate::query::service::{QuarantineService, QueryService, StatusService};
 
 /// The limits of the edge.
 #[derive(Debug, Clone)]
@@ -103,10 +104,13 @@ impl Default for GatewayLimits {
     }
 }
 
+/// Whether the node is ready for a role, or for all of its own; if it is not, why.
+pub type ReadyFor = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
+
 /// What the edge stands on.
 pub struct GatewayDeps {
-    /// Takes validated requests.
-    pub submit: Arc<dyn Submit>,
+    /// Takes validated requests; none on a node without the gateway role.
+    pub submit: Option<Arc<dyn Submit>>,
     /// Answers queries.
     pub queries: Arc<dyn QueryService>,
     /// What was set aside.
@@ -121,8 +125,10 @@ pub struct GatewayDeps {
     pub shard_count: u32,
     /// Renders `/metrics`.
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// Whether the shard readers make progress.
-    pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// Where nodes and shards stand.
+    pub status: Arc<dyn StatusService>,
+    /// Whether the node does what its roles ask of it.
+    pub ready: ReadyFor,
 }
 
 /// The edge, shared by all connections.
@@ -132,6 +138,8 @@ pub struct Gateway {
     interner: interner::Interner,
     admission: admission::Admission,
     queries: Arc<tokio::sync::Semaphore>,
+    /// One status at a time, beside the queries: it must answer while they are too many.
+    status: tokio::sync::Mutex<()>,
     stopping: tokio::sync::watch::Sender<bool>,
 }
 
@@ -143,6 +151,7 @@ impl Gateway {
             interner: interner::Interner::new(deps.shard_count, limits.max_interned, limits.max_interned_bytes),
             admission: admission::Admission::new(limits),
             queries: Arc::new(tokio::sync::Semaphore::new(limits.max_queries)),
+            status: tokio::sync::Mutex::new(()),
             stopping: tokio::sync::watch::channel(false).0,
             deps,
         })

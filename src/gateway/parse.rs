@@ -95,6 +95,10 @@ struct JsonEvent<'a> {
 /// # Errors
 /// 400 if it is no object, or has unknown or repeated fields.
 pub fn json_event(text: &str) -> Result<Fields<'_>, ApiError> {
+    // Serde would take an array of fields for a struct.
+    if !text.trim_start().starts_with('{') {
+        return Err(ApiError::unreadable("an event is an object"));
+    }
     let event: JsonEvent<'_> = serde_json::from_str(text).map_err(|e| unreadable(&e))?;
     if event.properties.is_some_and(|p| depth_exceeds(p.get(), MAX_DEPTH)) {
         return Err(ApiError::unreadable(format!("properties are nested deeper than {MAX_DEPTH}")));
@@ -194,7 +198,7 @@ pub fn too_many(max: usize) -> ApiError {
 }
 
 /// Where `part`, a slice of `whole`, stands in it.
-fn range_in(whole: &str, part: &str) -> Range<usize> {
+pub(super) fn range_in(whole: &str, part: &str) -> Range<usize> {
     let start = part.as_ptr() as usize - whole.as_ptr() as usize;
     start..start + part.len()
 }

@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::{Gateway, admin, decode, ingest, ws};
+use super::{Gateway, admin, decode, ingest, rest_proxy, ws};
 use crate::model::event;
 use crate::query::service::{QueryError, QueryService};
 use crate::telemetry;
@@ -32,9 +32,12 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/labels/{name}/values", get(label_values))
         .route("/v1/limits", get(limits))
         .route("/v1/accounting", get(accounting))
+        .route("/v1/status", get(admin::status))
         .route("/v1/quarantine", get(admin::quarantine))
         .route("/v1/quarantine/release", post(admin::release))
         .route("/v1/quarantine/discard", post(admin::discard))
+        .route("/topics/{topic}", post(rest_proxy::produce))
+        .route("/topics/{topic}/partitions/{id}", post(rest_proxy::produce_to_partition))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
@@ -69,6 +72,14 @@ impl Gateway {
     /// 401, 403.
     pub fn tenant(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         self.deps.keys.load().authenticate(headers, scope, self.deps.clock.now())
+    }
+
+    /// The same for clients that can send a key only as the password of `Authorization: Basic`.
+    ///
+    /// # Errors
+    /// 401, 403.
+    pub fn tenant_or_basic(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
+        self.deps.keys.load().authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
     /// Asks the query engine outside of the event loop.
@@ -112,22 +123,37 @@ impl Gateway {
 async fn post_events(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
     let format = decode::format_of(&headers)?;
-    let idempotency = match headers.get("idempotency-key").map(HeaderValue::to_str) {
-        None => None,
-        Some(Ok(key)) if (1..=100).contains(&key.len()) => Some(key),
-        Some(_) => {
-            let message = "Idempotency-Key is 1 to 100 visible ASCII characters";
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", message));
-        }
-    };
+    let idempotency = idempotency_of(&headers)?;
     // Held until the answer, so that what waits for the log stays counted.
     let (body, _reservation) = decode::read_body(&gateway, &headers, body).await?;
-    let request = ingest::Request { gateway: &gateway, tenant: &tenant, format, idempotency, now: gateway.deps.clock.now() };
+    let request = ingest::Request {
+        gateway: &gateway,
+        tenant: &tenant,
+        format,
+        idempotency,
+        default_metric: None,
+        now: gateway.deps.clock.now(),
+    };
     let read = request.read(&body)?;
     let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
     let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
     let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
     Ok((status, axum::Json(outcome)).into_response())
+}
+
+/// `Idempotency-Key`, if it is there.
+///
+/// # Errors
+/// 400.
+pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    match headers.get("idempotency-key").map(HeaderValue::to_str) {
+        None => Ok(None),
+        Some(Ok(key)) if (1..=100).contains(&key.len()) => Ok(Some(key)),
+        Some(_) => {
+            let message = "Idempotency-Key is 1 to 100 visible ASCII characters";
+            Err(ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", message))
+        }
+    }
 }
 
 /// The parameters of a query string.
@@ -186,11 +212,15 @@ async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, Ap
     Ok(json(body.to_string()))
 }
 
-async fn ready(State(gateway): Edge) -> Response {
-    if (gateway.deps.ready)() {
-        return "ready\n".into_response();
+/// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a load balancer of writes asks for
+/// the gateway alone.
+async fn ready(State(gateway): Edge, query: Result<Query<Params>, QueryRejection>) -> Result<Response, ApiError> {
+    let params = params(query)?;
+    let role = params.iter().find(|(name, _)| name == "role").map(|(_, role)| role.as_str());
+    match (gateway.deps.ready)(role) {
+        Ok(()) => Ok("ready\n".into_response()),
+        Err(why) => Err(ApiError::unavailable("not_ready", why, 1)),
     }
-    ApiError::unavailable("not_ready", "the shard readers do not make progress", 1).into_response()
 }
 
 async fn prometheus(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod matrix;
+mod rest_proxy;
 mod sockets;
 
 use std::sync::{Arc, Mutex};
@@ -22,7 +23,8 @@ use super::{Gateway, GatewayDeps, GatewayLimits, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
 use crate::clock::ManualClock;
 use crate::persistence::log::{AppendError, AppendTicket};
-use crate::query::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind, QueryService};
+use crate::query::absent::NoQueries;
+use crate::query::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind, QueryService, StatusService};
 
 const NOW: i64 = 1_767_225_600_000;
 
@@ -75,10 +77,21 @@ impl QuarantineService for SetAside {
     }
 }
 
+struct Standing;
+impl StatusService for Standing {
+    fn status(&self) -> Result<String, QueryError> {
+        Ok("{}".to_owned())
+    }
+}
+
 fn gateway(limits: GatewayLimits, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     let log = Arc::new(Log::default());
-    let deps = GatewayDeps {
-        submit: log.clone(),
+    (Gateway::new(deps(Some(log.clone()), limits, keys)), log)
+}
+
+fn deps(log: Option<Arc<Log>>, limits: GatewayLimits, keys: KeyTable) -> GatewayDeps {
+    GatewayDeps {
+        submit: log.map(|log| log as Arc<dyn Submit>),
         queries: Arc::new(Queries),
         quarantine: Arc::new(SetAside),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
@@ -86,9 +99,35 @@ fn gateway(limits: GatewayLimits, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
         clock: ManualClock::at(NOW),
         shard_count: 64,
         render_metrics: Arc::new(String::new),
-        ready: Arc::new(|| true),
-    };
-    (Gateway::new(deps), log)
+        status: Arc::new(Standing),
+        ready: Arc::new(|role| match role {
+            None | Some("gateway") => Ok(()),
+            Some(other) => Err(format!("this node has no role {other}")),
+        }),
+    }
+}
+
+#[tokio::test]
+async fn a_node_answers_for_its_roles_alone() {
+    let mut deps = deps(None, GatewayLimits { events_per_second: 1, burst: 1, ..GatewayLimits::default() }, KeyTable::open());
+    (deps.queries, deps.quarantine) = (Arc::new(NoQueries), Arc::new(NoQueries));
+    let gateway = Gateway::new(deps);
+    for _ in 0..3 {
+        let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
+        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "no budget is used up: {answer}");
+        assert!(answer.contains("no_gateway_role") && answer.contains("node.roles"), "{answer}");
+    }
+    for path in ["/v1/query?metric=m", "/v1/metrics", "/v1/labels/a/values", "/v1/accounting", "/v1/quarantine"] {
+        let (status, answer, retry) = call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
+        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{path}: {answer}");
+        assert!(answer.contains("no_query_role") && answer.contains("node.roles"), "{path}: {answer}");
+    }
+    let ready = async |path: &str| call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
+    assert_eq!(ready("/readyz").await.0, StatusCode::OK);
+    assert_eq!(ready("/readyz?role=gateway").await.0, StatusCode::OK);
+    let (status, answer, _) = ready("/readyz?role=query").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.contains("not_ready") && answer.contains("this node has no role query"), "{answer}");
 }
 
 async fn call(gateway: &Arc<Gateway>, request: Request<Body>) -> (StatusCode, String, Option<String>) {
@@ -140,7 +179,7 @@ async fn all_bad_is_422_and_nothing_reaches_the_log() {
 async fn hostile_bodies_are_refused_without_harm() {
     let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
     let deep = format!(r#"{{"metric":"m","properties":{}{}}}"#, "[".repeat(2000), "]".repeat(2000));
-    for body in [deep.as_str(), "", "[", r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","metrc":1}"#, "[1]"] {
+    for body in [deep.as_str(), "", "[", r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","metrc":1}"#, "[1]", r#"[["m"]]"#] {
         assert_eq!(send(&gateway, body.to_owned()).await.0, StatusCode::BAD_REQUEST);
     }
     for body in [

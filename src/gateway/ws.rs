@@ -202,7 +202,14 @@ impl Session {
         let read = gateway.tenant(&self.headers, Scope::Write).and_then(|tenant| {
             let reservation = gateway.admission.reserve(part.len())?;
             let now = gateway.deps.clock.now();
-            let request = ingest::Request { gateway: &gateway, tenant: &tenant, format: Format::Json, idempotency: None, now };
+            let request = ingest::Request {
+                gateway: &gateway,
+                tenant: &tenant,
+                format: Format::Json,
+                idempotency: None,
+                default_metric: None,
+                now,
+            };
             let read = parse::split_json(events.get(), gateway.deps.limits.max_events)?;
             Ok((request.read_ranges(&part, read)?, tenant.clone(), reservation))
         });

@@ -3,6 +3,56 @@
 use super::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
 use super::window::{Hour, Millis};
 
+/// Which of the two stores of the archive an object is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// Where objects are written.
+    Hot,
+    /// The cheaper one, where they go when they are old.
+    Cold,
+}
+
+impl Tier {
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Hot => "hot",
+            Tier::Cold => "cold",
+        }
+    }
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Tier::Hot => Tier::Cold,
+            Tier::Cold => Tier::Hot,
+        }
+    }
+}
+
+/// Where the archive of a shard begins, since older objects expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArchiveFloor {
+    /// The records below are gone.
+    pub offset: Offset,
+    /// Append time of the newest of them.
+    pub appended: Millis,
+    /// The first window that none of them touched, nor any window behind it. Those before cannot be recomputed.
+    pub hour: Hour,
+}
+
+impl ArchiveFloor {
+    /// The floor when `row`, the first of its shard, is gone too.
+    pub fn raised(before: Option<Self>, row: &ManifestRow) -> Self {
+        let touched = row.windows.last().map_or(Hour(i32::MIN), |(hour, _)| Hour(hour.0.saturating_add(1)));
+        Self {
+            offset: row.range.to,
+            appended: before.map_or(row.appended.1, |floor| floor.appended.max(row.appended.1)),
+            hour: before.map_or(touched, |floor| floor.hour.max(touched)),
+        }
+    }
+}
+
 /// One archive object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ManifestRow {
@@ -28,6 +78,8 @@ pub struct ManifestRow {
     pub bytes: u64,
     /// CRC32C of the object.
     pub crc32c: u32,
+    /// Where the object was verified last. It is a hint where to look first: while it is being moved it is in both places.
+    pub tier: Tier,
 }
 
 impl ManifestRow {
@@ -36,12 +88,16 @@ impl ManifestRow {
         format!("raw/log={log}/")
     }
 
+    /// What the names of all objects of a shard begin with.
+    pub fn shard_prefix(log: LogId, shard: ShardId) -> String {
+        format!("{}shard={:04}/", Self::log_prefix(log), shard.0)
+    }
+
     /// The object's name: log, shard, range and epoch, so that two owners can never overwrite each other.
     pub fn object_path(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> String {
         format!(
-            "{}shard={:04}/{:020}-{:020}-{:010}-{:016x}.parquet",
-            Self::log_prefix(log),
-            shard.0,
+            "{}{:020}-{:020}-{:010}-{:016x}.parquet",
+            Self::shard_prefix(log, shard),
             range.from,
             range.to,
             epoch.counter,
@@ -50,12 +106,12 @@ impl ManifestRow {
     }
 }
 
-/// Whether the ranges tile `[0, archived)` without gap or overlap.
+/// Whether the ranges tile `[floor, archived)` without gap or overlap.
 ///
 /// # Errors
 /// Names the first place where they do not.
-pub fn tiles<'a>(rows: impl IntoIterator<Item = &'a ManifestRow>, archived: Offset) -> Result<(), String> {
-    let mut next = 0;
+pub fn tiles<'a>(rows: impl IntoIterator<Item = &'a ManifestRow>, floor: Offset, archived: Offset) -> Result<(), String> {
+    let mut next = floor;
     for row in rows {
         if row.range.from != next {
             return Err(format!("the archive continues at offset {} where {next} was expected", row.range.from));

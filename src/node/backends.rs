@@ -2,24 +2,95 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
+
 use super::DataDir;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::persistence::archive::Archive;
-use crate::persistence::archive::objects::ObjectArchive;
+use crate::persistence::archive::location::Location;
+use crate::persistence::archive::objects::{ObjectArchive, Place};
+use crate::persistence::cache::PartCache;
+use crate::persistence::cache::redis::{RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
+use crate::persistence::log::kafka::topic::{Admin, Description, Wish};
+use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, Properties};
 use crate::persistence::store::RollupStore;
+use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
 
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
-/// Opens or creates the log.
+/// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that `owns_shards` joins Kafka's group.
 ///
 /// # Errors
-/// If it is damaged, or of another shape than the configuration says.
-pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
+/// If it cannot be reached, is damaged, or is of another shape than the configuration says.
+pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
+    match config.text("kafka.brokers") {
+        "" => embedded_log(config, data, clock),
+        _ => kafka_log(config, clock, owns_shards),
+    }
+}
+
+/// Opens Kafka as the log.
+pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
+    let wish = wish(config);
+    let options = KafkaOptions {
+        connection: connection(config)?,
+        shard_count: wish.partitions,
+        group: owns_shards.then(|| config.text("kafka.group").to_owned()),
+        session_timeout: config.duration("kafka.session_timeout"),
+        handover: config.duration("log.handover"),
+        delivery_timeout: config.duration("kafka.delivery_timeout"),
+        max_waiting_bytes: config.number("log.max_waiting"),
+        prefetch_bytes: config.number("kafka.prefetch"),
+        refresh: config.duration("kafka.refresh"),
+        safety: config.duration("log.safety"),
+        replication: wish.replication,
+        min_isr: wish.min_isr,
+        clock: clock.clone(),
+    };
+    let log = KafkaLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    Ok(log)
+}
+
+fn connection(config: &Config) -> anyhow::Result<Connection> {
+    anyhow::ensure!(!config.text("kafka.brokers").is_empty(), "kafka.brokers is empty: name the brokers, `host:port,host:port`");
+    Ok(Connection {
+        brokers: config.text("kafka.brokers").to_owned(),
+        topic: config.text("kafka.topic").to_owned(),
+        properties: Properties::parse(config.text("kafka.properties")).map_err(|why| anyhow::anyhow!(why))?,
+        timeout: config.duration("kafka.timeout"),
+    })
+}
+
+fn wish(config: &Config) -> Wish {
+    let number = |key: &str| config.number(key) as u32;
+    Wish { partitions: number("shards.count"), replication: number("kafka.replication"), min_isr: number("kafka.min_isr") }
+}
+
+/// Makes the topic of the log.
+///
+/// # Errors
+/// If Kafka cannot be reached, or the topic is there.
+pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
+    let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
+    let create = |admin: Admin| admin.create(&wish(config), random);
+    Admin::new(&connection(config)?).and_then(create).map_err(|why| anyhow::anyhow!(why))
+}
+
+/// Describes the topic of the log.
+///
+/// # Errors
+/// If Kafka cannot be reached, or there is no such topic.
+pub fn describe_topic(config: &Config) -> anyhow::Result<Description> {
+    let describe = |admin: Admin| admin.describe(&wish(config));
+    Admin::new(&connection(config)?).and_then(describe).map_err(|why| anyhow::anyhow!(why))
+}
+
+fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
     let mut log_id_if_new = [0; 16];
     getrandom::fill(&mut log_id_if_new).map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
     let options = LogOptions {
@@ -39,19 +110,100 @@ pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::R
     Ok(log)
 }
 
-/// Opens or creates the store.
+/// Opens or creates the store; the one in PostgreSQL drops old weeks by itself from now on.
 ///
 /// # Errors
 /// If it cannot be used, or is another version's.
-pub fn store(data: &DataDir) -> anyhow::Result<Arc<dyn RollupStore>> {
-    let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
+pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn RollupStore>> {
+    let Some(options) = postgres(config) else {
+        let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
+        return Ok(store);
+    };
+    let store = PostgresStore::open(&options)?;
+    let age = |key: &str| Some(config.duration(key)).filter(|age| !age.is_zero());
+    let keep = Keep { rollups: age("rollups.keep"), compress: age("store.compress_after") };
+    if !keep.is_idle() {
+        store.maintain_regularly(clock.clone(), keep)?;
+    }
     Ok(store)
+}
+
+/// How PostgreSQL is reached, if the configuration names one.
+pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
+    let text = |key: &str| Some(config.text(key).to_owned()).filter(|text| !text.is_empty());
+    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Some(PostgresOptions {
+        url: text("store.url")?,
+        read_url: text("store.read_url"),
+        node: machine,
+        flush_connections: config.number("store.flush_connections") as usize,
+        read_connections: config.number("store.read_connections") as usize,
+        connect_timeout: config.duration("store.connect_timeout"),
+        timeout: config.duration("store.timeout"),
+        lock_timeout: config.duration("store.lock_timeout"),
+        idle_timeout: config.duration("store.idle_timeout"),
+        tls_ca: config.path("store.tls_ca"),
+    })
+}
+
+/// Lays or migrates the tables of PostgreSQL; says where.
+///
+/// # Errors
+/// If no URL is configured, or the role may not.
+pub fn migrate(config: &Config) -> anyhow::Result<String> {
+    let options =
+        postgres(config).context("store.url is empty: name the database with --url, as the role that owns the tables")?;
+    Ok(PostgresStore::open(&options)?.place())
+}
+
+/// Statements that create the roles of PostgreSQL.
+pub fn roles() -> &'static str {
+    postgres::ROLES
 }
 
 /// Opens or creates the archive.
 ///
 /// # Errors
-/// If it cannot be reached.
-pub fn archive(data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
-    Ok(Arc::new(ObjectArchive::open_directory(&data.archive())?))
+/// If its configuration is wrong, or its directory cannot be made.
+pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
+    let location = |url: &str| Location {
+        url: url.to_owned(),
+        endpoint: config.text("archive.endpoint").to_owned(),
+        region: config.text("archive.region").to_owned(),
+        credentials: config.path("archive.credentials_file"),
+        timeout: config.duration("archive.timeout"),
+    };
+    let hot = match config.text("archive.url") {
+        "" => {
+            std::fs::create_dir_all(data.archive()).with_context(|| format!("cannot create {}", data.archive().display()))?;
+            location(&format!("file://{}", std::path::absolute(data.archive())?.display()))
+        }
+        url => location(url),
+    };
+    let hot_place = Place::new(hot.open().context("archive.url")?);
+    let cold_place = match config.text("archive.cold_url") {
+        "" => None,
+        url => {
+            let cold = location(url);
+            let store = cold.open().context("archive.cold_url")?;
+            anyhow::ensure!(!cold.is_same_place(&hot), "archive.cold_url is where archive.url is: name another place");
+            Some(Place::new(store).of_class(config.text("archive.cold_class")))
+        }
+    };
+    Ok(Arc::new(ObjectArchive::new(hot_place, cold_place)?))
+}
+
+/// The second query cache, if one is configured. It need not be there: queries do without it.
+///
+/// # Errors
+/// If its address is none.
+pub fn second_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn PartCache>>> {
+    let options = RedisOptions { deadline: config.duration("query.redis_timeout"), keep: config.duration("query.redis_keep") };
+    match config.text("query.redis") {
+        "" => Ok(None),
+        url => {
+            let cache = RedisCache::open(url, options).map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
+            Ok(Some(Arc::new(cache)))
+        }
+    }
 }

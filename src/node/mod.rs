@@ -1,11 +1,23 @@
-//! The composition root: what a node is made of, and how it starts and stops.
+//! The composition root: what a node is made of, by its roles, and how it starts and stops.
+//!
+//! What always holds: a node that stops fails `/readyz` before anything else, finishes the requests that it took, lets go of its shards
+//! and only then leaves the log.
 
 pub mod backends;
+mod gateway;
 pub mod keys;
+mod limits;
 pub mod lock;
 pub mod offline;
+mod query;
+mod ready;
+mod shards;
 pub mod tree;
 
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,26 +26,22 @@ use anyhow::{Context, bail};
 use ractor::ActorRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::actors::archiver::{ArchiveLimits, Archiver};
-use crate::actors::gateway_pool::{GatewayActor, GatewayPool};
-use crate::actors::pulse::{self, ShardRefs};
-use crate::actors::shard::{ShardActor, ShardMessage};
+use self::ready::Readiness;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
-use crate::config::Config;
-use crate::gateway::{Gateway, GatewayDeps, GatewayLimits, server};
-use crate::model::event::EventLimits;
+use crate::config::{Config, Roles};
+use crate::gateway::{Gateway, GatewayDeps, server};
 use crate::model::offset::{Diverged, continues};
+use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
-use crate::query::engine::{QueryEngine, QueryLimits};
-use crate::query::quarantine::Quarantine;
-use crate::shards::state::ShardLimits;
-use crate::supervision::policy::RestartPolicy;
+use crate::query::status::{NoPeers, Status};
+use crate::supervision::supervisor::SupervisorMessage;
 
-/// Everything that is still open after this at a stop waits in the log for the next start.
-const DRAIN: Duration = Duration::from_millis(500);
+/// How long connections may take to end at a stop.
+const CONNECTIONS: Duration = Duration::from_secs(10);
 
 /// Where the parts of an embedded node are kept.
 #[derive(Debug, Clone)]
@@ -88,79 +96,172 @@ pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     runtime.block_on(run(config, &data, faults))
 }
 
-async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
-    let started = Stopwatch::start();
+/// What a node stands on; a role that needs a port which is not there cannot start.
+pub struct Ports {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The store; a node that only takes writes needs none.
+    pub store: Option<Arc<dyn RollupStore>>,
+    /// The archive; only nodes with shards write it.
+    pub archive: Option<Arc<dyn Archive>>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Renders `/metrics`.
+    pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Opens what the roles need.
+fn open(config: &Config, data: &DataDir, roles: Roles) -> anyhow::Result<Ports> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
+    let log = backends::log(config, data, &clock, roles.shards)?;
+    let store = if roles.need_store() { Some(backends::store(config, data, &clock)?) } else { None };
+    if let Some(store) = &store {
+        check_log(data, log.as_ref(), store.as_ref())?;
+    }
+    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
+    Ok(Ports { log, store, archive, clock, render_metrics: Arc::new(move || prometheus.render()) })
+}
+
+async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
+    let started = Stopwatch::start();
     let keys = keys::load(config)?;
     let listener = listen(config, keys.is_open()).await?;
-    let log = backends::log(config, data, &clock)?;
-    let store = backends::store(data)?;
-    check_log(data, log.as_ref(), store.as_ref())?;
-    let slots = Slots::new(log.clone(), clock.clone());
-    let gateways = tree::places(config.number("gateway.actors") as usize);
-    let shard_refs: ShardRefs = tree::places(slots.iter().count());
-    let limits = shard_limits(config, faults);
-
-    let gateway_id = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
-    let parts = tree::TreeParts {
-        gateway: GatewayActor { log: log.clone(), gateway: gateway_id },
-        gateways: gateways.clone(),
-        shards: shards(config, &limits, &log, &store, &slots, &clock),
-        shard_refs: shard_refs.clone(),
-        archiver: Archiver {
-            log: log.clone(),
-            store: store.clone(),
-            archive: backends::archive(data)?,
-            clock: clock.clone(),
-            limits: ArchiveLimits {
-                max_bytes: config.number("archive.max_bytes"),
-                max_delay_ms: config.millis("archive.max_delay"),
-            },
-            slots: slots.clone(),
-        },
-        policy: restart_policy(config),
-        clock: clock.clone(),
-    };
-    let (root, mut tree_ended) = tree::start(parts).await?;
-    let interval = config.duration("shards.pull_interval");
-    let pulse = tokio::spawn(pulse::run(shard_refs.clone(), slots.clone(), log.clone(), clock.clone(), interval));
-
-    let queries = QueryEngine::new(store.clone(), slots.clone(), clock.clone(), query_limits(config));
-    let stale_after = config.millis("query.stale_after");
-    let ready_slots = slots.clone();
-    let gateway = Gateway::new(GatewayDeps {
-        submit: GatewayPool::new(gateways),
-        queries,
-        quarantine: Quarantine::new(store.clone(), limits),
-        keys: keys.table.clone(),
-        limits: gateway_limits(config),
-        clock: clock.clone(),
-        shard_count: log.shard_count(),
-        render_metrics: Arc::new(move || prometheus.render()),
-        ready: Arc::new(move || ready_slots.all_fresh(stale_after)),
-    });
-    let watching = tokio::spawn(keys.watch());
-    let (stop, stopping) = watch::channel(false);
-    let address = listener.local_addr().context("cannot read the listening address")?;
-    let serving = tokio::spawn(server::serve(gateway, listener, stopping));
-    tracing::info!(%address, data = %data.root().display(), startup_ms = started.elapsed().as_millis() as u64, "serving");
-
+    let ports = open(config, data, config.roles())?;
+    let mut node = Node::start(config, ports, keys, listener, faults).await?;
+    let (address, startup_ms) = (node.address, started.elapsed().as_millis() as u64);
+    tracing::info!(%address, data = %data.root().display(), roles = config.roles().names().join(","), startup_ms, "serving");
     let outcome = tokio::select! {
         signal = stop_signal() => signal,
-        _ = &mut tree_ended => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
+        () = node.gave_up() => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
     };
     tracing::info!("stopping");
-    stop.send_replace(true);
-    if tokio::time::timeout(Duration::from_secs(10), serving).await.is_err() {
-        tracing::warn!("some connections did not end within 10 s and are cut");
-    }
-    pulse.abort();
-    watching.abort();
-    drain(&shard_refs).await;
-    root.stop(None);
-    tokio::task::spawn_blocking(move || log.close()).await.context("closing the log")?;
+    node.stop().await?;
     outcome
+}
+
+/// A running node.
+pub struct Node {
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Where its shards stand.
+    pub slots: Arc<Slots>,
+    log: Arc<dyn EventLog>,
+    root: ActorRef<SupervisorMessage>,
+    tree_ended: JoinHandle<()>,
+    shards: Option<shards::Handle>,
+    ready: Arc<Readiness>,
+    drain_delay: Duration,
+    /// What runs until the connections have ended.
+    tasks: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+impl Node {
+    /// Starts the roles that the configuration names.
+    ///
+    /// # Errors
+    /// If a role lacks a port, or an actor cannot be spawned at all.
+    pub async fn start(
+        config: &Config,
+        ports: Ports,
+        keys: keys::Keys,
+        listener: TcpListener,
+        faults: Faults,
+    ) -> anyhow::Result<Self> {
+        let (roles, limits) = (config.roles(), limits::shard(config, faults));
+        let (log, clock) = (ports.log.clone(), ports.clock.clone());
+        let slots = Slots::new(log.clone(), clock.clone());
+        let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
+        let shards = if roles.shards { Some(shards::role(config, &ports, &slots, &limits)?) } else { None };
+        let queries = if roles.query { query::role(config, &ports, &slots, limits)? } else { query::absent() };
+        let ready = Arc::new(Readiness {
+            roles,
+            appends: gateways.as_ref().map(|gateways| gateways.health.clone()),
+            slots: slots.clone(),
+            stale_after_ms: config.millis("query.stale_after"),
+            store: queries.store.clone(),
+            clock: clock.clone(),
+            stopping: false.into(),
+        });
+        let status_ready = ready.clone();
+        let status = Status {
+            name: name(config),
+            roles: roles.names(),
+            started: Stopwatch::start(),
+            ready: Arc::new(move || status_ready.ask(None)),
+            slots: slots.clone(),
+            log: log.clone(),
+            store: ports.store.clone(),
+            peers: Arc::new(NoPeers),
+            clock: clock.clone(),
+            stale_after_ms: config.millis("query.stale_after"),
+        };
+        let gateway_ready = ready.clone();
+        let edge = Gateway::new(GatewayDeps {
+            submit: gateways.as_ref().map(|gateways| gateways.submit.clone()),
+            queries: queries.service,
+            quarantine: queries.quarantine,
+            keys: keys.table.clone(),
+            limits: limits::gateway(config),
+            clock: clock.clone(),
+            shard_count: log.shard_count(),
+            render_metrics: ports.render_metrics.clone(),
+            status: Arc::new(status),
+            ready: Arc::new(move |role| gateway_ready.ask(role)),
+        });
+        let mut children = Vec::new();
+        children.extend(gateways.map(|gateways| gateways.child));
+        let (handle, shard_children) = shards.map(|shards| (shards.handle, shards.children)).unzip();
+        children.extend(shard_children.into_iter().flatten());
+        let (root, tree_ended) = tree::start(children, limits::restarts(config), clock).await?;
+        let mut tasks = vec![tokio::spawn(keys.watch())];
+        tasks.extend(handle.as_ref().map(|handle: &shards::Handle| handle.pulse(config, &slots)));
+        tasks.extend(queries.probe.map(tokio::spawn));
+        let (stop, stopping) = watch::channel(false);
+        let address = listener.local_addr().context("cannot read the listening address")?;
+        let serving = tokio::spawn(async move {
+            let Ok(()) = server::serve(edge, listener, stopping).await;
+        });
+        let drain_delay = config.duration("server.drain_delay");
+        Ok(Self { address, slots, log, root, tree_ended, shards: handle, ready, drain_delay, tasks, stop, serving })
+    }
+
+    /// Ends when the supervision tree has given up.
+    pub async fn gave_up(&mut self) {
+        if let Err(error) = (&mut self.tree_ended).await {
+            tracing::error!(%error, "the supervision tree crashed");
+        }
+    }
+
+    /// Stops in order: load balancers notice, requests end, shards are drained and let go, the log is left.
+    ///
+    /// # Errors
+    /// If closing the log crashes.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.ready.stop();
+        tokio::time::sleep(self.drain_delay).await;
+        self.stop.send_replace(true);
+        if tokio::time::timeout(CONNECTIONS, &mut self.serving).await.is_err() {
+            tracing::warn!("some connections did not end within {CONNECTIONS:?} and are cut");
+        }
+        self.tasks.iter().for_each(JoinHandle::abort);
+        if let Some(shards) = &self.shards {
+            shards.let_go().await;
+        }
+        self.root.stop(None);
+        let log = self.log.clone();
+        tokio::task::spawn_blocking(move || log.close()).await.context("closing the log")
+    }
+}
+
+/// `node.name`, or the name of the machine.
+fn name(config: &Config) -> String {
+    match config.text("node.name") {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    }
 }
 
 async fn stop_signal() -> anyhow::Result<()> {
@@ -168,18 +269,6 @@ async fn stop_signal() -> anyhow::Result<()> {
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         interrupt = tokio::signal::ctrl_c() => interrupt.context("cannot listen for Ctrl-C"),
-    }
-}
-
-/// Asks every shard for a last flush; what does not end in time is still in the log.
-async fn drain(refs: &ShardRefs) {
-    let all = refs.iter().filter_map(|place| place.load_full()).map(|actor: Arc<ActorRef<ShardMessage>>| async move {
-        actor.call(ShardMessage::Drain, Some(DRAIN)).await.is_ok_and(|reply| reply.is_success())
-    });
-    let drained = futures::future::join_all(all).await;
-    let late = drained.iter().filter(|done| !**done).count();
-    if late > 0 {
-        tracing::info!(shards = late, "shards did not flush in time; the log holds the rest");
     }
 }
 
@@ -202,11 +291,13 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
 }
 
 /// A log that does not continue where the store stands must not take a single write: it would grow over what it lost, and its shards
-/// would take the new records for those that are already in the store.
+/// would take the new records for those that are already in the store. Of shards that are not assigned to this node, it knows the log alone.
 fn check_log(data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> anyhow::Result<()> {
+    let assigned = log.assignment().borrow().clone();
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
         let (expected, found) = (checkpoint.log, log.id());
         let continued = match expected == found {
+            true if !assigned.contains(&shard) => Ok(()),
             true => continues(checkpoint.next, log.start(shard), log.end(shard)),
             false => Err(Diverged::OtherLog { expected, found }),
         };
@@ -220,86 +311,4 @@ fn check_log(data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> any
         })?;
     }
     Ok(())
-}
-
-fn shard_limits(config: &Config, faults: Faults) -> ShardLimits {
-    ShardLimits {
-        dedup_horizon_ms: config.millis("dedup.horizon"),
-        dedup_max_ids: config.number("dedup.max_ids") as usize,
-        flush_interval_ms: config.millis("flush.interval"),
-        max_delta_bytes: (config.number("flush.max_delta_bytes") / config.number("shards.count")) as usize,
-        keep_flushed_ms: config.millis("query.deadline"),
-        panic_on_user: faults.panic_on_user,
-    }
-}
-
-fn shards(
-    config: &Config,
-    limits: &ShardLimits,
-    log: &Arc<dyn EventLog>,
-    store: &Arc<dyn RollupStore>,
-    slots: &Arc<Slots>,
-    clock: &Arc<dyn Clock>,
-) -> Vec<ShardActor> {
-    let count = u64::from(log.shard_count());
-    let alone = Arc::new(tokio::sync::Semaphore::new(1));
-    let shard = |(shard, _)| ShardActor {
-        shard,
-        log: log.clone(),
-        store: store.clone(),
-        clock: clock.clone(),
-        limits: limits.clone(),
-        max_series: config.number("tenants.max_series").div_ceil(count),
-        alone: alone.clone(),
-        slots: slots.clone(),
-    };
-    slots.iter().map(shard).collect()
-}
-
-fn restart_policy(config: &Config) -> RestartPolicy {
-    RestartPolicy {
-        max_restarts: config.number("supervision.max_restarts") as u32,
-        window_ms: config.millis("supervision.restart_window"),
-        backoff_min_ms: config.millis("supervision.backoff_min"),
-        backoff_max_ms: config.millis("supervision.backoff_max"),
-        escalates: true,
-    }
-}
-
-fn query_limits(config: &Config) -> QueryLimits {
-    QueryLimits {
-        max_points: config.number("query.max_points") as usize,
-        max_series: config.number("query.max_series") as usize,
-        stale_after_ms: config.millis("query.stale_after"),
-        cache_bytes: config.number("query.cache"),
-    }
-}
-
-fn gateway_limits(config: &Config) -> GatewayLimits {
-    GatewayLimits {
-        event: EventLimits {
-            max_age_ms: config.millis("accept.max_age"),
-            max_ahead_ms: config.millis("accept.max_ahead"),
-            max_event_bytes: config.number("accept.max_event_bytes") as usize,
-        },
-        max_events: config.number("accept.max_events") as usize,
-        max_body_bytes: config.number("accept.max_body") as usize,
-        max_inflight_bytes: config.number("accept.max_inflight") as usize,
-        max_connections: config.number("server.max_connections") as usize,
-        header_timeout: config.duration("server.header_timeout"),
-        body_timeout: config.duration("server.body_timeout"),
-        append_timeout: config.duration("gateway.append_timeout"),
-        events_per_second: config.number("tenants.max_events_per_second"),
-        burst: config.number("tenants.burst"),
-        max_interned: config.number("gateway.max_interned") as usize,
-        max_interned_bytes: config.number("gateway.max_interned_bytes") as usize,
-        max_queries: config.number("query.max_concurrent") as usize,
-        ws_window: config.number("ws.window") as usize,
-        ws_max_message_bytes: config.number("ws.max_message") as usize,
-        ws_max_subscriptions: config.number("ws.max_subscriptions") as usize,
-        ws_update_interval: config.duration("ws.update_interval"),
-        ws_idle_timeout: config.duration("ws.idle_timeout"),
-        dedup_horizon_ms: config.millis("dedup.horizon"),
-        dedup_max_ids: config.number("dedup.max_ids"),
-    }
 }

@@ -4,37 +4,49 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::DataDir;
+use super::{DataDir, backends};
 use crate::clock::SystemClock;
-use crate::persistence::archive::objects::ObjectArchive;
+use crate::config::Config;
+use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::EmbeddedLog;
+use crate::persistence::store::RollupStore;
+use crate::persistence::store::postgres::PostgresStore;
 use crate::persistence::store::sqlite::SqliteStore;
 
-/// Opens the store of a data directory; nothing can be written through it.
+/// Opens the store of a configuration, in PostgreSQL or in the data directory; nothing is written through it.
 ///
 /// # Errors
 /// If there is none, or it is another version's.
-pub fn store(data: &DataDir) -> anyhow::Result<Arc<SqliteStore>> {
+pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupStore>> {
+    if let Some(options) = backends::postgres(config) {
+        let store: Arc<dyn RollupStore> = PostgresStore::open_existing(&options)?;
+        return Ok(store);
+    }
     if !data.store().is_file() {
         bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
     }
-    SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))
+    let store = SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))?;
+    Ok(store)
 }
 
-/// Opens the archive of a data directory.
+/// Opens the archive of a data directory, or the object storage that the configuration names.
 ///
 /// # Errors
-/// If the directory cannot be read.
-pub fn archive(data: &DataDir) -> anyhow::Result<ObjectArchive> {
-    Ok(ObjectArchive::open_directory(&data.archive())?)
+/// If its configuration is wrong, or its directory cannot be read.
+pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
+    super::backends::archive(config, data)
 }
 
-/// Opens the log of a data directory as it is now; nothing can be appended through it.
+/// Opens the log of a data directory as it is now, or Kafka's; nothing is appended through it.
 ///
 /// # Errors
-/// If it is damaged.
-pub fn log(data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
+/// If it is damaged, or cannot be reached.
+pub fn log(config: &Config, data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
+    if !config.text("kafka.brokers").is_empty() {
+        let clock: Arc<dyn crate::clock::Clock> = Arc::new(SystemClock);
+        return backends::kafka_log(config, &clock, false).map_err(|why| format!("{why:#}"));
+    }
     let log: Arc<dyn EventLog> = EmbeddedLog::open_read_only(&data.log(), Arc::new(SystemClock))?;
     Ok(log)
 }

@@ -1,4 +1,4 @@
-//! The supervision tree of a node: root over gateways and shards.
+//! The supervision tree of a node: root over gateways, shards and archiver.
 
 use std::sync::Arc;
 
@@ -9,8 +9,10 @@ use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
 use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
+use crate::actors::upkeep::Upkeep;
 use crate::clock::Clock;
 use crate::supervision::policy::RestartPolicy;
+use crate::supervision::shards::{ShardsMessage, ShardsSpec, ShardsSupervisor};
 use crate::supervision::supervisor::{ChildSpec, SpawnChild, Supervisor, SupervisorMessage, SupervisorSpec};
 
 /// Empty places for `n` actors.
@@ -58,62 +60,61 @@ fn supervisor_child(
     ChildSpec { kind, name: kind.to_owned(), spawn }
 }
 
-/// What the tree is made of.
-#[derive(Clone)]
-pub struct TreeParts {
-    /// The gateway actors, one for each place.
-    pub gateway: GatewayActor,
-    /// Where they are.
-    pub gateways: GatewayRefs,
-    /// The shard actors, one for each place.
-    pub shards: Vec<ShardActor>,
-    /// Where they are.
-    pub shard_refs: ShardRefs,
-    /// The archiver.
-    pub archiver: Archiver,
-    /// When failed actors start again.
-    pub policy: RestartPolicy,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
-}
+/// Where the supervisor of the shards is now.
+pub type ShardsPlace = Arc<ArcSwapOption<ActorRef<ShardsMessage>>>;
 
-/// Starts the tree; the root's failure is the node's.
+/// Starts the tree over the children of the node's roles; the root's failure is the node's.
 ///
 /// # Errors
 /// If an actor cannot be spawned at all.
-pub async fn start(parts: TreeParts) -> anyhow::Result<(ActorRef<SupervisorMessage>, tokio::task::JoinHandle<()>)> {
-    let (policy, clock) = (parts.policy, parts.clock.clone());
-    let shards_policy = RestartPolicy { escalates: false, ..policy };
-    let (for_gateways, for_shards) = (parts.clone(), parts.clone());
-    let archiver = parts.archiver.clone();
-    let children = vec![
-        supervisor_child("gateways", move || gateways(&for_gateways), policy, clock.clone()),
-        supervisor_child("shards", move || shards(&for_shards), shards_policy, clock.clone()),
-        actor_child("archiver", "archiver".to_owned(), archiver, |_| {}),
-    ];
+pub async fn start(
+    children: Vec<ChildSpec>,
+    policy: RestartPolicy,
+    clock: Arc<dyn Clock>,
+) -> anyhow::Result<(ActorRef<SupervisorMessage>, tokio::task::JoinHandle<()>)> {
     Ok(Actor::spawn(None, Supervisor, SupervisorSpec { children, policy, clock }).await?)
 }
 
-fn gateways(parts: &TreeParts) -> Vec<ChildSpec> {
-    (0..parts.gateways.len())
-        .map(|i| {
-            let places = parts.gateways.clone();
-            actor_child("gateway", format!("gateway {i}"), parts.gateway.clone(), move |actor| {
+/// The pool of gateway actors, one for each place.
+pub fn gateways(gateway: GatewayActor, places: GatewayRefs, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
+    let children = move || {
+        let one = |i: usize| {
+            let places = places.clone();
+            actor_child("gateway", format!("gateway {i}"), gateway.clone(), move |actor| {
                 places[i].store(Some(Arc::new(actor)));
             })
-        })
-        .collect()
+        };
+        (0..places.len()).map(one).collect()
+    };
+    supervisor_child("gateways", children, policy, clock)
 }
 
-fn shards(parts: &TreeParts) -> Vec<ChildSpec> {
-    parts
-        .shards
-        .iter()
-        .map(|shard| {
-            let (places, index) = (parts.shard_refs.clone(), shard.shard.0 as usize);
-            actor_child("shard", format!("shard {index}"), shard.clone(), move |actor| {
-                places[index].store(Some(Arc::new(actor)));
-            })
+/// The supervisor of the shards.
+pub fn shards(spec: ShardsSpec, place: ShardsPlace) -> ChildSpec {
+    let spawn: SpawnChild = Arc::new(move |supervisor| {
+        let (spec, place) = (spec.clone(), place.clone());
+        Box::pin(async move {
+            let (spawned, _) = Actor::spawn_linked(None, ShardsSupervisor, spec, supervisor).await?;
+            let cell = spawned.get_cell();
+            place.store(Some(Arc::new(spawned)));
+            Ok(cell)
         })
-        .collect()
+    });
+    ChildSpec { kind: "shards", name: "shards".to_owned(), spawn }
+}
+
+/// One shard.
+pub fn shard(actor: ShardActor, places: &ShardRefs) -> ChildSpec {
+    let (places, index) = (places.clone(), actor.shard.0 as usize);
+    actor_child("shard", format!("shard {index}"), actor, move |actor| places[index].store(Some(Arc::new(actor))))
+}
+
+/// The archiver.
+pub fn archiver(archiver: Archiver) -> ChildSpec {
+    actor_child("archiver", "archiver".to_owned(), archiver, |_| {})
+}
+
+/// The upkeep of the archive.
+pub fn upkeep(upkeep: Upkeep) -> ChildSpec {
+    actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
 }

@@ -3,15 +3,20 @@
 //! The flush moves the revision of every (tenant, metric, UTC day) that it writes, in its transaction, and a query reads the revisions
 //! in its own snapshot. A part is found under its revision only, so it is never stale: a late event makes it unreachable, whenever it
 //! comes. Live deltas are merged afterwards and never kept. What does not fit is forgotten, least recently used first.
+//! Behind the cache of the process there may be a second one that the nodes share; what it loses is only read again.
 
 use std::sync::Arc;
 
 use super::groups::Group;
+use super::part::PartName;
 use super::plan::Plan;
+use crate::persistence::cache::PartCache;
 use crate::telemetry;
 
 /// Bytes of a point beside its sketches, and of a group beside its points.
 const OVERHEAD: usize = 160;
+/// Days that are asked of the second cache at once.
+const BATCH: usize = 16;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -21,8 +26,14 @@ struct Key {
     revision: u64,
 }
 
+/// A part of an answer.
+pub type Part = Arc<Vec<Group>>;
+
 /// The cache of an engine; none if it may hold nothing.
-pub struct Cache(Option<moka::sync::Cache<Key, Arc<Vec<Group>>>>);
+pub struct Cache {
+    first: Option<moka::sync::Cache<Key, Part>>,
+    second: Option<Arc<dyn PartCache>>,
+}
 
 fn weight(part: &[Group]) -> usize {
     let point = |(_, rollup): &(i64, crate::model::rollup::Rollup)| {
@@ -35,26 +46,87 @@ fn weight(part: &[Group]) -> usize {
 }
 
 impl Cache {
-    /// A cache of so many bytes; 0 turns it off.
-    pub fn new(bytes: u64) -> Self {
-        let weigher = |key: &Key, part: &Arc<Vec<Group>>| {
-            u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX)
-        };
-        Self((bytes > 0).then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build()))
+    /// A cache of so many bytes, with a second one behind it if there is one; 0 turns both off.
+    pub fn new(bytes: u64, second: Option<Arc<dyn PartCache>>) -> Self {
+        let weigher =
+            |key: &Key, part: &Part| u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX);
+        let first = (bytes > 0).then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build());
+        Self { second: second.filter(|_| first.is_some()), first }
     }
 
-    /// The part of a day.
-    pub fn get(&self, tenant: &str, plan: &Plan, day: i32, revision: u64) -> Option<Arc<Vec<Group>>> {
-        let found = self.0.as_ref()?.get(&key(tenant, plan, day, revision));
+    /// Looks up the parts of days, in their order.
+    pub fn look_up<'a>(&'a self, tenant: &'a str, plan: &'a Plan, days: &'a [(i32, u64)]) -> LookUp<'a> {
+        LookUp { cache: self, tenant, plan, days, found: Vec::new().into_iter() }
+    }
+
+    /// Keeps the part of a day.
+    pub fn put(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Part) {
+        if let Some(second) = &self.second {
+            let name = PartName::new(tenant, plan, day, revision);
+            second.put(name.public(), name.encode(&part));
+        }
+        self.keep(tenant, plan, day, revision, part);
+    }
+
+    fn keep(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Part) {
+        if let Some(first) = &self.first {
+            first.insert(key(tenant, plan, day, revision), part);
+        }
+    }
+
+    fn first(&self, tenant: &str, plan: &Plan, day: i32, revision: u64) -> Option<Part> {
+        let found = self.first.as_ref()?.get(&key(tenant, plan, day, revision));
         metrics::counter!(telemetry::QUERY_CACHE, "outcome" => if found.is_some() { "hit" } else { "miss" }).increment(1);
         found
     }
 
-    /// Keeps the part of a day.
-    pub fn put(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Arc<Vec<Group>>) {
-        if let Some(cache) = &self.0 {
-            cache.insert(key(tenant, plan, day, revision), part);
+    /// The parts of days, by day: first in the process, then the rest together in the second cache. Days of revision 0 have none.
+    fn batch(&self, tenant: &str, plan: &Plan, days: &[(i32, u64)]) -> Vec<Option<Part>> {
+        let first = |(day, revision): &(i32, u64)| if *revision == 0 { None } else { self.first(tenant, plan, *day, *revision) };
+        let mut found: Vec<Option<Part>> = days.iter().map(first).collect();
+        let Some(second) = &self.second else { return found };
+        let missing: Vec<usize> = (0..days.len()).filter(|at| days[*at].1 > 0 && found[*at].is_none()).collect();
+        if missing.is_empty() {
+            return found;
         }
+        let names: Vec<PartName> = missing.iter().map(|at| PartName::new(tenant, plan, days[*at].0, days[*at].1)).collect();
+        let answers = second.get(&names.iter().map(PartName::public).collect::<Vec<_>>());
+        for ((at, name), bytes) in missing.into_iter().zip(&names).zip(answers) {
+            let decoded = bytes.map(|bytes| name.decode(&bytes));
+            let outcome = match &decoded {
+                None => "miss",
+                Some(Ok(_)) => "hit",
+                Some(Err(_)) => "invalid",
+            };
+            metrics::counter!(telemetry::QUERY_SECOND_CACHE, "outcome" => outcome).increment(1);
+            if let Some(Ok(part)) = decoded {
+                let part = Arc::new(part);
+                self.keep(tenant, plan, days[at].0, days[at].1, part.clone());
+                found[at] = Some(part);
+            }
+        }
+        found
+    }
+}
+
+/// The parts of days, looked up a few days ahead, so that a long range neither asks day by day nor holds everything at once.
+pub struct LookUp<'a> {
+    cache: &'a Cache,
+    tenant: &'a str,
+    plan: &'a Plan,
+    days: &'a [(i32, u64)],
+    found: std::vec::IntoIter<Option<Part>>,
+}
+
+impl LookUp<'_> {
+    /// The part of the next day, if it is kept.
+    pub fn next_part(&mut self) -> Option<Part> {
+        if self.found.len() == 0 {
+            let (now, later) = self.days.split_at(self.days.len().min(BATCH));
+            self.days = later;
+            self.found = self.cache.batch(self.tenant, self.plan, now).into_iter();
+        }
+        self.found.next().flatten()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::window::{HOUR_MS, Hour, Millis};
+use crate::persistence::cache::PartCache;
 use crate::persistence::store::{RollupQuery, RollupStore, StoreError, StoreSnapshot};
 use crate::shards::state::{AccountingQuestion, LiveQuestion};
 use crate::telemetry;
@@ -57,7 +58,18 @@ fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
 impl QueryEngine {
     /// An engine over a store and the live deltas.
     pub fn new(store: Arc<dyn RollupStore>, live: Arc<dyn LiveReader>, clock: Arc<dyn Clock>, limits: QueryLimits) -> Arc<Self> {
-        let cache = Cache::new(limits.cache_bytes);
+        Self::with_second_cache(store, live, clock, limits, None)
+    }
+
+    /// An engine with a second cache behind that of the process.
+    pub fn with_second_cache(
+        store: Arc<dyn RollupStore>,
+        live: Arc<dyn LiveReader>,
+        clock: Arc<dyn Clock>,
+        limits: QueryLimits,
+        second: Option<Arc<dyn PartCache>>,
+    ) -> Arc<Self> {
+        let cache = Cache::new(limits.cache_bytes, second);
         Arc::new(Self { store, live, clock, limits, cache })
     }
 
@@ -130,8 +142,10 @@ impl QueryEngine {
         read(first, start(days.start), &mut |series, hour, r| groups.add(series, hour, &r))?;
         // Neighbouring days that are not kept are read at once.
         let mut unknown: Vec<(i32, u64)> = Vec::new();
-        for (day, revision) in days.clone().zip(revisions).chain([(days.end, 0)]) {
-            let kept = if revision == 0 { None } else { self.cache.get(tenant, plan, day, revision) };
+        let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
+        let mut parts = self.cache.look_up(tenant, plan, &wanted);
+        for (day, revision) in wanted.iter().copied().chain([(days.end, 0)]) {
+            let kept = parts.next_part();
             if revision > 0 && kept.is_none() {
                 unknown.push((day, revision));
                 continue;

@@ -3,6 +3,7 @@
 //! What always holds: a flush that commits in the middle is neither missed nor counted twice; a shard that cannot answer, or has
 //! fallen behind, makes the answer `partial` and is named in it.
 
+pub mod absent;
 mod accounting;
 mod cache;
 mod completeness;
@@ -10,9 +11,11 @@ pub mod engine;
 mod groups;
 mod json;
 mod matchers;
+mod part;
 mod plan;
 pub mod quarantine;
 pub mod service;
+pub mod status;
 mod steps;
 pub mod verify;
 

@@ -90,3 +90,12 @@ pub trait QuarantineService: Send + Sync {
     /// See [`QueryErrorKind`].
     fn discard(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError>;
 }
+
+/// Where nodes and shards stand.
+pub trait StatusService: Send + Sync {
+    /// `GET /v1/status`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn status(&self) -> Result<String, QueryError>;
+}

@@ -1,5 +1,7 @@
 //! The engine against a naive fold: every step, grouping and matcher, with late events between the questions.
 
+mod second_cache;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -52,6 +54,8 @@ struct World {
     /// (tenant, page, country, hour) to values.
     events: BTreeMap<(String, String, String, Hour), Vec<Option<i64>>>,
     flushed: u64,
+    /// The nonce of the first epoch.
+    nonces: u64,
     seed: u64,
 }
 
@@ -66,7 +70,7 @@ impl World {
         // Ten days before the end: some of the days are over, some are not.
         let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
         let engine = QueryEngine::new(store.clone(), Arc::new(Idle), clock, limits);
-        Self { store, engine, events: BTreeMap::new(), flushed: 0, seed }
+        Self { store, engine, events: BTreeMap::new(), flushed: 0, nonces: 0, seed }
     }
 
     fn below(&mut self, n: u64) -> u64 {
@@ -90,7 +94,7 @@ impl World {
         }
         let info = |series: Series| Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
         let deltas = deltas.into_iter().map(|((series, hour), rollup)| Delta { series: info(series), hour, rollup }).collect();
-        let claim = self.store.claim(ShardId(0), LOG, self.flushed).expect("claim");
+        let claim = self.store.claim(ShardId(0), LOG, self.nonces + self.flushed).expect("claim");
         let range = OffsetRange { from: self.flushed, to: self.flushed + 1 };
         let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
         self.store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");

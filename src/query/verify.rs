@@ -4,13 +4,15 @@
 //! when, and which events were set aside; nothing written later matters, so it may run beside a working server.
 //! What always holds: it starts where no event id from before can matter any more (a gap in the append times longer than the
 //! de-duplication horizon, or the beginning), because a chain of repeated ids reaches back further than one horizon.
+//! Below the archive floor records have expired: windows that they touched, and those touched within one horizon behind them, where
+//! an id may repeat one that is gone, are not verifiable, and are reported so.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::model::flush::{Claim, LogRecord, QuarantineRow, SeriesInfo, Suspect};
-use crate::model::manifest::{self, ManifestRow};
+use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
 use crate::model::rollup::{Figures, Rollup};
 use crate::model::series::SeriesId;
@@ -35,8 +37,8 @@ pub enum VerifyError {
     /// An archive object is gone or damaged.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// The log was released meanwhile: a new attempt finds the records in the archive.
-    #[error("the log was released while it was being read")]
+    /// The log was released meanwhile, or an object expired: a new attempt finds the records in the archive, or a higher floor.
+    #[error("the log was released, or archive objects expired, while they were being read")]
     Released,
     /// The log.
     #[error("{0}")]
@@ -89,6 +91,17 @@ pub struct Report {
     pub shards: u64,
     /// The rows that differ, by shard.
     pub differences: Vec<Difference>,
+    /// The windows of the range that lie below the archive floor.
+    pub not_verifiable: Option<NotVerifiable>,
+}
+
+/// Windows whose records have expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotVerifiable {
+    /// The first window that was verified.
+    pub before: Hour,
+    /// Rows of the store in the windows before.
+    pub rows: u64,
 }
 
 struct StoredRow {
@@ -101,6 +114,7 @@ struct StoredRow {
 struct Stand {
     checkpoints: Vec<(ShardId, Checkpoint)>,
     manifest: Vec<ManifestRow>,
+    floors: HashMap<ShardId, ArchiveFloor>,
     quarantine: Vec<QuarantineRow>,
     admissions: Vec<Vec<(SeriesId, Offset)>>,
     rows: HashMap<(SeriesId, Hour), StoredRow>,
@@ -111,11 +125,12 @@ struct Stand {
 /// # Errors
 /// See [`VerifyError`]; after [`VerifyError::Released`] another attempt is worth it.
 pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
-    let stand = stand(sources.store, &hours)?;
+    let mut stand = stand(sources.store, &hours)?;
     let log = (sources.open_log)().map_err(VerifyError::Log)?;
     let shards = stand.checkpoints.len() as u64;
-    let mut report = Report { rows: stand.rows.len() as u64, shards, ..Report::default() };
-    let mut missing = stand.rows;
+    let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), sources.dedup_horizon_ms)?;
+    let mut report = Report { rows: stand.rows.len() as u64, shards, not_verifiable, ..Report::default() };
+    let mut missing = std::mem::take(&mut stand.rows);
     // Several shards may write to one overflow series: those rows are compared when all shards are folded.
     let mut shared = Rows::default();
     for (at, (shard, checkpoint)) in stand.checkpoints.iter().enumerate() {
@@ -123,7 +138,8 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
         let suspects = stand.quarantine.iter().filter(of_shard).map(|row| Suspect::certain(row.offset, row.index)).collect();
         let mut fold = Fold::new(sources, *shard, checkpoint, suspects, stand.admissions[at].clone(), hours.clone());
         let rows: Vec<&ManifestRow> = stand.manifest.iter().filter(|row| row.shard == *shard).collect();
-        fold.run(sources, log.as_ref(), &rows)?;
+        let floor = stand.floors.get(shard).map_or(0, |floor| floor.offset);
+        fold.run(sources, log.as_ref(), floor, &rows)?;
         report.records += fold.records;
         for (key, (info, rollup)) in fold.rows {
             if info.series.is_overflow() {
@@ -148,19 +164,56 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
     Ok(report)
 }
 
+impl Stand {
+    /// The part of the range that can be recomputed, to which the rows are cut, and what is below.
+    fn above_floors(
+        &mut self,
+        hours: Range<Hour>,
+        log: &dyn EventLog,
+        horizon_ms: i64,
+    ) -> Result<(Range<Hour>, Option<NotVerifiable>), VerifyError> {
+        let mut before = hours.start;
+        for (shard, floor) in &self.floors {
+            let rows = self.manifest.iter().filter(|row| row.shard == *shard);
+            before = before.max(first_verifiable(floor, rows, horizon_ms));
+            let checkpoint = self.checkpoints.iter().find(|(id, _)| id == shard).map(|(_, checkpoint)| checkpoint);
+            let Some(at) = checkpoint.filter(|at| at.archived < at.next) else { continue };
+            let log_begins = log.read(*shard, at.archived, 1).map_err(read_failed)?.first().map(|record| record.appended);
+            if log_begins.is_some_and(|begin| begin.saturating_sub(floor.appended) <= horizon_ms) {
+                before = Hour(i32::MAX);
+            }
+        }
+        if before == hours.start {
+            return Ok((hours, None));
+        }
+        let all = self.rows.len();
+        self.rows.retain(|(_, hour), _| *hour >= before);
+        let rows = (all - self.rows.len()) as u64;
+        Ok((before..hours.end.max(before), Some(NotVerifiable { before, rows })))
+    }
+}
+
+/// The first window that nothing below the floor touched, nor any object behind it that may repeat an id from below.
+fn first_verifiable<'a>(floor: &ArchiveFloor, rows: impl Iterator<Item = &'a ManifestRow>, horizon_ms: i64) -> Hour {
+    let near = rows.take_while(|row| row.appended.0.saturating_sub(floor.appended) <= horizon_ms);
+    let touched = near.filter_map(|row| row.windows.last()).map(|(hour, _)| Hour(hour.0.saturating_add(1)));
+    touched.fold(floor.hour, Hour::max)
+}
+
 type Rows = HashMap<(SeriesId, Hour), (Arc<SeriesInfo>, Rollup)>;
 
 fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, VerifyError> {
     let mut snapshot = store.snapshot()?;
     let checkpoints = snapshot.checkpoints()?;
     let manifest = snapshot.manifest(None)?;
+    let floors = snapshot.archive_floors()?.into_iter().collect();
     let quarantine = snapshot.quarantine()?;
     let admissions = checkpoints.iter().map(|(shard, _)| snapshot.admissions(*shard)).collect::<Result<_, _>>()?;
     let mut rows = HashMap::new();
     snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
         rows.insert((info.id, hour), StoredRow { info: info.clone(), figures: rollup.figures, digest: digest(bytes) });
     })?;
-    Ok(Stand { checkpoints, manifest, quarantine, admissions, rows })
+    Ok(Stand { checkpoints, manifest, floors, quarantine, admissions, rows })
 }
 
 fn digest(bytes: &[u8]) -> u128 {
@@ -221,9 +274,15 @@ impl Fold {
         }
     }
 
-    fn run(&mut self, sources: &Sources<'_>, log: &dyn EventLog, manifest: &[&ManifestRow]) -> Result<(), VerifyError> {
+    fn run(
+        &mut self,
+        sources: &Sources<'_>,
+        log: &dyn EventLog,
+        floor: Offset,
+        manifest: &[&ManifestRow],
+    ) -> Result<(), VerifyError> {
         let incomplete = |why: String| VerifyError::Incomplete { shard: self.shard, why };
-        manifest::tiles(manifest.iter().copied(), self.archived).map_err(incomplete)?;
+        manifest::tiles(manifest.iter().copied(), floor, self.archived).map_err(incomplete)?;
         let below: Vec<&ManifestRow> = manifest.iter().copied().filter(|row| row.range.from < self.until).collect();
         let from_log = self.archived.max(log.start(self.shard).min(self.until));
         if from_log > self.archived && self.archived < self.until {
@@ -239,7 +298,7 @@ impl Fold {
         let admission = Admission::recorded(std::mem::take(&mut self.admissions));
         let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, Vec::new(), admission, 0);
         for row in &below[first..] {
-            let records = sources.archive.read(row)?;
+            let records = read_object(sources, row)?;
             self.apply(&mut state, &records)?;
         }
         while state.next() < self.until {
@@ -299,6 +358,18 @@ fn first_needed(rows: &[&ManifestRow], hours: &Range<Hour>, log_begins: Option<M
     first
 }
 
+/// Reads an object; one that is not there may have expired since the snapshot.
+fn read_object(sources: &Sources<'_>, row: &ManifestRow) -> Result<Vec<LogRecord>, VerifyError> {
+    match sources.archive.read(row) {
+        Err(ArchiveError::Missing(path)) => {
+            let expired =
+                sources.store.snapshot()?.archive_floors()?.iter().any(|(id, f)| *id == row.shard && f.offset > row.range.from);
+            Err(if expired { VerifyError::Released } else { ArchiveError::Missing(path).into() })
+        }
+        read => Ok(read?),
+    }
+}
+
 fn read_failed(error: LogError) -> VerifyError {
     match error {
         LogError::Released { .. } => VerifyError::Released,
@@ -324,7 +395,19 @@ mod tests {
             raw_bytes: 1,
             bytes: 1,
             crc32c: 0,
+            tier: crate::model::manifest::Tier::Hot,
         }
+    }
+
+    #[test]
+    fn windows_near_the_floor_are_not_verifiable() {
+        let rows = [row(1, 2, (110, 120), 9), row(2, 3, (200, 230), 3), row(3, 4, (211, 300), 50)];
+        let floor = ArchiveFloor { offset: 1, appended: 100, hour: Hour(5) };
+        let first = |horizon| first_verifiable(&floor, rows.iter(), horizon);
+        assert_eq!(first(9), Hour(5), "no id can repeat one that is gone");
+        assert_eq!(first(10), Hour(10));
+        assert_eq!(first(110), Hour(10), "window 3 lies below");
+        assert_eq!(first(111), Hour(51));
     }
 
     #[test]

@@ -187,7 +187,8 @@ impl ShardState {
             flushed: ImmutableQueue::new(),
             in_flight: false,
             retry: false,
-            mode: mode(claim.attempts),
+            // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
+            mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
             careful_until: log_end,
             applied_since_flush: 0,
             suspects: claim.suspects.clone(),
@@ -486,7 +487,8 @@ impl ShardState {
         if held && mine { Ok(()) } else { Err(Moved) }
     }
 
-    fn mark_live(&self) -> LiveMark {
+    /// How far a live answer reaches.
+    pub fn mark_live(&self) -> LiveMark {
         LiveMark { applied: self.next, appended: self.last_appended }
     }
 }

@@ -143,6 +143,6 @@ fn decide(
 }
 
 /// A random number for jitter; zero, which means no jitter, if the system has none to give.
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     getrandom::u64().unwrap_or(0)
 }

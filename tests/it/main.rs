@@ -3,12 +3,26 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../support/postgres.rs"]
+mod postgres;
+#[path = "../support/s3.rs"]
+mod s3;
+
+#[path = "../support/redis.rs"]
+mod redis_server;
+
 mod archive;
 mod basics;
+mod bench;
 mod flights;
 mod hostile;
 mod keys;
 mod quarantine;
+mod redis_cache;
+mod rest_proxy;
 mod restored_log;
+mod s3_archive;
 mod startup;
+mod status;
+mod store_postgres;
 mod tenants;

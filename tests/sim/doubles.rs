@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use rollmill::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo};
-use rollmill::model::manifest::ManifestRow;
+use rollmill::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::record;
 use rollmill::model::rollup::Rollup;
@@ -71,7 +71,7 @@ impl SimStore {
                     Write::Flush => dice.rates.flush,
                     Write::MarkSuspect => dice.rates.mark,
                     Write::Archived => dice.rates.manifest,
-                    Write::Settle => 0,
+                    Write::Moved | Write::Expired | Write::Settle => 0,
                 };
                 let kinds = [memory::Fault::Before, memory::Fault::AppliedReplyLost, memory::Fault::NotAppliedReplyLost];
                 dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
@@ -168,6 +168,14 @@ impl RollupStore for SimStore {
         outcome
     }
 
+    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+        self.inner.moved(row, tier)
+    }
+
+    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+        self.inner.expired(row)
+    }
+
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -225,6 +233,12 @@ impl StoreSnapshot for Still<'_> {
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         self.0.manifest(shard)
     }
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+        self.0.manifest_first(shard, tier, limit)
+    }
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        self.0.archive_floors()
+    }
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         self.0.admissions(shard)
     }
@@ -258,7 +272,20 @@ impl Light {
             record.events.iter().for_each(|event| *windows.entry(Hour::of(event.timestamp)).or_default() += 1);
         }
         let windows = windows.into_iter().collect();
-        Some(ManifestRow { log, shard, range, epoch, path, appended, windows, rows: 0, raw_bytes: bytes, bytes, crc32c: 0 })
+        Some(ManifestRow {
+            log,
+            shard,
+            range,
+            epoch,
+            path,
+            appended,
+            windows,
+            rows: 0,
+            raw_bytes: bytes,
+            bytes,
+            crc32c: 0,
+            tier: Tier::Hot,
+        })
     }
 }
 
@@ -290,7 +317,7 @@ impl SimArchive {
         {
             let row = parquet.write(log, shard, epoch, records)?;
             // What was torn is replaced: the name is the same owner's.
-            self.remove(&row.path)?;
+            self.remove(&row.path, Tier::Hot)?;
             return Ok(row);
         }
         let row = Light::row(log, shard, epoch, records, self.plant);
@@ -352,12 +379,20 @@ impl Archive for SimArchive {
         }
     }
 
-    fn list(&self, _: LogId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+    fn list(&self, _: LogId, _: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
         Ok(Vec::new())
     }
 
-    fn remove(&self, path: &str) -> Result<(), ArchiveError> {
+    fn remove(&self, path: &str, _: Tier) -> Result<(), ArchiveError> {
         self.light.0.lock().expect("one thread").remove(path);
         Ok(())
+    }
+
+    fn has_cold(&self) -> bool {
+        false
+    }
+
+    fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
+        Err(ArchiveError::NoColdStore(row.path.clone()))
     }
 }

@@ -108,7 +108,7 @@ impl World {
         let state = ShardState::new(self.setup.limits.clone(), shard, &claim, recent, admission, self.log.end(shard));
         let slot = self.nodes[n].slots.slot(shard);
         let caught_up_at = slot.caught_up_at.load(Ordering::Acquire);
-        slot.begin(&claim.checkpoint, state);
+        slot.begin(&claim, state);
         if self.plants(Plant::CaughtUpRemembered) {
             slot.caught_up_at.store(caught_up_at, Ordering::Release);
         }
@@ -207,7 +207,8 @@ impl World {
     /// What the pulse does for a node's shards.
     pub fn note_progress(&mut self, n: usize, s: usize) {
         let shard = ShardId(s as u32);
-        self.nodes[n].slots.slot(shard).note_progress(self.now, self.log.end(shard));
+        let slots = &self.nodes[n].slots;
+        slots.look(shard, slots.slot(shard));
     }
 
     fn count_zombie(&mut self, n: usize, s: usize) {

@@ -36,7 +36,7 @@ impl Server {
         std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
             command.env_remove(name);
         });
-        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d");
+        command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d").env("ROLLMILL_ARCHIVE_KEEP", "0");
         command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
         Self::run(command, data, port)
     }

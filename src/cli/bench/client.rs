@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::wire::Wire;
+
 /// An answer longer than this is no answer of ours.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -25,13 +27,10 @@ impl Client {
         Ok(Self { stream, host: address.to_string(), key, received: Vec::new() })
     }
 
-    /// Bytes of the head of a POST; the body follows it in one write.
-    pub(super) fn post_head(&self, body: usize) -> Vec<u8> {
-        let (host, key) = (&self.host, &self.key);
-        format!(
-            "POST /v1/events HTTP/1.1\r\nhost: {host}\r\n{key}content-type: application/json\r\ncontent-length: {body}\r\n\r\n"
-        )
-        .into()
+    /// Bytes of the head of a POST with events; the body follows it in one write.
+    pub(super) fn post_head(&self, wire: Wire, body: usize) -> Vec<u8> {
+        let (host, key, (path, kind)) = (&self.host, &self.key, wire.route());
+        format!("POST {path} HTTP/1.1\r\nhost: {host}\r\n{key}content-type: {kind}\r\ncontent-length: {body}\r\n\r\n").into()
     }
 
     pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
@@ -56,7 +55,10 @@ impl Client {
             let (name, value) = line.split_once(':')?;
             if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
         };
-        let length = text.lines().find_map(length).context("the answer has no content-length")?;
+        let length = match status {
+            204 => 0, // has no body, and therefore names no length
+            _ => text.lines().find_map(length).context("the answer has no content-length")?,
+        };
         if length > MAX_ANSWER {
             bail!("an answer of {length} bytes");
         }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::wire::{Places, Wire};
+
 /// What the events look like.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
@@ -28,47 +30,22 @@ pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
     start: usize,
     event: usize,
-    offsets: [usize; 5],
+    places: Places,
 }
-
-const TIME: usize = 0;
-const VALUE: usize = 1;
-const SERIES: usize = 2;
-const USER: usize = 3;
-const ID: usize = 4;
 
 impl Body {
     /// `head` stands before the body in the same buffer.
-    pub(super) fn new(shape: &Shape, head: impl FnOnce(usize) -> Vec<u8>) -> Self {
-        let mut event = format!(
-            r#"{{"metric":"{}","timestamp":0000000000000,"value":100.00,"labels":{{"series":"s00000000","host":"web-1"}},"user":"u00000000","id":"{:08x}-000000000000""#,
-            shape.metric(),
-            shape.run
-        );
-        let at = |needle: &str| event.find(needle).map_or(0, |found| found + needle.len());
-        let offsets = [
-            at("\"timestamp\":"),
-            at("\"value\":"),
-            at("\"series\":\"s"),
-            at("\"user\":\"u"),
-            at(&format!("{:08x}-", shape.run)),
-        ];
-        let padding = shape.bytes.saturating_sub(event.len() + 24);
-        // Padding that zstd cannot fold away at once, as real payloads: words of a small vocabulary.
-        event.push_str(r#","properties":{"text":""#);
-        let mut word = 0u64;
-        let target = event.len() + padding.saturating_sub(3);
-        while event.len() < target {
-            word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            _ = write!(event, "{:x} ", (word >> 33) % 4096);
+    pub(super) fn new(shape: &Shape, wire: Wire, head: impl FnOnce(usize) -> Vec<u8>) -> Self {
+        let (mut event, places) = wire.event(shape);
+        if wire == Wire::Rollmill {
+            pad(&mut event, shape.bytes);
         }
-        event.truncate(target.max(1));
-        event.push_str("\"}}");
-        let body = format!("[{}]", vec![event.as_str(); shape.batch].join(","));
+        let [before, between, after] = wire.punctuation();
+        let body = format!("{before}{}{after}", vec![event.as_str(); shape.batch].join(between));
         let mut bytes = head(body.len());
-        let start = bytes.len() + 1;
+        let start = bytes.len() + before.len();
         bytes.extend_from_slice(body.as_bytes());
-        Self { bytes, start, event: event.len() + 1, offsets }
+        Self { bytes, start, event: event.len() + between.len(), places }
     }
 
     /// Events `first..` of the run, at `now`.
@@ -77,18 +54,22 @@ impl Body {
             let serial = first + n as u64;
             let base = self.start + n * self.event;
             let mixed = serial.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-            self.digits(base + self.offsets[TIME], 13, now.unsigned_abs());
-            self.digits(base + self.offsets[VALUE], 3, mixed % 900 + 100);
-            self.digits(base + self.offsets[SERIES], 8, mixed % shape.series);
-            self.digits(base + self.offsets[USER], 8, (mixed >> 8) % shape.users.max(1));
-            self.digits(base + self.offsets[ID], 12, serial);
+            self.digits(base + self.places.time, 13, now.unsigned_abs());
+            self.digits(base + self.places.value, 3, mixed % 900 + 100);
+            self.digits(base + self.places.series, 8, mixed % shape.series);
+            if let Some(user) = self.places.user {
+                self.digits(base + user, 8, (mixed >> 8) % shape.users.max(1));
+            }
+            if let Some(id) = self.places.id {
+                self.digits(base + id, 12, serial);
+            }
         }
     }
 
     /// Event *n* is of series *n*.
     pub(super) fn every_series_once(&mut self, shape: &Shape) {
         for n in 0..shape.batch {
-            self.digits(self.start + n * self.event + self.offsets[SERIES], 8, n as u64 % shape.series);
+            self.digits(self.start + n * self.event + self.places.series, 8, n as u64 % shape.series);
         }
     }
 
@@ -100,6 +81,20 @@ impl Body {
     }
 }
 
+/// Fills an event up to `bytes` with a payload that zstd cannot fold away at once, as real ones: words of a small vocabulary.
+fn pad(event: &mut String, bytes: usize) {
+    let padding = bytes.saturating_sub(event.len() + 24);
+    event.push_str(r#","properties":{"text":""#);
+    let mut word = 0u64;
+    let target = event.len() + padding.saturating_sub(3);
+    while event.len() < target {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        _ = write!(event, "{:x} ", (word >> 33) % 4096);
+    }
+    event.truncate(target.max(1));
+    event.push_str("\"}}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,12 +103,33 @@ mod tests {
     fn bodies_are_json_of_the_wanted_size() {
         for bytes in [300, 4_096] {
             let shape = Shape { bytes, batch: 3, series: 1_000, users: 10, run: 7 };
-            let mut body = Body::new(&shape, |_| b"HEAD".to_vec());
+            let mut body = Body::new(&shape, Wire::Rollmill, |_| b"HEAD".to_vec());
             body.patch(&shape, 41, 1_790_000_000_123);
             let events: Vec<serde_json::Value> = serde_json::from_slice(&body.bytes[4..]).expect("JSON");
             assert_eq!((events.len(), events[2]["id"].as_str()), (3, Some("00000007-000000000043")));
             assert_eq!(events[1]["timestamp"], 1_790_000_000_123i64);
             assert!(body.event.abs_diff(bytes) < 16, "an event has {} bytes", body.event);
+        }
+    }
+
+    #[test]
+    fn all_wires_carry_the_same_events() {
+        let shape = Shape { bytes: 300, batch: 3, series: 1_000, users: 10, run: 7 };
+        let text = |wire| {
+            let mut body = Body::new(&shape, wire, |_| Vec::new());
+            body.patch(&shape, 41, 1_790_000_000_123);
+            String::from_utf8(body.bytes).unwrap()
+        };
+        let ours: Vec<serde_json::Value> = serde_json::from_str(&text(Wire::Rollmill)).unwrap();
+        let (import, influx) = (text(Wire::JsonImport), text(Wire::InfluxLine));
+        assert_eq!((import.lines().count(), influx.lines().count()), (3, 3));
+        for ((ours, import), influx) in ours.iter().zip(import.lines()).zip(influx.lines()) {
+            let (series, value) = (ours["labels"]["series"].as_str().unwrap(), ours["value"].as_f64().unwrap());
+            let import: serde_json::Value = serde_json::from_str(import).unwrap();
+            let metric = serde_json::json!({"__name__": "bench_00000007", "series": series, "host": "web-1"});
+            assert_eq!((&import["metric"], import["values"][0].as_f64()), (&metric, Some(value)));
+            assert_eq!(import["timestamps"], serde_json::json!([1_790_000_000_123i64]));
+            assert_eq!(influx, format!("bench_00000007,series={series},host=web-1 value={value:.2} 1790000000123"));
         }
     }
 }

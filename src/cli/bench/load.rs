@@ -10,6 +10,7 @@ use anyhow::bail;
 use super::Figures;
 use super::client::Client;
 use super::events::{Body, Shape};
+use super::wire::Wire;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
@@ -21,6 +22,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Target {
     pub(super) address: SocketAddr,
     pub(super) key: Option<String>,
+    pub(super) wire: Wire,
 }
 
 impl Target {
@@ -34,12 +36,22 @@ pub(super) struct Plan {
     pub(super) connections: u32,
     pub(super) seconds: u32,
     pub(super) rate: Option<u64>,
+    pub(super) begin: Begin,
+}
+
+/// How much of the run was sent before, so that a further round sends other events.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Begin {
+    pub(super) events: u64,
+    pub(super) probes: u64,
 }
 
 /// What came of it.
+#[derive(Debug, Default)]
 pub(super) struct Outcome {
     pub(super) acked: u64,
     pub(super) seconds: f64,
+    pub(super) next: Begin,
     refusals: u64,
     ack_us: Vec<u32>,
     fresh_us: Vec<u32>,
@@ -48,6 +60,7 @@ pub(super) struct Outcome {
 #[derive(Default)]
 struct Tally {
     next: Cell<u64>,
+    probes: Cell<u64>,
     acked: Cell<u64>,
     refusals: Cell<u64>,
     ack_us: RefCell<Vec<u32>>,
@@ -55,16 +68,20 @@ struct Tally {
 }
 
 pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
-    let tally = Rc::new(Tally::default());
+    let tally = Tally { next: Cell::new(plan.begin.events), probes: Cell::new(plan.begin.probes), ..Tally::default() };
+    let tally = Rc::new(tally);
     let watch = Rc::new(Stopwatch::start());
     let bar = indicatif::ProgressBar::new(u64::from(plan.seconds)).with_style(super::super::bar_style("s"));
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..plan.connections {
         let (tally, watch, client) = (tally.clone(), watch.clone(), target.connect().await?);
-        handles.push(tasks.spawn_local(connection(client, plan.shape, plan.seconds, plan.rate, tally, watch)));
+        let line = Line { client, wire: target.wire };
+        let pace = Pace { rate: plan.rate, begin: plan.begin.events };
+        handles.push(tasks.spawn_local(connection(line, plan.shape, plan.seconds, pace, tally, watch)));
     }
-    let probe = (target.connect().await?, target.connect().await?);
+    let line = Line { client: target.connect().await?, wire: target.wire };
+    let probe = (line, target.connect().await?);
     handles.push(tasks.spawn_local(freshness(probe, plan.shape.run, plan.seconds, tally.clone(), watch.clone())));
     let ended = tasks
         .run_until(async {
@@ -84,6 +101,7 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
     let mut outcome = Outcome {
         acked: tally.acked.get(),
         seconds,
+        next: Begin { events: tally.next.get(), probes: tally.probes.get() },
         refusals: tally.refusals.get(),
         ack_us: tally.ack_us.take(),
         fresh_us: tally.fresh_us.take(),
@@ -93,29 +111,43 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
     Ok(outcome)
 }
 
+/// A connection, and what is spoken on it.
+struct Line {
+    client: Client,
+    wire: Wire,
+}
+
+/// At most so many events per second since the first of the round.
+struct Pace {
+    rate: Option<u64>,
+    begin: u64,
+}
+
 async fn connection(
-    mut client: Client,
+    line: Line,
     shape: Shape,
     seconds: u32,
-    rate: Option<u64>,
+    pace: Pace,
     tally: Rc<Tally>,
     watch: Rc<Stopwatch>,
 ) -> anyhow::Result<()> {
     let until = Duration::from_secs(u64::from(seconds));
-    let mut body = Body::new(&shape, |length| client.post_head(length));
+    let Line { mut client, wire } = line;
+    let mut body = Body::new(&shape, wire, |length| client.post_head(wire, length));
     while watch.elapsed() < until {
         let first = tally.next.get();
-        if let Some(rate) = rate {
-            let due = Duration::from_secs_f64(first as f64 / rate as f64);
+        // Taken before the wait, or other connections would send the same events.
+        tally.next.set(first + shape.batch as u64);
+        if let Some(rate) = pace.rate {
+            let due = Duration::from_secs_f64((first - pace.begin) as f64 / rate as f64);
             tokio::time::sleep(due.saturating_sub(watch.elapsed())).await;
         }
-        tally.next.set(first + shape.batch as u64);
         body.patch(&shape, first, SystemClock.now());
         let asked = watch.elapsed();
         loop {
             let (status, answer) = client.exchange(&body.bytes).await?;
             match status {
-                202 => break,
+                _ if wire.takes(status) => break,
                 // The same events again: whatever was taken is not counted twice.
                 429 | 503 => {
                     tally.refusals.set(tally.refusals.get() + 1);
@@ -134,32 +166,30 @@ fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
-/// From the 202 of an event until a query counts it.
-async fn freshness(
-    probe: (Client, Client),
-    run: u32,
-    seconds: u32,
-    tally: Rc<Tally>,
-    watch: Rc<Stopwatch>,
-) -> anyhow::Result<()> {
-    let (mut writer, mut reader) = probe;
-    let metric = format!("fresh_{run:08x}");
-    let query = format!("/v1/query?metric={metric}&step=all");
-    let mut written = 0;
-    while watch.elapsed() < Duration::from_secs(u64::from(seconds)) {
-        let body = format!(r#"{{"metric":"{metric}","id":"{written}"}}"#);
-        let request = [writer.post_head(body.len()), body.into_bytes()].concat();
+/// The metric whose freshness is measured.
+pub(super) fn probe_metric(run: u32) -> String {
+    format!("fresh_{run:08x}")
+}
+
+/// From the acknowledgement of an event until a query counts it.
+async fn freshness(probe: (Line, Client), run: u32, seconds: u32, tally: Rc<Tally>, watch: Rc<Stopwatch>) -> anyhow::Result<()> {
+    let (Line { client: mut writer, wire }, mut reader) = probe;
+    let metric = probe_metric(run);
+    let until = Duration::from_secs(u64::from(seconds));
+    while watch.elapsed() < until {
+        let body = wire.probe(&metric, tally.probes.get(), SystemClock.now());
+        let request = [writer.post_head(wire, body.len()), body.into_bytes()].concat();
         let (status, _) = writer.exchange(&request).await?;
-        if status != 202 {
+        if !wire.takes(status) {
             tokio::time::sleep(PROBE_EVERY).await;
             continue;
         }
-        written += 1;
+        tally.probes.set(tally.probes.get() + 1);
         let acked = watch.elapsed();
-        loop {
-            let (status, answer) = reader.get(&query).await?;
-            if status == 200 && count(&answer)? >= written {
-                break;
+        while !shows(&mut reader, wire, &metric, tally.probes.get()).await? {
+            // Ours is waited for; a server that shows events after seconds would make the round longer than its load.
+            if wire != Wire::Rollmill && watch.elapsed() >= until {
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -169,10 +199,11 @@ async fn freshness(
     Ok(())
 }
 
-fn count(answer: &[u8]) -> anyhow::Result<u64> {
-    let answer: serde_json::Value = serde_json::from_slice(answer)?;
-    let points = answer["series"].as_array().into_iter().flatten().filter_map(|series| series["points"].as_array()).flatten();
-    Ok(points.filter_map(|point| point["count"].as_u64()).sum())
+/// Whether so many events of the metric are counted.
+pub(super) async fn shows(reader: &mut Client, wire: Wire, metric: &str, events: u64) -> anyhow::Result<bool> {
+    let now = SystemClock.now();
+    let (status, answer) = reader.get(&wire.count_path(metric, now - 24 * HOUR_MS, now + HOUR_MS)).await?;
+    Ok(status == 200 && wire.count(&answer)? >= events)
 }
 
 /// What the server counted of the run, as soon as it is `expected`, or after a minute.
@@ -185,13 +216,13 @@ pub(super) async fn count_of(target: &Target, shape: &Shape, expected: u64) -> a
 pub(super) async fn count_between(target: &Target, shape: &Shape, from: i64, to: i64, expected: u64) -> anyhow::Result<u64> {
     let mut client = target.connect().await?;
     let watch = Stopwatch::start();
-    let path = format!("/v1/query?metric={}&from={from}&to={to}&step=all", shape.metric());
+    let path = target.wire.count_path(&shape.metric(), from, to);
     loop {
         let (status, answer) = client.get(&path).await?;
         if (400..500).contains(&status) && status != 429 {
             bail!("the server refused to count: {status}: {}", String::from_utf8_lossy(&answer));
         }
-        let counted = if status == 200 { count(&answer)? } else { 0 };
+        let counted = if status == 200 { target.wire.count(&answer)? } else { 0 };
         if counted == expected || watch.elapsed() > Duration::from_secs(60) {
             return Ok(counted);
         }
@@ -199,21 +230,52 @@ pub(super) async fn count_between(target: &Target, shape: &Shape, from: i64, to:
     }
 }
 
+/// The value below which this share of sorted microseconds lies, in milliseconds.
+pub(super) fn percentile_ms(sorted: &[u32], share: f64) -> f64 {
+    match sorted.len() {
+        0 => 0.0,
+        n => f64::from(sorted[((n - 1) as f64 * share) as usize]) / 1_000.0,
+    }
+}
+
 impl Outcome {
+    /// Adds a further round.
+    pub(super) fn add(&mut self, other: Self) {
+        self.acked += other.acked;
+        self.seconds += other.seconds;
+        self.next = other.next;
+        self.refusals += other.refusals;
+        self.ack_us.extend(other.ack_us);
+        self.fresh_us.extend(other.fresh_us);
+        self.ack_us.sort_unstable();
+        self.fresh_us.sort_unstable();
+    }
+
+    /// How long acknowledgements took, sorted.
+    pub(super) fn ack_us(&self) -> &[u32] {
+        &self.ack_us
+    }
+
+    /// How long events took to show, sorted.
+    pub(super) fn fresh_us(&self) -> &[u32] {
+        &self.fresh_us
+    }
+
+    /// Answers of 429 or 503.
+    pub(super) fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
     pub(super) fn figures(&self, shape: &Shape) -> Figures {
         let rate = self.acked as f64 / self.seconds;
-        let at = |sorted: &[u32], share: f64| match sorted.len() {
-            0 => 0.0,
-            n => f64::from(sorted[((n - 1) as f64 * share) as usize]) / 1_000.0,
-        };
         vec![
             ("events", self.acked as f64, "acknowledged, all counted exactly once"),
             ("events_per_second", rate, "/s"),
             ("megabytes_per_second", rate * shape.bytes as f64 / 1e6, "MB/s"),
-            ("ack_p50", at(&self.ack_us, 0.5), "ms"),
-            ("ack_p99", at(&self.ack_us, 0.99), "ms"),
-            ("fresh_p50", at(&self.fresh_us, 0.5), "ms from 202 to being in an answer"),
-            ("fresh_p99", at(&self.fresh_us, 0.99), "ms"),
+            ("ack_p50", percentile_ms(&self.ack_us, 0.5), "ms"),
+            ("ack_p99", percentile_ms(&self.ack_us, 0.99), "ms"),
+            ("fresh_p50", percentile_ms(&self.fresh_us, 0.5), "ms from 202 to being in an answer"),
+            ("fresh_p99", percentile_ms(&self.fresh_us, 0.99), "ms"),
             ("overload_answers", self.refusals as f64, "429 or 503, repeated"),
         ]
     }

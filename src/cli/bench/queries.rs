@@ -1,6 +1,6 @@
 //! How fast questions are answered: small ones by the thousand, and one that reads much.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use anyhow::bail;
 use super::Figures;
 use super::client::Client;
 use super::events::{Body, Shape};
-use super::load::{self, Target};
+use super::load::{self, Target, percentile_ms};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
-const SERIES: u64 = 1_000;
+pub(super) const SERIES: u64 = 1_000;
 const DAYS: i64 = 30;
 const ASKING: Duration = Duration::from_secs(5);
 /// A question is asked so many times, and the median counts.
@@ -23,7 +23,9 @@ pub(super) async fn measure(target: &Target, shape: &Shape, connections: u32) ->
     let now = SystemClock.now();
     let to = now - now.rem_euclid(24 * HOUR_MS);
     let from = to - DAYS * 24 * HOUR_MS;
-    fill(target, shape, from).await?;
+    fill(target, shape, &Filling { from, hours: DAYS * 24, per_hour: 1 }).await?;
+    // What is asked about is what lies in the store: flushes come every ten seconds.
+    tokio::time::sleep(Duration::from_secs(25)).await;
     let metric = shape.metric();
     let day = format!("metric={metric}&from={}&to={to}&step=1h&agg=count,sum", to - 24 * HOUR_MS);
     let small = |n: u64| format!("/v1/query?{day}&where=%7Bseries=%22s{n:08}%22%7D");
@@ -35,28 +37,41 @@ pub(super) async fn measure(target: &Target, shape: &Shape, connections: u32) ->
         warm.push(once(&mut client, &large).await?);
     }
     warm.sort_by(f64::total_cmp);
-    let per_second = many(target, connections, small).await?;
+    let asked = many(target, connections, ASKING, small).await?;
     Ok(vec![
         ("stored_rollups", (SERIES as i64 * DAYS * 24) as f64, "rows"),
-        ("small_queries_per_second", per_second, "/s, 24 hourly points of one series, different ones"),
+        ("small_queries_per_second", asked.per_second(), "/s, 24 hourly points of one series, different ones"),
+        ("small_query_p50", asked.percentile_ms(0.5), "ms"),
+        ("small_query_p99", asked.percentile_ms(0.99), "ms"),
         ("large_query_first", cold, "ms, daily sum of 1,000 series over 30 days"),
         ("large_query_median", warm[warm.len() / 2], "ms"),
     ])
 }
 
-/// One event for every series and hour.
-async fn fill(target: &Target, shape: &Shape, from: i64) -> anyhow::Result<()> {
+/// Which hours get events, and how many of each series.
+pub(super) struct Filling {
+    pub(super) from: i64,
+    pub(super) hours: i64,
+    /// At most 11.
+    pub(super) per_hour: i64,
+}
+
+/// Sends the events, each request one of every series, and waits until they are counted.
+pub(super) async fn fill(target: &Target, shape: &Shape, filling: &Filling) -> anyhow::Result<()> {
     let shape = Shape { series: SERIES, batch: SERIES as usize, ..*shape };
+    let wire = target.wire;
     let mut client = target.connect().await?;
-    let mut body = Body::new(&shape, |length| client.post_head(length));
-    let bar = indicatif::ProgressBar::new((DAYS * 24).unsigned_abs()).with_style(super::super::bar_style("hours filled"));
-    for hour in 0..DAYS * 24 {
-        body.patch(&shape, hour.unsigned_abs() * SERIES, from + hour * HOUR_MS);
+    let mut body = Body::new(&shape, wire, |length| client.post_head(wire, length));
+    let requests = filling.hours * filling.per_hour;
+    let bar = indicatif::ProgressBar::new(requests.unsigned_abs()).with_style(super::super::bar_style("requests of a filling"));
+    for request in 0..requests {
+        let (hour, minute) = (request / filling.per_hour, 1 + 5 * (request % filling.per_hour));
+        body.patch(&shape, request.unsigned_abs() * SERIES, filling.from + hour * HOUR_MS + minute * 60_000);
         body.every_series_once(&shape);
         loop {
             let (status, answer) = client.exchange(&body.bytes).await?;
             match status {
-                202 => break,
+                _ if wire.takes(status) => break,
                 429 | 503 => tokio::time::sleep(Duration::from_millis(50)).await,
                 _ => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
             }
@@ -64,14 +79,11 @@ async fn fill(target: &Target, shape: &Shape, from: i64) -> anyhow::Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let expected = SERIES * (DAYS * 24).unsigned_abs();
-    let query = Shape { series: SERIES, ..shape };
-    let counted = load::count_between(target, &query, from, from + DAYS * 24 * HOUR_MS, expected).await?;
+    let expected = SERIES * requests.unsigned_abs();
+    let counted = load::count_between(target, &shape, filling.from, filling.from + filling.hours * HOUR_MS, expected).await?;
     if counted != expected {
-        bail!("{expected} events were sent, {counted} are in the rollups");
+        bail!("{expected} events were sent, {counted} are counted");
     }
-    // What is asked about is what lies in the store: flushes come every ten seconds.
-    tokio::time::sleep(Duration::from_secs(25)).await;
     Ok(())
 }
 
@@ -86,18 +98,55 @@ async fn once(client: &mut Client, path: &str) -> anyhow::Result<f64> {
     Ok(time)
 }
 
-async fn many(target: &Target, connections: u32, path: impl Fn(u64) -> String) -> anyhow::Result<f64> {
-    let asked = Rc::new(Cell::new(0u64));
+/// Questions asked in some seconds, and how long each took.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    pub(super) seconds: f64,
+    sorted_us: Vec<u32>,
+}
+
+impl Asked {
+    pub(super) fn questions(&self) -> usize {
+        self.sorted_us.len()
+    }
+
+    pub(super) fn per_second(&self) -> f64 {
+        self.sorted_us.len() as f64 / self.seconds
+    }
+
+    pub(super) fn percentile_ms(&self, share: f64) -> f64 {
+        percentile_ms(&self.sorted_us, share)
+    }
+
+    /// Adds a further round.
+    pub(super) fn add(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.sorted_us.extend(other.sorted_us);
+        self.sorted_us.sort_unstable();
+    }
+}
+
+/// Asks on all connections at once, of another series each time.
+pub(super) async fn many(
+    target: &Target,
+    connections: u32,
+    time: Duration,
+    path: impl Fn(u64) -> String,
+) -> anyhow::Result<Asked> {
+    let next = Rc::new(Cell::new(0u64));
+    let times = Rc::new(RefCell::new(Vec::new()));
     let paths: Rc<Vec<String>> = Rc::new((0..SERIES).map(path).collect());
     let watch = Rc::new(Stopwatch::start());
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..connections {
-        let (asked, paths, watch, mut client) = (asked.clone(), paths.clone(), watch.clone(), target.connect().await?);
+        let (next, times, paths, watch) = (next.clone(), times.clone(), paths.clone(), watch.clone());
+        let mut client = target.connect().await?;
         handles.push(tasks.spawn_local(async move {
-            while watch.elapsed() < ASKING {
-                asked.set(asked.get() + 1);
-                once(&mut client, &paths[(asked.get() % SERIES) as usize]).await?;
+            while watch.elapsed() < time {
+                next.set(next.get() + 1);
+                let milliseconds = once(&mut client, &paths[(next.get() % SERIES) as usize]).await?;
+                times.borrow_mut().push((milliseconds * 1e3) as u32);
             }
             anyhow::Ok(())
         }));
@@ -105,5 +154,7 @@ async fn many(target: &Target, connections: u32, path: impl Fn(u64) -> String) -
     for ended in tasks.run_until(futures::future::join_all(handles)).await {
         ended??;
     }
-    Ok(asked.get() as f64 / watch.elapsed().as_secs_f64())
+    let mut asked = Asked { seconds: watch.elapsed().as_secs_f64(), sorted_us: times.take() };
+    asked.sorted_us.sort_unstable();
+    Ok(asked)
 }

@@ -19,25 +19,36 @@ pub(super) struct Server {
 impl Server {
     /// Starts this very binary on `data`, or on a new directory that is removed afterwards. The final count reads all `series`.
     pub(super) async fn start(data: Option<&Path>, config: Option<&Path>, series: u64) -> anyhow::Result<Self> {
-        let name = format!("rollmill-bench-{}", std::process::id());
-        let (data, temporary) = data.map_or_else(|| (std::env::temp_dir().join(name), true), |data| (data.to_owned(), false));
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let (data, temporary) = data.map_or_else(|| (temporary_directory("server"), true), |data| (data.to_owned(), false));
+        let address = free_address()?;
         let mut command = Command::new(std::env::current_exe().context("cannot find this binary")?);
-        command.args(["serve", "--listen", &port.to_string(), "--data"]).arg(&data).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(["serve", "--listen", &address.to_string(), "--data"]).arg(&data).stdout(Stdio::null());
         command.env("ROLLMILL_QUERY_MAX_SERIES", series.max(100_000).to_string());
         if let Some(config) = config {
             command.arg("--config").arg(config);
         }
-        let child = command.spawn().context("cannot start the server")?;
-        let mut server = Self { child, address: port, data, temporary };
-        server.wait().await?;
+        Self::launch(command, address, data, temporary, "/healthz").await
+    }
+
+    /// Starts a server that answers `alive` with 200 once it is up.
+    pub(super) async fn launch(
+        mut command: Command,
+        address: SocketAddr,
+        data: PathBuf,
+        temporary: bool,
+        alive: &str,
+    ) -> anyhow::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {name}"))?;
+        let mut server = Self { child, address, data, temporary };
+        server.wait(alive).await?;
         Ok(server)
     }
 
-    async fn wait(&mut self) -> anyhow::Result<()> {
+    async fn wait(&mut self, alive: &str) -> anyhow::Result<()> {
         for _ in 0..1_000 {
             if let Ok(mut client) = Client::connect(self.address, None).await
-                && client.get("/healthz").await.is_ok_and(|(status, _)| status == 200)
+                && client.get(alive).await.is_ok_and(|(status, _)| status == 200)
             {
                 return Ok(());
             }
@@ -72,6 +83,21 @@ impl Server {
             ["store.sqlite", "store.sqlite-wal"].iter().map(|name| blocks(&self.data.join(name))).sum::<Result<_, _>>()?;
         Ok([blocks(&self.data.join("log"))?, store, blocks(&self.data.join("archive"))?])
     }
+
+    /// Bytes of everything in it.
+    pub(super) fn disk_total(&self) -> anyhow::Result<u64> {
+        blocks(&self.data)
+    }
+}
+
+/// A loopback address that nobody listens on.
+pub(super) fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// A directory for one server of this benchmark.
+pub(super) fn temporary_directory(server: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("rollmill-bench-{}-{server}", std::process::id()))
 }
 
 fn blocks(path: &Path) -> anyhow::Result<u64> {

@@ -70,9 +70,10 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
         0
     });
     tokio::time::sleep(patience + Duration::from_millis(300)).await;
-    // Past their time they read what is left: a close frame, or nothing more if they come too late for it.
+    // Past their time they read what is left: a close frame, or nothing more if they come too late for it. On a machine that is so
+    // busy that an update was not even made in time, they are dropped as idle.
     let codes = futures::future::join_all(stuck.iter_mut().map(close_code)).await;
-    assert!(codes.iter().all(|code| matches!(code, Some(1013) | None)), "{codes:?}");
+    assert!(codes.iter().all(|code| matches!(code, Some(1013 | 1001) | None)), "{codes:?}");
     stop.store(true, std::sync::atomic::Ordering::Release);
     let acks = going.await.expect("every message was acknowledged in time");
     assert!(acks > 20, "only {acks} messages were acknowledged beside them");

@@ -1,10 +1,13 @@
 //! What any archive must do. The double and the real one pass the same suite.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::location::{Location, directory};
 use super::memory::{Fault, MemoryArchive};
-use super::objects::ObjectArchive;
+use super::objects::{ObjectArchive, Place};
 use super::row::tests::sample;
+use super::server::{self, Conditional, S3Server};
 use super::*;
 
 const LOG: LogId = LogId([9; 16]);
@@ -25,7 +28,8 @@ fn passes_all(archive: &dyn Archive) {
 
     assert_eq!(archive.read(&first), Ok(records(0..5)));
     assert_eq!(archive.read(&second), Ok(records(5..6)));
-    let listed = archive.list(LOG).expect("list");
+    archive.write(LOG, ShardId(33), EPOCH, &records(0..1)).expect("another shard, whose number begins alike");
+    let listed = archive.list(LOG, SHARD).expect("list");
     let mut paths = [&first, &second, &newer].map(|row| row.path.clone());
     paths.sort();
     assert_eq!(listed.iter().map(|o| o.path.clone()).collect::<Vec<_>>(), paths);
@@ -36,22 +40,194 @@ fn passes_all(archive: &dyn Archive) {
     for wrong in [other_size, other_sum] {
         assert!(matches!(archive.read(&wrong), Err(ArchiveError::Corrupt { path, .. }) if path == first.path));
     }
-    archive.remove(&second.path).expect("remove");
-    archive.remove(&second.path).expect("gone already");
+    archive.remove(&second.path, Tier::Hot).expect("remove");
+    archive.remove(&second.path, Tier::Hot).expect("gone already");
     assert_eq!(archive.read(&second), Err(ArchiveError::Missing(second.path.clone())));
-    assert_eq!(archive.list(LOG).expect("list").len(), 2);
+    assert_eq!(archive.list(LOG, SHARD).expect("list").len(), 2);
     assert!(matches!(archive.write(LOG, SHARD, EPOCH, &[]), Err(ArchiveError::Codec(_))));
+}
+
+/// Of an archive without a cold store.
+fn needs_a_cold_store(archive: &dyn Archive) {
+    let row = archive.write(LOG, SHARD, EPOCH, &records(20..22)).expect("write");
+    let no_cold_store = Err(ArchiveError::NoColdStore(row.path.clone()));
+    assert!(!archive.has_cold());
+    assert_eq!(archive.copy_to_cold(&row), no_cold_store);
+    let cold = ManifestRow { tier: Tier::Cold, ..row.clone() };
+    assert_eq!(archive.read(&cold), Ok(records(20..22)), "a wrong hint is only a hint");
+    archive.remove(&row.path, Tier::Hot).expect("remove");
+    assert_eq!(archive.read(&row), Err(ArchiveError::Missing(row.path.clone())));
+    assert_eq!(archive.read(&cold).map(|_| ()), no_cold_store);
+}
+
+/// Of an archive with a cold store.
+fn moves_objects(archive: &dyn Archive) {
+    assert!(archive.has_cold());
+    let rows = [(30..33), (33..34)].map(|range| archive.write(LOG, SHARD, EPOCH, &records(range)).expect("write"));
+    let tiers = |path: &str| {
+        let listed = archive.list(LOG, SHARD).expect("list");
+        listed.iter().filter(|o| o.path == path).map(|o| (o.tier, o.bytes)).collect::<Vec<_>>()
+    };
+    let row = &rows[0];
+    let wrong = ManifestRow { crc32c: !row.crc32c, ..row.clone() };
+    assert!(matches!(archive.copy_to_cold(&wrong), Err(ArchiveError::Corrupt { .. })), "what is damaged is not moved");
+    assert_eq!(tiers(&row.path), [(Tier::Hot, row.bytes)]);
+    for _ in 0..2 {
+        archive.copy_to_cold(row).expect("copied, also when it is there");
+        assert_eq!(tiers(&row.path), [(Tier::Hot, row.bytes), (Tier::Cold, row.bytes)]);
+    }
+    let cold = ManifestRow { tier: Tier::Cold, ..row.clone() };
+    let found = |row: &ManifestRow| archive.read(row) == Ok(records(30..33));
+    assert!(found(row) && found(&cold), "both are there");
+    archive.remove(&row.path, Tier::Hot).expect("remove");
+    assert!(found(row) && found(&cold), "a row that was read before the move finds it too");
+    archive.copy_to_cold(row).expect("it is there already");
+    archive.remove(&row.path, Tier::Cold).expect("remove");
+    assert_eq!(archive.read(&cold), Err(ArchiveError::Missing(row.path.clone())));
+    assert_eq!(archive.copy_to_cold(row), Err(ArchiveError::Missing(row.path.clone())));
+    assert_eq!(archive.read(&rows[1]), Ok(records(33..34)), "the other one is where it was");
+}
+
+fn bucket(server: &S3Server, prefix: &str, timeout_ms: u64) -> Place {
+    let directory = tempfile::tempdir().expect("dir");
+    let credentials = directory.path().join("credentials");
+    let text = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", server::ACCESS_KEY, server::SECRET_KEY);
+    std::fs::write(&credentials, text).expect("credentials");
+    let location = Location {
+        url: format!("s3://{}/{prefix}", server::BUCKET),
+        endpoint: server.endpoint.clone(),
+        region: "eu-central-1".to_owned(),
+        credentials: Some(credentials),
+        timeout: Duration::from_millis(timeout_ms),
+    };
+    Place::new(location.open().expect("opens"))
+}
+
+fn on_s3(server: &S3Server) -> ObjectArchive {
+    ObjectArchive::new(bucket(server, "hot", 2_000), Some(bucket(server, "cold", 2_000))).expect("opens")
 }
 
 #[test]
 fn the_double_conforms() {
     passes_all(&MemoryArchive::new());
+    needs_a_cold_store(&MemoryArchive::new());
+    passes_all(&MemoryArchive::with_cold());
+    moves_objects(&MemoryArchive::with_cold());
 }
 
 #[test]
 fn a_directory_conforms() {
     let dir = tempfile::tempdir().expect("dir");
-    passes_all(&ObjectArchive::open_directory(&dir.path().join("archive")).expect("open"));
+    let archive = ObjectArchive::open_directory(&dir.path().join("archive")).expect("open");
+    passes_all(&archive);
+    needs_a_cold_store(&archive);
+    let place = |name: &str| Place::new(directory(&dir.path().join(name)).expect("a directory"));
+    let archive = ObjectArchive::new(place("hot"), Some(place("cold"))).expect("opens");
+    passes_all(&archive);
+    moves_objects(&archive);
+}
+
+#[test]
+fn s3_conforms() {
+    let dir = tempfile::tempdir().expect("dir");
+    let server = S3Server::start(dir.path());
+    let archive = ObjectArchive::new(bucket(&server, "", 2_000), None).expect("opens");
+    passes_all(&archive);
+    needs_a_cold_store(&archive);
+    passes_all(&on_s3(&server));
+    moves_objects(&on_s3(&server));
+    assert!(!format!("{archive:?}").contains(server::SECRET_KEY));
+}
+
+#[test]
+fn s3_without_conditional_puts_conforms() {
+    for conditional in [Conditional::Refused, Conditional::Ignored] {
+        let dir = tempfile::tempdir().expect("dir");
+        let server = S3Server::start(dir.path());
+        server.set_conditional(conditional);
+        let archive = on_s3(&server);
+        passes_all(&archive);
+        moves_objects(&archive);
+        // What a failed attempt left is replaced here too.
+        let row = archive.write(LOG, SHARD, EPOCH, &records(40..42)).expect("write");
+        std::fs::write(server.file(&format!("hot/{}", row.path)), b"half").expect("damage");
+        assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(40..42)), Ok(row.clone()));
+        assert_eq!(archive.read(&row), Ok(records(40..42)));
+    }
+}
+
+#[test]
+fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
+    let dir = tempfile::tempdir().expect("dir");
+    let server = S3Server::start(dir.path());
+    let archive = on_s3(&server);
+    server.fail_next(&[server::Fault::Truncated]);
+    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2)), Err(ArchiveError::Corrupt { .. })));
+    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("the next attempt replaces it");
+    assert_eq!(archive.read(&row), Ok(records(0..2)));
+    // The copy in the cold store likewise: the fault is the put's, behind the get of the hot one.
+    let size = || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
+    archive.copy_to_cold(&row).expect("copied");
+    std::fs::File::options().write(true).open(server.file(&format!("cold/{}", row.path))).expect("open").set_len(9).expect("cut");
+    archive.copy_to_cold(&row).expect("replaced");
+    assert_eq!(size(), row.bytes);
+}
+
+#[test]
+fn one_lost_or_late_answer_is_survived_by_a_retry() {
+    let dir = tempfile::tempdir().expect("dir");
+    let server = S3Server::start(dir.path());
+    let archive = ObjectArchive::new(bucket(&server, "hot", 300), Some(bucket(&server, "cold", 300))).expect("opens");
+    use server::Fault::{Internal, LostReply, SlowDown};
+    for (at, fault) in [Internal, LostReply, SlowDown].into_iter().enumerate() {
+        server.fail_next(&[fault]);
+        let range = 10 * at as u64..10 * at as u64 + 2;
+        let row = archive.write(LOG, SHARD, EPOCH, &records(range.clone())).expect("the client tries again");
+        assert_eq!(archive.read(&row), Ok(records(range)));
+    }
+    assert_eq!(server.hit(), [Internal, LostReply, SlowDown]);
+    server.fail_next(&[server::Fault::Hang]);
+    let watch = crate::clock::Stopwatch::start();
+    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(90..92)), Ok(_) | Err(ArchiveError::Unavailable(_))));
+    assert!(watch.elapsed() < Duration::from_secs(3), "bounded by the timeout: {:?}", watch.elapsed());
+}
+
+/// Seeded faults in every request: an answer that is no error is always right, and everything comes to its end when they stop.
+#[test]
+fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
+    let seed = std::env::var("ROLLMILL_TEST_S3_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_101_u64);
+    let dir = tempfile::tempdir().expect("dir");
+    let server = S3Server::start(dir.path());
+    let archive = ObjectArchive::new(bucket(&server, "hot", 150), Some(bucket(&server, "cold", 150))).expect("opens");
+    server.set_faults(seed, 250);
+    let (mut acknowledged, mut failures) = (Vec::new(), 0);
+    for at in 0..40_u64 {
+        let range = 5 * at..5 * at + 3;
+        match archive.write(LOG, SHARD, EPOCH, &records(range.clone())) {
+            Ok(row) => acknowledged.push((row, range)),
+            Err(_) => failures += 1,
+        }
+    }
+    for (row, range) in &mut acknowledged {
+        match archive.copy_to_cold(row) {
+            Ok(()) => {
+                row.tier = Tier::Cold;
+                failures += usize::from(archive.remove(&row.path, Tier::Hot).is_err());
+            }
+            Err(_) => failures += 1,
+        }
+        match archive.read(row) {
+            Ok(found) => assert_eq!(found, records(range.clone()), "seed {seed}"),
+            Err(ArchiveError::Unavailable(_)) => failures += 1,
+            Err(other) => panic!("seed {seed}: {other}"),
+        }
+    }
+    server.set_faults(seed, 0);
+    for (row, range) in &acknowledged {
+        assert_eq!(archive.read(row), Ok(records(range.clone())), "seed {seed}");
+    }
+    let kinds: std::collections::HashSet<_> = server.hit().into_iter().collect();
+    assert!(failures > 0 && acknowledged.len() > 10 && kinds.len() == server::FAULTS.len(), "seed {seed}: {failures} {kinds:?}");
 }
 
 #[test]
@@ -69,11 +245,11 @@ fn what_a_failed_attempt_left_is_replaced() {
 fn every_damaged_byte_is_found() {
     let archive = MemoryArchive::new();
     let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("write");
-    let bytes = archive.bytes(&row.path).expect("there");
+    let bytes = archive.bytes(&row.path, Tier::Hot).expect("there");
     for at in 0..bytes.len() {
         let mut damaged = bytes.to_vec();
         damaged[at] ^= 1;
-        archive.put(&row.path, damaged.into());
+        archive.put(&row.path, Tier::Hot, damaged.into());
         assert!(matches!(archive.read(&row), Err(ArchiveError::Corrupt { .. })), "byte {at}");
     }
 }
@@ -84,12 +260,12 @@ fn faults_of_the_double_do_what_they_say() {
     for (fault, left) in [(Fault::Before, 0), (Fault::LostReply, 1), (Fault::Torn, 1)] {
         archive.fail_next(fault);
         assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2)), Err(ArchiveError::Unavailable(_))));
-        assert_eq!(archive.list(LOG).expect("list").len(), left);
+        assert_eq!(archive.list(LOG, SHARD).expect("list").len(), left);
     }
     let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("a retry heals");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
     archive.set_down(true);
-    assert!(archive.list(LOG).is_err());
+    assert!(archive.list(LOG, SHARD).is_err());
 }
 
 #[test]
@@ -100,7 +276,7 @@ fn it_may_be_dropped_and_used_inside_of_a_runtime() {
         let archive = Arc::new(ObjectArchive::open_directory(dir.path()).expect("open"));
         let worker = archive.clone();
         let written = tokio::task::spawn_blocking(move || worker.write(LOG, SHARD, EPOCH, &records(0..2))).await.expect("joins");
-        assert!(written.is_ok());
+        assert_eq!(archive.read(&written.expect("written")), Ok(records(0..2)), "a worker thread may wait too");
         drop(archive);
     });
 }

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Archive, ArchiveError, ObjectInfo, checked, parquet};
+use super::{Archive, ArchiveError, ObjectInfo, checked, parquet, verified, worse};
 use crate::model::flush::LogRecord;
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
 
@@ -26,7 +26,8 @@ pub enum Fault {
 
 #[derive(Debug, Default)]
 struct State {
-    objects: BTreeMap<String, (Bytes, Millis)>,
+    objects: BTreeMap<(String, Tier), (Bytes, Millis)>,
+    cold: bool,
     now: Millis,
     fault: Option<Fault>,
     down: bool,
@@ -41,6 +42,12 @@ impl MemoryArchive {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// An empty archive with a cold store.
+    pub fn with_cold() -> Self {
+        Self(Mutex::new(State { cold: true, ..State::default() }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,14 +64,14 @@ impl MemoryArchive {
         self.lock().now = now;
     }
     /// The bytes of an object, to damage it.
-    pub fn bytes(&self, path: &str) -> Option<Bytes> {
-        self.lock().objects.get(path).map(|(bytes, _)| bytes.clone())
+    pub fn bytes(&self, path: &str, tier: Tier) -> Option<Bytes> {
+        self.lock().objects.get(&(path.to_owned(), tier)).map(|(bytes, _)| bytes.clone())
     }
     /// Puts any bytes under a path.
-    pub fn put(&self, path: &str, bytes: Bytes) {
+    pub fn put(&self, path: &str, tier: Tier, bytes: Bytes) {
         let mut state = self.lock();
         let now = state.now;
-        state.objects.insert(path.to_owned(), (bytes, now));
+        state.objects.insert((path.to_owned(), tier), (bytes, now));
     }
     fn reachable(&self) -> Result<MutexGuard<'_, State>, ArchiveError> {
         let state = self.lock();
@@ -80,27 +87,53 @@ impl Archive for MemoryArchive {
         let kept = if fault == Some(Fault::Torn) { bytes[..bytes.len() / 2].to_vec() } else { bytes };
         if fault != Some(Fault::Before) {
             let now = state.now;
-            state.objects.insert(row.path.clone(), (kept.into(), now));
+            state.objects.insert((row.path.clone(), Tier::Hot), (kept.into(), now));
         }
         fault.map_or(Ok(row), |fault| Err(ArchiveError::Unavailable(format!("{fault:?}"))))
     }
 
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-        let found = self.reachable()?.objects.get(&row.path).map(|(bytes, _)| bytes.clone());
-        checked(found.ok_or_else(|| ArchiveError::Missing(row.path.clone()))?, row)
-    }
-
-    fn list(&self, log: LogId) -> Result<Vec<ObjectInfo>, ArchiveError> {
-        let prefix = ManifestRow::log_prefix(log);
         let state = self.reachable()?;
-        let of_log = state.objects.iter().filter(|(path, _)| path.starts_with(&prefix));
-        Ok(of_log
-            .map(|(path, (bytes, written))| ObjectInfo { path: path.clone(), bytes: bytes.len() as u64, written: *written })
-            .collect())
+        let read = |tier: Tier| match state.objects.get(&(row.path.clone(), tier)) {
+            None if tier == Tier::Cold && row.tier == Tier::Cold && !state.cold => {
+                Err(ArchiveError::NoColdStore(row.path.clone()))
+            }
+            None => Err(ArchiveError::Missing(row.path.clone())),
+            Some((bytes, _)) => checked(bytes.clone(), row),
+        };
+        read(row.tier).or_else(|first| read(row.tier.other()).map_err(|second| worse(first, second)))
     }
 
-    fn remove(&self, path: &str) -> Result<(), ArchiveError> {
-        self.reachable()?.objects.remove(path);
+    fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        let prefix = ManifestRow::shard_prefix(log, shard);
+        let state = self.reachable()?;
+        let of_shard = state.objects.iter().filter(|((path, _), _)| path.starts_with(&prefix));
+        let info = |((path, tier), (bytes, written)): (&(String, Tier), &(Bytes, Millis))| {
+            let (path, bytes) = (path.clone(), bytes.len() as u64);
+            ObjectInfo { path, bytes, written: *written, tier: *tier }
+        };
+        Ok(of_shard.map(info).collect())
+    }
+
+    fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError> {
+        self.reachable()?.objects.remove(&(path.to_owned(), tier));
+        Ok(())
+    }
+
+    fn has_cold(&self) -> bool {
+        self.lock().cold
+    }
+
+    fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
+        let mut state = self.reachable()?;
+        if !state.cold {
+            return Err(ArchiveError::NoColdStore(row.path.clone()));
+        }
+        let places = [Tier::Hot, Tier::Cold].map(|tier| state.objects.get(&(row.path.clone(), tier)).map(|(b, _)| b.clone()));
+        let bytes = places.into_iter().flatten().next().ok_or_else(|| ArchiveError::Missing(row.path.clone()))?;
+        verified(&bytes, row)?;
+        let now = state.now;
+        state.objects.insert((row.path.clone(), Tier::Cold), (bytes, now));
         Ok(())
     }
 }

@@ -1,29 +1,41 @@
-//! The archive on object storage: a local directory now, any other `object_store` behind the same code.
+//! The archive on object storage: S3, or a local directory, and a second, cheaper store for what is old.
 //!
-//! Objects are put create-only and made durable (file and directory are synced) before the put returns, then read back and compared,
-//! before their manifest row exists. The port blocks, so a small runtime of its own drives the requests, whoever calls.
+//! Objects are put create-only and are durable when the put returns; then they are read back and compared, before their manifest row
+//! exists: neither an acknowledgement nor a checksum that the server computed is taken for the bytes. Objects are immutable and their
+//! names carry shard, range and epoch, so two puts of one name are two attempts of one owner. That is why create-only is a safeguard,
+//! and storage without conditional puts will do: it is asked first whether the object is there, and a silent overwrite writes the same.
+//! One PUT carries an object: objects are cut at `archive.max_bytes` of raw events, S3 takes 5 GiB at once.
+//! The port blocks, from any thread: requests run on a runtime of the archive's own and callers wait for their answer.
 
 use std::path::Path as Directory;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{Attribute, Attributes, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Archive, ArchiveError, ObjectInfo, checked, parquet};
+use super::{Archive, ArchiveError, ObjectInfo, checked, location, parquet, verified, worse};
 use crate::model::flush::LogRecord;
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 
 /// Raw events in object storage.
-#[derive(Debug)]
 pub struct ObjectArchive {
-    store: Arc<dyn ObjectStore>,
+    hot: Place,
+    cold: Option<Place>,
     /// None only while it is dropped.
     runtime: Option<Runtime>,
+}
+
+impl std::fmt::Debug for ObjectArchive {
+    // The stores know credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectArchive").field("cold", &self.cold.is_some()).finish_non_exhaustive()
+    }
 }
 
 impl Drop for ObjectArchive {
@@ -41,54 +53,148 @@ impl ObjectArchive {
     /// # Errors
     /// If the directory cannot be made or used.
     pub fn open_directory(directory: &Directory) -> Result<Self, ArchiveError> {
-        let failed = |why: String| ArchiveError::Unavailable(format!("{}: {why}", directory.display()));
-        std::fs::create_dir_all(directory).map_err(|e| failed(e.to_string()))?;
-        let store = LocalFileSystem::new_with_prefix(directory).map_err(|e| failed(e.to_string()))?;
-        Self::new(Arc::new(store.with_fsync(true)))
+        Self::new(Place::new(location::directory(directory)?), None)
     }
 
-    /// On any storage whose puts are durable when they return.
+    /// On a store, and a second one for old objects if there is one.
     ///
     /// # Errors
     /// If the runtime cannot be started.
-    pub fn new(store: Arc<dyn ObjectStore>) -> Result<Self, ArchiveError> {
+    pub fn new(hot: Place, cold: Option<Place>) -> Result<Self, ArchiveError> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("archive").enable_all().build();
         let runtime = runtime.map_err(|e| ArchiveError::Unavailable(format!("cannot start its runtime: {e}")))?;
-        Ok(Self { store, runtime: Some(runtime) })
+        Ok(Self { hot, cold, runtime: Some(runtime) })
     }
 
-    fn wait<T>(&self, future: impl Future<Output = Result<T, ArchiveError>>) -> Result<T, ArchiveError> {
-        match &self.runtime {
-            Some(runtime) => runtime.block_on(future),
-            None => Err(ArchiveError::Unavailable("it is being closed".to_owned())),
+    /// Waits for a request without being part of a runtime, so that a worker thread of another one may wait too.
+    fn wait<T: Send + 'static>(
+        &self,
+        request: impl Future<Output = Result<T, ArchiveError>> + Send + 'static,
+    ) -> Result<T, ArchiveError> {
+        let gone = || ArchiveError::Unavailable("it is being closed".to_owned());
+        let runtime = self.runtime.as_ref().ok_or_else(gone)?;
+        let (sender, receiver) = sync_channel(1);
+        runtime.spawn(async move {
+            let answer = request.await;
+            // Nobody waits any more only if the caller is gone, and then nobody wants to know.
+            _ = sender.send(answer);
+        });
+        receiver.recv().map_err(|_| gone())?
+    }
+
+    fn place(&self, tier: Tier, path: &str) -> Result<&Place, ArchiveError> {
+        match tier {
+            Tier::Hot => Ok(&self.hot),
+            Tier::Cold => self.cold.as_ref().ok_or_else(|| ArchiveError::NoColdStore(path.to_owned())),
         }
     }
 
-    async fn put(&self, at: &Path, bytes: &Bytes) -> Result<(), ArchiveError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        match self.store.put_opts(at, bytes.clone().into(), options.clone()).await {
-            Err(object_store::Error::AlreadyExists { .. }) if self.get(at).await? != *bytes => {
-                tracing::warn!(path = %at, "replacing what a failed attempt left");
-                self.store.delete(at).await.map_err(failed)?;
-                self.store.put_opts(at, bytes.clone().into(), options).await.map_err(failed)?;
-            }
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => {}
+    fn read_from(&self, tier: Tier, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+        let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
+        checked(self.wait(async move { place.get(&at).await })?, row)
+    }
+}
+
+/// One store.
+#[derive(Clone)]
+pub struct Place {
+    store: Arc<dyn ObjectStore>,
+    attributes: Attributes,
+    /// Whether the store is known not to take conditional puts.
+    unconditional: Arc<AtomicBool>,
+}
+
+impl Place {
+    /// A store whose puts are durable when they return.
+    pub fn new(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, attributes: Attributes::new(), unconditional: Arc::default() }
+    }
+
+    /// Objects are put in this storage class of S3; empty is the bucket's.
+    pub fn of_class(mut self, class: &str) -> Self {
+        if !class.is_empty() {
+            self.attributes.insert(Attribute::StorageClass, class.to_owned().into());
+        }
+        self
+    }
+
+    /// Puts the object and makes sure that it is there, byte for byte.
+    async fn write(&self, at: &Path, bytes: &Bytes) -> Result<(), ArchiveError> {
+        match self.create(at, bytes).await {
+            Ok(()) => {}
+            Err(Error::AlreadyExists { .. }) => match self.get(at).await {
+                Ok(found) if found == *bytes => return Ok(()),
+                Ok(_) | Err(ArchiveError::Missing(_)) => {
+                    tracing::warn!(path = %at, "replacing what a failed attempt left");
+                    self.put(at, bytes, PutMode::Overwrite).await.map_err(failed)?;
+                }
+                Err(error) => return Err(error),
+            },
             Err(error) => return Err(failed(error)),
         }
-        Ok(())
+        if self.get(at).await? == *bytes {
+            return Ok(());
+        }
+        Err(ArchiveError::Corrupt { path: at.to_string(), why: "it was read back other than it was written".to_owned() })
+    }
+
+    /// Puts the object if there is none of its name.
+    async fn create(&self, at: &Path, bytes: &Bytes) -> Result<(), Error> {
+        if !self.unconditional.load(Ordering::Relaxed) {
+            match self.put(at, bytes, PutMode::Create).await {
+                Err(error) if not_implemented(&error) => {
+                    tracing::info!("the object storage takes no conditional puts: it is asked first whether an object is there");
+                    self.unconditional.store(true, Ordering::Relaxed);
+                }
+                answer => return answer,
+            }
+        }
+        match self.store.head(at).await {
+            Ok(_) => Err(Error::AlreadyExists { path: at.to_string(), source: "it is there".into() }),
+            Err(Error::NotFound { .. }) => self.put(at, bytes, PutMode::Overwrite).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put(&self, at: &Path, bytes: &Bytes, mode: PutMode) -> Result<(), Error> {
+        let options = PutOptions { mode, attributes: self.attributes.clone(), ..PutOptions::default() };
+        self.store.put_opts(at, bytes.clone().into(), options).await.map(|_| ())
     }
 
     async fn get(&self, at: &Path) -> Result<Bytes, ArchiveError> {
         let found = match self.store.get(at).await {
             Ok(found) => found,
-            Err(object_store::Error::NotFound { .. }) => return Err(ArchiveError::Missing(at.to_string())),
+            Err(Error::NotFound { .. }) => return Err(ArchiveError::Missing(at.to_string())),
             Err(error) => return Err(failed(error)),
         };
         found.bytes().await.map_err(failed)
     }
+
+    async fn list(&self, prefix: &Path, tier: Tier) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        let all: Vec<_> = self.store.list(Some(prefix)).try_collect().await.map_err(failed)?;
+        let info = |object: object_store::ObjectMeta| ObjectInfo {
+            path: object.location.to_string(),
+            bytes: object.size,
+            written: object.last_modified.timestamp_millis(),
+            tier,
+        };
+        Ok(all.into_iter().map(info).collect())
+    }
+
+    async fn remove(&self, at: &Path) -> Result<(), ArchiveError> {
+        match self.store.delete(at).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
 }
 
-fn failed(error: object_store::Error) -> ArchiveError {
+/// Whether the server says that it does not know conditional puts. The library has no kind for the status, only its text.
+fn not_implemented(error: &Error) -> bool {
+    matches!(error, Error::NotImplemented { .. }) || error.to_string().contains("501 Not Implemented")
+}
+
+fn failed(error: Error) -> ArchiveError {
     ArchiveError::Unavailable(error.to_string())
 }
 
@@ -99,39 +205,58 @@ fn path(text: &str) -> Result<Path, ArchiveError> {
 impl Archive for ObjectArchive {
     fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
         let (bytes, row) = parquet::encode(log, shard, epoch, records)?;
-        let (at, bytes) = (path(&row.path)?, Bytes::from(bytes));
-        self.wait(async {
-            self.put(&at, &bytes).await?;
-            if self.get(&at).await? == bytes {
-                return Ok(());
-            }
-            Err(ArchiveError::Corrupt { path: row.path.clone(), why: "it was read back other than it was written".to_owned() })
-        })?;
+        let (place, at, bytes) = (self.hot.clone(), path(&row.path)?, Bytes::from(bytes));
+        self.wait(async move { place.write(&at, &bytes).await })?;
         Ok(row)
     }
 
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
-        let at = path(&row.path)?;
-        checked(self.wait(self.get(&at))?, row)
+        let first = match self.read_from(row.tier, row) {
+            Ok(records) => return Ok(records),
+            Err(first) => first,
+        };
+        match self.read_from(row.tier.other(), row) {
+            // Without a cold store there is no second place.
+            Err(ArchiveError::NoColdStore(_)) => Err(first),
+            second => second.map_err(|second| worse(first, second)),
+        }
     }
 
-    fn list(&self, log: LogId) -> Result<Vec<ObjectInfo>, ArchiveError> {
-        let prefix = path(ManifestRow::log_prefix(log).trim_end_matches('/'))?;
-        let all = self.wait(async { self.store.list(Some(&prefix)).try_collect::<Vec<_>>().await.map_err(failed) })?;
-        let mut objects: Vec<ObjectInfo> = all
-            .into_iter()
-            .map(|o| ObjectInfo { path: o.location.to_string(), bytes: o.size, written: o.last_modified.timestamp_millis() })
-            .collect();
-        objects.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+    fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        let prefix = path(ManifestRow::shard_prefix(log, shard).trim_end_matches('/'))?;
+        let (hot, cold) = (self.hot.clone(), self.cold.clone());
+        let mut objects = self.wait(async move {
+            let mut objects = hot.list(&prefix, Tier::Hot).await?;
+            if let Some(cold) = cold {
+                objects.append(&mut cold.list(&prefix, Tier::Cold).await?);
+            }
+            Ok(objects)
+        })?;
+        objects.sort_unstable_by(|a, b| (&a.path, a.tier).cmp(&(&b.path, b.tier)));
         Ok(objects)
     }
 
-    fn remove(&self, text: &str) -> Result<(), ArchiveError> {
-        let at = path(text)?;
-        self.wait(async {
-            match self.store.delete(&at).await {
-                Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-                Err(error) => Err(failed(error)),
+    fn remove(&self, text: &str, tier: Tier) -> Result<(), ArchiveError> {
+        let (place, at) = (self.place(tier, text)?.clone(), path(text)?);
+        self.wait(async move { place.remove(&at).await })
+    }
+
+    fn has_cold(&self) -> bool {
+        self.cold.is_some()
+    }
+
+    fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
+        let (hot, cold, at) = (self.hot.clone(), self.place(Tier::Cold, &row.path)?.clone(), path(&row.path)?);
+        let row = row.clone();
+        self.wait(async move {
+            match hot.get(&at).await {
+                Ok(bytes) => {
+                    verified(&bytes, &row)?;
+                    cold.write(&at, &bytes).await
+                }
+                // It may have been moved before, and the manifest be one that was restored.
+                Err(ArchiveError::Missing(_)) => verified(&cold.get(&at).await?, &row),
+                Err(error) => Err(error),
             }
         })
     }

@@ -22,7 +22,7 @@ use parquet::schema::types::ColumnPath;
 use super::row::{self, Row, RowMaker};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
@@ -51,8 +51,10 @@ const VERSION: &str = "1";
 /// Speed over size: level 3 took twice the time for a tenth of the bytes.
 const ZSTD_LEVEL: i32 = 1;
 /// A row group ends at so many rows or raw bytes: what a reader of all columns holds in memory.
-const GROUP_ROWS: usize = 65_536;
+const GROUP_ROWS: usize = 16_384;
 const GROUP_BYTES: usize = 16 << 20;
+/// Share of the raw bytes that an object takes, rounded up: what is reserved at once for it.
+const EXPECTED_RATIO: usize = 4;
 /// Columns whose values are nearly all different: a dictionary would be built in vain.
 const NO_DICTIONARY: [&str; 4] = ["offset", "id", "raw", "payload"];
 /// Columns of hashes, or of long texts: no reader can skip a group by their least and greatest value.
@@ -66,8 +68,10 @@ pub fn encode(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -
     let range = range_of(records)?;
     let path = ManifestRow::object_path(log, shard, range, epoch);
     let schema = Arc::new(parse_message_type(SCHEMA).map_err(bad)?);
+    let reserve = records.iter().map(|record| record.payload.len()).sum::<usize>() / EXPECTED_RATIO;
     let mut writer =
-        SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties(log, shard, range, epoch)?)).map_err(bad)?;
+        SerializedFileWriter::new(Vec::with_capacity(reserve), schema, Arc::new(properties(log, shard, range, epoch)?))
+            .map_err(bad)?;
     let mut windows: BTreeMap<Hour, u64> = BTreeMap::new();
     let (mut events, mut raw_bytes) = (0, 0);
     let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
@@ -84,7 +88,8 @@ pub fn encode(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -
         }
         pending += record.payload.len();
         if rows.len() >= GROUP_ROWS || pending >= GROUP_BYTES || at + 1 == records.len() {
-            write_group(writer.next_row_group().map_err(bad)?, shard, std::mem::take(&mut rows)).map_err(bad)?;
+            write_group(writer.next_row_group().map_err(bad)?, shard, &mut rows).map_err(bad)?;
+            rows.clear();
             pending = 0;
         }
     }
@@ -92,7 +97,11 @@ pub fn encode(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -
     let appended = (records[0].appended, records[records.len() - 1].appended);
     let (size, crc32c) = (bytes.len() as u64, crc32c::crc32c(&bytes));
     let windows = windows.into_iter().collect();
-    Ok((bytes, ManifestRow { log, shard, range, epoch, path, appended, windows, rows: events, raw_bytes, bytes: size, crc32c }))
+    let tier = Tier::Hot;
+    Ok((
+        bytes,
+        ManifestRow { log, shard, range, epoch, path, appended, windows, rows: events, raw_bytes, bytes: size, crc32c, tier },
+    ))
 }
 
 fn range_of(records: &[LogRecord]) -> Result<OffsetRange, CodecError> {
@@ -137,7 +146,8 @@ fn properties(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> R
 
 type Group<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
-fn write_group(mut group: Group<'_>, shard: ShardId, mut rows: Vec<Row>) -> Result<(), ParquetError> {
+/// Writes the rows, and takes their texts out of them.
+fn write_group(mut group: Group<'_>, shard: ShardId, rows: &mut [Row]) -> Result<(), ParquetError> {
     let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
     put::<Int32Type>(&mut group, &vec![shard.0 as i32; rows.len()], None)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;

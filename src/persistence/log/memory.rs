@@ -2,9 +2,11 @@
 //!
 //! It exists so that simulations run without a disk. It passes the same conformance suite as the real log, and behaves as badly as
 //! the port allows: what is released is gone at once, to the record, and a reply that is lost says nothing about the record.
-//! What always holds: a request is kept whole or not at all, and append times never decrease.
+//! What always holds: a request is kept whole or not at all, and append times never decrease. Several nodes may stand on one log, each
+//! with an assignment of its own, which only tests change.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
@@ -44,17 +46,19 @@ impl Kept {
 struct State {
     shards: Vec<Kept>,
     appended: Millis,
-    closed: bool,
 }
 
-/// The double.
+/// The double, as one node sees it.
 pub struct MemoryLog {
     id: LogId,
     shard_count: u32,
     clock: Arc<dyn Clock>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     faults: Mutex<Option<FaultHook>>,
     commits: watch::Sender<u64>,
+    closed: AtomicBool,
+    assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
+    held: watch::Sender<Arc<BTreeSet<ShardId>>>,
 }
 
 impl std::fmt::Debug for MemoryLog {
@@ -64,11 +68,41 @@ impl std::fmt::Debug for MemoryLog {
 }
 
 impl MemoryLog {
-    /// An empty log whose append times come from `clock`.
+    /// An empty log whose append times come from `clock`. Its node owns every shard.
     pub fn new(id: LogId, shard_count: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
         let shards = (0..shard_count).map(|_| Kept::default()).collect();
-        let state = Mutex::new(State { shards, appended: Millis::MIN, closed: false });
-        Arc::new(Self { id, shard_count, clock, state, faults: Mutex::new(None), commits: watch::Sender::new(0) })
+        let state = Arc::new(Mutex::new(State { shards, appended: Millis::MIN }));
+        Self::over(id, clock, state, watch::Sender::new(0), (0..shard_count).map(ShardId).collect())
+    }
+
+    /// The same log as another node sees it, which owns nothing yet and is closed apart.
+    pub fn join(&self) -> Arc<Self> {
+        Self::over(self.id, self.clock.clone(), self.state.clone(), self.commits.clone(), BTreeSet::new())
+    }
+
+    fn over(
+        id: LogId,
+        clock: Arc<dyn Clock>,
+        state: Arc<Mutex<State>>,
+        commits: watch::Sender<u64>,
+        shards: BTreeSet<ShardId>,
+    ) -> Arc<Self> {
+        let shard_count = state.lock().unwrap_or_else(PoisonError::into_inner).shards.len() as u32;
+        let shards = Arc::new(shards);
+        let (assigned, held) = (watch::Sender::new(shards.clone()), watch::Sender::new(shards));
+        let (faults, closed) = (Mutex::new(None), AtomicBool::new(false));
+        Arc::new(Self { id, shard_count, clock, state, faults, commits, closed, assigned, held })
+    }
+
+    /// Assigns these shards to this node, and no others.
+    pub fn assign(&self, shards: BTreeSet<ShardId>) {
+        self.held.send_modify(|held| Arc::make_mut(held).extend(&shards));
+        self.assigned.send_replace(Arc::new(shards));
+    }
+
+    /// What was assigned to this node and not let go since.
+    pub fn held(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.held.subscribe()
     }
 
     /// Asks `hook` before every append whether and how it shall fail.
@@ -125,7 +159,7 @@ impl EventLog for MemoryLog {
         if let Some((shard, _)) = request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count) {
             return Err(AppendError::Closed(format!("shard {shard} does not exist")));
         }
-        if self.lock().closed {
+        if self.closed.load(Ordering::Acquire) {
             return Err(AppendError::Closed("the log is closing".to_owned()));
         }
         let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|hook| hook());
@@ -150,6 +184,15 @@ impl EventLog for MemoryLog {
 
     fn end(&self, shard: ShardId) -> Offset {
         self.of_shard(shard, Kept::end).unwrap_or(0)
+    }
+
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.assigned.subscribe()
+    }
+
+    fn let_go(&self, shards: &BTreeSet<ShardId>) {
+        let assigned = self.assigned.borrow().clone();
+        self.held.send_modify(|held| Arc::make_mut(held).retain(|shard| !shards.contains(shard) || assigned.contains(shard)));
     }
 
     fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
@@ -195,6 +238,8 @@ impl EventLog for MemoryLog {
     }
 
     fn close(&self) {
-        self.lock().closed = true;
+        self.closed.store(true, Ordering::Release);
+        // Who leaves holds nothing.
+        self.held.send_replace(Arc::default());
     }
 }

@@ -1,19 +1,25 @@
 //! The port `EventLog`: the durable, ordered input of each shard.
 //!
-//! Implementations: [`embedded`] (segments on local disk), [`memory`] (the double). Kafka comes later, behind the same port.
+//! Implementations: [`embedded`] (segments on local disk), [`kafka`] (a topic, shard n being partition n), [`memory`] (the double).
 
 #[cfg(test)]
 mod conformance;
 pub mod embedded;
+pub mod kafka;
 pub mod memory;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::window::Millis;
 
-/// One request: all of its records become durable together, or none does.
+/// One request. The embedded log makes all of its records durable together or none; Kafka may keep some of a request whose outcome
+/// is [`AppendError::Unknown`], and the retry is absorbed by id.
 #[derive(Debug, Clone, Default)]
 pub struct AppendRequest {
     /// The encoded records, each with its shard.
@@ -68,6 +74,9 @@ pub enum LogError {
         /// The end.
         end: Offset,
     },
+    /// Records that the log once showed are gone from its end: it lost them, or another log stands in its place.
+    #[error("the log lost records or was replaced: {0}")]
+    Replaced(String),
     /// Reading failed.
     #[error("the log cannot be read: {0}")]
     Io(String),
@@ -91,13 +100,29 @@ pub trait EventLog: Send + Sync + 'static {
     fn start(&self, shard: ShardId) -> Offset;
     /// First offset behind the last durable record.
     fn end(&self, shard: ShardId) -> Offset;
-    /// Durable records from `from` on, in order, at least one if there is one, about `max_bytes` of payload at most. Blocking:
-    /// may read the disk.
+    /// A time not after `now`, such that every record that was durable then lies below `end(shard)` as read afterwards: a log whose
+    /// ends are a little old says here how old.
+    fn known_at(&self, _shard: ShardId, now: Millis) -> Millis {
+        now
+    }
+    /// Start and end as they are now, whatever was known before. Blocking: may ask a server.
+    ///
+    /// # Errors
+    /// If they cannot be learned.
+    fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
+        Ok((self.start(shard), self.end(shard)))
+    }
+    /// The shards that this node is to own now. A shard is in it only while its start and end are known.
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
+    /// The actors of these shards, which left the assignment, have stopped: another node may have them. Does not block.
+    fn let_go(&self, _shards: &BTreeSet<ShardId>) {}
+    /// Durable records from `from` on, in order, at least one if there is one and its server answers in time (a server that does not
+    /// gives none: the outage waits, no actor dies of it), about `max_bytes` of payload at most. Blocking: may read the disk.
     ///
     /// # Errors
     /// See [`LogError`].
     fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError>;
-    /// Releases everything below `floors[shard]`; how much is really freed is the log's affair. Returns the bytes freed.
+    /// Releases everything below `floors[shard]`, 0 being nothing of that shard; how much is really freed is the log's affair. Returns the bytes freed.
     ///
     /// # Errors
     /// If the disk refuses.

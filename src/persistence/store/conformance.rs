@@ -1,4 +1,4 @@
-//! What every store must do. The double and SQLite run the same suite.
+//! What every store must do. The double, SQLite, PostgreSQL and, if one is named, TimescaleDB run the same suite.
 
 use std::sync::Arc;
 
@@ -67,7 +67,12 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(rows.len(), 3);
     assert_eq!(rows[1], ("a".to_owned(), 1, expected.clone()));
     assert_eq!(rows[1].2.figures.sum, 2 * big);
-    assert_eq!(snapshot.revisions("acme", "views", -1..2), Ok(vec![0, 2, 1]));
+    let revisions = snapshot.revisions("acme", "views", -1..2).expect("revisions");
+    assert_eq!(
+        revisions,
+        [0, guard(2, 3, epoch).revision(), guard(0, 2, epoch).revision()],
+        "of the last flush that wrote to the day"
+    );
     let regex = |r: &str| regex::Regex::new(r).expect("regex");
     let pages = |snapshot: &mut dyn StoreSnapshot, m: Matcher| -> Vec<String> {
         read(snapshot, &[m]).into_iter().map(|(page, ..)| page).collect()
@@ -149,19 +154,7 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     let third = store.claim(SHARD, LOG, 13).expect("claim");
     assert_eq!((third.attempts, third.suspects), (1, vec![]));
 
-    let row = |from: u64, to: u64, epoch: Epoch| ManifestRow {
-        log: LOG,
-        shard: SHARD,
-        range: OffsetRange { from, to },
-        epoch,
-        path: "raw/x".into(),
-        appended: (1, 2),
-        windows: vec![(Hour(-1), 5)],
-        rows: 5,
-        raw_bytes: 50,
-        bytes: 40,
-        crc32c: u32::MAX,
-    };
+    let row = |from: u64, to: u64, epoch: Epoch| manifest_row(from, to, epoch);
     let now = third.checkpoint.epoch;
     assert_eq!(store.archived(&row(0, 2, epoch)), refused, "an old epoch");
     assert_eq!(store.archived(&row(1, 2, now)), refused, "a gap");
@@ -172,6 +165,62 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     assert_eq!(snapshot.manifest(Some(SHARD)), Ok(vec![row(0, 2, now), row(2, 3, now)]));
     assert_eq!(snapshot.manifest(Some(ShardId(9))), Ok(vec![]));
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.archived, 3);
+}
+
+fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
+    ManifestRow {
+        log: LOG,
+        shard: SHARD,
+        range: OffsetRange { from, to },
+        epoch,
+        path: format!("raw/{from}"),
+        appended: (from as i64, to as i64),
+        windows: vec![(Hour(-1), 5), (Hour(10 - from as i32), 1)],
+        rows: 5,
+        raw_bytes: 50,
+        bytes: 40,
+        crc32c: u32::MAX,
+        tier: Tier::Hot,
+    }
+}
+
+fn tiers_and_floors(store: &dyn RollupStore) {
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, epoch));
+    rows.iter().for_each(|row| store.archived(row).expect("archived"));
+    let first = |tier, limit| {
+        let found = store.snapshot().expect("snapshot").manifest_first(SHARD, tier, limit).expect("rows");
+        found.iter().map(|row| (row.range.from, row.tier)).collect::<Vec<_>>()
+    };
+    assert_eq!(first(None, 2), [(0, Tier::Hot), (2, Tier::Hot)]);
+    assert_eq!(store.moved(&rows[0], Tier::Cold), Ok(true));
+    assert_eq!(store.moved(&rows[0], Tier::Cold), Ok(true), "again");
+    let other = ManifestRow { path: "raw/other".into(), ..rows[1].clone() };
+    assert_eq!(store.moved(&other, Tier::Cold), Ok(false), "another object");
+    assert_eq!(first(Some(Tier::Hot), 1), [(2, Tier::Hot)]);
+    assert_eq!(first(Some(Tier::Cold), 9), [(0, Tier::Cold)]);
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.manifest(None).expect("rows")[0], ManifestRow { tier: Tier::Cold, ..rows[0].clone() });
+    assert_eq!(snapshot.manifest_first(ShardId(9), None, 9), Ok(vec![]));
+    assert_eq!(snapshot.archive_floors(), Ok(vec![]));
+
+    assert_eq!(store.expired(&rows[1]), Ok(false), "not the first");
+    assert_eq!(store.expired(&other), Ok(false), "another object");
+    assert_eq!(store.expired(&rows[0]), Ok(true));
+    assert_eq!(store.expired(&rows[0]), Ok(false), "only once");
+    assert_eq!(store.moved(&rows[0], Tier::Hot), Ok(false), "gone");
+    assert_eq!(snapshot.manifest(None).expect("rows").len(), 3, "an older snapshot sees what it saw");
+    drop(snapshot);
+    let floor = |store: &dyn RollupStore| store.snapshot().expect("snapshot").archive_floors().expect("floors");
+    assert_eq!(floor(store), [(SHARD, ArchiveFloor { offset: 2, appended: 2, hour: Hour(11) })]);
+    assert_eq!(store.expired(&rows[1]), Ok(true));
+    assert_eq!(floor(store), [(SHARD, ArchiveFloor { offset: 3, appended: 3, hour: Hour(11) })], "hours never go down");
+    assert_eq!(first(None, 9), [(3, Tier::Hot)]);
+    let again = store.claim(SHARD, LOG, 2).expect("claim").checkpoint;
+    assert_eq!(again.archived, 9, "the archived offset stays");
+    assert_eq!(store.expired(&rows[2]), Ok(true), "the last one too");
+    store.archived(&manifest_row(9, 10, again.epoch)).expect("and the archive goes on");
+    assert_eq!(first(None, 9), [(9, Tier::Hot)]);
 }
 
 fn quarantine(store: &dyn RollupStore) {
@@ -200,13 +249,14 @@ fn quarantine(store: &dyn RollupStore) {
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
-    assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![1]));
+    let settled = crate::model::flush::settled_revision(0, LOG, SHARD, 0, 0);
+    assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![settled]));
     let accounting = snapshot.accounting("acme", Hour(0), Hour(9)).expect("accounting");
     assert_eq!((accounting[0].aggregated, accounting[0].quarantined), (1, 1));
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 3] = [rollups_and_guards, claims_ids_and_archive, quarantine];
+const CASES: [Case; 4] = [rollups_and_guards, claims_ids_and_archive, tiers_and_floors, quarantine];
 
 #[test]
 fn the_double_conforms() {
@@ -218,6 +268,22 @@ fn sqlite_conforms() {
     for case in CASES {
         let dir = tempfile::tempdir().expect("a directory");
         case(&*sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store"));
+    }
+}
+
+#[test]
+fn postgres_conforms() {
+    for case in CASES {
+        case(&*postgres::tests::store().0);
+    }
+}
+
+/// Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a TimescaleDB, as a role that may create databases.
+#[test]
+fn timescale_conforms() {
+    let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
+    for case in CASES {
+        case(&*postgres::tests::timescale::store(&url));
     }
 }
 
@@ -237,6 +303,26 @@ fn sqlite_survives_reopening() {
     drop((store, reader));
     rusqlite::Connection::open(&path).expect("open").pragma_update(None, "user_version", 99).expect("pragma");
     assert!(matches!(sqlite::SqliteStore::open(&path), Err(StoreError::Invalid(m)) if m.contains("99")));
+}
+
+#[test]
+fn sqlite_takes_over_a_store_of_version_2() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("store.db");
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    store.archived(&manifest_row(0, 2, epoch)).expect("archived");
+    drop(store);
+    let raw = rusqlite::Connection::open(&path).expect("open");
+    let back =
+        "DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2";
+    raw.execute_batch(back).expect("as version 2 had it");
+    drop(raw);
+    let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.manifest(None), Ok(vec![manifest_row(0, 2, epoch)]));
+    drop(snapshot);
+    assert_eq!(store.expired(&manifest_row(0, 2, epoch)), Ok(true));
 }
 
 #[test]

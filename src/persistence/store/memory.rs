@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{
-    AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect,
+    AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect, settled_revision,
 };
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -30,6 +30,10 @@ pub enum Write {
     MarkSuspect,
     /// [`RollupStore::archived`]
     Archived,
+    /// [`RollupStore::moved`]
+    Moved,
+    /// [`RollupStore::expired`]
+    Expired,
     /// [`RollupStore::settle_quarantine`]
     Settle,
 }
@@ -88,6 +92,7 @@ struct State {
     quarantine: BTreeMap<(ShardId, Offset, u32), QuarantineRow>,
     revisions: BTreeMap<(MetricKey, i32), u64>,
     manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
+    floors: BTreeMap<ShardId, ArchiveFloor>,
 }
 
 impl MemoryStore {
@@ -154,7 +159,7 @@ impl State {
         self.metrics.entry(metric_key(info)).or_default().insert(info.id);
     }
 
-    fn merge(&mut self, deltas: &[Delta], shard: ShardId, at: Offset) {
+    fn merge(&mut self, deltas: &[Delta], shard: ShardId, at: Offset, revise: impl Fn(u64) -> u64) {
         let mut touched = BTreeSet::new();
         for delta in deltas {
             self.admit(&delta.series, shard, at);
@@ -164,7 +169,8 @@ impl State {
             touched.insert((key, delta.hour.day()));
         }
         for key in touched {
-            *self.revisions.entry(key).or_default() += 1;
+            let revision = self.revisions.entry(key).or_default();
+            *revision = revise(*revision);
         }
     }
 
@@ -224,7 +230,7 @@ impl RollupStore for MemoryStore {
             for (info, offset) in &batch.admitted {
                 state.admit(info, guard.shard, *offset);
             }
-            state.merge(&batch.deltas, guard.shard, guard.range.from);
+            state.merge(&batch.deltas, guard.shard, guard.range.from, |_| guard.revision());
             if let Some(block) = &batch.dedup {
                 state.dedup.insert((guard.shard, block.range.from), block.clone());
             }
@@ -273,6 +279,31 @@ impl RollupStore for MemoryStore {
         })
     }
 
+    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+        self.write(Write::Moved, |state| {
+            let place = (row.shard, row.range.from);
+            match Arc::make_mut(state).manifest.get_mut(&place).filter(|there| there.path == row.path) {
+                Some(there) => there.tier = tier,
+                None => return Ok(false),
+            }
+            Ok(true)
+        })
+    }
+
+    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+        self.write(Write::Expired, |state| {
+            let first = state.manifest.range((row.shard, 0)..=(row.shard, Offset::MAX)).next();
+            if first.is_none_or(|(_, first)| first.path != row.path) {
+                return Ok(false);
+            }
+            let state = Arc::make_mut(state);
+            state.manifest.remove(&(row.shard, row.range.from));
+            let floor = ArchiveFloor::raised(state.floors.get(&row.shard).copied(), row);
+            state.floors.insert(row.shard, floor);
+            Ok(true)
+        })
+    }
+
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -292,7 +323,8 @@ impl RollupStore for MemoryStore {
                 state.quarantine.insert(place, QuarantineRow { discarded: true, ..row });
             } else if let Some(batch) = delta {
                 state.quarantine.remove(&place);
-                state.merge(&batch.deltas, shard, offset);
+                let log = state.shards.get(&shard).map_or(LogId([0; 16]), |row| row.checkpoint.log);
+                state.merge(&batch.deltas, shard, offset, |before| settled_revision(before, log, shard, offset, index));
                 let account = state.account(&row.tenant, Hour::of(row.appended));
                 account.quarantined = account.quarantined.saturating_sub(1);
                 account.aggregated += 1;
@@ -428,6 +460,15 @@ impl StoreSnapshot for MemorySnapshot {
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         let rows = self.0.manifest.values();
         Ok(rows.filter(|row| shard.is_none_or(|wanted| wanted == row.shard)).cloned().collect())
+    }
+
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+        let of_shard = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX)).map(|(_, row)| row);
+        Ok(of_shard.filter(|row| tier.is_none_or(|wanted| wanted == row.tier)).take(limit).cloned().collect())
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        Ok(self.0.floors.iter().map(|(shard, floor)| (*shard, *floor)).collect())
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {

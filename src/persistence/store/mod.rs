@@ -1,16 +1,18 @@
 //! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine, moved in one transaction.
 //!
-//! Implementations: [`sqlite`], [`memory`] (the double). TimescaleDB comes later, behind the same port. All methods block.
+//! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it), [`memory`] (the double). All methods block.
 
+mod blocks;
 #[cfg(test)]
 mod conformance;
 pub mod memory;
+pub mod postgres;
 pub mod sqlite;
 
 use std::sync::Arc;
 
 use crate::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -108,7 +110,9 @@ pub struct MetricInfo {
 pub trait StoreSnapshot {
     /// Checkpoints of all shards that were ever claimed.
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
-    /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where nothing was written.
+    /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where nothing was written. It is
+    /// [`FlushGuard::revision`] of the last flush that wrote to the day, or [`settled_revision`](crate::model::flush::settled_revision)
+    /// after a release: no number comes twice with other rows, also not after a restore, so that caches outlive the process.
     fn revisions(&mut self, tenant: &str, metric: &str, days: std::ops::Range<i32>) -> Result<Vec<u64>, StoreError>;
     /// Visits the matching rollups, of one series in ascending hours or the other way round, in no other promised order.
     fn rollups(
@@ -134,6 +138,10 @@ pub trait StoreSnapshot {
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError>;
     /// The manifest rows of one shard, or of all, by range.
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
+    /// The first manifest rows of a shard, by range: of one tier, or of both. Append times never decrease, so they are the oldest.
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError>;
+    /// Where the archives of those shards begin of which something expired.
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError>;
     /// Quarantined events.
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError>;
 }
@@ -165,6 +173,17 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn archived(&self, row: &ManifestRow) -> Result<(), StoreError>;
+    /// Notes that the object of a manifest row is in this tier from now on. `false` if the manifest has no row of its path any more.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError>;
+    /// Removes the manifest row and raises the archive floor of its shard ([`ArchiveFloor::raised`]). `false`, and nothing happens, if
+    /// it is not the first row of its shard.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError>;
     /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if `delta` is `None`. `false` if no such
     /// row waits.
     ///

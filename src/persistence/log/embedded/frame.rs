@@ -11,10 +11,13 @@
 //! | 8 | sequence number, one more than the frame before |
 //! | 8 | append time, ms |
 //! | 32 each | runs, ascending by shard: shard (4), records (4), first offset (8), length of the payload (4), CRC32C of it (4), zero (8) |
-//! | | the payloads of the runs: each record with its length (4) before it |
+//! | | the payloads of the runs: each record with its length (4) before it, stored as [`super::payload`] says |
+
+use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::payload::Packer;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 
@@ -67,49 +70,77 @@ pub fn salt(log: LogId) -> u32 {
     crc32c::crc32c(&log.0)
 }
 
-/// Encodes a frame, padded. `records` are in order of arrival; those of a shard keep that order.
-pub fn encode(
+/// Encodes frames, in buffers that it keeps.
+pub struct Encoder {
     salt: u32,
-    sequence: u64,
-    appended: i64,
-    records: &[(ShardId, Bytes)],
-    ends: &[Offset],
-    out: &mut Vec<u8>,
-) -> Frame {
-    let mut order: Vec<u32> = (0..records.len() as u32).collect();
-    order.sort_by_key(|&i| records[i as usize].0);
-    let groups: Vec<&[u32]> = order.chunk_by(|&a, &b| records[a as usize].0 == records[b as usize].0).collect();
-    out.clear();
-    out.resize(HEADER + groups.len() * RUN, 0);
-    let mut runs = Vec::with_capacity(groups.len());
-    for (number, group) in groups.iter().enumerate() {
-        let at = out.len();
-        for &i in *group {
-            let payload = &records[i as usize].1;
-            out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-            out.extend_from_slice(payload);
-        }
-        let shard = records[group[0] as usize].0;
-        let (len, crc) = (out.len() - at, crc32c::crc32c(&out[at..]));
-        let run = Run { shard, records: group.len() as u32, first: ends[shard.0 as usize], at, len, crc };
-        let entry = &mut out[HEADER + number * RUN..][..RUN];
-        entry[..4].copy_from_slice(&shard.0.to_le_bytes());
-        entry[4..8].copy_from_slice(&run.records.to_le_bytes());
-        entry[8..16].copy_from_slice(&run.first.to_le_bytes());
-        entry[16..20].copy_from_slice(&(len as u32).to_le_bytes());
-        entry[20..24].copy_from_slice(&crc.to_le_bytes());
-        runs.push(run);
+    packer: Packer,
+    /// The frame, padded.
+    pub bytes: Vec<u8>,
+    /// The runs' records one after the other, as they are.
+    pub plain: Vec<u8>,
+}
+
+impl Encoder {
+    /// An encoder for a log with this salt.
+    ///
+    /// # Errors
+    /// If there is no memory for compression.
+    pub fn new(salt: u32) -> Result<Self, String> {
+        Ok(Self { salt, packer: Packer::new()?, bytes: Vec::new(), plain: Vec::new() })
     }
-    let len = out.len();
-    out[..4].copy_from_slice(&MAGIC);
-    out[4..8].copy_from_slice(&(len as u32).to_le_bytes());
-    out[12..16].copy_from_slice(&(runs.len() as u32).to_le_bytes());
-    out[16..24].copy_from_slice(&sequence.to_le_bytes());
-    out[24..32].copy_from_slice(&appended.to_le_bytes());
-    let crc = crc32c::crc32c_append(salt, &out[12..]);
-    out[8..12].copy_from_slice(&crc.to_le_bytes());
-    out.resize(aligned(len), 0);
-    Frame { len, sequence, appended, runs }
+
+    /// Encodes a frame into [`Self::bytes`], and says where in [`Self::plain`] the records of each run stand. `records` are in order
+    /// of arrival; those of a shard keep that order.
+    pub fn encode(
+        &mut self,
+        sequence: u64,
+        appended: i64,
+        records: &[(ShardId, Bytes)],
+        ends: &[Offset],
+    ) -> (Frame, Vec<Range<usize>>) {
+        let mut order: Vec<u32> = (0..records.len() as u32).collect();
+        order.sort_by_key(|&i| records[i as usize].0);
+        let groups: Vec<&[u32]> = order.chunk_by(|&a, &b| records[a as usize].0 == records[b as usize].0).collect();
+        let out = &mut self.bytes;
+        out.clear();
+        out.resize(HEADER + groups.len() * RUN, 0);
+        self.plain.clear();
+        let (mut runs, mut plain) = (Vec::with_capacity(groups.len()), Vec::with_capacity(groups.len()));
+        for (number, group) in groups.iter().enumerate() {
+            let from = self.plain.len();
+            for &i in *group {
+                let payload = &records[i as usize].1;
+                self.plain.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+                self.plain.extend_from_slice(payload);
+            }
+            plain.push(from..self.plain.len());
+            let at = out.len();
+            self.packer.pack(&self.plain[from..], out);
+            let shard = records[group[0] as usize].0;
+            let (len, crc) = (out.len() - at, crc32c::crc32c(&out[at..]));
+            let run = Run { shard, records: group.len() as u32, first: ends[shard.0 as usize], at, len, crc };
+            put_run(&run, &mut out[HEADER + number * RUN..][..RUN]);
+            runs.push(run);
+        }
+        let len = out.len();
+        out[..4].copy_from_slice(&MAGIC);
+        out[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+        out[12..16].copy_from_slice(&(runs.len() as u32).to_le_bytes());
+        out[16..24].copy_from_slice(&sequence.to_le_bytes());
+        out[24..32].copy_from_slice(&appended.to_le_bytes());
+        let crc = crc32c::crc32c_append(self.salt, &out[12..]);
+        out[8..12].copy_from_slice(&crc.to_le_bytes());
+        out.resize(aligned(len), 0);
+        (Frame { len, sequence, appended, runs }, plain)
+    }
+}
+
+fn put_run(run: &Run, entry: &mut [u8]) {
+    entry[..4].copy_from_slice(&run.shard.0.to_le_bytes());
+    entry[4..8].copy_from_slice(&run.records.to_le_bytes());
+    entry[8..16].copy_from_slice(&run.first.to_le_bytes());
+    entry[16..20].copy_from_slice(&(run.len as u32).to_le_bytes());
+    entry[20..24].copy_from_slice(&run.crc.to_le_bytes());
 }
 
 /// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
@@ -170,8 +201,10 @@ mod tests {
     #[test]
     fn round_trip_groups_by_shard_and_any_flipped_byte_is_noticed() {
         let records: Vec<_> = [(2, "c"), (0, "a"), (2, "dd")].map(|(s, p)| (ShardId(s), Bytes::from(p))).to_vec();
-        let mut bytes = Vec::new();
-        let frame = encode(5, 9, 77, &records, &[5, 0, 7], &mut bytes);
+        let mut encoder = Encoder::new(5).expect("memory");
+        let (frame, plain) = encoder.encode(9, 77, &records, &[5, 0, 7]);
+        assert_eq!(&encoder.plain[plain[1].clone()], b"\x01\0\0\0c\x02\0\0\0dd");
+        let bytes = encoder.bytes;
         assert_eq!(decode(5, &bytes), Some(frame.clone()));
         assert_eq!((frame.runs[0].first, frame.runs[1].first, frame.runs[1].records), (5, 7, 2));
         let run = &frame.runs[1];

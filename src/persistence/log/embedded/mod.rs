@@ -6,6 +6,7 @@
 
 mod cache;
 mod frame;
+mod payload;
 mod recovery;
 mod segment;
 mod writer;
@@ -13,7 +14,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -42,7 +43,7 @@ pub struct LogOptions {
     pub max_waiting_bytes: u64,
     /// Payload bytes of one commit; the measured best lies between 256 KiB and 1 MiB.
     pub max_commit_bytes: usize,
-    /// Bytes of recent frames kept in memory for readers.
+    /// Bytes of recent records kept in memory for readers.
     pub tail_cache_bytes: usize,
     /// Identity given to a log that does not exist yet: random.
     pub log_id_if_new: [u8; 16],
@@ -59,6 +60,8 @@ struct Shared {
     cache: Mutex<TailCache>,
     queue: Queue,
     appended: watch::Sender<u64>,
+    /// One process has the directory, so it owns every shard, for ever.
+    assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
 }
 
 /// The embedded log.
@@ -138,6 +141,7 @@ impl EmbeddedLog {
             ends: ends.into_iter().map(AtomicU64::new).collect(),
             queue: Queue::default(),
             appended: watch::Sender::new(0),
+            assigned: watch::Sender::new(Arc::new((0..shards).map(ShardId).collect())),
         };
         Ok((Arc::new(shared), position))
     }
@@ -205,6 +209,10 @@ impl EventLog for EmbeddedLog {
         self.shared.end(shard)
     }
 
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.shared.assigned.subscribe()
+    }
+
     fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
         let end = self.shared.end(shard);
         if from > end {
@@ -222,7 +230,7 @@ impl EventLog for EmbeddedLog {
                 let payload = self.shared.payload(segment, &run)?;
                 let damaged = || LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()));
                 records.extend(frame::records_of(run.first, run.appended, &payload, from).ok_or_else(damaged)?);
-                left -= i64::from(run.len);
+                left -= payload.len() as i64;
                 if left <= 0 {
                     break;
                 }

@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
 use super::frame::{Frame, aligned};
+use super::payload::unpack;
 use crate::model::offset::{LogId, Offset, ShardId};
 
 const MAGIC: &[u8; 8] = b"RMLOGSEG";
 const END_MAGIC: &[u8; 8] = b"RMLOGEND";
-const VERSION: u32 = 1;
+/// Version 2 may hold compressed runs, which version 1 did not; it is read alike.
+const VERSION: u32 = 2;
+const OLDEST_VERSION: u32 = 1;
 const FIXED: usize = 64;
 const ENTRY: usize = 40;
 const FOOTER: usize = 32;
@@ -57,7 +60,7 @@ impl Header {
         aligned(FIXED + shards * 8) as u64
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; Self::len(self.firsts.len()) as usize];
         out[..8].copy_from_slice(MAGIC);
         out[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -73,13 +76,14 @@ impl Header {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let fixed = bytes.get(..FIXED).ok_or("the header is cut off")?;
         if &fixed[..8] != MAGIC {
             return Err("this is no segment of a Rollmill log".to_owned());
         }
-        if long(fixed, 8) as u32 != VERSION {
-            return Err(format!("segment version {} is unknown, this build reads {VERSION}", long(fixed, 8) as u32));
+        let version = long(fixed, 8) as u32;
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
+            return Err(format!("segment version {version} is unknown, this build reads {OLDEST_VERSION} to {VERSION}"));
         }
         let shards = (long(fixed, 8) >> 32) as usize;
         let mut whole = bytes.get(..Self::len(shards) as usize).ok_or("the header is cut off")?.to_vec();
@@ -204,7 +208,7 @@ impl Segment {
             .collect()
     }
 
-    /// Reads and checks the payload of a run.
+    /// Reads and checks the records of a run.
     ///
     /// # Errors
     /// If it cannot be read or is damaged.
@@ -215,7 +219,7 @@ impl Segment {
         if crc32c::crc32c(&payload) != run.crc {
             return Err(named("the records are damaged (checksum)".to_owned()));
         }
-        Ok(payload.into())
+        unpack(payload.into()).ok_or_else(|| named("the records do not decompress".to_owned()))
     }
 
     /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it durable.

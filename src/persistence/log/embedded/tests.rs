@@ -179,3 +179,35 @@ fn readers_of_another_process_see_a_prefix_and_cannot_append() {
     assert_eq!(texts(&reader, 2, 0), ["seen"]);
     assert!(matches!(reader.append(AppendRequest::default()), Err(AppendError::Closed(_))));
 }
+
+#[test]
+fn long_runs_are_compressed_and_come_back_from_memory_disk_and_after_reopening() {
+    let dir = tempfile::tempdir().expect("dir");
+    let log = open(dir.path());
+    let expected: Vec<String> =
+        (0..20).map(|i| format!("{{\"record\": {i}, \"page\": \"{}\"}}", "/home".repeat(2_000))).collect();
+    for text in &expected {
+        append(&log, &[(1, text), (2, "short")]);
+    }
+    assert_eq!(texts(&log, 1, 0), expected);
+    let used: u64 =
+        log.shared.segments().iter().map(|s| s.runs_from(ShardId(1), 0, usize::MAX)).flatten().map(|r| u64::from(r.len)).sum();
+    assert!(used < 20 * 1_000, "{used} bytes for 20 records of 10 KB");
+    drop(log);
+    let log = open(dir.path());
+    assert_eq!(texts(&log, 1, 0), expected);
+    assert_eq!(texts(&log, 2, 0), vec!["short"; 20]);
+}
+
+#[test]
+fn a_segment_of_version_1_is_read() {
+    let header = segment::Header { log: LogId([7; 16]), number: 0, first_sequence: 0, firsts: vec![0; 4] };
+    let mut bytes = header.encode();
+    bytes[8] = 1;
+    bytes[48..52].fill(0);
+    let crc = crc32c::crc32c(&bytes);
+    bytes[48..52].copy_from_slice(&crc.to_le_bytes());
+    assert_eq!(segment::Header::decode(&bytes), Ok(header));
+    bytes[8] = 3;
+    assert!(segment::Header::decode(&bytes).is_err_and(|why| why.contains("version 3 is unknown")));
+}

@@ -114,14 +114,15 @@ pub struct Position {
 
 /// Starts the writer's thread.
 pub fn start(shared: Arc<Shared>, position: Position) -> Result<std::thread::JoinHandle<()>, String> {
-    let writer = Writer { shared, position, buffer: Vec::new() };
+    let encoder = frame::Encoder::new(shared.salt)?;
+    let writer = Writer { shared, position, encoder };
     std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run()).map_err(|e| e.to_string())
 }
 
 struct Writer {
     shared: Arc<Shared>,
     position: Position,
-    buffer: Vec<u8>,
+    encoder: frame::Encoder,
 }
 
 impl Writer {
@@ -147,10 +148,10 @@ impl Writer {
     fn commit(&mut self, records: &[(ShardId, Bytes)]) -> Result<i64, Failure> {
         let appended = self.shared.options.clock.now().max(self.position.appended);
         let sequence = self.position.sequence;
-        let frame = frame::encode(self.shared.salt, sequence, appended, records, &self.position.ends, &mut self.buffer);
-        let segment = self.segment_for(self.buffer.len() as u64)?;
+        let (frame, plain) = self.encoder.encode(sequence, appended, records, &self.position.ends);
+        let segment = self.segment_for(self.encoder.bytes.len() as u64)?;
         let at = self.position.at;
-        if let Err(error) = segment.file.write_all_at(&self.buffer, at) {
+        if let Err(error) = segment.file.write_all_at(&self.encoder.bytes, at) {
             // A part may stand there: without cutting it off, a later start could not tell it from damage.
             let cut = segment.file.metadata().and_then(|m| segment.file.set_len(at).and_then(|()| segment.file.set_len(m.len())));
             return Err(match cut {
@@ -161,7 +162,10 @@ impl Writer {
         segment.file.sync_data().map_err(|e| Failure::Fatal(format!("fdatasync failed: {e}")))?;
         segment.note(at, &frame);
         if let Ok(mut cache) = self.shared.cache.lock() {
-            cache.push(segment.header.number, at, Bytes::copy_from_slice(&self.buffer));
+            let records = Bytes::copy_from_slice(&self.encoder.plain);
+            for (run, plain) in frame.runs.iter().zip(plain) {
+                cache.push(segment.header.number, at + run.at as u64, records.slice(plain));
+            }
         }
         for run in &frame.runs {
             let shard = run.shard.0 as usize;
@@ -169,8 +173,8 @@ impl Writer {
             self.shared.ends[shard].store(self.position.ends[shard], Ordering::Release);
         }
         metrics::counter!(telemetry::LOG_COMMITS).increment(1);
-        metrics::counter!(telemetry::LOG_BYTES).increment(self.buffer.len() as u64);
-        self.position.at = at + self.buffer.len() as u64;
+        metrics::counter!(telemetry::LOG_BYTES).increment(self.encoder.bytes.len() as u64);
+        self.position.at = at + self.encoder.bytes.len() as u64;
         self.position.sequence += 1;
         self.position.appended = appended;
         self.shared.appended.send_modify(|commits| *commits += 1);

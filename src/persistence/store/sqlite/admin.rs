@@ -4,10 +4,10 @@ use rusqlite::{Connection, params};
 
 use super::{StoreError, codec, one};
 use crate::model::flush::{Claim, DedupBlock, Suspect};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
-use crate::model::window::Millis;
+use crate::model::window::{Hour, Millis};
 
 pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
     let found = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
@@ -78,7 +78,7 @@ pub(super) fn archived(tx: &Connection, row: &ManifestRow) -> Result<(), StoreEr
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
-    tx.prepare_cached("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+    tx.prepare_cached("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
         row.shard.0,
         row.range.from as i64,
         row.range.to as i64,
@@ -92,9 +92,39 @@ pub(super) fn archived(tx: &Connection, row: &ManifestRow) -> Result<(), StoreEr
         row.rows as i64,
         row.raw_bytes as i64,
         row.bytes as i64,
-        row.crc32c
+        row.crc32c,
+        codec::tier_number(row.tier)
     ])?;
     Ok(())
+}
+
+pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+    let sql = "UPDATE manifest SET tier = ? WHERE shard = ? AND from_offset = ? AND path = ?";
+    let place = params![codec::tier_number(tier), row.shard.0, row.range.from as i64, row.path];
+    Ok(tx.prepare_cached(sql)?.execute(place)? == 1)
+}
+
+pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreError> {
+    let sql = "DELETE FROM manifest WHERE shard = ?1 AND from_offset = ?2 AND path = ?3
+        AND from_offset = (SELECT min(from_offset) FROM manifest WHERE shard = ?1)";
+    if tx.prepare_cached(sql)?.execute(params![row.shard.0, row.range.from as i64, row.path])? != 1 {
+        return Ok(false);
+    }
+    let sql = "SELECT offset, appended, hour FROM archive_floors WHERE shard = ?";
+    let before = one(tx, sql, [row.shard.0], |r| floor(r, 0))?;
+    let floor = ArchiveFloor::raised(before, row);
+    tx.prepare_cached("INSERT OR REPLACE INTO archive_floors VALUES (?, ?, ?, ?)")?.execute(params![
+        row.shard.0,
+        floor.offset as i64,
+        floor.appended,
+        floor.hour.0
+    ])?;
+    Ok(true)
+}
+
+/// The columns of a floor, from the given one on.
+pub(super) fn floor(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<ArchiveFloor> {
+    Ok(ArchiveFloor { offset: row.get::<_, i64>(at)? as Offset, appended: row.get(at + 1)?, hour: Hour(row.get(at + 2)?) })
 }
 
 pub(super) fn admitted_series(connection: &Connection, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

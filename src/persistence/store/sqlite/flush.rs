@@ -11,8 +11,8 @@ use super::codec::{self, Units};
 use super::{StoreError, one};
 use crate::model::decimal::Decimal;
 use crate::model::distinct::Distinct;
-use crate::model::flush::{Delta, FlushBatch, FlushGuard};
-use crate::model::offset::{Offset, ShardId};
+use crate::model::flush::{Delta, FlushBatch, FlushGuard, settled_revision};
+use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::quantiles::Quantiles;
 use crate::model::rollup::Figures;
 use crate::model::window::{Hour, Millis};
@@ -45,7 +45,7 @@ pub(super) fn flush(
     for (info, offset) in &batch.admitted {
         catalogue.number(info, shard, *offset)?;
     }
-    merge(tx, catalogue, &batch.deltas, shard, guard.range.from)?;
+    merge(tx, catalogue, &batch.deltas, (shard, guard.range.from), &|_| guard.revision())?;
     if let Some(block) = &batch.dedup {
         tx.prepare_cached("INSERT INTO dedup VALUES (?, ?, ?, ?, ?, ?)")?.execute(params![
             shard.0,
@@ -92,7 +92,10 @@ pub(super) fn settle(
         return Ok(false);
     };
     if let Some(batch) = delta {
-        merge(tx, catalogue, &batch.deltas, shard, offset)?;
+        let log = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
+        let log = LogId(log.unwrap_or_default());
+        let revise = |before| settled_revision(before, log, shard, offset, index);
+        merge(tx, catalogue, &batch.deltas, (shard, offset), &revise)?;
         account(tx, &tenant, Hour::of(appended), [1, 0, -1])?;
     }
     Ok(true)
@@ -108,7 +111,13 @@ fn account(tx: &Connection, tenant: &str, hour: Hour, growth: [i64; 3]) -> Resul
 }
 
 /// Merges growth into rows, in the order in which the rows lie.
-fn merge(tx: &Connection, catalogue: &mut Catalogue<'_>, deltas: &[Delta], shard: ShardId, at: Offset) -> Result<(), StoreError> {
+fn merge(
+    tx: &Connection,
+    catalogue: &mut Catalogue<'_>,
+    deltas: &[Delta],
+    (shard, at): (ShardId, Offset),
+    revise: &dyn Fn(u64) -> u64,
+) -> Result<(), StoreError> {
     let mut rows = Vec::with_capacity(deltas.len());
     for delta in deltas {
         let (metric_no, series_no) = catalogue.number(&delta.series, shard, at)?;
@@ -127,8 +136,13 @@ fn merge(tx: &Connection, catalogue: &mut Catalogue<'_>, deltas: &[Delta], shard
         *span = (span.0.min(key.1), span.1.max(key.1));
     }
     for (metric_no, day) in days {
-        tx.prepare_cached("INSERT INTO revisions VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET revision = revision + 1")?
-            .execute(params![metric_no, day])?;
+        let sql = "SELECT revision FROM revisions WHERE metric_no = ? AND day = ?";
+        let before = one(tx, sql, params![metric_no, day], |r| r.get::<_, i64>(0))?.unwrap_or(0);
+        tx.prepare_cached("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)")?.execute(params![
+            metric_no,
+            day,
+            revise(before as u64) as i64
+        ])?;
     }
     for (metric_no, (first, last)) in hours {
         tx.prepare_cached(

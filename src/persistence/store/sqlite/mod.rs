@@ -23,7 +23,7 @@ use self::pool::Pool;
 use super::{RollupStore, StoreError, StoreSnapshot};
 use crate::model::CodecError;
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
@@ -134,6 +134,14 @@ impl RollupStore for SqliteStore {
 
     fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
         self.writer()?.transaction(|tx, _| admin::archived(tx, row))
+    }
+
+    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+        self.writer()?.transaction(|tx, _| admin::moved(tx, row, tier))
+    }
+
+    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+        self.writer()?.transaction(|tx, _| admin::expired(tx, row))
     }
 
     fn settle_quarantine(

@@ -2,7 +2,7 @@
 //!
 //! Series are numbered in order of admission, so that the series of a shard and metric stand together, and rollups lie by metric,
 //! hour and series: a query over a range of hours is one scan. Sketches lie apart, so that figures stay dense.
-//! A file of an unknown version is refused and never changed.
+//! A file of the version before is brought up to date; one of an unknown version is refused and never changed.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -42,7 +42,17 @@ CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx IN
 CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL, log BLOB NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT NULL,
   last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
-  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, PRIMARY KEY (shard, from_offset));
+  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, tier INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shard, from_offset));
+CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
+CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
+";
+
+/// From version 2: the manifest knows tiers and where the archive begins. Revisions were counted there, which other stores did alike.
+const FROM_2: &str = "
+UPDATE revisions SET revision = random() | 1;
+ALTER TABLE manifest ADD COLUMN tier INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
+CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
 ";
 
 /// Sets up the writing connection and creates the tables of an empty file.
@@ -57,6 +67,9 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), St
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
     if tables == 0 {
         tx.execute_batch(TABLES)?;
+        tx.pragma_update(None, "user_version", VERSION)?;
+    } else if version(&tx)? == 2 {
+        tx.execute_batch(FROM_2)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     }
     check_version(&tx, path)?;
@@ -75,9 +88,13 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+fn version(connection: &Connection) -> Result<i64, StoreError> {
+    Ok(connection.query_row("PRAGMA user_version", [], |r| r.get(0))?)
+}
+
 /// Refuses what this build does not read.
 pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    let found: i64 = connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    let found = version(connection)?;
     if found == VERSION {
         return Ok(());
     }

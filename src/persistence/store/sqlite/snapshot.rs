@@ -10,14 +10,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, Row, params};
 
 use super::pool::Reader;
-use super::{StoreError, codec, one};
+use super::{StoreError, admin, codec, one};
 use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
-use crate::model::manifest::ManifestRow;
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
 use crate::persistence::store::{Matcher, MetricInfo, RollupQuery, StoreSnapshot, too_many_series};
+
+/// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
+macro_rules! manifest_columns {
+    () => {
+        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
+         crc32c, tier FROM manifest"
+    };
+}
 
 /// Series by number, ascending.
 type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
@@ -324,27 +332,29 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
-        let sql = "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows,
-            raw_bytes, bytes, crc32c FROM manifest WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset";
+        let sql = concat!(manifest_columns!(), " WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset");
         let mut statement = self.sql()?.prepare_cached(sql)?;
-        let mut rows = statement.query([shard.map(|s| s.0)])?;
-        let mut manifest = Vec::new();
-        while let Some(r) = rows.next()? {
-            manifest.push(ManifestRow {
-                log: LogId(r.get(3)?),
-                shard: ShardId(r.get(0)?),
-                range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
-                epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
-                path: r.get(6)?,
-                appended: (r.get(7)?, r.get(8)?),
-                windows: codec::decode_windows(&r.get::<_, Vec<u8>>(9)?)?,
-                rows: r.get::<_, i64>(10)? as u64,
-                raw_bytes: r.get::<_, i64>(11)? as u64,
-                bytes: r.get::<_, i64>(12)? as u64,
-                crc32c: r.get(13)?,
-            });
+        manifest_rows(statement.query([shard.map(|s| s.0)])?)
+    }
+
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let of_shard = concat!(manifest_columns!(), " WHERE shard = ? ORDER BY from_offset LIMIT ?");
+        let of_tier = concat!(manifest_columns!(), " WHERE shard = ? AND tier = ? ORDER BY from_offset LIMIT ?");
+        let connection = self.sql()?;
+        match tier {
+            None => manifest_rows(connection.prepare_cached(of_shard)?.query(params![shard.0, limit])?),
+            Some(tier) => {
+                manifest_rows(connection.prepare_cached(of_tier)?.query(params![shard.0, codec::tier_number(tier), limit])?)
+            }
         }
-        Ok(manifest)
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        let sql = "SELECT shard, offset, appended, hour FROM archive_floors ORDER BY shard";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let rows = statement.query_map([], |r| Ok((ShardId(r.get(0)?), admin::floor(r, 1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
@@ -365,4 +375,25 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
+
+fn manifest_rows(mut rows: rusqlite::Rows<'_>) -> Result<Vec<ManifestRow>, StoreError> {
+    let mut manifest = Vec::new();
+    while let Some(r) = rows.next()? {
+        manifest.push(ManifestRow {
+            log: LogId(r.get(3)?),
+            shard: ShardId(r.get(0)?),
+            range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
+            epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+            path: r.get(6)?,
+            appended: (r.get(7)?, r.get(8)?),
+            windows: codec::decode_windows(&r.get::<_, Vec<u8>>(9)?)?,
+            rows: r.get::<_, i64>(10)? as u64,
+            raw_bytes: r.get::<_, i64>(11)? as u64,
+            bytes: r.get::<_, i64>(12)? as u64,
+            crc32c: r.get(13)?,
+            tier: codec::tier(r.get(14)?)?,
+        });
+    }
+    Ok(manifest)
 }

@@ -1,0 +1,220 @@
+//! What a slot says of its shard must be true, however old the log's news are and whoever owned the shard before.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::model::flush::LogRecord;
+use crate::model::offset::LogId;
+use crate::model::record::{self, Record};
+use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::log::{AppendError, AppendRequest, AppendTicket, LogError};
+use crate::shards::series::Admission;
+use crate::shards::state::{Input, ShardLimits};
+
+const LOG: LogId = LogId([1; 16]);
+const SHARD: ShardId = ShardId(0);
+const T0: Millis = 1_000_000;
+
+/// A log whose ends are those of an earlier moment, as Kafka's are.
+struct Lagging {
+    log: Arc<MemoryLog>,
+    seen: Mutex<(Millis, Offset)>,
+}
+
+impl Lagging {
+    fn new(clock: &Arc<ManualClock>) -> Arc<Self> {
+        Arc::new(Self { log: MemoryLog::new(LOG, 2, clock.clone()), seen: Mutex::new((0, 0)) })
+    }
+
+    /// What the log knows of its end is of now.
+    fn refresh(&self, now: Millis) {
+        *self.seen.lock().unwrap() = (now, self.log.end(SHARD));
+    }
+}
+
+impl EventLog for Lagging {
+    fn id(&self) -> LogId {
+        LOG
+    }
+    fn shard_count(&self) -> u32 {
+        self.log.shard_count()
+    }
+    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
+        self.log.append(request)
+    }
+    fn start(&self, shard: ShardId) -> Offset {
+        self.log.start(shard)
+    }
+    fn end(&self, shard: ShardId) -> Offset {
+        assert_eq!(shard, SHARD, "the log is asked about a shard that is not owned here");
+        self.seen.lock().unwrap().1
+    }
+    fn known_at(&self, _: ShardId, now: Millis) -> Millis {
+        self.seen.lock().unwrap().0.min(now)
+    }
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.log.assignment()
+    }
+    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+        self.log.read(shard, from, max_bytes)
+    }
+    fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
+        self.log.release(floors)
+    }
+    fn appended(&self) -> watch::Receiver<u64> {
+        self.log.appended()
+    }
+    fn bytes_on_disk(&self) -> u64 {
+        self.log.bytes_on_disk()
+    }
+    fn close(&self) {
+        self.log.close();
+    }
+}
+
+fn claim(next: Offset, counter: u64) -> Claim {
+    let checkpoint = Checkpoint { log: LOG, next, archived: next / 2, epoch: Epoch { counter, nonce: counter } };
+    Claim { checkpoint, attempts: 3, suspects: vec![] }
+}
+
+fn begin(slot: &Slot, claim: &Claim) {
+    let limits = ShardLimits {
+        dedup_horizon_ms: 1,
+        dedup_max_ids: 1,
+        flush_interval_ms: 1 << 40,
+        max_delta_bytes: 1 << 30,
+        keep_flushed_ms: 1,
+        panic_on_user: None,
+    };
+    let fresh = Claim { attempts: 1, ..claim.clone() };
+    slot.begin(claim, ShardState::new(limits, SHARD, &fresh, vec![], Admission::limited(9, vec![]), 0));
+}
+
+fn read(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<ShardReport, LiveError> {
+    let question = LiveQuestion { tenant: "t", metric: "m", from: Hour(0), to: Hour(1), distinct: true, quantiles: true };
+    let mut reports = slots.read(&[(shard, Some(*checkpoint))], &question, &[], &mut |_, _, _, _| {});
+    reports.remove(0).1
+}
+
+fn empty_record() -> Bytes {
+    let mut payload = Vec::new();
+    let record = Record { version: record::VERSION, tenant: "t", gateway: 0, series: vec![], events: vec![] };
+    record::encode(&record, &mut payload);
+    payload.into()
+}
+
+#[test]
+fn as_of_is_never_later_than_the_end_of_the_log_proves() {
+    for seed in 1..200u64 {
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut below = |n: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % n
+        };
+        let mut now = T0;
+        let clock = ManualClock::at(now);
+        let log = Lagging::new(&clock);
+        let slots = Slots::new(log.clone(), clock.clone());
+        let (slot, mut claim, mut acked) = (slots.slot(SHARD).clone(), claim(0, 1), Vec::new());
+        begin(&slot, &claim);
+        for _ in 0..300 {
+            match below(7) {
+                0 => now += below(50) as i64,
+                1 | 2 => {
+                    let request = AppendRequest { records: vec![(SHARD, empty_record())] };
+                    acked.push(log.append(request).unwrap().blocking_recv().unwrap().unwrap());
+                }
+                3 => log.refresh(now),
+                4 => {
+                    let next = slot.state.read().unwrap().as_ref().unwrap().next();
+                    let mut records = log.read(SHARD, next, 1 << 20).unwrap();
+                    records.truncate(below(4) as usize);
+                    slot.state.write().unwrap().as_mut().unwrap().step(Input::Records(&records), &mut Vec::new());
+                }
+                5 => _ = slots.look(SHARD, &slot),
+                _ if below(10) == 0 => {
+                    claim.checkpoint.epoch.counter += 1;
+                    begin(&slot, &claim);
+                }
+                _ => {}
+            }
+            clock.set(now);
+            let applied = slot.state.read().unwrap().as_ref().unwrap().next();
+            let report = read(&slots, SHARD, &claim.checkpoint).unwrap();
+            let first_missing = acked.get(applied as usize).copied().unwrap_or(i64::MAX);
+            assert!(report.as_of <= first_missing, "seed {seed}: {report:?}, but the record of {first_missing} is missing");
+            assert!(report.as_of <= now, "seed {seed}");
+            // A record acknowledged by a clock that is ahead of what the end proves is not vouched for either.
+            assert!(report.as_of <= log.known_at(SHARD, now), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn what_nobody_owns_here_is_not_asked_about_and_answers_nothing() {
+    let clock = ManualClock::at(T0);
+    let log = Lagging::new(&clock);
+    let slots = Slots::new(log, clock);
+    let question = claim(0, 1).checkpoint;
+    assert_eq!(read(&slots, ShardId(1), &question), Err(LiveError::Unavailable));
+    assert_eq!(read(&slots, ShardId(9), &question), Err(LiveError::Unavailable));
+}
+
+#[test]
+fn a_vacated_slot_says_nothing_of_its_former_owner() {
+    let clock = ManualClock::at(T0);
+    let slots = Slots::new(MemoryLog::new(LOG, 1, clock.clone()), clock);
+    let (slot, first, second) = (slots.slot(SHARD), claim(8, 1), claim(20, 2));
+    begin(slot, &first);
+    assert_eq!(slot.attempts.load(Ordering::Acquire), 3);
+    slot.archived_to(first.checkpoint.epoch, 7);
+    slots.look(SHARD, slot);
+    let positions =
+        || [&slot.applied, &slot.committed, &slot.archived, &slot.unarchived_bytes].map(|p| p.load(Ordering::Acquire));
+    assert_eq!(positions(), [8, 8, 7, 0]);
+    slot.vacate();
+    assert_eq!((positions(), slot.epoch()), ([0; 4], None));
+    slot.archived_to(first.checkpoint.epoch, 8);
+    assert_eq!(positions(), [0; 4], "an object that was under way moves nothing");
+    assert_eq!(read(&slots, SHARD, &first.checkpoint), Err(LiveError::Unavailable));
+    begin(slot, &second);
+    slot.archived_to(first.checkpoint.epoch, 9);
+    assert_eq!(positions(), [20, 20, 10, 0]);
+    assert_eq!(read(&slots, SHARD, &first.checkpoint), Err(LiveError::Moved));
+}
+
+#[test]
+fn a_node_that_takes_over_stays_ready_for_a_while() {
+    let clock = ManualClock::at(T0);
+    let log = MemoryLog::new(LOG, 2, clock.clone());
+    let slots = Slots::new(log.clone(), clock.clone());
+    log.assign([SHARD].into());
+    slots.slot(SHARD).given_at.store(T0, Ordering::Release);
+    assert!(!slots.all_fresh(10), "at its start a node is not ready before it has caught up");
+    begin(slots.slot(SHARD), &claim(0, 1));
+    slots.look(SHARD, slots.slot(SHARD));
+    assert!(slots.all_fresh(10));
+    let other = slots.slot(ShardId(1));
+    log.assign([SHARD, ShardId(1)].into());
+    assert!(!slots.all_fresh(10), "nobody has begun to take it over");
+    other.given_at.store(T0, Ordering::Release);
+    assert!(slots.all_fresh(10));
+    clock.set(T0 + 11);
+    slots.look(SHARD, slots.slot(SHARD));
+    assert!(!slots.all_fresh(10), "it took too long");
+    clock.set(T0 - 1);
+    assert!(!slots.all_fresh(1 << 20), "a time in the future says nothing");
+    clock.set(T0 + 11);
+    begin(other, &claim(0, 1));
+    slots.look(ShardId(1), other);
+    assert!(slots.all_fresh(10));
+    log.assign(BTreeSet::new());
+    assert!(slots.all_fresh(10), "who owns nothing is not behind");
+}

@@ -1,0 +1,265 @@
+//! Upkeep of the archive: old objects move to the cold store, older ones expire, orphans are removed.
+//!
+//! An actor of its own with a timer of its own, so that it never delays archiving; a turn handles a bounded number of objects. Each node
+//! keeps the shards that it owns; two that do so at once, around a takeover, do no harm. What always holds: an object that the manifest
+//! names is in one of the two stores, whole, also if this dies between any two steps:
+//! - moving: copy, verify, note the tier in the manifest, then remove the hot one. What is left of a death is a copy in the wrong
+//!   place, which the next attempt or the search for orphans removes;
+//! - expiry: the manifest row goes first, in one transaction with the archive floor, then the object. What is left is an orphan.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::slots::Slots;
+use crate::clock::Clock;
+use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::offset::{LogId, ShardId};
+use crate::model::window::Millis;
+use crate::persistence::archive::{Archive, ObjectInfo};
+use crate::persistence::store::RollupStore;
+use crate::telemetry;
+
+/// Between two turns, at the most.
+const TURN_EVERY_MS: i64 = 60_000;
+/// Between two turns when the last one did not come to its end.
+const BUSY_EVERY: Duration = Duration::from_secs(1);
+/// Objects moved or expired in one turn.
+const TURN_OBJECTS: usize = 64;
+/// A turn ends after so many failures: the storage or the store is down.
+const TURN_FAILURES: usize = 3;
+/// An orphan is removed when it is older than this: until then its manifest row may still be on the way.
+const ORPHAN_AGE_MS: i64 = 24 * 3_600_000;
+/// Between two searches for orphans.
+const SWEEP_EVERY_MS: i64 = 3_600_000;
+
+/// When objects move and expire, by the append time of their newest record.
+#[derive(Debug, Clone, Copy)]
+pub struct UpkeepLimits {
+    /// `archive.cold_after` in milliseconds.
+    pub cold_after_ms: i64,
+    /// `archive.keep` in milliseconds; 0 keeps everything.
+    pub keep_ms: i64,
+}
+
+impl UpkeepLimits {
+    fn turn_every(&self) -> Duration {
+        Duration::from_millis((self.cold_after_ms / 4).clamp(20, TURN_EVERY_MS).unsigned_abs())
+    }
+}
+
+/// What the upkeep needs.
+#[derive(Clone)]
+pub struct Upkeep {
+    /// Whose objects.
+    pub log: LogId,
+    /// Where the manifest is kept.
+    pub store: Arc<dyn RollupStore>,
+    /// Where the objects are.
+    pub archive: Arc<dyn Archive>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// When objects move and expire.
+    pub limits: UpkeepLimits,
+    /// Which shards are owned here.
+    pub slots: Arc<Slots>,
+}
+
+/// Messages of the upkeep.
+#[derive(Debug)]
+pub enum UpkeepMessage {
+    /// Take a turn.
+    Turn,
+}
+
+impl ractor::Message for UpkeepMessage {}
+
+/// What the upkeep remembers between turns.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct UpkeepState {
+    /// When to search for orphans next.
+    sweep_at: Millis,
+    /// Turns so far: each begins with another shard.
+    turns: usize,
+}
+
+impl Actor for Upkeep {
+    type Msg = UpkeepMessage;
+    type State = UpkeepState;
+    type Arguments = ();
+
+    async fn pre_start(&self, myself: ActorRef<UpkeepMessage>, (): ()) -> Result<UpkeepState, ActorProcessingErr> {
+        myself.send_after(self.limits.turn_every(), || UpkeepMessage::Turn);
+        Ok(UpkeepState::default())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<UpkeepMessage>,
+        _: UpkeepMessage,
+        state: &mut UpkeepState,
+    ) -> Result<(), ActorProcessingErr> {
+        let (upkeep, now) = (self.clone(), self.clock.now());
+        let mut owned: Vec<ShardId> = self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()).map(|(id, _)| id).collect();
+        let sweep = now >= state.sweep_at && !owned.is_empty();
+        if sweep {
+            state.sweep_at = now + SWEEP_EVERY_MS;
+        }
+        state.turns = state.turns.wrapping_add(1);
+        let first = state.turns % owned.len().max(1);
+        owned.rotate_left(first);
+        let finished = tokio::task::spawn_blocking(move || {
+            if sweep {
+                upkeep.sweep(&owned);
+            }
+            upkeep.turn(&owned)
+        });
+        let next = if finished.await? { self.limits.turn_every() } else { BUSY_EVERY.min(self.limits.turn_every()) };
+        myself.send_after(next, || UpkeepMessage::Turn);
+        Ok(())
+    }
+}
+
+/// What is left of a turn.
+struct Budget {
+    objects: usize,
+    failures: usize,
+}
+
+impl Budget {
+    fn spent(&self) -> bool {
+        self.objects == 0 || self.failures == 0
+    }
+}
+
+impl Upkeep {
+    /// Moves and expires what is due in these shards, up to the limits of a turn; whether nothing due is left. Blocks.
+    fn turn(&self, shards: &[ShardId]) -> bool {
+        let mut budget = Budget { objects: TURN_OBJECTS, failures: TURN_FAILURES };
+        for shard in shards {
+            self.each(*shard, "expire", &mut budget, &|| self.expiring(*shard), &|row| self.expire(row));
+            self.each(*shard, "move", &mut budget, &|| self.cooling(*shard), &|row| self.move_to_cold(row));
+            if budget.spent() {
+                return budget.objects > 0;
+            }
+        }
+        true
+    }
+
+    /// Handles the rows one by one, the oldest first; one that fails is logged and does not stop the others.
+    fn each(
+        &self,
+        shard: ShardId,
+        step: &'static str,
+        budget: &mut Budget,
+        due: &dyn Fn() -> Result<Vec<ManifestRow>, ActorProcessingErr>,
+        handle: &dyn Fn(&ManifestRow) -> Result<(), ActorProcessingErr>,
+    ) {
+        let failed = |budget: &mut Budget, why: &ActorProcessingErr| {
+            budget.failures = budget.failures.saturating_sub(1);
+            metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => step).increment(1);
+            tracing::warn!(shard = shard.0, step, %why, "upkeep of the archive failed, it is tried again");
+        };
+        if budget.spent() {
+            return;
+        }
+        let rows = match due() {
+            Ok(rows) => rows,
+            Err(why) => return failed(budget, &why),
+        };
+        for row in &rows {
+            if budget.spent() {
+                return;
+            }
+            budget.objects -= 1;
+            match handle(row) {
+                Ok(()) => metrics::counter!(telemetry::ARCHIVE_UPKEEP, "step" => step).increment(1),
+                Err(why) => failed(budget, &why),
+            }
+        }
+    }
+
+    /// The first rows of a shard that are older than `age_ms`. Append times never decrease, so they come first.
+    fn older(&self, shard: ShardId, tier: Option<Tier>, age_ms: i64) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        let before = self.clock.now().saturating_sub(age_ms);
+        let mut rows = self.store.snapshot()?.manifest_first(shard, tier, TURN_OBJECTS)?;
+        let due = rows.partition_point(|row| row.appended.1 < before);
+        rows.truncate(due);
+        Ok(rows)
+    }
+
+    fn expiring(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        if self.limits.keep_ms > 0 { self.older(shard, None, self.limits.keep_ms) } else { Ok(Vec::new()) }
+    }
+
+    fn cooling(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        if self.archive.has_cold() { self.older(shard, Some(Tier::Hot), self.limits.cold_after_ms) } else { Ok(Vec::new()) }
+    }
+
+    fn move_to_cold(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+        self.archive.copy_to_cold(row)?;
+        // If the outcome is unknown, the hot one stays: with the row as it was it is needed, otherwise it is found as a leftover.
+        if self.store.moved(row, Tier::Cold)? {
+            self.archive.remove(&row.path, Tier::Hot)?;
+        }
+        Ok(())
+    }
+
+    fn expire(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+        if self.store.expired(row)? {
+            tracing::info!(path = row.path, "removing an archive object that is older than archive.keep");
+            self.archive.remove(&row.path, Tier::Hot)?;
+            if self.archive.has_cold() {
+                self.archive.remove(&row.path, Tier::Cold)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what no manifest row needs in these shards. Blocks.
+    fn sweep(&self, shards: &[ShardId]) {
+        for shard in shards {
+            if let Err(why) = self.remove_orphans(*shard) {
+                metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "sweep").increment(1);
+                tracing::warn!(%why, "the search for orphaned archive objects failed, it is tried again in an hour");
+                return;
+            }
+        }
+    }
+
+    fn remove_orphans(&self, shard: ShardId) -> Result<(), ActorProcessingErr> {
+        // The listing comes first: what it shows and the manifest does not name later will never be named.
+        let listed = self.archive.list(self.log, shard)?;
+        let manifest = self.store.snapshot()?.manifest(Some(shard))?;
+        for object in needless(&listed, &manifest, self.clock.now()) {
+            tracing::info!(
+                path = object.path,
+                tier = object.tier.name(),
+                "removing an archive object that no manifest row needs"
+            );
+            self.archive.remove(&object.path, object.tier)?;
+        }
+        Ok(())
+    }
+}
+
+/// The objects that no manifest row names and that are too old to get one, and the hot ones of which the cold store has the object that
+/// the manifest says is there.
+fn needless<'a>(listed: &'a [ObjectInfo], manifest: &[ManifestRow], now: Millis) -> Vec<&'a ObjectInfo> {
+    let named: HashMap<&str, &ManifestRow> = manifest.iter().map(|row| (row.path.as_str(), row)).collect();
+    let cold: HashMap<&str, u64> =
+        listed.iter().filter(|object| object.tier == Tier::Cold).map(|object| (object.path.as_str(), object.bytes)).collect();
+    let needed = |object: &&ObjectInfo| match named.get(object.path.as_str()) {
+        None => now.saturating_sub(object.written) <= ORPHAN_AGE_MS,
+        Some(row) => {
+            let moved = row.tier == Tier::Cold && cold.get(row.path.as_str()) == Some(&row.bytes);
+            !(moved && object.tier == Tier::Hot)
+        }
+    };
+    listed.iter().filter(|object| !needed(object)).collect()
+}
+
+#[cfg(test)]
+mod tests;

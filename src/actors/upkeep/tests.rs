@@ -1,0 +1,286 @@
+//! Moving, expiry and orphans, killed at every step.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::model::flush::LogRecord;
+use crate::model::manifest::ArchiveFloor;
+use crate::model::offset::{Epoch, Offset};
+use crate::model::window::{HOUR_MS, Hour};
+use crate::persistence::archive::ArchiveError;
+use crate::persistence::archive::memory::MemoryArchive;
+use crate::persistence::log::EventLog;
+use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::store::StoreError;
+use crate::persistence::store::memory::{Fault, MemoryStore, Write};
+
+const LOG: LogId = LogId([5; 16]);
+const DAY_MS: i64 = 24 * HOUR_MS;
+const NOW: Millis = 1_000 * DAY_MS;
+const LIMITS: UpkeepLimits = UpkeepLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS };
+const SHARDS: [ShardId; 2] = [ShardId(0), ShardId(1)];
+/// Age in days of the objects of each shard: two expire, two move, two stay.
+const AGES: [i64; 6] = [500, 366, 364, 31, 29, 0];
+
+/// Dies at a step: with it done or not. From then on nothing is done any more.
+#[derive(Default)]
+struct Death {
+    step: AtomicUsize,
+    at: usize,
+    done: bool,
+}
+
+impl Death {
+    /// `None`: go on. `Some(done)`: the process is gone.
+    fn step(&self) -> Option<bool> {
+        let step = self.step.fetch_add(1, Ordering::SeqCst);
+        (step >= self.at).then_some(step == self.at && self.done)
+    }
+}
+
+/// The archive of a process that dies.
+struct Mortal {
+    inner: Arc<MemoryArchive>,
+    death: Arc<Death>,
+}
+
+impl Mortal {
+    fn step(&self, act: impl FnOnce() -> Result<(), ArchiveError>) -> Result<(), ArchiveError> {
+        match self.death.step() {
+            None => return act(),
+            Some(true) => act()?,
+            Some(false) => {}
+        }
+        Err(ArchiveError::Unavailable("dead".to_owned()))
+    }
+}
+
+impl Archive for Mortal {
+    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
+        self.inner.write(log, shard, epoch, records)
+    }
+    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+        self.inner.read(row)
+    }
+    fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        self.inner.list(log, shard)
+    }
+    fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError> {
+        self.step(|| self.inner.remove(path, tier))
+    }
+    fn has_cold(&self) -> bool {
+        self.inner.has_cold()
+    }
+    fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
+        self.step(|| self.inner.copy_to_cold(row))
+    }
+}
+
+struct World {
+    store: Arc<MemoryStore>,
+    archive: Arc<MemoryArchive>,
+    clock: Arc<ManualClock>,
+}
+
+fn record(offset: Offset, appended: Millis) -> LogRecord {
+    LogRecord { offset, appended, payload: bytes::Bytes::from(format!("record {offset}")) }
+}
+
+impl World {
+    fn new() -> Self {
+        let world =
+            Self { store: MemoryStore::new(), archive: Arc::new(MemoryArchive::with_cold()), clock: ManualClock::at(NOW) };
+        for shard in SHARDS {
+            let epoch = world.store.claim(shard, LOG, 7).expect("claim").checkpoint.epoch;
+            for (at, age) in AGES.into_iter().enumerate() {
+                let appended = NOW - age * DAY_MS;
+                world.archive.set_now(appended);
+                let records = [record(2 * at as u64, appended - 5), record(2 * at as u64 + 1, appended)];
+                let row = world.archive.write(LOG, shard, epoch, &records).expect("write");
+                world.store.archived(&row).expect("archived");
+            }
+        }
+        world.archive.set_now(NOW);
+        world
+    }
+
+    fn upkeep(&self, death: &Arc<Death>) -> Upkeep {
+        let log: Arc<dyn EventLog> = MemoryLog::new(LOG, 2, self.clock.clone());
+        let archive = Arc::new(Mortal { inner: self.archive.clone(), death: death.clone() });
+        let slots = Slots::new(log, self.clock.clone());
+        Upkeep { log: LOG, store: self.store.clone(), archive, clock: self.clock.clone(), limits: LIMITS, slots }
+    }
+
+    fn manifest(&self) -> Vec<ManifestRow> {
+        self.store.snapshot().expect("snapshot").manifest(None).expect("rows")
+    }
+
+    fn listed(&self) -> Vec<(String, Tier)> {
+        let listed = SHARDS.iter().flat_map(|shard| self.archive.list(LOG, *shard).expect("list"));
+        listed.map(|object| (object.path, object.tier)).collect()
+    }
+
+    /// What the manifest names is there, whole, with the row as it is and with one that was read before.
+    fn all_readable(&self, before: &[ManifestRow]) {
+        let manifest = self.manifest();
+        for row in before.iter().filter(|row| manifest.iter().any(|now| now.path == row.path)).chain(&manifest) {
+            let records = self.archive.read(row).unwrap_or_else(|why| panic!("{:?}: {why}", row.range));
+            assert_eq!(records.len(), 2);
+        }
+        for shard in SHARDS {
+            let mut snapshot = self.store.snapshot().expect("snapshot");
+            let floor = snapshot.archive_floors().expect("floors").iter().find(|(id, _)| *id == shard).map_or(0, |f| f.1.offset);
+            let rows = snapshot.manifest(Some(shard)).expect("rows");
+            assert_eq!(crate::model::manifest::tiles(&rows, floor, 12), Ok(()));
+        }
+    }
+
+    fn finished(&self) {
+        let expected: Vec<(String, Tier)> = self
+            .manifest()
+            .iter()
+            .map(|row| (row.path.clone(), if row.appended.1 < NOW - 30 * DAY_MS { Tier::Cold } else { Tier::Hot }))
+            .collect();
+        assert_eq!(expected.len(), 8, "two of six expired, in both shards");
+        assert_eq!(self.listed(), expected, "and nothing else is there");
+        assert_eq!(self.manifest().iter().map(|row| (row.path.clone(), row.tier)).collect::<Vec<_>>(), expected);
+        let floors = self.store.snapshot().expect("snapshot").archive_floors().expect("floors");
+        let floor = ArchiveFloor { offset: 4, appended: NOW - 366 * DAY_MS, hour: Hour(i32::MIN) };
+        assert_eq!(floors, SHARDS.map(|shard| (shard, floor)));
+    }
+}
+
+fn immortal() -> Arc<Death> {
+    Arc::new(Death { at: usize::MAX, ..Death::default() })
+}
+
+#[test]
+fn old_objects_move_and_older_ones_expire() {
+    let world = World::new();
+    let upkeep = world.upkeep(&immortal());
+    assert!(upkeep.turn(&SHARDS));
+    world.finished();
+    let before = world.listed();
+    assert!(upkeep.turn(&SHARDS), "nothing is left to do");
+    upkeep.sweep(&SHARDS);
+    assert_eq!(world.listed(), before);
+    world.clock.set(NOW + DAY_MS);
+    assert!(upkeep.turn(&SHARDS[..1]));
+    assert_eq!(world.manifest()[0].range.from, 4, "364 days and one are not older than 365");
+    world.clock.set(NOW + 2 * DAY_MS);
+    assert!(upkeep.turn(&SHARDS[..1]));
+    assert_eq!(world.manifest()[0].range.from, 6);
+}
+
+#[test]
+fn a_death_between_any_two_steps_loses_nothing() {
+    let mut deaths = 0;
+    'steps: for at in 0.. {
+        for done in [false, true] {
+            let world = World::new();
+            let death = Arc::new(Death { at, done, ..Death::default() });
+            let dying = death.clone();
+            world.store.set_faults(move |write| {
+                let ours = matches!(write, Write::Moved | Write::Expired);
+                let gone = if ours { dying.step() } else { None };
+                gone.map(|done| if done { Fault::AppliedReplyLost } else { Fault::Before })
+            });
+            let before = world.manifest();
+            world.upkeep(&death).turn(&SHARDS);
+            world.all_readable(&before);
+            if death.step.load(Ordering::SeqCst) <= at {
+                world.finished();
+                break 'steps;
+            }
+            deaths += 1;
+            world.store.clear_faults();
+            let upkeep = world.upkeep(&immortal());
+            upkeep.sweep(&SHARDS);
+            world.all_readable(&before);
+            assert!(upkeep.turn(&SHARDS));
+            world.all_readable(&before);
+            // Copies of this day are no orphans yet.
+            world.clock.set(NOW + DAY_MS + HOUR_MS);
+            upkeep.sweep(&SHARDS);
+            world.all_readable(&before);
+            world.finished();
+        }
+    }
+    // Three steps for each of 4 expiries (row, hot, cold) and of 4 moves (copy, tier, hot), two kinds of death each.
+    assert_eq!(deaths, 2 * 3 * 8);
+}
+
+#[test]
+fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
+    let world = World::new();
+    world.archive.set_down(true);
+    let before = world.manifest();
+    world.upkeep(&immortal()).turn(&SHARDS);
+    let expired = before.len() - world.manifest().len();
+    assert!(expired <= TURN_FAILURES, "{expired} rows went before the turn ended");
+    world.archive.set_down(false);
+    world.all_readable(&before);
+
+    let store = MemoryStore::new();
+    let epoch = store.claim(SHARDS[0], LOG, 7).expect("claim").checkpoint.epoch;
+    for at in 0..2 * TURN_OBJECTS as u64 + 1 {
+        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, 0)]).expect("write");
+        store.archived(&row).expect("archived");
+    }
+    let upkeep = Upkeep { store: store.clone(), ..world.upkeep(&immortal()) };
+    let left = || store.snapshot().expect("snapshot").manifest(None).expect("rows").len();
+    assert!(!upkeep.turn(&SHARDS), "more is due");
+    assert_eq!(left(), TURN_OBJECTS + 1);
+    assert!(!upkeep.turn(&SHARDS));
+    assert!(upkeep.turn(&SHARDS));
+    assert_eq!(left(), 0);
+}
+
+#[test]
+fn without_a_cold_store_nothing_moves_and_with_keep_0_nothing_expires() {
+    let world = World { archive: Arc::new(MemoryArchive::new()), ..World::new() };
+    let upkeep = Upkeep { archive: world.archive.clone(), ..world.upkeep(&immortal()) };
+    let upkeep = Upkeep { limits: UpkeepLimits { keep_ms: 0, ..LIMITS }, ..upkeep };
+    let before = world.manifest();
+    assert!(upkeep.turn(&SHARDS));
+    assert_eq!(world.manifest(), before);
+}
+
+#[test]
+fn a_store_that_refuses_keeps_the_hot_object() {
+    let world = World::new();
+    world.store.set_faults(|write| (write == Write::Moved).then_some(Fault::NotAppliedReplyLost));
+    let row = world.manifest().into_iter().find(|row| row.appended.1 == NOW - 31 * DAY_MS).expect("a row");
+    let outcome = world.upkeep(&immortal()).move_to_cold(&row).expect_err("unknown");
+    assert!(matches!(outcome.downcast_ref::<StoreError>(), Some(StoreError::Unknown(_))));
+    assert!(world.archive.bytes(&row.path, Tier::Hot).is_some());
+}
+
+#[test]
+fn only_old_objects_without_a_row_are_orphans() {
+    let object = |path: &str, tier, written| ObjectInfo { path: path.to_owned(), bytes: 1, written, tier };
+    let now = 10 * ORPHAN_AGE_MS;
+    let row = |path: &str, tier| ManifestRow {
+        path: path.to_owned(),
+        tier,
+        bytes: 1,
+        ..World::new().manifest().into_iter().next().expect("a row")
+    };
+    let manifest = [row("hot", Tier::Hot), row("moved", Tier::Cold), row("unsure", Tier::Cold), row("torn", Tier::Cold)];
+    let torn = ObjectInfo { bytes: 7, ..object("torn", Tier::Cold, 0) };
+    let listed = [
+        object("hot", Tier::Hot, 0),
+        object("hot", Tier::Cold, 0),
+        object("moved", Tier::Hot, now),
+        object("moved", Tier::Cold, now),
+        object("unsure", Tier::Hot, 0),
+        object("torn", Tier::Hot, 0),
+        torn,
+        object("young", Tier::Hot, now - ORPHAN_AGE_MS),
+        object("old", Tier::Hot, now - ORPHAN_AGE_MS - 1),
+        object("old", Tier::Cold, now - ORPHAN_AGE_MS - 1),
+    ];
+    let found: Vec<_> = needless(&listed, &manifest, now).iter().map(|o| (o.path.as_str(), o.tier)).collect();
+    assert_eq!(found, [("moved", Tier::Hot), ("old", Tier::Hot), ("old", Tier::Cold)]);
+}

@@ -1,0 +1,65 @@
+//! What a node does.
+
+use super::nearest_of;
+
+/// The roles of a node; each can be on any node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roles {
+    /// Takes writes.
+    pub gateway: bool,
+    /// Owns shards: folds, flushes, archives.
+    pub shards: bool,
+    /// Answers queries.
+    pub query: bool,
+    /// Recomputes rollups from the archive.
+    pub replay: bool,
+}
+
+const NAMES: [&str; 4] = ["gateway", "shards", "query", "replay"];
+
+impl Roles {
+    /// Every role.
+    pub const ALL: Roles = Roles { gateway: true, shards: true, query: true, replay: true };
+
+    /// Names with commas between, in any order.
+    ///
+    /// # Errors
+    /// If a name is none of a role, with the nearest one, or there is none at all.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let names: Vec<&str> = text.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+        if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
+            return Err(format!("no such role: {wrong}{}", nearest_of(wrong, NAMES.iter().map(|n| (*n).to_owned()))));
+        }
+        if names.is_empty() {
+            return Err(format!("a node needs a role: {}", NAMES.join(", ")));
+        }
+        let [gateway, shards, query, replay] = NAMES.map(|name| names.contains(&name));
+        Ok(Self { gateway, shards, query, replay })
+    }
+
+    /// Their names.
+    pub fn names(self) -> Vec<&'static str> {
+        let has = [self.gateway, self.shards, self.query, self.replay];
+        NAMES.into_iter().zip(has).filter_map(|(name, has)| has.then_some(name)).collect()
+    }
+
+    /// Whether the node reads or writes the store; one that only takes writes does not.
+    pub fn need_store(self) -> bool {
+        self.shards || self.query || self.replay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_are_named_in_any_order() {
+        let roles = Roles::parse(" query, gateway,").expect("roles");
+        assert_eq!((roles.names(), roles.need_store()), (vec!["gateway", "query"], true));
+        assert_eq!(Roles::parse("gateway,shards,query,replay"), Ok(Roles::ALL));
+        assert!(!Roles::parse("gateway").expect("a role").need_store());
+        assert_eq!(Roles::parse("gatway").unwrap_err(), "no such role: gatway; did you mean gateway?");
+        assert!(Roles::parse(" , ").unwrap_err().contains("gateway, shards, query, replay"));
+    }
+}

@@ -1,0 +1,181 @@
+//! Kafka REST Proxy: `POST /topics/{topic}`, so that its producers can point at a gateway.
+//!
+//! The value of a record is an event, and the topic is the metric of events that name none. What is refused is refused in its entry of
+//! `offsets`, with status 200, as that interface has it; when nothing is durable the whole request is 429 or 503 with `Retry-After`.
+
+mod records;
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use self::records::{Embedded, Record};
+use super::auth::Scope;
+use super::decode::{self, Format};
+use super::error::ApiError;
+use super::ingest::{self, Refusal};
+use super::{Gateway, routes};
+use crate::actors::gateway::ValidEvent;
+use crate::model::event;
+use crate::telemetry;
+
+const ANSWER_V1: &str = "application/vnd.kafka.v1+json";
+const ANSWER_V2: &str = "application/vnd.kafka.v2+json";
+/// "Other Kafka error": not worth a retry.
+const NOT_RETRIABLE: u32 = 50_002;
+/// What Kafka's own clients are told when a record is written and its offset is not known.
+const UNKNOWN_OFFSET: i64 = -1;
+
+/// One entry per record, in the order of the request.
+#[derive(Debug, Serialize)]
+struct Entry {
+    partition: Option<u32>,
+    offset: Option<i64>,
+    error_code: Option<u32>,
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    offsets: Vec<Entry>,
+    key_schema_id: Option<u32>,
+    value_schema_id: Option<u32>,
+}
+
+/// `POST /topics/{topic}`.
+pub async fn produce(State(gateway): State<Arc<Gateway>>, Path(topic): Path<String>, headers: HeaderMap, body: Body) -> Response {
+    let answer = take(&gateway, &topic, &headers, body).await;
+    let kind = if is_v1(&headers) { ANSWER_V1 } else { ANSWER_V2 };
+    match answer {
+        Ok(answer) => axum::Json(answer).into_response().with_type(kind),
+        Err(error) => refuse(error, kind),
+    }
+}
+
+/// `POST /topics/{topic}/partitions/{id}`: refused, because the series of an event decides on its shard.
+pub async fn produce_to_partition(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
+    let error = gateway.tenant_or_basic(&headers, Scope::Write).err().unwrap_or_else(|| {
+        let message = "the series of an event decides on its partition, clients do not: POST /topics/{topic}";
+        ApiError::new(StatusCode::NOT_FOUND, "partition_not_found", message)
+    });
+    refuse(error, if is_v1(&headers) { ANSWER_V1 } else { ANSWER_V2 })
+}
+
+trait WithType {
+    fn with_type(self, kind: &'static str) -> Self;
+}
+
+impl WithType for Response {
+    fn with_type(mut self, kind: &'static str) -> Self {
+        self.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        self
+    }
+}
+
+async fn take(gateway: &Arc<Gateway>, topic: &str, headers: &HeaderMap, body: Body) -> Result<Answer, ApiError> {
+    let tenant = gateway.tenant_or_basic(headers, Scope::Write)?;
+    let embedded = embedded_of(headers)?;
+    event::check_metric(topic).map_err(|error| {
+        let message = format!("a topic is the metric of events that name none: {}", error.message);
+        ApiError::new(StatusCode::NOT_FOUND, "topic_not_found", message)
+    })?;
+    let idempotency = routes::idempotency_of(headers)?;
+    // Held until the answer, so that what waits for the log stays counted.
+    let (body, mut reservation) = decode::read_body(gateway, headers, body).await?;
+    if embedded == Embedded::Binary {
+        reservation.cover(&gateway.admission, 2 * body.len())?;
+    }
+    let (kept, records) = records::read(embedded, &body, gateway.deps.limits.max_events)?;
+    gateway.admission.take(&tenant, records.len())?;
+    let request = ingest::Request {
+        gateway,
+        tenant: &tenant,
+        format: Format::Json,
+        idempotency,
+        default_metric: Some(topic),
+        now: gateway.deps.clock.now(),
+    };
+    let (mut entries, mut events, mut refusals) = (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
+    for (index, record) in records.into_iter().enumerate() {
+        match valid(&request, index, &kept, record) {
+            Ok(event) => {
+                entries.push(Entry {
+                    partition: Some(event.series.shard.0),
+                    offset: Some(UNKNOWN_OFFSET),
+                    error_code: None,
+                    error: None,
+                });
+                events.push(event);
+            }
+            Err(refusal) => {
+                let error = Some(format!("{}: {}", refusal.code, refusal.message));
+                entries.push(Entry { partition: None, offset: None, error_code: Some(NOT_RETRIABLE), error });
+                refusals.push(refusal);
+            }
+        }
+    }
+    ingest::append(gateway, tenant.clone(), kept, (events, refusals)).await?;
+    Ok(Answer { offsets: entries, key_schema_id: None, value_schema_id: None })
+}
+
+/// The event of a record. Here an unreadable one does not refuse its neighbours.
+fn valid(
+    request: &ingest::Request<'_>,
+    index: usize,
+    kept: &[u8],
+    record: Result<Record, String>,
+) -> Result<ValidEvent, Refusal> {
+    let refuse = |message: String| {
+        metrics::counter!(telemetry::EVENTS_REJECTED, "code" => "record_invalid").increment(1);
+        Refusal { index, id: None, code: "record_invalid", message }
+    };
+    let Record { event, raw } = record.map_err(refuse)?;
+    request.read_one(index, &kept[event], raw).unwrap_or_else(|error| Err(refuse(error.message)))
+}
+
+fn content_type(headers: &HeaderMap) -> String {
+    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn is_v1(headers: &HeaderMap) -> bool {
+    content_type(headers).ends_with("v1+json")
+}
+
+/// What the records hold, by `Content-Type`. Version 1 without a format is binary.
+fn embedded_of(headers: &HeaderMap) -> Result<Embedded, ApiError> {
+    let named = content_type(headers);
+    let format = named.strip_prefix("application/vnd.kafka.").and_then(|rest| rest.strip_suffix("+json"));
+    match format {
+        Some("json.v2" | "json.v1") => Ok(Embedded::Json),
+        Some("binary.v2" | "binary.v1" | "v1") => Ok(Embedded::Binary),
+        _ => {
+            let with_schema = ["avro", "protobuf", "jsonschema"].iter().any(|schema| named.contains(schema));
+            let why = if with_schema { "there is no schema registry here: " } else { "" };
+            let message =
+                format!("{why}Content-Type is application/vnd.kafka.json.v2+json or application/vnd.kafka.binary.v2+json");
+            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+        }
+    }
+}
+
+/// An error in the shape of that interface; overload keeps its `Retry-After`.
+fn refuse(error: ApiError, kind: &'static str) -> Response {
+    let number = match (error.status.as_u16(), error.code) {
+        (401, _) => 40_101,
+        (403, _) => 40_301,
+        (404, "partition_not_found") => 40_402,
+        (404, _) => 40_401,
+        (429, _) => 42_901,
+        (503, _) => 50_302,
+        (status, _) => u32::from(status),
+    };
+    let body = serde_json::json!({"error_code": number, "message": error.to_string()}).to_string();
+    let mut response = error.into_response().with_type(kind);
+    *response.body_mut() = Body::from(body);
+    response
+}

@@ -1,0 +1,72 @@
+//! The query role: the engine over store and live deltas, the quarantine, and a look at the store now and then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::future::BoxFuture;
+
+use super::{Ports, backends, limits};
+use crate::actors::slots::Slots;
+use crate::config::Config;
+use crate::persistence::store::RollupStore;
+use crate::query::absent::NoQueries;
+use crate::query::engine::QueryEngine;
+use crate::query::quarantine::Quarantine;
+use crate::query::service::{QuarantineService, QueryService};
+use crate::shards::state::ShardLimits;
+
+/// How often the store is asked whether it answers.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// A store that takes longer does not answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the query role adds to a node.
+pub(super) struct Queries {
+    /// Answers queries.
+    pub service: Arc<dyn QueryService>,
+    /// What was set aside.
+    pub quarantine: Arc<dyn QuarantineService>,
+    /// Whether the store answers.
+    pub store: Arc<AtomicBool>,
+    /// Keeps that up to date.
+    pub probe: Option<BoxFuture<'static, ()>>,
+}
+
+/// The query role.
+pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_limits: ShardLimits) -> anyhow::Result<Queries> {
+    let store = ports.store.clone().context("the role query needs a store")?;
+    let reachable = Arc::new(AtomicBool::new(true));
+    let second = backends::second_cache(config)?;
+    Ok(Queries {
+        service: QueryEngine::with_second_cache(store.clone(), slots.clone(), ports.clock.clone(), limits::query(config), second),
+        quarantine: Quarantine::new(store.clone(), shard_limits),
+        probe: Some(Box::pin(probe(store, reachable.clone()))),
+        store: reachable,
+    })
+}
+
+/// No query role.
+pub(super) fn absent() -> Queries {
+    let store = Arc::new(AtomicBool::new(false));
+    Queries { service: Arc::new(NoQueries), quarantine: Arc::new(NoQueries), store, probe: None }
+}
+
+async fn probe(store: Arc<dyn RollupStore>, reachable: Arc<AtomicBool>) {
+    loop {
+        let asked = store.clone();
+        let mut asking =
+            tokio::task::spawn_blocking(move || asked.snapshot().and_then(|mut s| s.checkpoints()).map(|all| all.len()));
+        let in_time = tokio::time::timeout(PROBE_TIMEOUT, &mut asking).await;
+        let answered = matches!(in_time, Ok(Ok(Ok(_))));
+        if reachable.swap(answered, Ordering::AcqRel) && !answered {
+            tracing::warn!(answer = ?in_time, "the store does not answer: queries fail until it does");
+        }
+        if in_time.is_err() {
+            // One question at a time: a store that hangs would else collect threads.
+            reachable.store(matches!(asking.await, Ok(Ok(_))), Ordering::Release);
+        }
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
+}

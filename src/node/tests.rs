@@ -1,0 +1,163 @@
+//! Whole nodes over doubles of log, store and archive: roles, and shards that move from node to node.
+
+mod moves;
+mod roles;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::{Faults, Node, Ports, keys};
+use crate::clock::{Clock, Stopwatch, SystemClock};
+use crate::config::Config;
+use crate::model::decimal::Decimal;
+use crate::model::offset::{LogId, ShardId};
+use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+use crate::model::series::{Series, SeriesId};
+use crate::model::window::Millis;
+use crate::persistence::archive::memory::MemoryArchive;
+use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::log::{AppendRequest, EventLog};
+use crate::persistence::store::RollupStore;
+use crate::persistence::store::memory::MemoryStore;
+
+const LOG: LogId = LogId([5; 16]);
+const SHARDS: u32 = 16;
+
+/// What all nodes share.
+struct Cluster {
+    log: Arc<MemoryLog>,
+    store: Arc<MemoryStore>,
+    archive: Arc<MemoryArchive>,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let log = MemoryLog::new(LOG, SHARDS, Arc::new(SystemClock));
+        log.assign(BTreeSet::new());
+        log.let_go(&all());
+        Self { log, store: MemoryStore::new(), archive: Arc::new(MemoryArchive::new()) }
+    }
+
+    /// A node on this log, with ports only for its roles.
+    async fn node(&self, log: &Arc<MemoryLog>, config: &Config) -> Node {
+        let roles = config.roles();
+        let store = self.store.clone() as Arc<dyn RollupStore>;
+        let ports = Ports {
+            log: log.clone(),
+            store: roles.need_store().then_some(store),
+            archive: roles.shards.then(|| self.archive.clone() as _),
+            clock: Arc::new(SystemClock),
+            render_metrics: Arc::new(String::new),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Node::start(config, ports, keys::load(config).expect("no keys"), listener, Faults::default()).await.expect("it starts")
+    }
+}
+
+fn all() -> BTreeSet<ShardId> {
+    (0..SHARDS).map(ShardId).collect()
+}
+
+/// Everything quick, so that much happens.
+fn quick() -> Config {
+    let keys = [
+        ("shards.pull_interval", "1ms"),
+        ("flush.interval", "100ms"),
+        ("archive.max_delay", "200ms"),
+        ("supervision.backoff_min", "1ms"),
+        ("supervision.backoff_max", "20ms"),
+        ("supervision.max_restarts", "10000"),
+        ("shards.refused_delay", "10ms"),
+        ("query.deadline", "1s"),
+    ];
+    keys.iter().fold(Config::default(), |config, (key, value)| config.with(key, value))
+}
+
+/// One event of one of `SERIES` series.
+#[derive(Debug, Clone)]
+struct Event {
+    series: u64,
+    id: u64,
+    at: Millis,
+    value: i64,
+}
+
+const SERIES: u64 = 64;
+
+impl Event {
+    fn series(&self) -> Series {
+        Series::new("t", "m", [("s".to_owned(), (self.series % SERIES).to_string())])
+    }
+    fn value(&self) -> Decimal {
+        Decimal::from_units(i128::from(self.value) * 1_000_000_000)
+    }
+    fn user(&self) -> String {
+        (self.id % 100).to_string()
+    }
+    fn recorded<'a>(&self, user: &'a str, id: &'a str) -> RecordEvent<'a> {
+        RecordEvent { series: 0, timestamp: self.at, value: Some(self.value()), user: Some(user), id: Some(id), raw: b"{}" }
+    }
+    fn user_hash(&self) -> Option<u64> {
+        self.recorded(&self.user(), "").user_hash()
+    }
+    fn request(&self) -> AppendRequest {
+        let key = self.series().key();
+        let id = SeriesId::of_key(&key);
+        let (event_id, user) = (self.id.to_string(), self.user());
+        let event = self.recorded(&user, &event_id);
+        let series = vec![SeriesEntry { id: &id.0, key: &key }];
+        let record = Record { version: record::VERSION, tenant: "t", gateway: 1, series, events: vec![event] };
+        let mut payload = Vec::new();
+        record::encode(&record, &mut payload);
+        AppendRequest { records: vec![(id.shard(SHARDS), payload.into())] }
+    }
+}
+
+/// Appends an event; its append time.
+async fn append(log: &MemoryLog, event: &Event) -> Millis {
+    log.append(event.request()).expect("taken").await.expect("answered").expect("durable")
+}
+
+fn some_event(id: u64) -> Event {
+    Event { series: id, id, at: SystemClock.now(), value: 1 }
+}
+
+/// Waits until it holds, at most 20 s.
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let began = Stopwatch::start();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(20), "{what} does not become true");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// `GET`; status and body.
+async fn get(node: &Node, path: &str) -> (u16, serde_json::Value) {
+    ask(node, move |agent, url| agent.get(url).call(), path).await
+}
+
+/// Sends one event with this id.
+async fn post(node: &Node, id: u64) -> (u16, serde_json::Value) {
+    let body = format!(r#"{{"metric":"m","id":"{id}"}}"#);
+    ask(node, move |agent, url| agent.post(url).header("content-type", "application/json").send(body), "/v1/events").await
+}
+
+type Answer = Result<ureq::http::Response<ureq::Body>, ureq::Error>;
+
+async fn ask(
+    node: &Node,
+    how: impl FnOnce(ureq::Agent, &str) -> Answer + Send + 'static,
+    path: &str,
+) -> (u16, serde_json::Value) {
+    let url = format!("http://{}{path}", node.address);
+    let asked = tokio::task::spawn_blocking(move || {
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
+        let mut answer = how(agent.build().into(), &url).expect("an answer");
+        let text = answer.body_mut().read_to_string().expect("a body");
+        (answer.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+    });
+    asked.await.expect("no panic")
+}

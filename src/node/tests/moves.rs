@@ -1,0 +1,332 @@
+//! Shards that move between nodes while events come in, flushes go out and queries are asked.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::*;
+use crate::actors::live::{LiveError, LiveReader, ShardReport};
+use crate::actors::slots::Slots;
+use crate::model::offset::Checkpoint;
+use crate::model::rollup::Rollup;
+use crate::model::window::Hour;
+use crate::persistence::store::memory::{Fault, Write};
+use crate::persistence::store::{RollupQuery, StoreSnapshot};
+use crate::shards::state::LiveQuestion;
+
+/// Moves of one run; `ROLLMILL_TEST_MOVES` asks for more.
+const MOVES: u64 = 2_000;
+const MOVERS: u32 = 4;
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// Counts one shard's live events.
+fn live_count(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<(ShardReport, u64), LiveError> {
+    let (from, to) = (Hour(i32::MIN), Hour(i32::MAX));
+    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct: false, quantiles: false };
+    let mut count = 0;
+    let asked = [(shard, Some(*checkpoint))];
+    let mut reports = slots.read(&asked, &question, &[], &mut |_, _, _, rollup| count += rollup.figures.count);
+    let (_, report) = reports.remove(0);
+    Ok((report?, count))
+}
+
+/// The events that store and live deltas hold, and up to when they are all, if every shard has answered.
+fn count(store: &MemoryStore, nodes: &[Arc<Slots>]) -> Option<(Millis, u64)> {
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    let checkpoints: BTreeMap<_, _> = snapshot.checkpoints().expect("checkpoints").into_iter().collect();
+    let mut total = stored(&mut *snapshot).values().map(|rollup| rollup.figures.count).sum();
+    drop(snapshot);
+    let mut as_of = Millis::MAX;
+    for shard in all() {
+        let checkpoint = checkpoints.get(&shard)?;
+        let (report, live) = nodes.iter().find_map(|slots| live_count(slots, shard, checkpoint).ok())?;
+        as_of = as_of.min(report.as_of);
+        total += live;
+    }
+    Some((as_of, total))
+}
+
+fn stored(snapshot: &mut dyn StoreSnapshot) -> BTreeMap<(Series, Hour), Rollup> {
+    let mut rollups = BTreeMap::new();
+    let query = RollupQuery {
+        tenant: "t",
+        metric: "m",
+        matchers: &[],
+        from: Hour(i32::MIN),
+        to: Hour(i32::MAX),
+        distinct: true,
+        quantiles: true,
+        max_series: 1_000,
+    };
+    let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour, rollup| {
+        assert!(rollups.insert((info.series.clone(), hour), rollup).is_none(), "one row of a series and hour");
+    };
+    snapshot.rollups(&query, &mut visit).expect("rollups");
+    rollups
+}
+
+/// What the events of the run are, and which of them were acknowledged when.
+#[derive(Default)]
+struct Ledger {
+    events: Mutex<Vec<Event>>,
+    acked: Mutex<Vec<Millis>>,
+    sent: AtomicU64,
+    done: AtomicBool,
+}
+
+impl Ledger {
+    fn acked_before(&self, at: Millis) -> u64 {
+        self.acked.lock().expect("whole").iter().filter(|acked| **acked < at).count() as u64
+    }
+
+    /// Sends events, some of them twice, until the run is done.
+    async fn write(&self, log: &MemoryLog, seed: u64) {
+        let mut rng = Rng(seed);
+        while !self.done.load(Ordering::Acquire) {
+            let id = self.sent.fetch_add(1, Ordering::AcqRel);
+            let late = rng.below(5) as i64 * 3_600_000;
+            let event =
+                Event { series: rng.below(SERIES), id, at: SystemClock.now() - late, value: rng.below(1_000) as i64 - 500 };
+            let at = append(log, &event).await;
+            self.acked.lock().expect("whole").push(at);
+            if rng.below(4) == 0 {
+                append(log, &event).await;
+            }
+            self.events.lock().expect("whole").push(event);
+            tokio::time::sleep(Duration::from_millis(rng.below(3))).await;
+        }
+    }
+
+    /// Asks until the run is done; how often the answer was complete, and how often not.
+    fn read(&self, store: &MemoryStore, nodes: &[Arc<Slots>]) -> (u64, u64) {
+        let (mut complete, mut partial) = (0, 0);
+        while !self.done.load(Ordering::Acquire) {
+            let Some((as_of, counted)) = count(store, nodes) else {
+                partial += 1;
+                continue;
+            };
+            complete += 1;
+            let (least, most) = (self.acked_before(as_of), self.sent.load(Ordering::Acquire));
+            assert!(counted >= least, "{counted} are counted, but {least} were acknowledged before {as_of}");
+            assert!(counted <= most, "{counted} are counted, but only {most} were sent");
+        }
+        (complete, partial)
+    }
+
+    fn fold(&self) -> BTreeMap<(Series, Hour), Rollup> {
+        let mut fold: BTreeMap<(Series, Hour), Rollup> = BTreeMap::new();
+        for event in self.events.lock().expect("whole").iter() {
+            fold.entry((event.series(), Hour::of(event.at))).or_default().add(Some(event.value()), event.user_hash());
+        }
+        fold
+    }
+}
+
+/// Who is assigned what, changed under one lock as a group coordinator does.
+struct Group {
+    logs: [Arc<MemoryLog>; 2],
+    assigned: Mutex<[BTreeSet<ShardId>; 2]>,
+}
+
+impl Group {
+    fn set(&self, node: usize, shard: ShardId, owns: bool) {
+        let mut assigned = self.assigned.lock().expect("whole");
+        let changed = if owns { assigned[node].insert(shard) } else { assigned[node].remove(&shard) };
+        if changed {
+            self.logs[node].assign(assigned[node].clone());
+        }
+    }
+
+    /// Moves shards of its own between the nodes: mostly as a group does, sometimes as a group that has lost sight of a node.
+    async fn move_shards(&self, mover: u32, moves: u64) {
+        let mut rng = Rng(u64::from(mover) + 77);
+        let mut owner: BTreeMap<ShardId, usize> = all().into_iter().filter(|s| s.0 % MOVERS == mover).map(|s| (s, 0)).collect();
+        for _ in 0..moves {
+            let shard = *owner.keys().nth(rng.below(owner.len() as u64) as usize).expect("a shard");
+            let (from, to) = (owner[&shard], 1 - owner[&shard]);
+            if rng.below(5) == 0 {
+                // The former owner learns late that it is one.
+                self.set(to, shard, true);
+                tokio::time::sleep(Duration::from_millis(rng.below(30))).await;
+                self.set(from, shard, false);
+            } else {
+                self.set(from, shard, false);
+                let mut held = self.logs[from].held();
+                let gone = tokio::time::timeout(Duration::from_secs(5), held.wait_for(|held| !held.contains(&shard)));
+                gone.await.expect("it is let go in time").expect("the log lives");
+                self.set(to, shard, true);
+            }
+            owner.insert(shard, to);
+            tokio::time::sleep(Duration::from_millis(rng.below(8))).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn thousands_of_moves_lose_nothing_and_double_nothing() {
+    let moves = std::env::var("ROLLMILL_TEST_MOVES").map_or(MOVES, |n| n.parse().expect("a number"));
+    let cluster = Cluster::new();
+    let logs = [cluster.log.join(), cluster.log.join()];
+    let group = Arc::new(Group { logs: logs.clone(), assigned: Mutex::new([all(), BTreeSet::new()]) });
+    logs[0].assign(all());
+    let mut dice = Rng(5);
+    cluster.store.set_faults(move |write| match (write, dice.below(200)) {
+        (Write::Flush | Write::Archived, 0) => Some(Fault::AppliedReplyLost),
+        (Write::Flush | Write::Archived, 1) => Some(Fault::NotAppliedReplyLost),
+        (Write::Claim | Write::Flush, 2) => Some(Fault::Before),
+        _ => None,
+    });
+    let nodes = [cluster.node(&logs[0], &quick()).await, cluster.node(&logs[1], &quick()).await];
+    let slots: Vec<Arc<Slots>> = nodes.iter().map(|node| node.slots.clone()).collect();
+    let ledger = Arc::new(Ledger::default());
+    let writers: Vec<_> = (0..3)
+        .map(|seed| {
+            let (ledger, log) = (ledger.clone(), cluster.log.clone());
+            tokio::spawn(async move { ledger.write(&log, seed).await })
+        })
+        .collect();
+    let reader = {
+        let (ledger, store, slots) = (ledger.clone(), cluster.store.clone(), slots.clone());
+        tokio::task::spawn_blocking(move || ledger.read(&store, &slots))
+    };
+    let movers = (0..MOVERS).map(|mover| {
+        let group = group.clone();
+        tokio::spawn(async move { group.move_shards(mover, moves / u64::from(MOVERS)).await })
+    });
+    for mover in futures::future::join_all(movers).await {
+        mover.expect("the mover gets through");
+    }
+    ledger.done.store(true, Ordering::Release);
+    for writer in writers {
+        writer.await.expect("the writer gets through");
+    }
+    let (complete, partial) = reader.await.expect("the reader gets through");
+    assert!(complete > 50 && partial > 0, "{complete} complete, {partial} partial answers: nothing was shown");
+
+    let total = ledger.sent.load(Ordering::Acquire);
+    until("every event is counted", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == total)).await;
+    cluster.store.clear_faults();
+    for node in nodes {
+        node.stop().await.expect("stops");
+    }
+    check(&cluster, &ledger, &logs);
+}
+
+/// The store is the fold of the log; what was archived tiles it; everybody has let go.
+fn check(cluster: &Cluster, ledger: &Ledger, logs: &[Arc<MemoryLog>]) {
+    assert!(logs.iter().all(|log| log.held().borrow().is_empty()));
+    let mut snapshot = cluster.store.snapshot().expect("a snapshot");
+    let (stored, fold) = (stored(&mut *snapshot), ledger.fold());
+    assert_eq!(stored.len(), fold.len());
+    for (key, rollup) in &fold {
+        assert_eq!(stored.get(key), Some(rollup), "{key:?}");
+    }
+    let mut archived = 0;
+    for (shard, checkpoint) in snapshot.checkpoints().expect("checkpoints") {
+        assert_eq!(checkpoint.next, cluster.log.end(shard), "shard {shard} is flushed to its end");
+        let rows = snapshot.manifest(Some(shard)).expect("the manifest");
+        let tiled = rows.iter().try_fold(0, |at, row| (row.range.from == at).then_some(row.range.to));
+        assert_eq!(tiled, Some(checkpoint.archived), "the manifest tiles shard {shard}");
+        assert!(cluster.log.start(shard) <= checkpoint.archived.min(checkpoint.next), "shard {shard} was released too far");
+        archived += checkpoint.archived;
+    }
+    assert!(archived > 0, "nothing was archived");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graceful_stop_hands_over_within_two_seconds() {
+    let cluster = Cluster::new();
+    let logs = [cluster.log.join(), cluster.log.join()];
+    logs[0].assign(all());
+    let config = quick().with("flush.interval", "1h").with("shards.handover", "1s");
+    let (first, second) = (cluster.node(&logs[0], &config).await, cluster.node(&logs[1], &config).await);
+    for id in 0..500 {
+        append(&cluster.log, &some_event(id)).await;
+    }
+    until("applied", || first.slots.all_fresh(100)).await;
+    let began = Stopwatch::start();
+    let stopping = tokio::spawn(first.stop());
+    for shard in all() {
+        logs[0].assign(BTreeSet::new());
+        let mut held = logs[0].held();
+        held.wait_for(|held| !held.contains(&shard)).await.expect("the log lives");
+    }
+    logs[1].assign(all());
+    let slots = [second.slots.clone()];
+    until("served elsewhere", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 500)).await;
+    let took = began.elapsed();
+    stopping.await.expect("no panic").expect("stops");
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    second.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_hangs_does_not_hold_shards_back() {
+    let cluster = Cluster::new();
+    let log = cluster.log.join();
+    log.assign(all());
+    let config = quick().with("flush.interval", "1h").with("shards.handover", "100ms");
+    let node = cluster.node(&log, &config).await;
+    for id in 0..100 {
+        append(&cluster.log, &some_event(id)).await;
+    }
+    until("applied", || node.slots.all_fresh(100)).await;
+    let (go_on, wait) = std::sync::mpsc::sync_channel::<()>(0);
+    // Dropping the sender lets everything pass.
+    cluster.store.set_faults(move |_| {
+        let _released = wait.recv();
+        None
+    });
+    let began = Stopwatch::start();
+    log.assign(BTreeSet::new());
+    log.held().wait_for(|held| held.is_empty()).await.expect("the log lives");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(100) && took < Duration::from_secs(2), "let go after {took:?}");
+    assert!(all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_none()), "the slots are empty");
+    drop(go_on);
+    log.assign(all());
+    let slots = [node.slots.clone()];
+    until("served again", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 100)).await;
+    node.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
+    let cluster = Cluster::new();
+    let (log, other) = (cluster.log.join(), cluster.log.join());
+    let config = quick().with("shards.refused_delay", "3s");
+    log.assign(all());
+    let (stale, owner) = (cluster.node(&log, &config).await, cluster.node(&other, &config).await);
+    other.assign(all());
+    until("taken over", || all().into_iter().all(|shard| owner.slots.slot(shard).epoch().is_some())).await;
+    for id in 0..200 {
+        append(&cluster.log, &some_event(id)).await;
+    }
+    until("the stale owner is refused", || all().into_iter().all(|shard| stale.slots.slot(shard).epoch().is_none())).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let epochs = |cluster: &Cluster| -> Vec<u64> {
+        let checkpoints = cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
+        checkpoints.into_iter().map(|(_, checkpoint)| checkpoint.epoch.counter).collect()
+    };
+    assert_eq!(epochs(&cluster), vec![2; SHARDS as usize], "each was claimed once by each");
+    let slots = [owner.slots.clone()];
+    until("the owner counts", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 200)).await;
+    // The group says whose they are: the stale owner goes back to nothing, and claims nothing.
+    log.assign(BTreeSet::new());
+    log.held().wait_for(|held| held.is_empty()).await.expect("the log lives");
+    assert_eq!(epochs(&cluster), vec![2; SHARDS as usize]);
+    // It is the other way round: who waits because it was refused starts at once when the assignment changes.
+    log.assign([ShardId(0)].into());
+    until("taken back", || stale.slots.slot(ShardId(0)).epoch().is_some()).await;
+    for node in [stale, owner] {
+        node.stop().await.expect("stops");
+    }
+}

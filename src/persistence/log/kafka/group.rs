@@ -1,0 +1,220 @@
+//! Membership: which shards this node owns is what the consumer group assigns to it. Nothing is fetched here.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::watch;
+
+use super::marks::{partition, shard};
+use super::settings::{KafkaOptions, note};
+use crate::clock::Stopwatch;
+use crate::model::offset::{Offset, ShardId};
+
+/// How often positions are committed, for tools that show lag. Nothing reads them back.
+const COMMIT_EVERY: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(100);
+
+/// The shards of this node.
+#[derive(Debug, Default)]
+struct Shards {
+    /// Assigned by the group.
+    owned: BTreeSet<ShardId>,
+    /// Let go since they were revoked.
+    gone: BTreeSet<ShardId>,
+}
+
+/// What the group and the rest of the log share.
+pub struct Membership {
+    shards: Mutex<Shards>,
+    let_go: Condvar,
+    assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
+    handover: Duration,
+    closing: AtomicBool,
+    /// Behind the last record that was read, by shard.
+    positions: Vec<AtomicU64>,
+    topic: String,
+}
+
+impl Membership {
+    /// Owns nothing yet.
+    pub fn new(options: &KafkaOptions) -> Self {
+        Self {
+            shards: Mutex::default(),
+            let_go: Condvar::new(),
+            assigned: watch::Sender::new(Arc::default()),
+            handover: options.handover,
+            closing: AtomicBool::new(false),
+            positions: (0..options.shard_count).map(|_| AtomicU64::new(0)).collect(),
+            topic: options.connection.topic.clone(),
+        }
+    }
+
+    fn shards(&self) -> MutexGuard<'_, Shards> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the group assigned, whether published or not.
+    pub fn owned(&self) -> BTreeSet<ShardId> {
+        self.shards().owned.clone()
+    }
+
+    /// What the node is to own: assigned, with start and end known.
+    pub fn assigned(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.assigned.subscribe()
+    }
+
+    /// Start and end of these shards are known as of now: those that are owned may start.
+    pub fn known(&self, shards: &BTreeSet<ShardId>) {
+        let owned = self.shards();
+        self.assigned.send_if_modified(|published| {
+            let next: BTreeSet<ShardId> = published.union(shards).filter(|shard| owned.owned.contains(shard)).copied().collect();
+            let changed = next != **published;
+            if changed {
+                *published = Arc::new(next);
+            }
+            changed
+        });
+    }
+
+    /// The actors of these shards have stopped.
+    pub fn let_go(&self, shards: &BTreeSet<ShardId>) {
+        self.shards().gone.extend(shards);
+        self.let_go.notify_all();
+    }
+
+    /// A reader stands behind this record.
+    pub fn read_up_to(&self, shard: ShardId, end: Offset) {
+        if let Some(position) = self.positions.get(shard.0 as usize) {
+            position.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+
+    /// The group waits no longer for anybody.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.let_go.notify_all();
+    }
+
+    fn own(&self, shards: &BTreeSet<ShardId>) {
+        tracing::info!(shards = shards.len(), "the group assigned shards to this node");
+        self.shards().owned.extend(shards);
+    }
+
+    /// Takes shards away and waits for their actors, unless somebody else may have the shards already.
+    fn disown(&self, shards: &BTreeSet<ShardId>, lost: bool) {
+        tracing::info!(shards = shards.len(), lost, "the group took shards from this node");
+        let mut held = self.shards();
+        held.owned.retain(|shard| !shards.contains(shard));
+        held.gone.retain(|shard| !shards.contains(shard));
+        let started: BTreeSet<ShardId> = self.assigned.borrow().intersection(shards).copied().collect();
+        self.assigned.send_if_modified(|published| {
+            let next: BTreeSet<ShardId> = published.difference(shards).copied().collect();
+            let changed = next != **published;
+            *published = Arc::new(next);
+            changed
+        });
+        let watch = Stopwatch::start();
+        while !lost && !self.closing.load(Ordering::Acquire) && !started.is_subset(&held.gone) {
+            let left = self.handover.saturating_sub(watch.elapsed());
+            if left.is_zero() {
+                tracing::warn!("shards were taken away before their actors had stopped (log.handover); their epochs are void");
+                break;
+            }
+            held = self.let_go.wait_timeout(held, left).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
+        }
+    }
+
+    /// The positions of these shards, for lag tools.
+    fn positions(&self, shards: &BTreeSet<ShardId>) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for shard in shards {
+            let position = self.positions.get(shard.0 as usize).map_or(0, |position| position.load(Ordering::Acquire));
+            if position > 0 {
+                let at = At::Offset(i64::try_from(position).unwrap_or(i64::MAX));
+                list.add_partition_offset(&self.topic, partition(*shard), at)?;
+            }
+        }
+        Ok(list)
+    }
+}
+
+/// The context of the member.
+pub struct Context {
+    membership: Arc<Membership>,
+    /// Told when something was assigned.
+    changed: Box<dyn Fn() + Send + Sync>,
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        note(&error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, member: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let shards: BTreeSet<ShardId> = list.elements().iter().map(|found| shard(found.partition())).collect();
+        let done = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.membership.own(&shards);
+            // Assigned, because the protocol wants it, at the end and paused: reading is done elsewhere.
+            list.set_all_offsets(At::End).and_then(|()| member.incremental_assign(list)).and_then(|()| member.pause(list))
+        } else {
+            self.membership.disown(&shards, member.assignment_lost());
+            commit(member, &self.membership, &shards);
+            member.incremental_unassign(list)
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "the client refused a rebalance; the group will leave this node out");
+        }
+        (self.changed)();
+    }
+}
+
+fn commit(member: &BaseConsumer<Context>, membership: &Membership, shards: &BTreeSet<ShardId>) {
+    let committed = membership.positions(shards).and_then(|positions| match positions.count() {
+        0 => Ok(()),
+        _ => member.commit(&positions, CommitMode::Async),
+    });
+    if let Err(error) = committed {
+        tracing::debug!(%error, "positions for lag tools were not committed");
+    }
+}
+
+/// Joins the group; the thread leaves it when `membership` is closed.
+///
+/// # Errors
+/// If the settings are refused or no thread can be had.
+pub fn join(
+    options: &KafkaOptions,
+    group: &str,
+    membership: Arc<Membership>,
+    changed: impl Fn() + Send + Sync + 'static,
+) -> Result<std::thread::JoinHandle<()>, String> {
+    let context = Context { membership: membership.clone(), changed: Box::new(changed) };
+    let failed = |error: KafkaError| format!("cannot join the group {group}: {error}");
+    let member: BaseConsumer<Context> = options.member(group).create_with_context(context).map_err(failed)?;
+    member.subscribe(&[&options.connection.topic]).map_err(failed)?;
+    let run = move || {
+        let mut committed = Stopwatch::start();
+        while !membership.closing.load(Ordering::Acquire) {
+            // Rebalances are carried out in here; records do not come, because everything is paused.
+            if let Some(Err(error)) = member.poll(POLL) {
+                tracing::warn!(%error, "Kafka group");
+            }
+            if committed.elapsed() >= COMMIT_EVERY {
+                commit(&member, &membership, &membership.owned());
+                committed = Stopwatch::start();
+            }
+        }
+        // Leaves the group: the others take over at once.
+        drop(member);
+    };
+    std::thread::Builder::new().name("kafka-group".to_owned()).spawn(run).map_err(|e| format!("cannot start a thread: {e}"))
+}

@@ -1,0 +1,436 @@
+//! The log on Apache Kafka: shard n is partition n of one topic.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`topic`] | makes and checks the topic, gives the log its identity, deletes what is released |
+//! | `produce` | appends: idempotent, acknowledged by all in-sync replicas, one acknowledgement per request |
+//! | `read` | reads by manual assignment at the position asked for |
+//! | `marks` | starts and ends of the shards, and how old that knowledge is |
+//! | `times` | the append time: the running maximum of Kafka's `LogAppendTime` |
+//! | `group` | the consumer group, which says which shards this node owns, and nothing else |
+//!
+//! The position of a shard always comes from the store's checkpoint. Offsets committed to the group are for tools that show lag.
+
+mod group;
+mod marks;
+mod produce;
+mod read;
+mod settings;
+mod times;
+pub mod topic;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use self::group::Membership;
+use self::marks::{Ask, Asker, Marks};
+use self::produce::Appending;
+use self::read::Reading;
+pub use self::settings::{Connection, KafkaOptions, MESSAGE_BYTES, Properties};
+use self::topic::{Admin, Wish};
+use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
+use crate::clock::Stopwatch;
+use crate::model::flush::LogRecord;
+use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::window::Millis;
+
+/// The shards of others are asked for this often: a gateway compares their ends with the offsets that its records get.
+const ALL_EVERY: Duration = Duration::from_secs(10);
+/// Leaders are looked up this often even if nothing fails.
+const LEADERS_EVERY: Duration = Duration::from_secs(30);
+/// A broker that did not answer is left alone for this long, so that the shards of the others stay fresh.
+const REST: Duration = Duration::from_secs(1);
+/// The identity of the topic is looked at this often.
+const IDENTITY_EVERY: Duration = Duration::from_secs(30);
+/// Records are deleted at most this often while `log.safety` keeps a day of them anyway.
+const RELEASE_EVERY: Duration = Duration::from_secs(60);
+
+const DAY_MS: i64 = 86_400_000;
+
+/// Whether something is due that happens at most every so often.
+#[derive(Default)]
+struct Every(Option<Stopwatch>);
+
+impl Every {
+    fn due(&mut self, interval: Duration) -> bool {
+        let due = self.0.is_none_or(|watch| watch.elapsed() >= interval);
+        if due {
+            self.0 = Some(Stopwatch::start());
+        }
+        due
+    }
+}
+
+struct Shared {
+    id: LogId,
+    options: KafkaOptions,
+    marks: Arc<Marks>,
+    asker: Arc<Asker>,
+    admin: Admin,
+    appending: Appending,
+    reading: Reading,
+    membership: Arc<Membership>,
+    released: Mutex<Every>,
+    stopping: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+/// Wakes the thread that keeps the marks fresh.
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    ringing: Condvar,
+}
+
+impl Bell {
+    fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.ringing.notify_all();
+    }
+
+    fn wait(&self, at_most: Duration) {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self.ringing.wait_timeout_while(rung, at_most, |rung| !*rung).unwrap_or_else(PoisonError::into_inner);
+        *rung = false;
+    }
+}
+
+/// The log on Kafka, as one node sees it.
+pub struct KafkaLog {
+    shared: Arc<Shared>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+    member: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl KafkaLog {
+    /// Opens the log: checks the topic, learns where every shard starts and ends, and joins the group if the options name one.
+    ///
+    /// # Errors
+    /// If the cluster cannot be reached, or the topic cannot keep the promises: names what differs and the command that mends it.
+    pub fn open(options: KafkaOptions) -> Result<Arc<Self>, String> {
+        let wish = Wish { partitions: options.shard_count, replication: options.replication, min_isr: options.min_isr };
+        let admin = Admin::new(&options.connection)?;
+        let description = admin.describe(&wish)?;
+        match (description.refusal(&options.connection.brokers), description.log) {
+            (None, Some(id)) => Self::open_as(options, admin, id),
+            (refusal, _) => Err(refusal.unwrap_or_else(|| "the topic has no identity".to_owned())),
+        }
+    }
+
+    /// Opens the log of a topic that was checked.
+    fn open_as(options: KafkaOptions, admin: Admin, id: LogId) -> Result<Arc<Self>, String> {
+        let failed = |doing: &'static str| {
+            let brokers = options.connection.brokers.clone();
+            move |e: rdkafka::error::KafkaError| format!("cannot {doing} at {brokers}: {e}")
+        };
+        let marks = Arc::new(Marks::new(options.shard_count));
+        let asker = Arc::new(Asker::new(&options).map_err(failed("ask for offsets"))?);
+        let appending = Appending::start(&options, marks.clone()).map_err(failed("start the producer"))?;
+        let reading = Reading::new(&options, marks.clone(), asker.clone()).map_err(failed("start the readers"))?;
+        let shared = Arc::new(Shared {
+            id,
+            membership: Arc::new(Membership::new(&options)),
+            marks,
+            asker,
+            admin,
+            appending,
+            reading,
+            options,
+            released: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            bell: Arc::default(),
+        });
+        shared.learn_everything()?;
+        let member = match &shared.options.group {
+            None => None,
+            Some(name) => {
+                let bell = shared.bell.clone();
+                Some(group::join(&shared.options, name, shared.membership.clone(), move || bell.ring())?)
+            }
+        };
+        let kept = shared.clone();
+        let keeper = std::thread::Builder::new().name("kafka-marks".to_owned()).spawn(move || kept.keep());
+        let keeper = keeper.map_err(|e| format!("cannot start a thread: {e}"))?;
+        Ok(Arc::new(Self { shared, keeper: Mutex::new(Some(keeper)), member: Mutex::new(member) }))
+    }
+}
+
+/// The shards that one broker leads, and since when it has not answered.
+struct Led {
+    shards: Vec<ShardId>,
+    silent: Option<Stopwatch>,
+}
+
+impl Shared {
+    fn all(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.options.shard_count).map(ShardId)
+    }
+
+    /// Start and end of every shard, before anything else happens.
+    fn learn_everything(&self) -> Result<(), String> {
+        let all: Vec<ShardId> = self.all().collect();
+        let watch = Stopwatch::start();
+        loop {
+            let learned = self.learn(&all, true);
+            match learned {
+                Ok(known) if known.len() == all.len() => return Ok(()),
+                Ok(_) | Err(_) if watch.elapsed() < self.options.connection.timeout => {}
+                Ok(known) => {
+                    let missing = all.iter().find(|shard| !known.contains(shard)).map_or(0, |shard| shard.0);
+                    return Err(format!(
+                        "partition {missing} of {} has no leader: `rollmill topic describe` shows which brokers are missing",
+                        self.options.connection.topic
+                    ));
+                }
+                Err(error) => return Err(format!("cannot learn where the shards end: {error}")),
+            }
+        }
+    }
+
+    /// Asks where these shards end, and where they start if that may have changed; which of them were answered.
+    fn learn(&self, shards: &[ShardId], starts: bool) -> Result<BTreeSet<ShardId>, rdkafka::error::KafkaError> {
+        if starts {
+            for (shard, start) in self.asker.ask(shards, Ask::Start)? {
+                self.marks.starts(shard, start.unwrap_or(0));
+            }
+        }
+        // The time comes first: what is durable at it lies below the end that is told afterwards.
+        let asked = self.options.clock.now();
+        let ends = self.asker.ask(shards, Ask::End)?;
+        ends.iter().for_each(|(shard, end)| self.marks.ends(*shard, end.unwrap_or(0), asked));
+        Ok(ends.into_iter().map(|(shard, _)| shard).collect())
+    }
+
+    /// Keeps the marks fresh until the log is dropped.
+    fn keep(&self) {
+        let (mut leaders, mut look_up, mut all, mut identity) =
+            (Vec::new(), Every::default(), Every::default(), Every::default());
+        let mut published = BTreeSet::new();
+        identity.due(IDENTITY_EVERY);
+        while !self.stopping.load(Ordering::Acquire) {
+            self.reading.serve();
+            let owned = self.membership.owned();
+            let new = !owned.is_subset(&published);
+            let everything = all.due(ALL_EVERY) || self.options.group.is_none() && leaders.is_empty();
+            if look_up.due(LEADERS_EVERY) || leaders.iter().any(|led: &Led| led.silent.is_some()) && look_up.due(REST) {
+                self.look_up(&mut leaders);
+            }
+            let mut known = BTreeSet::new();
+            for led in &mut leaders {
+                known.append(&mut self.refresh(led, &owned, everything, new || everything));
+            }
+            self.membership.known(&known);
+            let assigned = self.membership.assigned().borrow().clone();
+            self.reading.leave(published.difference(&owned).copied());
+            published = (*assigned).clone();
+            self.appending.revive();
+            if identity.due(IDENTITY_EVERY) {
+                self.check_identity();
+            }
+            // What was assigned while this was going on is not made to wait.
+            if new && !owned.is_subset(&published) && look_up.due(REST) {
+                self.look_up(&mut leaders);
+            }
+            self.bell.wait(self.options.refresh);
+        }
+    }
+
+    fn look_up(&self, leaders: &mut Vec<Led>) {
+        match self.asker.leaders() {
+            Ok(found) => *leaders = found.into_iter().map(|shards| Led { shards, silent: None }).collect(),
+            Err(error) => tracing::warn!(%error, "the leaders of the topic are not known, it is tried again"),
+        }
+    }
+
+    /// One broker's shards; a broker that is silent does not keep the others waiting.
+    fn refresh(&self, led: &mut Led, owned: &BTreeSet<ShardId>, everything: bool, starts: bool) -> BTreeSet<ShardId> {
+        let wanted: Vec<ShardId> = led.shards.iter().filter(|shard| everything || owned.contains(shard)).copied().collect();
+        if wanted.is_empty() || led.silent.is_some_and(|watch| watch.elapsed() < REST) {
+            return BTreeSet::new();
+        }
+        match self.learn(&wanted, starts) {
+            Ok(known) => {
+                let missing = known.len() < wanted.len() || wanted.iter().any(|shard| self.marks.is_behind(*shard));
+                led.silent = missing.then(Stopwatch::start);
+                known
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a broker does not say where its shards end");
+                led.silent = Some(Stopwatch::start());
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// A topic that was made anew has another identity, or none.
+    fn check_identity(&self) {
+        let wish =
+            Wish { partitions: self.options.shard_count, replication: self.options.replication, min_isr: self.options.min_isr };
+        match self.admin.describe(&wish) {
+            Err(why) => tracing::debug!(%why, "the topic cannot be looked at now"),
+            Ok(found) if found.log.is_some_and(|log| log != self.id) => self.appending.condemn(format!(
+                "the topic {} is another one than at the start (log {} was {}): it was made anew; start this node again",
+                found.topic,
+                found.log.map(|log| log.to_string()).unwrap_or_default(),
+                self.id
+            )),
+            Ok(found) => {
+                if let Some(why) = found.refusal(&self.options.connection.brokers) {
+                    tracing::error!("{why}");
+                }
+            }
+        }
+    }
+
+    fn releasable(&self, shard: ShardId, floor: Offset) -> Result<Option<Offset>, rdkafka::error::KafkaError> {
+        let safety = i64::try_from(self.options.safety.as_millis()).unwrap_or(i64::MAX);
+        let before = self.options.clock.now().saturating_sub(safety);
+        // Without a safety distance only the floor counts, and a broker's clock may be ahead of ours.
+        let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
+        times::releasable(self.marks.start(shard), floor, before, |time| self.asker.one(shard, Ask::Since(time)))
+    }
+}
+
+/// Waits without keeping other tasks of the runtime from running.
+fn in_place<T>(wait: impl FnOnce() -> T) -> T {
+    let flavor = tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor());
+    if flavor.is_ok_and(|flavor| flavor == tokio::runtime::RuntimeFlavor::MultiThread) {
+        tokio::task::block_in_place(wait)
+    } else {
+        wait()
+    }
+}
+
+impl EventLog for KafkaLog {
+    fn id(&self) -> LogId {
+        self.shared.id
+    }
+
+    fn shard_count(&self) -> u32 {
+        self.shared.options.shard_count
+    }
+
+    fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
+        if let Some((shard, _)) = request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count()) {
+            return Err(AppendError::Closed(format!("shard {shard} does not exist")));
+        }
+        self.shared.appending.append(&request)
+    }
+
+    fn start(&self, shard: ShardId) -> Offset {
+        self.shared.marks.start(shard)
+    }
+
+    fn end(&self, shard: ShardId) -> Offset {
+        self.shared.marks.end(shard)
+    }
+
+    fn known_at(&self, shard: ShardId, now: Millis) -> Millis {
+        self.shared.marks.known_at(shard).min(now)
+    }
+
+    fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
+        let asked = |what| {
+            let answer = in_place(|| self.shared.asker.one(shard, what));
+            answer.map(|offset| offset.unwrap_or(0)).map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
+        };
+        let start = asked(Ask::Start)?;
+        let now = self.shared.options.clock.now();
+        let end = asked(Ask::End)?;
+        self.shared.marks.starts(shard, start);
+        self.shared.marks.ends(shard, end, now);
+        Ok((start, end))
+    }
+
+    fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+        self.shared.membership.assigned()
+    }
+
+    fn let_go(&self, shards: &BTreeSet<ShardId>) {
+        self.shared.membership.let_go(shards);
+    }
+
+    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+        let (mut start, mut end) = (self.start(shard), self.end(shard));
+        if from > end {
+            (start, end) = self.bounds(shard)?;
+        }
+        if from > end {
+            return Err(LogError::BeyondEnd { shard, from, end });
+        }
+        if from < start {
+            return Err(LogError::Released { shard, from, start });
+        }
+        if from == end {
+            return Ok(Vec::new());
+        }
+        let records = in_place(|| self.shared.reading.read(shard, from, max_bytes))?;
+        if let Some(last) = records.last() {
+            self.shared.membership.read_up_to(shard, last.offset + 1);
+        }
+        Ok(records)
+    }
+
+    fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
+        let failed = |e: rdkafka::error::KafkaError| LogError::Io(format!("releasing records: {e}"));
+        let every = if self.shared.options.safety.is_zero() { Duration::ZERO } else { RELEASE_EVERY };
+        if floors.len() != self.shard_count() as usize
+            || !self.shared.released.lock().unwrap_or_else(PoisonError::into_inner).due(every)
+        {
+            return Ok(0);
+        }
+        let mut below = Vec::new();
+        for (shard, &floor) in self.shared.all().zip(floors).filter(|(shard, floor)| **floor > self.start(*shard)) {
+            below.extend(self.shared.releasable(shard, floor).map_err(failed)?.map(|offset| (shard, offset)));
+        }
+        if below.is_empty() {
+            return Ok(0);
+        }
+        let before: u64 = below.iter().map(|(shard, _)| self.start(*shard)).sum();
+        let starts = self.shared.admin.delete_below(&below).map_err(failed)?;
+        starts.iter().for_each(|(shard, start)| self.shared.marks.starts(*shard, *start));
+        let records = starts.iter().map(|(_, start)| start).sum::<u64>().saturating_sub(before);
+        tracing::info!(records, shards = starts.len(), "released records of the topic");
+        // How many bytes that frees is the brokers' affair.
+        Ok(0)
+    }
+
+    fn appended(&self) -> watch::Receiver<u64> {
+        self.shared.marks.appended()
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        // The brokers' disks are theirs.
+        0
+    }
+
+    fn close(&self) {
+        self.shared.appending.close();
+        self.shared.membership.close();
+        join(&self.member);
+    }
+}
+
+fn join(thread: &Mutex<Option<JoinHandle<()>>>) {
+    let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("a thread of the log died");
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        self.close();
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.bell.ring();
+        join(&self.keeper);
+    }
+}

@@ -1,0 +1,250 @@
+//! Appending: one acknowledgement per request, counted down by the delivery reports of its records.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rdkafka::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+
+use super::marks::{Marks, partition, shard};
+use super::settings::{KafkaOptions, note};
+use crate::clock::Clock;
+use crate::model::offset::{Offset, ShardId};
+use crate::model::window::Millis;
+use crate::persistence::log::{AppendError, AppendRequest, AppendTicket};
+use crate::telemetry;
+
+/// One request under way.
+pub struct Pending {
+    /// Records without an outcome.
+    left: AtomicU32,
+    appended: AtomicI64,
+    failure: OnceLock<String>,
+    /// The ends of its shards as known when it was enqueued: its records must come to lie at or above them.
+    floors: SmallVec<[(ShardId, Offset); 4]>,
+    reply: Mutex<Option<oneshot::Sender<Result<Millis, AppendError>>>>,
+}
+
+impl Pending {
+    fn floor(&self, shard: ShardId) -> Offset {
+        self.floors.iter().find(|(id, _)| *id == shard).map_or(0, |(_, floor)| *floor)
+    }
+
+    /// `records` more have an outcome; the last one answers the request.
+    fn ended(&self, records: u32) {
+        if records == 0 || self.left.fetch_sub(records, Ordering::AcqRel) != records {
+            return;
+        }
+        let outcome = match self.failure.get() {
+            None => Ok(self.appended.load(Ordering::Acquire)),
+            Some(why) => Err(AppendError::Unknown(why.clone())),
+        };
+        if let Some(reply) = self.reply.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Nobody may be waiting any more; the records are durable all the same.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    fn failed(&self, why: &str) {
+        // The first reason is kept.
+        let _ = self.failure.set(why.to_owned());
+    }
+}
+
+/// What the delivery reports need.
+pub struct Deliveries {
+    marks: Arc<Marks>,
+    clock: Arc<dyn Clock>,
+    waiting: AtomicU64,
+    /// Why no more is appended: the log is not the one that it was.
+    condemned: OnceLock<String>,
+}
+
+impl Deliveries {
+    fn delivered(&self, message: &impl Message, pending: &Pending) {
+        let shard = shard(message.partition());
+        // A repetition that the broker recognised has no offset and no time: the first attempt is durable.
+        if let Ok(offset) = Offset::try_from(message.offset()) {
+            let floor = pending.floor(shard);
+            if offset < floor {
+                let why = format!(
+                    "a new record of shard {shard} got offset {offset}, though the log had reached {floor}: the topic lost records or \
+                     was made anew; look at it with `rollmill topic describe`, put back the data that belongs to the store, and start again"
+                );
+                tracing::error!(%why, "this node appends no more");
+                let _ = self.condemned.set(why.clone());
+                pending.failed(&why);
+            } else {
+                self.marks.seen(shard, offset + 1);
+            }
+        }
+        let appended = message.timestamp().to_millis().filter(|time| *time > 0).unwrap_or_else(|| self.clock.now());
+        pending.appended.fetch_max(appended, Ordering::AcqRel);
+    }
+}
+
+/// The context of the producer: forwards to what outlives it.
+pub struct Context(Arc<Deliveries>);
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        note(&error, reason);
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Arc<Pending>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, pending: Arc<Pending>) {
+        let bytes = match result {
+            Ok(message) => {
+                self.0.delivered(message, &pending);
+                message.payload_len()
+            }
+            Err((error, message)) => {
+                pending.failed(&format!("shard {}: {error}", message.partition()));
+                message.payload_len()
+            }
+        };
+        self.0.waiting.fetch_sub(bytes as u64, Ordering::AcqRel);
+        pending.ended(1);
+    }
+}
+
+/// The appending side of the log.
+pub struct Appending {
+    config: ClientConfig,
+    topic: String,
+    delivery_timeout: Duration,
+    limit: u64,
+    producer: ArcSwap<ThreadedProducer<Context>>,
+    deliveries: Arc<Deliveries>,
+    closed: AtomicBool,
+}
+
+impl Appending {
+    /// Starts a producer. It gets its producer id at once, so that the first request does not wait for it.
+    ///
+    /// # Errors
+    /// If the settings are refused or no broker answers.
+    pub fn start(options: &KafkaOptions, marks: Arc<Marks>) -> KafkaResult<Self> {
+        let config = options.producer();
+        let (waiting, condemned) = (AtomicU64::new(0), OnceLock::new());
+        let deliveries = Arc::new(Deliveries { marks, clock: options.clock.clone(), waiting, condemned });
+        let producer: ThreadedProducer<Context> = config.create_with_context(Context(deliveries.clone()))?;
+        producer.client().fetch_metadata(Some(&options.connection.topic), options.connection.timeout)?;
+        Ok(Self {
+            config,
+            topic: options.connection.topic.clone(),
+            delivery_timeout: options.delivery_timeout,
+            limit: options.max_waiting_bytes,
+            producer: ArcSwap::from_pointee(producer),
+            deliveries,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// See [`super::super::EventLog::append`].
+    pub fn append(&self, request: &AppendRequest) -> Result<AppendTicket, AppendError> {
+        if let Some(why) = self.deliveries.condemned.get() {
+            return Err(AppendError::Closed(why.clone()));
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(AppendError::Closed("the log is closing".to_owned()));
+        }
+        let bytes: u64 = request.records.iter().map(|(_, payload)| payload.len() as u64).sum();
+        self.reserve(bytes)?;
+        let (reply, ticket) = oneshot::channel();
+        if request.records.is_empty() {
+            // The ticket is in our hands: somebody is there.
+            let _ = reply.send(Ok(self.deliveries.clock.now()));
+            return Ok(ticket);
+        }
+        let pending = Arc::new(self.pending(request, reply));
+        self.enqueue(request, &pending)?;
+        metrics::counter!(telemetry::LOG_BYTES).increment(bytes);
+        Ok(ticket)
+    }
+
+    /// Room for so many bytes. A request larger than the limit passes when nothing else waits.
+    fn reserve(&self, bytes: u64) -> Result<(), AppendError> {
+        let waiting_bytes = self.deliveries.waiting.fetch_add(bytes, Ordering::AcqRel);
+        if waiting_bytes > 0 && waiting_bytes.saturating_add(bytes) > self.limit {
+            self.deliveries.waiting.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(AppendError::Overloaded { waiting_bytes, limit: self.limit });
+        }
+        Ok(())
+    }
+
+    fn pending(&self, request: &AppendRequest, reply: oneshot::Sender<Result<Millis, AppendError>>) -> Pending {
+        let mut floors: SmallVec<[(ShardId, Offset); 4]> = SmallVec::new();
+        for (shard, _) in &request.records {
+            if floors.last().is_none_or(|(last, _)| last != shard) && !floors.iter().any(|(id, _)| id == shard) {
+                floors.push((*shard, self.deliveries.marks.end(*shard)));
+            }
+        }
+        Pending {
+            left: AtomicU32::new(request.records.len() as u32),
+            appended: AtomicI64::new(0),
+            failure: OnceLock::new(),
+            floors,
+            reply: Mutex::new(Some(reply)),
+        }
+    }
+
+    fn enqueue(&self, request: &AppendRequest, pending: &Arc<Pending>) -> Result<(), AppendError> {
+        let producer = self.producer.load();
+        for (at, (shard, payload)) in request.records.iter().enumerate() {
+            let record = BaseRecord::<(), [u8], _>::with_opaque_to(&self.topic, pending.clone());
+            let Err((error, _)) = producer.send(record.payload(&payload[..]).partition(partition(*shard))) else { continue };
+            let rest: u64 = request.records[at..].iter().map(|(_, payload)| payload.len() as u64).sum();
+            let waiting_bytes = self.deliveries.waiting.fetch_sub(rest, Ordering::AcqRel);
+            if at == 0 {
+                let full = matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+                let refused = || AppendError::Closed(format!("shard {shard}: {error}"));
+                return Err(if full { AppendError::Overloaded { waiting_bytes, limit: self.limit } } else { refused() });
+            }
+            pending.failed(&format!("shard {shard}: {error}"));
+            pending.ended((request.records.len() - at) as u32);
+            break;
+        }
+        Ok(())
+    }
+
+    /// A producer that can never send again, because a broker refused its identity, is replaced by a new one; what it had not sent
+    /// is answered as unknown.
+    pub fn revive(&self) {
+        let producer = self.producer.load_full();
+        let Some((code, why)) = producer.client().fatal_error() else { return };
+        match self.config.create_with_context(Context(self.deliveries.clone())) {
+            Ok(new) => {
+                tracing::warn!(%code, %why, "the producer failed for good, a new one takes its place");
+                self.producer.store(Arc::new(new));
+            }
+            Err(error) => tracing::error!(%error, "the producer failed for good, and no new one could be made"),
+        }
+    }
+
+    /// Takes no more.
+    pub fn condemn(&self, why: String) {
+        tracing::error!(%why, "this node appends no more");
+        let _ = self.deliveries.condemned.set(why);
+    }
+
+    /// Waits until everything enqueued has an outcome and takes no more.
+    pub fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Err(error) = self.producer.load().flush(self.delivery_timeout + Duration::from_secs(1)) {
+            tracing::error!(%error, "the log closes with records whose outcome is unknown");
+        }
+    }
+}

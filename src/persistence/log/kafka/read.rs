@@ -1,0 +1,318 @@
+//! Reading: manual assignment at the position asked for, with what was fetched ahead kept for the next call.
+//!
+//! Two lanes, each a consumer with a cursor per shard: the shard's actor reads at the end of the log while its archiver reads far
+//! behind, and neither moves the other's cursor. A lane reads a partition only while somebody reads it; librdkafka bounds what it fetches
+//! ahead of each cursor (`kafka.prefetch`).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
+
+use super::marks::{Ask, Asker, Marks, partition};
+use super::settings::{KafkaOptions, Quiet};
+use super::times::maximum_below;
+use crate::clock::Stopwatch;
+use crate::model::flush::LogRecord;
+use crate::model::offset::{Offset, ShardId};
+use crate::model::window::Millis;
+use crate::persistence::log::LogError;
+
+/// A read gives up after this and returns nothing: the pulse comes back.
+const WAIT: Duration = Duration::from_secs(1);
+/// What a read returned is kept for the next one up to this size: the archiver looks at one record again and again until it is due.
+const KEPT_BYTES: usize = 1 << 20;
+const LANES: usize = 2;
+
+/// Where a lane stands in one shard.
+#[derive(Default)]
+struct Cursor {
+    queue: Option<PartitionQueue<Quiet>>,
+    /// Records from the last position asked for, then those of the queue.
+    buffer: VecDeque<LogRecord>,
+    /// What the queue gives next.
+    next: Offset,
+    /// The largest time below `next`.
+    appended: Millis,
+    /// Once a cursor has failed, its position means nothing.
+    placed: bool,
+    /// When it was used last, counted in reads.
+    used: u64,
+}
+
+impl Cursor {
+    fn covers(&self, from: Offset) -> bool {
+        let first = self.buffer.front().map_or(self.next, |record| record.offset);
+        self.placed && (first..=self.next).contains(&from)
+    }
+
+    /// Drops what lies below `from`; the bytes that stay.
+    fn forget_below(&mut self, from: Offset) -> usize {
+        let at = self.buffer.partition_point(|record| record.offset < from);
+        self.buffer.drain(..at);
+        self.buffer.iter().map(|record| record.payload.len()).sum()
+    }
+
+    /// The records of the buffer, about `max_bytes`; keeps them for the next read unless they are too many.
+    fn take(&mut self, max_bytes: usize) -> Vec<LogRecord> {
+        let mut left = max_bytes.max(1);
+        let wanted = self.buffer.iter().take_while(|record| {
+            let more = left > 0;
+            left = left.saturating_sub(record.payload.len().max(1));
+            more
+        });
+        let records: Vec<LogRecord> = wanted.cloned().collect();
+        if records.iter().map(|record| record.payload.len()).sum::<usize>() > KEPT_BYTES {
+            self.buffer.drain(..records.len());
+        }
+        records
+    }
+}
+
+struct Lane {
+    consumer: Arc<BaseConsumer<Quiet>>,
+    cursors: Vec<Mutex<Cursor>>,
+}
+
+/// The reading side of the log.
+pub struct Reading {
+    topic: String,
+    marks: Arc<Marks>,
+    asker: Arc<Asker>,
+    lanes: Vec<Lane>,
+    reads: std::sync::atomic::AtomicU64,
+}
+
+impl Reading {
+    /// Nothing is fetched before it is asked for.
+    ///
+    /// # Errors
+    /// If the settings are refused.
+    pub fn new(options: &KafkaOptions, marks: Arc<Marks>, asker: Arc<Asker>) -> KafkaResult<Self> {
+        let lane = |_| {
+            let consumer: BaseConsumer<Quiet> = options.reader().create_with_context(Quiet)?;
+            let cursors = (0..options.shard_count).map(|_| Mutex::default()).collect();
+            Ok(Lane { consumer: Arc::new(consumer), cursors })
+        };
+        let lanes = (0..LANES).map(lane).collect::<KafkaResult<Vec<_>>>()?;
+        Ok(Self { topic: options.connection.topic.clone(), marks, asker, lanes, reads: std::sync::atomic::AtomicU64::new(0) })
+    }
+
+    /// Serves the events of the consumers; their records come through the queues of the cursors.
+    pub fn serve(&self) {
+        for lane in &self.lanes {
+            while let Some(event) = lane.consumer.poll(Duration::ZERO) {
+                if let Err(error) = event {
+                    tracing::debug!(%error, "Kafka reader");
+                }
+            }
+        }
+    }
+
+    /// See [`super::super::EventLog::read`]. The caller has compared `from` with start and end.
+    pub fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+        let (lane, mut cursor) = self.cursor(shard, from)?;
+        cursor.used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let watch = Stopwatch::start();
+        // A record left over from an earlier position is told from a gap by placing the cursor anew, once.
+        for last in [false, true] {
+            if !cursor.covers(from) {
+                self.place(lane, shard, &mut cursor, from)?;
+            }
+            match self.fill(shard, &mut cursor, from, max_bytes, &watch) {
+                Ok(()) => break,
+                Err(LogError::Corrupt(why)) if !last => {
+                    tracing::debug!(shard = shard.0, %why, "placing the cursor anew");
+                    cursor.placed = false;
+                }
+                Err(error) => {
+                    cursor.placed = false;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(cursor.take(max_bytes))
+    }
+
+    /// Stops reading shards that are somebody else's now.
+    pub fn leave(&self, shards: impl Iterator<Item = ShardId>) {
+        for shard in shards {
+            for lane in &self.lanes {
+                let Some(mut cursor) = lane.cursors.get(shard.0 as usize).map(lock) else { continue };
+                if cursor.queue.is_some() {
+                    self.unassign(lane, shard);
+                    *cursor = Cursor::default();
+                }
+            }
+        }
+    }
+
+    /// The lane that stands at `from`, or else the one that was not used for longest.
+    fn cursor(&self, shard: ShardId, from: Offset) -> Result<(&Lane, MutexGuard<'_, Cursor>), LogError> {
+        let mut free = Vec::with_capacity(LANES);
+        for lane in &self.lanes {
+            let cursor = lane.cursors.get(shard.0 as usize).ok_or(LogError::BeyondEnd { shard, from, end: 0 })?;
+            let guard = match cursor.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => continue,
+            };
+            if guard.covers(from) {
+                return Ok((lane, guard));
+            }
+            free.push((lane, guard));
+        }
+        let oldest = free.into_iter().min_by_key(|(_, cursor)| (cursor.placed, cursor.used));
+        Ok(oldest.unwrap_or_else(|| (&self.lanes[0], lock(&self.lanes[0].cursors[shard.0 as usize]))))
+    }
+
+    fn list(&self, shard: ShardId, at: Option<Offset>) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        match at {
+            None => _ = list.add_partition(&self.topic, partition(shard)),
+            Some(offset) => {
+                list.add_partition_offset(&self.topic, partition(shard), At::Offset(i64::try_from(offset).unwrap_or(i64::MAX)))?
+            }
+        }
+        Ok(list)
+    }
+
+    fn unassign(&self, lane: &Lane, shard: ShardId) {
+        let unassigned = self.list(shard, None).and_then(|list| lane.consumer.incremental_unassign(&list));
+        if let Err(error) = unassigned {
+            tracing::debug!(shard = shard.0, %error, "was not assigned");
+        }
+    }
+
+    /// Fetches from the record before `from` on, if there is one, because its time is the first thing to know.
+    fn place(&self, lane: &Lane, shard: ShardId, cursor: &mut Cursor, from: Offset) -> Result<(), LogError> {
+        let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
+        if cursor.queue.is_some() {
+            self.unassign(lane, shard);
+        } else {
+            // Split off before anything is assigned, so that no record can come through the consumer itself.
+            cursor.queue = lane.consumer.split_partition_queue(&self.topic, partition(shard));
+        }
+        while let Some(queue) = &cursor.queue
+            && queue.poll(Duration::ZERO).is_some()
+        {}
+        let first = from.saturating_sub(1).max(self.marks.start(shard)).min(from);
+        lane.consumer.incremental_assign(&self.list(shard, Some(first)).map_err(failed)?).map_err(failed)?;
+        cursor.buffer.clear();
+        (cursor.next, cursor.appended, cursor.placed) = (first, Millis::MIN, true);
+        Ok(())
+    }
+
+    /// Waits until the buffer holds the record at `from`, and takes what else is there.
+    fn fill(
+        &self,
+        shard: ShardId,
+        cursor: &mut Cursor,
+        from: Offset,
+        max_bytes: usize,
+        watch: &Stopwatch,
+    ) -> Result<(), LogError> {
+        let mut bytes = cursor.forget_below(from);
+        while bytes < max_bytes.max(1) {
+            let wait = if bytes == 0 { WAIT.saturating_sub(watch.elapsed()) } else { Duration::ZERO };
+            let Some(queue) = &cursor.queue else { break };
+            let message = match queue.poll(wait) {
+                None => break,
+                Some(Ok(message)) => message,
+                Some(Err(error)) => match self.failure(shard, from, &error) {
+                    None => continue,
+                    Some(error) => return Err(error),
+                },
+            };
+            let (offset, time, payload) = parts(&message);
+            if offset < cursor.next {
+                continue;
+            }
+            if offset > cursor.next {
+                let expected = cursor.next;
+                return Err(LogError::Corrupt(format!(
+                    "shard {shard}: offset {expected} is not there, the next record is {offset}; a transaction or compaction of another \
+                     program made a gap: only Rollmill may write to the topic"
+                )));
+            }
+            self.advance(shard, cursor, time)?;
+            if offset >= from {
+                bytes += payload.len().max(1);
+                cursor.buffer.push_back(LogRecord { offset, appended: cursor.appended, payload });
+            }
+            self.marks.seen(shard, offset + 1);
+        }
+        Ok(())
+    }
+
+    /// One record further, whose leader wrote `time`.
+    fn advance(&self, shard: ShardId, cursor: &mut Cursor, time: Millis) -> Result<(), LogError> {
+        let first = cursor.appended == Millis::MIN;
+        cursor.appended = cursor.appended.max(time);
+        if first && cursor.next > self.marks.start(shard) {
+            let since = |time| self.asker.one(shard, Ask::Since(time));
+            let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
+            cursor.appended = maximum_below(cursor.next + 1, time, since).map_err(failed)?;
+        }
+        cursor.next += 1;
+        Ok(())
+    }
+
+    /// What an error of the queue means; none if it passes by itself.
+    fn failure(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
+        let code = match error {
+            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => *code,
+            KafkaError::PartitionEOF(_) => return None,
+            _ => return Some(LogError::Io(format!("shard {shard}: {error}"))),
+        };
+        match code {
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Some(self.out_of_range(shard, from)),
+            RDKafkaErrorCode::LogTruncation => {
+                Some(LogError::Replaced(format!("shard {shard} was cut below offset {from} by an election that lost records")))
+            }
+            RDKafkaErrorCode::BadMessage | RDKafkaErrorCode::InvalidMessage => {
+                Some(LogError::Corrupt(format!("shard {shard}, offset {from} or above: the broker sent damaged bytes ({error})")))
+            }
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition => {
+                Some(LogError::Replaced(format!("shard {shard}: the topic {} is gone ({error})", self.topic)))
+            }
+            RDKafkaErrorCode::TopicAuthorizationFailed => Some(LogError::Io(format!("shard {shard}: {error}"))),
+            // Brokers that are down or not leaders any more: the client goes on by itself.
+            _ => {
+                tracing::debug!(shard = shard.0, %error, "Kafka reader");
+                None
+            }
+        }
+    }
+
+    fn out_of_range(&self, shard: ShardId, from: Offset) -> LogError {
+        let asked = |what| self.asker.one(shard, what).ok().flatten();
+        match (asked(Ask::Start), asked(Ask::End)) {
+            (Some(start), _) if from < start => {
+                self.marks.starts(shard, start);
+                LogError::Released { shard, from, start }
+            }
+            (_, Some(end)) if from > end => LogError::Replaced(format!("shard {shard} ends at {end}, below offset {from}")),
+            (start, _) => {
+                // Released up to `from` meanwhile: the record before it cannot be looked at. Placing the cursor anew finds out.
+                start.into_iter().for_each(|start| self.marks.starts(shard, start));
+                LogError::Corrupt(format!("shard {shard}: offset {from} was out of range"))
+            }
+        }
+    }
+}
+
+fn lock(cursor: &Mutex<Cursor>) -> MutexGuard<'_, Cursor> {
+    cursor.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn parts(message: &BorrowedMessage<'_>) -> (Offset, Millis, Bytes) {
+    let time = message.timestamp().to_millis().unwrap_or(0);
+    (message.offset().unsigned_abs(), time, Bytes::copy_from_slice(message.payload().unwrap_or_default()))
+}

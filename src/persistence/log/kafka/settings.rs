@@ -1,0 +1,238 @@
+//! How Kafka is reached, and the settings of the clients: those that keep a promise cannot be overridden.
+
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+
+/// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB, but one event may be larger.
+pub const MESSAGE_BYTES: usize = 2 << 20;
+
+/// Settings that are ours: another value would break a promise without a word.
+const OURS: &[&str] = &[
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "check.crcs",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "group.id",
+    "group.instance.id",
+    "isolation.level",
+    "message.timeout.ms",
+    "partition.assignment.strategy",
+    "request.required.acks",
+    "session.timeout.ms",
+    "transactional.id",
+];
+
+/// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may hold passwords.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Properties(Vec<(String, String)>);
+
+impl std::fmt::Debug for Properties {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Properties {
+    /// Reads `name=value,name=value`; a comma inside a value is written `\,`.
+    ///
+    /// # Errors
+    /// Names what is wrong, never a value.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut found = Vec::new();
+        for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or("kafka.properties: write name=value,name=value")?;
+            let name = name.trim();
+            if OURS.contains(&name) {
+                return Err(format!(
+                    "kafka.properties: {name} is set by Rollmill, because its promises depend on it: leave it out"
+                ));
+            }
+            found.push((name.to_owned(), value.trim().to_owned()));
+        }
+        Ok(Self(found))
+    }
+}
+
+fn split(text: &str) -> Vec<String> {
+    let (mut parts, mut escaped) = (vec![String::new()], false);
+    for c in text.chars() {
+        let part = parts.len() - 1;
+        match c {
+            '\\' if !escaped => escaped = true,
+            ',' if !escaped => parts.push(String::new()),
+            _ => {
+                if escaped && c != ',' {
+                    parts[part].push('\\');
+                }
+                parts[part].push(c);
+                escaped = false;
+            }
+        }
+    }
+    parts
+}
+
+/// Which cluster and topic, and the patience with it.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// `host:port,host:port`.
+    pub brokers: String,
+    /// The topic.
+    pub topic: String,
+    /// More settings.
+    pub properties: Properties,
+    /// Patience with a request.
+    pub timeout: Duration,
+}
+
+/// How a log is opened.
+#[derive(Clone)]
+pub struct KafkaOptions {
+    /// Where.
+    pub connection: Connection,
+    /// Number of shards; the topic must have as many partitions.
+    pub shard_count: u32,
+    /// The consumer group that assigns shards to nodes; none for a node that owns no shards.
+    pub group: Option<String>,
+    /// A member that says nothing for this long has lost its shards.
+    pub session_timeout: Duration,
+    /// A rebalance waits this long for the actors of revoked shards.
+    pub handover: Duration,
+    /// A record that is not acknowledged by then has an unknown outcome. Below `gateway.append_timeout`, so that the answer says why.
+    pub delivery_timeout: Duration,
+    /// More bytes waiting than this, and appends are refused.
+    pub max_waiting_bytes: u64,
+    /// Bytes fetched ahead of each reader of a shard.
+    pub prefetch_bytes: u64,
+    /// How often the ends of the owned shards are asked for.
+    pub refresh: Duration,
+    /// Records younger than this are never released.
+    pub safety: Duration,
+    /// Replicas that the topic must have.
+    pub replication: u32,
+    /// In-sync replicas without which the topic must refuse writes.
+    pub min_isr: u32,
+    /// Time.
+    pub clock: std::sync::Arc<dyn crate::clock::Clock>,
+}
+
+/// Logs what the client says of itself, never as an error: what fails is answered where it was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet;
+
+/// An error of the client as a whole, such as a broker that cannot be reached: it tries again by itself.
+pub fn note(error: &KafkaError, reason: &str) {
+    tracing::warn!(%error, reason, "Kafka");
+}
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        note(&error, reason);
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+impl Connection {
+    /// What all clients have in common.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        self.properties.0.iter().for_each(|(name, value)| _ = config.set(name, value));
+        config.set("bootstrap.servers", &self.brokers);
+        config.set("client.id", "rollmill");
+        config.set("allow.auto.create.topics", "false");
+        // A broker that comes back is used again soon.
+        config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
+        config.set("socket.timeout.ms", millis(self.timeout)).set("socket.connection.setup.timeout.ms", millis(self.timeout));
+        config
+    }
+}
+
+fn millis(duration: Duration) -> String {
+    duration.as_millis().max(1).to_string()
+}
+
+impl KafkaOptions {
+    /// Acknowledged by all in-sync replicas, each record once, in order.
+    pub fn producer(&self) -> ClientConfig {
+        let mut config = self.connection.client();
+        config.set("acks", "all").set("enable.idempotence", "true");
+        config.set("message.timeout.ms", millis(self.delivery_timeout));
+        config.set("request.timeout.ms", millis(self.connection.timeout.min(self.delivery_timeout)));
+        config.set("message.max.bytes", MESSAGE_BYTES.to_string());
+        // Our own bound is reached first: a queue of the client that is full in the middle of a request leaves its outcome unknown.
+        config.set("queue.buffering.max.kbytes", (self.max_waiting_bytes / 512).clamp(1 << 14, (1 << 31) - 1).to_string());
+        config.set("queue.buffering.max.messages", "0");
+        if config.get("linger.ms").is_none() {
+            config.set("linger.ms", "2");
+        }
+        if config.get("compression.type").is_none() && config.get("compression.codec").is_none() {
+            config.set("compression.type", "zstd");
+        }
+        config
+    }
+
+    /// Reads what it is told to, checks what it reads, and never resets itself.
+    pub fn reader(&self) -> ClientConfig {
+        let mut config = self.connection.client();
+        config.set("group.id", self.group.as_deref().unwrap_or("rollmill-reader"));
+        config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+        config.set("auto.offset.reset", "error").set("check.crcs", "true").set("isolation.level", "read_uncommitted");
+        let kilobytes = (self.prefetch_bytes / 1024).clamp(1, 2_097_151);
+        config.set("queued.max.messages.kbytes", kilobytes.to_string());
+        config.set("fetch.message.max.bytes", (1 << 20).to_string());
+        // A partition that is added waits for the fetch that is under way; one whose buffer was full is fetched again at once.
+        config.set("fetch.wait.max.ms", "50").set("fetch.queue.backoff.ms", "5").set("fetch.error.backoff.ms", "100");
+        config
+    }
+
+    /// Asks for offsets only.
+    pub fn asker(&self) -> ClientConfig {
+        let mut config = self.connection.client();
+        config.set("isolation.level", "read_uncommitted");
+        config
+    }
+
+    /// A member of the group, which fetches nothing.
+    pub fn member(&self, group: &str) -> ClientConfig {
+        let mut config = self.connection.client();
+        config.set("group.id", group).set("partition.assignment.strategy", "cooperative-sticky");
+        config.set("session.timeout.ms", millis(self.session_timeout));
+        // The others learn with their next heartbeat that a member has left.
+        config.set("heartbeat.interval.ms", millis((self.session_timeout / 10).min(Duration::from_millis(500))));
+        config.set("max.poll.interval.ms", millis(self.session_timeout.max(self.handover) * 10));
+        config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false").set("auto.offset.reset", "latest");
+        config.set("queued.min.messages", "1").set("queued.max.messages.kbytes", "1");
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_are_read_and_never_shown() {
+        let properties = Properties::parse(r"security.protocol=SASL_PLAINTEXT, sasl.password=a=b\,c\d,").expect("valid");
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(properties.0, [pair("security.protocol", "SASL_PLAINTEXT"), pair("sasl.password", r"a=b,c\d")]);
+        assert_eq!(format!("{properties:?}"), r#"["security.protocol", "sasl.password"]"#);
+        assert_eq!(Properties::parse(""), Ok(Properties::default()));
+    }
+
+    #[test]
+    fn promises_cannot_be_overridden() {
+        for wrong in ["acks=1", "linger.ms=5,auto.offset.reset=latest", "group.instance.id=a"] {
+            assert!(Properties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")), "{wrong}");
+        }
+        assert!(Properties::parse("secret").is_err_and(|why| !why.contains("secret")));
+    }
+}

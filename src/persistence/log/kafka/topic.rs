@@ -1,0 +1,362 @@
+//! The topic: made with the settings that the promises need, and checked against them at every start.
+
+use std::collections::BTreeMap;
+
+use futures::executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::marks::{partition, shard};
+use super::settings::{Connection, MESSAGE_BYTES, Quiet};
+use crate::clock::Stopwatch;
+use crate::model::offset::{LogId, Offset, ShardId};
+
+/// Where the identity of the log stands. The setting has no effect on a topic that is not compacted, lives and dies with the topic, and
+/// is read with the same right as the settings that are checked anyway (docs/adr/0009-kafka.md).
+pub const IDENTITY_KEY: &str = "max.compaction.lag.ms";
+/// Identities have this bit, so that the setting means "never" even if somebody compacts the topic.
+const IDENTITY_BIT: u64 = 1 << 62;
+
+/// What the topic must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// Partitions: the shard count.
+    pub partitions: u32,
+    /// Replicas, at least.
+    pub replication: u32,
+    /// In-sync replicas without which writes are refused, at least.
+    pub min_isr: u32,
+}
+
+/// One thing that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The setting.
+    pub what: String,
+    /// As it is.
+    pub found: String,
+    /// As it must be.
+    pub wanted: String,
+    /// What goes wrong otherwise.
+    pub why: &'static str,
+    /// Whether `kafka-configs` mends it.
+    pub is_setting: bool,
+}
+
+/// The topic as it is.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Its name.
+    pub topic: String,
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Replicas of the partition that has the fewest.
+    pub replication: u32,
+    /// Partitions that lack in-sync replicas now.
+    pub under_replicated: Vec<ShardId>,
+    /// Partitions without a leader now.
+    pub leaderless: Vec<ShardId>,
+    /// The settings that matter.
+    pub settings: BTreeMap<String, String>,
+    /// The identity, if the topic was made by `rollmill topic create`.
+    pub log: Option<LogId>,
+    /// What is not as it must be.
+    pub differences: Vec<Difference>,
+}
+
+/// The identity of a log: the cluster and the name tell mirrored topics apart, the number one topic from the next of that name.
+fn log_id(cluster: &str, topic: &str, number: u64) -> LogId {
+    let mut hasher = blake3::Hasher::new();
+    for part in ["rollmill kafka log", cluster, topic] {
+        hasher.update(&(part.len() as u64).to_be_bytes()).update(part.as_bytes());
+    }
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    id[8..].copy_from_slice(&number.to_be_bytes());
+    LogId(id)
+}
+
+/// The number in the settings of the topic of a log, to put it back when a tool has reset it.
+pub fn identity_of(log: LogId) -> u64 {
+    u64::from_be_bytes(log.0[8..].try_into().unwrap_or_default())
+}
+
+/// The settings that a topic gets, each with what goes wrong without it.
+fn settings(wish: &Wish) -> Vec<(&'static str, String, &'static str)> {
+    vec![
+        ("cleanup.policy", "delete".to_owned(), "compaction takes records out of the middle"),
+        (
+            "message.timestamp.type",
+            "LogAppendTime".to_owned(),
+            "append times would be the clients', and de-duplication with them",
+        ),
+        ("retention.ms", "-1".to_owned(), "Kafka would delete records that are not yet rolled up and archived"),
+        ("retention.bytes", "-1".to_owned(), "Kafka would delete records that are not yet rolled up and archived"),
+        ("min.insync.replicas", wish.min_isr.to_string(), "a write would be acknowledged by too few replicas"),
+        ("unclean.leader.election.enable", "false".to_owned(), "an election could lose acknowledged records"),
+        ("max.message.bytes", MESSAGE_BYTES.to_string(), "large records would be refused"),
+    ]
+}
+
+fn suffices(name: &str, found: &str, wanted: &str) -> bool {
+    match name {
+        "min.insync.replicas" | "max.message.bytes" => {
+            matches!((found.parse::<u64>(), wanted.parse::<u64>()), (Ok(found), Ok(wanted)) if found >= wanted)
+        }
+        _ => found == wanted,
+    }
+}
+
+fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
+    let mut all = Vec::new();
+    let mut shape = |what: &str, found: u32, wanted: u32, why| {
+        let (found, wanted) = (found.to_string(), wanted.to_string());
+        all.push(Difference { what: what.to_owned(), found, wanted, why, is_setting: false });
+    };
+    if description.partitions != wish.partitions {
+        shape("partitions", description.partitions, wish.partitions, "shard n is partition n, and shards.count is fixed");
+    }
+    if description.replication < wish.replication {
+        shape(
+            "replicas",
+            description.replication,
+            wish.replication,
+            "the loss of so many brokers would lose acknowledged records",
+        );
+    }
+    for (name, wanted, why) in settings(wish) {
+        let found = description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
+        if !suffices(name, &found, &wanted) {
+            all.push(Difference { what: name.to_owned(), found, wanted, why, is_setting: true });
+        }
+    }
+    if description.log.is_none() {
+        let found = description.settings.get(IDENTITY_KEY).cloned().unwrap_or_else(|| "(unknown)".to_owned());
+        let wanted = "a number of `rollmill topic create`".to_owned();
+        let why = "the topic has no identity: it was not made by `rollmill topic create`, or a tool has reset its settings";
+        all.push(Difference { what: IDENTITY_KEY.to_owned(), found, wanted, why, is_setting: false });
+    }
+    all
+}
+
+impl Description {
+    /// The command that mends the settings, if one of them differs.
+    pub fn mending_command(&self, brokers: &str) -> Option<String> {
+        let wrong: Vec<String> =
+            self.differences.iter().filter(|d| d.is_setting).map(|d| format!("{}={}", d.what, d.wanted)).collect();
+        (!wrong.is_empty()).then(|| {
+            format!(
+                "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {} --add-config {}",
+                self.topic,
+                wrong.join(",")
+            )
+        })
+    }
+
+    /// Why a node must not use the topic, with the way out; nothing if it may.
+    pub fn refusal(&self, brokers: &str) -> Option<String> {
+        if self.differences.is_empty() {
+            return None;
+        }
+        let lines = self.differences.iter().map(|d| format!("  {} is {}, must be {}: {}", d.what, d.found, d.wanted, d.why));
+        let mut text = format!("the topic {} cannot keep Rollmill's promises:\n", self.topic);
+        text.push_str(&lines.collect::<Vec<_>>().join("\n"));
+        if let Some(command) = self.mending_command(brokers) {
+            text.push_str(&format!("\nmend it with: {command}"));
+        }
+        if self.differences.iter().any(|d| !d.is_setting) {
+            text.push_str("\nwhat no setting mends: docs/operations.md, \"Kafka\"");
+        }
+        Some(text)
+    }
+}
+
+/// The administration of one topic.
+pub struct Admin {
+    client: AdminClient<Quiet>,
+    connection: Connection,
+}
+
+impl Admin {
+    /// Connects by itself when asked.
+    ///
+    /// # Errors
+    /// If the settings are refused.
+    pub fn new(connection: &Connection) -> Result<Self, String> {
+        let client = connection.client().create_with_context(Quiet).map_err(|e| format!("Kafka refuses the settings: {e}"))?;
+        Ok(Self { client, connection: connection.clone() })
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new().request_timeout(Some(self.connection.timeout)).operation_timeout(Some(self.connection.timeout))
+    }
+
+    fn failed(&self, doing: &str, error: &dyn std::fmt::Display) -> String {
+        format!("cannot {doing} the topic {} at {}: {error}", self.connection.topic, self.connection.brokers)
+    }
+
+    /// Makes the topic; `random` becomes its identity.
+    ///
+    /// # Errors
+    /// If it exists, or the cluster refuses.
+    pub fn create(&self, wish: &Wish, random: u64) -> Result<Description, String> {
+        let identity = (IDENTITY_BIT | (random & (IDENTITY_BIT - 1))).to_string();
+        let settings = settings(wish);
+        let replication = TopicReplication::Fixed(wish.replication as i32);
+        let new = NewTopic::new(&self.connection.topic, wish.partitions as i32, replication).set(IDENTITY_KEY, &identity);
+        let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
+        let made = block_on(self.client.create_topics([&new], &self.options())).map_err(|e| self.failed("create", &e))?;
+        for outcome in made {
+            match outcome {
+                Ok(_) => {}
+                Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => {
+                    return Err(format!("the topic {topic} exists: `rollmill topic describe` says whether it can be used"));
+                }
+                Err((_, code)) => {
+                    return Err(self.failed("create", &format!("{code}; are there {} brokers?", wish.replication)));
+                }
+            }
+        }
+        let watch = Stopwatch::start();
+        loop {
+            // A new topic is known to one broker after the other.
+            match self.describe(wish) {
+                Ok(description) if description.partitions == wish.partitions && description.leaderless.is_empty() => {
+                    return Ok(description);
+                }
+                Ok(_) | Err(_) if watch.elapsed() < self.connection.timeout => {}
+                Ok(_) => return Err(self.failed("create", &"its partitions have no leaders")),
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// The topic as it is, compared with what it must be.
+    ///
+    /// # Errors
+    /// If it does not exist or the cluster does not answer.
+    pub fn describe(&self, wish: &Wish) -> Result<Description, String> {
+        let client = self.client.inner();
+        let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
+        let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| self.failed("describe", &e))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic && !found.partitions().is_empty());
+        let partitions =
+            found.ok_or_else(|| self.failed("find", &"it is not there; make it with `rollmill topic create`"))?.partitions();
+        let cluster = client.fetch_cluster_id(timeout).ok_or_else(|| self.failed("describe", &"the cluster has no id"))?;
+        let settings = self.settings()?;
+        let number = settings.get(IDENTITY_KEY).and_then(|text| text.parse::<u64>().ok());
+        // Kafka's default is the largest number of all.
+        let number = number.filter(|number| number & IDENTITY_BIT != 0 && *number < i64::MAX as u64);
+        let shards = |pick: fn(&rdkafka::metadata::MetadataPartition) -> bool| {
+            partitions.iter().filter(|p| pick(p)).map(|p| shard(p.id())).collect()
+        };
+        let mut description = Description {
+            topic: topic.clone(),
+            partitions: partitions.len() as u32,
+            replication: partitions.iter().map(|p| p.replicas().len() as u32).min().unwrap_or(0),
+            under_replicated: shards(|p| p.isr().len() < p.replicas().len()),
+            leaderless: shards(|p| p.leader() < 0),
+            settings,
+            log: number.map(|number| log_id(&cluster, topic, number)),
+            cluster,
+            differences: Vec::new(),
+        };
+        description.differences = differences(&description, wish);
+        Ok(description)
+    }
+
+    fn settings(&self) -> Result<BTreeMap<String, String>, String> {
+        let specifier = [ResourceSpecifier::Topic(&self.connection.topic)];
+        let answer = block_on(self.client.describe_configs(&specifier, &self.options()));
+        let found = answer.map_err(|e| self.failed("describe", &e))?.into_iter().next();
+        let resource =
+            found.ok_or_else(|| self.failed("describe", &"no answer"))?.map_err(|code| self.failed("describe", &code))?;
+        let named: Vec<&str> =
+            settings(&Wish { partitions: 0, replication: 0, min_isr: 0 }).iter().map(|(name, ..)| *name).collect();
+        let matters = |name: &str| named.contains(&name) || name == IDENTITY_KEY;
+        let entries = resource.entries.into_iter().filter(|entry| matters(&entry.name));
+        Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
+    }
+
+    /// Deletes the records below these offsets; what the shards begin with now.
+    ///
+    /// # Errors
+    /// If the cluster refuses.
+    pub fn delete_below(&self, floors: &[(ShardId, Offset)]) -> Result<Vec<(ShardId, Offset)>, KafkaError> {
+        let mut list = TopicPartitionList::with_capacity(floors.len());
+        for (shard, floor) in floors {
+            let at = At::Offset(i64::try_from(*floor).unwrap_or(i64::MAX));
+            list.add_partition_offset(&self.connection.topic, partition(*shard), at)?;
+        }
+        let answer = block_on(self.client.delete_records(&list, &self.options()))?;
+        let mut starts = Vec::with_capacity(floors.len());
+        for found in answer.elements() {
+            found.error()?;
+            if let At::Offset(start) = found.offset() {
+                starts.push((shard(found.partition()), start.unsigned_abs()));
+            }
+        }
+        Ok(starts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(change: impl FnOnce(&mut Description)) -> Vec<String> {
+        let wish = Wish { partitions: 4, replication: 3, min_isr: 2 };
+        let mut description = Description {
+            topic: "t".to_owned(),
+            cluster: "c".to_owned(),
+            partitions: 4,
+            replication: 3,
+            under_replicated: vec![],
+            leaderless: vec![],
+            settings: settings(&wish).into_iter().map(|(name, value, _)| (name.to_owned(), value)).collect(),
+            log: Some(log_id("c", "t", IDENTITY_BIT | 5)),
+            differences: vec![],
+        };
+        change(&mut description);
+        differences(&description, &wish).into_iter().map(|d| d.what).collect()
+    }
+
+    #[test]
+    fn what_breaks_a_promise_is_named() {
+        assert!(described(|_| {}).is_empty());
+        let set = |name: &'static str, value: &'static str| {
+            move |d: &mut Description| _ = d.settings.insert(name.to_owned(), value.to_owned())
+        };
+        for (name, value) in [
+            ("cleanup.policy", "compact"),
+            ("message.timestamp.type", "CreateTime"),
+            ("retention.ms", "604800000"),
+            ("retention.bytes", "1"),
+            ("min.insync.replicas", "1"),
+            ("unclean.leader.election.enable", "true"),
+            ("max.message.bytes", "1048588"),
+        ] {
+            assert_eq!(described(set(name, value)), [name], "{value}");
+        }
+        assert!(described(set("min.insync.replicas", "3")).is_empty(), "more is better");
+        assert_eq!(described(|d| d.partitions = 5), ["partitions"]);
+        assert_eq!(described(|d| d.replication = 2), ["replicas"]);
+        assert_eq!(described(|d| d.log = None), [IDENTITY_KEY]);
+        assert_eq!(described(|d| d.settings.clear()).len(), 7, "what is not known is not right");
+    }
+
+    #[test]
+    fn logs_of_other_clusters_names_and_numbers_are_others() {
+        let log = log_id("c", "t", IDENTITY_BIT | 5);
+        assert_eq!(identity_of(log), IDENTITY_BIT | 5);
+        assert_eq!(log.to_string(), "8d3d9b1a2f5f6c2e4000000000000005");
+        for other in [log_id("d", "t", IDENTITY_BIT | 5), log_id("c", "u", IDENTITY_BIT | 5), log_id("c", "t", IDENTITY_BIT | 6)]
+        {
+            assert_ne!(log, other);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Columns that every SQL store keeps as versioned bytes: blocks of ids, windows of a manifest row.
+//!
+//! Blocks begin with a version; bytes that do not decode are an error that names the format.
+
+use crate::model::CodecError;
+use crate::model::manifest::Tier;
+use crate::model::window::{Hour, Millis};
+
+const VERSION: u8 = 1;
+
+/// A tier as its column holds it.
+pub(super) fn tier_number(tier: Tier) -> i16 {
+    match tier {
+        Tier::Hot => 0,
+        Tier::Cold => 1,
+    }
+}
+
+pub(super) fn tier(number: i16) -> Result<Tier, CodecError> {
+    match number {
+        0 => Ok(Tier::Hot),
+        1 => Ok(Tier::Cold),
+        other => Err(CodecError::new("manifest tier", format!("{other} is neither 0 nor 1"))),
+    }
+}
+
+/// Version, then per run: append time, number of ids, ids.
+pub(super) fn encode_runs(runs: &[(Millis, Vec<u128>)]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    for (appended, ids) in runs {
+        out.extend(appended.to_be_bytes());
+        out.extend((ids.len() as u32).to_be_bytes());
+        out.extend(ids.iter().flat_map(|id| id.to_be_bytes()));
+    }
+    out
+}
+
+pub(super) fn decode_runs(bytes: &[u8]) -> Result<Vec<(Millis, Vec<u128>)>, CodecError> {
+    let mut input = versioned("block of ids", bytes)?;
+    let mut runs = Vec::new();
+    while !input.is_empty() {
+        let appended = i64::from_be_bytes(take("block of ids", &mut input)?);
+        let count = u32::from_be_bytes(take("block of ids", &mut input)?);
+        let ids = (0..count).map(|_| take("block of ids", &mut input).map(u128::from_be_bytes)).collect::<Result<_, _>>()?;
+        runs.push((appended, ids));
+    }
+    Ok(runs)
+}
+
+/// Version, then per window: hour, events.
+pub(super) fn encode_windows(windows: &[(Hour, u64)]) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    for (hour, events) in windows {
+        out.extend(hour.0.to_be_bytes());
+        out.extend(events.to_be_bytes());
+    }
+    out
+}
+
+pub(super) fn decode_windows(bytes: &[u8]) -> Result<Vec<(Hour, u64)>, CodecError> {
+    let mut input = versioned("manifest windows", bytes)?;
+    let mut windows = Vec::new();
+    while !input.is_empty() {
+        let hour = Hour(i32::from_be_bytes(take("manifest windows", &mut input)?));
+        windows.push((hour, u64::from_be_bytes(take("manifest windows", &mut input)?)));
+    }
+    Ok(windows)
+}
+
+fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], CodecError> {
+    match bytes.split_first() {
+        Some((&VERSION, rest)) => Ok(rest),
+        _ => Err(CodecError::new(what, "its version is unknown")),
+    }
+}
+
+fn take<const N: usize>(what: &'static str, input: &mut &[u8]) -> Result<[u8; N], CodecError> {
+    let (head, rest) = input.split_first_chunk::<N>().ok_or_else(|| CodecError::new(what, "cut off"))?;
+    *input = rest;
+    Ok(*head)
+}

@@ -1,0 +1,198 @@
+//! Claims with takeover, blocks of ids, the archive's progress, and what a starting shard reads.
+
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::error::SqlState;
+
+use super::StoreError;
+use super::codec::{Id, get};
+use super::session::{Session, params};
+use crate::model::flush::{Claim, DedupBlock, Suspect};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::series::SeriesId;
+use crate::model::window::{Hour, Millis};
+use crate::persistence::store::blocks;
+
+/// How long a claim waits for a transaction of the previous owner to end by itself, before it is ended.
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+
+/// Locks the shard's row. The log that it speaks of, if the shard was ever claimed; `None` if it stays locked by another transaction.
+pub(super) fn lock(session: &mut Session, shard: ShardId) -> Result<Option<Option<LogId>>, StoreError> {
+    match session.query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()]) {
+        Ok(rows) => Ok(Some(rows.first().map(|row| get::<Id>(row, 0).map(|id| LogId(id.0))).transpose()?)),
+        Err(failure) if failure.state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// The claim, once the shard's row is locked.
+pub(super) fn claim(
+    session: &mut Session,
+    shard: ShardId,
+    (found, log): (Option<LogId>, LogId),
+    nonce: u64,
+) -> Result<Claim, StoreError> {
+    let no = shard.0.cast_signed();
+    if let Some(found) = found.filter(|found| *found != log) {
+        return Err(super::super::other_log(shard, found, log));
+    }
+    session.execute(
+        "INSERT INTO suspects AS s SELECT shard, marked_offset, marked_index, 1 FROM shards WHERE shard = $1 AND marked_offset IS NOT NULL
+         ON CONFLICT (shard, \"offset\", idx) DO UPDATE SET deaths = s.deaths + 1",
+        params![no],
+    )?;
+    let suspects = suspects(session, no)?;
+    let sql = "INSERT INTO shards AS s (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)
+        VALUES ($1, $2, 0, 0, 1, $3, 1, current_setting('application_name'), $4, $5)
+        ON CONFLICT (shard) DO UPDATE SET epoch = s.epoch + 1, nonce = excluded.nonce, attempts = s.attempts + 1, marked_offset = NULL,
+        owner = excluded.owner, owner_pid = excluded.owner_pid, owner_started = excluded.owner_started
+        RETURNING next, archived, epoch, attempts, log";
+    let backend = session.backend;
+    let rows = session.query(sql, params![no, Id(log.0), nonce as i64, backend.pid, backend.started])?;
+    let row = rows.first().ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
+    // Two first claims may meet: the second finds the row of the first.
+    let found = LogId(get::<Id>(row, 4)?.0);
+    if found != log {
+        return Err(super::super::other_log(shard, found, log));
+    }
+    let checkpoint = Checkpoint {
+        log,
+        next: get::<i64>(row, 0)? as Offset,
+        archived: get::<i64>(row, 1)? as Offset,
+        epoch: Epoch { counter: get::<i64>(row, 2)? as u64, nonce },
+    };
+    let attempts = u32::try_from(get::<i64>(row, 3)?).unwrap_or(u32::MAX);
+    Ok(Claim { checkpoint, attempts, suspects })
+}
+
+fn suspects(session: &mut Session, shard: i32) -> Result<Vec<Suspect>, StoreError> {
+    let sql = "SELECT \"offset\", idx, deaths FROM suspects WHERE shard = $1 ORDER BY \"offset\", idx";
+    let suspect = |row: &tokio_postgres::Row| -> Result<Suspect, StoreError> {
+        let number = |at: usize| get::<i64>(row, at).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        Ok(Suspect { offset: get::<i64>(row, 0)? as Offset, index: number(1)?, deaths: number(2)? })
+    };
+    session.query(sql, params![shard])?.iter().map(suspect).collect()
+}
+
+/// Ends the backends that are inside a transaction of the shard, each known by process, start and name, so that none that took over the
+/// number of a process is hit. How many there were.
+pub(super) fn end_holders(session: &mut Session, names: &str) -> Result<usize, StoreError> {
+    let sql = "SELECT pid, backend_start, application_name FROM pg_stat_activity WHERE datname = current_database()
+        AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND starts_with(application_name, $1)";
+    let holders = session.query(sql, params![names.to_owned()])?;
+    for row in &holders {
+        let (pid, started, name) = (get::<i32>(row, 0)?, get::<SystemTime>(row, 1)?, get::<String>(row, 2)?);
+        tracing::warn!(pid, name, "ending the transaction of a shard's previous owner, which stands in the way of the new one");
+        session.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2 AND application_name = $3",
+            params![pid, started, name],
+        )?;
+    }
+    Ok(holders.len())
+}
+
+pub(super) fn mark_suspect(
+    session: &mut Session,
+    shard: ShardId,
+    epoch: Epoch,
+    offset: Offset,
+    index: u32,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE shards SET marked_offset = $1, marked_index = $2 WHERE shard = $3 AND epoch = $4 AND nonce = $5";
+    let owner = (shard.0.cast_signed(), epoch.counter as i64, epoch.nonce as i64);
+    let moved = session.execute(sql, params![offset as i64, i64::from(index), owner.0, owner.1, owner.2])?;
+    if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
+}
+
+pub(super) fn archived(session: &mut Session, row: &ManifestRow) -> Result<(), StoreError> {
+    let (shard, from, to) = (row.shard.0.cast_signed(), row.range.from as i64, row.range.to as i64);
+    let (epoch, nonce) = (row.epoch.counter as i64, row.epoch.nonce as i64);
+    let moved = session.execute(
+        "UPDATE shards SET archived = $1 WHERE shard = $2 AND log = $3 AND archived = $4 AND epoch = $5 AND nonce = $6",
+        params![to, shard, Id(row.log.0), from, epoch, nonce],
+    )?;
+    if moved != 1 {
+        return Err(StoreError::Refused { shard: row.shard });
+    }
+    session.execute(
+        "INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        params![
+            shard,
+            from,
+            to,
+            Id(row.log.0),
+            epoch,
+            nonce,
+            row.path.clone(),
+            row.appended.0,
+            row.appended.1,
+            blocks::encode_windows(&row.windows),
+            row.rows as i64,
+            row.raw_bytes as i64,
+            row.bytes as i64,
+            i64::from(row.crc32c),
+            blocks::tier_number(row.tier)
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn moved(session: &mut Session, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+    let sql = "UPDATE manifest SET tier = $1 WHERE shard = $2 AND from_offset = $3 AND path = $4";
+    let place = (row.shard.0.cast_signed(), row.range.from as i64);
+    Ok(session.execute(sql, params![blocks::tier_number(tier), place.0, place.1, row.path.clone()])? == 1)
+}
+
+pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, StoreError> {
+    let shard = row.shard.0.cast_signed();
+    let sql = "DELETE FROM manifest WHERE shard = $1 AND from_offset = $2 AND path = $3
+        AND from_offset = (SELECT min(from_offset) FROM manifest WHERE shard = $1)";
+    if session.execute(sql, params![shard, row.range.from as i64, row.path.clone()])? != 1 {
+        return Ok(false);
+    }
+    let sql = "SELECT \"offset\", appended, hour FROM archive_floors WHERE shard = $1 FOR UPDATE";
+    let before = session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
+    let raised = ArchiveFloor::raised(before, row);
+    session.execute(
+        "INSERT INTO archive_floors VALUES ($1, $2, $3, $4) ON CONFLICT (shard) DO UPDATE SET \"offset\" = excluded.\"offset\",
+         appended = excluded.appended, hour = excluded.hour",
+        params![shard, raised.offset as i64, raised.appended, raised.hour.0],
+    )?;
+    Ok(true)
+}
+
+/// The columns of a floor, from the given one on.
+pub(super) fn floor(row: &tokio_postgres::Row, at: usize) -> Result<ArchiveFloor, StoreError> {
+    Ok(ArchiveFloor { offset: get::<i64>(row, at)? as Offset, appended: get(row, at + 1)?, hour: Hour(get(row, at + 2)?) })
+}
+
+pub(super) fn recent_ids(session: &mut Session, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+    let sql = "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup
+        WHERE shard = $1 AND last_appended >= $2 ORDER BY from_offset";
+    let mut blocks = Vec::new();
+    session.each(sql, params![shard.0.cast_signed(), since], |row| {
+        blocks.push(DedupBlock {
+            range: OffsetRange { from: get::<i64>(row, 0)? as Offset, to: get::<i64>(row, 1)? as Offset },
+            appended: (get(row, 2)?, get(row, 3)?),
+            runs: blocks::decode_runs(get(row, 4)?)?,
+        });
+        Ok(())
+    })?;
+    Ok(blocks)
+}
+
+pub(super) fn admitted_series(session: &mut Session, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    let sql = "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON t.no = m.tenant_no
+        WHERE s.shard = $1 ORDER BY t.name, s.id";
+    let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
+    session.each(sql, params![shard.0.cast_signed()], |row| {
+        let (tenant, id): (&str, _) = (get(row, 0)?, SeriesId(get::<Id>(row, 1)?.0));
+        match tenants.last_mut() {
+            Some((last, ids)) if last == tenant => ids.push(id),
+            _ => tenants.push((tenant.to_owned(), vec![id])),
+        }
+        Ok(())
+    })?;
+    Ok(tenants)
+}

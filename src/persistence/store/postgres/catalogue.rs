@@ -1,0 +1,215 @@
+//! Series and metrics, numbered.
+//!
+//! What always holds: a number is remembered only after the transaction that gave it committed, and only for as long as sessions speak
+//! with the same start of the same server: a failover may lose commits, and give the same numbers to other series. An id that belongs to
+//! another series is refused, and with it the whole transaction. New rows of tables that shards share are inserted in the order of
+//! their keys, so that two flushes never wait for each other.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::StoreError;
+use super::codec::{Id, get};
+use super::session::{Session, params};
+use crate::model::flush::{Delta, SeriesInfo};
+use crate::model::offset::{Offset, ShardId};
+use crate::model::series::{Series, SeriesId};
+
+/// Numbers of a series.
+#[derive(Debug, Clone)]
+pub(super) struct Numbered {
+    pub(super) metric_no: i32,
+    pub(super) series_no: i64,
+    info: Arc<SeriesInfo>,
+}
+
+/// The series of one transaction, numbered.
+pub(super) type Numbers = HashMap<SeriesId, Numbered>;
+
+/// What is committed, as far as it was asked for, on one start of a server.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<(i64, Numbers)>);
+
+/// Beyond this many the memory is emptied and filled anew by what is in use.
+const KNOWN_MAX: usize = 2_000_000;
+/// Rows of one statement.
+const PART: usize = 10_000;
+
+impl Known {
+    /// The series among `wanted` that are known, and the rest.
+    fn split<'a>(&self, server: i64, wanted: Vec<Wanted<'a>>) -> Result<(Numbers, Vec<Wanted<'a>>), StoreError> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut found, mut rest) = (Numbers::new(), Vec::new());
+        for series in wanted {
+            match known.1.get(&series.info.id).filter(|_| known.0 == server) {
+                Some(numbered) => {
+                    same(&numbered.info, series.info)?;
+                    found.insert(series.info.id, numbered.clone());
+                }
+                None => rest.push(series),
+            }
+        }
+        Ok((found, rest))
+    }
+
+    /// Remembers what a committed transaction used.
+    pub(super) fn add(&self, server: i64, numbers: Numbers) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != server || known.1.len() + numbers.len() > KNOWN_MAX {
+            *known = (server, Numbers::new());
+        }
+        known.1.extend(numbers);
+    }
+}
+
+/// A series that a transaction writes, with the offset at which it is admitted if it is new.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    info: &'a Arc<SeriesInfo>,
+    offset: Offset,
+}
+
+fn same(known: &SeriesInfo, new: &SeriesInfo) -> Result<(), StoreError> {
+    if known.series == new.series { Ok(()) } else { Err(super::super::collision(known, new)) }
+}
+
+/// How many series each metric gained.
+pub(super) type Growth = BTreeMap<i32, i64>;
+
+/// Numbers all series of a transaction; new ones are admitted. `admitted` come with their offset, other new ones are admitted at `at`.
+pub(super) fn number(
+    session: &mut Session,
+    known: &Known,
+    admitted: &[(Arc<SeriesInfo>, Offset)],
+    deltas: &[Delta],
+    (shard, at): (ShardId, Offset),
+) -> Result<(Numbers, Growth), StoreError> {
+    let mut wanted: BTreeMap<SeriesId, Wanted<'_>> = BTreeMap::new();
+    let series = admitted.iter().map(|(info, offset)| Wanted { info, offset: *offset });
+    for series in series.chain(deltas.iter().map(|delta| Wanted { info: &delta.series, offset: at })) {
+        same(wanted.entry(series.info.id).or_insert(series).info, series.info)?;
+    }
+    let (mut numbers, rest) = known.split(session.backend.server, wanted.into_values().collect())?;
+    let mut growth = Growth::new();
+    for part in rest.chunks(PART) {
+        look_up(session, part, &mut numbers)?;
+    }
+    let missing: Vec<Wanted<'_>> = rest.into_iter().filter(|w| !numbers.contains_key(&w.info.id)).collect();
+    if !missing.is_empty() {
+        admit(session, &missing, shard, &mut numbers, &mut growth)?;
+    }
+    Ok((numbers, growth))
+}
+
+fn look_up(session: &mut Session, wanted: &[Wanted<'_>], numbers: &mut Numbers) -> Result<(), StoreError> {
+    let ids: Vec<Id> = wanted.iter().map(|w| Id(w.info.id.0)).collect();
+    let infos: HashMap<SeriesId, &Arc<SeriesInfo>> = wanted.iter().map(|w| (w.info.id, w.info)).collect();
+    for row in session.query("SELECT id, no, metric_no, key FROM series WHERE id = ANY($1)", params![ids])? {
+        let id = SeriesId(get::<Id>(&row, 0)?.0);
+        let Some(info) = infos.get(&id) else { continue };
+        same(&SeriesInfo { id, series: Series::from_key(get(&row, 3)?)? }, info)?;
+        numbers.insert(id, Numbered { series_no: get(&row, 1)?, metric_no: get(&row, 2)?, info: Arc::clone(info) });
+    }
+    Ok(())
+}
+
+fn admit(
+    session: &mut Session,
+    missing: &[Wanted<'_>],
+    shard: ShardId,
+    numbers: &mut Numbers,
+    growth: &mut Growth,
+) -> Result<(), StoreError> {
+    let metrics = metrics(session, missing)?;
+    let metric_of = |series: &Series| -> Result<i32, StoreError> {
+        let key = (series.tenant.clone(), series.metric.clone());
+        metrics.get(&key).copied().ok_or_else(|| StoreError::Failed(format!("metric {} was not numbered", series.metric)))
+    };
+    let mut labels: Labels<'_> = BTreeMap::new();
+    for part in missing.chunks(PART) {
+        let metric_nos = part.iter().map(|w| metric_of(&w.info.series)).collect::<Result<Vec<i32>, _>>()?;
+        let given = insert_series(session, part, &metric_nos, shard)?;
+        for (w, metric_no) in part.iter().zip(metric_nos) {
+            let series_no =
+                *given.get(&w.info.id).ok_or_else(|| StoreError::Failed(format!("series {} got no number", w.info.id)))?;
+            numbers.insert(w.info.id, Numbered { metric_no, series_no, info: Arc::clone(w.info) });
+            *growth.entry(metric_no).or_default() += 1;
+            for (name, value) in &w.info.series.labels {
+                labels.entry((metric_no, name, value)).or_default().push(series_no);
+            }
+        }
+    }
+    let labels: Vec<_> = labels.into_iter().collect();
+    labels.chunks(PART).try_for_each(|part| label(session, part))
+}
+
+/// Series numbers by label of a metric.
+type Labels<'a> = BTreeMap<(i32, &'a str, &'a str), Vec<i64>>;
+
+fn insert_series(
+    session: &mut Session,
+    series: &[Wanted<'_>],
+    metric_nos: &[i32],
+    shard: ShardId,
+) -> Result<HashMap<SeriesId, i64>, StoreError> {
+    let ids: Vec<Id> = series.iter().map(|w| Id(w.info.id.0)).collect();
+    let keys: Vec<Vec<u8>> = series.iter().map(|w| w.info.series.key()).collect();
+    let offsets: Vec<i64> = series.iter().map(|w| w.offset as i64).collect();
+    let sql = "INSERT INTO series (metric_no, id, key, admitted_offset, shard)
+        SELECT w.metric_no, w.id, w.key, w.at, $5
+        FROM unnest($1::integer[], $2::uuid[], $3::bytea[], $4::bigint[]) AS w (metric_no, id, key, at) ORDER BY w.id RETURNING id, no";
+    let rows = session.query(sql, params![metric_nos.to_vec(), ids, keys, offsets, shard.0.cast_signed()])?;
+    rows.iter().map(|row| Ok((SeriesId(get::<Id>(row, 0)?.0), get(row, 1)?))).collect()
+}
+
+/// Numbers of the metrics of some series, by tenant and name.
+fn metrics(session: &mut Session, series: &[Wanted<'_>]) -> Result<BTreeMap<(String, String), i32>, StoreError> {
+    let names: BTreeSet<(&str, &str)> = series.iter().map(|w| (&*w.info.series.tenant, &*w.info.series.metric)).collect();
+    let (tenants, metrics): (Vec<String>, Vec<String>) = names.iter().map(|(t, m)| ((*t).to_owned(), (*m).to_owned())).unzip();
+    let select = "SELECT t.name, m.name, m.no FROM unnest($1::text[], $2::text[]) AS w (tenant, metric)
+        JOIN tenants t ON t.name = w.tenant JOIN metrics m ON m.tenant_no = t.no AND m.name = w.metric";
+    let mut found = BTreeMap::new();
+    for again in [false, true] {
+        for row in session.query(select, params![tenants.clone(), metrics.clone()])? {
+            found.insert((get(&row, 0)?, get(&row, 1)?), get(&row, 2)?);
+        }
+        if again || found.len() == names.len() {
+            break;
+        }
+        // Sorted and without repetition: each statement locks in the order of the keys.
+        let new = "INSERT INTO tenants (name) SELECT DISTINCT name FROM unnest($1::text[]) AS w (name)
+            WHERE NOT EXISTS (SELECT FROM tenants t WHERE t.name = w.name) ORDER BY name ON CONFLICT DO NOTHING";
+        session.execute(new, params![tenants.clone()])?;
+        let new = "INSERT INTO metrics (tenant_no, name) SELECT t.no, w.metric FROM unnest($1::text[], $2::text[]) AS w (tenant, metric)
+            JOIN tenants t ON t.name = w.tenant WHERE NOT EXISTS (SELECT FROM metrics m WHERE m.tenant_no = t.no AND m.name = w.metric)
+            ORDER BY t.no, w.metric ON CONFLICT DO NOTHING";
+        session.execute(new, params![tenants.clone(), metrics.clone()])?;
+    }
+    Ok(found)
+}
+
+/// Notes which series carry which label.
+fn label(session: &mut Session, labels: &[((i32, &str, &str), Vec<i64>)]) -> Result<(), StoreError> {
+    let metric_nos: Vec<i32> = labels.iter().map(|(key, _)| key.0).collect();
+    let names: Vec<String> = labels.iter().map(|(key, _)| key.1.to_owned()).collect();
+    let values: Vec<String> = labels.iter().map(|(key, _)| key.2.to_owned()).collect();
+    let new = "INSERT INTO label_pairs (metric_no, name, value)
+        SELECT w.metric_no, w.name, w.value FROM unnest($1::integer[], $2::text[], $3::text[]) AS w (metric_no, name, value)
+        WHERE NOT EXISTS (SELECT FROM label_pairs p WHERE p.metric_no = w.metric_no AND p.name = w.name AND p.value = w.value)
+        ORDER BY w.metric_no, w.name COLLATE \"C\", w.value COLLATE \"C\" ON CONFLICT DO NOTHING";
+    session.execute(new, params![metric_nos.clone(), names.clone(), values.clone()])?;
+    let select =
+        "SELECT w.at, p.no FROM unnest($1::integer[], $2::text[], $3::text[]) WITH ORDINALITY AS w (metric_no, name, value, at)
+        JOIN label_pairs p ON p.metric_no = w.metric_no AND p.name = w.name AND p.value = w.value";
+    let (mut pair_nos, mut series_nos) = (Vec::new(), Vec::new());
+    for row in session.query(select, params![metric_nos, names, values])? {
+        let at: i64 = get(&row, 0)?;
+        for series_no in labels.get(at as usize - 1).into_iter().flat_map(|(_, nos)| nos) {
+            pair_nos.push(get::<i64>(&row, 1)?);
+            series_nos.push(*series_no);
+        }
+    }
+    let sql = "INSERT INTO series_labels (pair_no, series_no) SELECT * FROM unnest($1::bigint[], $2::bigint[])";
+    session.execute(sql, params![pair_nos, series_nos])?;
+    Ok(())
+}

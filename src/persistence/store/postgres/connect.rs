@@ -1,0 +1,152 @@
+//! Makes sessions: connects to the host that takes writes, with TLS if asked for, and sets the session up.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Client, Config, Error, NoTls, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::StoreError;
+use super::errors::Failure;
+use super::options::Place;
+use super::session::{Backend, Session};
+use super::worker::Hands;
+
+/// The oldest server with all settings that sessions use (`client_connection_check_interval`).
+const OLDEST: i32 = 140_000;
+
+/// Who this session is to the server, and which start of which server it speaks with.
+const BACKEND: &str = "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
+    pg_postmaster_start_time(), current_setting('server_version_num')::integer";
+
+/// What sessions of one pool have in common.
+#[derive(Clone)]
+pub(super) struct Connector {
+    pub(super) config: Config,
+    tls: Option<MakeRustlsConnect>,
+    setup: String,
+    hands: Hands,
+    limit: Duration,
+    pub(super) place: Place,
+}
+
+impl Connector {
+    /// `setup` is run first in every session.
+    ///
+    /// # Errors
+    /// If TLS is asked for and the authorities cannot be read.
+    pub(super) fn new(config: Config, tls_ca: Option<&Path>, setup: String, hands: Hands) -> Result<Self, StoreError> {
+        let tls = (config.get_ssl_mode() == SslMode::Require).then(|| tls(tls_ca)).transpose()?;
+        let each = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
+        // A host that does not answer must not use up the time of the one behind it.
+        let limit = each.saturating_mul(config.get_hosts().len().max(1) as u32 + 1);
+        Ok(Self { place: Place::of(&config), config, tls, setup, hands, limit })
+    }
+
+    /// A new session.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if no host takes it, [`StoreError::Invalid`] if the server is too old.
+    pub(super) fn connect(&self) -> Result<Session, StoreError> {
+        let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
+        let connecting = async move {
+            let (client, connection) = match tls {
+                Some(tls) => open(&config, tls).await?,
+                None => open(&config, NoTls).await?,
+            };
+            let guard = Connection(connection);
+            client.batch_execute(&setup).await?;
+            let row = client.query_one(BACKEND, &[]).await?;
+            let started: SystemTime = row.try_get(2)?;
+            let backend = Backend { pid: row.try_get(0)?, started: row.try_get(1)?, server: micros(started) };
+            Ok::<_, Error>((client, guard, backend, row.try_get::<_, i32>(3)?))
+        };
+        let failure = match self.hands.run(self.limit, connecting) {
+            Ok(Ok((client, connection, backend, version))) if version >= OLDEST => {
+                return Ok(Session::new(client, connection, backend, self.hands.clone()));
+            }
+            Ok(Ok((.., version))) => {
+                return Err(StoreError::Invalid(format!(
+                    "{} runs PostgreSQL {}, Rollmill needs {} or newer: upgrade the server",
+                    self.place,
+                    version / 10_000,
+                    OLDEST / 10_000
+                )));
+            }
+            Ok(Err(error)) => StoreError::from(Failure::Said(error)),
+            Err(_) => StoreError::Failed(format!("no answer within {:?}, see store.connect_timeout", self.limit)),
+        };
+        Err(match failure {
+            StoreError::Failed(why) => StoreError::Failed(format!("cannot connect to {}: {why}", self.place)),
+            other => other,
+        })
+    }
+}
+
+/// Ends the connection when dropped, whatever it is waiting for.
+#[derive(Debug)]
+pub(super) struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn open<T>(config: &Config, tls: T) -> Result<(Client, JoinHandle<()>), Error>
+where
+    T: MakeTlsConnect<Socket> + Send,
+    T::Stream: Send + 'static,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    let (client, connection) = config.connect(tls).await?;
+    let task = tokio::spawn(async move {
+        // Whoever uses the session is told; idle ones are replaced.
+        if let Err(why) = connection.await {
+            tracing::debug!(%why, "a connection to the store ended");
+        }
+    });
+    Ok((client, task))
+}
+
+fn tls(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
+    let mut roots = rustls::RootCertStore::empty();
+    match authorities {
+        Some(path) => {
+            let unreadable = |why: String| {
+                StoreError::Invalid(format!(
+                    "store.tls_ca: cannot read {}: {why}: name a PEM file of certificates",
+                    path.display()
+                ))
+            };
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable(e.to_string()))? {
+                let certificate = certificate.map_err(|e| unreadable(e.to_string()))?;
+                roots.add(certificate).map_err(|e| unreadable(e.to_string()))?;
+            }
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(StoreError::Invalid(
+            "sslmode=require, but no certificate authority is known: name a PEM file with store.tls_ca".to_owned(),
+        ));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(|e| StoreError::Invalid(format!("TLS cannot be set up: {e}")))?;
+    Ok(MakeRustlsConnect::new(config.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,97 @@
+//! From what the server or the connection says to [`StoreError`].
+//!
+//! | when | what | answer |
+//! |---|---|---|
+//! | before COMMIT was sent | anything | `Failed`: a transaction that was not committed is rolled back, by us or by the end of its connection |
+//! | at COMMIT | the server says that it rolled back (class 40, class 23) | `Failed` |
+//! | at COMMIT | anything else: connection lost, deadline, the server shutting down | `Unknown` |
+//! | any time | data or index damaged (XX001, XX002), tables not as this build knows them (42P01, 42703) | `Invalid` |
+//!
+//! After every error but a plain one of a statement the session is thrown away.
+
+use tokio_postgres::Error;
+use tokio_postgres::error::{Severity, SqlState};
+
+use super::StoreError;
+
+/// Why a step failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The server or the connection said so.
+    Said(Error),
+    /// No answer within the deadline.
+    Late,
+}
+
+impl Failure {
+    /// The state that the server named.
+    pub(super) fn state(&self) -> Option<&SqlState> {
+        match self {
+            Failure::Said(error) => error.code(),
+            Failure::Late => None,
+        }
+    }
+
+    /// Whether the session can go on after a rollback.
+    pub(super) fn session_survives(&self) -> bool {
+        let Failure::Said(error) = self else { return false };
+        let Some(said) = error.as_db_error() else { return false };
+        let stale = *said.code() == SqlState::READ_ONLY_SQL_TRANSACTION || *said.code() == SqlState::FEATURE_NOT_SUPPORTED;
+        said.parsed_severity() == Some(Severity::Error) && !said.code().code().starts_with("57P") && !stale
+    }
+
+    /// The answer of a transaction whose COMMIT was sent.
+    pub(super) fn of_commit(self) -> StoreError {
+        match self.state().map(|state| &state.code()[..2]) {
+            Some("40" | "23") => self.into(),
+            _ => StoreError::Unknown(format!("postgres: COMMIT: {}", self.text())),
+        }
+    }
+
+    fn text(&self) -> String {
+        let Failure::Said(error) = self else {
+            return "no answer within store.timeout".to_owned();
+        };
+        let Some(said) = error.as_db_error() else {
+            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            return format!("{error}{cause}");
+        };
+        let detail = said.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+        format!("{} [{}]{detail}{}", said.message(), said.code().code(), way_out(said.code()))
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        let text = format!("postgres: {}", failure.text());
+        match failure.state() {
+            Some(state) if *state == SqlState::DATA_CORRUPTED || *state == SqlState::INDEX_CORRUPTED => {
+                StoreError::Invalid(format!("{text}: restore the database from a backup, or rebuild it from the archive"))
+            }
+            Some(state) if *state == SqlState::UNDEFINED_TABLE || *state == SqlState::UNDEFINED_COLUMN => {
+                StoreError::Invalid(format!("{text}: run `rollmill store migrate` as the owner of the tables"))
+            }
+            _ => StoreError::Failed(text),
+        }
+    }
+}
+
+/// What a person can do about a state.
+fn way_out(state: &SqlState) -> &'static str {
+    match state.code() {
+        "53100" => ": free space on the server's disk; what is not flushed waits in the log",
+        "53300" => ": raise max_connections of the server, or lower store.flush_connections and store.read_connections",
+        "53200" => ": the server is out of memory, or max_locks_per_transaction is too small for so many partitions",
+        "40001" | "40P01" => ": another transaction was in the way, it is tried again",
+        "55P03" => ": another transaction held a lock longer than store.lock_timeout",
+        "57014" => ": it took longer than store.timeout",
+        "57P01" => ": the server shuts down, or a new owner of the shard ended this session",
+        "57P03" => ": the server starts up",
+        "25P03" => ": this node was silent inside a transaction for store.idle_timeout",
+        "25006" => ": the server is a standby now; name all hosts in store.url, and the next connection finds the primary",
+        "42501" => ": grant what is missing, docs/operations.md has the roles",
+        "28P01" | "28000" => ": check user and password of store.url",
+        "3D000" => ": create the database, docs/operations.md says how",
+        _ => "",
+    }
+}

@@ -1,0 +1,302 @@
+//! The flush transaction, and the release of a quarantined event, which merges in the same way.
+//!
+//! The compare-and-set comes first: a flush that does not own its range writes nothing at all. From then on the shard's row is locked, and
+//! with it all rollups of the shard: their sketches may be read, merged here and written back. Rows that shards share (accounting,
+//! revisions, metrics) come last and in key order, so that they are locked for a moment only and no two flushes wait for each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::StoreError;
+use super::catalogue::{self, Growth, Known, Numbers};
+use super::codec::{CopyRows, Id, get};
+use super::schema::WEEK;
+use super::session::{Param, Session, params};
+use crate::model::decimal::Decimal;
+use crate::model::distinct::Distinct;
+use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, settled_revision};
+use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::quantiles::Quantiles;
+use crate::model::rollup::Rollup;
+use crate::model::window::{Hour, Millis};
+use crate::persistence::store::blocks;
+
+/// Staged rows, per session; every commit empties them.
+pub(super) const STAGING: &str = "
+    CREATE TEMPORARY TABLE staged_rollups (metric_no integer, hour integer, series_no bigint, count bigint, value_count bigint,
+      sum numeric, min numeric, max numeric) ON COMMIT DELETE ROWS;
+    CREATE TEMPORARY TABLE staged_sketches (metric_no integer, hour integer, series_no bigint, distinct_users bytea, quantiles bytea)
+      ON COMMIT DELETE ROWS;";
+
+const STAGE_ROLLUPS: &str = "COPY pg_temp.staged_rollups FROM STDIN BINARY";
+const MERGE_ROLLUPS: &str = "INSERT INTO rollups AS r (metric_no, hour, series_no, count, value_count, sum, min, max)
+    SELECT metric_no, hour, series_no, count, value_count, sum, min, max FROM pg_temp.staged_rollups ORDER BY metric_no, hour, series_no
+    ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET count = r.count + excluded.count,
+    value_count = r.value_count + excluded.value_count, sum = r.sum + excluded.sum, min = least(r.min, excluded.min),
+    max = greatest(r.max, excluded.max)";
+// OFFSET 0 makes it one look-up in the key per row, whatever the planner believes of tables that were never analysed.
+const READ_SKETCHES: &str = "SELECT s.metric_no, s.hour, s.series_no, k.distinct_users, k.quantiles FROM pg_temp.staged_rollups s
+    CROSS JOIN LATERAL (SELECT distinct_users, quantiles FROM sketches k WHERE k.metric_no = s.metric_no AND k.hour = s.hour
+    AND k.series_no = s.series_no OFFSET 0) k";
+const STAGE_SKETCHES: &str = "COPY pg_temp.staged_sketches FROM STDIN BINARY";
+const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, distinct_users, quantiles)
+    SELECT metric_no, hour, series_no, distinct_users, quantiles FROM pg_temp.staged_sketches ORDER BY metric_no, hour, series_no
+    ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET distinct_users = excluded.distinct_users, quantiles = excluded.quantiles";
+const CLEAR: &str = "TRUNCATE pg_temp.staged_rollups, pg_temp.staged_sketches";
+
+/// Rows merged at once: bounds the memory of sketches read back, which are 16 KiB at most each.
+const PART: usize = 8_192;
+
+/// Weeks that a flush writes to, as the partitions count them.
+pub(super) fn weeks(deltas: &[Delta]) -> BTreeSet<i32> {
+    deltas.iter().map(|delta| delta.hour.0.div_euclid(WEEK)).collect()
+}
+
+/// Writes one flush; what was numbered is to be remembered after the commit.
+pub(super) fn flush(
+    session: &mut Session,
+    known: &Known,
+    guard: FlushGuard,
+    batch: &FlushBatch,
+    forget_ids_before: Millis,
+) -> Result<Numbers, StoreError> {
+    let shard = guard.shard.0.cast_signed();
+    let moved = session.execute(
+        "UPDATE shards SET next = $1, attempts = 0, marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
+         owner_started = $3 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = $8",
+        params![
+            guard.range.to as i64,
+            session.backend.pid,
+            session.backend.started,
+            shard,
+            Id(guard.log.0),
+            guard.range.from as i64,
+            guard.epoch.counter as i64,
+            guard.epoch.nonce as i64
+        ],
+    )?;
+    if moved != 1 {
+        return Err(StoreError::Refused { shard: guard.shard });
+    }
+    let at = (guard.shard, guard.range.from);
+    let (numbers, growth) = catalogue::number(session, known, &batch.admitted, &batch.deltas, at)?;
+    let touched = merge(session, &batch.deltas, &numbers)?;
+    let mut writes: Vec<(&str, Vec<Param>)> = vec![("DELETE FROM suspects WHERE shard = $1", params![shard])];
+    if let Some(block) = &batch.dedup {
+        writes.push((
+            "INSERT INTO dedup VALUES ($1, $2, $3, $4, $5, $6)",
+            params![
+                shard,
+                block.range.from as i64,
+                block.range.to as i64,
+                block.appended.0,
+                block.appended.1,
+                blocks::encode_runs(&block.runs)
+            ],
+        ));
+    }
+    writes.push(("DELETE FROM dedup WHERE shard = $1 AND last_appended < $2", params![shard, forget_ids_before]));
+    writes.extend(batch.quarantined.iter().map(set_aside));
+    writes.extend(account(&batch.accounting));
+    writes.extend(touched.writes(&growth, |_| guard.revision()));
+    session.execute_all(writes)?;
+    Ok(numbers)
+}
+
+/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself: the batch's is not used.
+pub(super) fn settle(
+    session: &mut Session,
+    known: &Known,
+    (shard, offset, index): (ShardId, Offset, u32),
+    delta: Option<&FlushBatch>,
+) -> Result<Option<Numbers>, StoreError> {
+    // The shard's row stands for its rollups: no flush may merge them meanwhile.
+    let owned = session.query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()])?;
+    let log = owned.first().map_or(Ok(LogId([0; 16])), |row| get::<Id>(row, 0).map(|id| LogId(id.0)))?;
+    let sql = if delta.is_some() {
+        "DELETE FROM quarantine WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT discarded RETURNING tenant, appended"
+    } else {
+        "UPDATE quarantine SET discarded = true WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT discarded
+         RETURNING tenant, appended"
+    };
+    let waiting = session.query(sql, params![shard.0.cast_signed(), offset as i64, i64::from(index)])?;
+    let Some(row) = waiting.first() else { return Ok(None) };
+    let Some(batch) = delta else { return Ok(Some(Numbers::new())) };
+    let (numbers, growth) = catalogue::number(session, known, &[], &batch.deltas, (shard, offset))?;
+    let touched = merge(session, &batch.deltas, &numbers)?;
+    let sql = "INSERT INTO accounting AS a VALUES ($1, $2, 1, 0, 0) ON CONFLICT (tenant, hour) DO UPDATE SET
+        aggregated = a.aggregated + 1, quarantined = greatest(a.quarantined - 1, 0)";
+    let hour = Hour::of(get(row, 1)?).0;
+    let mut writes = vec![(sql, params![get::<String>(row, 0)?, hour])];
+    let before = touched.revisions(session)?;
+    let revise = |day| settled_revision(before.get(&day).copied().unwrap_or(0), log, shard, offset, index);
+    writes.extend(touched.writes(&growth, revise));
+    session.execute_all(writes)?;
+    Ok(Some(numbers))
+}
+
+fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
+    let sql = "INSERT INTO quarantine VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (shard, \"offset\", idx) DO UPDATE SET
+        tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, discarded = excluded.discarded,
+        record = excluded.record";
+    // A panic may say anything; text of PostgreSQL holds no NUL.
+    let reason = row.reason.replace('\0', "\u{fffd}");
+    let (shard, offset, index) = (row.shard.0.cast_signed(), row.offset as i64, i64::from(row.index));
+    (sql, params![shard, offset, index, row.tenant.clone(), row.appended, reason, row.discarded, row.record.clone()])
+}
+
+fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
+    let mut rows: BTreeMap<(&str, i32), [i64; 3]> = BTreeMap::new();
+    for delta in growth {
+        let row = rows.entry((&delta.tenant, delta.hour.0)).or_default();
+        row[0] += delta.aggregated as i64;
+        row[1] += delta.deduplicated as i64;
+        row[2] += delta.quarantined as i64;
+    }
+    if rows.is_empty() {
+        return None;
+    }
+    let (tenants, hours): (Vec<String>, Vec<i32>) = rows.keys().map(|(tenant, hour)| ((*tenant).to_owned(), *hour)).unzip();
+    let column = |at: usize| rows.values().map(|row| row[at]).collect::<Vec<i64>>();
+    let sql = "INSERT INTO accounting AS a SELECT * FROM
+        unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[]) AS w (tenant, hour, aggregated, deduplicated, quarantined)
+        ORDER BY w.tenant COLLATE \"C\", w.hour ON CONFLICT (tenant, hour) DO UPDATE SET aggregated = a.aggregated + excluded.aggregated,
+        deduplicated = a.deduplicated + excluded.deduplicated, quarantined = a.quarantined + excluded.quarantined";
+    Some((sql, params![tenants, hours, column(0), column(1), column(2)]))
+}
+
+/// Metric number, hour, series number.
+type RowKey = (i32, i32, i64);
+
+/// What a merge touched, to move revisions and the metrics' spans.
+#[derive(Default)]
+struct Touched {
+    days: BTreeSet<(i32, i32)>,
+    hours: BTreeMap<i32, (i32, i32)>,
+}
+
+impl Touched {
+    /// The revisions so far, which are locked from now on.
+    fn revisions(&self, session: &mut Session) -> Result<BTreeMap<(i32, i32), u64>, StoreError> {
+        let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
+        let sql = "SELECT r.metric_no, r.day, r.revision FROM unnest($1::integer[], $2::integer[]) AS w (metric_no, day)
+            JOIN revisions r ON r.metric_no = w.metric_no AND r.day = w.day ORDER BY r.metric_no, r.day FOR UPDATE OF r";
+        let rows = session.query(sql, params![metrics, days])?;
+        rows.iter().map(|row| Ok(((get(row, 0)?, get(row, 1)?), get::<i64>(row, 2)? as u64))).collect()
+    }
+
+    /// `revise` gives each day its new revision.
+    fn writes(&self, growth: &Growth, revise: impl Fn((i32, i32)) -> u64) -> Vec<(&'static str, Vec<Param>)> {
+        let mut writes = Vec::new();
+        if !self.days.is_empty() {
+            let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
+            let revisions: Vec<i64> = self.days.iter().map(|day| revise(*day) as i64).collect();
+            let sql = "INSERT INTO revisions SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, revision)
+                ORDER BY w.metric_no, w.day ON CONFLICT (metric_no, day) DO UPDATE SET revision = excluded.revision";
+            writes.push((sql, params![metrics, days, revisions]));
+        }
+        let metrics: Vec<i32> = self.hours.keys().chain(growth.keys()).copied().collect::<BTreeSet<i32>>().into_iter().collect();
+        if metrics.is_empty() {
+            return writes;
+        }
+        let grown: Vec<i64> = metrics.iter().map(|no| growth.get(no).copied().unwrap_or(0)).collect();
+        let first: Vec<Option<i32>> = metrics.iter().map(|no| self.hours.get(no).map(|span| span.0)).collect();
+        let last: Vec<Option<i32>> = metrics.iter().map(|no| self.hours.get(no).map(|span| span.1)).collect();
+        // Most flushes change nothing here, and then lock nothing: every shard has series of the same metrics.
+        let sql = "WITH grown AS MATERIALIZED (SELECT m.no, w.grown, w.first, w.last
+            FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::integer[]) AS w (no, grown, first, last) JOIN metrics m ON m.no = w.no
+            WHERE w.grown > 0 OR (w.first IS NOT NULL AND (m.first_hour IS NULL OR w.first < m.first_hour OR w.last > m.last_hour))
+            ORDER BY m.no FOR UPDATE OF m)
+            UPDATE metrics m SET series_count = m.series_count + g.grown, first_hour = least(m.first_hour, g.first),
+            last_hour = greatest(m.last_hour, g.last) FROM grown g WHERE m.no = g.no";
+        writes.push((sql, params![metrics, grown, first, last]));
+        writes
+    }
+}
+
+/// Merges growth into rows, in the order of their keys.
+fn merge(session: &mut Session, deltas: &[Delta], numbers: &Numbers) -> Result<Touched, StoreError> {
+    let mut rows: Vec<(RowKey, std::borrow::Cow<'_, Rollup>)> = Vec::with_capacity(deltas.len());
+    let mut touched = Touched::default();
+    for delta in deltas {
+        let id = delta.series.id;
+        let no = numbers.get(&id).ok_or_else(|| StoreError::Failed(format!("series {id} has no number")))?;
+        rows.push(((no.metric_no, delta.hour.0, no.series_no), std::borrow::Cow::Borrowed(&delta.rollup)));
+        touched.days.insert((no.metric_no, delta.hour.day()));
+        let span = touched.hours.entry(no.metric_no).or_insert((delta.hour.0, delta.hour.0));
+        *span = (span.0.min(delta.hour.0), span.1.max(delta.hour.0));
+    }
+    rows.sort_by_key(|(key, _)| *key);
+    // One statement touches a row once.
+    rows.dedup_by(|next, kept| {
+        let equal = next.0 == kept.0;
+        if equal {
+            kept.1.to_mut().merge(&next.1);
+        }
+        equal
+    });
+    for (at, part) in rows.chunks(PART).enumerate() {
+        if at > 0 {
+            session.batch(CLEAR.to_owned())?;
+        }
+        merge_figures(session, part)?;
+        merge_sketches(session, part)?;
+    }
+    Ok(touched)
+}
+
+type Part<'a, 'b> = &'a [(RowKey, std::borrow::Cow<'b, Rollup>)];
+
+fn merge_figures(session: &mut Session, rows: Part<'_, '_>) -> Result<(), StoreError> {
+    let mut copy = CopyRows::new();
+    for (key, rollup) in rows {
+        let figures = &rollup.figures;
+        copy.begin_row(8);
+        put_key(&mut copy, *key);
+        copy.bigint(figures.count as i64);
+        copy.bigint(figures.value_count as i64);
+        copy.numeric(Some(figures.sum));
+        copy.numeric(figures.min.map(Decimal::units));
+        copy.numeric(figures.max.map(Decimal::units));
+    }
+    session.copy_in(STAGE_ROLLUPS, copy.finish())?;
+    session.execute(MERGE_ROLLUPS, params![])?;
+    Ok(())
+}
+
+fn put_key(copy: &mut CopyRows, key: RowKey) {
+    copy.int(key.0);
+    copy.int(key.1);
+    copy.bigint(key.2);
+}
+
+fn merge_sketches(session: &mut Session, rows: Part<'_, '_>) -> Result<(), StoreError> {
+    let mut stored: BTreeMap<RowKey, (Distinct, Quantiles)> = BTreeMap::new();
+    session.each(READ_SKETCHES, params![], |row| {
+        let sketches = (Distinct::decode(get(row, 3)?)?, Quantiles::decode(get(row, 4)?)?);
+        stored.insert((get(row, 0)?, get(row, 1)?, get(row, 2)?), sketches);
+        Ok(())
+    })?;
+    let (mut copy, mut any) = (CopyRows::new(), false);
+    for (key, growth) in rows.iter().filter(|(_, growth)| !growth.distinct.is_empty() || !growth.quantiles.is_empty()) {
+        any = true;
+        copy.begin_row(5);
+        put_key(&mut copy, *key);
+        match stored.remove(key) {
+            Some((mut distinct, mut quantiles)) => {
+                distinct.merge(&growth.distinct);
+                quantiles.merge(&growth.quantiles);
+                copy.bytea(|out| distinct.encode(out));
+                copy.bytea(|out| quantiles.encode(out));
+            }
+            None => {
+                copy.bytea(|out| growth.distinct.encode(out));
+                copy.bytea(|out| growth.quantiles.encode(out));
+            }
+        }
+    }
+    if any {
+        session.copy_in(STAGE_SKETCHES, copy.finish())?;
+        session.execute(MERGE_SKETCHES, params![])?;
+    }
+    Ok(())
+}

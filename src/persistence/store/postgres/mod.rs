@@ -1,0 +1,309 @@
+//! The store of a cluster: TimescaleDB, or PostgreSQL 14 and newer with native partitions where the extension is missing.
+//!
+//! What always holds: every write is one READ COMMITTED transaction that begins with its compare-and-set, which locks the shard's row, and
+//! nothing derived from a transaction is remembered before it committed. Inside it the session is named after the shard, so that a new
+//! owner finds the backend of one that froze there, and ends it. A snapshot is a REPEATABLE READ transaction on the primary: it sees
+//! one state, and everything that was committed before it began.
+//! On failure: see [`errors`]. A transaction is never tried twice.
+
+mod admin;
+mod catalogue;
+mod codec;
+mod connect;
+mod errors;
+mod flush;
+mod maintenance;
+mod options;
+mod pool;
+mod schema;
+mod session;
+mod snapshot;
+#[cfg(test)]
+pub(super) mod tests;
+mod worker;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use self::maintenance::Keep;
+pub use self::options::PostgresOptions;
+pub use self::schema::ROLES;
+
+use self::catalogue::{Known, Numbers};
+use self::connect::Connector;
+use self::pool::Pool;
+use self::session::{Session, params};
+use self::worker::{Hands, Worker};
+use super::{RollupStore, StoreError, StoreSnapshot};
+use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
+use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::offset::{Epoch, LogId, Offset, ShardId};
+use crate::model::series::SeriesId;
+use crate::model::window::{Hour, Millis};
+
+/// Rollups, catalogue and checkpoints in a PostgreSQL database, in the schema `rollmill`.
+pub struct PostgresStore {
+    node: String,
+    writers: Pool,
+    readers: Pool,
+    known: Known,
+    /// Weeks that have their partitions, by the start of the server that said so.
+    weeks: Mutex<(i64, BTreeSet<i32>)>,
+    matched: snapshot::MatchCache,
+    patience: String,
+    worker: Worker,
+}
+
+impl std::fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresStore").field("place", &self.writers.connector.place).finish_non_exhaustive()
+    }
+}
+
+impl PostgresStore {
+    /// Connects, and lays or migrates the tables if this role may.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if the URL, the server or the schema cannot be used, [`StoreError::Failed`] if no host takes writes.
+    pub fn open(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
+        let store = Self::new(options)?;
+        let place = &store.writers.connector.place;
+        let mut lease = store.writers.take()?;
+        if !schema::is_current(lease.session()?, place)? {
+            drop(lease);
+            lease = store.writers.begin("BEGIN")?;
+            schema::migrate(lease.session()?, place)?;
+            lease.session()?.commit()?;
+        }
+        drop(lease);
+        // A reader that may not connect is a mistake of the start, not of the first query.
+        store.readers.take()?;
+        Ok(Arc::new(store))
+    }
+
+    /// Connects to read, beside the nodes that write; tables are not laid.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`], and if the tables are not those of this version.
+    pub fn open_existing(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
+        let store = Self::new(options)?;
+        let place = &store.readers.connector.place;
+        if !schema::is_current(store.readers.take()?.session()?, place)? {
+            return Err(StoreError::Invalid(format!(
+                "{place} has not the tables of this version: start a node of this version, or run `rollmill store migrate`"
+            )));
+        }
+        Ok(Arc::new(store))
+    }
+
+    /// Database, hosts and user, without a password.
+    pub fn place(&self) -> String {
+        self.writers.connector.place.to_string()
+    }
+
+    fn new(options: &PostgresOptions) -> Result<Self, StoreError> {
+        let worker = Worker::start()?;
+        let hands = worker.hands()?;
+        let connector = |key: &str, url: &str, role: &str, setup: String| -> Result<Connector, StoreError> {
+            Connector::new(options.config(key, url, role)?, options.tls_ca.as_deref(), setup, hands.clone())
+        };
+        let writing = options.settings(options.idle_timeout) + flush::STAGING;
+        // A query may think between two reads; it holds no lock that a flush waits for.
+        let reading = options.settings(options.timeout) + "SET default_transaction_read_only = on;";
+        let (read_key, read_url) =
+            options.read_url.as_deref().map_or(("store.url", &*options.url), |url| ("store.read_url", url));
+        let writers = connector("store.url", &options.url, "writer", writing)?;
+        let readers = connector(read_key, read_url, "reader", reading)?;
+        let patience = options.lock_timeout.min(admin::PATIENCE).as_millis();
+        Ok(Self {
+            node: options.node.clone(),
+            writers: Pool::new(writers, options.flush_connections, options.timeout, "store.flush_connections"),
+            readers: Pool::new(readers, options.read_connections, options.timeout, "store.read_connections"),
+            known: Known::default(),
+            weeks: Mutex::default(),
+            matched: snapshot::MatchCache::default(),
+            patience: format!("SET LOCAL lock_timeout = {patience};"),
+            worker,
+        })
+    }
+
+    fn hands(&self) -> Result<Hands, StoreError> {
+        self.worker.hands()
+    }
+
+    /// What sessions are named inside a transaction of the shard, up to the node.
+    fn names(shard: ShardId) -> String {
+        format!("shard-{:04}", shard.0)
+    }
+
+    /// The words that begin a transaction of the shard. The name is set before the row is locked, and seen by others at once.
+    fn begin(&self, shard: ShardId) -> String {
+        format!("BEGIN; SET LOCAL application_name = '{}';", options::application(&self.node, &Self::names(shard)))
+    }
+
+    /// Runs `body` in one transaction of the shard. What it returns is trusted only after the commit.
+    fn transaction<T>(&self, shard: ShardId, body: impl FnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut lease = self.writers.begin(&self.begin(shard))?;
+        let session = lease.session()?;
+        let answer = body(session)?;
+        session.commit()?;
+        Ok(answer)
+    }
+
+    /// As [`Self::transaction`], remembering what was numbered.
+    fn numbering<T>(
+        &self,
+        shard: ShardId,
+        body: impl FnOnce(&mut Session) -> Result<(Numbers, T), StoreError>,
+    ) -> Result<T, StoreError> {
+        let ((numbers, answer), server) = self.transaction(shard, |session| Ok((body(session)?, session.backend.server)))?;
+        self.known.add(server, numbers);
+        Ok(answer)
+    }
+
+    /// Makes the partitions that a batch needs, before its transaction, so that no flush waits for a table to be made by another.
+    fn ensure_weeks(&self, batch: &FlushBatch) -> Result<(), StoreError> {
+        let wanted = flush::weeks(&batch.deltas);
+        let known = self.weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if wanted.is_subset(&known.1) {
+            return Ok(());
+        }
+        let mut lease = self.writers.begin("BEGIN")?;
+        let session = lease.session()?;
+        let server = session.backend.server;
+        let missing: Vec<i32> = wanted.iter().filter(|week| known.0 != server || !known.1.contains(week)).copied().collect();
+        for week in &missing {
+            session.query("SELECT rollmill.ensure_week($1)", params![*week])?;
+        }
+        session.commit()?;
+        let mut weeks = self.weeks.lock().unwrap_or_else(PoisonError::into_inner);
+        if weeks.0 != server {
+            *weeks = (server, BTreeSet::new());
+        }
+        weeks.1.extend(missing);
+        Ok(())
+    }
+
+    /// Partitions may have been dropped meanwhile, by retention or by a failover to an older state: the next flush looks again.
+    fn forget_weeks<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
+        if matches!(outcome, Err(StoreError::Failed(_) | StoreError::Unknown(_))) {
+            *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        }
+        outcome
+    }
+
+    /// Drops the rollups of whole weeks that end at or before `before`: partitions or chunks, of figures and of sketches. How many.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if `before` is within the last day, or a partition is in use for long.
+    pub fn drop_before(&self, before: Hour) -> Result<u32, StoreError> {
+        self.old_weeks("SELECT rollmill.drop_before($1)", before)
+    }
+
+    /// Compresses whole weeks that end at or before `before`, if the server is a TimescaleDB whose licence has compression. How many
+    /// chunks.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn compress_before(&self, before: Hour) -> Result<u32, StoreError> {
+        self.old_weeks("SELECT rollmill.compress_before($1)", before)
+    }
+
+    fn old_weeks(&self, sql: &str, before: Hour) -> Result<u32, StoreError> {
+        let mut lease = self.writers.begin("BEGIN")?;
+        let session = lease.session()?;
+        let rows = session.query(sql, params![before.0])?;
+        session.commit()?;
+        drop(lease);
+        *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        Ok(rows.first().map_or(0, |row| row.get::<_, i32>(0)).unsigned_abs())
+    }
+
+    /// One claim; `None` if the shard's row is locked for longer than patience allows.
+    fn try_claim(&self, shard: ShardId, log: LogId, nonce: u64, words: &str) -> Result<Option<Claim>, StoreError> {
+        let mut lease = self.writers.begin(words)?;
+        let session = lease.session()?;
+        match admin::lock(session, shard)? {
+            None => Ok(None),
+            Some(found) => {
+                let claim = admin::claim(session, shard, (found, log), nonce)?;
+                session.commit()?;
+                Ok(Some(claim))
+            }
+        }
+    }
+}
+
+impl RollupStore for PostgresStore {
+    /// The transaction of a previous owner that does not end by itself at once is ended.
+    fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
+        let patient = format!("{} {}", self.begin(shard), self.patience);
+        if let Some(claim) = self.try_claim(shard, log, nonce, &patient)? {
+            return Ok(claim);
+        }
+        let mut lease = self.writers.take()?;
+        admin::end_holders(lease.session()?, &format!("rollmill:{}:", Self::names(shard)))?;
+        drop(lease);
+        self.try_claim(shard, log, nonce, &self.begin(shard))?.ok_or_else(|| {
+            StoreError::Failed(format!(
+                "the row of shard {shard} stays locked by a transaction that is not one of ours, or runs as another role: find it in \
+                 pg_stat_activity"
+            ))
+        })
+    }
+
+    fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+        admin::recent_ids(self.readers.begin(snapshot::BEGIN)?.session()?, shard, since)
+    }
+
+    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+        self.ensure_weeks(batch)?;
+        let flushed = self.numbering(guard.shard, |session| {
+            flush::flush(session, &self.known, guard, batch, forget_ids_before).map(|numbers| (numbers, ()))
+        });
+        self.forget_weeks(flushed)
+    }
+
+    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+        self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
+    }
+
+    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
+        self.transaction(row.shard, |session| admin::archived(session, row))
+    }
+
+    fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+        self.transaction(row.shard, |session| admin::moved(session, row, tier))
+    }
+
+    fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
+        self.transaction(row.shard, |session| admin::expired(session, row))
+    }
+
+    fn settle_quarantine(
+        &self,
+        shard: ShardId,
+        offset: Offset,
+        index: u32,
+        delta: Option<&FlushBatch>,
+    ) -> Result<bool, StoreError> {
+        if let Some(batch) = delta {
+            self.ensure_weeks(batch)?;
+        }
+        let settled = self.numbering(shard, |session| {
+            let numbers = flush::settle(session, &self.known, (shard, offset, index), delta)?;
+            let settled = numbers.is_some();
+            Ok((numbers.unwrap_or_default(), settled))
+        });
+        self.forget_weeks(settled)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        let lease = self.readers.begin(snapshot::BEGIN)?;
+        Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched)?))
+    }
+
+    fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+        admin::admitted_series(self.readers.begin(snapshot::BEGIN)?.session()?, shard)
+    }
+}

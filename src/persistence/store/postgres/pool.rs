@@ -1,0 +1,128 @@
+//! A bounded number of sessions; whoever finds none free waits, not longer than a transaction may take.
+//!
+//! A session goes back only when no transaction is open and no answer is missing. Others are thrown away, which ends their transaction
+//! on the server, and the next caller connects anew: to whatever host takes writes then.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::StoreError;
+use super::connect::Connector;
+use super::errors::Failure;
+use super::session::Session;
+use crate::clock::Stopwatch;
+
+/// The sessions of one purpose.
+pub(super) struct Pool {
+    pub(super) connector: Connector,
+    free: Mutex<Free>,
+    returned: Condvar,
+    size: usize,
+    limit: Duration,
+    /// The key that says how many.
+    key: &'static str,
+}
+
+struct Free {
+    idle: Vec<Session>,
+    /// Idle or lent.
+    open: usize,
+}
+
+/// A session, until dropped.
+pub(super) struct Lease<'a> {
+    pool: &'a Pool,
+    session: Option<Session>,
+    fresh: bool,
+}
+
+impl Pool {
+    pub(super) fn new(connector: Connector, size: usize, limit: Duration, key: &'static str) -> Self {
+        let free = Mutex::new(Free { idle: Vec::new(), open: 0 });
+        Self { connector, free, returned: Condvar::new(), size, limit, key }
+    }
+
+    /// A session with a full allowance of time.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if none comes free in time, or the server cannot be reached.
+    pub(super) fn take(&self) -> Result<Lease<'_>, StoreError> {
+        let idle = self.wait()?;
+        // From here on dropping `lease` gives the place back, also if connecting fails.
+        let mut lease = Lease { pool: self, fresh: idle.is_none(), session: idle };
+        if lease.session.is_none() {
+            lease.session = Some(self.connector.connect()?);
+        }
+        lease.session()?.allow(self.limit);
+        Ok(lease)
+    }
+
+    /// A session inside a transaction that begins with `words`. Idle sessions may have died without a word, at a failover all at once;
+    /// nothing was done yet, so the next one is tried.
+    ///
+    /// # Errors
+    /// As [`Pool::take`], and what the server says to `words`.
+    pub(super) fn begin(&self, words: &str) -> Result<Lease<'_>, StoreError> {
+        loop {
+            let mut lease = self.take()?;
+            let fresh = lease.fresh;
+            match lease.session()?.begin(words.to_owned()) {
+                Ok(()) => return Ok(lease),
+                Err(failure) if fresh || matches!(failure, Failure::Late) || failure.session_survives() => {
+                    return Err(failure.into());
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes a place: with an idle session, or with none, to connect one.
+    fn wait(&self) -> Result<Option<Session>, StoreError> {
+        let watch = Stopwatch::start();
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            while let Some(session) = free.idle.pop() {
+                if session.is_reusable() {
+                    return Ok(Some(session));
+                }
+                free.open -= 1;
+            }
+            if free.open < self.size {
+                free.open += 1;
+                return Ok(None);
+            }
+            let left = self.limit.saturating_sub(watch.elapsed());
+            if left.is_zero() {
+                return Err(StoreError::Failed(format!(
+                    "all {} connections to {} were busy for {:?}: raise {} or store.timeout",
+                    self.size, self.connector.place, self.limit, self.key
+                )));
+            }
+            free = self.returned.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Lease<'_> {
+    /// The session.
+    pub(super) fn session(&mut self) -> Result<&mut Session, StoreError> {
+        self.session.as_mut().ok_or_else(|| StoreError::Failed("the lease has no session".to_owned()))
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let mut session = self.session.take();
+        if let Some(session) = &mut session {
+            session.rollback();
+        }
+        let session = session.filter(Session::is_reusable);
+        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+        match session {
+            Some(session) => free.idle.push(session),
+            None => free.open -= 1,
+        }
+        drop(free);
+        self.pool.returned.notify_one();
+    }
+}

@@ -1,0 +1,119 @@
+//! The tables, their version, and who may lay them.
+//!
+//! Every start reads the version. An older schema is migrated by whoever may (the owner of the schema, or the only role of a small
+//! installation), one node at a time; a newer one is refused and never changed.
+
+use super::StoreError;
+use super::errors::Failure;
+use super::options::Place;
+use super::session::{Session, params};
+
+/// Migrations in order; the number of the last is the version of this build. What was released is never changed.
+const MIGRATIONS: &[&str] = &[include_str!("sql/0001_tables.sql")];
+const FUNCTIONS: &str = include_str!("sql/functions.sql");
+const GRANTS: &str = include_str!("sql/grants.sql");
+/// Creates the roles; run by a person, before the first start.
+pub const ROLES: &str = include_str!("sql/roles.sql");
+
+/// Serialises migrations within a database.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(7094701)";
+/// Hours of a chunk; native partitions are as wide (`functions.sql`).
+pub(super) const WEEK: i32 = 168;
+
+/// The version that this build reads and writes.
+fn newest() -> i32 {
+    MIGRATIONS.len() as i32
+}
+
+/// Whether the version is the one of this build.
+///
+/// # Errors
+/// [`StoreError::Invalid`] if the version is newer.
+pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
+    // Asked of the catalogue: to_regclass is an error for a role without rights on the schema.
+    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'rollmill' AND c.relname = 'migrations')";
+    let laid = session.query(sql, params![])?;
+    if !laid.first().is_some_and(|row| row.get::<_, bool>(0)) {
+        return Ok(false);
+    }
+    let found: i32 = match session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?.first() {
+        Some(row) => row.get(0),
+        None => 0,
+    };
+    if found > newest() {
+        return Err(StoreError::Invalid(format!(
+            "{place} has schema version {found}, this build knows up to {}: start the version of Rollmill that migrated it, or name another database",
+            newest()
+        )));
+    }
+    Ok(found == newest())
+}
+
+/// Brings the schema to the version of this build, inside the session's transaction; nothing if another node was faster.
+///
+/// # Errors
+/// [`StoreError::Invalid`] if this role may not, or the version is newer.
+pub(super) fn migrate(session: &mut Session, place: &Place) -> Result<(), StoreError> {
+    session.batch(LOCK.to_owned())?;
+    if is_current(session, place)? {
+        return Ok(());
+    }
+    lay(session).map_err(|failure| match failure.state().map(|state| state.code()) {
+        Some("42501") => StoreError::Invalid(format!(
+            "{place} has not the tables of this version, and this role may not lay them: run `rollmill store migrate --url URL` with \
+             the URL of rollmill_owner"
+        )),
+        _ => failure.into(),
+    })
+}
+
+fn lay(session: &mut Session) -> Result<(), Failure> {
+    // Everything belongs to the owner, also if a superuser does the work: the functions run with the rights of their owner.
+    let owner = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_owner'
+        AND pg_has_role(current_user, oid, 'MEMBER') AND has_schema_privilege(oid, 'rollmill', 'CREATE'))";
+    let schema = session.query("SELECT to_regnamespace('rollmill') IS NOT NULL", params![])?;
+    if !schema.first().is_some_and(|row| row.get::<_, bool>(0)) {
+        session.batch("CREATE SCHEMA rollmill".to_owned())?;
+    } else if session.query(owner, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)) {
+        session.batch("SET LOCAL ROLE rollmill_owner".to_owned())?;
+    }
+    session.batch(
+        "CREATE TABLE IF NOT EXISTS rollmill.migrations (version integer PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(),
+         by text NOT NULL)"
+            .to_owned(),
+    )?;
+    let timescale = timescale(session)?;
+    let done = session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?;
+    let done: i32 = done.first().map_or(0, |row| row.get(0));
+    for (version, text) in (1..).zip(MIGRATIONS).skip_while(|(version, _)| *version <= done) {
+        session.batch(text.replace("/*PARTITIONED*/", if timescale.is_some() { "" } else { "PARTITION BY RANGE (hour)" }))?;
+        if let (1, Some(schema)) = (version, &timescale) {
+            session.batch(hypertables(schema))?;
+        }
+        let by = format!("rollmill {}", env!("CARGO_PKG_VERSION"));
+        session.execute("INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2)", params![version, by])?;
+    }
+    session.batch(FUNCTIONS.to_owned())?;
+    session.batch(GRANTS.to_owned())?;
+    session.batch("RESET ROLE".to_owned())?;
+    Ok(())
+}
+
+/// The schema of the extension, quoted; `None` without it.
+fn timescale(session: &mut Session) -> Result<Option<String>, Failure> {
+    let sql = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+        WHERE e.extname = 'timescaledb'";
+    Ok(session.query(sql, params![])?.first().map(|row| row.get(0)))
+}
+
+/// Our own primary keys lead to the hour, so the index that the extension would add is of no use.
+fn hypertables(schema: &str) -> String {
+    let one = |table: &str| {
+        format!(
+            "ALTER TABLE rollmill.{table} SET (fillfactor = 85);
+             SELECT {schema}.create_hypertable('rollmill.{table}', 'hour', chunk_time_interval => {WEEK}, create_default_indexes => false);"
+        )
+    };
+    one("rollups") + &one("sketches")
+}

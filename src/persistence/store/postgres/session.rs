@@ -1,0 +1,233 @@
+//! One connection, used by one caller at a time, statement by statement, each within what is left of the transaction's time.
+//!
+//! What always holds: a session inside a transaction, or of which an answer is missing, never serves another caller.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures::{SinkExt, StreamExt};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Error, Row, RowStream, Statement};
+
+use super::StoreError;
+use super::connect::Connection;
+use super::errors::Failure;
+use super::worker::Hands;
+use crate::clock::Stopwatch;
+
+/// A parameter that outlives its caller's borrow.
+pub(super) type Param = Box<dyn ToSql + Sync + Send>;
+
+/// Parameters of a statement.
+macro_rules! params {
+    ($($value:expr),* $(,)?) => { vec![$(Box::new($value) as $crate::persistence::store::postgres::session::Param),*] };
+}
+pub(super) use params;
+
+/// Rows fetched at once.
+const ROWS: usize = 1024;
+/// A rollback that takes longer costs the session.
+const ROLLBACK: Duration = Duration::from_secs(2);
+
+/// The server's side of a session.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Backend {
+    /// Its process.
+    pub(super) pid: i32,
+    /// When that was started.
+    pub(super) started: SystemTime,
+    /// When the server was started, in microseconds. What is committed stays true until the server is started again or another takes its
+    /// place: then this number differs.
+    pub(super) server: i64,
+}
+
+/// A connection.
+pub(super) struct Session {
+    client: Arc<Client>,
+    _connection: Connection,
+    pub(super) backend: Backend,
+    hands: Hands,
+    statements: HashMap<String, Statement>,
+    watch: Stopwatch,
+    limit: Duration,
+    open: bool,
+    sound: bool,
+}
+
+/// Rows that are still coming.
+pub(super) struct Rows(Option<Pin<Box<RowStream>>>);
+
+impl Session {
+    pub(super) fn new(client: Client, connection: Connection, backend: Backend, hands: Hands) -> Self {
+        Self {
+            client: Arc::new(client),
+            _connection: connection,
+            backend,
+            hands,
+            statements: HashMap::new(),
+            watch: Stopwatch::start(),
+            limit: Duration::ZERO,
+            open: false,
+            sound: true,
+        }
+    }
+
+    /// Gives the next statements, together, this much time.
+    pub(super) fn allow(&mut self, limit: Duration) {
+        (self.watch, self.limit) = (Stopwatch::start(), limit);
+    }
+
+    /// Whether the next caller may have it.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.sound && !self.open && !self.client.is_closed()
+    }
+
+    /// Begins a transaction with these words, which begin with BEGIN.
+    pub(super) fn begin(&mut self, words: String) -> Result<(), Failure> {
+        self.open = true;
+        self.batch(words)
+    }
+
+    /// Commits. What fails here is unknown, unless the server says that it rolled back.
+    pub(super) fn commit(&mut self) -> Result<(), StoreError> {
+        if self.limit <= self.watch.elapsed() {
+            self.rollback();
+            return Err(Failure::Late.into());
+        }
+        let committed = self.batch("COMMIT".to_owned()).map_err(Failure::of_commit);
+        self.open = false;
+        self.sound &= committed.is_ok();
+        committed
+    }
+
+    /// Rolls back, if a transaction is open. A session that cannot is not used again, and its end rolls back.
+    pub(super) fn rollback(&mut self) {
+        if self.open && self.sound {
+            self.allow(ROLLBACK);
+            self.open = self.batch("ROLLBACK".to_owned()).is_err();
+        }
+    }
+
+    fn step<T: Send + 'static>(&mut self, work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Failure> {
+        let left = self.limit.saturating_sub(self.watch.elapsed());
+        if left.is_zero() || !self.sound {
+            self.sound = false;
+            return Err(Failure::Late);
+        }
+        let failure = match self.hands.run(left, work) {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(error)) => Failure::Said(error),
+            Err(_) => Failure::Late,
+        };
+        self.sound = failure.session_survives();
+        Err(failure)
+    }
+
+    /// Statements without parameters.
+    pub(super) fn batch(&mut self, sql: String) -> Result<(), Failure> {
+        let client = Arc::clone(&self.client);
+        self.step(async move { client.batch_execute(&sql).await })
+    }
+
+    fn prepared(&mut self, sql: &str) -> Result<Statement, Failure> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let (client, text) = (Arc::clone(&self.client), sql.to_owned());
+        let statement = self.step(async move { client.prepare(&text).await })?;
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
+    }
+
+    /// The rows of a statement that has few.
+    pub(super) fn query(&mut self, sql: &str, params: Vec<Param>) -> Result<Vec<Row>, Failure> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
+        self.step(async move {
+            let mut stream = Box::pin(client.query_raw(&statement, params).await?);
+            let mut rows = Vec::new();
+            while let Some(row) = stream.next().await {
+                rows.push(row?);
+            }
+            Ok(rows)
+        })
+    }
+
+    /// The number of rows changed.
+    pub(super) fn execute(&mut self, sql: &str, params: Vec<Param>) -> Result<u64, Failure> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
+        self.step(async move { client.execute_raw(&statement, params).await })
+    }
+
+    /// Sends all statements at once; they run in this order.
+    pub(super) fn execute_all(&mut self, statements: Vec<(&str, Vec<Param>)>) -> Result<(), Failure> {
+        let mut prepared = Vec::with_capacity(statements.len());
+        for (sql, params) in statements {
+            prepared.push((self.prepared(sql)?, params));
+        }
+        let client = Arc::clone(&self.client);
+        self.step(async move {
+            let sent = prepared.iter_mut().map(|(statement, params)| client.execute_raw(&*statement, std::mem::take(params)));
+            futures::future::try_join_all(sent).await.map(|_| ())
+        })
+    }
+
+    /// Sends the rows of a COPY.
+    pub(super) fn copy_in(&mut self, sql: &str, chunks: Vec<Bytes>) -> Result<u64, Failure> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
+        self.step(async move {
+            let mut sink = Box::pin(client.copy_in::<_, Bytes>(&statement).await?);
+            for chunk in chunks {
+                sink.feed(chunk).await?;
+            }
+            sink.as_mut().finish().await
+        })
+    }
+
+    /// Begins a statement whose rows are fetched in parts. Until the last was fetched the session serves nothing else.
+    pub(super) fn stream(&mut self, sql: &str, params: Vec<Param>) -> Result<Rows, Failure> {
+        let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
+        let stream = self.step(async move { client.query_raw(&statement, params).await.map(Box::pin) })?;
+        Ok(Rows(Some(stream)))
+    }
+
+    /// The next rows; none after the last.
+    pub(super) fn next(&mut self, rows: &mut Rows) -> Result<Vec<Row>, Failure> {
+        let Some(mut stream) = rows.0.take() else { return Ok(Vec::new()) };
+        let (fetched, rest) = self.step(async move {
+            let mut fetched = Vec::with_capacity(ROWS);
+            while let Some(row) = stream.next().await {
+                fetched.push(row?);
+                if fetched.len() == ROWS {
+                    return Ok((fetched, Some(stream)));
+                }
+            }
+            Ok((fetched, None))
+        })?;
+        rows.0 = rest;
+        Ok(fetched)
+    }
+
+    /// Visits every row, in parts.
+    pub(super) fn each(
+        &mut self,
+        sql: &str,
+        params: Vec<Param>,
+        mut visit: impl FnMut(&Row) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut rows = self.stream(sql, params)?;
+        loop {
+            let part = self.next(&mut rows)?;
+            if part.is_empty() {
+                return Ok(());
+            }
+            for row in &part {
+                // Rows that nobody reads to their end would stand in the way of the next statement.
+                visit(row).inspect_err(|_| self.sound &= rows.0.is_none())?;
+            }
+        }
+    }
+}

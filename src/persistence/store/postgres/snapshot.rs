@@ -1,0 +1,441 @@
+//! One consistent view: a REPEATABLE READ READ ONLY transaction on a session of the readers' pool.
+//!
+//! Which series match a query is remembered per metric and matchers, together with the number of series of the metric: series are only
+//! ever added, in an order in which the number grows, so an equal number on the same start of a server is an equal set. Rollups are read
+//! by seeks when few series match, by one scan otherwise; rows come in parts, so that a long range needs no memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_postgres::Row;
+
+use super::codec::{self, Id, get};
+use super::pool::Lease;
+use super::session::{Param, Session, params};
+use super::{StoreError, admin};
+use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::{Series, SeriesId};
+use crate::model::window::Hour;
+use crate::persistence::store::{Matcher, MetricInfo, RollupQuery, StoreSnapshot, blocks, too_many_series};
+
+/// The words that begin a snapshot; its first statement pins the state.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
+macro_rules! manifest_columns {
+    () => {
+        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
+         crc32c, tier FROM manifest"
+    };
+}
+
+/// Series by number, ascending.
+type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
+
+/// Matching series by start of server, metric and matchers, each with the metric's number of series at that time.
+#[derive(Debug, Default)]
+pub(super) struct MatchCache(Mutex<HashMap<(i64, i32, String), (i64, Matched)>>);
+
+const CACHE_ENTRIES: usize = 256;
+
+/// A view, until dropped.
+pub(super) struct PostgresSnapshot<'a> {
+    lease: Lease<'a>,
+    cache: &'a MatchCache,
+}
+
+/// Where the rows of a query go.
+type Visit<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup) + 'v;
+
+impl<'a> PostgresSnapshot<'a> {
+    /// `lease` is inside a transaction that began with [`BEGIN`].
+    pub(super) fn new(mut lease: Lease<'a>, cache: &'a MatchCache) -> Result<Self, StoreError> {
+        lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
+        Ok(Self { lease, cache })
+    }
+
+    fn sql(&mut self) -> Result<&mut Session, StoreError> {
+        self.lease.session()
+    }
+
+    fn metric(&mut self, tenant: &str, metric: &str) -> Result<Option<(i32, i64)>, StoreError> {
+        let sql =
+            "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = $1 AND m.name = $2";
+        let rows = self.sql()?.query(sql, params![tenant.to_owned(), metric.to_owned()])?;
+        rows.first().map(|row| Ok((get(row, 0)?, get(row, 1)?))).transpose()
+    }
+
+    fn matched(&mut self, query: &RollupQuery<'_>, metric_no: i32, count: i64) -> Result<Matched, StoreError> {
+        if query.matchers.is_empty() && count as usize > query.max_series {
+            return Err(too_many_series(query, count as usize));
+        }
+        let key = (self.sql()?.backend.server, metric_no, format!("{:?}", query.matchers));
+        let cached = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let matched = match cached {
+            Some((then, matched)) if then == count => matched,
+            _ => {
+                let matched = Arc::new(self.match_series(query, metric_no)?);
+                let mut cache = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if cache.len() >= CACHE_ENTRIES {
+                    cache.clear();
+                }
+                cache.insert(key, (count, Arc::clone(&matched)));
+                matched
+            }
+        };
+        if matched.len() > query.max_series {
+            return Err(too_many_series(query, matched.len()));
+        }
+        Ok(matched)
+    }
+
+    fn match_series(&mut self, query: &RollupQuery<'_>, metric_no: i32) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+        // An empty value also matches series without the label, which the index does not hold.
+        let indexed = query.matchers.iter().find_map(|m| match m {
+            Matcher::Equal(name, value) if !value.is_empty() => Some((name.clone(), value.clone())),
+            _ => None,
+        });
+        let pass = |info: &SeriesInfo| query.matchers.iter().all(|m| m.matches(&info.series));
+        let mut matched = match indexed {
+            // Text of PostgreSQL holds no NUL, and so no label does.
+            Some((_, value)) if value.contains('\0') => Vec::new(),
+            Some((name, value)) => {
+                let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON l.pair_no = p.no
+                    JOIN series s ON s.no = l.series_no WHERE p.metric_no = $1 AND p.name = $2 AND p.value = $3";
+                self.series(sql, params![metric_no, name, value], pass)?
+            }
+            None => self.series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], pass)?,
+        };
+        matched.sort_by_key(|(no, _)| *no);
+        Ok(matched)
+    }
+
+    fn series(
+        &mut self,
+        sql: &str,
+        params: Vec<Param>,
+        pass: impl Fn(&SeriesInfo) -> bool,
+    ) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+        let mut series = Vec::new();
+        self.sql()?.each(sql, params, |row| {
+            let info = SeriesInfo { id: SeriesId(get::<Id>(row, 1)?.0), series: Series::from_key(get(row, 2)?)? };
+            if pass(&info) {
+                series.push((get(row, 0)?, Arc::new(info)));
+            }
+            Ok(())
+        })?;
+        Ok(series)
+    }
+
+    /// One look-up in the key for every hour and series, in this order whatever the planner believes (OFFSET 0).
+    fn seek(
+        &mut self,
+        metric_no: i32,
+        series: &Matched,
+        query: &RollupQuery<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "SELECT {} FROM generate_series($2::integer, $3::integer - 1) AS h (hour) CROSS JOIN unnest($4::bigint[]) AS w (no)
+             CROSS JOIN LATERAL (SELECT * FROM rollups r WHERE r.metric_no = $1 AND r.hour = h.hour AND r.series_no = w.no OFFSET 0) r
+             {} ORDER BY r.hour",
+            columns(query),
+            sketches(query)
+        );
+        let nos: Vec<i64> = series.iter().map(|(no, _)| *no).collect();
+        self.visit(&sql, params![metric_no, query.from.0, query.to.0, nos], series, query, visit)
+    }
+
+    fn scan(
+        &mut self,
+        metric_no: i32,
+        series: &Matched,
+        query: &RollupQuery<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
+        let sql = format!(
+            "SELECT {} FROM rollups r {} WHERE r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3 ORDER BY r.hour",
+            columns(query),
+            sketches(query)
+        );
+        self.visit(&sql, params![metric_no, query.from.0, query.to.0], series, query, visit)
+    }
+
+    fn visit(
+        &mut self,
+        sql: &str,
+        params: Vec<Param>,
+        series: &Matched,
+        query: &RollupQuery<'_>,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
+        self.sql()?.each(sql, params, |row| {
+            let no: i64 = get(row, 1)?;
+            if let Ok(at) = series.binary_search_by_key(&no, |(no, _)| *no) {
+                visit(&series[at].1, Hour(get(row, 0)?), rollup(row, query)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// All rollups of a metric, of one hour after the other, of one series id after the other.
+    fn metric_bytes(
+        &mut self,
+        metric_no: i32,
+        (from, to): (Hour, Hour),
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let series = self.series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], |_| true)?;
+        let series: HashMap<i64, Arc<SeriesInfo>> = series.into_iter().collect();
+        let all = RollupQuery {
+            tenant: "",
+            metric: "",
+            matchers: &[],
+            from,
+            to,
+            distinct: true,
+            quantiles: true,
+            max_series: usize::MAX,
+        };
+        let sql = format!(
+            "SELECT {} FROM rollups r {} WHERE r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3 ORDER BY r.hour",
+            columns(&all),
+            sketches(&all)
+        );
+        // Numbers are not in the order of ids: one hour at a time is sorted.
+        let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) = (from, BTreeMap::new());
+        let mut bytes = Vec::new();
+        let mut finish = |hour: &mut (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>)| {
+            for (info, rollup) in std::mem::take(&mut hour.1).into_values() {
+                bytes.clear();
+                rollup.encode(&mut bytes);
+                visit(info, hour.0, rollup, &bytes);
+            }
+        };
+        self.sql()?.each(&sql, params![metric_no, from.0, to.0], |row| {
+            let next = Hour(get(row, 0)?);
+            if next != hour.0 {
+                finish(&mut hour);
+                hour.0 = next;
+            }
+            let no: i64 = get(row, 1)?;
+            let info = series.get(&no).ok_or_else(|| {
+                StoreError::Invalid(format!("series number {no} has rollups but no catalogue row: rebuild the store"))
+            })?;
+            hour.1.insert(info.id, (info, rollup(row, &all)?));
+            Ok(())
+        })?;
+        finish(&mut hour);
+        Ok(())
+    }
+}
+
+/// Hour, series number, figures, and the sketches that are wanted.
+fn columns(query: &RollupQuery<'_>) -> &'static str {
+    match (query.distinct, query.quantiles) {
+        (false, false) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max",
+        (true, false) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, k.distinct_users, NULL::bytea",
+        (false, true) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, NULL::bytea, k.quantiles",
+        (true, true) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, k.distinct_users, k.quantiles",
+    }
+}
+
+/// The sketches beside the figures, if any are wanted. Naming the range twice spares the plan all other partitions.
+fn sketches(query: &RollupQuery<'_>) -> &'static str {
+    if query.distinct || query.quantiles {
+        "LEFT JOIN sketches k ON k.metric_no = r.metric_no AND k.hour = r.hour AND k.series_no = r.series_no AND k.hour >= $2 AND k.hour < $3"
+    } else {
+        ""
+    }
+}
+
+fn rollup(row: &Row, query: &RollupQuery<'_>) -> Result<Rollup, StoreError> {
+    let figures = codec::figures(row, 2)?;
+    if !query.distinct && !query.quantiles {
+        return Ok(Rollup { figures, ..Rollup::default() });
+    }
+    let (users, values) = (get::<Option<&[u8]>>(row, 7)?, get::<Option<&[u8]>>(row, 8)?);
+    Ok(Rollup::with_sketches(figures, users.unwrap_or(&[]), values.unwrap_or(&[]))?)
+}
+
+fn range(row: &Row, first: usize) -> Result<OffsetRange, StoreError> {
+    Ok(OffsetRange { from: get::<i64>(row, first)? as Offset, to: get::<i64>(row, first + 1)? as Offset })
+}
+
+fn epoch(row: &Row, first: usize) -> Result<Epoch, StoreError> {
+    Ok(Epoch { counter: get::<i64>(row, first)? as u64, nonce: get::<i64>(row, first + 1)? as u64 })
+}
+
+fn shard(row: &Row, at: usize) -> Result<ShardId, StoreError> {
+    Ok(ShardId(get::<i32>(row, at)?.cast_unsigned()))
+}
+
+impl StoreSnapshot for PostgresSnapshot<'_> {
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
+        let sql = "SELECT shard, log, next, archived, epoch, nonce FROM shards ORDER BY shard";
+        let checkpoint = |row: &Row| {
+            let (next, archived) = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
+            Ok((shard(row, 0)?, Checkpoint { log: LogId(get::<Id>(row, 1)?.0), next, archived, epoch: epoch(row, 4)? }))
+        };
+        self.sql()?.query(sql, params![])?.iter().map(checkpoint).collect()
+    }
+
+    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+        let mut revisions = vec![0; days.len()];
+        let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
+        let sql = "SELECT day, revision FROM revisions WHERE metric_no = $1 AND day >= $2 AND day < $3";
+        for row in self.sql()?.query(sql, params![metric_no, days.start, days.end])? {
+            let day: i32 = get(&row, 0)?;
+            revisions[(day - days.start) as usize] = get::<i64>(&row, 1)? as u64;
+        }
+        Ok(revisions)
+    }
+
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else { return Ok(()) };
+        let matched = self.matched(query, metric_no, count)?;
+        if matched.is_empty() || query.from >= query.to {
+            return Ok(());
+        }
+        // A seek costs about as much as eight rows of a scan; a far longer range than data exists is no reason to seek.
+        let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
+        let few = (matched.len() as i64) < count / 8 || (matched.len() as i64).saturating_mul(hours) <= 32;
+        if few && hours <= 24 * 366 {
+            self.seek(metric_no, &matched, query, visit)
+        } else {
+            self.scan(metric_no, &matched, query, visit)
+        }
+    }
+
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY t.name, m.name";
+        for row in self.sql()?.query(sql, params![])? {
+            self.metric_bytes(get(&row, 0)?, (from, to), visit)?;
+        }
+        Ok(())
+    }
+
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let mut admissions = Vec::new();
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1";
+        self.sql()?.each(sql, params![shard.0.cast_signed()], |row| {
+            admissions.push((SeriesId(get::<Id>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+            Ok(())
+        })?;
+        Ok(admissions)
+    }
+
+    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
+        let sql = "SELECT m.name, m.series_count, m.first_hour, m.last_hour,
+            ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY p.name)
+            FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = $1 ORDER BY m.name";
+        let metric = |row: &Row| {
+            Ok(MetricInfo {
+                metric: get(row, 0)?,
+                labels: get(row, 4)?,
+                series: get::<i64>(row, 1)? as u64,
+                first: get::<Option<i32>>(row, 2)?.map(Hour),
+                last: get::<Option<i32>>(row, 3)?.map(Hour),
+            })
+        };
+        self.sql()?.query(sql, params![tenant.to_owned()])?.iter().map(metric).collect()
+    }
+
+    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let sql =
+            "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no JOIN label_pairs p ON p.metric_no = m.no
+            WHERE t.name = $1 AND p.name = $2 AND ($3::text IS NULL OR m.name = $3) ORDER BY p.value";
+        let params = params![tenant.to_owned(), name.to_owned(), metric.map(str::to_owned)];
+        self.sql()?.query(sql, params)?.iter().map(|row| get(row, 0)).collect()
+    }
+
+    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+        let sql = "SELECT hour, aggregated, deduplicated, quarantined FROM accounting
+            WHERE tenant = $1 AND hour >= $2 AND hour < $3 ORDER BY hour";
+        let account = |row: &Row| {
+            Ok(AccountingDelta {
+                tenant: tenant.to_owned(),
+                hour: Hour(get(row, 0)?),
+                aggregated: get::<i64>(row, 1)? as u64,
+                deduplicated: get::<i64>(row, 2)? as u64,
+                quarantined: get::<i64>(row, 3)? as u64,
+            })
+        };
+        self.sql()?.query(sql, params![tenant.to_owned(), from.0, to.0])?.iter().map(account).collect()
+    }
+
+    fn manifest(&mut self, wanted: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
+        let sql = concat!(manifest_columns!(), " WHERE $1::integer IS NULL OR shard = $1 ORDER BY shard, from_offset");
+        manifest_rows(self.sql()?, sql, params![wanted.map(|s| s.0.cast_signed())])
+    }
+
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let sql = concat!(
+            manifest_columns!(),
+            " WHERE shard = $1 AND ($2::smallint IS NULL OR tier = $2) ORDER BY from_offset LIMIT $3"
+        );
+        manifest_rows(self.sql()?, sql, params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit])
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        let sql = "SELECT shard, \"offset\", appended, hour FROM archive_floors ORDER BY shard";
+        let rows = self.sql()?.query(sql, params![])?;
+        rows.iter().map(|row| Ok((shard(row, 0)?, admin::floor(row, 1)?))).collect()
+    }
+
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
+        let sql = "SELECT shard, \"offset\", idx, tenant, appended, reason, discarded, record FROM quarantine
+            ORDER BY shard, \"offset\", idx";
+        let mut quarantine = Vec::new();
+        self.sql()?.each(sql, params![], |row| {
+            quarantine.push(QuarantineRow {
+                shard: shard(row, 0)?,
+                offset: get::<i64>(row, 1)? as Offset,
+                index: get::<i64>(row, 2)? as u32,
+                tenant: get(row, 3)?,
+                appended: get(row, 4)?,
+                reason: get(row, 5)?,
+                discarded: get(row, 6)?,
+                record: get(row, 7)?,
+            });
+            Ok(())
+        })?;
+        Ok(quarantine)
+    }
+}
+
+fn manifest_rows(session: &mut Session, sql: &'static str, params: Vec<Param>) -> Result<Vec<ManifestRow>, StoreError> {
+    let mut manifest = Vec::new();
+    session.each(sql, params, |row| {
+        manifest.push(ManifestRow {
+            log: LogId(get::<Id>(row, 3)?.0),
+            shard: shard(row, 0)?,
+            range: range(row, 1)?,
+            epoch: epoch(row, 4)?,
+            path: get(row, 6)?,
+            appended: (get(row, 7)?, get(row, 8)?),
+            windows: blocks::decode_windows(get(row, 9)?)?,
+            rows: get::<i64>(row, 10)? as u64,
+            raw_bytes: get::<i64>(row, 11)? as u64,
+            bytes: get::<i64>(row, 12)? as u64,
+            crc32c: get::<i64>(row, 13)? as u32,
+            tier: blocks::tier(get::<i16>(row, 14)?)?,
+        });
+        Ok(())
+    })?;
+    Ok(manifest)
+}

@@ -1,0 +1,22 @@
+-- The least that each role needs; roles that do not exist get nothing. Laid anew by every migration.
+REVOKE ALL ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer) FROM PUBLIC;
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_writer') THEN
+    GRANT USAGE ON SCHEMA rollmill TO rollmill_writer;
+    GRANT SELECT ON ALL TABLES IN SCHEMA rollmill TO rollmill_writer;
+    GRANT INSERT ON rollmill.tenants, rollmill.metrics, rollmill.series, rollmill.label_pairs, rollmill.series_labels, rollmill.rollups,
+      rollmill.sketches, rollmill.revisions, rollmill.shards, rollmill.suspects, rollmill.dedup, rollmill.accounting,
+      rollmill.quarantine, rollmill.manifest, rollmill.archive_floors TO rollmill_writer;
+    GRANT UPDATE ON rollmill.metrics, rollmill.rollups, rollmill.sketches, rollmill.revisions, rollmill.shards, rollmill.suspects,
+      rollmill.accounting, rollmill.quarantine, rollmill.archive_floors TO rollmill_writer;
+    GRANT UPDATE (tier) ON rollmill.manifest TO rollmill_writer;
+    GRANT DELETE ON rollmill.suspects, rollmill.dedup, rollmill.quarantine, rollmill.manifest TO rollmill_writer;
+    GRANT EXECUTE ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer)
+      TO rollmill_writer;
+  END IF;
+  IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_reader') THEN
+    GRANT USAGE ON SCHEMA rollmill TO rollmill_reader;
+    GRANT SELECT ON ALL TABLES IN SCHEMA rollmill TO rollmill_reader;
+  END IF;
+END $$;

@@ -1,0 +1,198 @@
+//! Lost answers, dead servers, busy pools: what is said of a transaction is true.
+
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use super::proxy::{Plan, Proxy};
+use super::*;
+use crate::persistence::store::StoreError;
+
+fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
+    options(&format!("postgres://postgres@127.0.0.1:{}/{}", proxy.port, url.rsplit('/').next().expect("a name")))
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_unknown() {
+    let (direct, url) = store();
+    let proxy = Proxy::start(server::shared().port, 1);
+    let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("a flush");
+    proxy.set(Plan { cut_after: Some(b"COMMIT"), ..Plan::default() });
+    let lost = store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect_err("the answer is lost");
+    assert!(lost.outcome_unknown(), "{lost:?}");
+    assert_eq!(state(&*direct, 0), (2, 2), "though it was applied");
+    let again = store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0);
+    assert_eq!(again, Err(StoreError::Refused { shard: ShardId(0) }), "and the connection was replaced");
+}
+
+#[test]
+fn what_fails_before_the_commit_has_failed() {
+    let (direct, url) = store();
+    let proxy = Proxy::start(server::shared().port, 2);
+    let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    proxy.set(Plan { cut_after: Some(b"PGCOPY"), ..Plan::default() });
+    let failed = store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0);
+    assert!(matches!(failed, Err(StoreError::Failed(_))), "{failed:?}");
+    assert_eq!(state(&*direct, 0), (0, 0));
+    store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("it may be tried again");
+}
+
+/// As an owner does it: after an unknown outcome it asks the checkpoint, and never repeats what it does not know.
+#[test]
+fn random_cuts_count_nothing_twice_and_lose_nothing() {
+    let (direct, url) = store();
+    let proxy = Proxy::start(server::shared().port, 42);
+    let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
+    let (mut unknown, mut next, mut nonce) = (0, 0, 0);
+    proxy.set(Plan { cut_request: 2, cut_reply: 3, ..Plan::default() });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while next < 40 {
+        assert!(Instant::now() < deadline, "stuck at {next}");
+        nonce += 1;
+        let Ok(claim) = store.claim(ShardId(0), LOG, nonce) else { continue };
+        next = claim.checkpoint.next;
+        while let outcome = store.flush(guard(0, next, claim.checkpoint.epoch), &batch(vec![delta("a", 1, 1)]), 0)
+            && next < 40
+        {
+            match outcome {
+                Ok(()) => next += 1,
+                Err(error) => {
+                    unknown += u32::from(error.outcome_unknown());
+                    break;
+                }
+            }
+        }
+    }
+    let (offset, count) = state(&*direct, 0);
+    assert_eq!(offset, count);
+    assert!(unknown > 0, "cuts {:?} hit no commit: choose another seed", proxy.cuts());
+}
+
+#[test]
+fn a_server_that_is_killed_in_a_flush_comes_back_whole() {
+    let mut server = server::Postgres::start("killed");
+    let url = server.url(&server.database());
+    let store = PostgresStore::open(&options(&url)).expect("a store");
+    let flushing = Arc::clone(&store);
+    let (stop, stopped) = sync_channel::<()>(1);
+    let owner = std::thread::spawn(move || {
+        let (mut failures, mut nonce) = (0, 0);
+        while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+            nonce += 1;
+            let Ok(claim) = flushing.claim(ShardId(0), LOG, nonce) else {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            };
+            let mut next = claim.checkpoint.next;
+            let deltas = || (0..500).map(|page| delta(&format!("p{page}"), 1, 1)).collect();
+            while flushing.flush(guard(0, next, claim.checkpoint.epoch), &batch(deltas()), 0).is_ok() {
+                next += 1;
+                if stopped.try_recv().is_ok() {
+                    return failures;
+                }
+            }
+            failures += 1;
+        }
+        failures
+    });
+    for _ in 0..2 {
+        let before = state(&*store, 0).0;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while store.snapshot().is_err() || state(&*store, 0).0 < before + 3 {
+            assert!(Instant::now() < deadline, "no flush gets through");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server.kill_and_restart(Duration::from_millis(100));
+    }
+    stop.send(()).expect("the owner listens");
+    assert!(owner.join().expect("no panic") > 0, "a kill hit the owner");
+    let (next, count) = state(&*store, 0);
+    assert_eq!(next * 500, count);
+    assert!(next >= 6);
+}
+
+#[test]
+fn shards_in_opposite_order_do_not_wait_for_each_other() {
+    let (store, _) = store();
+    let owners: Vec<_> = (0..2_u32)
+        .map(|shard| {
+            let store = Arc::clone(&store);
+            std::thread::spawn(move || {
+                let epoch = store.claim(ShardId(shard), LOG, 1).expect("a claim").checkpoint.epoch;
+                for round in 0..20 {
+                    // New series, labels, metrics and tenants of both shards, in opposite order.
+                    let mut deltas: Vec<Delta> = (0..20)
+                        .map(|n| {
+                            let (tenant, metric) = (format!("t{}", n % 5), format!("m{}", (n + round) % 7));
+                            let labels = [("page".to_owned(), format!("{round}-{n}")), ("shard".to_owned(), shard.to_string())];
+                            let series = Series::new(&tenant, &metric, labels);
+                            let series = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+                            Delta { series, ..delta("", n * 24, 1) }
+                        })
+                        .collect();
+                    let account = |n: i32| AccountingDelta {
+                        tenant: format!("t{}", n % 5),
+                        hour: Hour(n),
+                        aggregated: 1,
+                        deduplicated: 0,
+                        quarantined: 0,
+                    };
+                    let mut accounting: Vec<_> = (0..20).map(account).collect();
+                    if shard == 1 {
+                        deltas.reverse();
+                        accounting.reverse();
+                    }
+                    let batch = FlushBatch { deltas, accounting, ..FlushBatch::default() };
+                    store.flush(guard(shard, round as u64, epoch), &batch, 0).expect("no deadlock");
+                }
+            })
+        })
+        .collect();
+    owners.into_iter().for_each(|owner| owner.join().expect("no deadlock"));
+    assert_eq!(state(&*store, 0), (20, 2 * 20 * 20));
+    let metrics = store.snapshot().expect("a snapshot").metrics("t0").expect("metrics");
+    assert_eq!(metrics.iter().map(|m| m.series).sum::<u64>(), 2 * 20 * 4);
+}
+
+#[test]
+fn a_busy_pool_says_which_key_to_raise() {
+    let server = server::shared();
+    let url = server.url(&server.database());
+    let few = PostgresOptions { read_connections: 1, timeout: Duration::from_millis(500), ..options(&url) };
+    drop(PostgresStore::open(&options(&url)).expect("the tables"));
+    let store = PostgresStore::open(&few).expect("a store");
+    let held = store.snapshot().expect("the only one");
+    let busy = store.snapshot().map(|_| ()).expect_err("busy").to_string();
+    assert!(busy.contains("store.read_connections"), "{busy}");
+    drop(held);
+    store.snapshot().expect("free again").checkpoints().expect("read");
+}
+
+#[test]
+fn a_locked_row_fails_in_time_and_a_dead_host_is_passed_over() {
+    let (_, url) = store();
+    let two = url.replace("127.0.0.1:", "127.0.0.1:1,127.0.0.1:");
+    let store =
+        PostgresStore::open(&PostgresOptions { lock_timeout: Duration::from_millis(300), ..options(&two) }).expect("a store");
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let mut stranger = store.writers.begin("BEGIN").expect("a session");
+    stranger.session().expect("it").batch("SELECT FROM shards FOR UPDATE".to_owned()).expect("locked");
+    let late = store.flush(guard(0, 0, epoch), &FlushBatch::default(), 0).expect_err("locked").to_string();
+    assert!(late.contains("store.lock_timeout"), "{late}");
+    let late = store.claim(ShardId(0), LOG, 2).expect_err("locked").to_string();
+    assert!(late.contains("pg_stat_activity"), "{late}");
+    drop(stranger);
+    store.flush(guard(0, 0, epoch), &FlushBatch::default(), 0).expect("free");
+}
+
+#[test]
+fn works_inside_another_runtime() {
+    let (store, _) = store();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async move {
+        store.claim(ShardId(0), LOG, 1).expect("a claim");
+        assert_eq!(state(&*store, 0), (0, 0));
+    });
+}

@@ -1,0 +1,151 @@
+//! SQLite and PostgreSQL hold the same bytes after the same flushes.
+
+use super::rng::Rng;
+use super::*;
+use crate::persistence::store::sqlite::SqliteStore;
+use crate::persistence::store::{Matcher, RollupQuery};
+
+fn random_batch(rng: &mut Rng) -> FlushBatch {
+    let mut deltas = Vec::new();
+    for _ in 0..rng.below(60) {
+        let labels: Vec<_> = (0..rng.below(3)).map(|n| (format!("l{n}"), format!("v{}", rng.below(3)))).collect();
+        let series = Series::new(&format!("t{}", rng.below(2)), &format!("m{}", rng.below(3)), labels);
+        let series = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+        let mut rollup = Rollup::default();
+        let most = if rng.chance(5) { 3000 } else { 6 };
+        for _ in 0..=rng.below(most) {
+            let units = i128::from(rng.next().cast_signed()) << rng.below(27);
+            let value = (!rng.chance(20)).then(|| Decimal::from_units(units >> rng.below(70)));
+            rollup.add(value, (!rng.chance(30)).then(|| rng.next()));
+        }
+        deltas.push(Delta { series, hour: Hour(rng.below(400) as i32 - 200), rollup });
+    }
+    let accounting = (0..rng.below(4))
+        .map(|_| AccountingDelta {
+            tenant: format!("t{}", rng.below(2)),
+            hour: Hour(rng.below(3) as i32),
+            aggregated: rng.below(9),
+            deduplicated: rng.below(9),
+            quarantined: rng.below(2),
+        })
+        .collect();
+    FlushBatch { deltas, accounting, ..FlushBatch::default() }
+}
+
+/// Everything that a snapshot shows, as text.
+fn shown(store: &dyn RollupStore) -> Vec<String> {
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    let mut all = Vec::new();
+    snapshot
+        .rollup_bytes(Hour(-1000), Hour(1000), &mut |series, hour, _, bytes| {
+            all.push(format!("{:?} {hour:?} {bytes:02x?}", series.series))
+        })
+        .expect("bytes");
+    all.push(format!("{:?}", snapshot.checkpoints().expect("checkpoints")));
+    for tenant in ["t0", "t1"] {
+        all.push(format!("{:?}", snapshot.metrics(tenant).expect("metrics")));
+        all.push(format!("{:?}", snapshot.label_values(tenant, "l0", None).expect("values")));
+        all.push(format!("{:?}", snapshot.label_values(tenant, "l1", Some("m1")).expect("values")));
+        all.push(format!("{:?}", snapshot.accounting(tenant, Hour(0), Hour(9)).expect("accounting")));
+        for metric in ["m0", "m1", "m2"] {
+            all.push(format!("{:?}", snapshot.revisions(tenant, metric, -20..20).expect("revisions")));
+            let regex = regex::Regex::new("^(?:v1|)$").expect("a regex");
+            let few = Matcher::Equal("l0".into(), "v1".into());
+            for matchers in [
+                vec![],
+                vec![few.clone()],
+                vec![few, Matcher::NotRegex("l1".into(), regex.clone())],
+                vec![Matcher::Regex("l1".into(), regex)],
+            ] {
+                for (distinct, quantiles, from, to) in
+                    [(false, false, -200, 200), (true, false, -3, 90), (false, true, 0, 1), (true, true, -200, 200)]
+                {
+                    let query = RollupQuery {
+                        tenant,
+                        metric,
+                        matchers: &matchers,
+                        from: Hour(from),
+                        to: Hour(to),
+                        distinct,
+                        quantiles,
+                        max_series: 100,
+                    };
+                    let mut rows = Vec::new();
+                    snapshot
+                        .rollups(&query, &mut |series, hour, rollup| rows.push((series.id, hour, format!("{rollup:?}"))))
+                        .expect("rollups");
+                    let mut last = std::collections::HashMap::new();
+                    assert!(
+                        rows.iter().all(|(id, hour, _)| last.insert(*id, *hour).is_none_or(|before| before < *hour)),
+                        "ascending hours"
+                    );
+                    rows.sort();
+                    all.push(format!("{rows:?}"));
+                }
+            }
+        }
+    }
+    let mut series = store.admitted_series(ShardId(0)).expect("series");
+    series.iter_mut().for_each(|(_, ids)| ids.sort());
+    all.push(format!("{series:?}"));
+    all
+}
+
+#[test]
+fn both_stores_hold_the_same_bytes_after_the_same_flushes() {
+    for seed in 0..3 {
+        let dir = tempfile::tempdir().expect("a directory");
+        let sqlite = SqliteStore::open(dir.path().join("store.sqlite")).expect("a store");
+        let (postgres, _) = store();
+        let stores: [&dyn RollupStore; 2] = [&*sqlite, &*postgres];
+        let epochs = stores.map(|store| store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch);
+        assert_eq!(epochs[0], epochs[1]);
+        let mut rng = Rng(seed);
+        for offset in 0..12 {
+            let batch = random_batch(&mut rng);
+            stores.iter().for_each(|store| store.flush(guard(0, offset, epochs[0]), &batch, 0).expect("a flush"));
+        }
+        let (left, right) = (shown(&*sqlite), shown(&*postgres));
+        assert!(left.len() > 300, "only {} things to compare", left.len());
+        for (left, right) in left.iter().zip(&right) {
+            assert_eq!(left, right, "seed {seed}");
+        }
+        assert_eq!(left.len(), right.len());
+    }
+}
+
+/// `nice cargo test --release --lib flush_rate -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures"]
+fn flush_rate() {
+    let (store, _) = store();
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let deltas = |hour: i32, sketches: bool| -> Vec<Delta> {
+        let one = |n: i32| {
+            let mut delta = delta(&format!("page-{n}"), hour, i128::from(n) * 10_000_000);
+            (0..20).for_each(|more| {
+                delta.rollup.add(Some(Decimal::from_units(i128::from(n * more) * 10_000_000)), Some((n * 31 + more) as u64))
+            });
+            if !sketches {
+                delta.rollup = Rollup { figures: delta.rollup.figures, ..Rollup::default() };
+            }
+            delta
+        };
+        (0..20_000).map(one).collect()
+    };
+    let mut offset = 0;
+    for (what, hour, sketches) in [
+        ("first flush: series, figures and sketches", 1, true),
+        ("insert figures and sketches", 2, true),
+        ("update figures and sketches", 2, true),
+        ("update figures and sketches again", 2, true),
+        ("insert figures", 3, false),
+        ("update figures", 3, false),
+    ] {
+        let batch = batch(deltas(hour, sketches));
+        let started = std::time::Instant::now();
+        store.flush(guard(0, offset, epoch), &batch, 0).expect("a flush");
+        offset += 1;
+        println!("{what}: {:.0} rows/s", 20_000.0 / started.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,39 @@
+//! What a node without the query role answers.
+
+use super::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind, QueryService};
+
+/// Answers no query: the node has no role for it.
+#[derive(Debug, Clone, Copy)]
+pub struct NoQueries;
+
+fn absent() -> Result<String, QueryError> {
+    let message = "this node has no query role (node.roles): ask a node that has";
+    Err(QueryError::new(QueryErrorKind::Unavailable, "no_query_role", message))
+}
+
+impl QueryService for NoQueries {
+    fn query(&self, _: &str, _: &[(String, String)]) -> Result<String, QueryError> {
+        absent()
+    }
+    fn metrics(&self, _: &str) -> Result<String, QueryError> {
+        absent()
+    }
+    fn label_values(&self, _: &str, _: &str, _: Option<&str>) -> Result<String, QueryError> {
+        absent()
+    }
+    fn accounting(&self, _: &str, _: &[(String, String)]) -> Result<String, QueryError> {
+        absent()
+    }
+}
+
+impl QuarantineService for NoQueries {
+    fn list(&self, _: &str, _: bool) -> Result<String, QueryError> {
+        absent()
+    }
+    fn release(&self, _: &str, _: EventPlace) -> Result<String, QueryError> {
+        absent()
+    }
+    fn discard(&self, _: &str, _: EventPlace) -> Result<String, QueryError> {
+        absent()
+    }
+}

@@ -1,0 +1,188 @@
+//! A part of an answer as bytes, for the second cache. Pure.
+//!
+//! The name and the authentication code of a part derive from everything that it depends on: tenant, query, day, revision, the version
+//! of this format and of Rollmill. Revisions name the write itself and cannot be guessed, so nobody who only reads or writes the cache
+//! can find out what a name stands for, or make bytes that pass; what passes was written by a node of this store for this very part.
+//! Everything else is a miss.
+
+use super::groups::Group;
+use super::plan::Plan;
+use crate::model::CodecError;
+use crate::model::decimal::Decimal;
+use crate::model::rollup::{Figures, Rollup};
+
+/// Version of the bytes: first the version, then 16 bytes of authentication code, then the body. All numbers are big-endian. The body:
+/// number of groups (u32), each: number of labels (u32), each with its length (u32); number of points (u32), each its start (i64) and
+/// its rollup in its canonical bytes.
+const VERSION: u8 = 1;
+const CODE_BYTES: usize = 16;
+const HEAD_BYTES: usize = 1 + CODE_BYTES;
+
+/// What a part is found by.
+pub struct PartName([u8; 32]);
+
+impl PartName {
+    /// Of a tenant's query, a day and its revision.
+    pub fn new(tenant: &str, plan: &Plan, day: i32, revision: u64) -> Self {
+        let mut material = Vec::new();
+        for text in [env!("CARGO_PKG_VERSION"), tenant, plan.key.as_str()] {
+            material.extend((text.len() as u64).to_be_bytes());
+            material.extend(text.bytes());
+        }
+        material.extend(day.to_be_bytes());
+        material.extend(revision.to_be_bytes());
+        Self(blake3::derive_key("rollmill 2026 query part, version 1", &material))
+    }
+
+    /// The name in the cache.
+    pub fn public(&self) -> [u8; 32] {
+        *blake3::keyed_hash(&self.0, b"name").as_bytes()
+    }
+
+    fn code(&self, body: &[u8]) -> [u8; CODE_BYTES] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(b"part").update(body);
+        let mut code = [0; CODE_BYTES];
+        code.copy_from_slice(&hasher.finalize().as_bytes()[..CODE_BYTES]);
+        code
+    }
+
+    /// The part as bytes.
+    pub fn encode(&self, part: &[Group]) -> Vec<u8> {
+        let mut out = vec![VERSION; HEAD_BYTES];
+        out.extend((part.len() as u32).to_be_bytes());
+        for group in part {
+            out.extend((group.key.len() as u32).to_be_bytes());
+            for value in &group.key {
+                out.extend((value.len() as u32).to_be_bytes());
+                out.extend(value.bytes());
+            }
+            out.extend((group.points.len() as u32).to_be_bytes());
+            for (start, rollup) in &group.points {
+                out.extend(start.to_be_bytes());
+                rollup.encode(&mut out);
+            }
+        }
+        let code = self.code(&out[HEAD_BYTES..]);
+        out[1..HEAD_BYTES].copy_from_slice(&code);
+        out
+    }
+
+    /// The part in the bytes.
+    ///
+    /// # Errors
+    /// If they are anything but what [`PartName::encode`] made for this name.
+    pub fn decode(&self, bytes: &[u8]) -> Result<Vec<Group>, CodecError> {
+        let mut input = bytes;
+        if take(&mut input)? != [VERSION] {
+            return Err(bad("unknown version"));
+        }
+        let code: [u8; CODE_BYTES] = take(&mut input)?;
+        if !bool::from(subtle::ConstantTimeEq::ct_eq(&code[..], &self.code(input)[..])) {
+            return Err(bad("the authentication code is another"));
+        }
+        let mut part = Vec::new();
+        for _ in 0..u32::from_be_bytes(take(&mut input)?) {
+            part.push(group(&mut input)?);
+        }
+        if input.is_empty() { Ok(part) } else { Err(bad("bytes are left")) }
+    }
+}
+
+fn bad(why: &str) -> CodecError {
+    CodecError::new("query part", why)
+}
+
+fn take<const N: usize>(input: &mut &[u8]) -> Result<[u8; N], CodecError> {
+    let (head, rest) = input.split_first_chunk().ok_or_else(|| bad("it ends early"))?;
+    *input = rest;
+    Ok(*head)
+}
+
+/// Bytes behind their length.
+fn slice<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], CodecError> {
+    let length = u32::from_be_bytes(take(input)?) as usize;
+    let (head, rest) = input.split_at_checked(length).ok_or_else(|| bad("it ends early"))?;
+    *input = rest;
+    Ok(head)
+}
+
+fn group(input: &mut &[u8]) -> Result<Group, CodecError> {
+    let (mut key, mut points) = (Vec::new(), Vec::new());
+    for _ in 0..u32::from_be_bytes(take(input)?) {
+        key.push(std::str::from_utf8(slice(input)?).map_err(|_| bad("a label is not UTF-8"))?.to_owned());
+    }
+    for _ in 0..u32::from_be_bytes(take(input)?) {
+        points.push((i64::from_be_bytes(take(input)?), rollup(input)?));
+    }
+    Ok(Group { key, points })
+}
+
+fn rollup(input: &mut &[u8]) -> Result<Rollup, CodecError> {
+    let (count, value_count) = (u64::from_be_bytes(take(input)?), u64::from_be_bytes(take(input)?));
+    let sum = i128::from_be_bytes(take(input)?);
+    let mut bound = || -> Result<Option<Decimal>, CodecError> {
+        let [flag] = take(input)?;
+        let units = i128::from_be_bytes(take(input)?);
+        Ok((flag != 0).then(|| Decimal::from_units(units)))
+    };
+    let (min, max) = (bound()?, bound()?);
+    let (distinct, quantiles) = (slice(input)?, slice(input)?);
+    Rollup::with_sketches(Figures { count, value_count, sum, min, max }, distinct, quantiles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::plan;
+    use super::*;
+
+    fn a_plan(by: &str) -> Plan {
+        let params = [("metric", "m"), ("by", by), ("agg", "distinct,p95")];
+        plan(&params.map(|(name, value)| (name.to_owned(), value.to_owned())), 0).expect("a plan")
+    }
+
+    fn part() -> Vec<Group> {
+        let mut full = Rollup::default();
+        (0..300).for_each(|n| full.add(Some(Decimal::from_units(n * n)), Some(n as u64)));
+        let mut plain = Rollup::default();
+        plain.add(None, None);
+        let (key, points) = (vec!["DE".to_owned(), String::new()], vec![(-5, plain.clone()), (7, full)]);
+        vec![Group { key, points }, Group { key: vec![], points: vec![(1, plain)] }, Group { key: vec![], points: vec![] }]
+    }
+
+    fn same(a: &[Group], b: &[Group]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.key == b.key && a.points == b.points)
+    }
+
+    #[test]
+    fn parts_come_back_and_only_under_their_name() {
+        let (by_a, by_b) = (a_plan("a"), a_plan("b"));
+        let name = PartName::new("acme", &by_a, 5, 77);
+        let bytes = name.encode(&part());
+        assert!(same(&name.decode(&bytes).expect("decodes"), &part()));
+        let others = [
+            PartName::new("acm", &by_a, 5, 77),
+            PartName::new("acme", &by_b, 5, 77),
+            PartName::new("acme", &by_a, 6, 77),
+            PartName::new("acme", &by_a, 5, 78),
+        ];
+        for other in others {
+            assert_ne!(other.public(), name.public());
+            assert!(other.decode(&bytes).is_err(), "bytes under another name");
+        }
+        assert!(same(&name.decode(&name.encode(&[])).expect("decodes"), &[]));
+    }
+
+    #[test]
+    fn every_damaged_or_missing_byte_is_found() {
+        let name = PartName::new("acme", &a_plan("a"), 5, 77);
+        let bytes = name.encode(&part());
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(name.decode(&damaged).is_err(), "byte {at}");
+            assert!(name.decode(&bytes[..at]).is_err(), "cut at {at}");
+        }
+        assert!(name.decode(&[&bytes[..], b"x"].concat()).is_err());
+    }
+}

@@ -1,0 +1,223 @@
+//! Where every shard stands, as far as this node can tell.
+//!
+//! The store's checkpoint names the epoch of the last owner; the node whose slot has this epoch owns the shard. Other nodes tell of
+//! theirs through [`Peers`]; without them a shard that is not owned here is owned elsewhere, by whom is not known. A shard without an
+//! owner, or whose owner is further behind than `query.stale_after`, is a problem. While the store cannot be reached, what the nodes
+//! say of themselves is all there is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::service::{QueryError, StatusService};
+use crate::actors::slots::Slots;
+use crate::clock::{Clock, Stopwatch};
+use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
+use crate::model::window::Millis;
+use crate::persistence::log::EventLog;
+use crate::persistence::store::{RollupStore, StoreError};
+
+/// A shard as its owner sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnedShard {
+    /// The shard.
+    pub shard: u32,
+    /// Counter and nonce of the owner's epoch.
+    pub epoch: (u64, u64),
+    /// Next offset to apply.
+    pub next: Offset,
+    /// The log's end.
+    pub end: Offset,
+    /// Everything appended before this is applied.
+    pub as_of: Millis,
+    /// Next offset to commit.
+    pub committed: Offset,
+    /// Everything below is archived.
+    pub archived: Offset,
+    /// Starts at the checkpoint without progress.
+    pub attempts: u32,
+}
+
+/// A node as it sees itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// `node.name`, or the machine's.
+    pub name: String,
+    /// Its roles.
+    pub roles: Vec<String>,
+    /// Its version.
+    pub version: String,
+    /// Since its start.
+    pub uptime_ms: u64,
+    /// Why `/readyz` fails; none if it does not.
+    pub not_ready: Option<String>,
+    /// The shards that it owns.
+    pub shards: Vec<OwnedShard>,
+}
+
+/// The other nodes.
+pub trait Peers: Send + Sync + 'static {
+    /// The other nodes that can be reached; none if this node does not know of others at all. May block for as long as one call takes.
+    fn nodes(&self) -> Option<Vec<NodeStatus>>;
+}
+
+/// Nothing is known of other nodes.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPeers;
+
+impl Peers for NoPeers {
+    fn nodes(&self) -> Option<Vec<NodeStatus>> {
+        None
+    }
+}
+
+/// Why a node is not ready, if it is not.
+pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the status is made of.
+pub struct Status {
+    /// `node.name`, or the machine's.
+    pub name: String,
+    /// The node's roles.
+    pub roles: Vec<&'static str>,
+    /// Since the node's start.
+    pub started: Stopwatch,
+    /// Whether it is ready.
+    pub ready: Ready,
+    /// Where its shards stand.
+    pub slots: Arc<Slots>,
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The store; a node that only takes writes has none.
+    pub store: Option<Arc<dyn RollupStore>>,
+    /// The other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// `query.stale_after` in milliseconds.
+    pub stale_after_ms: i64,
+}
+
+impl Status {
+    /// This node, as other nodes are told of it.
+    pub fn this_node(&self) -> NodeStatus {
+        let owned = |(shard, slot): (ShardId, &Arc<crate::actors::slots::Slot>)| {
+            let reach = self.slots.reach(shard)?;
+            Some(OwnedShard {
+                shard: shard.0,
+                epoch: (reach.epoch.counter, reach.epoch.nonce),
+                next: reach.next,
+                end: reach.end,
+                as_of: reach.as_of,
+                committed: slot.committed.load(Ordering::Acquire),
+                archived: slot.archived.load(Ordering::Acquire),
+                attempts: slot.attempts.load(Ordering::Acquire),
+            })
+        };
+        NodeStatus {
+            name: self.name.clone(),
+            roles: self.roles.iter().map(|role| (*role).to_owned()).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: self.started.elapsed().as_millis() as u64,
+            not_ready: (self.ready)().err(),
+            shards: self.slots.iter().filter_map(owned).collect(),
+        }
+    }
+
+    fn checkpoints(&self) -> Option<Result<BTreeMap<ShardId, Checkpoint>, StoreError>> {
+        let store = self.store.as_ref()?;
+        Some(store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).map(|all| all.into_iter().collect()))
+    }
+}
+
+/// The owner of a shard: the node with the epoch of its checkpoint; if that is not known, the youngest epoch.
+fn owner<'n>(
+    shard: ShardId,
+    checkpoint: Option<&Checkpoint>,
+    store_known: bool,
+    nodes: &'n [NodeStatus],
+) -> Option<(&'n str, &'n OwnedShard)> {
+    let all = nodes.iter().flat_map(|node| node.shards.iter().map(|owned| (node.name.as_str(), owned)));
+    let of_shard = all.filter(|(_, owned)| owned.shard == shard.0);
+    match checkpoint.map(|checkpoint| checkpoint.epoch) {
+        Some(Epoch { counter, nonce }) => of_shard.into_iter().find(|(_, owned)| owned.epoch == (counter, nonce)),
+        None if store_known => None,
+        None => of_shard.max_by_key(|(_, owned)| owned.epoch.0),
+    }
+}
+
+fn time(millis: Millis) -> Value {
+    jiff::Timestamp::from_millisecond(millis).map_or(Value::Null, |at| at.to_string().into())
+}
+
+/// A shard whose owner is known.
+fn owned(name: &str, here: bool, owned: &OwnedShard, now: Millis, stale_after_ms: i64) -> Value {
+    let age = now.saturating_sub(owned.as_of).max(0);
+    json!({
+        "shard": owned.shard, "owner": if here { "here" } else { "elsewhere" }, "node": name,
+        "epoch": owned.epoch.0, "next": owned.next, "end": owned.end, "lag": owned.end.saturating_sub(owned.next),
+        "as_of": time(owned.as_of), "age_ms": age, "committed": owned.committed, "archived": owned.archived,
+        "archive_lag": owned.next.saturating_sub(owned.archived), "attempts": owned.attempts,
+        "problem": (age > stale_after_ms).then_some("stale"),
+    })
+}
+
+/// A shard of which only the store tells, or nobody.
+fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> Value {
+    json!({
+        "shard": shard.0, "owner": if elsewhere { "elsewhere" } else { "none" }, "node": null,
+        "epoch": checkpoint.map(|c| c.epoch.counter), "next": checkpoint.map(|c| c.next), "end": null, "lag": null,
+        "as_of": null, "age_ms": null, "committed": checkpoint.map(|c| c.next), "archived": checkpoint.map(|c| c.archived),
+        "archive_lag": checkpoint.map(|c| c.next.saturating_sub(c.archived)), "attempts": null,
+        "problem": (!elsewhere).then_some("no_owner"),
+    })
+}
+
+fn node(status: &NodeStatus) -> Value {
+    json!({
+        "name": status.name, "roles": status.roles, "version": status.version, "uptime_ms": status.uptime_ms,
+        "ready": status.not_ready.is_none(), "not_ready": status.not_ready, "shards": status.shards.len(),
+    })
+}
+
+impl StatusService for Status {
+    fn status(&self) -> Result<String, QueryError> {
+        let now = self.clock.now();
+        let (stored_at, others) = (self.checkpoints(), self.peers.nodes());
+        let peers_known = others.is_some();
+        let mut nodes = vec![self.this_node()];
+        nodes.extend(others.unwrap_or_default());
+        let (store, checkpoints) = match stored_at {
+            None => (Value::Null, None),
+            Some(Ok(checkpoints)) => ("reachable".into(), Some(checkpoints)),
+            Some(Err(error)) => (error.to_string().into(), None),
+        };
+        let assigned = self.log.assignment().borrow().clone();
+        // Without a store and without others, a node that owns nothing knows nothing of shards.
+        let known = checkpoints.is_some() || peers_known || nodes.iter().any(|node| !node.shards.is_empty());
+        let all = if known { self.log.shard_count() } else { 0 };
+        let shards: Vec<Value> = (0..all)
+            .map(ShardId)
+            .map(|shard| {
+                let checkpoint = checkpoints.as_ref().and_then(|all| all.get(&shard));
+                match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
+                    Some((name, standing)) => {
+                        let here = nodes[0].shards.iter().any(|own| own.shard == shard.0 && own.epoch == standing.epoch);
+                        owned(name, here, standing, now, self.stale_after_ms)
+                    }
+                    None => {
+                        let mine = self.roles.contains(&"shards") && assigned.contains(&shard);
+                        let never_claimed = checkpoints.is_some() && checkpoint.is_none();
+                        stored(shard, checkpoint, !(mine || peers_known || never_claimed))
+                    }
+                }
+            })
+            .collect();
+        let healthy = known && shards.iter().all(|shard| shard["problem"].is_null());
+        let nodes: Vec<Value> = nodes.iter().map(node).collect();
+        Ok(json!({ "at": time(now), "healthy": healthy, "store": store, "nodes": nodes, "shards": shards }).to_string())
+    }
+}

@@ -1,0 +1,121 @@
+//! The real binary with a second query cache in Redis, which is lost, filled with rubbish, silenced and killed.
+
+use std::time::{Duration, Instant};
+
+use crate::redis_server::{PASSWORD, Redis};
+use crate::support::Server;
+
+const DAY_MS: i64 = 86_400_000;
+/// 2020-01-01.
+const START: i64 = 1_577_836_800_000;
+const QUESTION: &str =
+    "/v1/query?metric=sales&from=2020-01-01T00:00:00Z&to=2020-02-10T00:00:00Z&step=1d&by=country&agg=count,sum,p95";
+
+fn send(server: &Server, from: i64, to: i64) {
+    let event = |n: i64| {
+        let time = START + n % 40 * DAY_MS + n * 1_000;
+        format!(r#"{{"metric":"sales","timestamp":{time},"value":"{n}.5","labels":{{"country":"c{}"}},"id":"{n}"}}"#, n % 5)
+    };
+    let body: Vec<String> = (from..to).map(event).collect();
+    assert_eq!(server.post(&format!("[{}]", body.join(","))).0, 202);
+}
+
+fn outcomes(server: &Server, outcome: &str) -> u64 {
+    let (_, metrics) = server.get("/metrics");
+    let name = format!("rollmill_query_second_cache_total{{outcome=\"{outcome}\"}} ");
+    let text = metrics.as_str().expect("text");
+    text.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |number| number.parse().expect("a number"))
+}
+
+/// The series alone: the rest says when it was asked.
+fn ask(server: &Server) -> serde_json::Value {
+    server.get(QUESTION).1["series"].clone()
+}
+
+fn count(series: &serde_json::Value) -> u64 {
+    let points = series.as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+    points.map(|point| point["count"].as_u64().expect("count")).sum()
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn answers_stay_right_whatever_becomes_of_the_second_cache() {
+    let mut redis = Redis::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let url = redis.url();
+    let settings =
+        [("query.redis", url.as_str()), ("query.redis_timeout", "100ms"), ("flush.interval", "100ms"), ("shards.count", "4")];
+    let server = Server::start(&data, &settings);
+    send(&server, 0, 2_000);
+    server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_000);
+    until("flushed", || {
+        server.get("/v1/accounting").1["hours"]
+            .as_array()
+            .expect("hours")
+            .iter()
+            .map(|h| h["aggregated"].as_u64().expect("n"))
+            .sum::<u64>()
+            == 2_000
+    });
+    let truth = ask(&server);
+    until("kept", || {
+        assert_eq!(ask(&server), truth);
+        outcomes(&server, "kept") >= 40
+    });
+    server.kill();
+
+    // Another process finds them.
+    let server = Server::start(&data, &settings);
+    until("found", || {
+        assert_eq!(ask(&server), truth);
+        outcomes(&server, "hit") + outcomes(&server, "skipped") > 0
+    });
+    server.kill();
+
+    // Rubbish under every name, some of it of another kind.
+    let mut connection = redis.connection();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("rollmill:*").query(&mut connection).expect("keys");
+    assert!(keys.len() >= 40);
+    for (at, key) in keys.iter().enumerate() {
+        let rubbish: Vec<u8> = (0..at * 5).map(|n| (n * 31 + at) as u8).collect();
+        redis::cmd("SET").arg(key).arg([&[1_u8][..], &rubbish].concat()).query::<()>(&mut connection).expect("set");
+    }
+    let server = Server::start(&data, &settings);
+    until("not believed", || {
+        assert_eq!(ask(&server), truth);
+        outcomes(&server, "invalid") + outcomes(&server, "skipped") > 0
+    });
+
+    // A late event is seen at once.
+    send(&server, 2_000, 2_001);
+    let late = server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_001)["series"].clone();
+    assert_ne!(late, truth);
+
+    // Silent, then dead: right, and not slow. Another query every time, so that the process has none of its parts.
+    redis.pause();
+    let watch = Instant::now();
+    for n in 0..50 {
+        let (status, answer) =
+            server.get(&format!("{QUESTION}&where={{country!=\"x{n}\"}}").replace('{', "%7B").replace('}', "%7D"));
+        assert_eq!((status, &answer["series"]), (200, &late));
+    }
+    assert!(watch.elapsed() < Duration::from_secs(10), "50 queries beside a silent Redis took {:?}", watch.elapsed());
+    redis.resume();
+    redis.kill();
+    for _ in 0..20 {
+        assert_eq!(ask(&server), late);
+    }
+    redis.start_again();
+    assert_eq!(ask(&server), late);
+    assert_eq!(server.stop(), Some(0));
+    let log = std::fs::read_to_string(data.with_extension("server.log")).expect("the server's log");
+    assert!(log.contains("does not answer") && !log.contains(PASSWORD), "{log}");
+}

@@ -1,0 +1,69 @@
+//! The real binary on PostgreSQL: killed, started again, verified.
+
+use std::process::Command;
+
+use crate::postgres;
+use crate::support::Server;
+
+#[test]
+fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
+    let server = postgres::shared();
+    let database = server.database();
+    let url = server.url(&database);
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let settings = [
+        ("store.url", &*url),
+        ("shards.count", "4"),
+        ("flush.interval", "200ms"),
+        ("archive.max_delay", "200ms"),
+        ("rollups.keep", "20000d"),
+    ];
+    let send = |node: &Server, from: u32| {
+        let events: Vec<String> = (from..from + 200)
+            .map(|n| {
+                format!(r#"{{"metric":"sales","timestamp":"2026-01-01T10:00:00Z","value":"0.1","id":"{n}","labels":{{"page":"{}"}}}}"#, n % 20)
+            })
+            .collect();
+        assert_eq!(node.post(&format!("[{}]", events.join(","))).0, 202);
+    };
+    let node = Server::start(&data, &settings);
+    send(&node, 0);
+    let query = "/v1/query?metric=sales&from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z&step=1d&agg=count,sum";
+    node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 200);
+    node.kill();
+    let node = Server::start(&data, &settings);
+    send(&node, 100);
+    let answer = node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 300);
+    assert_eq!(answer["series"][0]["points"][0]["sum"].to_string(), "30");
+    assert_eq!(node.stop(), Some(0));
+    assert!(!data.join("store.sqlite").exists());
+    assert_eq!(server.psql(&database, "SELECT sum(count), sum(sum) FROM rollmill.rollups"), Ok("300|30.0".into()));
+
+    let verify = Command::new(env!("CARGO_BIN_EXE_rollmill"))
+        .args(["verify", "--json", "--data"])
+        .arg(&data)
+        .env("ROLLMILL_STORE_URL", &url)
+        .env("ROLLMILL_SHARDS_COUNT", "4")
+        .output()
+        .expect("it runs");
+    let report: serde_json::Value =
+        serde_json::from_slice(&verify.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&verify.stderr)));
+    assert_eq!((&report["equal"], &report["rows"]), (&true.into(), &20.into()), "{report}");
+}
+
+#[test]
+fn roles_and_tables_by_command() {
+    let server = postgres::shared();
+    let database = server.database();
+    let roles = Server::cli(&["store", "roles"]);
+    server.psql(&database, &String::from_utf8_lossy(&roles.stdout)).expect("roles");
+    let migrate = |role: &str| Server::cli(&["store", "migrate", "--url", &server.url_as(role, &database)]);
+    let refused = migrate("rollmill_writer");
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("rollmill_owner"));
+    assert!(migrate("rollmill_owner").status.success());
+    assert!(migrate("rollmill_writer").status.success(), "nothing is left to do");
+    let nobody = Server::cli(&["store", "migrate"]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("store.url"));
+}

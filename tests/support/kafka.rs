@@ -1,0 +1,114 @@
+//! Real Kafka brokers for tests, started by `scripts/kafka` on loopback; they end with the process that started them.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+struct Node {
+    port: u16,
+    /// The script, and its standard input: the broker ends when that is closed.
+    running: Option<(Child, ChildStdin)>,
+}
+
+/// Brokers of one cluster. Broker 1 is also the controller.
+pub struct Kafka {
+    dir: PathBuf,
+    controller: u16,
+    nodes: Vec<Node>,
+    ephemeral: bool,
+}
+
+fn script() -> Command {
+    let mut command = Command::new(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka"));
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command
+}
+
+fn free_ports(n: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    held.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
+}
+
+impl Kafka {
+    /// One broker that all tests of this process share; topics are made per test.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Kafka> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start_as(1, true))
+    }
+
+    /// Starts so many brokers and waits until they answer.
+    pub fn start(brokers: usize) -> Self {
+        Self::start_as(brokers, false)
+    }
+
+    fn start_as(brokers: usize, ephemeral: bool) -> Self {
+        let ports = free_ports(brokers + 1);
+        let dir = std::env::temp_dir().join(format!("rollmill-kafka-{}-{}", std::process::id(), ports[0]));
+        let nodes = ports[1..].iter().map(|&port| Node { port, running: None }).collect();
+        let mut kafka = Self { dir, controller: ports[0], nodes, ephemeral };
+        (1..=brokers).for_each(|id| kafka.spawn(id));
+        (1..=brokers).for_each(|id| kafka.wait(id));
+        kafka
+    }
+
+    fn spawn(&mut self, id: usize) {
+        let (count, port) = (self.nodes.len(), self.nodes[id - 1].port);
+        let mut command = script();
+        command.arg("node").arg(self.dir.join(id.to_string()));
+        command.args([id.to_string(), port.to_string(), self.controller.to_string(), count.to_string()]);
+        if self.ephemeral {
+            command.env("ROLLMILL_TEST_KAFKA_EPHEMERAL", "1");
+        }
+        let mut child = command.spawn().expect("scripts/kafka runs; `make tools` gets Kafka");
+        let stdin = child.stdin.take().expect("piped");
+        self.nodes[id - 1].running = Some((child, stdin));
+    }
+
+    fn wait(&mut self, id: usize) {
+        let node = &mut self.nodes[id - 1];
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while TcpStream::connect(("127.0.0.1", node.port)).is_err() {
+            let ended = node.running.as_mut().is_none_or(|(child, _)| child.try_wait().expect("wait").is_some());
+            let log = || std::fs::read_to_string(self.dir.join(id.to_string()).join("log")).unwrap_or_default();
+            assert!(!ended && Instant::now() < deadline, "broker {id} did not come up (`make tools` gets Kafka):\n{}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// `host:port` of every broker.
+    pub fn brokers(&self) -> String {
+        self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect::<Vec<_>>().join(",")
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, id: usize) {
+        let pid = std::fs::read_to_string(self.dir.join(id.to_string()).join("pid")).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().expect("a number")).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
+        self.end(id);
+    }
+
+    /// Starts a broker again with the data that it had.
+    pub fn restart(&mut self, id: usize) {
+        self.spawn(id);
+        self.wait(id);
+    }
+
+    fn end(&mut self, id: usize) {
+        if let Some((mut child, stdin)) = self.nodes[id - 1].running.take() {
+            drop(stdin);
+            child.wait().expect("wait");
+        }
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        (1..=self.nodes.len()).for_each(|id| self.end(id));
+        // A directory that stays behind in the temporary directory harms nobody.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}

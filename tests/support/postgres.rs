@@ -1,0 +1,183 @@
+//! A PostgreSQL server of the tests' own: made when first asked for, ended with the process, in whatever way that ends.
+//!
+//! PostgreSQL refuses to run as root, so a root's server runs as the user `postgres`.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A server in a directory of its own.
+pub struct Postgres {
+    guard: Option<Child>,
+    dir: PathBuf,
+    pub port: u16,
+}
+
+/// Holds the server until its standard input ends, which it does with the test's process, then stops it and removes the directory.
+const GUARD: &str = r#"
+"$BIN/postgres" -D "$DIR/data" -p "$PORT" -k "$DIR" >> "$DIR/log" 2>&1 &
+read -r word
+if [ "$word" = kill ]; then kill -KILL $! $(cat /proc/$!/task/$!/children); wait $!; exit; fi
+kill -QUIT $!; wait $!; rm -rf "$DIR""#;
+
+/// Small, quick to start, and durable.
+const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nmax_connections = 200\nshared_buffers = 128MB\nmax_wal_size = 512MB\n\
+    log_min_messages = fatal\nlog_min_error_statement = panic\nunix_socket_directories = ''\n";
+
+/// The server that all tests of this process share.
+pub fn shared() -> &'static Postgres {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    SERVER.get_or_init(|| Postgres::start("shared"))
+}
+
+fn bin() -> PathBuf {
+    if let Some(dir) = std::env::var_os("ROLLMILL_TEST_POSTGRES_BIN") {
+        return PathBuf::from(dir);
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        versions.map(|entry| entry.path().join("bin")).filter(|dir| dir.join("initdb").exists()).collect();
+    found.sort();
+    found.pop().expect("PostgreSQL is missing: run scripts/install-test-tools")
+}
+
+/// A command as a user that PostgreSQL accepts.
+fn command(program: &Path) -> Command {
+    if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("runuser");
+        command.args(["-u", "postgres", "--"]).arg(program);
+        return command;
+    }
+    Command::new(program)
+}
+
+impl Postgres {
+    /// Makes and starts a server.
+    pub fn start(name: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("rollmill-postgres-{}-{number}-{name}", std::process::id()));
+        let made = command(Path::new("mkdir")).arg(&dir).status().expect("mkdir runs");
+        assert!(made.success(), "cannot make {}", dir.display());
+        let initdb = command(&bin().join("initdb"))
+            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--pgdata"])
+            .arg(dir.join("data"))
+            .current_dir("/")
+            .output()
+            .expect("initdb runs");
+        assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
+        let mut settings = std::fs::File::options().append(true).open(dir.join("data/postgresql.conf")).expect("the settings");
+        settings.write_all(SETTINGS.as_bytes()).expect("written");
+        if let Ok(more) = std::env::var("ROLLMILL_TEST_POSTGRES_SETTINGS") {
+            writeln!(settings, "{more}").expect("written");
+        }
+        let mut server = Self { guard: None, dir, port: free_port() };
+        server.run();
+        server
+    }
+
+    fn run(&mut self) {
+        let mut shell = command(Path::new("sh"));
+        shell.args(["-c", GUARD]).current_dir("/");
+        shell.env("BIN", bin()).env("DIR", &self.dir).env("PORT", self.port.to_string());
+        let guard = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+        self.guard = Some(guard);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.psql("postgres", "SELECT 1").is_err() {
+            let log = || std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the server did not come up:\n{}", log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// SIGKILL for the server, as a power cut for its processes; then it is started again in the same directory, on the same port.
+    pub fn kill_and_restart(&mut self, down: Duration) {
+        let mut guard = self.guard.take().expect("it runs");
+        guard.stdin.take().expect("a pipe").write_all(b"kill\n").expect("the guard listens");
+        guard.wait().expect("the guard ends");
+        std::thread::sleep(down);
+        self.run();
+    }
+
+    /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to trust.
+    pub fn turn_on_tls(&self) -> PathBuf {
+        let (key, certificate) = (self.dir.join("data/server.key"), self.dir.join("data/server.crt"));
+        let made = command(Path::new("openssl"))
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+            .arg(key)
+            .arg("-out")
+            .arg(&certificate)
+            .current_dir("/")
+            .output()
+            .expect("openssl is there: run scripts/install-test-tools");
+        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+        self.psql("postgres", "ALTER SYSTEM SET ssl = on").expect("set");
+        self.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.psql("postgres", "SHOW ssl") != Ok("on".into()) {
+            assert!(Instant::now() < deadline, "the server does not turn TLS on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        certificate
+    }
+
+    /// Runs statements as the superuser; what they print, unaligned, or the server's error.
+    pub fn psql(&self, database: &str, sql: &str) -> Result<String, String> {
+        self.psql_as("postgres", database, sql)
+    }
+
+    /// As [`Self::psql`], as another role.
+    pub fn psql_as(&self, role: &str, database: &str, sql: &str) -> Result<String, String> {
+        let run = Command::new(bin().join("psql"))
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", role, "-d", database])
+            .args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql])
+            .output()
+            .expect("psql runs");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();
+        if run.status.success() { Ok(text(run.stdout)) } else { Err(text(run.stderr)) }
+    }
+
+    /// An empty database of its own.
+    pub fn database(&self) -> String {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        self.psql("postgres", &format!("CREATE DATABASE {name}")).expect("a database");
+        name
+    }
+
+    /// The URL of a database, as the superuser.
+    pub fn url(&self, database: &str) -> String {
+        self.url_as("postgres", database)
+    }
+
+    /// The URL of a database.
+    pub fn url_as(&self, role: &str, database: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// A process that stands for the server's ones: the postmaster.
+    pub fn pid(&self) -> i32 {
+        let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("a running server");
+        file.lines().next().and_then(|line| line.parse().ok()).expect("a pid")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            drop(guard.stdin.take());
+            // The guard stops the server whether or not somebody waits.
+            let _ = guard.wait();
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}

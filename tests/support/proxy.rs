@@ -1,0 +1,161 @@
+//! A TCP proxy between a client and a server that breaks connections on purpose: at random moments of one seed, or at a word.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::rng::Rng;
+
+/// What the proxy does to traffic. Percentages are per chunk that passes, in each direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// A chunk of the client is dropped, and the connection cut: the server never saw it.
+    pub cut_request: u64,
+    /// A chunk of the server is dropped, and the connection cut: the client never learns what was done.
+    pub cut_reply: u64,
+    /// New connections are closed at once.
+    pub refuse: bool,
+    /// Nothing passes any more, and nothing is closed.
+    pub stall: bool,
+    /// A chunk of the client that holds this word is passed on, and the connection cut before the answer. Once.
+    pub cut_after: Option<&'static [u8]>,
+}
+
+/// A running proxy; it ends with its handle.
+pub struct Proxy {
+    pub port: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    upstream: u16,
+    plan: Mutex<(Plan, Rng)>,
+    ended: AtomicBool,
+    cut_requests: AtomicU64,
+    cut_replies: AtomicU64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Pass,
+    Cut,
+    PassThenCut,
+    Stall,
+}
+
+impl Proxy {
+    /// Listens on a free port of loopback and connects to `upstream` there.
+    pub fn start(upstream: u16, seed: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let shared = Arc::new(Shared {
+            upstream,
+            plan: Mutex::new((Plan::default(), Rng(seed))),
+            ended: AtomicBool::new(false),
+            cut_requests: AtomicU64::new(0),
+            cut_replies: AtomicU64::new(0),
+        });
+        let accepting = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                if accepting.ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (Ok(client), false) = (client, accepting.plan().refuse) else { continue };
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", accepting.upstream)) {
+                    accepting.join(client, server);
+                }
+            }
+        });
+        Self { port, shared }
+    }
+
+    /// Changes what is done from now on.
+    pub fn set(&self, plan: Plan) {
+        self.shared.plan.lock().expect("no panic").0 = plan;
+    }
+
+    /// Requests and replies cut so far.
+    pub fn cuts(&self) -> (u64, u64) {
+        (self.shared.cut_requests.load(Ordering::SeqCst), self.shared.cut_replies.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl Shared {
+    fn plan(&self) -> Plan {
+        self.plan.lock().expect("no panic").0
+    }
+
+    fn join(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
+        let mute = Arc::new(AtomicBool::new(false));
+        for (from, to, request) in [(&client, &server, true), (&server, &client, false)] {
+            let (from, to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+            let (shared, mute) = (Arc::clone(self), Arc::clone(&mute));
+            std::thread::spawn(move || shared.pump(from, to, request, &mute));
+        }
+    }
+
+    fn fate(&self, chunk: &[u8], request: bool) -> Fate {
+        let mut guard = self.plan.lock().expect("no panic");
+        let (plan, rng) = &mut *guard;
+        if plan.stall {
+            return Fate::Stall;
+        }
+        if request
+            && let Some(word) = plan.cut_after
+            && chunk.windows(word.len()).any(|part| part == word)
+        {
+            plan.cut_after = None;
+            return Fate::PassThenCut;
+        }
+        let percent = if request { plan.cut_request } else { plan.cut_reply };
+        if rng.chance(percent) { Fate::Cut } else { Fate::Pass }
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, request: bool, mute: &AtomicBool) {
+        let mut chunk = vec![0; 16 * 1024];
+        loop {
+            let length = match from.read(&mut chunk) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => length,
+            };
+            let mut fate = self.fate(&chunk[..length], request);
+            while fate == Fate::Stall && !self.ended.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(5));
+                fate = self.fate(&chunk[..length], request);
+            }
+            if fate == Fate::PassThenCut {
+                mute.store(true, Ordering::SeqCst);
+                let _ = to.write_all(&chunk[..length]);
+                self.cut_replies.fetch_add(1, Ordering::SeqCst);
+                // Long enough for the server to act on what it was sent.
+                std::thread::sleep(Duration::from_millis(200));
+                break;
+            }
+            if !request && mute.load(Ordering::SeqCst) {
+                continue;
+            }
+            if fate == Fate::Cut {
+                let count = if request { &self.cut_requests } else { &self.cut_replies };
+                count.fetch_add(1, Ordering::SeqCst);
+                break;
+            }
+            if to.write_all(&chunk[..length]).is_err() {
+                break;
+            }
+        }
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}

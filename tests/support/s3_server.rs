@@ -1,0 +1,13 @@
+//! An S3 server on loopback over a directory, for `make cluster`: prints its endpoint, ends when standard input ends.
+
+#[path = "s3.rs"]
+mod s3;
+
+use std::io::Read;
+
+fn main() -> std::io::Result<()> {
+    let root = std::env::args_os().nth(1).ok_or_else(|| std::io::Error::other("usage: s3-server DIRECTORY"))?;
+    let server = s3::S3Server::start(std::path::Path::new(&root));
+    println!("{}", server.endpoint);
+    std::io::stdin().read_to_end(&mut Vec::new()).map(drop)
+}
