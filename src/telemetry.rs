@@ -37,5 +37,15 @@ pub const QUERY_CACHE: &str = "rollmill_query_cache_total";
 /// Days of queries looked up in the second cache or written to it, by `outcome` (hit, miss, invalid; skipped while it does not answer,
 /// failed; kept, dropped). An answer that is skipped or failed counts as a miss too.
 pub const QUERY_SECOND_CACHE: &str = "rollmill_query_second_cache_total";
+/// Questions to other nodes, by `outcome` (answered, failed, no_credit, left_out).
+pub const MESH_CALLS: &str = "rollmill_mesh_calls_total";
+/// How long an answer of another node took, in seconds.
+pub const MESH_CALL_SECONDS: &str = "rollmill_mesh_call_duration_seconds";
+/// Questions of other nodes, by `outcome` (answered, failed, overloaded).
+pub const MESH_SERVED: &str = "rollmill_mesh_served_total";
+/// Other nodes that answer now.
+pub const MESH_PEERS: &str = "rollmill_mesh_peers";
+/// Answers of other nodes that were refused: another epoch or version, or not to the question.
+pub const MESH_REFUSED: &str = "rollmill_mesh_refused_total";
 /// Queries answered, by `outcome` (complete, partial, refused).
 pub const QUERIES: &str = "rollmill_queries_total";

@@ -214,11 +214,7 @@ impl Slots {
     ///
     /// # Errors
     /// If it is not owned here.
-    pub fn stand(
-        &self,
-        shard: ShardId,
-        visit: &mut dyn FnMut(u64, Hour),
-    ) -> Result<(Checkpoint, ShardReport), LiveError> {
+    pub fn stand(&self, shard: ShardId, visit: &mut dyn FnMut(u64, Hour)) -> Result<(Checkpoint, ShardReport), LiveError> {
         let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
         slot.epoch().ok_or(LiveError::Unavailable)?;
         let now = self.clock.now();
@@ -231,13 +227,7 @@ impl Slots {
     }
 
     /// How far an answer reaches that was read after the clock, what the log knew then, and the log's end, in this order.
-    fn reported(
-        &self,
-        shard: ShardId,
-        slot: &Slot,
-        mark: &LiveMark,
-        (now, known, end): (Millis, Millis, Offset),
-    ) -> ShardReport {
+    fn reported(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, (now, known, end): (Millis, Millis, Offset)) -> ShardReport {
         let behind = end.saturating_sub(mark.applied);
         let as_of = if behind == 0 { known } else { self.as_of_behind(shard, slot, mark, known, now) };
         ShardReport { as_of, behind }

@@ -5,9 +5,9 @@
 
 use std::io::{IsTerminal, Write};
 
-/// Quiet by default: warnings, and what the node itself says. `ROLLMILL_LOG` takes directives of tracing.
+/// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
 pub fn start(json: bool) {
-    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| "warn,rollmill=info".to_owned());
+    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| "warn,rollmill=info,ractor_cluster=error".to_owned());
     let filter = tracing_subscriber::EnvFilter::new(filter);
     let records = tracing_subscriber::fmt().with_env_filter(filter);
     if json {

@@ -69,6 +69,7 @@ impl Config {
         if self.millis("supervision.backoff_min") > self.millis("supervision.backoff_max") {
             mistakes.push("supervision.backoff_min is above supervision.backoff_max".to_owned());
         }
+        self.check_cluster(mistakes);
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
@@ -125,6 +126,27 @@ impl Config {
         Roles::parse(self.text("node.roles")).unwrap_or(Roles::ALL)
     }
 
+    fn check_cluster(&self, mistakes: &mut Vec<String>) {
+        let insecure = self.text("cluster.insecure");
+        if !matches!(insecure, "true" | "false") {
+            mistakes.push(format!("cluster.insecure = {insecure:?} is neither true nor false"));
+        }
+        let tls = ["cluster.cert", "cluster.key", "cluster.ca"].map(|key| self.text(key).is_empty());
+        if tls.contains(&true) && tls.contains(&false) {
+            mistakes.push("TLS between nodes takes all three: cluster.cert, cluster.key and cluster.ca".to_owned());
+        }
+        if self.text("cluster.listen").is_empty() {
+            return;
+        }
+        if self.millis("cluster.call_timeout") * 2 > self.millis("query.deadline") {
+            mistakes.push("cluster.call_timeout is above half of query.deadline: a query may ask twice".to_owned());
+        }
+        if self.millis("cluster.dead_after") < self.millis("cluster.heartbeat") * 2 {
+            mistakes
+                .push("cluster.dead_after is below twice cluster.heartbeat: one lost heartbeat would be a dead node".to_owned());
+        }
+    }
+
     /// A number, or a size in bytes.
     pub fn number(&self, key: &str) -> u64 {
         match self.0.get(key) {
@@ -178,8 +200,8 @@ fn without_password(text: String) -> String {
     format!("{scheme}://{name}:***@{host}")
 }
 
-/// Variables with our prefix that are no keys: the client's address and key.
-const IGNORED: &[&str] = &["ROLLMILL_URL", "ROLLMILL_KEY", "ROLLMILL_FLIGHTS", "ROLLMILL_LOG"];
+/// Variables with our prefix that are no keys: the client's address and key, and a secret that no listing of the keys may show.
+const IGNORED: &[&str] = &["ROLLMILL_URL", "ROLLMILL_KEY", "ROLLMILL_FLIGHTS", "ROLLMILL_LOG", "ROLLMILL_CLUSTER_COOKIE"];
 
 /// Asking for a key that is not in the table, or as another type, is a mistake of the program.
 fn unreachable_key(key: &str, found: Option<&Value>) -> ! {

@@ -8,6 +8,7 @@ mod gateway;
 pub mod keys;
 mod limits;
 pub mod lock;
+mod mesh;
 pub mod offline;
 mod query;
 mod ready;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::ready::Readiness;
+use crate::actors::live::LiveReader;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::{Config, Roles};
@@ -37,7 +39,7 @@ use crate::model::offset::{Diverged, continues};
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
-use crate::query::status::{NoPeers, Status};
+use crate::query::status::{NoPeers, Peers, Status};
 use crate::supervision::supervisor::SupervisorMessage;
 
 /// How long connections may take to end at a stop.
@@ -175,7 +177,9 @@ impl Node {
         let slots = Slots::new(log.clone(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
         let shards = if roles.shards { Some(shards::role(config, &ports, &slots, &limits)?) } else { None };
-        let queries = if roles.query { query::role(config, &ports, &slots, limits)? } else { query::absent() };
+        let mesh = mesh::role(config, &slots, &clock).await?;
+        let live = mesh.as_ref().map_or(slots.clone() as Arc<dyn LiveReader>, |mesh| mesh.live.clone());
+        let queries = if roles.query { query::role(config, &ports, live, limits)? } else { query::absent() };
         let ready = Arc::new(Readiness {
             roles,
             appends: gateways.as_ref().map(|gateways| gateways.health.clone()),
@@ -186,7 +190,7 @@ impl Node {
             stopping: false.into(),
         });
         let status_ready = ready.clone();
-        let status = Status {
+        let status = Arc::new(Status {
             name: name(config),
             roles: roles.names(),
             started: Stopwatch::start(),
@@ -194,10 +198,13 @@ impl Node {
             slots: slots.clone(),
             log: log.clone(),
             store: ports.store.clone(),
-            peers: Arc::new(NoPeers),
+            peers: mesh.as_ref().map_or(Arc::new(NoPeers) as Arc<dyn Peers>, |mesh| mesh.peers.clone()),
             clock: clock.clone(),
             stale_after_ms: config.millis("query.stale_after"),
-        };
+        });
+        if let Some(mesh) = &mesh {
+            mesh.tell_of(status.clone());
+        }
         let gateway_ready = ready.clone();
         let edge = Gateway::new(GatewayDeps {
             submit: gateways.as_ref().map(|gateways| gateways.submit.clone()),
@@ -208,11 +215,12 @@ impl Node {
             clock: clock.clone(),
             shard_count: log.shard_count(),
             render_metrics: ports.render_metrics.clone(),
-            status: Arc::new(status),
+            status,
             ready: Arc::new(move |role| gateway_ready.ask(role)),
         });
         let mut children = Vec::new();
         children.extend(gateways.map(|gateways| gateways.child));
+        children.extend(mesh.map(|mesh| mesh.child));
         let (handle, shard_children) = shards.map(|shards| (shards.handle, shards.children)).unzip();
         children.extend(shard_children.into_iter().flatten());
         let (root, tree_ended) = tree::start(children, limits::restarts(config), clock).await?;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use futures::future::BoxFuture;
 
 use super::{Ports, backends, limits};
-use crate::actors::slots::Slots;
+use crate::actors::live::LiveReader;
 use crate::config::Config;
 use crate::persistence::store::RollupStore;
 use crate::query::absent::NoQueries;
@@ -35,12 +35,17 @@ pub(super) struct Queries {
 }
 
 /// The query role.
-pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_limits: ShardLimits) -> anyhow::Result<Queries> {
+pub(super) fn role(
+    config: &Config,
+    ports: &Ports,
+    live: Arc<dyn LiveReader>,
+    shard_limits: ShardLimits,
+) -> anyhow::Result<Queries> {
     let store = ports.store.clone().context("the role query needs a store")?;
     let reachable = Arc::new(AtomicBool::new(true));
     let second = backends::second_cache(config)?;
     Ok(Queries {
-        service: QueryEngine::with_second_cache(store.clone(), slots.clone(), ports.clock.clone(), limits::query(config), second),
+        service: QueryEngine::with_second_cache(store.clone(), live, ports.clock.clone(), limits::query(config), second),
         quarantine: Quarantine::new(store.clone(), shard_limits),
         probe: Some(Box::pin(probe(store, reachable.clone()))),
         store: reachable,

@@ -7,6 +7,7 @@ use ractor::{Actor, ActorRef};
 
 use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
+use crate::actors::mesh::membership::Mesh;
 use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
 use crate::actors::upkeep::Upkeep;
@@ -117,4 +118,10 @@ pub fn archiver(archiver: Archiver) -> ChildSpec {
 /// The upkeep of the archive.
 pub fn upkeep(upkeep: Upkeep) -> ChildSpec {
     actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
+}
+
+/// The mesh of nodes. Its failures are its own: a node that has lost the others still takes writes and answers for its shards.
+pub fn mesh(mesh: Mesh, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
+    let children = move || vec![actor_child("mesh", "mesh".to_owned(), mesh.clone(), |_| {})];
+    supervisor_child("mesh", children, RestartPolicy { escalates: false, ..policy }, clock)
 }

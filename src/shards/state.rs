@@ -386,7 +386,8 @@ impl ShardState {
         let range = OffsetRange { from: open.from(), to: self.next };
         let forget_ids_before = self.last_appended.saturating_sub(self.limits.dedup_horizon_ms);
         let batch = Arc::new(open.freeze(range));
-        self.flushed = self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
+        self.flushed =
+            self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
         self.open_since = None;
         self.applied_since_flush = 0;
         self.in_flight = true;

@@ -21,10 +21,10 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A peer that has a session now; an earlier life of the same name is forgotten.
+    /// A peer that has a session now; an earlier life of the same name that is gone is forgotten.
     pub fn join(&self, peer: Arc<Peer>) {
         self.change(|peers| {
-            peers.retain(|known| known.name != peer.name);
+            peers.retain(|known| known.name != peer.name || !known.is_gone());
             if peers.len() >= MAX_PEERS {
                 let at = peers.iter().position(|known| !known.answers()).unwrap_or(0);
                 peers.remove(at);

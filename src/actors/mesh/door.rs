@@ -49,7 +49,8 @@ impl Actor for Door {
         tokio::task::spawn_blocking(move || {
             let answer = server.answer(&question);
             drop(permit);
-            metrics::counter!(telemetry::MESH_SERVED, "outcome" => if answer.is_ok() { "answered" } else { "failed" }).increment(1);
+            metrics::counter!(telemetry::MESH_SERVED, "outcome" => if answer.is_ok() { "answered" } else { "failed" })
+                .increment(1);
             match answer {
                 // Whoever asked may be gone.
                 Ok(answer) => _ = reply.send(answer),

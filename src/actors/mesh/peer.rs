@@ -33,13 +33,16 @@ pub struct Announced {
     windows: Option<HashMap<u64, Vec<i32>>>,
     /// When it was asked for, by this node's clock.
     pub asked_at: Millis,
+    /// What it says of itself to people.
+    pub card: Vec<u8>,
 }
 
 impl Announced {
     /// An announcement that was asked for at that time.
     pub fn new(announcement: Announcement, asked_at: Millis) -> Self {
         let shards = announcement.shards.into_iter().map(|stand| (stand.from.shard, stand)).collect();
-        Self { shards, windows: announcement.windows.map(|all| all.into_iter().collect()), asked_at }
+        let windows = announcement.windows.map(|all| all.into_iter().collect());
+        Self { shards, windows, asked_at, card: announcement.card.into_vec() }
     }
 
     /// If the peer's memory of the shard held nothing of the metric in `[from, to)` when it was asked: up to when that says everything.
@@ -137,6 +140,11 @@ impl Peer {
         self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire)
     }
 
+    /// Whether its session has ended.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
     /// Its session has ended: it is not asked any more, but what it owned is still known.
     pub fn leave(&self) {
         self.gone.store(true, Ordering::Release);
@@ -160,6 +168,8 @@ impl Peer {
                 }
                 Ok(())
             }
+            // It answers, though it says nothing new.
+            Reply::Overloaded => Ok(()),
             Reply::Refused(why) => Err(BeatError::Refused(CodecError::new("heartbeat", why))),
             other => Err(BeatError::Refused(CodecError::new("heartbeat", format!("answered with {other:?}")))),
         }

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use super::directory::Directory;
 use super::peer::{Heard, Outcome, Peer, Waiting};
-use super::wire::{self, AccountingAsk, AccountingBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply, Request, ShardAnswer};
+use super::wire::{
+    self, AccountingAsk, AccountingBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply, Request, ShardAnswer,
+};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
 use crate::model::flush::{AccountingDelta, SeriesInfo};
-use crate::model::offset::{Checkpoint, ShardId};
+use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{Hour, Millis};
@@ -39,6 +41,17 @@ struct Call {
     places: Vec<Place>,
 }
 
+/// The part of a reply that answers a question, and how far the body of a shard in it reaches.
+type Part<B> = (fn(&Reply) -> Option<&Vec<ShardAnswer<B>>>, fn(&B) -> Reach);
+
+fn live_part(reply: &Reply) -> Option<&Vec<ShardAnswer<LiveBody>>> {
+    if let Reply::Live(answers) = reply { Some(answers) } else { None }
+}
+
+fn accounting_part(reply: &Reply) -> Option<&Vec<ShardAnswer<AccountingBody>>> {
+    if let Reply::Accounting(answers) = reply { Some(answers) } else { None }
+}
+
 /// A delta of another node, checked.
 type Delta = (Arc<SeriesInfo>, Hour, Rollup);
 
@@ -61,7 +74,13 @@ impl MeshReader {
                 _ => None,
             };
             match elsewhere {
-                None => here.push((shard, checkpoint)),
+                None => {
+                    // What was announced is up to a heartbeat old: whoever owns it now may say so soon.
+                    if checkpoint.is_some_and(|at| owned != Some(at.epoch)) {
+                        peers.iter().for_each(|peer| peer.nudged.notify_one());
+                    }
+                    here.push((shard, checkpoint));
+                }
                 Some((peer, _)) if !peer.answers() => reports.push((shard, Err(LiveError::Unreachable))),
                 Some((peer, at)) => {
                     let place = Place::of(shard, &at);
@@ -76,33 +95,32 @@ impl MeshReader {
     }
 
     /// Sends every call on its way.
-    fn send(&self, calls: Vec<Call>, request: impl Fn(Vec<Place>) -> Request) -> Result<Calls, CodecError> {
+    fn send(&self, calls: Vec<Call>, request: impl Fn(Vec<Place>) -> Request) -> Calls {
         let (to, heard) = sync_channel(calls.len().max(1));
         for (number, call) in calls.iter().enumerate() {
-            let question = wire::encode(&request(call.places.clone()))?;
-            call.peer.ask(question, Waiting { number, to: to.clone() }, self.call_timeout);
+            match wire::encode(&request(call.places.clone())) {
+                Ok(question) => call.peer.ask(question, Waiting { number, to: to.clone() }, self.call_timeout),
+                // Nobody answers it: its shards are reported as such.
+                Err(why) => tracing::error!(%why, "a question cannot be asked"),
+            }
         }
-        Ok(Calls { calls, heard, watch: Stopwatch::start() })
+        Calls { calls, heard, watch: Stopwatch::start() }
     }
 
     /// Waits for the calls, until the deadline; `take` is given each place with its answer.
     fn receive<B>(
         &self,
-        sent: Result<Calls, CodecError>,
+        Calls { calls, heard, watch }: Calls,
         reports: &mut Reports,
-        part: fn(&Reply) -> Option<&Vec<ShardAnswer<B>>>,
-        reach: fn(&B) -> Reach,
+        part: Part<B>,
         mut take: impl FnMut(ShardId, &B) -> Result<(), CodecError>,
     ) {
-        let Ok(Calls { calls, heard, watch }) = sent.map_err(|why| tracing::error!(%why, "a question cannot be asked")) else {
-            return;
-        };
         let mut waiting: HashMap<usize, Call> = calls.into_iter().enumerate().collect();
         while !waiting.is_empty() {
             let Ok((number, outcome)) = heard.recv_timeout(self.call_timeout.saturating_sub(watch.elapsed())) else { break };
             let Some(call) = waiting.remove(&number) else { continue };
             match outcome {
-                Ok(heard) => answered(&call, &heard, reports, part, reach, &mut take),
+                Ok(heard) => answered(&call, &heard, reports, part, &mut take),
                 Err(error) => failed(&call, error, reports),
             }
         }
@@ -119,8 +137,7 @@ impl MeshReader {
             let Some(announced) = call.peer.announced() else { return true };
             call.places.retain(|place| {
                 let at = (place.shard, &place.checkpoint());
-                let nothing =
-                    announced.holds_nothing(at, (question.tenant, question.metric), (question.from, question.to));
+                let nothing = announced.holds_nothing(at, (question.tenant, question.metric), (question.from, question.to));
                 if let Some((as_of, behind)) = nothing {
                     reports.push((ShardId(place.shard), Ok(ShardReport { as_of, behind })));
                 }
@@ -143,11 +160,13 @@ fn answered<B>(
     call: &Call,
     heard: &Heard,
     reports: &mut Reports,
-    part: fn(&Reply) -> Option<&Vec<ShardAnswer<B>>>,
-    reach: fn(&B) -> Reach,
+    (part, reach): Part<B>,
     take: &mut impl FnMut(ShardId, &B) -> Result<(), CodecError>,
 ) {
-    let refused = |why: &str| tracing::warn!(peer = %call.peer.name, why, "an answer of another node is refused");
+    let refused = |why: &str| {
+        metrics::counter!(telemetry::MESH_REFUSED).increment(1);
+        tracing::warn!(peer = %call.peer.name, why, "an answer of another node is refused");
+    };
     let answers = match heard.reply() {
         Ok(Reply::Overloaded) => return failed(call, LiveError::Overloaded, reports),
         Ok(Reply::Refused(why)) => {
@@ -247,8 +266,7 @@ impl LiveReader for MeshReader {
         };
         let sent = self.send(calls, request);
         reports.extend(self.slots.read(&here, question, matchers, visit));
-        let part = |reply: &Reply| if let Reply::Live(answers) = reply { Some(answers) } else { None };
-        self.receive(sent, &mut reports, part, |body| body.reach, |shard, body| {
+        self.receive(sent, &mut reports, (live_part, |body| body.reach), |shard, body| {
             // All of a shard's deltas are checked before the first is visited.
             deltas(body, question)?.iter().for_each(|(info, hour, rollup)| visit(shard, info, *hour, rollup));
             Ok(())
@@ -270,8 +288,7 @@ impl LiveReader for MeshReader {
         };
         let sent = self.send(calls, request);
         reports.extend(self.slots.accounting(&here, question, visit));
-        let part = |reply: &Reply| if let Reply::Accounting(answers) = reply { Some(answers) } else { None };
-        self.receive(sent, &mut reports, part, |body| body.reach, |shard, body| {
+        self.receive(sent, &mut reports, (accounting_part, |body| body.reach), |shard, body| {
             books(body, question)?.iter().for_each(|row| visit(shard, row));
             Ok(())
         });

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::wire::{
-    self, AccountingAsk, AccountingBody, Announcement, Failure, LiveAsk, LiveBody, Place, Reach, Reply, Request, Row, ShardAnswer,
-    Stand,
+    self, AccountingAsk, AccountingBody, Announcement, Failure, LiveAsk, LiveBody, Place, Reach, Reply, Request, Row,
+    ShardAnswer, Stand,
 };
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::actors::slots::Slots;
@@ -38,7 +38,12 @@ pub struct Server {
     pub clock: Arc<dyn Clock>,
     /// `cluster.max_answer` in bytes.
     pub max_answer: usize,
+    /// What this node says of itself to people.
+    pub card: Card,
 }
+
+/// Writes what a node says of itself to people: bytes that whoever shows them understands.
+pub type Card = Arc<dyn Fn() -> Vec<u8> + Send + Sync>;
 
 /// The body of one shard, while it is being read.
 #[derive(Default)]
@@ -120,7 +125,8 @@ impl Server {
             shards.push(Stand { from: Place::of(shard, &from), reach: reach(report, now) });
         }
         let windows = windows.into_iter().map(|(metric, hours)| (metric, hours.into_iter().collect()));
-        Announcement { shards, windows: (count < MAX_WINDOWS).then(|| windows.collect()) }
+        let windows = (count < MAX_WINDOWS).then(|| windows.collect());
+        Announcement { shards, windows, card: ByteBuf::from((self.card)()) }
     }
 }
 

@@ -319,6 +319,8 @@ pub struct Announcement {
     pub shards: Vec<Stand>,
     /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if there are too many to say.
     pub windows: Option<Vec<(u64, Vec<i32>)>>,
+    /// What it says of itself to people; opaque here.
+    pub card: ByteBuf,
 }
 
 /// Where an owned shard stands: its memory holds the records `[from, applied)`.
@@ -377,10 +379,8 @@ mod tests {
         assert_eq!(decode::<Request>(&bytes), Ok(Request::Accounting(ask)));
         let row = Row::of(0, Hour(4), &rollup(), false, false);
         let body = LiveBody { reach: Reach { age_ms: 1, behind: 2 }, series: vec![ByteBuf::from(*b"k")], rows: vec![row] };
-        let reply = Reply::Live(vec![
-            ShardAnswer { place, outcome: Ok(body) },
-            ShardAnswer { place, outcome: Err(Failure::Moved) },
-        ]);
+        let reply =
+            Reply::Live(vec![ShardAnswer { place, outcome: Ok(body) }, ShardAnswer { place, outcome: Err(Failure::Moved) }]);
         assert_eq!(decode::<Reply>(&encode(&reply).expect("encodes")), Ok(reply));
     }
 
@@ -394,9 +394,7 @@ mod tests {
 
     #[test]
     fn matchers_match_the_same_after_the_way() {
-        let series = |page: &str| {
-            crate::model::series::Series::new("t", "m", [("page".to_owned(), page.to_owned())])
-        };
+        let series = |page: &str| crate::model::series::Series::new("t", "m", [("page".to_owned(), page.to_owned())]);
         let regex = |text: &str| regex::Regex::new(text).expect("an expression");
         for matcher in [
             Matcher::Equal("page".to_owned(), "/a".to_owned()),

@@ -1,0 +1,74 @@
+//! Where other nodes come in.
+//!
+//! ractor_cluster has a listener of its own, but it does each TLS handshake before it takes the next connection: one peer that says
+//! nothing would keep all others out. Here every handshake has a task and a deadline, and their number has a limit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use ractor_cluster::{NetworkStream, NodeServerMessage};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::tls::Tls;
+
+/// Handshakes at once: a cluster has fewer nodes; one connection more is closed at once.
+const MAX_HANDSHAKES: usize = 64;
+/// After an error of the listener itself, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts connections for as long as it runs, and hands those that pass the handshake to the server of sessions.
+pub async fn run(listener: Arc<TcpListener>, tls: Option<Tls>, server: ActorRef<NodeServerMessage>, handshake: Duration) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of another node");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
+        let (tls, server) = (tls.clone(), server.clone());
+        tokio::spawn(async move {
+            match tokio::time::timeout(handshake, accepted(stream, address, tls)).await {
+                Ok(Ok(stream)) => {
+                    let opened = NodeServerMessage::ConnectionOpened { stream: Box::new(stream), is_server: true };
+                    // A server that is gone takes its sessions with it; the mesh starts again.
+                    let _ = server.cast(opened);
+                }
+                Ok(Err(error)) => tracing::debug!(%address, %error, "a connection of another node failed"),
+                Err(_) => tracing::debug!(%address, "a connection of another node did not end its handshake in time"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn accepted(stream: TcpStream, peer_addr: SocketAddr, tls: Option<Tls>) -> std::io::Result<NetworkStream> {
+    stream.set_nodelay(true)?;
+    let local_addr = stream.local_addr()?;
+    Ok(match tls {
+        None => NetworkStream::Raw { peer_addr, local_addr, stream },
+        Some(tls) => NetworkStream::TlsServer { peer_addr, local_addr, stream: tls.acceptor.accept(stream).await? },
+    })
+}
+
+/// Opens a connection to another node; `host` is what its certificate must be for.
+///
+/// # Errors
+/// What failed.
+pub async fn connect(address: &str, tls: Option<&Tls>) -> Result<NetworkStream, String> {
+    let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let peer_addr = stream.peer_addr().map_err(|e| e.to_string())?;
+    let local_addr = stream.local_addr().map_err(|e| e.to_string())?;
+    let Some(tls) = tls else { return Ok(NetworkStream::Raw { peer_addr, local_addr, stream }) };
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
+    let name = tokio_rustls::rustls::pki_types::ServerName::try_from(host).map_err(|e| e.to_string())?;
+    let stream = tls.connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
+    Ok(NetworkStream::TlsClient { peer_addr, local_addr, stream })
+}

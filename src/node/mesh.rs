@@ -1,0 +1,148 @@
+//! The mesh of a node, if `cluster.listen` names where other nodes come in.
+
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::{Context, anyhow, bail};
+use tokio::net::TcpListener;
+
+use super::{limits, name, tree};
+use crate::actors::live::LiveReader;
+use crate::actors::mesh::directory::Directory;
+use crate::actors::mesh::membership::{Cookie, Mesh, MeshOptions};
+use crate::actors::mesh::reader::MeshReader;
+use crate::actors::mesh::serve::Server;
+use crate::actors::mesh::tls::Tls;
+use crate::actors::slots::Slots;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::query::status::{NodeStatus, Peers, Status};
+use crate::supervision::supervisor::ChildSpec;
+
+/// The secret in the environment, which no listing of the keys shows.
+const COOKIE: &str = "ROLLMILL_CLUSTER_COOKIE";
+
+/// What the mesh adds to a node.
+pub(super) struct Role {
+    /// Live reads over all nodes.
+    pub live: Arc<dyn LiveReader>,
+    /// The other nodes.
+    pub peers: Arc<dyn Peers>,
+    /// The actor.
+    pub child: ChildSpec,
+    status: Arc<OnceLock<Arc<Status>>>,
+}
+
+impl Role {
+    /// From now on, other nodes are told of this one.
+    pub fn tell_of(&self, status: Arc<Status>) {
+        // There is one status for each node.
+        let _ = self.status.set(status);
+    }
+}
+
+/// The mesh, if the configuration asks for one. Binds its address.
+///
+/// # Errors
+/// Names the key and the way out.
+pub(super) async fn role(config: &Config, slots: &Arc<Slots>, clock: &Arc<dyn Clock>) -> anyhow::Result<Option<Role>> {
+    let address = config.text("cluster.listen");
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let options = Arc::new(options(config)?);
+    let resolved: Vec<_> = tokio::net::lookup_host(address)
+        .await
+        .with_context(|| format!("cannot resolve cluster.listen = {address}: it takes HOST:PORT"))?
+        .collect();
+    if options.tls.is_none() {
+        let listen_is_near = resolved.iter().all(|a| a.ip().is_loopback());
+        let far = options.peers.iter().find(|peer| !is_loopback(peer));
+        plain_tcp(config, (!listen_is_near).then_some(address).or(far.map(String::as_str)))?;
+    }
+    let listener = TcpListener::bind(&resolved[..]).await;
+    let listener = listener.with_context(|| format!("cannot listen on cluster.listen = {address}: is another process there?"))?;
+    let status: Arc<OnceLock<Arc<Status>>> = Arc::default();
+    let told = status.clone();
+    let card = move || told.get().and_then(|status| serde_json::to_vec(&status.this_node()).ok()).unwrap_or_default();
+    let max_answer = config.number("cluster.max_answer") as usize;
+    let directory = Arc::new(Directory::default());
+    let call_timeout = config.duration("cluster.call_timeout");
+    let server = Server { slots: slots.clone(), clock: clock.clone(), max_answer, card: Arc::new(card) };
+    let live = MeshReader { slots: slots.clone(), directory: directory.clone(), clock: clock.clone(), call_timeout };
+    let peers = Arc::new(Known(directory.clone()));
+    let mesh = Mesh { options, listener: Arc::new(listener), directory, server, clock: clock.clone() };
+    let child = tree::mesh(mesh, limits::restarts(config), clock.clone());
+    Ok(Some(Role { live: Arc::new(live), peers, child, status }))
+}
+
+fn options(config: &Config) -> anyhow::Result<MeshOptions> {
+    let peers = config.text("cluster.peers").split(',').map(str::trim).filter(|peer| !peer.is_empty());
+    let peers: Vec<String> = peers.map(str::to_owned).collect();
+    if let Some(bad) = peers.iter().find(|peer| peer.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
+        bail!("cluster.peers holds {bad:?}: it takes host:port,host:port");
+    }
+    let tls = match (config.path("cluster.cert"), config.path("cluster.key"), config.path("cluster.ca")) {
+        (Some(cert), Some(key), Some(ca)) => Some(Tls::load(&cert, &key, &ca).map_err(|why| anyhow!(why))?),
+        _ => None,
+    };
+    Ok(MeshOptions {
+        name: name(config),
+        peers,
+        cookie: cookie(config)?,
+        tls,
+        heartbeat: config.duration("cluster.heartbeat"),
+        dead_after: config.duration("cluster.dead_after"),
+        max_calls: config.number("cluster.max_calls") as usize,
+        max_reads: config.number("cluster.max_reads") as usize,
+    })
+}
+
+fn cookie(config: &Config) -> anyhow::Result<Cookie> {
+    let (place, text) = match (config.path("cluster.cookie_file"), std::env::var(COOKIE)) {
+        (Some(path), _) => {
+            let text = std::fs::read_to_string(&path);
+            let place = format!("cluster.cookie_file {}", path.display());
+            (place.clone(), text.with_context(|| format!("cannot read {place}"))?)
+        }
+        (None, Ok(text)) => (format!("environment {COOKIE}"), text),
+        (None, Err(_)) => bail!(
+            "cluster.listen needs the cluster's secret: `openssl rand -hex 32 > cookie`, the same file on all nodes, and its path in \
+             cluster.cookie_file"
+        ),
+    };
+    Cookie::new(&text).map_err(|why| anyhow!("{place}: {why}"))
+}
+
+fn is_loopback(peer: &str) -> bool {
+    let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Plain TCP is for loopback, unless somebody says that they know what they do.
+fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
+    let Some(beyond) = beyond else { return Ok(()) };
+    if config.text("cluster.insecure") != "true" {
+        bail!(
+            "{beyond} is beyond loopback, and nodes would speak plain TCP: set cluster.cert, cluster.key and cluster.ca, or \
+             cluster.insecure = true if nobody else can reach this network"
+        );
+    }
+    tracing::warn!(
+        address = beyond,
+        "nodes speak plain TCP (cluster.insecure): whoever can reach the network reads and alters it"
+    );
+    Ok(())
+}
+
+/// The other nodes, by their last heartbeats.
+struct Known(Arc<Directory>);
+
+impl Peers for Known {
+    fn nodes(&self) -> Option<Vec<NodeStatus>> {
+        let peers = self.0.peers();
+        let cards = peers.iter().filter(|peer| peer.answers()).filter_map(|peer| peer.announced());
+        // A node that is just starting, or of another release, has no card that can be read.
+        Some(cards.filter_map(|announced| serde_json::from_slice(&announced.card).ok()).collect())
+    }
+}
