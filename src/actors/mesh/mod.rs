@@ -22,3 +22,6 @@ pub mod reader;
 pub mod serve;
 pub mod tls;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,400 @@
+//! The asking side against doors that answer well, badly, late or not at all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::sync::Semaphore;
+
+use super::directory::Directory;
+use super::door::{Door, DoorMessage};
+use super::peer::Peer;
+use super::reader::MeshReader;
+use super::serve::Server;
+use super::wire::{self, Failure, Reply, Request};
+use crate::actors::gateway::{RoutedSeries, ValidBatch, ValidEvent};
+use crate::actors::live::{Asked, LiveError, LiveReader, Reports};
+use crate::actors::records::records_of;
+use crate::actors::slots::Slots;
+use crate::clock::{Clock, Stopwatch, SystemClock};
+use crate::model::decimal::Decimal;
+use crate::model::flush::SeriesInfo;
+use crate::model::offset::{Epoch, LogId, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::{Series, SeriesId};
+use crate::model::window::{HOUR_MS, Hour};
+use crate::persistence::log::EventLog;
+use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::store::memory::MemoryStore;
+use crate::persistence::store::{Matcher, RollupStore};
+use crate::shards::series::Admission;
+use crate::shards::state::{AccountingQuestion, Input, LiveQuestion, ShardLimits, ShardState};
+
+const SHARDS: u32 = 4;
+const TIMEOUT: Duration = Duration::from_millis(400);
+/// 2026-01-01T00:00:00Z.
+const START: Hour = Hour(490_896);
+
+fn limits() -> ShardLimits {
+    ShardLimits {
+        dedup_horizon_ms: HOUR_MS,
+        dedup_max_ids: 1_000,
+        flush_interval_ms: HOUR_MS,
+        max_delta_bytes: 1 << 30,
+        keep_flushed_ms: HOUR_MS,
+        panic_on_user: None,
+    }
+}
+
+/// Slots that own these shards, all records of 400 events applied and nothing flushed, and the checkpoints of the snapshot.
+fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
+    for at in 0..400 {
+        let series = Series::new("acme", "views", [("page".to_owned(), format!("/{}", at % 20))]);
+        let key = series.key();
+        let id = SeriesId::of_key(&key);
+        let routed = RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(SHARDS) };
+        let event = ValidEvent {
+            series: Arc::new(routed),
+            timestamp: START.start() + (at % 7) * HOUR_MS,
+            value: Some(Decimal::from_units(i128::from(at) * 1_000_000_000)),
+            user: Some(format!("u{}", at % 50)),
+            id: None,
+            raw: 0..2,
+        };
+        let batch = ValidBatch { tenant: "acme".into(), body: Bytes::from_static(b"{}"), events: vec![event] };
+        drop(log.append(records_of(&batch, 1)).expect("appended"));
+    }
+    let store = MemoryStore::new();
+    let slots = Slots::new(log.clone(), clock);
+    let mut asked = Vec::new();
+    for shard in (0..SHARDS).map(ShardId) {
+        let claim = store.claim(shard, log.id(), 40 + u64::from(shard.0)).expect("claimed");
+        asked.push((shard, Some(claim.checkpoint)));
+        if owned.contains(&shard.0) {
+            let admission = Admission::limited(1_000, vec![]);
+            let mut state = ShardState::new(limits(), shard, &claim, vec![], admission, log.end(shard));
+            state.step(Input::Records(&log.read(shard, 0, usize::MAX).expect("reads")), &mut Vec::new());
+            slots.slot(shard).begin(&claim, state);
+        }
+    }
+    (slots, asked)
+}
+
+fn server(slots: &Arc<Slots>, max_answer: usize) -> Server {
+    Server { slots: slots.clone(), clock: Arc::new(SystemClock), max_answer, card: Arc::new(Vec::new) }
+}
+
+/// What a bad door makes of an answer.
+type Twist = Arc<dyn Fn(Request, Reply) -> Option<Vec<u8>> + Send + Sync>;
+
+/// A door that answers as its twist says, and counts the questions that are no heartbeats.
+#[derive(Clone)]
+struct Twisted {
+    server: Server,
+    twist: Twist,
+    asked: Arc<AtomicUsize>,
+    delay: Duration,
+}
+
+impl Actor for Twisted {
+    type Msg = DoorMessage;
+    type State = Vec<RpcReplyPort<Vec<u8>>>;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<DoorMessage>, (): ()) -> Result<Self::State, ActorProcessingErr> {
+        Ok(Vec::new())
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<DoorMessage>,
+        message: DoorMessage,
+        unanswered: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let DoorMessage::Ask(question, reply) = message;
+        let request: Request = wire::decode(&question)?;
+        let honest = self.server.answer(&question)?;
+        if request == Request::Beat {
+            return Ok(reply.send(honest)?);
+        }
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        tokio::time::sleep(self.delay).await;
+        match (self.twist)(request, wire::decode(&honest)?) {
+            Some(bytes) => Ok(reply.send(bytes)?),
+            None => {
+                unanswered.push(reply);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A node that owns shards 0 and 1, and its one peer, which owns the others.
+struct Pair {
+    reader: Arc<MeshReader>,
+    peer: Arc<Peer>,
+    asked: Vec<Asked>,
+    questions: Arc<AtomicUsize>,
+}
+
+impl Pair {
+    async fn new(twist: Twist) -> Self {
+        Self::with(twist, 1 << 20, Duration::ZERO).await
+    }
+
+    async fn with(twist: Twist, max_answer: usize, delay: Duration) -> Self {
+        let (here, asked) = slots(&[0, 1]);
+        let (there, _) = slots(&[2, 3]);
+        let questions = Arc::new(AtomicUsize::new(0));
+        let door = Twisted { server: server(&there, max_answer), twist, asked: questions.clone(), delay };
+        let (door, _) = Actor::spawn(None, door, ()).await.expect("spawned");
+        let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
+        peer.beat(TIMEOUT).await.expect("it is there");
+        let directory = Arc::new(Directory::default());
+        directory.join(peer.clone());
+        let clock = Arc::new(SystemClock);
+        let reader = Arc::new(MeshReader { slots: here, directory, clock, call_timeout: TIMEOUT });
+        Self { reader, peer, asked, questions }
+    }
+
+    async fn read(&self, to: Hour, matchers: Vec<Matcher>) -> (Rows, Reports) {
+        let (reader, asked) = (self.reader.clone(), self.asked.clone());
+        tokio::task::spawn_blocking(move || read(&*reader, &asked, to, &matchers)).await.expect("no panic")
+    }
+
+    /// The outcome of each shard in a question whose windows are not closed.
+    async fn outcomes(&self) -> (Rows, Vec<Option<LiveError>>) {
+        let (rows, mut reports) = self.read(Hour(i32::MAX), vec![]).await;
+        reports.sort_by_key(|(shard, _)| *shard);
+        assert_eq!(reports.iter().map(|(shard, _)| shard.0).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        (rows, reports.iter().map(|(_, report)| report.err()).collect())
+    }
+}
+
+type Rows = BTreeMap<(u32, String, i32), Rollup>;
+
+fn read(reader: &dyn LiveReader, asked: &[Asked], to: Hour, matchers: &[Matcher]) -> (Rows, Reports) {
+    let question = LiveQuestion { tenant: "acme", metric: "views", from: Hour(i32::MIN), to, distinct: true, quantiles: true };
+    let mut rows = Rows::new();
+    let reports = reader.read(asked, &question, matchers, &mut |shard, info, hour, rollup| {
+        rows.entry((shard.0, info.series.label("page").to_owned(), hour.0)).or_default().merge(rollup);
+    });
+    (rows, reports)
+}
+
+fn honest() -> Twist {
+    Arc::new(|_, reply| Some(wire::encode(&reply).expect("encodes")))
+}
+
+/// What one node that owns everything answers, and the part of it that shards 0 and 1 hold.
+fn expected() -> (Rows, Rows) {
+    let (all, asked) = slots(&[0, 1, 2, 3]);
+    let (rows, _) = read(&*all, &asked, Hour(i32::MAX), &[]);
+    let near = rows.iter().filter(|((shard, ..), _)| *shard < 2).map(|(key, rollup)| (key.clone(), rollup.clone())).collect();
+    (rows, near)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_answer_as_one_in_one_call() {
+    let pair = Pair::new(honest()).await;
+    let (rows, outcomes) = pair.outcomes().await;
+    assert_eq!((rows, outcomes), (expected().0, vec![None; 4]));
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 1, "one call for both shards");
+    let matcher = Matcher::Regex("page".to_owned(), regex::Regex::new("^(?:/1.*)$").expect("an expression"));
+    let (rows, _) = pair.read(Hour(i32::MAX), vec![matcher]).await;
+    let mut matching = expected().0;
+    matching.retain(|(_, page, _), _| page.starts_with("/1"));
+    assert_eq!(rows, matching);
+    let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
+    let counted = tokio::task::spawn_blocking(move || {
+        let question = AccountingQuestion { tenant: "acme", from: Hour(i32::MIN), to: Hour(i32::MAX) };
+        let mut counted = 0;
+        let reports = reader.accounting(&asked, &question, &mut |_, row| counted += row.aggregated);
+        (counted, reports.iter().all(|(_, report)| report.is_ok()))
+    });
+    assert_eq!(counted.await.expect("no panic"), (400, true));
+}
+
+/// What the reader makes of answers that are wrong in one way each: nothing of them is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_not_to_the_question_are_refused_whole() {
+    let live = |twist: fn(&mut Vec<wire::ShardAnswer<wire::LiveBody>>)| -> Twist {
+        Arc::new(move |_, reply| {
+            let Reply::Live(mut answers) = reply else { panic!("{reply:?}") };
+            twist(&mut answers);
+            Some(wire::encode(&Reply::Live(answers)).expect("encodes"))
+        })
+    };
+    let both = |error| vec![None, None, Some(error), Some(error)];
+    let foreign: fn(&mut Vec<wire::ShardAnswer<wire::LiveBody>>) = |answers| {
+        let key = Series::new("zeta", "views", []).key();
+        for answer in answers {
+            // The last series of many: what came before it must not be used either.
+            *answer.outcome.as_mut().expect("an answer").series.last_mut().expect("a series") = key.clone().into();
+        }
+    };
+    let cases: Vec<(&str, Twist, Vec<Option<LiveError>>)> = vec![
+        ("an old epoch", live(|all| all.iter_mut().for_each(|a| a.place.epoch.0 -= 1)), both(LiveError::Moved)),
+        ("the nonce of another life", live(|all| all.iter_mut().for_each(|a| a.place.epoch.1 ^= 1)), both(LiveError::Moved)),
+        ("another offset", live(|all| all.iter_mut().for_each(|a| a.place.next += 1)), both(LiveError::Moved)),
+        ("another log", live(|all| all.iter_mut().for_each(|a| a.place.log[0] ^= 1)), both(LiveError::Moved)),
+        ("another tenant's series", live(foreign), both(LiveError::Unreachable)),
+        (
+            "a shard left out",
+            live(|all| all.retain(|a| a.place.shard == 2)),
+            vec![None, None, None, Some(LiveError::Unreachable)],
+        ),
+        (
+            "a failure of one shard",
+            live(|all| all[0].outcome = Err(Failure::Moved)),
+            vec![None, None, Some(LiveError::Moved), None],
+        ),
+        (
+            "an hour that was not asked for",
+            live(|all| all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].hour = i32::MAX)),
+            both(LiveError::Unreachable),
+        ),
+        (
+            "a sketch that does not decode",
+            live(|all| all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].distinct = vec![99].into())),
+            both(LiveError::Unreachable),
+        ),
+        (
+            "a series without a key",
+            live(|all| all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].series = 1 << 20)),
+            both(LiveError::Unreachable),
+        ),
+        ("garbage", Arc::new(|_, _| Some(vec![wire::VERSION, 0xc1])), both(LiveError::Unreachable)),
+        ("another version", Arc::new(|_, _| Some(vec![9, 0x80])), both(LiveError::Unreachable)),
+        (
+            "the answer to another question",
+            Arc::new(|_, _| wire::encode(&Reply::Accounting(vec![])).ok()),
+            both(LiveError::Unreachable),
+        ),
+        ("no room", Arc::new(|_, _| wire::encode(&Reply::Overloaded).ok()), both(LiveError::Overloaded)),
+    ];
+    for (name, twist, outcomes) in cases {
+        let pair = Pair::new(twist).await;
+        let (rows, found) = pair.outcomes().await;
+        assert_eq!(found, outcomes, "{name}");
+        let mut allowed = expected().0;
+        allowed.retain(|(shard, ..), _| outcomes[*shard as usize].is_none());
+        assert_eq!(rows, allowed, "{name}: a shard that failed contributes nothing, the others everything");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_answer_costs_one_deadline_and_then_nothing() {
+    let pair = Pair::new(Arc::new(|_, _| None)).await;
+    let watch = Stopwatch::start();
+    let (rows, outcomes) = pair.outcomes().await;
+    let took = watch.elapsed();
+    assert!(took >= TIMEOUT && took < TIMEOUT * 2, "{took:?}");
+    let unreachable = vec![None, None, Some(LiveError::Unreachable), Some(LiveError::Unreachable)];
+    assert_eq!((rows, outcomes), (expected().1, unreachable.clone()));
+    let watch = Stopwatch::start();
+    for _ in 0..20 {
+        assert_eq!(pair.outcomes().await.1, unreachable);
+    }
+    assert!(watch.elapsed() < TIMEOUT, "it is not asked any more: {:?}", watch.elapsed());
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 1);
+    pair.peer.beat(TIMEOUT).await.expect("it answers again");
+    assert!(pair.peer.answers(), "a heartbeat after the failure makes it worth asking");
+    pair.peer.leave();
+    assert_eq!(pair.outcomes().await.1, unreachable, "what a peer owned that is gone is still known");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_questions_share_a_call() {
+    let pair = Arc::new(Pair::with(honest(), 1 << 20, Duration::from_millis(100)).await);
+    let expected = expected().0;
+    let asking: Vec<_> = (0..100)
+        .map(|_| {
+            let pair = pair.clone();
+            tokio::spawn(async move { pair.outcomes().await })
+        })
+        .collect();
+    for asked in asking {
+        assert_eq!(asked.await.expect("no panic"), (expected.clone(), vec![None; 4]));
+    }
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_is_missing_by_name() {
+    let all = expected().0;
+    let of = |shards: &[u32]| {
+        let of_shards = all.iter().filter(|((shard, ..), _)| shards.contains(shard));
+        of_shards.map(|(key, rollup)| (key.clone(), rollup.clone())).collect::<Rows>()
+    };
+    let pair = Pair::with(honest(), 100, Duration::ZERO).await;
+    let too_large = Some(LiveError::TooLarge);
+    assert_eq!(pair.outcomes().await, (of(&[0, 1]), vec![None, None, too_large, too_large]));
+    // One of the two fits alone: it is not lost with the other.
+    let pair = Pair::with(honest(), 2_000, Duration::ZERO).await;
+    assert_eq!(pair.outcomes().await, (of(&[0, 1, 2]), vec![None, None, None, too_large]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_holds_nothing_of_closed_windows_is_not_asked() {
+    let pair = Pair::new(honest()).await;
+    let (_, reports) = pair.read(START, vec![]).await;
+    assert_eq!((reports.len(), reports.iter().all(|(_, report)| report.is_ok())), (4, true));
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 0, "all that it holds is later");
+    let now = SystemClock.now();
+    assert!(reports.iter().all(|(_, r)| r.is_ok_and(|r| now - r.as_of < 5_000 && r.as_of <= now)), "{reports:?}");
+    let (rows, _) = pair.read(Hour(START.0 + 1), vec![]).await;
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 1, "one window of these it holds");
+    let mut first = expected().0;
+    first.retain(|(_, _, hour), _| *hour == START.0);
+    assert_eq!(rows, first);
+    let _ = pair.read(Hour::of(now + HOUR_MS), vec![]).await;
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 2, "what is open is always asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_word_of_another_epoch_does_not_count_for_silence() {
+    let mut pair = Pair::new(honest()).await;
+    for (_, checkpoint) in &mut pair.asked {
+        let at = checkpoint.as_mut().expect("claimed");
+        at.epoch = Epoch { counter: at.epoch.counter + 1, nonce: 1 };
+    }
+    let (rows, reports) = pair.read(START, vec![]).await;
+    assert!(rows.is_empty());
+    let moved = reports.iter().filter(|(_, report)| *report == Err(LiveError::Moved)).count();
+    assert_eq!(
+        (moved, pair.questions.load(Ordering::SeqCst)),
+        (4, 1),
+        "it is asked, and says that the shards moved: {reports:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_door_refuses_at_once_what_it_has_no_permit_for() {
+    let (there, asked) = slots(&[2, 3]);
+    let permits = Arc::new(Semaphore::new(1));
+    let door = Door { server: server(&there, 1 << 20), permits: permits.clone() };
+    let (door, _) = Actor::spawn(None, door, ()).await.expect("spawned");
+    let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
+    peer.beat(TIMEOUT).await.expect("it is there");
+    let directory = Arc::new(Directory::default());
+    directory.join(peer.clone());
+    let (here, _) = slots(&[]);
+    let reader = Arc::new(MeshReader { slots: here, directory, clock: Arc::new(SystemClock), call_timeout: TIMEOUT });
+    let ask = || {
+        let (reader, asked) = (reader.clone(), asked.clone());
+        tokio::task::spawn_blocking(move || read(&*reader, &asked, Hour(i32::MAX), &[]).1)
+    };
+    let held = permits.acquire().await.expect("open");
+    let reports = ask().await.expect("no panic");
+    assert_eq!(reports.iter().filter(|(_, report)| *report == Err(LiveError::Overloaded)).count(), 2, "{reports:?}");
+    peer.beat(TIMEOUT).await.expect("to be busy is to be alive");
+    drop(held);
+    let reports = ask().await.expect("no panic");
+    assert_eq!(reports.iter().filter(|(_, report)| report.is_ok()).count(), 2, "{reports:?}");
+}

@@ -1,0 +1,305 @@
+//! Several nodes, each a process: one answer, whichever is asked; and what is left of it when nodes are killed, frozen or cut off.
+
+mod node;
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/rng.rs"]
+mod rng;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use node::{CALL_TIMEOUT, DEAD_AFTER, Node, SHARDS, START, Spec};
+use proxy::{Plan, Proxy};
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    // All at once, so that none is given twice.
+    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    listeners.map(|listener| listener.local_addr().expect("an address").port())
+}
+
+/// All six hours, by page, with sketches. The end lies ahead, so that no node is left out because it holds nothing.
+fn everything() -> String {
+    format!("metric=views&from={START}&to=2100000000000&step=1d&by=page&agg=count,sum,min,max,distinct,p95")
+}
+
+fn missing(answer: &Value) -> Vec<(u64, String)> {
+    let missing = answer["completeness"]["missing"].as_array().expect("an array");
+    missing.iter().map(|m| (m["shard"].as_u64().expect("a shard"), m["reason"].as_str().expect("a reason").to_owned())).collect()
+}
+
+fn all_are(shards: impl IntoIterator<Item = u64>, reason: &str) -> Vec<(u64, String)> {
+    shards.into_iter().map(|shard| (shard, reason.to_owned())).collect()
+}
+
+fn count(answer: &Value) -> u64 {
+    let points = answer["series"].as_array().expect("series").iter().flat_map(|s| s["points"].as_array().expect("points"));
+    points.map(|p| p["count"].as_u64().expect("a count")).sum()
+}
+
+/// What one node answers that owns everything.
+fn alone(dir: &Path, query: &str) -> Value {
+    let [port] = free_ports();
+    let mut node = Node::start(dir, &Spec::new("alone", port, &[], 0..SHARDS));
+    let (answer, _) = node.query(query);
+    assert_eq!(answer["completeness"]["partial"], false, "{answer}");
+    answer["series"].clone()
+}
+
+/// Queries until the answer is complete again.
+fn await_complete(node: &mut Node, expected: &Value) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (answer, took) = node.query(&everything());
+        assert!(took < CALL_TIMEOUT * 3, "late by {took:?}");
+        if answer["completeness"]["partial"] == false {
+            assert_eq!(answer["series"], *expected);
+            return;
+        }
+        assert!(Instant::now() < deadline, "still partial: {}\n{}", answer["completeness"], node.said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// An authority, and a certificate for 127.0.0.1 of it in each of these directories.
+fn certificates(dir: &Path, nodes: &[&str]) {
+    let ca_key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).expect("an authority");
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    for node in nodes {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+        let cert = params.signed_by(&key, &issuer).expect("signed");
+        std::fs::create_dir_all(dir.join(node)).expect("a directory");
+        let write = |name: &str, text: String| std::fs::write(dir.join(node).join(name), text).expect("written");
+        write("cert.pem", cert.pem());
+        write("key.pem", key.serialize_pem());
+        write("ca.pem", ca.pem());
+    }
+}
+
+#[test]
+fn any_of_three_nodes_over_tls_answers_as_one_would() {
+    let dir = tempfile::tempdir().expect("a directory");
+    certificates(dir.path(), &["a", "b", "c"]);
+    certificates(&dir.path().join("foreign"), &["d"]);
+    let [a, b, c, d] = free_ports();
+    let spec = |name: &str, port, owned: &[u32]| Spec {
+        tls: Some(dir.path().join(name)),
+        // The own address among the peers: one configuration for all.
+        ..Spec::new(name, port, &[a, b, c], owned.iter().copied())
+    };
+    let specs = [spec("a", a, &[0, 1, 2]), spec("b", b, &[3, 4, 5]), spec("c", c, &[6, 7])];
+    let mut nodes = specs.map(|spec| Node::start(dir.path(), &spec));
+    for (node, others) in nodes.iter_mut().zip([["b", "c"], ["a", "c"], ["a", "b"]]) {
+        node.await_peers(&others);
+    }
+    let hour = START + 3_600_000;
+    for query in [
+        everything(),
+        format!("metric=views&from={START}&to=2100000000000&step=1d&by=page&where={{page=~\"/1.*\",page!=\"/11\"}}"),
+        format!("metric=views&from={START}&to={}&step=1h&agg=count,sum", START + 6 * 3_600_000),
+        format!("metric=views&from={hour}&to={}&step=1h&agg=distinct", hour + 3_600_000),
+        format!("metric=absent&from={START}&to=2100000000000&step=1d"),
+    ] {
+        let expected = alone(dir.path(), &query);
+        for node in &mut nodes {
+            let (answer, _) = node.query(&query);
+            assert_eq!((&answer["completeness"]["partial"], &answer["series"]), (&json!(false), &expected), "{query}: {answer}");
+        }
+    }
+    let books = nodes.each_mut().map(|node| node.ask("books"));
+    for books in &books {
+        assert_eq!(books["completeness"]["partial"], false, "{books}");
+        let sum = |name: &str| books["hours"].as_array().expect("hours").iter().filter_map(|h| h[name].as_u64()).sum::<u64>();
+        assert_eq!((sum("accepted"), sum("aggregated") + sum("pending")), (1_200, 1_200), "{books}");
+        assert!(sum("pending") > 500, "{books}");
+    }
+    // A certificate of another authority does not come in, whatever it knows.
+    let mut stranger = Node::start(dir.path(), &Spec { tls: Some(dir.path().join("foreign/d")), ..Spec::new("d", d, &[a], [0]) });
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((stranger.ask("peers"), nodes[0].ask("peers")), (json!([]), json!(["b", "c"])));
+    assert!(stranger.said().contains("TLS"), "{}", stranger.said());
+}
+
+#[test]
+fn closed_windows_that_nobody_holds_cost_no_call() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b] = free_ports();
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
+    let _far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
+    near.await_peers(&["b"]);
+    let calls = |node: &mut Node, outcome: &str| {
+        let name = format!("rollmill_mesh_calls_total{{outcome=\"{outcome}\"}}");
+        node.ask("metrics")[name].as_f64().unwrap_or(0.0) as u64
+    };
+    let before = format!("metric=views&from={}&to={START}&step=1d", START - 86_400_000);
+    let (answer, _) = near.query(&before);
+    assert_eq!(answer["completeness"]["partial"], false, "{answer}");
+    assert_eq!((calls(&mut near, "answered"), calls(&mut near, "left_out")), (0, 1));
+    let (answer, _) = near.query(&everything());
+    assert_eq!((answer["completeness"]["partial"].as_bool(), calls(&mut near, "answered")), (Some(false), 1));
+}
+
+#[test]
+fn a_wrong_cookie_is_refused_and_said_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b] = free_ports();
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[], 0..4));
+    let wrong = "another cookie, of as many bytes as needed";
+    let mut far = Node::start(dir.path(), &Spec { cookie: wrong.to_owned(), ..Spec::new("b", b, &[a], 4..8) });
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!((near.ask("peers"), far.ask("peers")), (json!([]), json!([])));
+    let (answer, took) = far.query(&everything());
+    assert_eq!(missing(&answer), all_are(0..4, "unavailable"), "nobody is known to own them");
+    assert!(took < CALL_TIMEOUT, "{took:?}");
+    for (node, words) in [(&near, "a connection was refused"), (&far, "do both nodes have the same cookie")] {
+        let said = node.said();
+        assert_eq!(said.matches(words).count(), 1, "{said}");
+        for secret in [wrong, node::COOKIE] {
+            assert!(!said.contains(secret), "{said}");
+        }
+    }
+    let dialled = near.said().lines().count() + far.said().lines().count();
+    assert!(dialled < 20, "nothing spins:\n{}{}", near.said(), far.said());
+}
+
+#[test]
+fn a_node_that_is_killed_is_missing_by_name_and_comes_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let expected = alone(dir.path(), &everything());
+    let [a, b] = free_ports();
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
+    let far = || Node::start(dir.path(), &Spec::new("b", b, &[a], 4..8));
+    let node = far();
+    await_complete(&mut near, &expected);
+    for _ in 0..3 {
+        drop(near.ask("peers"));
+    }
+    node.kill();
+    let (answer, took) = near.query(&everything());
+    assert_eq!(missing(&answer), all_are(4..8, "unreachable"), "{}", near.said());
+    assert!(took < CALL_TIMEOUT * 2, "{took:?}");
+    assert!(count(&answer) < 1_200 && count(&answer) > 600, "the store's half is there, and the near half of the rest");
+    let (_, took) = near.query(&everything());
+    assert!(took < CALL_TIMEOUT / 2, "a node that is gone costs nothing: {took:?}");
+    let _back = far();
+    await_complete(&mut near, &expected);
+}
+
+#[test]
+fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let expected = alone(dir.path(), &everything());
+    let [a, b, c] = free_ports();
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b, c], 0..3));
+    let far = Node::start(dir.path(), &Spec::new("b", b, &[a, c], 3..6));
+    let mut other = Node::start(dir.path(), &Spec::new("c", c, &[a, b], 6..8));
+    for node in [&mut near, &mut other] {
+        await_complete(node, &expected);
+    }
+    far.signal(Signal::STOP);
+    for node in [&mut near, &mut other] {
+        let (answer, took) = node.query(&everything());
+        assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
+        assert!(took < CALL_TIMEOUT * 2, "{took:?}");
+        let began = Instant::now();
+        while began.elapsed() < DEAD_AFTER * 2 {
+            let (answer, took) = node.query(&everything());
+            assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
+            assert!(took < CALL_TIMEOUT / 2, "later queries wait for nothing: {took:?}");
+        }
+        assert!(node.said().contains("does not answer"), "{}", node.said());
+    }
+    far.signal(Signal::CONT);
+    for node in [&mut near, &mut other] {
+        await_complete(node, &expected);
+    }
+}
+
+#[test]
+fn a_hole_in_the_network_is_a_partial_answer_in_time_and_heals() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let expected = alone(dir.path(), &everything());
+    let [a, b] = free_ports();
+    let hole = Proxy::start(b, 1);
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[hole.port], 0..4));
+    let mut far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
+    await_complete(&mut near, &expected);
+    await_complete(&mut far, &expected);
+    for round in 0..2 {
+        hole.set(Plan { stall: true, ..Plan::default() });
+        for (node, shards) in [(&mut near, 4..8), (&mut far, 0..4)] {
+            let (answer, took) = node.query(&everything());
+            assert_eq!(missing(&answer), all_are(shards, "unreachable"), "round {round}");
+            assert!(took < CALL_TIMEOUT * 2, "{took:?}");
+        }
+        // Once shorter than it takes to be dead, once longer.
+        std::thread::sleep(DEAD_AFTER * round * 2);
+        hole.set(Plan::default());
+        await_complete(&mut near, &expected);
+        await_complete(&mut far, &expected);
+    }
+}
+
+#[test]
+fn an_owner_of_an_old_epoch_adds_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b] = free_ports();
+    // Every shard was claimed again since this node owned some: it does not know yet.
+    let _zombie = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
+    let mut near = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("a", a, &[b], 0..4) });
+    near.await_peers(&["b"]);
+    let (answer, _) = near.query(&everything());
+    assert_eq!(missing(&answer), all_are(4..8, "moved"));
+    let mut without = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("w", free_ports::<1>()[0], &[], 0..4) });
+    let (alone, _) = without.query(&everything());
+    assert_eq!(answer["series"], alone["series"], "as if the old owner were not there");
+    assert_eq!(missing(&alone), all_are(4..8, "unavailable"));
+}
+
+#[test]
+fn answers_that_are_too_large_are_missing_and_the_session_lives() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b] = free_ports();
+    let _far = Node::start(dir.path(), &Spec { max_answer: 3_000, ..Spec::new("b", b, &[], 4..8) });
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
+    near.await_peers(&["b"]);
+    let (answer, _) = near.query(&everything());
+    let missing = missing(&answer);
+    assert!(!missing.is_empty() && missing.iter().all(|(shard, reason)| *shard >= 4 && reason == "too_large"), "{missing:?}");
+    let shards: BTreeSet<_> = missing.iter().map(|(shard, _)| *shard).collect();
+    assert!(shards.len() < 4, "what fits is there: {missing:?}");
+    let (answer, _) = near.query(&format!("metric=views&from={START}&to=2100000000000&step=1d&where={{page=\"/7\"}}"));
+    assert_eq!(answer["completeness"]["partial"], false, "a smaller question is answered over the same session: {answer}");
+}
+
+#[test]
+fn a_crowd_with_one_question_makes_one_call() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let expected = alone(dir.path(), &everything());
+    let [a, b] = free_ports();
+    let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
+    near.await_peers(&["b"]);
+    // Frozen for less than a deadline, so that all hundred are there before the answer is.
+    far.signal(Signal::STOP);
+    let thaw = std::thread::spawn(move || {
+        std::thread::sleep(CALL_TIMEOUT / 2);
+        far.signal(Signal::CONT);
+        far
+    });
+    let answers = near.ask(&format!("crowd {}", everything()));
+    let _far = thaw.join().expect("no panic");
+    for answer in answers.as_array().expect("answers") {
+        assert_eq!((&answer["completeness"]["partial"], &answer["series"]), (&json!(false), &expected));
+    }
+    let calls = &near.ask("metrics")["rollmill_mesh_calls_total{outcome=\"answered\"}"];
+    assert_eq!(calls.as_f64(), Some(1.0), "one call for a hundred queries");
+}

@@ -1,0 +1,315 @@
+//! A node of these tests: a process of its own, this test binary run again, because ractor keeps its actors in statics.
+//!
+//! Every node builds the same log and store from the same numbers, flushes the first half of every shard's records, and owns the rest
+//! of its own shards in memory: what several nodes answer can be compared with what one answers that owns all.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use ractor::Actor;
+use rollmill::actors::gateway::{RoutedSeries, ValidBatch, ValidEvent};
+use rollmill::actors::live::LiveReader;
+use rollmill::actors::mesh::directory::Directory;
+use rollmill::actors::mesh::membership::{Cookie, Mesh, MeshOptions};
+use rollmill::actors::mesh::reader::MeshReader;
+use rollmill::actors::mesh::serve::Server;
+use rollmill::actors::mesh::tls::Tls;
+use rollmill::actors::records::records_of;
+use rollmill::actors::slots::Slots;
+use rollmill::clock::{Clock, SystemClock};
+use rollmill::model::decimal::Decimal;
+use rollmill::model::flush::SeriesInfo;
+use rollmill::model::offset::{LogId, ShardId};
+use rollmill::model::series::{Series, SeriesId};
+use rollmill::persistence::log::EventLog;
+use rollmill::persistence::log::memory::MemoryLog;
+use rollmill::persistence::store::RollupStore;
+use rollmill::persistence::store::memory::MemoryStore;
+use rollmill::query::engine::{QueryEngine, QueryLimits};
+use rollmill::query::service::QueryService;
+use rollmill::shards::series::Admission;
+use rollmill::shards::state::{Effect, Input, ShardLimits, ShardState};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+pub const SHARDS: u32 = 8;
+const HOUR: i64 = 3_600_000;
+/// 2026-01-01T00:00:00Z.
+pub const START: i64 = 1_767_225_600_000;
+const ROLE: &str = "ROLLMILL_TEST_MESH";
+pub const COOKIE: &str = "0123456789abcdef0123456789abcdef";
+
+/// What a node is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spec {
+    pub name: String,
+    pub port: u16,
+    pub peers: Vec<String>,
+    pub owned: BTreeSet<u32>,
+    /// How often every shard was claimed, as this node knows it.
+    pub lives: u64,
+    pub cookie: String,
+    /// Directory of `cert.pem`, `key.pem` and `ca.pem`.
+    pub tls: Option<PathBuf>,
+    pub max_answer: usize,
+}
+
+impl Spec {
+    pub fn new(name: &str, port: u16, peers: &[u16], owned: impl IntoIterator<Item = u32>) -> Self {
+        let peers = peers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let owned = owned.into_iter().collect();
+        let (name, cookie) = (name.to_owned(), COOKIE.to_owned());
+        Self { name, port, peers, owned, lives: 1, cookie, tls: None, max_answer: 1 << 20 }
+    }
+}
+
+/// How long a call of these nodes may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_millis(500);
+/// When a node that does not answer is dead.
+pub const DEAD_AFTER: Duration = Duration::from_millis(1_500);
+
+/// A running node.
+pub struct Node {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    pub log: PathBuf,
+}
+
+impl Node {
+    /// Starts a node and waits until it listens.
+    pub fn start(dir: &std::path::Path, spec: &Spec) -> Self {
+        let log = dir.join(format!("{}.log", spec.name));
+        let stderr = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
+        let mut child = Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "node::a_node", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ROLE, serde_json::to_string(spec).expect("JSON"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("the node starts");
+        let stdin = child.stdin.take().expect("a pipe");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut node = Self { child, stdin, stdout, log };
+        assert_eq!(node.answer()["ready"], true);
+        node
+    }
+
+    fn answer(&mut self) -> Value {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let read = self.stdout.read_line(&mut line).expect("a line");
+            assert!(read > 0, "the node ended: {}", std::fs::read_to_string(&self.log).unwrap_or_default());
+            // The test harness of the child says things too.
+            if let Some(answer) = line.strip_prefix("ANSWER ") {
+                return serde_json::from_str(answer).expect("JSON");
+            }
+        }
+    }
+
+    pub fn ask(&mut self, question: &str) -> Value {
+        writeln!(self.stdin, "{question}").expect("the node listens");
+        self.answer()
+    }
+
+    /// A query, and how long it took inside of the node.
+    pub fn query(&mut self, params: &str) -> (Value, Duration) {
+        let answer = self.ask(&format!("query {params}"));
+        (answer["answer"].clone(), Duration::from_millis(answer["ms"].as_u64().expect("a number")))
+    }
+
+    /// Waits until these peers, and no others, answer.
+    pub fn await_peers(&mut self, names: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = self.ask("peers");
+            if found == json!(names) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "expected {names:?}, found {found}:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("signalled");
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("waited for");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A stopped process dies of this too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn routed(page: usize) -> Arc<RoutedSeries> {
+    let series = Series::new("acme", "views", [("page".to_owned(), format!("/{page}"))]);
+    let key = series.key();
+    let id = SeriesId::of_key(&key);
+    Arc::new(RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(SHARDS) })
+}
+
+/// The log that all nodes know: 1,200 events of 40 pages in 6 hours.
+fn log() -> Arc<MemoryLog> {
+    let log = MemoryLog::new(LogId([7; 16]), SHARDS, Arc::new(SystemClock));
+    let series: Vec<_> = (0..40).map(routed).collect();
+    for at in 0..1_200usize {
+        let event = ValidEvent {
+            series: series[at % 40].clone(),
+            timestamp: START + (at % 6) as i64 * HOUR,
+            value: Some(Decimal::from_units(at as i128 * 100_000_000)),
+            user: Some(format!("u{}", at % 90)),
+            id: None,
+            raw: 0..2,
+        };
+        let batch = ValidBatch { tenant: "acme".into(), body: Bytes::from_static(b"{}"), events: vec![event] };
+        drop(log.append(records_of(&batch, 1)).expect("appended"));
+    }
+    log
+}
+
+fn limits() -> ShardLimits {
+    ShardLimits {
+        dedup_horizon_ms: HOUR,
+        dedup_max_ids: 1_000,
+        flush_interval_ms: HOUR,
+        max_delta_bytes: 1 << 30,
+        keep_flushed_ms: HOUR,
+        panic_on_user: None,
+    }
+}
+
+/// Claims a shard as often as it has lived, flushes the first half of its records, and keeps the rest if it is owned.
+fn own(spec: &Spec, shard: ShardId, log: &MemoryLog, store: &MemoryStore, slots: &Slots) {
+    let claims = (1..=spec.lives).map(|life| store.claim(shard, log.id(), life * 100 + u64::from(shard.0)).expect("claimed"));
+    let claim = claims.last().expect("a life");
+    let mut state = ShardState::new(limits(), shard, &claim, vec![], Admission::limited(1_000, vec![]), log.end(shard));
+    let records = log.read(shard, 0, usize::MAX).expect("reads");
+    let (stored, live) = records.split_at(records.len() / 2);
+    let mut effects = Vec::new();
+    state.step(Input::Records(stored), &mut effects);
+    state.step(Input::Tick { now: 0, drain: true }, &mut effects);
+    for effect in effects {
+        let Effect::Commit { guard, batch, forget_ids_before } = effect else { panic!("{effect:?}") };
+        store.flush(guard, &batch, forget_ids_before).expect("flushed");
+    }
+    state.step(Input::Committed { now: 0 }, &mut Vec::new());
+    state.step(Input::Records(live), &mut Vec::new());
+    if spec.owned.contains(&shard.0) {
+        slots.slot(shard).begin(&claim, state);
+    }
+}
+
+struct Parts {
+    engine: Arc<QueryEngine>,
+    directory: Arc<Directory>,
+    prometheus: metrics_exporter_prometheus::PrometheusHandle,
+}
+
+async fn build(spec: &Spec) -> Parts {
+    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().expect("metrics");
+    let (log, store, clock) = (log(), MemoryStore::new(), Arc::new(SystemClock));
+    let slots = Slots::new(log.clone(), clock.clone());
+    (0..SHARDS).for_each(|shard| own(spec, ShardId(shard), &log, &store, &slots));
+    let tls = spec
+        .tls
+        .as_ref()
+        .map(|dir| Tls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem")).expect("certificates"));
+    let options = MeshOptions {
+        name: spec.name.clone(),
+        peers: spec.peers.clone(),
+        cookie: Cookie::new(&spec.cookie).expect("long enough"),
+        tls,
+        heartbeat: Duration::from_millis(100),
+        dead_after: DEAD_AFTER,
+        max_calls: 16,
+        max_reads: 64,
+    };
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", spec.port)).await.expect("the port is free");
+    let directory = Arc::new(Directory::default());
+    let server = Server { slots: slots.clone(), clock: clock.clone(), max_answer: spec.max_answer, card: Arc::new(Vec::new) };
+    let (options, listener, clock): (_, _, Arc<dyn Clock>) = (Arc::new(options), Arc::new(listener), clock);
+    let mesh = Mesh { options, listener, directory: directory.clone(), server, clock: clock.clone() };
+    Actor::spawn(None, mesh, ()).await.expect("the mesh starts");
+    let call_timeout = CALL_TIMEOUT;
+    let reader: Arc<dyn LiveReader> =
+        Arc::new(MeshReader { slots, directory: directory.clone(), clock: clock.clone(), call_timeout });
+    let limits = QueryLimits { max_points: 100_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    Parts { engine: QueryEngine::new(store, reader, clock, limits), directory, prometheus }
+}
+
+fn params(text: &str) -> Vec<(String, String)> {
+    let pair = |pair: &str| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).expect("k=v");
+    text.split('&').filter(|part| !part.is_empty()).map(pair).collect()
+}
+
+fn answered(engine: &QueryEngine, text: &str) -> Value {
+    let began = Instant::now();
+    let answer = engine.query("acme", &params(text)).unwrap_or_else(|e| panic!("{text}: {e}"));
+    json!({"ms": began.elapsed().as_millis() as u64, "answer": serde_json::from_str::<Value>(&answer).expect("JSON")})
+}
+
+fn respond(parts: &Parts, line: &str) -> Value {
+    let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+    match word {
+        "query" => answered(&parts.engine, rest),
+        "crowd" => {
+            let asking: Vec<_> = (0..100)
+                .map(|_| {
+                    let (engine, rest) = (parts.engine.clone(), rest.to_owned());
+                    std::thread::spawn(move || answered(&engine, &rest)["answer"].clone())
+                })
+                .collect();
+            Value::from_iter(asking.into_iter().map(|asked| asked.join().expect("no panic")))
+        }
+        "books" => serde_json::from_str(&parts.engine.accounting("acme", &[]).expect("an answer")).expect("JSON"),
+        "peers" => {
+            let peers = parts.directory.peers();
+            let mut names: Vec<_> = peers.iter().filter(|p| p.answers()).map(|p| p.name.clone()).collect();
+            names.sort();
+            json!(names)
+        }
+        "metrics" => {
+            let text = parts.prometheus.render();
+            let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+            Value::from_iter(samples.map(|(name, value)| (name.to_owned(), json!(value.parse::<f64>().unwrap_or(0.0)))))
+        }
+        _ => panic!("{line}"),
+    }
+}
+
+#[test]
+#[ignore = "a node of the tests beside it, which start it as a process of its own"]
+fn a_node() {
+    let Ok(spec) = std::env::var(ROLE) else { return };
+    let spec: Spec = serde_json::from_str(&spec).expect("JSON");
+    let filter = tracing_subscriber::EnvFilter::new("warn,rollmill=info,ractor_cluster=error");
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let parts = runtime.block_on(build(&spec));
+    println!("\nANSWER {}", json!({"ready": true}));
+    // Ends with its parent.
+    for line in std::io::stdin().lines() {
+        let answer = respond(&parts, &line.expect("a line"));
+        println!("\nANSWER {answer}");
+    }
+}
