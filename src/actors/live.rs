@@ -59,6 +59,9 @@ pub type Asked = (ShardId, Option<Checkpoint>);
 /// What each of the shards asked has answered, in any order.
 pub type Reports = Vec<(ShardId, Result<ShardReport, LiveError>)>;
 
+/// Is shown each delta of a shard.
+pub type VisitDeltas<'v> = &'v mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup);
+
 /// The live deltas of all shards, wherever they are. Blocks, but no longer than a shard takes to apply one batch, or a call to another
 /// node may take.
 ///
@@ -72,7 +75,7 @@ pub trait LiveReader: Send + Sync + 'static {
         asked: &[Asked],
         question: &LiveQuestion<'_>,
         matchers: &[Matcher],
-        visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+        visit: VisitDeltas<'_>,
     ) -> Reports;
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(

@@ -17,6 +17,7 @@ mod bench;
 mod flights;
 mod hostile;
 mod keys;
+mod mesh;
 mod quarantine;
 mod redis_cache;
 mod rest_proxy;

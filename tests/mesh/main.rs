@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use node::{CALL_TIMEOUT, DEAD_AFTER, Node, SHARDS, START, Spec};
@@ -204,7 +203,7 @@ fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
     for node in [&mut near, &mut other] {
         await_complete(node, &expected);
     }
-    far.signal(Signal::STOP);
+    far.freeze();
     for node in [&mut near, &mut other] {
         let (answer, took) = node.query(&everything());
         assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
@@ -217,7 +216,7 @@ fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
         }
         assert!(node.said().contains("does not answer"), "{}", node.said());
     }
-    far.signal(Signal::CONT);
+    far.thaw();
     for node in [&mut near, &mut other] {
         await_complete(node, &expected);
     }
@@ -289,10 +288,10 @@ fn a_crowd_with_one_question_makes_one_call() {
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
     near.await_peers(&["b"]);
     // Frozen for less than a deadline, so that all hundred are there before the answer is.
-    far.signal(Signal::STOP);
+    far.freeze();
     let thaw = std::thread::spawn(move || {
         std::thread::sleep(CALL_TIMEOUT / 2);
-        far.signal(Signal::CONT);
+        far.thaw();
         far
     });
     let answers = near.ask(&format!("crowd {}", everything()));

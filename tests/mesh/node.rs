@@ -34,6 +34,7 @@ use rollmill::query::engine::{QueryEngine, QueryLimits};
 use rollmill::query::service::QueryService;
 use rollmill::shards::series::Admission;
 use rollmill::shards::state::{Effect, Input, ShardLimits, ShardState};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -142,7 +143,21 @@ impl Node {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
+    /// Stops the process, and waits until all of it stands still.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        let state = || std::fs::read_to_string(&stat).expect("it is there").rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
+        while state() != Some(b'T') {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("signalled");
     }

@@ -8,6 +8,7 @@ use rollmill::model::offset::{Checkpoint, ShardId};
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupQuery, RollupStore};
+use rollmill::shards::batch::metric_hash;
 use rollmill::shards::state::LiveQuestion;
 
 use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge, overflow_id, series};
@@ -144,6 +145,9 @@ impl World {
             reports[0].1
         };
         self.note(|| format!("shard {s} on node {n} answers a query: {read:?}"));
+        if read.is_ok() {
+            self.windows_are_said(shard, n, question.tenant, &rows);
+        }
         let shell = &self.nodes[n].shells[s];
         let answer = match read {
             Ok(report) => {
@@ -170,6 +174,15 @@ impl World {
             query.rows = if stored.is_empty() { before } else { stored };
             merge(&mut query.rows, &rows);
         }
+    }
+
+    /// What a node says that it holds, so that it need not be asked, leaves out nothing that it does hold.
+    fn windows_are_said(&self, shard: ShardId, n: usize, tenant: &str, rows: &Rows) {
+        let mut said = BTreeSet::new();
+        let stood = self.nodes[n].slots.stand(shard, &mut |metric, hour| _ = said.insert((metric, hour.0)));
+        assert!(stood.is_ok(), "it has just answered");
+        let unsaid = rows.keys().find(|(_, hour)| !said.contains(&(metric_hash(tenant, METRIC), *hour)));
+        assert!(unsaid.is_none(), "node {n} holds {unsaid:?} of shard {shard}, which it does not say");
     }
 
     /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than it holds.
