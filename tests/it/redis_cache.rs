@@ -66,9 +66,10 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
             == 2_000
     });
     let truth = ask(&server);
+    // 32 are written at once; what comes while they are is not kept.
     until("kept", || {
         assert_eq!(ask(&server), truth);
-        outcomes(&server, "kept") >= 40
+        outcomes(&server, "kept") >= 30
     });
     server.kill();
 
