@@ -245,7 +245,8 @@ fn keys_named(text: &str) -> Vec<&str> {
     let section = |word: &&str| {
         let Some((section, name)) = word.split_once('.') else { return false };
         let known = rollmill::config::KEYS.iter().any(|key| key.name.starts_with(&format!("{section}.")));
-        known && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        // A file of the data directory, and no key.
+        known && *word != "store.sqlite" && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };
     words.filter(section).collect()
 }

@@ -70,13 +70,7 @@ pub trait LiveReader: Send + Sync + 'static {
     /// Number of shards.
     fn shard_count(&self) -> u32;
     /// Visits the deltas of each shard at or above its checkpoint.
-    fn read(
-        &self,
-        asked: &[Asked],
-        question: &LiveQuestion<'_>,
-        matchers: &[Matcher],
-        visit: VisitDeltas<'_>,
-    ) -> Reports;
+    fn read(&self, asked: &[Asked], question: &LiveQuestion<'_>, matchers: &[Matcher], visit: VisitDeltas<'_>) -> Reports;
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(
         &self,

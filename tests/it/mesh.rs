@@ -11,8 +11,7 @@ const COOKIE: &str = "0123456789abcdef0123456789abcdef";
 fn refused(dir: &Path, config: &str) -> (Option<i32>, String) {
     let (file, data) = (dir.join("c.toml"), dir.join("data").display().to_string());
     std::fs::write(&file, config).expect("written");
-    let output =
-        Server::cli(&["serve", "--data", &data, "--listen", "127.0.0.1:0", "--config", &file.display().to_string()]);
+    let output = Server::cli(&["serve", "--data", &data, "--listen", "127.0.0.1:0", "--config", &file.display().to_string()]);
     (output.status.code(), String::from_utf8(output.stderr).expect("text"))
 }
 
@@ -41,7 +40,9 @@ fn a_mesh_that_would_not_be_safe_does_not_start() {
         (format!("{near}cluster.cookie_file = \"{cookie}\"\ncluster.peers = \"nonsense\"\n"), 1, vec!["host:port"]),
         (format!("{near}cluster.cert = \"{cookie}\"\n"), 2, vec!["cluster.cert, cluster.key and cluster.ca"]),
         (
-            format!("{near}cluster.cookie_file = \"{cookie}\"\ncluster.cert = \"{cookie}\"\ncluster.key = \"{cookie}\"\ncluster.ca = \"{cookie}\"\n"),
+            format!(
+                "{near}cluster.cookie_file = \"{cookie}\"\ncluster.cert = \"{cookie}\"\ncluster.key = \"{cookie}\"\ncluster.ca = \"{cookie}\"\n"
+            ),
             1,
             vec!["cluster.cert", "PEM"],
         ),

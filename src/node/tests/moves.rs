@@ -82,6 +82,15 @@ struct Ledger {
     done: AtomicBool,
 }
 
+/// Also when the test fails: the runtime waits for the reader's thread.
+struct EndsTheRun(Arc<Ledger>);
+
+impl Drop for EndsTheRun {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Release);
+    }
+}
+
 impl Ledger {
     fn acked_before(&self, at: Millis) -> u64 {
         self.acked.lock().expect("whole").iter().filter(|acked| **acked < at).count() as u64
@@ -160,7 +169,7 @@ impl Group {
             } else {
                 self.set(from, shard, false);
                 let mut held = self.logs[from].held();
-                let gone = tokio::time::timeout(Duration::from_secs(5), held.wait_for(|held| !held.contains(&shard)));
+                let gone = tokio::time::timeout(Duration::from_secs(30), held.wait_for(|held| !held.contains(&shard)));
                 gone.await.expect("it is let go in time").expect("the log lives");
                 self.set(to, shard, true);
             }
@@ -187,6 +196,7 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     let nodes = [cluster.node(&logs[0], &quick()).await, cluster.node(&logs[1], &quick()).await];
     let slots: Vec<Arc<Slots>> = nodes.iter().map(|node| node.slots.clone()).collect();
     let ledger = Arc::new(Ledger::default());
+    let _ends = EndsTheRun(ledger.clone());
     let writers: Vec<_> = (0..3)
         .map(|seed| {
             let (ledger, log) = (ledger.clone(), cluster.log.clone());

@@ -353,7 +353,7 @@ mod tests {
     fn logs_of_other_clusters_names_and_numbers_are_others() {
         let log = log_id("c", "t", IDENTITY_BIT | 5);
         assert_eq!(identity_of(log), IDENTITY_BIT | 5);
-        assert_eq!(log.to_string(), "8d3d9b1a2f5f6c2e4000000000000005");
+        assert_eq!(log.to_string(), "0923f489a67e73154000000000000005");
         for other in [log_id("d", "t", IDENTITY_BIT | 5), log_id("c", "u", IDENTITY_BIT | 5), log_id("c", "t", IDENTITY_BIT | 6)]
         {
             assert_ne!(log, other);
