@@ -126,6 +126,8 @@ impl Actor for ShardsSupervisor {
                 let assigned = state.spec.assignment.borrow().clone();
                 let steps = state.ownership.assign(&assigned);
                 state.perform(&myself, steps)?;
+                // What came and went before anybody looked has no actor that could end: its group would wait for nobody.
+                (state.spec.let_go)(&state.ownership.elsewhere(state.spec.refs.len() as u32));
             }
             ShardsMessage::Started(shard, outcome) => state.on_started(&myself, shard, outcome)?,
             ShardsMessage::Again(shard, turn) => {

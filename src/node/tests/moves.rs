@@ -80,6 +80,15 @@ struct Ledger {
     done: AtomicBool,
 }
 
+/// Ends the run, also when a check of it fails: readers and writers would go on for ever.
+struct Done(Arc<Ledger>);
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Release);
+    }
+}
+
 impl Ledger {
     fn acked_before(&self, at: Millis) -> u64 {
         self.acked.lock().expect("whole").iter().filter(|acked| **acked < at).count() as u64
@@ -185,6 +194,7 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     let nodes = [cluster.node(&logs[0], &quick()).await, cluster.node(&logs[1], &quick()).await];
     let slots: Vec<Arc<Slots>> = nodes.iter().map(|node| node.slots.clone()).collect();
     let ledger = Arc::new(Ledger::default());
+    let done = Done(ledger.clone());
     let writers: Vec<_> = (0..3)
         .map(|seed| {
             let (ledger, log) = (ledger.clone(), cluster.log.clone());
@@ -202,7 +212,7 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     for mover in futures::future::join_all(movers).await {
         mover.expect("the mover gets through");
     }
-    ledger.done.store(true, Ordering::Release);
+    drop(done);
     for writer in writers {
         writer.await.expect("the writer gets through");
     }
@@ -264,6 +274,21 @@ async fn a_graceful_stop_hands_over_within_two_seconds() {
     stopping.await.expect("no panic").expect("stops");
     assert!(took < Duration::from_secs(2), "it took {took:?}");
     second.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_and_went_before_anybody_looked_is_let_go_too() {
+    let cluster = Cluster::new();
+    let log = cluster.log.join();
+    let node = cluster.node(&log, &quick()).await;
+    for _ in 0..200 {
+        log.assign(all());
+        log.assign(BTreeSet::new());
+        let mut held = log.held();
+        let gone = tokio::time::timeout(Duration::from_secs(10), held.wait_for(|held| held.is_empty()));
+        gone.await.expect("let go in time").expect("the log lives");
+    }
+    node.stop().await.expect("stops");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
