@@ -80,10 +80,10 @@ struct Ledger {
     done: AtomicBool,
 }
 
-/// Ends the run, also when a check of it fails: readers and writers would go on for ever.
-struct Done(Arc<Ledger>);
+/// Also when the test fails: the runtime waits for the reader's thread.
+struct EndsTheRun(Arc<Ledger>);
 
-impl Drop for Done {
+impl Drop for EndsTheRun {
     fn drop(&mut self) {
         self.0.done.store(true, Ordering::Release);
     }
@@ -194,7 +194,7 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     let nodes = [cluster.node(&logs[0], &quick()).await, cluster.node(&logs[1], &quick()).await];
     let slots: Vec<Arc<Slots>> = nodes.iter().map(|node| node.slots.clone()).collect();
     let ledger = Arc::new(Ledger::default());
-    let done = Done(ledger.clone());
+    let _ends = EndsTheRun(ledger.clone());
     let writers: Vec<_> = (0..3)
         .map(|seed| {
             let (ledger, log) = (ledger.clone(), cluster.log.clone());
@@ -212,7 +212,7 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
     for mover in futures::future::join_all(movers).await {
         mover.expect("the mover gets through");
     }
-    drop(done);
+    ledger.done.store(true, Ordering::Release);
     for writer in writers {
         writer.await.expect("the writer gets through");
     }
