@@ -122,6 +122,12 @@ impl Ownership {
         }
     }
 
+    /// The shards, of so many, that this node neither is to own nor does anything with.
+    pub fn elsewhere(&self, shards: u32) -> BTreeSet<ShardId> {
+        let let_go = |shard: &ShardId| self.places.get(shard).is_none_or(|place| place.phase == Phase::Lingering);
+        (0..shards).map(ShardId).filter(|shard| !self.assigned.contains(shard) && let_go(shard)).collect()
+    }
+
     /// The actor has loaded its shard and runs.
     pub fn started(&mut self, shard: ShardId) -> Vec<Step> {
         let Some(place) = self.places.get_mut(&shard) else { return vec![Step::Stop(shard)] };
@@ -208,7 +214,9 @@ mod tests {
         assert_eq!(ownership.assign(&[A].into()), []);
         let steps = ownership.assign(&[B].into());
         let [Step::Drain(A), Step::Watch { shard: A, turn }, Step::Start(B)] = steps[..] else { panic!("{steps:?}") };
+        assert_eq!(ownership.elsewhere(3), [ShardId(2)].into(), "one drains, one starts");
         assert_eq!(ownership.failed(A, false), [Step::Vacate(A), Step::LetGo(A)]);
+        assert_eq!(ownership.elsewhere(3), [A, ShardId(2)].into());
         assert_eq!(ownership.overdue(A, turn), [], "it has ended");
         ownership.started(B);
         ownership.assign(&BTreeSet::new());

@@ -26,6 +26,9 @@ const STARTS_AT_ONCE: usize = 8;
 /// From the end of a drain to the end of the actor; one that takes longer is killed.
 const STOP_GRACE: Duration = Duration::from_millis(500);
 
+/// Told of shards of which nothing runs here any more.
+pub type LetGo = Arc<dyn Fn(&BTreeSet<ShardId>) + Send + Sync>;
+
 /// What the supervisor of the shards is made of.
 #[derive(Clone)]
 pub struct ShardsSpec {
@@ -34,7 +37,7 @@ pub struct ShardsSpec {
     /// How a shard is started.
     pub child: Arc<dyn Fn(ShardId) -> ChildSpec + Send + Sync>,
     /// Told of shards whose actors have stopped.
-    pub let_go: Arc<dyn Fn(&BTreeSet<ShardId>) + Send + Sync>,
+    pub let_go: LetGo,
     /// Where the shards stand.
     pub slots: Arc<Slots>,
     /// Where their actors are.
@@ -126,6 +129,8 @@ impl Actor for ShardsSupervisor {
                 let assigned = state.spec.assignment.borrow().clone();
                 let steps = state.ownership.assign(&assigned);
                 state.perform(&myself, steps)?;
+                // What came and went before anybody looked has no actor that could end: its group would wait for nobody.
+                (state.spec.let_go)(&state.ownership.elsewhere(state.spec.refs.len() as u32));
             }
             ShardsMessage::Started(shard, outcome) => state.on_started(&myself, shard, outcome)?,
             ShardsMessage::Again(shard, turn) => {

@@ -279,6 +279,21 @@ async fn a_graceful_stop_hands_over_within_two_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_and_went_before_anybody_looked_is_let_go_too() {
+    let cluster = Cluster::new();
+    let log = cluster.log.join();
+    let node = cluster.node(&log, &quick()).await;
+    for _ in 0..200 {
+        log.assign(all());
+        log.assign(BTreeSet::new());
+        let mut held = log.held();
+        let gone = tokio::time::timeout(Duration::from_secs(10), held.wait_for(|held| held.is_empty()));
+        gone.await.expect("let go in time").expect("the log lives");
+    }
+    node.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_hangs_does_not_hold_shards_back() {
     let cluster = Cluster::new();
     let log = cluster.log.join();

@@ -114,7 +114,8 @@ pub trait EventLog: Send + Sync + 'static {
     }
     /// The shards that this node is to own now. A shard is in it only while its start and end are known.
     fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
-    /// The actors of these shards, which left the assignment, have stopped: another node may have them. Does not block.
+    /// Nothing of these shards, which are not in the assignment, runs here any more: another node may have them. Repeats itself, also for
+    /// shards that were never here. Does not block.
     fn let_go(&self, _shards: &BTreeSet<ShardId>) {}
     /// Durable records from `from` on, in order, at least one if there is one and its server answers in time (a server that does not
     /// gives none: the outage waits, no actor dies of it), about `max_bytes` of payload at most. Blocking: may read the disk.
