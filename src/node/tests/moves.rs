@@ -169,7 +169,7 @@ impl Group {
             } else {
                 self.set(from, shard, false);
                 let mut held = self.logs[from].held();
-                let gone = tokio::time::timeout(Duration::from_secs(30), held.wait_for(|held| !held.contains(&shard)));
+                let gone = tokio::time::timeout(Duration::from_secs(5), held.wait_for(|held| !held.contains(&shard)));
                 gone.await.expect("it is let go in time").expect("the log lives");
                 self.set(to, shard, true);
             }
