@@ -86,14 +86,17 @@ impl Ledger {
         self.sent.fetch_add(events.len() as u64, Ordering::SeqCst);
     }
 
-    /// Notes events after their first acknowledgement.
-    pub fn acked(&self, events: &[Event], now: i64) {
+    /// Notes events after their first acknowledgement. The clock is read under the lock: a client that read it and then waited would
+    /// be noted behind a later one, and `acked_before` would count what was acknowledged after the time that is asked for.
+    pub fn acked(&self, events: &[Event], now: impl FnOnce() -> i64) {
         let mut rows = self.rows.lock().expect("ledger");
         for event in events {
             rows.entry((event.metric, event.page, event.hour)).or_default().add(event);
         }
         let mut acks = self.acks.lock().expect("ledger");
-        let before = acks.last().map_or(0, |(_, total)| *total);
+        let now = now();
+        let (last, before) = acks.last().copied().unwrap_or((now, 0));
+        assert!(last <= now, "the machine's clock went back by {} ms: this run proves nothing", last - now);
         acks.push((now, before + events.len() as u64));
     }
 

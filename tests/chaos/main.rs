@@ -75,7 +75,7 @@ fn client(number: u64, seed: u64, url: &str, ledger: &Ledger, stop: &AtomicBool)
         };
         ledger.sending(&events);
         until_acked(&agent, url, &body, kind, ledger);
-        ledger.acked(&events, now());
+        ledger.acked(&events, now);
         if kind == "application/json" && rng.chance(30) {
             earlier.push(body);
             let again = earlier.swap_remove(rng.below(earlier.len() as u64) as usize);
