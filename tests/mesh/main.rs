@@ -97,7 +97,7 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
     let specs = [spec("a", a, &[0, 1, 2]), spec("b", b, &[3, 4, 5]), spec("c", c, &[6, 7])];
     let mut nodes = specs.map(|spec| Node::start(dir.path(), &spec));
     for (node, others) in nodes.iter_mut().zip([["b", "c"], ["a", "c"], ["a", "b"]]) {
-        node.await_peers(&others);
+        node.await_elected(&others);
     }
     let hour = START + 3_600_000;
     for query in [
@@ -177,10 +177,8 @@ fn a_node_that_is_killed_is_missing_by_name_and_comes_back() {
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
     let far = || Node::start(dir.path(), &Spec::new("b", b, &[a], 4..8));
     let node = far();
+    near.await_elected(&["b"]);
     await_complete(&mut near, &expected);
-    for _ in 0..3 {
-        drop(near.ask("peers"));
-    }
     node.kill();
     let (answer, took) = near.query(&everything());
     assert_eq!(missing(&answer), all_are(4..8, "unreachable"), "{}", near.said());
@@ -200,7 +198,8 @@ fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b, c], 0..3));
     let far = Node::start(dir.path(), &Spec::new("b", b, &[a, c], 3..6));
     let mut other = Node::start(dir.path(), &Spec::new("c", c, &[a, b], 6..8));
-    for node in [&mut near, &mut other] {
+    for (node, others) in [(&mut near, ["b", "c"]), (&mut other, ["a", "b"])] {
+        node.await_elected(&others);
         await_complete(node, &expected);
     }
     far.freeze();

@@ -79,6 +79,7 @@ pub struct Node {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    name: String,
     pub log: PathBuf,
 }
 
@@ -97,7 +98,7 @@ impl Node {
             .expect("the node starts");
         let stdin = child.stdin.take().expect("a pipe");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
-        let mut node = Self { child, stdin, stdout, log };
+        let mut node = Self { child, stdin, stdout, name: spec.name.clone(), log };
         assert_eq!(node.answer()["ready"], true);
         node
     }
@@ -135,6 +136,25 @@ impl Node {
                 return;
             }
             assert!(Instant::now() < deadline, "expected {names:?}, found {found}:\n{}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the session with each of these peers is the one that stays. For peers that dial this node and are dialled by it: the
+    /// session of whose name sorts last takes over from the other, which may have been answering already.
+    pub fn await_elected(&mut self, names: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let said = self.said();
+            let is_elected = |peer: &&str| {
+                let joined = format!("another node has joined peer={peer} ");
+                let last = said.lines().rfind(|line| line.contains(&joined));
+                last.is_some_and(|line| line.ends_with(&format!("incoming={}", **peer > *self.name)))
+            };
+            if names.iter().all(is_elected) {
+                return self.await_peers(names);
+            }
+            assert!(Instant::now() < deadline, "not all sessions with {names:?} are the ones that stay:\n{said}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -56,3 +56,114 @@ impl Directory {
         self.peers.store(Arc::new(peers));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ractor::{Actor, ActorProcessingErr, ActorRef};
+    use serde_bytes::ByteBuf;
+
+    use super::*;
+    use crate::actors::mesh::door::DoorMessage;
+    use crate::actors::mesh::wire::{self, Announcement, Place, Reach, Reply, Stand};
+    use crate::clock::SystemClock;
+
+    const SHARD: ShardId = ShardId(3);
+
+    fn epoch(counter: u64) -> Epoch {
+        Epoch { counter, nonce: counter * 7 }
+    }
+
+    /// A door that announces one shard, claimed that many times.
+    struct Announces(u64);
+
+    impl Actor for Announces {
+        type Msg = DoorMessage;
+        type State = ();
+        type Arguments = ();
+
+        async fn pre_start(&self, _: ActorRef<DoorMessage>, (): ()) -> Result<(), ActorProcessingErr> {
+            Ok(())
+        }
+
+        async fn handle(&self, _: ActorRef<DoorMessage>, message: DoorMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+            let DoorMessage::Ask(_, reply) = message;
+            let Epoch { counter, nonce } = epoch(self.0);
+            let from = Place { shard: SHARD.0, log: [7; 16], next: 0, epoch: (counter, nonce) };
+            let shards = vec![Stand { from, reach: Reach { age_ms: 0, behind: 0 } }];
+            let announcement = Announcement { shards, windows: None, card: ByteBuf::new() };
+            Ok(reply.send(wire::encode(&Reply::Beat(announcement))?)?)
+        }
+    }
+
+    /// A peer that has not answered yet.
+    async fn silent(name: &str, claims: u64) -> Arc<Peer> {
+        let (door, _) = Actor::spawn(None, Announces(claims), ()).await.expect("spawned");
+        Peer::new(name.to_owned(), door, Arc::new(SystemClock), 1)
+    }
+
+    async fn heard(name: &str, claims: u64) -> Arc<Peer> {
+        let peer = silent(name, claims).await;
+        peer.beat(Duration::from_secs(5)).await.expect("it is there");
+        peer
+    }
+
+    fn owner(peers: &[&Arc<Peer>], of: Epoch) -> Option<String> {
+        let peers: Vec<_> = peers.iter().map(|peer| (*peer).clone()).collect();
+        Directory::owner(&peers, SHARD, of).map(|peer| peer.name.clone())
+    }
+
+    #[tokio::test]
+    async fn the_owner_is_whoever_announced_the_epoch_or_else_the_latest() {
+        let (old, new) = (heard("old", 1).await, heard("new", 2).await);
+        for peers in [[&old, &new], [&new, &old]] {
+            assert_eq!(owner(&peers, epoch(1)).as_deref(), Some("old"), "the snapshot is of its time");
+            assert_eq!(owner(&peers, epoch(2)).as_deref(), Some("new"));
+            assert_eq!(owner(&peers, epoch(3)).as_deref(), Some("new"), "nobody has announced it: the latest may know");
+            let rolled_back = Epoch { counter: 1, nonce: 0 };
+            assert_eq!(owner(&peers, rolled_back).as_deref(), Some("new"), "a counter alone is not an epoch");
+        }
+        assert_eq!(owner(&[&silent("mute", 2).await], epoch(2)), None, "it has announced nothing");
+        let other: Vec<_> = vec![new];
+        assert!(Directory::owner(&other, ShardId(4), epoch(2)).is_none(), "nobody has announced this shard");
+    }
+
+    #[tokio::test]
+    async fn whoever_answers_comes_before_whoever_is_gone() {
+        let (gone, here) = (heard("gone", 2).await, heard("here", 2).await);
+        gone.leave();
+        for peers in [[&gone, &here], [&here, &gone]] {
+            assert_eq!(owner(&peers, epoch(2)).as_deref(), Some("here"));
+        }
+        assert_eq!(owner(&[&gone], epoch(2)).as_deref(), Some("gone"), "its shards are missing by its name");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_comes_back_replaces_its_former_life_and_no_other() {
+        let directory = Directory::default();
+        let lives = [heard("a", 1).await, heard("a", 2).await, heard("a", 3).await];
+        lives[0].leave();
+        for peer in [&lives[0], &heard("b", 1).await, &lives[1]] {
+            directory.join(peer.clone());
+        }
+        let names = || directory.peers().iter().map(|peer| peer.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(), ["b", "a"]);
+        directory.join(lives[2].clone());
+        assert_eq!(names(), ["b", "a", "a"], "two nodes of one name that both answer are both known");
+    }
+
+    #[tokio::test]
+    async fn the_number_of_peers_is_bounded_and_those_that_do_not_answer_go_first() {
+        let directory = Directory::default();
+        directory.join(heard("first", 1).await);
+        let gone = heard("gone", 1).await;
+        gone.leave();
+        directory.join(gone);
+        for at in 2..=MAX_PEERS {
+            directory.join(heard(&format!("node-{at}"), 1).await);
+        }
+        let peers = directory.peers();
+        assert_eq!((peers.len(), peers[0].name.as_str(), peers[1].name.as_str()), (MAX_PEERS, "first", "node-2"));
+    }
+}
