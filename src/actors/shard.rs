@@ -117,8 +117,9 @@ impl ShardActor {
         let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
         let claim = self.store.claim(self.shard, self.log.id(), nonce)?;
         let checkpoint = claim.checkpoint;
-        let end = self.log.end(self.shard);
-        continues(checkpoint.next, self.log.start(self.shard), end)?;
+        // As they are now: the owner before may have flushed what this node has not heard of yet.
+        let (start, end) = self.log.bounds(self.shard)?;
+        continues(checkpoint.next, start, end)?;
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
         let recent = self.store.recent_ids(self.shard, i64::MIN)?;
         let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);

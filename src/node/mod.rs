@@ -301,12 +301,14 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
 /// A log that does not continue where the store stands must not take a single write: it would grow over what it lost, and its shards
 /// would take the new records for those that are already in the store. Of shards that are not assigned to this node, it knows the log alone.
 fn check_log(data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> anyhow::Result<()> {
-    let assigned = log.assignment().borrow().clone();
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
         let (expected, found) = (checkpoint.log, log.id());
         let continued = match expected == found {
-            true if !assigned.contains(&shard) => Ok(()),
-            true => continues(checkpoint.next, log.start(shard), log.end(shard)),
+            // As they are now: the shard's owner, here or elsewhere, may have flushed since the log was opened.
+            true => {
+                let (start, end) = log.bounds(shard).with_context(|| format!("cannot learn where shard {shard} ends"))?;
+                continues(checkpoint.next, start, end)
+            }
             false => Err(Diverged::OtherLog { expected, found }),
         };
         continued.with_context(|| {

@@ -16,6 +16,7 @@ mod basics;
 mod bench;
 mod flights;
 mod hostile;
+mod kafka;
 mod keys;
 mod mesh;
 mod quarantine;

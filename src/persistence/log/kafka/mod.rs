@@ -149,6 +149,7 @@ impl KafkaLog {
             bell: Arc::default(),
         });
         shared.learn_everything()?;
+        tracing::info!(log = %id, topic = shared.options.connection.topic, "the log is Kafka's");
         let member = match &shared.options.group {
             None => None,
             Some(name) => {
@@ -219,7 +220,9 @@ impl Shared {
             self.reading.serve();
             let owned = self.membership.owned();
             let new = !owned.is_subset(&published);
-            let everything = all.due(ALL_EVERY) || self.options.group.is_none() && leaders.is_empty();
+            // An end that seems to have gone back is asked for again until it is clear.
+            let behind = self.all().any(|shard| self.marks.is_behind(shard));
+            let everything = all.due(ALL_EVERY) || behind || self.options.group.is_none() && leaders.is_empty();
             if look_up.due(LEADERS_EVERY) || leaders.iter().any(|led: &Led| led.silent.is_some()) && look_up.due(REST) {
                 self.look_up(&mut leaders);
             }
@@ -283,7 +286,17 @@ impl Shared {
                 self.id
             )),
             Ok(found) => {
-                if let Some(why) = found.refusal(&self.options.connection.brokers) {
+                let brokers = &self.options.connection.brokers;
+                if found.log.is_none() {
+                    let (key, number) = (topic::IDENTITY_KEY, topic::identity_of(self.id));
+                    let command = topic::setting_command(brokers, &found.topic, &format!("{key}={number}"));
+                    tracing::error!(
+                        topic = found.topic,
+                        command,
+                        "the topic's identity is gone: if a tool reset it, put it back"
+                    );
+                }
+                if let Some(why) = found.refusal(brokers) {
                     tracing::error!("{why}");
                 }
             }

@@ -16,7 +16,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
 use super::marks::{Ask, Asker, Marks, partition};
-use super::settings::{KafkaOptions, Quiet};
+use super::settings::{KafkaOptions, LANES, Quiet};
 use super::times::maximum_below;
 use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
@@ -28,7 +28,6 @@ use crate::persistence::log::LogError;
 const WAIT: Duration = Duration::from_secs(1);
 /// What a read returned is kept for the next one up to this size: the archiver looks at one record again and again until it is due.
 const KEPT_BYTES: usize = 1 << 20;
-const LANES: usize = 2;
 
 /// Where a lane stands in one shard.
 #[derive(Default)]

@@ -10,6 +10,12 @@ use rdkafka::error::KafkaError;
 /// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB, but one event may be larger.
 pub const MESSAGE_BYTES: usize = 2 << 20;
 
+/// A fetch of less than this is not worth its way; a larger record is fetched all the same.
+const MIN_FETCH_BYTES: u64 = 64 << 10;
+
+/// Consumers that read: the shard's actor at the end of the log, its archiver behind.
+pub const LANES: usize = 2;
+
 /// Settings that are ours: another value would break a promise without a word.
 const OURS: &[&str] = &[
     "acks",
@@ -110,7 +116,7 @@ pub struct KafkaOptions {
     pub delivery_timeout: Duration,
     /// More bytes waiting than this, and appends are refused.
     pub max_waiting_bytes: u64,
-    /// Bytes fetched ahead of each reader of a shard.
+    /// Bytes fetched ahead of all readers of the shards together; each gets its part.
     pub prefetch_bytes: u64,
     /// How often the ends of the owned shards are asked for.
     pub refresh: Duration,
@@ -149,6 +155,8 @@ impl Connection {
         config.set("bootstrap.servers", &self.brokers);
         config.set("client.id", "rollmill");
         config.set("allow.auto.create.topics", "false");
+        // A leader that was replaced without its knowing is found out by itself.
+        config.set("topic.metadata.refresh.interval.ms", "30000");
         // A broker that comes back is used again soon.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
         config.set("socket.timeout.ms", millis(self.timeout)).set("socket.connection.setup.timeout.ms", millis(self.timeout));
@@ -186,9 +194,11 @@ impl KafkaOptions {
         config.set("group.id", self.group.as_deref().unwrap_or("rollmill-reader"));
         config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
         config.set("auto.offset.reset", "error").set("check.crcs", "true").set("isolation.level", "read_uncommitted");
-        let kilobytes = (self.prefetch_bytes / 1024).clamp(1, 2_097_151);
-        config.set("queued.max.messages.kbytes", kilobytes.to_string());
-        config.set("fetch.message.max.bytes", (1 << 20).to_string());
+        // The client's bound is per partition, and may be overshot by one fetch; both lanes together stay within the whole.
+        let each = self.prefetch_bytes / (u64::from(self.shard_count.max(1)) * LANES as u64) / 2;
+        let each = each.clamp(MIN_FETCH_BYTES, 64 << 20);
+        config.set("queued.max.messages.kbytes", (each / 1024).to_string());
+        config.set("fetch.message.max.bytes", each.to_string());
         // A partition that is added waits for the fetch that is under way; one whose buffer was full is fetched again at once.
         config.set("fetch.wait.max.ms", "50").set("fetch.queue.backoff.ms", "5").set("fetch.error.backoff.ms", "100");
         config
@@ -226,6 +236,37 @@ mod tests {
         assert_eq!(properties.0, [pair("security.protocol", "SASL_PLAINTEXT"), pair("sasl.password", r"a=b,c\d")]);
         assert_eq!(format!("{properties:?}"), r#"["security.protocol", "sasl.password"]"#);
         assert_eq!(Properties::parse(""), Ok(Properties::default()));
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_stays_within_the_whole() {
+        let connection = Connection {
+            brokers: String::new(),
+            topic: String::new(),
+            properties: Properties::default(),
+            timeout: Duration::from_secs(1),
+        };
+        let zero = Duration::ZERO;
+        let mut options = KafkaOptions {
+            connection,
+            shard_count: 64,
+            group: None,
+            session_timeout: zero,
+            handover: zero,
+            delivery_timeout: zero,
+            max_waiting_bytes: 0,
+            prefetch_bytes: 64 << 20,
+            refresh: zero,
+            safety: zero,
+            replication: 1,
+            min_isr: 1,
+            clock: std::sync::Arc::new(crate::clock::SystemClock),
+        };
+        let of = |options: &KafkaOptions, name: &str| options.reader().get(name).and_then(|text| text.parse::<u64>().ok());
+        let each = (of(&options, "queued.max.messages.kbytes"), of(&options, "fetch.message.max.bytes"));
+        assert_eq!(each, (Some(256), Some(256 << 10)), "2 lanes of 64 shards, once queued and once on the way");
+        options.shard_count = 4096;
+        assert_eq!(of(&options, "fetch.message.max.bytes"), Some(MIN_FETCH_BYTES));
     }
 
     #[test]

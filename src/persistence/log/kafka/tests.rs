@@ -36,7 +36,7 @@ fn options(brokers: &str, topic: &str) -> KafkaOptions {
         handover: Duration::from_secs(2),
         delivery_timeout: Duration::from_secs(20),
         max_waiting_bytes: 64 << 20,
-        prefetch_bytes: 1 << 20,
+        prefetch_bytes: 16 << 20,
         refresh: Duration::from_millis(50),
         safety: Duration::ZERO,
         replication: 1,
@@ -223,7 +223,7 @@ fn a_topic_made_anew_is_refused_loudly() {
         matches!(lost, Ok(ref none) if none.is_empty()) || lost.is_err(),
         "nothing new is taken for the next record: {lost:?}"
     );
-    soon("the end shows it", 20, || log.end(ShardId(1)) < 5);
+    soon("the end shows it", 30, || log.end(ShardId(1)) < 5);
     assert_ne!(open(&options).id(), log.id(), "the next start sees another log");
 }
 

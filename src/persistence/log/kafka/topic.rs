@@ -85,6 +85,13 @@ pub fn identity_of(log: LogId) -> u64 {
     u64::from_be_bytes(log.0[8..].try_into().unwrap_or_default())
 }
 
+/// The command that gives a topic these settings and leaves the others.
+pub fn setting_command(brokers: &str, topic: &str, settings: &str) -> String {
+    format!(
+        "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config {settings}"
+    )
+}
+
 /// The settings that a topic gets, each with what goes wrong without it.
 fn settings(wish: &Wish) -> Vec<(&'static str, String, &'static str)> {
     vec![
@@ -148,13 +155,7 @@ impl Description {
     pub fn mending_command(&self, brokers: &str) -> Option<String> {
         let wrong: Vec<String> =
             self.differences.iter().filter(|d| d.is_setting).map(|d| format!("{}={}", d.what, d.wanted)).collect();
-        (!wrong.is_empty()).then(|| {
-            format!(
-                "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {} --add-config {}",
-                self.topic,
-                wrong.join(",")
-            )
-        })
+        (!wrong.is_empty()).then(|| setting_command(brokers, &self.topic, &wrong.join(",")))
     }
 
     /// Why a node must not use the topic, with the way out; nothing if it may.
