@@ -1,7 +1,7 @@
 //! A PostgreSQL server of the tests' own: made when first asked for, ended with the process, in whatever way that ends.
 //!
 //! PostgreSQL refuses to run as root, so a root's server runs as the user `postgres`.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -143,8 +143,10 @@ fn admit(
     labels.chunks(PART).try_for_each(|part| label(session, part))
 }
 
+/// Metric number, name and value of a label.
+type Label<'a> = (i32, &'a str, &'a str);
 /// Series numbers by label of a metric.
-type Labels<'a> = BTreeMap<(i32, &'a str, &'a str), Vec<i64>>;
+type Labels<'a> = BTreeMap<Label<'a>, Vec<i64>>;
 
 fn insert_series(
     session: &mut Session,
@@ -189,7 +191,7 @@ fn metrics(session: &mut Session, series: &[Wanted<'_>]) -> Result<BTreeMap<(Str
 }
 
 /// Notes which series carry which label.
-fn label(session: &mut Session, labels: &[((i32, &str, &str), Vec<i64>)]) -> Result<(), StoreError> {
+fn label(session: &mut Session, labels: &[(Label<'_>, Vec<i64>)]) -> Result<(), StoreError> {
     let metric_nos: Vec<i32> = labels.iter().map(|(key, _)| key.0).collect();
     let names: Vec<String> = labels.iter().map(|(key, _)| key.1.to_owned()).collect();
     let values: Vec<String> = labels.iter().map(|(key, _)| key.2.to_owned()).collect();

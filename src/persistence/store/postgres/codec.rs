@@ -63,7 +63,7 @@ impl Units {
         }
         let weight = groups.len() as i16 - 1 - FRACTION as i16;
         let trailing = groups.iter().take_while(|group| **group == 0).count();
-        let digits = (0..9).take_while(|n| fraction % 10_u128.pow(12 - n) != 0).count();
+        let digits = (0..9).take_while(|n| !fraction.is_multiple_of(10_u128.pow(12 - n))).count();
         out.put_i16((groups.len() - trailing) as i16);
         out.put_i16(if groups.is_empty() { 0 } else { weight });
         out.put_u16(if self.0 < 0 { NEGATIVE } else { 0 });

@@ -38,7 +38,10 @@ type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
 
 /// Matching series by start of server, metric and matchers, each with the metric's number of series at that time.
 #[derive(Debug, Default)]
-pub(super) struct MatchCache(Mutex<HashMap<(i64, i32, String), (i64, Matched)>>);
+pub(super) struct MatchCache(Mutex<HashMap<Asked, (i64, Matched)>>);
+
+/// Start of the server, metric, matchers.
+type Asked = (i64, i32, String);
 
 const CACHE_ENTRIES: usize = 256;
 
@@ -50,6 +53,7 @@ pub(super) struct PostgresSnapshot<'a> {
 
 /// Where the rows of a query go.
 type Visit<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup) + 'v;
+type VisitBytes<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
 
 impl<'a> PostgresSnapshot<'a> {
     /// `lease` is inside a transaction that began with [`BEGIN`].
@@ -183,12 +187,7 @@ impl<'a> PostgresSnapshot<'a> {
     }
 
     /// All rollups of a metric, of one hour after the other, of one series id after the other.
-    fn metric_bytes(
-        &mut self,
-        metric_no: i32,
-        (from, to): (Hour, Hour),
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
-    ) -> Result<(), StoreError> {
+    fn metric_bytes(&mut self, metric_no: i32, (from, to): (Hour, Hour), visit: &mut VisitBytes<'_>) -> Result<(), StoreError> {
         let series = self.series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], |_| true)?;
         let series: HashMap<i64, Arc<SeriesInfo>> = series.into_iter().collect();
         let all = RollupQuery {

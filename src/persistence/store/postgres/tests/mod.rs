@@ -1,4 +1,5 @@
 //! The store on a real PostgreSQL of the tests' own, and on a TimescaleDB named by `ROLLMILL_TEST_TIMESCALE_URL`.
+#![allow(clippy::disallowed_methods)] // real servers are waited for in real time
 
 mod faults;
 mod parity;

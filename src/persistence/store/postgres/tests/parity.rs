@@ -36,6 +36,7 @@ fn random_batch(rng: &mut Rng) -> FlushBatch {
 fn shown(store: &dyn RollupStore) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
+    let regex = regex::Regex::new("^(?:v1|)$").expect("a regex");
     snapshot
         .rollup_bytes(Hour(-1000), Hour(1000), &mut |series, hour, _, bytes| {
             all.push(format!("{:?} {hour:?} {bytes:02x?}", series.series))
@@ -49,13 +50,12 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
         all.push(format!("{:?}", snapshot.accounting(tenant, Hour(0), Hour(9)).expect("accounting")));
         for metric in ["m0", "m1", "m2"] {
             all.push(format!("{:?}", snapshot.revisions(tenant, metric, -20..20).expect("revisions")));
-            let regex = regex::Regex::new("^(?:v1|)$").expect("a regex");
             let few = Matcher::Equal("l0".into(), "v1".into());
             for matchers in [
                 vec![],
                 vec![few.clone()],
                 vec![few, Matcher::NotRegex("l1".into(), regex.clone())],
-                vec![Matcher::Regex("l1".into(), regex)],
+                vec![Matcher::Regex("l1".into(), regex.clone())],
             ] {
                 for (distinct, quantiles, from, to) in
                     [(false, false, -200, 200), (true, false, -3, 90), (false, true, 0, 1), (true, true, -200, 200)]
@@ -133,19 +133,18 @@ fn flush_rate() {
         };
         (0..20_000).map(one).collect()
     };
-    let mut offset = 0;
-    for (what, hour, sketches) in [
+    let rounds = [
         ("first flush: series, figures and sketches", 1, true),
         ("insert figures and sketches", 2, true),
         ("update figures and sketches", 2, true),
         ("update figures and sketches again", 2, true),
         ("insert figures", 3, false),
         ("update figures", 3, false),
-    ] {
+    ];
+    for (offset, (what, hour, sketches)) in (0..).zip(rounds) {
         let batch = batch(deltas(hour, sketches));
         let started = std::time::Instant::now();
         store.flush(guard(0, offset, epoch), &batch, 0).expect("a flush");
-        offset += 1;
         println!("{what}: {:.0} rows/s", 20_000.0 / started.elapsed().as_secs_f64());
     }
 }
