@@ -52,13 +52,14 @@ pub(super) async fn flush(server: &Server) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What it says of its version.
+/// What it says of its version; Debian's build says nothing, and is then called by its path.
 ///
 /// # Errors
 /// If it cannot be run.
 pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
     let output = Command::new(binary).arg("-version").output().with_context(|| format!("cannot run {}", binary.display()))?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok(if said.is_empty() { binary.display().to_string() } else { said })
 }
 
 #[cfg(test)]
