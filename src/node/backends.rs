@@ -135,7 +135,7 @@ pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
     Some(PostgresOptions {
         url: text("store.url")?,
         read_url: text("store.read_url"),
-        node: machine,
+        node: text("node.name").unwrap_or(machine),
         flush_connections: config.number("store.flush_connections") as usize,
         read_connections: config.number("store.read_connections") as usize,
         connect_timeout: config.duration("store.connect_timeout"),
