@@ -1,9 +1,12 @@
 //! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
 
 mod faults;
+mod rolling;
+mod truth;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -45,7 +48,11 @@ pub struct Cluster {
     pub database: String,
     dir: tempfile::TempDir,
     more: Vec<(&'static str, String)>,
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One cluster at a time: two would share two processors with each other's faults.
+static ALONE: Mutex<()> = Mutex::new(());
 
 pub struct Cli(Vec<(String, String)>);
 
@@ -60,6 +67,8 @@ impl Cli {
 impl Cluster {
     /// Starts everything and waits until every node is ready. `more` sets configuration keys of all nodes.
     pub fn start(more: &[(&'static str, &str)]) -> Self {
+        // A test that failed has nothing to say about the next one.
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().expect("a directory");
         let postgres = Postgres::start("chaos");
         let database = postgres.database();
@@ -86,6 +95,7 @@ impl Cluster {
             database,
             more: more.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
             dir,
+            _alone: alone,
         };
         let made = cluster.cli().run(&["topic", "create"]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -114,7 +124,7 @@ impl Cluster {
             ("accept.max_age", "20000d".to_owned()),
             // Small enough that flushes and archive objects happen between faults.
             ("flush.interval", "300ms".to_owned()),
-            ("archive.max_delay", "1s".to_owned()),
+            ("archive.max_delay", "4s".to_owned()),
             ("log.safety", "60s".to_owned()),
         ];
         settings.extend(self.more.iter().cloned());
@@ -171,10 +181,6 @@ impl Cluster {
 
     pub fn dir(&self) -> &Path {
         self.dir.path()
-    }
-
-    pub fn data(&self, at: usize) -> PathBuf {
-        self.dir.path().join(&self.nodes[at].name)
     }
 
     pub fn signal(&self, at: usize, signal: Signal) {
