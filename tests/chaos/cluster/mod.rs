@@ -1,6 +1,7 @@
 //! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
 
 mod faults;
+mod partition;
 mod rolling;
 mod truth;
 
@@ -31,6 +32,8 @@ pub struct Node {
     roles: &'static str,
     port: u16,
     mesh: u16,
+    /// The network namespace in which it runs.
+    pub namespace: Option<String>,
     pub server: Option<Server>,
 }
 
@@ -72,7 +75,14 @@ impl Cluster {
         let dir = tempfile::tempdir().expect("a directory");
         let postgres = Postgres::start("chaos");
         let database = postgres.database();
-        let node = |name: &str, roles| Node { name: name.to_owned(), roles, port: free_port(), mesh: free_port(), server: None };
+        let node = |name: &str, roles| Node {
+            name: name.to_owned(),
+            roles,
+            port: free_port(),
+            mesh: free_port(),
+            namespace: None,
+            server: None,
+        };
         let mut nodes: Vec<Node> = (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query,replay")).collect();
         nodes.push(node("gate", "gateway,query"));
         let (cookie, keys) = (dir.path().join("cookie"), dir.path().join("s3.keys"));
@@ -146,7 +156,11 @@ impl Cluster {
             ("cluster.listen", format!("127.0.0.1:{}", node.mesh)),
         ];
         let all: Vec<(&str, &str)> = settings.iter().chain(&own).map(|(key, value)| (*key, value.as_str())).collect();
-        node.server = Some(Server::spawn(&self.dir.path().join(&node.name), node.port, &all));
+        let data = self.dir.path().join(&node.name);
+        node.server = Some(match &node.namespace {
+            None => Server::spawn(&data, node.port, &all),
+            Some(namespace) => Server::spawn_in(namespace, &data, node.port, &all),
+        });
     }
 
     /// Waits until a node is ready.
