@@ -10,7 +10,7 @@ use crate::ledger::Ledger;
 use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
 use crate::rng::Rng;
 use crate::support::{Server, agent, free_port};
-use crate::{now, number};
+use crate::{alone, now, number};
 
 const CLIENTS: u64 = 4;
 /// Small enough that flushes, archive objects, sealing and releasing all happen between kills.
@@ -61,6 +61,7 @@ fn files(dir: &std::path::Path, extension: &str) -> usize {
 fn kill_nine_loses_nothing_and_doubles_nothing() {
     let (seed, kills) = (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_KILLS", 300));
     println!("ROLLMILL_CHAOS_SEED={seed} ROLLMILL_CHAOS_KILLS={kills}");
+    let _alone = alone();
     let dir = tempfile::tempdir().expect("a directory");
     let (data, port) = (dir.path().join("data"), free_port());
     let urls = [format!("http://127.0.0.1:{port}")];
@@ -159,6 +160,7 @@ fn fill(server: &Server, bytes: u64) -> u64 {
 #[test]
 fn a_large_log_does_not_delay_the_start() {
     let megabytes = number("ROLLMILL_CHAOS_RESTART_MB", 256);
+    let _alone = alone();
     let settings = [("flush.interval", "1h"), ("archive.max_delay", "1h"), ("flush.max_delta_bytes", "4GiB")];
     let dir = tempfile::tempdir().expect("a directory");
     let (data, port) = (dir.path().join("data"), free_port());

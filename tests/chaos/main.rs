@@ -3,6 +3,8 @@
 //! One seed makes the plan (`ROLLMILL_CHAOS_SEED`, printed). Threads, disks and networks are not deterministic, so a plan gives the same
 //! pressure, not the same run. `embedded` kills one node, `cluster` everything that a cluster is made of.
 
+#![allow(clippy::disallowed_methods, clippy::print_stdout)] // real processes take real time, and a run says what it did
+
 mod cluster;
 mod embedded;
 #[path = "../support/kafka.rs"]
@@ -22,6 +24,7 @@ mod s3;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 fn number(name: &str, default: u64) -> u64 {
@@ -30,4 +33,11 @@ fn number(name: &str, default: u64) -> u64 {
 
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as i64
+}
+
+/// One test at a time: two would share two processors with each other's faults.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // A test that failed has nothing to say about the next one.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

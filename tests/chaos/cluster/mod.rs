@@ -7,7 +7,7 @@ mod truth;
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -15,12 +15,12 @@ use serde_json::Value;
 
 use crate::kafka::Kafka;
 use crate::load::{as_of_ms, get, range};
-use crate::now;
 use crate::postgres::Postgres;
 use crate::proxy::Proxy;
 use crate::redis_server::Redis;
 use crate::s3::{ACCESS_KEY, S3Server, SECRET_KEY};
 use crate::support::{Server, free_port};
+use crate::{alone, now};
 
 /// Nodes with every role; one more is a gateway alone.
 pub const FULL: usize = 3;
@@ -54,9 +54,6 @@ pub struct Cluster {
     _alone: MutexGuard<'static, ()>,
 }
 
-/// One cluster at a time: two would share two processors with each other's faults.
-static ALONE: Mutex<()> = Mutex::new(());
-
 pub struct Cli(Vec<(String, String)>);
 
 impl Cli {
@@ -70,8 +67,7 @@ impl Cli {
 impl Cluster {
     /// Starts everything and waits until every node is ready. `more` sets configuration keys of all nodes.
     pub fn start(more: &[(&'static str, &str)]) -> Self {
-        // A test that failed has nothing to say about the next one.
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = alone();
         let dir = tempfile::tempdir().expect("a directory");
         let postgres = Postgres::start("chaos");
         let database = postgres.database();

@@ -72,6 +72,9 @@ fn send_ws(url: &str, batches: &[&[String]]) {
     }
 }
 
+/// Sends batches to one node.
+type Send = fn(&str, &[&[String]]);
+
 type Rows = BTreeMap<(String, i32), Vec<u8>>;
 
 /// Every rollup, by series and window.
@@ -103,7 +106,7 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
     let batches: Vec<&[String]> = events.chunks(BATCH).collect();
     let mut cluster = Cluster::start(&[]);
     let part = |of: usize| batches.iter().skip(of).step_by(3).copied().collect::<Vec<_>>();
-    let ways: [(fn(&str, &[&[String]]), usize); 3] = [(send_http, 0), (send_ws, 1), (send_rest, FULL)];
+    let ways: [(Send, usize); 3] = [(send_http, 0), (send_ws, 1), (send_rest, FULL)];
     std::thread::scope(|scope| {
         for (n, (send, node)) in ways.into_iter().enumerate() {
             let (url, part) = (cluster.url(node), part(n));
