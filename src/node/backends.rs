@@ -156,6 +156,23 @@ pub fn migrate(config: &Config) -> anyhow::Result<String> {
     Ok(PostgresStore::open(&options)?.place())
 }
 
+/// The store that `rollmill migrate` copies into; with `dry` no tables are laid, and there is none without them.
+///
+/// # Errors
+/// If no URL is configured, or it cannot be used.
+pub(super) fn import_target(config: &Config, dry: bool) -> anyhow::Result<Option<Arc<PostgresStore>>> {
+    let options = postgres(config).context("store.url is empty: name the database of the cluster")?;
+    Ok(if dry { PostgresStore::look(&options)? } else { Some(PostgresStore::open(&options)?) })
+}
+
+/// The database that a configuration names, without the password.
+///
+/// # Errors
+/// If none is configured, or its URL is not understood.
+pub(super) fn store_place(config: &Config) -> anyhow::Result<String> {
+    Ok(postgres(config).context("store.url is empty: name the database of the cluster")?.place()?)
+}
+
 /// Statements that create the roles of PostgreSQL.
 pub fn roles() -> &'static str {
     postgres::ROLES
