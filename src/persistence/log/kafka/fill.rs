@@ -28,6 +28,11 @@ const WAITING: u64 = 500_000;
 /// An outage of the brokers that ends by then ends nothing else.
 const DELIVERY_MS: &str = "120000";
 
+/// So many times the patience with one request, for leaders to be elected and deletions to be done.
+const PATIENCE: u32 = 4;
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Why a topic could not be filled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unfit {
@@ -94,48 +99,48 @@ pub fn fill(
     appended: Millis,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Unfit> {
-    let asker = Asker::new(connection).map_err(failed)?;
     let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
-    let missing = missing(&learn(&asker, connection, &shards, Ask::End)?, ends)?;
+    let missing = missing(&learn(connection, &shards, Ask::End)?, ends)?;
     let there = ends.iter().sum::<u64>() - missing.iter().sum::<u64>();
     progress(there);
     produce(connection, missing, &mut |acknowledged| progress(there + acknowledged))?;
-    let found = learn(&asker, connection, &shards, Ask::End)?;
+    let found = learn(connection, &shards, Ask::End)?;
     if let Some(at) = self::missing(&found, ends)?.iter().position(|left| *left > 0) {
         return Err(Unfit::Failed(format!("shard {at} ends below {} though all records were acknowledged", ends[at])));
     }
-    empty(admin, &asker, connection, ends, appended)
+    empty(admin, connection, ends, appended)
 }
 
 /// How many records each shard lacks.
-fn missing(found: &BTreeMap<ShardId, Offset>, ends: &[Offset]) -> Result<Vec<u64>, Unfit> {
-    let one = |(&shard, &end): (&ShardId, &Offset)| {
-        let wanted = ends.get(shard.0 as usize).copied().unwrap_or(0);
+fn missing(found: &Answers, ends: &[Offset]) -> Result<Vec<u64>, Unfit> {
+    let one = |(&shard, &end): (&ShardId, &Option<Offset>)| {
+        let (end, wanted) = (end.unwrap_or(0), ends.get(shard.0 as usize).copied().unwrap_or(0));
         wanted.checked_sub(end).ok_or(Unfit::TooLong { shard, end, wanted })
     };
     found.iter().map(one).collect()
 }
 
-/// Asks until every shard has answered.
-fn learn(
-    asker: &Asker,
-    connection: &Connection,
-    shards: &[ShardId],
-    what: Ask,
-) -> Result<BTreeMap<ShardId, Offset>, Unfit> {
+/// What the brokers say of each shard.
+type Answers = BTreeMap<ShardId, Option<Offset>>;
+
+/// Asks until every shard has answered, each time as a new client: what one believes of a topic that has just been made may stay wrong.
+fn learn(connection: &Connection, shards: &[ShardId], what: Ask) -> Result<Answers, Unfit> {
+    patiently(connection, || {
+        let found = Asker::new(connection).and_then(|asker| asker.ask(shards, what)).map_err(failed)?;
+        match shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard)) {
+            None => Ok(found.into_iter().collect()),
+            Some(shard) => Err(Unfit::Failed(format!("shard {shard} has no leader"))),
+        }
+    })
+}
+
+/// Tries until it works, or until the patience with the cluster is over; the last failure.
+fn patiently<T>(connection: &Connection, mut attempt: impl FnMut() -> Result<T, Unfit>) -> Result<T, Unfit> {
     let watch = Stopwatch::start();
     loop {
-        let answer = asker.ask(shards, what);
-        match answer {
-            Ok(found) if found.len() == shards.len() => {
-                return Ok(found.into_iter().map(|(shard, offset)| (shard, offset.unwrap_or(0))).collect());
-            }
-            Ok(_) | Err(_) if watch.elapsed() < connection.timeout * 4 => {}
-            Ok(found) => {
-                let silent = shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard));
-                return Err(Unfit::Failed(format!("shard {} has no leader", silent.map_or(0, |shard| shard.0))));
-            }
-            Err(error) => return Err(failed(error)),
+        match attempt() {
+            Err(Unfit::Failed(_)) if watch.elapsed() < connection.timeout * PATIENCE => std::thread::park_timeout(PAUSE),
+            ended => return ended,
         }
     }
 }
@@ -186,30 +191,26 @@ fn produce(connection: &Connection, mut missing: Vec<u64>, progress: &mut dyn Fn
 }
 
 /// Deletes the records, and looks that nothing else is there.
-fn empty(admin: &Admin, asker: &Asker, connection: &Connection, ends: &[Offset], appended: Millis) -> Result<(), Unfit> {
+fn empty(admin: &Admin, connection: &Connection, ends: &[Offset], appended: Millis) -> Result<(), Unfit> {
     let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
-    let full: Vec<(ShardId, Offset)> = learn(asker, connection, &shards, Ask::Start)?
-        .into_iter()
-        .map(|(shard, start)| (shard, start, ends[shard.0 as usize]))
-        .filter(|(_, start, end)| start < end)
-        .map(|(shard, _, end)| (shard, end))
-        .collect();
-    for (shard, _) in &full {
-        if asker.one(*shard, Ask::Since(appended)).map_err(failed)?.is_none() {
-            return Err(Unfit::Behind { shard: *shard });
+    let wanted = |shard: ShardId| ends[shard.0 as usize];
+    let full = |starts: Answers| -> Vec<(ShardId, Offset)> {
+        let full = starts.into_iter().filter(|(shard, start)| start.unwrap_or(0) != wanted(*shard));
+        full.map(|(shard, _)| (shard, wanted(shard))).collect()
+    };
+    let first = full(learn(connection, &shards, Ask::Start)?);
+    if first.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<ShardId> = first.iter().map(|(shard, _)| *shard).collect();
+    if let Some((shard, _)) = learn(connection, &named, Ask::Since(appended))?.into_iter().find(|(_, found)| found.is_none()) {
+        return Err(Unfit::Behind { shard });
+    }
+    patiently(connection, || {
+        admin.delete_below(&first).map_err(failed)?;
+        match full(learn(connection, &shards, Ask::Start)?).first() {
+            None => Ok(()),
+            Some((shard, end)) => Err(Unfit::Failed(format!("shard {shard} does not begin at {end} though all below was deleted"))),
         }
-    }
-    if !full.is_empty() {
-        admin.delete_below(&full).map_err(failed)?;
-    }
-    let watch = Stopwatch::start();
-    loop {
-        let starts = learn(asker, connection, &shards, Ask::Start)?;
-        let Some((shard, start)) = starts.into_iter().find(|(shard, start)| *start != ends[shard.0 as usize]) else {
-            return Ok(());
-        };
-        if watch.elapsed() > connection.timeout * 4 {
-            return Err(Unfit::Failed(format!("shard {shard} begins at {start} though everything below {} was deleted", ends[shard.0 as usize])));
-        }
-    }
+    })
 }

@@ -380,7 +380,11 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert_eq!([bounds(0), bounds(1), bounds(2), bounds(3)], [(120_000, 120_000), (0, 0), (1, 1), (7, 7)]);
     append(&*log, &[(0, "a"), (1, "b"), (3, "c")]);
     for (shard, offset, text) in [(0, 120_000, "a"), (1, 0, "b"), (3, 7, "c")] {
-        let found = log.read(ShardId(shard), offset, 9).expect("reads");
+        let mut found = Vec::new();
+        soon("the new record is read", 20, || {
+            found = log.read(ShardId(shard), offset, 9).expect("reads");
+            !found.is_empty()
+        });
         assert_eq!((found.len(), found[0].offset, &found[0].payload[..]), (1, offset, text.as_bytes()));
     }
     admin.delete().expect("deleted");
