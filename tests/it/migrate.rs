@@ -13,10 +13,10 @@ use rollmill::persistence::store::{RollupStore, StoreSnapshot};
 use serde_json::Value;
 
 use crate::kafka::broker::Kafka;
+use crate::postgres;
 use crate::quarantine::{Death, POISON, faulty};
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use crate::support::{Server, free_port};
-use crate::postgres;
 
 const SHARDS: u32 = 4;
 /// Few series, so that there is an overflow series.
@@ -130,7 +130,8 @@ impl Case {
             std::thread::sleep(Duration::from_millis(20));
         }
         let said = std::fs::read_to_string(&log).expect("its log");
-        let known = ["`rollmill migrate` fills the topic and has not ended", "it is not there; make it with `rollmill topic create`"];
+        let known =
+            ["`rollmill migrate` fills the topic and has not ended", "it is not there; make it with `rollmill topic create`"];
         assert!(known.iter().any(|part| said.contains(part)), "{said}");
     }
 
@@ -377,7 +378,7 @@ fn what_is_in_the_way_is_said_with_the_way_out() {
     case.configure("shards.count = 8\n");
     refused(&[], &["4 shards", "set shards.count = 4"]);
     case.configure("dedup.horizon = \"2h\"\n");
-    refused(&[], &["dedup.horizon is 1h", "--from-config"]);
+    refused(&[], &["dedup.horizon is 3600000ms", "--from-config"]);
     let own = case.dir.path().join("node.toml");
     std::fs::write(&own, "dedup.horizon = \"2h\"\n").expect("written");
     assert_eq!(case.migrate(&["--dry-run", "--from-config", &own.display().to_string()]).0, Some(0));

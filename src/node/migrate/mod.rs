@@ -342,9 +342,7 @@ fn copy_archive(moving: &Moving, rows: &[ManifestRow], tell: Tell<'_>) -> anyhow
     tell(Step::Archive, 0, all);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (sender, receiver) = sync_channel::<(usize, Result<Tier, ArchiveError>)>(COPIES);
-    let copy = |row: &ManifestRow| {
-        moving.to.take_over(row, &moving.from, |tier| moving.stays[usize::from(tier == Tier::Cold)])
-    };
+    let copy = |row: &ManifestRow| moving.to.take_over(row, &moving.from, |tier| moving.stays[usize::from(tier == Tier::Cold)]);
     std::thread::scope(|scope| {
         for _ in 0..COPIES.min(rows.len()) {
             let (sender, next, stop, copy) = (sender.clone(), &next, &stop, &copy);
@@ -392,7 +390,8 @@ fn fill_topic(topic: &NewTopic, identity: u64, stand: &Stand, tell: Tell<'_>) ->
             Err(Unfit::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
             Err(behind @ Unfit::Behind { .. }) => {
                 topic.admin.delete().map_err(failed)?;
-                return Err(behind).context("set the clocks of the brokers right, and run migrate again: append times must not go back");
+                return Err(behind)
+                    .context("set the clocks of the brokers right, and run migrate again: append times must not go back");
             }
             Err(other) => return Err(other).context("run migrate again, it goes on where it was"),
         }

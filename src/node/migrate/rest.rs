@@ -62,7 +62,8 @@ pub(super) fn stand(source: &Source) -> anyhow::Result<Stand> {
         unflushed += end.saturating_sub(at.map_or(0, |at| at.next));
         unarchived += end.saturating_sub(archived);
     }
-    let appended = rows.iter().map(|row| row.appended.1).chain(floors.iter().map(|(_, floor): &(_, ArchiveFloor)| floor.appended));
+    let appended =
+        rows.iter().map(|row| row.appended.1).chain(floors.iter().map(|(_, floor): &(_, ArchiveFloor)| floor.appended));
     let appended = appended.max().unwrap_or(0);
     Ok(Stand { log: log.id(), ends, unflushed, unarchived, manifest: rows, appended })
 }

@@ -157,8 +157,7 @@ fn producer(connection: &Connection) -> ClientConfig {
 /// Appends so many empty records to each shard.
 fn produce(connection: &Connection, mut missing: Vec<u64>, progress: &mut dyn FnMut(u64)) -> Result<(), Unfit> {
     let outcomes = Arc::new(Outcomes::default());
-    let producer: BaseProducer<Context> =
-        producer(connection).create_with_context(Context(outcomes.clone())).map_err(failed)?;
+    let producer: BaseProducer<Context> = producer(connection).create_with_context(Context(outcomes.clone())).map_err(failed)?;
     let went_wrong = || match outcomes.failure.get() {
         None => Ok(()),
         Some(why) => Err(Unfit::Failed(why.clone())),
@@ -210,7 +209,9 @@ fn empty(admin: &Admin, connection: &Connection, ends: &[Offset], appended: Mill
         admin.delete_below(&first).map_err(failed)?;
         match full(learn(connection, &shards, Ask::Start)?).first() {
             None => Ok(()),
-            Some((shard, end)) => Err(Unfit::Failed(format!("shard {shard} does not begin at {end} though all below was deleted"))),
+            Some((shard, end)) => {
+                Err(Unfit::Failed(format!("shard {shard} does not begin at {end} though all below was deleted")))
+            }
         }
     })
 }

@@ -374,7 +374,10 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert_eq!(run(&[9, 0, 1, 7], 0), Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 }));
 
     let found = admin.finish(&wish, identity).expect("finished");
-    assert_eq!((found.log, found.unfinished, &found.differences[..]), (Some(topic::log_id(&found.cluster, "filled", identity)), None, &[][..]));
+    assert_eq!(
+        (found.log, found.unfinished, &found.differences[..]),
+        (Some(topic::log_id(&found.cluster, "filled", identity)), None, &[][..])
+    );
     let log = open(&options);
     let bounds = |shard| log.bounds(ShardId(shard)).expect("bounds");
     assert_eq!([bounds(0), bounds(1), bounds(2), bounds(3)], [(120_000, 120_000), (0, 0), (1, 1), (7, 7)]);

@@ -152,7 +152,8 @@ impl Import<'_> {
 
     fn place(&self, id: SeriesId, hour: Hour) -> Result<(i32, i32, i64), StoreError> {
         let found = self.series.get(&id).copied();
-        let (metric, series) = found.ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
+        let (metric, series) =
+            found.ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
         Ok((metric, hour.0, series))
     }
 
@@ -216,7 +217,10 @@ fn dedup(shard: ShardId, block: &DedupBlock) -> (&'static str, Vec<Param>) {
     let range = (block.range.from as i64, block.range.to as i64);
     let runs = blocks::encode_runs(&block.runs);
     let params = params![shard.0.cast_signed(), range.0, range.1, block.appended.0, block.appended.1, runs];
-    ("INSERT INTO dedup (shard, from_offset, to_offset, first_appended, last_appended, block) VALUES ($1, $2, $3, $4, $5, $6)", params)
+    (
+        "INSERT INTO dedup (shard, from_offset, to_offset, first_appended, last_appended, block) VALUES ($1, $2, $3, $4, $5, $6)",
+        params,
+    )
 }
 
 fn suspect(shard: ShardId, row: &Suspect) -> (&'static str, Vec<Param>) {

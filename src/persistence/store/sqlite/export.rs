@@ -10,9 +10,7 @@ use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
 use crate::persistence::store::StoreSnapshot;
-use crate::persistence::store::transfer::{
-    Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take,
-};
+use crate::persistence::store::transfer::{Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take};
 
 /// Tables whose rows are pieces.
 const TABLES: [&str; 11] = [
@@ -147,8 +145,7 @@ fn figures(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
 }
 
 fn sketches(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
-    let sql =
-        "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN series s ON s.no = k.series_no";
+    let sql = "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN series s ON s.no = k.series_no";
     let read = |row: &Row<'_>| {
         let (series, hour) = (SeriesId(row.get(0)?), Hour(row.get(1)?));
         Ok(SketchesRow { series, hour, distinct_users: row.get(2)?, quantiles: row.get(3)? })

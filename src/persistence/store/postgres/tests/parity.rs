@@ -127,7 +127,8 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
             let mut batch = random_batch(rng);
             let range = OffsetRange { from: offset, to: offset + 1 };
             batch.admitted = batch.deltas.iter().map(|delta| (delta.series.clone(), offset)).collect();
-            batch.dedup = Some(DedupBlock { range, appended: (5, 7), runs: vec![(5, vec![u128::from(rng.next())]), (7, vec![])] });
+            batch.dedup =
+                Some(DedupBlock { range, appended: (5, 7), runs: vec![(5, vec![u128::from(rng.next())]), (7, vec![])] });
             let row = |discarded, reason: &str| QuarantineRow {
                 shard,
                 offset,
