@@ -14,9 +14,9 @@ const FILL_PER_SECOND: u64 = 1_000_000;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  rollmill migrate --data ./data --config cluster.toml --dry-run
-  rollmill migrate --data ./data --config cluster.toml
-  rollmill migrate --data ./data --from-config node.toml --config cluster.toml --json
+  rollmill migrate --data ./data --config new.toml --dry-run
+  rollmill migrate --data ./data --config new.toml
+  rollmill migrate --data ./data --from-config old.toml --config new.toml --json
 
 Stop the node first, and send no events until the cluster takes them; its clients' retries are recognised there. --config (and the
 environment) is the cluster's configuration: kafka.brokers, store.url, archive.url and the node's shards.count. --from-config is the
