@@ -23,6 +23,9 @@ use crate::persistence::store::sqlite::SqliteStore;
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
+/// Of one step of an import, and of reading everything once to compare: what a flush or a query may take is too short for that.
+const IMPORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3600);
+
 /// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that `owns_shards` joins Kafka's group.
 ///
 /// # Errors
@@ -162,6 +165,7 @@ pub fn migrate(config: &Config) -> anyhow::Result<String> {
 /// If no URL is configured, or it cannot be used.
 pub(super) fn import_target(config: &Config, dry: bool) -> anyhow::Result<Option<Arc<PostgresStore>>> {
     let options = postgres(config).context("store.url is empty: name the database of the cluster")?;
+    let options = PostgresOptions { timeout: options.timeout.max(IMPORT_TIMEOUT), ..options };
     Ok(if dry { PostgresStore::look(&options)? } else { Some(PostgresStore::open(&options)?) })
 }
 

@@ -188,6 +188,11 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
     let store = backends::import_target(target, dry)?;
     let open = is_open(&topic, mark.as_ref())?;
     let imported = is_imported(store.as_deref(), mark.as_ref())?;
+    ensure!(
+        imported || !open,
+        "the topic {} is open, but the database of store.url is not the one that its rollups went to: name that one",
+        topic.connection.topic
+    );
     let mut stand = rest::stand(source)?;
     let mut report = report(source, target, &stand, &topic, cluster)?;
     report.log = mark.as_ref().map(|mark| mark.log.clone());
