@@ -7,7 +7,7 @@
 //!   place, which the next attempt or the search for orphans removes;
 //! - expiry: the manifest row goes first, in one transaction with the archive floor, then the object. What is left is an orphan.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,8 +230,14 @@ impl Upkeep {
     }
 
     fn remove_orphans(&self, shard: ShardId) -> Result<(), ActorProcessingErr> {
+        // What was migrated has the names of the log that it came from, until it expires.
+        let oldest = self.store.snapshot()?.manifest_first(shard, None, 1)?;
+        let logs: BTreeSet<LogId> = oldest.iter().map(|row| row.log).chain([self.log]).collect();
         // The listing comes first: what it shows and the manifest does not name later will never be named.
-        let listed = self.archive.list(self.log, shard)?;
+        let mut listed = Vec::new();
+        for log in logs {
+            listed.append(&mut self.archive.list(log, shard)?);
+        }
         let manifest = self.store.snapshot()?.manifest(Some(shard))?;
         for object in needless(&listed, &manifest, self.clock.now()) {
             tracing::info!(

@@ -7,7 +7,16 @@ use std::io::{IsTerminal, Write};
 
 /// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
 pub fn start(json: bool) {
-    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| "warn,rollmill=info,ractor_cluster=error".to_owned());
+    start_with("warn,rollmill=info,ractor_cluster=error", json);
+}
+
+/// For a command that runs parts of a node and prints a result of its own: warnings only.
+pub fn start_quietly() {
+    start_with("warn,ractor_cluster=error", false);
+}
+
+fn start_with(default: &str, json: bool) {
+    let filter = std::env::var("ROLLMILL_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = tracing_subscriber::EnvFilter::new(filter);
     let records = tracing_subscriber::fmt().with_env_filter(filter);
     if json {

@@ -5,6 +5,7 @@ mod bench;
 mod client;
 mod keys;
 mod logging;
+mod migrate;
 mod quarantine;
 mod query;
 mod send;
@@ -62,6 +63,8 @@ enum Command {
     Store(store::StoreArgs),
     /// The log on Kafka: make its topic and check it
     Topic(topic::TopicArgs),
+    /// Take the data directory of an embedded node into a cluster
+    Migrate(migrate::MigrateArgs),
     /// Check a configuration and print it with every default
     #[command(after_help = "Example:
   rollmill check-config config/rollmill.toml")]
@@ -117,6 +120,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Keys(args) => keys::run(&args)?,
         Command::Store(args) => store::run(&args)?,
         Command::Topic(args) => return topic::run(&args),
+        Command::Migrate(args) => {
+            logging::start_quietly();
+            migrate::run(&args)?;
+        }
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));

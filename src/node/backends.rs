@@ -23,6 +23,9 @@ use crate::persistence::store::sqlite::SqliteStore;
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
+/// Of one step of an import, and of reading everything once to compare: what a flush or a query may take is too short for that.
+const IMPORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3600);
+
 /// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that `owns_shards` joins Kafka's group.
 ///
 /// # Errors
@@ -156,6 +159,24 @@ pub fn migrate(config: &Config) -> anyhow::Result<String> {
     Ok(PostgresStore::open(&options)?.place())
 }
 
+/// The store that `rollmill migrate` copies into; with `dry` no tables are laid, and there is none without them.
+///
+/// # Errors
+/// If no URL is configured, or it cannot be used.
+pub(super) fn import_target(config: &Config, dry: bool) -> anyhow::Result<Option<Arc<PostgresStore>>> {
+    let options = postgres(config).context("store.url is empty: name the database of the cluster")?;
+    let options = PostgresOptions { timeout: options.timeout.max(IMPORT_TIMEOUT), ..options };
+    Ok(if dry { PostgresStore::look(&options)? } else { Some(PostgresStore::open(&options)?) })
+}
+
+/// The database that a configuration names, without the password.
+///
+/// # Errors
+/// If none is configured, or its URL is not understood.
+pub(super) fn store_place(config: &Config) -> anyhow::Result<String> {
+    Ok(postgres(config).context("store.url is empty: name the database of the cluster")?.place()?)
+}
+
 /// Statements that create the roles of PostgreSQL.
 pub fn roles() -> &'static str {
     postgres::ROLES
@@ -166,6 +187,12 @@ pub fn roles() -> &'static str {
 /// # Errors
 /// If its configuration is wrong, or its directory cannot be made.
 pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archive>> {
+    let (hot, cold) = locations(config, data)?;
+    Ok(Arc::new(object_archive(config, &hot, cold.as_ref())?))
+}
+
+/// Where the tiers of the archive are.
+fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Option<Location>)> {
     let location = |url: &str| Location {
         url: url.to_owned(),
         endpoint: config.text("archive.endpoint").to_owned(),
@@ -180,17 +207,66 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
         }
         url => location(url),
     };
+    let cold = Some(config.text("archive.cold_url")).filter(|url| !url.is_empty()).map(location);
+    Ok((hot, cold))
+}
+
+fn object_archive(config: &Config, hot: &Location, cold: Option<&Location>) -> anyhow::Result<ObjectArchive> {
     let hot_place = Place::new(hot.open().context("archive.url")?);
-    let cold_place = match config.text("archive.cold_url") {
-        "" => None,
-        url => {
-            let cold = location(url);
+    let cold_place = match cold {
+        None => None,
+        Some(cold) => {
             let store = cold.open().context("archive.cold_url")?;
-            anyhow::ensure!(!cold.is_same_place(&hot), "archive.cold_url is where archive.url is: name another place");
+            anyhow::ensure!(!cold.is_same_place(hot), "archive.cold_url is where archive.url is: name another place");
             Some(Place::new(store).of_class(config.text("archive.cold_class")))
         }
     };
-    Ok(Arc::new(ObjectArchive::new(hot_place, cold_place)?))
+    Ok(ObjectArchive::new(hot_place, cold_place)?)
+}
+
+/// What `rollmill migrate` carries from one place to the other.
+pub(super) struct Moving {
+    /// The archive of the embedded node.
+    pub from: ObjectArchive,
+    /// The archive of the cluster.
+    pub to: ObjectArchive,
+    /// Whether hot and cold are the same place in both.
+    pub stays: [bool; 2],
+}
+
+/// Opens the archives of an embedded node and of a cluster.
+///
+/// # Errors
+/// As [`archive`].
+pub(super) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::Result<Moving> {
+    let from = locations(source.0, source.1)?;
+    let to = locations(target, &DataDir::new(target.text("data.dir")))?;
+    let cold = matches!((&from.1, &to.1), (Some(from), Some(to)) if from.is_same_place(to));
+    Ok(Moving {
+        from: object_archive(source.0, &from.0, from.1.as_ref()).context("the archive of the embedded node")?,
+        to: object_archive(target, &to.0, to.1.as_ref()).context("the archive of the cluster")?,
+        stays: [from.0.is_same_place(&to.0), cold],
+    })
+}
+
+/// The topic of a cluster, to make it and fill it.
+pub(super) struct NewTopic {
+    /// To make it.
+    pub admin: Admin,
+    /// To fill it.
+    pub connection: Connection,
+    /// What it must be.
+    pub wish: Wish,
+}
+
+/// Connects to Kafka; nothing is made.
+///
+/// # Errors
+/// If the settings are refused.
+pub(super) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
+    let connection = connection(config)?;
+    let admin = Admin::new(&connection).map_err(|why| anyhow::anyhow!(why))?;
+    Ok(NewTopic { admin, connection, wish: wish(config) })
 }
 
 /// The second query cache, if one is configured. It need not be there: queries do without it.

@@ -9,6 +9,7 @@ pub mod keys;
 mod limits;
 pub mod lock;
 mod mesh;
+pub mod migrate;
 pub mod offline;
 mod query;
 mod ready;
@@ -94,6 +95,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     let data = DataDir::new(config.text("data.dir"));
     let _lock = lock::lock(data.root())?;
+    migrate::mark::refuse(config, &data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(run(config, &data, faults))
 }

@@ -19,6 +19,7 @@ mod hostile;
 mod kafka;
 mod keys;
 mod mesh;
+mod migrate;
 mod quarantine;
 mod redis_cache;
 mod rest_proxy;

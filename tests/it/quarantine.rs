@@ -13,11 +13,11 @@ use serde_json::Value;
 
 use crate::support::{Server, agent, free_port};
 
-const POISON: &str = "poison";
+pub(crate) const POISON: &str = "poison";
 
 /// Whether a panic is the end of the shard's actor, or of the process.
 #[derive(Clone, Copy, PartialEq)]
-enum Death {
+pub(crate) enum Death {
     Actor,
     Process,
 }
@@ -45,7 +45,7 @@ fn settings() -> Vec<(String, String)> {
     SETTINGS.iter().map(|(key, value)| (name(key), (*value).to_owned())).collect()
 }
 
-fn faulty(data: &Path, death: Death) -> Server {
+pub(crate) fn faulty(data: &Path, death: Death) -> Server {
     let port = free_port();
     let mut command = Command::new(std::env::current_exe().expect("this binary"));
     command.args(["--exact", "quarantine::faulty_node", "--ignored", "--nocapture"]);

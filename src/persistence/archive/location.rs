@@ -56,7 +56,10 @@ impl Location {
     fn place(&self) -> String {
         let trimmed = self.url.trim_end_matches('/');
         let path = trimmed.strip_prefix("file://").and_then(|path| std::fs::canonicalize(path).ok());
-        path.map_or_else(|| trimmed.to_owned(), |path| format!("file://{}", path.display()))
+        path.map_or_else(
+            || format!("{trimmed} at {}", self.endpoint.trim_end_matches('/')),
+            |path| format!("file://{}", path.display()),
+        )
     }
 
     fn wrong(&self, why: &str) -> ArchiveError {

@@ -93,6 +93,41 @@ impl ObjectArchive {
         let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
         checked(self.wait(async move { place.get(&at).await })?, row)
     }
+
+    fn bytes_from(&self, tier: Tier, row: &ManifestRow) -> Result<Bytes, ArchiveError> {
+        let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
+        let bytes = self.wait(async move { place.get(&at).await })?;
+        verified(&bytes, row).map(|()| bytes)
+    }
+
+    /// The bytes of an object, size and checksum verified, and the tier where they were found.
+    fn bytes(&self, row: &ManifestRow) -> Result<(Bytes, Tier), ArchiveError> {
+        let first = match self.bytes_from(row.tier, row) {
+            Ok(bytes) => return Ok((bytes, row.tier)),
+            Err(first) => first,
+        };
+        match self.bytes_from(row.tier.other(), row) {
+            Err(ArchiveError::NoColdStore(_)) => Err(first),
+            second => second.map(|bytes| (bytes, row.tier.other())).map_err(|second| worse(first, second)),
+        }
+    }
+
+    /// Copies an object of another archive into this one, verified on both sides, under the same name: into the tier in which it is
+    /// there, the hot one if there is no other. One that is here counts as copied. `stays` says of a tier whether it is the same place
+    /// in both: what is there is only verified. The tier where it is now.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    pub fn take_over(&self, row: &ManifestRow, from: &Self, stays: impl Fn(Tier) -> bool) -> Result<Tier, ArchiveError> {
+        let (bytes, found) = from.bytes(row)?;
+        if stays(found) {
+            return Ok(found);
+        }
+        let tier = if self.has_cold() { found } else { Tier::Hot };
+        let (place, at) = (self.place(tier, &row.path)?.clone(), path(&row.path)?);
+        self.wait(async move { place.write(&at, &bytes).await })?;
+        Ok(tier)
+    }
 }
 
 /// One store.

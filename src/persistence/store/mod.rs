@@ -8,6 +8,7 @@ mod conformance;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
+pub mod transfer;
 
 use std::sync::Arc;
 

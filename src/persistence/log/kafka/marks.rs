@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use tokio::sync::watch;
 
-use super::settings::{KafkaOptions, Quiet};
+use super::settings::{Connection, Quiet};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
@@ -142,9 +142,9 @@ impl Asker {
     ///
     /// # Errors
     /// If the settings are refused.
-    pub fn new(options: &KafkaOptions) -> KafkaResult<Self> {
-        let consumer = options.asker().create_with_context(Quiet)?;
-        Ok(Self { consumer, topic: options.connection.topic.clone(), timeout: options.connection.timeout })
+    pub fn new(connection: &Connection) -> KafkaResult<Self> {
+        let consumer = connection.asker().create_with_context(Quiet)?;
+        Ok(Self { consumer, topic: connection.topic.clone(), timeout: connection.timeout })
     }
 
     /// The shards by the broker that leads them.

@@ -7,10 +7,12 @@
 //! | `read` | reads by manual assignment at the position asked for |
 //! | `marks` | starts and ends of the shards, and how old that knowledge is |
 //! | `times` | the append time: the running maximum of Kafka's `LogAppendTime` |
+//! | [`fill`] | makes a new topic begin at the offsets of another log |
 //! | `group` | the consumer group, which says which shards this node owns, and nothing else |
 //!
 //! The position of a shard always comes from the store's checkpoint. Offsets committed to the group are for tools that show lag.
 
+pub mod fill;
 mod group;
 mod marks;
 mod produce;
@@ -132,7 +134,7 @@ impl KafkaLog {
             move |e: rdkafka::error::KafkaError| format!("cannot {doing} at {brokers}: {e}")
         };
         let marks = Arc::new(Marks::new(options.shard_count));
-        let asker = Arc::new(Asker::new(&options).map_err(failed("ask for offsets"))?);
+        let asker = Arc::new(Asker::new(&options.connection).map_err(failed("ask for offsets"))?);
         let appending = Appending::start(&options, marks.clone()).map_err(failed("start the producer"))?;
         let reading = Reading::new(&options, marks.clone(), asker.clone()).map_err(failed("start the readers"))?;
         let shared = Arc::new(Shared {

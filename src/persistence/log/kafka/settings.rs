@@ -162,6 +162,13 @@ impl Connection {
         config.set("socket.timeout.ms", millis(self.timeout)).set("socket.connection.setup.timeout.ms", millis(self.timeout));
         config
     }
+
+    /// Asks for offsets only.
+    pub fn asker(&self) -> ClientConfig {
+        let mut config = self.client();
+        config.set("isolation.level", "read_uncommitted");
+        config
+    }
 }
 
 fn millis(duration: Duration) -> String {
@@ -201,13 +208,6 @@ impl KafkaOptions {
         config.set("fetch.message.max.bytes", each.to_string());
         // A partition that is added waits for the fetch that is under way; one whose buffer was full is fetched again at once.
         config.set("fetch.wait.max.ms", "50").set("fetch.queue.backoff.ms", "5").set("fetch.error.backoff.ms", "100");
-        config
-    }
-
-    /// Asks for offsets only.
-    pub fn asker(&self) -> ClientConfig {
-        let mut config = self.connection.client();
-        config.set("isolation.level", "read_uncommitted");
         config
     }
 

@@ -349,6 +349,73 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
     assert!(exists.contains("rollmill topic describe"), "{exists}");
 }
 
+#[test]
+fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
+    let options = options(&Kafka::shared().brokers(), "filled");
+    let admin = Admin::new(&options.connection).expect("settings");
+    let (wish, connection) = (wish(&options), &options.connection);
+    let identity = topic::migrated_identity(u64::MAX);
+    assert!(!admin.exists().expect("answers"));
+    let made = admin.create_unfinished(&wish, identity).expect("made");
+    assert_eq!((made.log, made.unfinished), (None, Some(identity)));
+    let refused = KafkaLog::open(options.clone()).err().expect("refused");
+    assert!(refused.contains("`rollmill migrate` fills the topic and has not ended"), "{refused}");
+
+    let ends = [120_000, 0, 1, 7];
+    let run = |ends: &[Offset], appended| {
+        let mut told = Vec::new();
+        fill::fill(&admin, connection, ends, appended, &mut |there| told.push(there)).map(|()| told)
+    };
+    // A run that was killed had come so far.
+    assert!(run(&[50_000, 0, 0, 3], 0).is_ok());
+    let told = run(&ends, 0).expect("filled");
+    assert!(told.first() == Some(&50_003) && told.last() == Some(&120_008) && told.is_sorted(), "{told:?}");
+    assert_eq!(run(&ends, 0), Ok(vec![120_008]), "again: nothing is left to do");
+    assert_eq!(run(&[9, 0, 1, 7], 0), Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 }));
+
+    let found = admin.finish(&wish, identity).expect("finished");
+    assert_eq!(
+        (found.log, found.unfinished, &found.differences[..]),
+        (Some(topic::log_id(&found.cluster, "filled", identity)), None, &[][..])
+    );
+    let log = open(&options);
+    let bounds = |shard| log.bounds(ShardId(shard)).expect("bounds");
+    assert_eq!([bounds(0), bounds(1), bounds(2), bounds(3)], [(120_000, 120_000), (0, 0), (1, 1), (7, 7)]);
+    append(&*log, &[(0, "a"), (1, "b"), (3, "c")]);
+    for (shard, offset, text) in [(0, 120_000, "a"), (1, 0, "b"), (3, 7, "c")] {
+        let mut found = Vec::new();
+        soon("the new record is read", 20, || {
+            found = log.read(ShardId(shard), offset, 9).expect("reads");
+            !found.is_empty()
+        });
+        assert_eq!((found.len(), found[0].offset, &found[0].payload[..]), (1, offset, text.as_bytes()));
+    }
+    admin.delete().expect("deleted");
+    assert!(!admin.exists().expect("answers"));
+}
+
+#[test]
+fn a_topic_whose_clock_is_behind_the_other_log_is_not_filled() {
+    let options = options(&Kafka::shared().brokers(), "behind");
+    let admin = Admin::new(&options.connection).expect("settings");
+    admin.create_unfinished(&wish(&options), topic::migrated_identity(7)).expect("made");
+    let future = crate::clock::Clock::now(&SystemClock) + 3_600_000;
+    let filled = fill::fill(&admin, &options.connection, &[0, 0, 5, 0], future, &mut |_| {});
+    assert_eq!(filled, Err(fill::Unfit::Behind { shard: ShardId(2) }));
+}
+
+/// `nice cargo test --release --lib fill_rate -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures"]
+fn fill_rate() {
+    let options = options(&Kafka::shared().brokers(), "rate");
+    let admin = Admin::new(&options.connection).expect("settings");
+    admin.create_unfinished(&wish(&options), topic::migrated_identity(7)).expect("made");
+    let watch = Stopwatch::start();
+    fill::fill(&admin, &options.connection, &[2_500_000; 4], 0, &mut |_| {}).expect("filled");
+    println!("10,000,000 offsets in {:?}", watch.elapsed());
+}
+
 /// A log on librdkafka's mock, which knows no administration.
 fn mocked(
     mock: &MockCluster<'_, rdkafka::producer::DefaultProducerContext>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
@@ -18,6 +18,10 @@ use crate::model::offset::{LogId, Offset, ShardId};
 pub const IDENTITY_KEY: &str = "max.compaction.lag.ms";
 /// Identities have this bit, so that the setting means "never" even if somebody compacts the topic.
 const IDENTITY_BIT: u64 = 1 << 62;
+
+/// Identities of topics that `rollmill migrate` makes have this bit too. While it is there without the other one, the topic has no
+/// identity yet, and no node uses it.
+const MIGRATED_BIT: u64 = 1 << 61;
 
 /// What the topic must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,12 +68,20 @@ pub struct Description {
     pub settings: BTreeMap<String, String>,
     /// The identity, if the topic was made by `rollmill topic create`.
     pub log: Option<LogId>,
+    /// The number of the identity that it gets when the migration that fills it has ended.
+    pub unfinished: Option<u64>,
     /// What is not as it must be.
     pub differences: Vec<Difference>,
 }
 
+/// The number of an identity for a topic that a migration makes.
+pub fn migrated_identity(random: u64) -> u64 {
+    // Kafka's default is the largest number of all.
+    IDENTITY_BIT | MIGRATED_BIT | (random & (MIGRATED_BIT - 2))
+}
+
 /// The identity of a log: the cluster and the name tell mirrored topics apart, the number one topic from the next of that name.
-fn log_id(cluster: &str, topic: &str, number: u64) -> LogId {
+pub fn log_id(cluster: &str, topic: &str, number: u64) -> LogId {
     let mut hasher = blake3::Hasher::new();
     for part in ["rollmill kafka log", cluster, topic] {
         hasher.update(&(part.len() as u64).to_be_bytes()).update(part.as_bytes());
@@ -144,7 +156,10 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
     if description.log.is_none() {
         let found = description.settings.get(IDENTITY_KEY).cloned().unwrap_or_else(|| "(unknown)".to_owned());
         let wanted = "a number of `rollmill topic create`".to_owned();
-        let why = "the topic has no identity: it was not made by `rollmill topic create`, or a tool has reset its settings";
+        let why = match description.unfinished {
+            Some(_) => "`rollmill migrate` fills the topic and has not ended: run it again, it goes on where it was",
+            None => "the topic has no identity: it was not made by `rollmill topic create`, or a tool has reset its settings",
+        };
         all.push(Difference { what: IDENTITY_KEY.to_owned(), found, wanted, why, is_setting: false });
     }
     all
@@ -205,7 +220,19 @@ impl Admin {
     /// # Errors
     /// If it exists, or the cluster refuses.
     pub fn create(&self, wish: &Wish, random: u64) -> Result<Description, String> {
-        let identity = (IDENTITY_BIT | (random & (IDENTITY_BIT - 1))).to_string();
+        self.create_with(wish, IDENTITY_BIT | (random & (IDENTITY_BIT - 1)))
+    }
+
+    /// Makes a topic that no node uses until [`Admin::finish`] gives it this identity.
+    ///
+    /// # Errors
+    /// As [`Admin::create`].
+    pub fn create_unfinished(&self, wish: &Wish, identity: u64) -> Result<Description, String> {
+        self.create_with(wish, identity & !IDENTITY_BIT)
+    }
+
+    fn create_with(&self, wish: &Wish, number: u64) -> Result<Description, String> {
+        let identity = number.to_string();
         let settings = settings(wish);
         let replication = TopicReplication::Fixed(wish.replication as i32);
         let new = NewTopic::new(&self.connection.topic, wish.partitions as i32, replication).set(IDENTITY_KEY, &identity);
@@ -236,6 +263,67 @@ impl Admin {
         }
     }
 
+    /// Gives a topic of [`Admin::create_unfinished`] its identity: from now on nodes may use it.
+    ///
+    /// # Errors
+    /// If the cluster refuses, or does not show it in time.
+    pub fn finish(&self, wish: &Wish, identity: u64) -> Result<Description, String> {
+        let (number, settings) = (identity.to_string(), settings(wish));
+        // Kafka sets back what is not named.
+        let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic)).set(IDENTITY_KEY, &number);
+        let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
+        let answer = block_on(self.client.alter_configs([&new], &self.options())).map_err(|e| self.failed("alter", &e))?;
+        for outcome in answer {
+            outcome.map_err(|(_, code)| self.failed("alter", &code))?;
+        }
+        let watch = Stopwatch::start();
+        loop {
+            match self.describe(wish) {
+                Ok(description) if description.log.is_some() => return Ok(description),
+                Ok(_) | Err(_) if watch.elapsed() < self.connection.timeout => {}
+                Ok(_) => return Err(self.failed("alter", &"its identity does not show")),
+                Err(why) => return Err(why),
+            }
+        }
+    }
+
+    /// Whether there is a topic of this name.
+    ///
+    /// # Errors
+    /// If the cluster does not answer.
+    pub fn exists(&self) -> Result<bool, String> {
+        let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
+        let metadata = self.client.inner().fetch_metadata(Some(topic), timeout).map_err(|e| self.failed("look for", &e))?;
+        Ok(metadata.topics().iter().any(|found| found.name() == topic && !found.partitions().is_empty()))
+    }
+
+    /// Id of the cluster.
+    ///
+    /// # Errors
+    /// If the cluster does not answer.
+    pub fn cluster(&self) -> Result<String, String> {
+        let id = self.client.inner().fetch_cluster_id(self.connection.timeout);
+        id.ok_or_else(|| self.failed("describe", &"the cluster does not answer, or has no id"))
+    }
+
+    /// Deletes the topic and waits until it is gone.
+    ///
+    /// # Errors
+    /// If the cluster refuses, or the topic is still there after a while.
+    pub fn delete(&self) -> Result<(), String> {
+        let answer = block_on(self.client.delete_topics(&[&self.connection.topic], &self.options()));
+        for outcome in answer.map_err(|e| self.failed("delete", &e))? {
+            outcome.map_err(|(_, code)| self.failed("delete", &code))?;
+        }
+        let watch = Stopwatch::start();
+        while self.exists()? {
+            if watch.elapsed() > self.connection.timeout * 4 {
+                return Err(self.failed("delete", &"it is still there"));
+            }
+        }
+        Ok(())
+    }
+
     /// The topic as it is, compared with what it must be.
     ///
     /// # Errors
@@ -250,6 +338,7 @@ impl Admin {
         let cluster = client.fetch_cluster_id(timeout).ok_or_else(|| self.failed("describe", &"the cluster has no id"))?;
         let settings = self.settings()?;
         let number = settings.get(IDENTITY_KEY).and_then(|text| text.parse::<u64>().ok());
+        let unfinished = number.filter(|number| number & (IDENTITY_BIT | MIGRATED_BIT) == MIGRATED_BIT);
         // Kafka's default is the largest number of all.
         let number = number.filter(|number| number & IDENTITY_BIT != 0 && *number < i64::MAX as u64);
         let shards = |pick: fn(&rdkafka::metadata::MetadataPartition) -> bool| {
@@ -264,6 +353,7 @@ impl Admin {
             settings,
             log: number.map(|number| log_id(&cluster, topic, number)),
             cluster,
+            unfinished: unfinished.map(|number| number | IDENTITY_BIT),
             differences: Vec::new(),
         };
         description.differences = differences(&description, wish);
@@ -320,6 +410,7 @@ mod tests {
             leaderless: vec![],
             settings: settings(&wish).into_iter().map(|(name, value, _)| (name.to_owned(), value)).collect(),
             log: Some(log_id("c", "t", IDENTITY_BIT | 5)),
+            unfinished: None,
             differences: vec![],
         };
         change(&mut description);

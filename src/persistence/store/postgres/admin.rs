@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use super::StoreError;
 use super::codec::{Id, get};
-use super::session::{Session, params};
+use super::session::{Param, Session, params};
 use crate::model::flush::{Claim, DedupBlock, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
@@ -115,27 +115,31 @@ pub(super) fn archived(session: &mut Session, row: &ManifestRow) -> Result<(), S
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
-    session.execute(
-        "INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
-        params![
-            shard,
-            from,
-            to,
-            Id(row.log.0),
-            epoch,
-            nonce,
-            row.path.clone(),
-            row.appended.0,
-            row.appended.1,
-            blocks::encode_windows(&row.windows),
-            row.rows as i64,
-            row.raw_bytes as i64,
-            row.bytes as i64,
-            i64::from(row.crc32c),
-            blocks::tier_number(row.tier)
-        ],
-    )?;
+    let (sql, params) = manifest_row(row);
+    session.execute(sql, params)?;
     Ok(())
+}
+
+/// The statement that inserts a manifest row.
+pub(super) fn manifest_row(row: &ManifestRow) -> (&'static str, Vec<Param>) {
+    let params = params![
+        row.shard.0.cast_signed(),
+        row.range.from as i64,
+        row.range.to as i64,
+        Id(row.log.0),
+        row.epoch.counter as i64,
+        row.epoch.nonce as i64,
+        row.path.clone(),
+        row.appended.0,
+        row.appended.1,
+        blocks::encode_windows(&row.windows),
+        row.rows as i64,
+        row.raw_bytes as i64,
+        row.bytes as i64,
+        i64::from(row.crc32c),
+        blocks::tier_number(row.tier)
+    ];
+    ("INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)", params)
 }
 
 pub(super) fn moved(session: &mut Session, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {

@@ -134,7 +134,7 @@ pub(super) fn settle(
     Ok(Some(numbers))
 }
 
-fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
+pub(super) fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
     let sql = "INSERT INTO quarantine VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (shard, \"offset\", idx) DO UPDATE SET
         tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, discarded = excluded.discarded,
         record = excluded.record";
@@ -144,7 +144,7 @@ fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
     (sql, params![shard, offset, index, row.tenant.clone(), row.appended, reason, row.discarded, row.record.clone()])
 }
 
-fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
+pub(super) fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
     let mut rows: BTreeMap<(&str, i32), [i64; 3]> = BTreeMap::new();
     for delta in growth {
         let row = rows.entry((&delta.tenant, delta.hour.0)).or_default();
@@ -263,7 +263,7 @@ fn merge_figures(session: &mut Session, rows: Part<'_, '_>) -> Result<(), StoreE
     Ok(())
 }
 
-fn put_key(copy: &mut CopyRows, key: RowKey) {
+pub(super) fn put_key(copy: &mut CopyRows, key: RowKey) {
     copy.int(key.0);
     copy.int(key.1);
     copy.bigint(key.2);

@@ -12,6 +12,7 @@ mod codec;
 mod connect;
 mod errors;
 mod flush;
+mod import;
 mod maintenance;
 mod options;
 mod pool;
@@ -24,7 +25,9 @@ mod worker;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+pub use self::import::Contents;
 pub use self::maintenance::Keep;
 pub use self::options::PostgresOptions;
 pub use self::schema::ROLES;
@@ -51,6 +54,8 @@ pub struct PostgresStore {
     weeks: Mutex<(i64, BTreeSet<i32>)>,
     matched: snapshot::MatchCache,
     patience: String,
+    /// `store.timeout`: of a transaction, and of each step of an import.
+    limit: Duration,
     worker: Worker,
 }
 
@@ -123,6 +128,7 @@ impl PostgresStore {
             weeks: Mutex::default(),
             matched: snapshot::MatchCache::default(),
             patience: format!("SET LOCAL lock_timeout = {patience};"),
+            limit: options.timeout,
             worker,
         })
     }
@@ -161,9 +167,8 @@ impl PostgresStore {
         Ok(answer)
     }
 
-    /// Makes the partitions that a batch needs, before its transaction, so that no flush waits for a table to be made by another.
-    fn ensure_weeks(&self, batch: &FlushBatch) -> Result<(), StoreError> {
-        let wanted = flush::weeks(&batch.deltas);
+    /// Makes the partitions that a transaction needs, before it begins, so that no flush waits for a table to be made by another.
+    fn ensure_weeks(&self, wanted: &BTreeSet<i32>) -> Result<(), StoreError> {
         let known = self.weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if wanted.is_subset(&known.1) {
             return Ok(());
@@ -257,7 +262,7 @@ impl RollupStore for PostgresStore {
     }
 
     fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
-        self.ensure_weeks(batch)?;
+        self.ensure_weeks(&flush::weeks(&batch.deltas))?;
         let flushed = self.numbering(guard.shard, |session| {
             flush::flush(session, &self.known, guard, batch, forget_ids_before).map(|numbers| (numbers, ()))
         });
@@ -288,7 +293,7 @@ impl RollupStore for PostgresStore {
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
         if let Some(batch) = delta {
-            self.ensure_weeks(batch)?;
+            self.ensure_weeks(&flush::weeks(&batch.deltas))?;
         }
         let settled = self.numbering(shard, |session| {
             let numbers = flush::settle(session, &self.known, (shard, offset, index), delta)?;

@@ -100,6 +100,14 @@ impl PostgresOptions {
         Ok(config)
     }
 
+    /// Hosts, database and user, for messages.
+    ///
+    /// # Errors
+    /// If it is no URL of PostgreSQL.
+    pub fn place(&self) -> Result<String, StoreError> {
+        Ok(Place::of(&self.config("store.url", &self.url, "writer")?).to_string())
+    }
+
     /// What a session is told first.
     pub(super) fn settings(&self, silence: Duration) -> String {
         format!(

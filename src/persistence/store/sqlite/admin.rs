@@ -38,7 +38,7 @@ pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> 
     claim.ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))
 }
 
-fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<Suspect>, StoreError> {
+pub(super) fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<Suspect>, StoreError> {
     let mut statement = tx.prepare_cached("SELECT offset, idx, deaths FROM suspects WHERE shard = ? ORDER BY offset, idx")?;
     let rows = statement
         .query_map([shard.0], |r| Ok(Suspect { offset: r.get::<_, i64>(0)? as Offset, index: r.get(1)?, deaths: r.get(2)? }))?;

@@ -8,6 +8,7 @@
 mod admin;
 mod catalogue;
 mod codec;
+mod export;
 mod flush;
 mod pool;
 mod schema;

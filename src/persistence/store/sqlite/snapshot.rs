@@ -48,7 +48,7 @@ impl<'a> SqliteSnapshot<'a> {
         Ok(Self { reader, cache })
     }
 
-    fn sql(&self) -> Result<&Connection, StoreError> {
+    pub(super) fn sql(&self) -> Result<&Connection, StoreError> {
         self.reader.connection()
     }
 

@@ -1,8 +1,13 @@
 //! SQLite and PostgreSQL hold the same bytes after the same flushes.
 
+use super::super::Contents;
 use super::rng::Rng;
 use super::*;
+use crate::model::flush::{DedupBlock, QuarantineRow};
+use crate::model::manifest::{ManifestRow, Tier};
+use crate::persistence::store::StoreError;
 use crate::persistence::store::sqlite::SqliteStore;
+use crate::persistence::store::transfer::Piece;
 use crate::persistence::store::{Matcher, RollupQuery};
 
 fn random_batch(rng: &mut Rng) -> FlushBatch {
@@ -111,6 +116,110 @@ fn both_stores_hold_the_same_bytes_after_the_same_flushes() {
             assert_eq!(left, right, "seed {seed}");
         }
         assert_eq!(left.len(), right.len());
+    }
+}
+
+/// Every shard and row of a store that lived: events set aside, suspects, objects, floors, ids.
+fn fill(store: &SqliteStore, rng: &mut Rng) {
+    for shard in (0..3).map(ShardId) {
+        let epoch = store.claim(shard, LOG, 1).expect("a claim").checkpoint.epoch;
+        for offset in 0..6 {
+            let mut batch = random_batch(rng);
+            let range = OffsetRange { from: offset, to: offset + 1 };
+            batch.admitted = batch.deltas.iter().map(|delta| (delta.series.clone(), offset)).collect();
+            batch.dedup =
+                Some(DedupBlock { range, appended: (5, 7), runs: vec![(5, vec![u128::from(rng.next())]), (7, vec![])] });
+            let row = |discarded, reason: &str| QuarantineRow {
+                shard,
+                offset,
+                index: u32::from(discarded),
+                tenant: "t0".to_owned(),
+                appended: 7,
+                reason: reason.to_owned(),
+                discarded,
+                record: vec![1, 2, 3],
+            };
+            batch.quarantined = vec![row(false, "it fell"), row(true, "it fell again")];
+            store.flush(guard(shard.0, offset, epoch), &batch, 0).expect("a flush");
+            let object = ManifestRow {
+                log: LOG,
+                shard,
+                range,
+                epoch,
+                path: ManifestRow::object_path(LOG, shard, range, epoch),
+                appended: (5, 7),
+                windows: vec![(Hour(-3), 1), (Hour(9), u64::MAX)],
+                rows: 2,
+                raw_bytes: 3,
+                bytes: 4,
+                crc32c: u32::MAX,
+                tier: Tier::Cold,
+            };
+            store.archived(&object).expect("a manifest row");
+            if offset == 0 && shard.0 == 1 {
+                assert!(store.expired(&object).expect("expired"));
+            }
+        }
+        store.mark_suspect(shard, epoch, 6, 2).expect("marked");
+        store.claim(shard, LOG, 2).expect("the mark becomes a suspect");
+    }
+}
+
+fn kept(store: &dyn RollupStore) -> Vec<String> {
+    let mut all = shown(store);
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    all.push(format!("{:?}", snapshot.manifest(None).expect("manifest")));
+    all.push(format!("{:?}", snapshot.archive_floors().expect("floors")));
+    all.push(format!("{:?}", snapshot.quarantine().expect("quarantine")));
+    for shard in (0..3).map(ShardId) {
+        let mut admissions = snapshot.admissions(shard).expect("admissions");
+        admissions.sort();
+        all.push(format!("{admissions:?} {:?}", store.recent_ids(shard, i64::MIN).expect("ids")));
+    }
+    drop(snapshot);
+    let claims = (0..3).map(|shard| store.claim(ShardId(shard), LOG, 9).expect("a claim"));
+    all.extend(claims.map(|claim| format!("{claim:?}")));
+    all
+}
+
+#[test]
+fn a_store_that_was_taken_over_holds_the_same_bytes() {
+    for seed in 10..12 {
+        let dir = tempfile::tempdir().expect("a directory");
+        let from = SqliteStore::open(dir.path().join("store.sqlite")).expect("a store");
+        fill(&from, &mut Rng(seed));
+        let (to, url) = store();
+        assert_eq!(to.contents(), Ok(Contents::Nothing));
+        let days = from.days().expect("days");
+        // One that fails in the middle leaves nothing.
+        let failed = to.import(LOG, &days, |take| {
+            from.export(&mut |piece| match piece {
+                Piece::Shards(_) => Err(StoreError::Failed("cut".to_owned())),
+                piece => take(piece),
+            })
+        });
+        assert_eq!((failed, to.contents()), (Err(StoreError::Failed("cut".to_owned())), Ok(Contents::Nothing)));
+        let mut rows = 0;
+        to.import(LOG, &days, |take| {
+            from.export(&mut |piece| {
+                rows += piece.len() as u64;
+                take(piece)
+            })
+        })
+        .expect("taken over");
+        assert_eq!((from.extent().expect("extent").rows, to.contents()), (rows, Ok(Contents::Log(LOG))));
+        let again = to.import(LOG, &days, |take| from.export(take)).expect_err("it is full");
+        assert!(again.to_string().contains("is not empty"), "{again}");
+        // By a store that has nothing in memory.
+        let to = PostgresStore::open(&options(&url)).expect("a store");
+        let (left, right) = (kept(&*from), kept(&*to));
+        for (left, right) in left.iter().zip(&right) {
+            assert_eq!(left, right, "seed {seed}");
+        }
+        assert_eq!(left.len(), right.len());
+        let batch = batch(vec![delta("new", 5, 1)]);
+        let epoch = to.claim(ShardId(0), LOG, 3).expect("a claim").checkpoint.epoch;
+        to.flush(guard(0, 6, epoch), &batch, 0).expect("it goes on from the checkpoint");
     }
 }
 

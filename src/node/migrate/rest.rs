@@ -1,0 +1,143 @@
+//! Brings an embedded node to rest: its shards and its archiver run, without a gateway, until all of the log is in the store and in the
+//! archive. It is the node's own code, so poison is set aside and outages are waited for as ever.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::Source;
+use crate::actors::slots::Slots;
+use crate::clock::{Clock, Stopwatch, SystemClock};
+use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
+use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
+use crate::model::window::Millis;
+use crate::node::{Faults, Ports, backends, check_log, limits, offline, shards, tree};
+use crate::persistence::log::EventLog;
+
+/// Without any progress for this long something is wrong: an event that kills its shard again and again is set aside in less.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at the shards.
+const LOOK: Duration = Duration::from_millis(50);
+/// Flushes and objects are not to wait for more.
+const AT_ONCE: &str = "100ms";
+
+/// Where the parts of an embedded node stand.
+#[derive(Debug, Clone)]
+pub(super) struct Stand {
+    /// Its log.
+    pub log: LogId,
+    /// Where the shards end.
+    pub ends: Vec<Offset>,
+    /// Records that are not in the store yet.
+    pub unflushed: u64,
+    /// Records that are not in the archive yet.
+    pub unarchived: u64,
+    /// The manifest.
+    pub manifest: Vec<ManifestRow>,
+    /// Append time of the last record in the archive, or expired from it.
+    pub appended: Millis,
+}
+
+/// Reads where it stands, also beside a server that runs.
+pub(super) fn stand(source: &Source) -> anyhow::Result<Stand> {
+    let store = offline::store(&source.config, &source.data)?;
+    let mut snapshot = store.snapshot()?;
+    let checkpoints: BTreeMap<ShardId, Checkpoint> = snapshot.checkpoints()?.into_iter().collect();
+    let (rows, floors) = (snapshot.manifest(None)?, snapshot.archive_floors()?);
+    let log = offline::log(&source.config, &source.data).map_err(|why| anyhow::anyhow!(why))?;
+    let shards: Vec<ShardId> = (0..log.shard_count()).map(ShardId).collect();
+    let ends: Vec<Offset> = shards.iter().map(|shard| log.end(*shard)).collect();
+    let (mut unflushed, mut unarchived) = (0, 0);
+    for (shard, end) in shards.iter().zip(&ends) {
+        let at = checkpoints.get(shard);
+        if let Some(at) = at.filter(|at| at.log != log.id()) {
+            bail!("the store speaks of log {}, but the log is {}: they are not of one node", at.log, log.id());
+        }
+        let floor = floors.iter().find(|(id, _)| id == shard).map_or(0, |(_, floor)| floor.offset);
+        let archived = at.map_or(0, |at| at.archived);
+        manifest::tiles(rows.iter().filter(|row| row.shard == *shard), floor, archived)
+            .map_err(|why| anyhow::anyhow!("the archive of shard {shard} is not whole: {why}; `rollmill verify` says more"))?;
+        unflushed += end.saturating_sub(at.map_or(0, |at| at.next));
+        unarchived += end.saturating_sub(archived);
+    }
+    let appended =
+        rows.iter().map(|row| row.appended.1).chain(floors.iter().map(|(_, floor): &(_, ArchiveFloor)| floor.appended));
+    let appended = appended.max().unwrap_or(0);
+    Ok(Stand { log: log.id(), ends, unflushed, unarchived, manifest: rows, appended })
+}
+
+/// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller holds the lock of the directory.
+pub(super) fn rest(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<Stand> {
+    let before = stand(source)?;
+    if before.unflushed > 0 || before.unarchived > 0 {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+        runtime.block_on(drain(source, tell))?;
+    }
+    let after = stand(source)?;
+    anyhow::ensure!(
+        after.unflushed == 0 && after.unarchived == 0,
+        "{} is not at rest: {} records are not in the store, {} not in the archive",
+        source.data.root().display(),
+        after.unflushed,
+        after.unarchived
+    );
+    Ok(after)
+}
+
+async fn drain(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+    let config = source.config_with(&[("flush.interval", AT_ONCE), ("archive.max_delay", AT_ONCE)])?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let log = backends::log(&config, &source.data, &clock, true)?;
+    let store = backends::store(&config, &source.data, &clock)?;
+    check_log(&source.data, log.as_ref(), store.as_ref())?;
+    let archive = backends::archive(&config, &source.data)?;
+    let render_metrics = Arc::new(String::new);
+    let ports = Ports { log: log.clone(), store: Some(store), archive: Some(archive), clock: clock.clone(), render_metrics };
+    let slots = Slots::new(log.clone(), clock.clone());
+    let shards::Shards { handle, children } = shards::role(&config, &ports, &slots, &limits::shard(&config, Faults::default()))?;
+    // Without the upkeep: nothing is moved or expires under way.
+    let [supervisor, archiver, _] = children;
+    let (root, mut ended) = tree::start(vec![supervisor, archiver], limits::restarts(&config), clock).await?;
+    let pulse = handle.pulse(&config, &slots);
+    let outcome = tokio::select! {
+        outcome = at_rest(&slots, log.as_ref(), tell) => outcome,
+        _ = &mut ended => Err(anyhow::anyhow!("the shards failed too often: the messages above say why")),
+    };
+    pulse.abort();
+    handle.let_go().await;
+    root.stop(None);
+    if !ended.is_finished() {
+        ended.await.context("the supervision tree crashed")?;
+    }
+    tokio::task::spawn_blocking(move || log.close()).await.context("closing the log")?;
+    outcome
+}
+
+async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+    use std::sync::atomic::Ordering::Acquire;
+    let mut progress = (0, Stopwatch::start());
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        look.tick().await;
+        let (mut done, mut all, mut behind) = (0, 0, None);
+        for (shard, slot) in slots.iter() {
+            let (end, at) = (log.end(shard), slot.committed.load(Acquire).min(slot.archived.load(Acquire)));
+            (done, all) = (done + at, all + end);
+            behind = behind.or((at < end).then_some((shard, end - at)));
+        }
+        tell(done, all);
+        let Some((shard, records)) = behind else { return Ok(()) };
+        if done > progress.0 {
+            progress = (done, Stopwatch::start());
+        }
+        if progress.1.elapsed() > PATIENCE {
+            bail!(
+                "the node does not come to rest: shard {shard} has {records} records that are not in store and archive, and nothing has \
+                 moved for {} s; the messages above say why. Nothing of the cluster was changed for it: mend it and start again",
+                PATIENCE.as_secs()
+            );
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A whole store, taken over in one transaction: afterwards everything is there, or nothing. See [`super::super::transfer`].
+//!
+//! Series get numbers of this database; everything else is written as it comes. Weeks get their partitions before the transaction, so
+//! that it does not hold a lock for each of them; what is left of an import that died is such partitions, empty.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::catalogue::{self, Known};
+use super::codec::{CopyRows, Id, get};
+use super::schema::{self, WEEK};
+use super::session::{Param, Session, params};
+use super::{PostgresOptions, PostgresStore, StoreError, flush};
+use crate::model::decimal::Decimal;
+use crate::model::flush::{DedupBlock, SeriesInfo, Suspect};
+use crate::model::manifest::ArchiveFloor;
+use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::series::SeriesId;
+use crate::model::window::Hour;
+use crate::persistence::store::blocks;
+use crate::persistence::store::transfer::{FiguresRow, Piece, RevisionRow, ShardRow, SketchesRow, Take};
+
+/// Who is said to own the shards until a node claims them.
+const OWNER: &str = "rollmill:migrate";
+
+/// The silence of the other side is the reading of the source, so the server must not end the session for it.
+const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0;";
+
+/// What a store holds already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Nothing.
+    Nothing,
+    /// What a log was folded into.
+    Log(LogId),
+    /// Rows without a checkpoint.
+    Rows,
+}
+
+impl PostgresStore {
+    /// Connects, and lays nothing: `None` if there are no tables yet.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`].
+    pub fn look(options: &PostgresOptions) -> Result<Option<Arc<Self>>, StoreError> {
+        let store = Self::new(options)?;
+        let place = &store.writers.connector.place;
+        let laid = schema::is_current(store.writers.take()?.session()?, place)?;
+        Ok(laid.then(|| Arc::new(store)))
+    }
+
+    /// What is in it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn contents(&self) -> Result<Contents, StoreError> {
+        contents(self.writers.take()?.session()?)
+    }
+
+    /// Takes over what `source` hands over, with rollups of these UTC days, and the checkpoints as those of `log`.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if it is not empty; [`StoreError::Unknown`] if the outcome is: [`PostgresStore::contents`] then says it.
+    pub fn import(
+        &self,
+        log: LogId,
+        days: &[i32],
+        source: impl FnOnce(Take<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let weeks: BTreeSet<i32> =
+            days.iter().flat_map(|day| [day * 24, day * 24 + 23]).map(|hour| hour.div_euclid(WEEK)).collect();
+        for week in &weeks {
+            self.ensure_weeks(&BTreeSet::from([*week]))?;
+        }
+        let mut lease = self.writers.begin(BEGIN)?;
+        let session = lease.session()?;
+        let mut import = Import { session, log, series: HashMap::new(), metrics: HashMap::new(), spans: BTreeMap::new() };
+        // Two imports at once: the second waits here and then finds the rows of the first.
+        import.session.batch("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
+        if contents(import.session)? != Contents::Nothing {
+            let place = &self.writers.connector.place;
+            return Err(StoreError::Failed(format!("{place} is not empty any more: another import has just ended; start again")));
+        }
+        source(&mut |piece| {
+            import.session.allow(self.limit);
+            import.take(piece)
+        })?;
+        import.session.allow(self.limit);
+        import.finish()?;
+        session.commit()
+    }
+}
+
+fn contents(session: &mut Session) -> Result<Contents, StoreError> {
+    if let Some(row) = session.query("SELECT log FROM shards ORDER BY shard LIMIT 1", params![])?.first() {
+        return Ok(Contents::Log(LogId(get::<Id>(row, 0)?.0)));
+    }
+    let sql = "SELECT EXISTS (SELECT FROM series) OR EXISTS (SELECT FROM rollups) OR EXISTS (SELECT FROM manifest)
+        OR EXISTS (SELECT FROM accounting) OR EXISTS (SELECT FROM quarantine) OR EXISTS (SELECT FROM dedup)";
+    let any = session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
+    Ok(if any { Contents::Rows } else { Contents::Nothing })
+}
+
+/// One import under way.
+struct Import<'a> {
+    session: &'a mut Session,
+    log: LogId,
+    /// Metric and series numbers given here.
+    series: HashMap<SeriesId, (i32, i64)>,
+    metrics: HashMap<(String, String), i32>,
+    /// First and last window of the metrics.
+    spans: BTreeMap<i32, (i32, i32)>,
+}
+
+impl Import<'_> {
+    fn take(&mut self, piece: Piece) -> Result<(), StoreError> {
+        match piece {
+            Piece::Series(shard, rows) => self.admit(shard, &rows),
+            Piece::Figures(rows) => self.figures(&rows),
+            Piece::Sketches(rows) => self.sketches(&rows),
+            Piece::Revisions(rows) => self.revisions(&rows),
+            Piece::Dedup(shard, rows) => self.write(rows.iter().map(|block| dedup(shard, block))),
+            Piece::Accounting(rows) => self.write(flush::account(&rows).into_iter()),
+            Piece::Quarantine(rows) => self.write(rows.iter().map(flush::set_aside)),
+            Piece::Suspects(shard, rows) => self.write(rows.iter().map(|row| suspect(shard, row))),
+            Piece::Manifest(rows) => self.write(rows.iter().map(super::admin::manifest_row)),
+            Piece::Floors(rows) => self.write(rows.iter().map(|(shard, floor)| archive_floor(*shard, floor))),
+            Piece::Shards(rows) => {
+                let log = self.log;
+                self.write(rows.iter().map(|row| checkpoint(log, row)))
+            }
+        }
+    }
+
+    fn write(&mut self, rows: impl Iterator<Item = (&'static str, Vec<Param>)>) -> Result<(), StoreError> {
+        Ok(self.session.execute_all(rows.collect())?)
+    }
+
+    fn admit(&mut self, shard: ShardId, rows: &[(Arc<SeriesInfo>, Offset)]) -> Result<(), StoreError> {
+        let (numbers, growth) = catalogue::number(self.session, &Known::default(), rows, &[], (shard, 0))?;
+        for (info, _) in rows {
+            let no = numbers.get(&info.id).ok_or_else(|| StoreError::Failed(format!("series {} has no number", info.id)))?;
+            self.series.insert(info.id, (no.metric_no, no.series_no));
+            self.metrics.entry((info.series.tenant.clone(), info.series.metric.clone())).or_insert(no.metric_no);
+        }
+        let (metrics, grown): (Vec<i32>, Vec<i64>) = growth.into_iter().unzip();
+        let sql = "UPDATE metrics m SET series_count = m.series_count + w.grown
+            FROM unnest($1::integer[], $2::bigint[]) AS w (no, grown) WHERE m.no = w.no";
+        self.session.execute(sql, params![metrics, grown])?;
+        Ok(())
+    }
+
+    fn place(&self, id: SeriesId, hour: Hour) -> Result<(i32, i32, i64), StoreError> {
+        let found = self.series.get(&id).copied();
+        let (metric, series) =
+            found.ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
+        Ok((metric, hour.0, series))
+    }
+
+    fn figures(&mut self, rows: &[FiguresRow]) -> Result<(), StoreError> {
+        let mut copy = CopyRows::new();
+        for row in rows {
+            let place = self.place(row.series, row.hour)?;
+            let span = self.spans.entry(place.0).or_insert((place.1, place.1));
+            *span = (span.0.min(place.1), span.1.max(place.1));
+            copy.begin_row(8);
+            flush::put_key(&mut copy, place);
+            copy.bigint(row.figures.count as i64);
+            copy.bigint(row.figures.value_count as i64);
+            copy.numeric(Some(row.figures.sum));
+            copy.numeric(row.figures.min.map(Decimal::units));
+            copy.numeric(row.figures.max.map(Decimal::units));
+        }
+        let sql = "COPY rollups (metric_no, hour, series_no, count, value_count, sum, min, max) FROM STDIN BINARY";
+        self.session.copy_in(sql, copy.finish())?;
+        Ok(())
+    }
+
+    fn sketches(&mut self, rows: &[SketchesRow]) -> Result<(), StoreError> {
+        let mut copy = CopyRows::new();
+        for row in rows {
+            copy.begin_row(5);
+            flush::put_key(&mut copy, self.place(row.series, row.hour)?);
+            copy.bytea(|out| out.extend_from_slice(&row.distinct_users));
+            copy.bytea(|out| out.extend_from_slice(&row.quantiles));
+        }
+        let sql = "COPY sketches (metric_no, hour, series_no, distinct_users, quantiles) FROM STDIN BINARY";
+        self.session.copy_in(sql, copy.finish())?;
+        Ok(())
+    }
+
+    fn revisions(&mut self, rows: &[RevisionRow]) -> Result<(), StoreError> {
+        let metric = |row: &RevisionRow| {
+            let found = self.metrics.get(&(row.tenant.clone(), row.metric.clone())).copied();
+            found.ok_or_else(|| StoreError::Invalid(format!("metric {} has a revision but no series", row.metric)))
+        };
+        let metrics = rows.iter().map(metric).collect::<Result<Vec<i32>, _>>()?;
+        let days: Vec<i32> = rows.iter().map(|row| row.day).collect();
+        let revisions: Vec<i64> = rows.iter().map(|row| row.revision as i64).collect();
+        let sql = "INSERT INTO revisions (metric_no, day, revision)
+            SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, revision)";
+        self.session.execute(sql, params![metrics, days, revisions])?;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<(), StoreError> {
+        let metrics: Vec<i32> = self.spans.keys().copied().collect();
+        let (first, last): (Vec<i32>, Vec<i32>) = self.spans.values().copied().unzip();
+        let sql = "UPDATE metrics m SET first_hour = w.first, last_hour = w.last
+            FROM unnest($1::integer[], $2::integer[], $3::integer[]) AS w (no, first, last) WHERE m.no = w.no";
+        self.session.execute(sql, params![metrics, first, last])?;
+        Ok(())
+    }
+}
+
+fn dedup(shard: ShardId, block: &DedupBlock) -> (&'static str, Vec<Param>) {
+    let range = (block.range.from as i64, block.range.to as i64);
+    let runs = blocks::encode_runs(&block.runs);
+    let params = params![shard.0.cast_signed(), range.0, range.1, block.appended.0, block.appended.1, runs];
+    (
+        "INSERT INTO dedup (shard, from_offset, to_offset, first_appended, last_appended, block) VALUES ($1, $2, $3, $4, $5, $6)",
+        params,
+    )
+}
+
+fn suspect(shard: ShardId, row: &Suspect) -> (&'static str, Vec<Param>) {
+    let params = params![shard.0.cast_signed(), row.offset as i64, i64::from(row.index), i64::from(row.deaths)];
+    ("INSERT INTO suspects (shard, \"offset\", idx, deaths) VALUES ($1, $2, $3, $4)", params)
+}
+
+fn archive_floor(shard: ShardId, floor: &ArchiveFloor) -> (&'static str, Vec<Param>) {
+    let params = params![shard.0.cast_signed(), floor.offset as i64, floor.appended, floor.hour.0];
+    ("INSERT INTO archive_floors (shard, \"offset\", appended, hour) VALUES ($1, $2, $3, $4)", params)
+}
+
+fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
+    let at = row.checkpoint;
+    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now())";
+    let params = params![
+        row.shard.0.cast_signed(),
+        Id(log.0),
+        at.next as i64,
+        at.archived as i64,
+        at.epoch.counter as i64,
+        at.epoch.nonce as i64,
+        i64::from(row.attempts),
+        OWNER.to_owned()
+    ];
+    (sql, params)
+}

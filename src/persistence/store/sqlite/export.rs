@@ -1,0 +1,179 @@
+//! The whole store in pieces, from one read transaction. See [`super::super::transfer`].
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, Row};
+
+use super::{SqliteStore, StoreError, admin, codec, snapshot};
+use crate::model::flush::{AccountingDelta, DedupBlock, SeriesInfo, Suspect};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::series::{Series, SeriesId};
+use crate::model::window::Hour;
+use crate::persistence::store::StoreSnapshot;
+use crate::persistence::store::transfer::{Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take};
+
+/// Tables whose rows are pieces.
+const TABLES: [&str; 11] = [
+    "series",
+    "rollups",
+    "sketches",
+    "revisions",
+    "dedup",
+    "accounting",
+    "quarantine",
+    "suspects",
+    "manifest",
+    "archive_floors",
+    "shards",
+];
+
+impl SqliteStore {
+    /// How much there is to export.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn extent(&self) -> Result<Extent, StoreError> {
+        let reader = self.readers.take()?;
+        let count = |table: &str| -> Result<u64, StoreError> {
+            let sql = format!("SELECT count(*) FROM {table}");
+            Ok(reader.connection()?.query_row(&sql, [], |r| r.get::<_, i64>(0))?.unsigned_abs())
+        };
+        let rows = TABLES.iter().try_fold(0, |sum, table| count(table).map(|n| sum + n))?;
+        Ok(Extent { series: count("series")?, rollups: count("rollups")?, rows })
+    }
+
+    /// The UTC days in which there are rollups: every flush moves the revisions of the days that it writes to.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn days(&self) -> Result<Vec<i32>, StoreError> {
+        let reader = self.readers.take()?;
+        let mut statement = reader.connection()?.prepare("SELECT DISTINCT day FROM revisions ORDER BY day")?;
+        let days = statement.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        Ok(days)
+    }
+
+    /// Hands over everything, of one moment.
+    ///
+    /// # Errors
+    /// See [`StoreError`], and what `take` says.
+    pub fn export(&self, take: Take<'_>) -> Result<(), StoreError> {
+        let mut snapshot = snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.matched)?;
+        let shards = shards(snapshot.sql()?)?;
+        for row in &shards {
+            series(snapshot.sql()?, row.shard, take)?;
+        }
+        figures(snapshot.sql()?, take)?;
+        sketches(snapshot.sql()?, take)?;
+        revisions(snapshot.sql()?, take)?;
+        for row in &shards {
+            let blocks = admin::recent_ids(snapshot.sql()?, row.shard, i64::MIN)?;
+            in_pieces(blocks, &mut |part: Vec<DedupBlock>| take(Piece::Dedup(row.shard, part)))?;
+            let suspects: Vec<Suspect> = admin::suspects(snapshot.sql()?, row.shard)?;
+            in_pieces(suspects, &mut |part| take(Piece::Suspects(row.shard, part)))?;
+        }
+        in_pieces(accounting(snapshot.sql()?)?, &mut |part| take(Piece::Accounting(part)))?;
+        in_pieces(snapshot.quarantine()?, &mut |part| take(Piece::Quarantine(part)))?;
+        in_pieces(snapshot.manifest(None)?, &mut |part| take(Piece::Manifest(part)))?;
+        in_pieces(snapshot.archive_floors()?, &mut |part| take(Piece::Floors(part)))?;
+        in_pieces(shards, &mut |part| take(Piece::Shards(part)))
+    }
+}
+
+fn in_pieces<T>(rows: Vec<T>, take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let mut rows = rows.into_iter();
+    loop {
+        let part: Vec<T> = rows.by_ref().take(PIECE_ROWS).collect();
+        if part.is_empty() {
+            return Ok(());
+        }
+        take(part)?;
+    }
+}
+
+/// Reads rows one by one and hands them over in parts.
+fn streamed<T>(
+    connection: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+    read: impl Fn(&Row<'_>) -> Result<T, StoreError>,
+    take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut part = Vec::new();
+    while let Some(row) = rows.next()? {
+        part.push(read(row)?);
+        if part.len() == PIECE_ROWS {
+            take(std::mem::take(&mut part))?;
+        }
+    }
+    if part.is_empty() { Ok(()) } else { take(part) }
+}
+
+fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
+    let sql = "SELECT shard, log, next, archived, epoch, nonce, attempts FROM shards ORDER BY shard";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |r| {
+        let checkpoint = Checkpoint {
+            log: LogId(r.get(1)?),
+            next: r.get::<_, i64>(2)? as Offset,
+            archived: r.get::<_, i64>(3)? as Offset,
+            epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+        };
+        Ok(ShardRow { shard: ShardId(r.get(0)?), checkpoint, attempts: r.get(6)? })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+fn series(connection: &Connection, shard: ShardId, take: Take<'_>) -> Result<(), StoreError> {
+    let sql = "SELECT id, key, admitted_offset FROM series WHERE shard = ? ORDER BY no";
+    let read = |row: &Row<'_>| {
+        let info = SeriesInfo { id: SeriesId(row.get(0)?), series: Series::from_key(&row.get::<_, Vec<u8>>(1)?)? };
+        Ok((Arc::new(info), row.get::<_, i64>(2)? as Offset))
+    };
+    streamed(connection, sql, [shard.0], read, &mut |part| take(Piece::Series(shard, part)))
+}
+
+// CROSS JOIN keeps the order of the tables: the rollups as they lie, each with its series by number.
+fn figures(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
+    let sql = "SELECT s.id, r.hour, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r CROSS JOIN series s ON s.no = r.series_no";
+    let read = |row: &Row<'_>| {
+        Ok(FiguresRow { series: SeriesId(row.get(0)?), hour: Hour(row.get(1)?), figures: codec::figures(row, 2)? })
+    };
+    streamed(connection, sql, [], read, &mut |part| take(Piece::Figures(part)))
+}
+
+fn sketches(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
+    let sql = "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN series s ON s.no = k.series_no";
+    let read = |row: &Row<'_>| {
+        let (series, hour) = (SeriesId(row.get(0)?), Hour(row.get(1)?));
+        Ok(SketchesRow { series, hour, distinct_users: row.get(2)?, quantiles: row.get(3)? })
+    };
+    streamed(connection, sql, [], read, &mut |part| take(Piece::Sketches(part)))
+}
+
+fn revisions(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
+    let sql = "SELECT t.name, m.name, r.day, r.revision FROM revisions r JOIN metrics m ON m.no = r.metric_no
+        JOIN tenants t ON t.no = m.tenant_no";
+    let read = |row: &Row<'_>| {
+        let revision = row.get::<_, i64>(3)? as u64;
+        Ok(RevisionRow { tenant: row.get(0)?, metric: row.get(1)?, day: row.get(2)?, revision })
+    };
+    streamed(connection, sql, [], read, &mut |part| take(Piece::Revisions(part)))
+}
+
+fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>, StoreError> {
+    let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER BY tenant, hour";
+    let mut statement = connection.prepare(sql)?;
+    let rows = statement.query_map([], |r| {
+        Ok(AccountingDelta {
+            tenant: r.get(0)?,
+            hour: Hour(r.get(1)?),
+            aggregated: r.get::<_, i64>(2)? as u64,
+            deduplicated: r.get::<_, i64>(3)? as u64,
+            quarantined: r.get::<_, i64>(4)? as u64,
+        })
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
