@@ -1,4 +1,4 @@
-//! The concrete backends, by configuration: with [`super::offline`] the only place that names them.
+//! The concrete backends, by configuration: with [`super::offline`] and [`super::rebuild`] the only place that names them.
 
 use std::sync::Arc;
 

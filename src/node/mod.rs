@@ -12,6 +12,7 @@ mod mesh;
 pub mod offline;
 mod query;
 mod ready;
+pub mod rebuild;
 mod shards;
 pub mod tree;
 
