@@ -83,7 +83,10 @@ fn planned(prepared: &Prepared) -> String {
     let objects: usize = prepared.plans.iter().map(|plan| plan.chain.len()).sum();
     let goes_on = if prepared.goes_on { ", going on where an earlier attempt was ended" } else { "" };
     let shards = prepared.plans.len();
-    format!("{table}\nwould rebuild {} of {shards} shards from {objects} objects and {records} records{goes_on}", prepared.place())
+    format!(
+        "{table}\nwould rebuild {} of {shards} shards from {objects} objects and {records} records{goes_on}",
+        prepared.place()
+    )
 }
 
 fn planned_json(prepared: &Prepared) -> String {
@@ -126,7 +129,10 @@ fn text(report: &Report, prepared: &Prepared, seconds: f64) -> String {
         );
     }
     if let Some(before) = report.incomplete_before {
-        lines.push(format!("not complete: windows before {}, because records that may have touched them have expired", time(before)));
+        lines.push(format!(
+            "not complete: windows before {}, because records that may have touched them have expired",
+            time(before)
+        ));
     }
     if report.undecided > 0 {
         lines.push(format!(

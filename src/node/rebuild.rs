@@ -46,7 +46,10 @@ enum Target {
 /// If anything stands in the way: names it and the way out.
 pub fn prepare(config: &Config, data: &DataDir, allow_expired: bool) -> anyhow::Result<Prepared> {
     if config.text("kafka.brokers").is_empty() && !data.log().is_dir() {
-        bail!("{} has no log: name the data directory with --data; a store is made from its archive and its log", data.root().display());
+        bail!(
+            "{} has no log: name the data directory with --data; a store is made from its archive and its log",
+            data.root().display()
+        );
     }
     let _lock = lock::lock(data.root())?;
     let target = Target::of(config, data);

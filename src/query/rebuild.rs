@@ -259,8 +259,8 @@ impl<'a> OneShard<'a> {
         self.settle()?;
         if self.plan.start > 0 && self.plan.chain.is_empty() {
             let first = self.of.log.read(self.plan.shard, self.plan.start, 1)?;
-            let appended = first.first().map(|record| record.appended);
-            self.restore(Restored { floor: appended.map(|at| self.floor(at)), ..self.restored() })?;
+            let floor = first.first().map(|record| self.floor(record.appended));
+            self.restore(Restored { floor, ..self.restored() })?;
         }
         Ok(())
     }
@@ -333,7 +333,11 @@ impl<'a> OneShard<'a> {
             let mut records = self.of.log.read(shard, next, READ_BYTES)?;
             records.truncate(records.partition_point(|record| record.offset < self.plan.end));
             if records.is_empty() {
-                return Err(LogError::Io(format!("shard {shard}: no records came from {next} on, although it ends at {}", self.plan.end)).into());
+                return Err(LogError::Io(format!(
+                    "shard {shard}: no records came from {next} on, although it ends at {}",
+                    self.plan.end
+                ))
+                .into());
             }
             self.apply(&mut state, &records, false)?;
             self.report.records.1 += state.next() - next;

@@ -397,9 +397,7 @@ impl Archive for SimArchive {
     fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
         let objects = self.light.0.lock().expect("one thread");
         match (objects.get(&object.path), &self.parquet) {
-            (Some(found), _) if found.torn => {
-                Err(ArchiveError::Corrupt { path: object.path.clone(), why: "torn".to_owned() })
-            }
+            (Some(found), _) if found.torn => Err(ArchiveError::Corrupt { path: object.path.clone(), why: "torn".to_owned() }),
             (Some(found), _) => {
                 let (row, records, decisions) = (found.row.clone(), found.records.clone(), Some(found.decisions.clone()));
                 Ok(Examined { row, records, decisions, sealed: true })

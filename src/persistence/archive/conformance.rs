@@ -22,13 +22,16 @@ fn passes_all(archive: &dyn Archive) {
     let first = archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("write");
     assert_eq!(first, archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("the same again"));
     let second = archive.write(LOG, SHARD, EPOCH, &records(5..6), &Decisions::default()).expect("write");
-    let newer = archive.write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6), &Decisions::default()).expect("another owner");
+    let newer =
+        archive.write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6), &Decisions::default()).expect("another owner");
     assert_ne!(second.path, newer.path, "owners never share a name");
-    archive.write(LogId([8; 16]), SHARD, EPOCH, &records(0..1)).expect("another log");
+    archive.write(LogId([8; 16]), SHARD, EPOCH, &records(0..1), &Decisions::default()).expect("another log");
 
     assert_eq!(archive.read(&first), Ok(records(0..5)));
     assert_eq!(archive.read(&second), Ok(records(5..6)));
-    archive.write(LOG, ShardId(33), EPOCH, &records(0..1), &Decisions::default()).expect("another shard, whose number begins alike");
+    archive
+        .write(LOG, ShardId(33), EPOCH, &records(0..1), &Decisions::default())
+        .expect("another shard, whose number begins alike");
     let listed = archive.list(LOG, SHARD).expect("list");
     let mut paths = [&first, &second, &newer].map(|row| row.path.clone());
     paths.sort();
@@ -75,7 +78,8 @@ fn needs_a_cold_store(archive: &dyn Archive) {
 /// Of an archive with a cold store.
 fn moves_objects(archive: &dyn Archive) {
     assert!(archive.has_cold());
-    let rows = [(30..33), (33..34)].map(|range| archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default()).expect("write"));
+    let rows = [(30..33), (33..34)]
+        .map(|range| archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default()).expect("write"));
     let tiers = |path: &str| {
         let listed = archive.list(LOG, SHARD).expect("list");
         listed.iter().filter(|o| o.path == path).map(|o| (o.tier, o.bytes)).collect::<Vec<_>>()
@@ -194,13 +198,17 @@ fn one_lost_or_late_answer_is_survived_by_a_retry() {
     for (at, fault) in [Internal, LostReply, SlowDown].into_iter().enumerate() {
         server.fail_next(&[fault]);
         let range = 10 * at as u64..10 * at as u64 + 2;
-        let row = archive.write(LOG, SHARD, EPOCH, &records(range.clone(), &Decisions::default())).expect("the client tries again");
+        let row =
+            archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default()).expect("the client tries again");
         assert_eq!(archive.read(&row), Ok(records(range)));
     }
     assert_eq!(server.hit(), [Internal, LostReply, SlowDown]);
     server.fail_next(&[server::Fault::Hang]);
     let watch = crate::clock::Stopwatch::start();
-    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(90..92), &Decisions::default()), Ok(_) | Err(ArchiveError::Unavailable(_))));
+    assert!(matches!(
+        archive.write(LOG, SHARD, EPOCH, &records(90..92), &Decisions::default()),
+        Ok(_) | Err(ArchiveError::Unavailable(_))
+    ));
     assert!(watch.elapsed() < Duration::from_secs(3), "bounded by the timeout: {:?}", watch.elapsed());
 }
 
@@ -215,7 +223,7 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
     let (mut acknowledged, mut failures) = (Vec::new(), 0);
     for at in 0..40_u64 {
         let range = 5 * at..5 * at + 3;
-        match archive.write(LOG, SHARD, EPOCH, &records(range.clone(), &Decisions::default())) {
+        match archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default()) {
             Ok(row) => acknowledged.push((row, range)),
             Err(_) => failures += 1,
         }
@@ -271,7 +279,10 @@ fn faults_of_the_double_do_what_they_say() {
     let archive = MemoryArchive::new();
     for (fault, left) in [(Fault::Before, 0), (Fault::LostReply, 1), (Fault::Torn, 1)] {
         archive.fail_next(fault);
-        assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()), Err(ArchiveError::Unavailable(_))));
+        assert!(matches!(
+            archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()),
+            Err(ArchiveError::Unavailable(_))
+        ));
         assert_eq!(archive.list(LOG, SHARD).expect("list").len(), left);
     }
     let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("a retry heals");
@@ -287,7 +298,9 @@ fn it_may_be_dropped_and_used_inside_of_a_runtime() {
     runtime.block_on(async {
         let archive = Arc::new(ObjectArchive::open_directory(dir.path()).expect("open"));
         let worker = archive.clone();
-        let written = tokio::task::spawn_blocking(move || worker.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())).await.expect("joins");
+        let written = tokio::task::spawn_blocking(move || worker.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()))
+            .await
+            .expect("joins");
         assert_eq!(archive.read(&written.expect("written")), Ok(records(0..2)), "a worker thread may wait too");
         drop(archive);
     });

@@ -101,8 +101,7 @@ impl World {
     fn rebuild(&self, store: &MemoryStore, allow_expired: bool) -> Result<Report, RebuildError> {
         let plans = plan(&self.archive, &*self.log, allow_expired)?;
         let (archive, log) = (&self.archive, &*self.log);
-        let rebuild =
-            Rebuild { store, archive, log, rules: RULES, max_series: MAX_SERIES, max_ahead_ms: 3_600_000, nonce: 99 };
+        let rebuild = Rebuild { store, archive, log, rules: RULES, max_series: MAX_SERIES, max_ahead_ms: 3_600_000, nonce: 99 };
         let mut last = 0;
         let report = rebuild.run(&plans, false, &mut |done| last = done)?;
         assert_eq!(last, plans.iter().map(ShardPlan::records).sum::<u64>(), "the bar ends full");
@@ -211,7 +210,8 @@ fn a_damaged_object_is_said_or_gone_around() {
     let rows = |store: &MemoryStore| {
         let mut found = Vec::new();
         let mut snapshot = store.snapshot().expect("snapshot");
-        let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour, _, bytes: &[u8]| found.push((info.id, hour, bytes.to_vec()));
+        let mut visit =
+            |info: &Arc<crate::model::flush::SeriesInfo>, hour, _, bytes: &[u8]| found.push((info.id, hour, bytes.to_vec()));
         snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("rows");
         found
     };

@@ -294,7 +294,8 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let series = statement.query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         let admitted = series.collect::<Result<_, _>>()?;
-        let sql = "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? AND offset < ? ORDER BY offset, idx";
+        let sql =
+            "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? AND offset < ? ORDER BY offset, idx";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let events = statement.query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
         Ok(Decisions { admitted, set_aside: events.collect::<Result<_, _>>()? })
