@@ -67,6 +67,10 @@ impl DataDir {
     pub fn store(&self) -> PathBuf {
         self.0.join("store.sqlite")
     }
+    /// What a rebuild of the store has not finished.
+    pub fn rebuilding(&self) -> PathBuf {
+        self.0.join("store.sqlite.rebuilding")
+    }
     /// The archive.
     pub fn archive(&self) -> PathBuf {
         self.0.join("archive")

@@ -113,7 +113,7 @@ impl Target {
     fn of(config: &Config, data: &DataDir) -> Self {
         match backends::postgres(config) {
             Some(options) => Self::Postgres(options),
-            None => Self::Sqlite { place: data.store(), beside: data.store().with_added_extension("rebuilding") },
+            None => Self::Sqlite { place: data.store(), beside: data.rebuilding() },
         }
     }
 

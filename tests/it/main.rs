@@ -20,6 +20,7 @@ mod kafka;
 mod keys;
 mod mesh;
 mod quarantine;
+mod rebuild;
 mod redis_cache;
 mod rest_proxy;
 mod restored_log;

@@ -59,6 +59,11 @@ impl Footer<'_> {
 
     /// Whether it is that of the object.
     pub(super) fn check(&self, log: LogId, shard: ShardId, name: ObjectName) -> Result<(), CodecError> {
+        if let Some(other) = self.value("rollmill.version").filter(|version| *version != VERSION) {
+            return Err(bad(format!(
+                "format version {other} is unknown, this build reads {VERSION}: use the version of Rollmill that wrote it"
+            )));
+        }
         for (key, expected) in place(log, shard, name) {
             if self.value(key) != Some(&expected) {
                 let found = self.value(key).unwrap_or("nothing");

@@ -400,8 +400,12 @@ pub(crate) mod tests {
     /// An object as the release before wrote it: no decisions, no checksum.
     pub(crate) fn older(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Bytes {
         let name = ObjectName { range: range_of(records).expect("a range"), epoch };
+        with_footer(footer::place(log, shard, name), shard, records)
+    }
+
+    fn with_footer(pairs: Vec<(&'static str, String)>, shard: ShardId, records: &[LogRecord]) -> Bytes {
         let schema = Arc::new(parse_message_type(SCHEMA).expect("a schema"));
-        let properties = Arc::new(properties(footer::place(log, shard, name)).expect("properties"));
+        let properties = Arc::new(properties(pairs).expect("properties"));
         let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).expect("a writer");
         let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
         records.iter().for_each(|record| maker.push_rows(record, &mut rows));
@@ -417,6 +421,18 @@ pub(crate) mod tests {
         assert_eq!((&old.records[..], old.decisions, old.sealed), (&records[..], None, false));
         assert_eq!(decode(bytes, &old.row), Ok(records.to_vec()));
         assert_eq!(old.row, ManifestRow { bytes: old.row.bytes, crc32c: old.row.crc32c, ..object(&records).1 });
+    }
+
+    #[test]
+    fn another_version_is_refused_with_the_way_out() {
+        let (_, row) = object(&[sample(0, 1)]);
+        let mut pairs = footer::place(LOG, ShardId(5), ObjectName { range: row.range, epoch: EPOCH });
+        pairs[0].1 = "2".to_owned();
+        let bytes = with_footer(pairs, ShardId(5), &[sample(0, 1)]);
+        for refused in [decode(bytes.clone(), &row).map(|_| ()), examine(bytes, Tier::Hot).map(|_| ())] {
+            let why = refused.expect_err("refused").to_string();
+            assert!(why.contains("format version 2 is unknown") && why.contains("use the version of Rollmill"), "{why}");
+        }
     }
 
     #[test]
