@@ -227,9 +227,7 @@ impl<'a> OneShard<'a> {
         let same = plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
         let shard = Self { of, plan, report, at, admitted: Decisions::default() };
-        if found.is_none() {
-            shard.restore(shard.restored())?;
-        }
+        shard.restore(shard.restored())?;
         Ok(shard)
     }
 

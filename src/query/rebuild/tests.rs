@@ -25,9 +25,9 @@ const RECORDS: u64 = 24;
 /// A record of two events: series and ids come again.
 fn payload(shard: u32, n: u64) -> bytes::Bytes {
     let series: Vec<Series> =
-        [n % 7, (n / 3) % 5].map(|page| Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}"))])).into();
+        [(n / 2) % 7, (n / 3) % 5].map(|page| Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}"))])).into();
     let keys: Vec<(Vec<u8>, SeriesId)> = series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
-    let ids = [format!("{}", n % 9), format!("b{n}")];
+    let ids = [format!("a{}", n / 2), format!("b{n}")];
     let event = |at: usize| RecordEvent {
         series: at as u32,
         timestamp: 3_600_000 * (n % 4) as i64,
