@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 
 use crate::clock::Stopwatch;
 use crate::config::Config;
+use crate::model::offset::LogId;
 use crate::model::window::Hour;
 use crate::node::DataDir;
 use crate::node::rebuild::{Prepared, prepare};
@@ -36,6 +38,9 @@ pub(super) struct RebuildArgs {
     /// Rebuild although the first records of a shard are gone: they have expired
     #[arg(long)]
     allow_expired: bool,
+    /// Id of a log whose offsets this one has continued, as after a migration: its objects count, too
+    #[arg(long, value_name = "ID")]
+    former_log: Vec<String>,
     /// Leave the records that only the log has to the server
     #[arg(long)]
     archive_only: bool,
@@ -48,7 +53,8 @@ pub(super) struct RebuildArgs {
 pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
     let flags: Vec<(&str, String)> = args.data.iter().map(|data| ("data.dir", data.clone())).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
-    let prepared = prepare(&config, &DataDir::new(config.text("data.dir")), args.allow_expired)?;
+    let former = args.former_log.iter().map(|id| log_id(id)).collect::<anyhow::Result<Vec<_>>>()?;
+    let prepared = prepare(&config, &DataDir::new(config.text("data.dir")), &former, args.allow_expired)?;
     if args.dry_run {
         println!("{}", if args.json { planned_json(&prepared) } else { planned(&prepared) });
         return Ok(());
@@ -61,6 +67,13 @@ pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
     let seconds = watch.elapsed().as_secs_f64();
     println!("{}", if args.json { json(&report, &prepared, seconds) } else { text(&report, &prepared, seconds) });
     Ok(())
+}
+
+fn log_id(text: &str) -> anyhow::Result<LogId> {
+    let id = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32);
+    let id =
+        id.with_context(|| format!("{text:?} is no id of a log: the archive's folders `log=…` have 32 hexadecimal digits"))?;
+    Ok(LogId(id.to_be_bytes()))
 }
 
 fn planned(prepared: &Prepared) -> String {

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use super::lock::{self, DataLock};
 use super::{DataDir, Faults, backends, limits, offline};
 use crate::config::Config;
+use crate::model::offset::LogId;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
@@ -41,10 +42,11 @@ enum Target {
 }
 
 /// Checks that the configuration has a log and an archive and no store, that no process serves from it, and that no records are missing.
+/// `former` are logs whose offsets this one has continued.
 ///
 /// # Errors
 /// If anything stands in the way: names it and the way out.
-pub fn prepare(config: &Config, data: &DataDir, allow_expired: bool) -> anyhow::Result<Prepared> {
+pub fn prepare(config: &Config, data: &DataDir, former: &[LogId], allow_expired: bool) -> anyhow::Result<Prepared> {
     if config.text("kafka.brokers").is_empty() && !data.log().is_dir() {
         bail!(
             "{} has no log: name the data directory with --data; a store is made from its archive and its log",
@@ -56,7 +58,7 @@ pub fn prepare(config: &Config, data: &DataDir, allow_expired: bool) -> anyhow::
     let goes_on = target.check()?;
     let archive = offline::archive(config, data)?;
     let log = offline::log(config, data).map_err(|why| anyhow::anyhow!(why))?;
-    let plans = rebuild::plan(archive.as_ref(), log.as_ref(), allow_expired)?;
+    let plans = rebuild::plan(archive.as_ref(), log.as_ref(), former, allow_expired)?;
     Ok(Prepared { target, archive, log, plans, goes_on, _lock })
 }
 

@@ -15,7 +15,7 @@ use self::plan::{Link, ShardPlan};
 use super::fold::{self, Ended, FoldRules};
 use crate::model::flush::{Claim, LogRecord};
 use crate::model::manifest::{ArchiveFloor, Decisions, Restored};
-use crate::model::offset::{Checkpoint, Epoch, Offset, OffsetRange, ShardId};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
@@ -51,8 +51,8 @@ pub enum RebuildError {
     },
     /// The first records are gone.
     #[error(
-        "shard {shard} begins at record {start}: those before have expired (archive.keep) or were lost; to rebuild without them, add \
-         --allow-expired"
+        "shard {shard} begins at record {start}: those before have expired (archive.keep), were lost, or are archived under the id of a \
+         former log (--former-log); to rebuild without them, add --allow-expired"
     )]
     Begins {
         /// The shard.
@@ -136,13 +136,23 @@ pub struct Report {
     pub incomplete_before: Option<Hour>,
 }
 
-/// Finds the history of every shard.
+/// Finds the history of every shard. `former` are logs whose offsets this one has continued, as after a migration.
 ///
 /// # Errors
 /// If records are missing, or, unless that is allowed, the first ones are.
-pub fn plan(archive: &dyn Archive, log: &dyn EventLog, allow_expired: bool) -> Result<Vec<ShardPlan>, RebuildError> {
+pub fn plan(
+    archive: &dyn Archive,
+    log: &dyn EventLog,
+    former: &[LogId],
+    allow_expired: bool,
+) -> Result<Vec<ShardPlan>, RebuildError> {
+    let logs: Vec<LogId> = std::iter::once(log.id()).chain(former.iter().copied()).collect();
     let one = |shard: ShardId| {
-        let plan = plan::plan(log.id(), shard, archive.list(log.id(), shard)?, log.bounds(shard)?)?;
+        let mut listed = Vec::new();
+        for log in &logs {
+            listed.extend(archive.list(*log, shard)?);
+        }
+        let plan = plan::plan(&logs, shard, listed, log.bounds(shard)?)?;
         if plan.start > 0 && !allow_expired {
             return Err(RebuildError::Begins { shard, start: plan.start });
         }

@@ -237,7 +237,7 @@ impl World {
             max_ahead_ms: 0,
             nonce: 1,
         };
-        let plans = rebuild::plan(&*self.archive, &*log, false);
+        let plans = rebuild::plan(&*self.archive, &*log, &[], false);
         let report = plans.and_then(|plans| rebuild.run(&plans, false, &mut |_| ()));
         self.hit(Fault::Rebuilt);
         ensure(Invariant::Rebuildable, report.is_ok(), || format!("rebuild: {report:?}"))?;

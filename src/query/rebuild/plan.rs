@@ -71,17 +71,18 @@ impl ShardPlan {
     }
 }
 
-/// Plans a shard whose log holds `[log_start, log_end)`.
+/// Plans a shard whose log holds `[log_start, log_end)`. `logs` are the names under which its objects may be: those of former logs, whose
+/// offsets it has continued, too.
 ///
 /// # Errors
 /// If records are missing between the first one that is left and the end of the log.
 pub(super) fn plan(
-    log: LogId,
+    logs: &[LogId],
     shard: ShardId,
     listed: Vec<ObjectInfo>,
     bounds: (Offset, Offset),
 ) -> Result<ShardPlan, RebuildError> {
-    of_links(shard, links(log, shard, listed), bounds)
+    of_links(shard, links(logs, shard, listed), bounds)
 }
 
 fn of_links(shard: ShardId, all: Vec<Link>, bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
@@ -105,10 +106,10 @@ fn of_links(shard: ShardId, all: Vec<Link>, bounds: (Offset, Offset)) -> Result<
 }
 
 /// The objects by their first record, each once: of two copies the one in the hot store, which was there first.
-fn links(log: LogId, shard: ShardId, listed: Vec<ObjectInfo>) -> Vec<Link> {
+fn links(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Vec<Link> {
     let mut by_path: BTreeMap<String, Link> = BTreeMap::new();
     for object in listed {
-        let Some(name) = ManifestRow::name_of(log, shard, &object.path) else { continue };
+        let Some(name) = logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path)) else { continue };
         let hot = object.tier == Tier::Hot;
         let link = Link { object, name };
         if hot || !by_path.contains_key(&link.object.path) {
@@ -160,7 +161,7 @@ mod tests {
 
     fn planned(objects: &[(Offset, Offset, u64)], bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
         let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter, Tier::Hot)).collect();
-        plan(LOG, SHARD, listed, bounds)
+        plan(&[LOG], SHARD, listed, bounds)
     }
 
     fn ranges(plan: &ShardPlan) -> Vec<(Offset, Offset, u64)> {
@@ -221,7 +222,7 @@ mod tests {
     fn an_object_that_is_being_moved_counts_once() {
         let listed = vec![object(0, 5, 1, Tier::Cold), object(0, 5, 1, Tier::Hot), object(5, 6, 1, Tier::Cold)];
         let stranger = ObjectInfo { path: "raw/notes.txt".to_owned(), ..listed[0].clone() };
-        let plan = plan(LOG, SHARD, [listed, vec![stranger]].concat(), (0, 6)).expect("a plan");
+        let plan = plan(&[LOG], SHARD, [listed, vec![stranger]].concat(), (0, 6)).expect("a plan");
         assert_eq!(plan.chain.iter().map(|link| link.object.tier).collect::<Vec<_>>(), [Tier::Hot, Tier::Cold]);
         assert_eq!(plan.unused, 0);
     }

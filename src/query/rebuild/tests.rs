@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::*;
 use crate::clock::{Clock, ManualClock};
 use crate::model::manifest::{ManifestRow, Tier};
-use crate::model::offset::LogId;
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
 use crate::persistence::archive::ObjectInfo;
@@ -99,7 +98,7 @@ impl World {
     }
 
     fn rebuild(&self, store: &MemoryStore, allow_expired: bool) -> Result<Report, RebuildError> {
-        let plans = plan(&self.archive, &*self.log, allow_expired)?;
+        let plans = plan(&self.archive, &*self.log, &[], allow_expired)?;
         let (archive, log) = (&self.archive, &*self.log);
         let rebuild = Rebuild { store, archive, log, rules: RULES, max_series: MAX_SERIES, max_ahead_ms: 3_600_000, nonce: 99 };
         let mut last = 0;
@@ -252,4 +251,28 @@ fn a_store_that_may_be_in_use_is_never_written_over() {
     let world = World::new(20);
     let error = world.rebuild(&world.store, false).expect_err("refused");
     assert!(matches!(error, RebuildError::Store(StoreError::Invalid(_))), "{error}");
+}
+
+#[test]
+fn a_log_that_continues_another_has_the_history_of_both() {
+    let world = World::new(20);
+    // As after a migration: the same offsets under another id, from where the first log ended; its objects keep their names.
+    let log = MemoryLog::new(LogId([5; 16]), SHARDS, ManualClock::at(1_000_000));
+    for n in 0..20 {
+        let records = (0..SHARDS).map(|shard| (ShardId(shard), payload(shard, n))).collect();
+        log.append(AppendRequest { records }).expect("appended");
+    }
+    log.release(&[20, 20]).expect("released");
+    let refused = plan(&world.archive, &*log, &[], false).expect_err("nothing of its own");
+    assert_eq!(refused, RebuildError::Begins { shard: ShardId(0), start: 20 });
+    assert!(refused.to_string().contains("--former-log"), "{refused}");
+    let plans = plan(&world.archive, &*log, &[LOG], false).expect("a plan");
+    let store = MemoryStore::rebuilding();
+    let (archive, rules) = (&world.archive, RULES);
+    let rebuild = Rebuild { store: &*store, archive, log: &*log, rules, max_series: MAX_SERIES, max_ahead_ms: 0, nonce: 1 };
+    rebuild.run(&plans, false, &mut |_| ()).expect("rebuilt");
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let at = snapshot.checkpoints().expect("checkpoints")[1].1;
+    assert_eq!((at.log, at.next, at.archived), (LogId([5; 16]), 20, 20));
+    assert!(snapshot.manifest(None).expect("rows").iter().all(|row| row.log == LOG));
 }
