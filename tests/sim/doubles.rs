@@ -71,7 +71,7 @@ impl SimStore {
                     Write::Flush => dice.rates.flush,
                     Write::MarkSuspect => dice.rates.mark,
                     Write::Archived => dice.rates.manifest,
-                    Write::Moved | Write::Expired | Write::Settle => 0,
+                    Write::Moved | Write::Expired | Write::Settle | Write::Restore => 0,
                 };
                 let kinds = [memory::Fault::Before, memory::Fault::AppliedReplyLost, memory::Fault::NotAppliedReplyLost];
                 dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
