@@ -292,10 +292,10 @@ fn a_lost_store_is_rebuilt_to_the_byte() {
     std::fs::rename(node.data().join("store.sqlite"), &beside).expect("renamed");
 
     rebuilt_over_kills(&node);
+    assert!(!beside.exists() && !node.data().join("store.sqlite-wal").exists(), "all of it is in one file");
     let new = SqliteStore::open_read_only(node.data().join("store.sqlite")).expect("the new store");
     equal(&everything(new.as_ref()), &old);
     drop(new);
-    assert!(!beside.exists() && !node.data().join("store.sqlite-wal").exists());
     node.verify();
     node.goes_on();
 }
@@ -327,10 +327,13 @@ fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
     node.goes_on();
 }
 
+/// A log that keeps all that these tests write, as Kafka does by `log.safety`.
+const KEEPS: &[(&str, &str)] = &[("ROLLMILL_LOG_SEGMENT_BYTES", "64MiB")];
+
 #[test]
 fn an_older_store_from_a_backup_goes_on_without_loss_or_doubles() {
     let node = Node::new("");
-    let server = node.start(&[]);
+    let server = node.start(KEEPS);
     assert_eq!(server.post(&flights(0, 1_000)).0, 202);
     node.flushed();
     let backup = node.root.join("backup.sqlite");
@@ -351,7 +354,7 @@ fn an_older_dump_of_postgres_goes_on_without_loss_or_doubles() {
     let server = postgres::shared();
     let (first, second) = (server.database(), server.database());
     let node = Node::new(&server.url(&first));
-    let running = node.start(&[]);
+    let running = node.start(KEEPS);
     assert_eq!(running.post(&flights(0, 1_000)).0, 202);
     node.flushed();
     let dump = node.root.join("rollmill.dump").display().to_string();
