@@ -1,6 +1,7 @@
 //! The archiver: writes what the shards have applied to the archive, with a cursor of its own, and releases the log behind.
 //!
-//! It never delays rollups: an archive that is down for hours costs log space, nothing else.
+//! It never delays rollups: an archive that is down for hours costs log space, nothing else. It follows them: an object holds records
+//! below the checkpoint only, because it carries what was decided about them, and that stands when the flush has committed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,8 +12,8 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::slots::{Slot, Slots};
 use crate::clock::Clock;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::ManifestRow;
-use crate::model::offset::{Offset, ShardId};
+use crate::model::manifest::{Decisions, ManifestRow};
+use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
@@ -106,7 +107,7 @@ impl Archiver {
 
     fn archive_if_due(&self, shard: ShardId, slot: &Slot) -> Result<bool, ActorProcessingErr> {
         let from = slot.archived.load(Ordering::Acquire);
-        let to = slot.applied.load(Ordering::Acquire);
+        let to = slot.committed.load(Ordering::Acquire);
         if from >= to || slot.epoch().is_none() {
             return Ok(false);
         }
@@ -149,7 +150,8 @@ impl Archiver {
 
     fn write(&self, shard: ShardId, slot: &Slot, records: &[LogRecord]) -> Result<(), ActorProcessingErr> {
         let epoch = slot.epoch().ok_or("the shard has no owner")?;
-        let row = self.archive.write(self.log.id(), shard, epoch, records)?;
+        let decisions = self.decisions(shard, epoch, records)?;
+        let row = self.archive.write(self.log.id(), shard, epoch, records, &decisions)?;
         match self.store.archived(&row) {
             Ok(()) => {}
             // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
@@ -162,6 +164,18 @@ impl Archiver {
         slot.archived_to(epoch, row.range.to);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
+    }
+
+    /// What the owner of this epoch decided about the records, all of which it has committed.
+    fn decisions(&self, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<Decisions, ActorProcessingErr> {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Decisions::default()) };
+        let range = OffsetRange { from: first.offset, to: last.offset + 1 };
+        let mut snapshot = self.store.snapshot()?;
+        let committed = snapshot.checkpoints()?.into_iter().find(|(id, _)| *id == shard).map(|(_, checkpoint)| checkpoint);
+        if !committed.is_some_and(|at| at.epoch == epoch && at.next >= range.to) {
+            return Err(StoreError::Refused { shard }.into());
+        }
+        Ok(snapshot.decisions(shard, range)?)
     }
 
     fn reload(&self, slot: &Slot, row: &ManifestRow, why: &StoreError) -> ActorProcessingErr {

@@ -218,7 +218,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Removes what no manifest row needs in these shards. Blocks.
+    /// Removes what no manifest row needs in these shards. Blocks. An object that ends above the archived offset stays: in a store that was
+    /// restored from a backup the manifest is older than the archive, and the log may not have its records any more.
     fn sweep(&self, shards: &[ShardId]) {
         for shard in shards {
             if let Err(why) = self.remove_orphans(*shard) {
@@ -238,8 +239,15 @@ impl Upkeep {
         for log in logs {
             listed.append(&mut self.archive.list(log, shard)?);
         }
-        let manifest = self.store.snapshot()?.manifest(Some(shard))?;
-        for object in needless(&listed, &manifest, self.clock.now()) {
+        let mut snapshot = self.store.snapshot()?;
+        let manifest = snapshot.manifest(Some(shard))?;
+        let checkpoint = snapshot.checkpoints()?.into_iter().find(|(id, _)| *id == shard).map(|(_, checkpoint)| checkpoint);
+        drop(snapshot);
+        let Some(archived) = checkpoint.map(|at| at.archived) else { return Ok(()) };
+        let settled = |object: &&ObjectInfo| {
+            ManifestRow::name_of(self.log, shard, &object.path).is_none_or(|name| name.range.to <= archived)
+        };
+        for object in needless(&listed, &manifest, self.clock.now()).into_iter().filter(settled) {
             tracing::info!(
                 path = object.path,
                 tier = object.tier.name(),

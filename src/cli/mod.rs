@@ -8,6 +8,7 @@ mod logging;
 mod migrate;
 mod quarantine;
 mod query;
+mod rebuild;
 mod send;
 mod status;
 mod store;
@@ -49,6 +50,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Recompute rollups from the raw events and compare them with the store, to the bit
     Verify(verify::VerifyArgs),
+    /// Make a lost store anew from the archive and the log
+    Rebuild(rebuild::RebuildArgs),
     /// The archive of raw events
     Archive(archive::ArchiveArgs),
     /// Measure a server under load, and check that it counted everything exactly once
@@ -112,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => serve(args)?,
         Command::Send(args) => send::run(&args)?,
         Command::Query(args) => query::run(&args)?,
+        Command::Rebuild(args) => rebuild::run(&args)?,
         Command::Archive(args) => archive::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),

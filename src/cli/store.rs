@@ -1,14 +1,15 @@
-//! `rollmill store`: what an administrator of PostgreSQL does once, and at an upgrade.
+//! `rollmill store`: what an administrator of PostgreSQL does once, and at an upgrade; a copy of the embedded store.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use crate::config::Config;
-use crate::node::backends;
+use crate::node::{DataDir, backends, offline};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  rollmill store backup /backups/store-2026-01-01.sqlite --data ./data
   rollmill store roles | psql rollmill
   ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill store migrate")]
 pub(super) struct StoreArgs {
@@ -18,6 +19,17 @@ pub(super) struct StoreArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Copy the embedded store, as it is at one moment, while the server runs
+    Backup {
+        /// The new file
+        to: PathBuf,
+        /// Data directory [default: data.dir of the configuration]
+        #[arg(long)]
+        data: Option<String>,
+        /// The server's configuration file, if it has one
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
     /// Print the statements that create rollmill_owner, rollmill_writer and rollmill_reader
     Roles,
     /// Lay or migrate the tables, as the role that owns them
@@ -34,6 +46,12 @@ enum Command {
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &StoreArgs) -> anyhow::Result<()> {
     match &args.command {
+        Command::Backup { to, data, config } => {
+            let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
+            let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
+            offline::back_up(&config, &DataDir::new(config.text("data.dir")), to)?;
+            println!("{} is a copy of the store", to.display());
+        }
         Command::Roles => print!("{}", backends::roles()),
         Command::Migrate { url, config } => {
             let flags: Vec<(&str, String)> = url.iter().map(|url| ("store.url", url.clone())).collect();

@@ -1,6 +1,7 @@
 //! Rows of the archive manifest.
 
-use super::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
+use super::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
+use super::series::SeriesId;
 use super::window::{Hour, Millis};
 
 /// Which of the two stores of the archive an object is in.
@@ -51,6 +52,39 @@ impl ArchiveFloor {
             hour: before.map_or(touched, |floor| floor.hour.max(touched)),
         }
     }
+}
+
+/// What was decided about the records of a range and does not follow from them: a store that is rebuilt decides alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// The series that the shard admitted there, each with the offset of its admission.
+    pub admitted: Vec<(SeriesId, Offset)>,
+    /// The events that were set aside, as offset and index, and whether they were given up by then.
+    pub set_aside: Vec<(Offset, u32, bool)>,
+}
+
+/// What a rebuild writes of a shard beside its flushes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The shard.
+    pub shard: ShardId,
+    /// Where it stands. `next` counts only where the shard is not known yet: from then on, flushes move it.
+    pub checkpoint: Checkpoint,
+    /// Where its archive begins, if something expired.
+    pub floor: Option<ArchiveFloor>,
+    /// Objects of its archive: each replaces those at and behind its first record.
+    pub manifest: Vec<ManifestRow>,
+    /// Series of the catalogue that this shard admitted, another one having flushed them first.
+    pub admitted: Vec<(SeriesId, Offset)>,
+}
+
+/// What an object's name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectName {
+    /// The records inside.
+    pub range: OffsetRange,
+    /// Epoch of the owner that wrote it.
+    pub epoch: Epoch,
 }
 
 /// One archive object.
@@ -104,6 +138,16 @@ impl ManifestRow {
             epoch.nonce
         )
     }
+
+    /// What the name of an object of this shard says; `None` if it is not the name of one.
+    pub fn name_of(log: LogId, shard: ShardId, path: &str) -> Option<ObjectName> {
+        let name = path.strip_prefix(&Self::shard_prefix(log, shard))?.strip_suffix(".parquet")?;
+        let mut parts = name.split('-');
+        let (from, to) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let epoch = Epoch { counter: parts.next()?.parse().ok()?, nonce: u64::from_str_radix(parts.next()?, 16).ok()? };
+        let range = OffsetRange::new(from, to).filter(|range| !range.is_empty())?;
+        (Self::object_path(log, shard, range, epoch) == path).then_some(ObjectName { range, epoch })
+    }
 }
 
 /// Whether the ranges tile `[floor, archived)` without gap or overlap.
@@ -119,4 +163,21 @@ pub fn tiles<'a>(rows: impl IntoIterator<Item = &'a ManifestRow>, floor: Offset,
         next = row.range.to;
     }
     if next == archived { Ok(()) } else { Err(format!("the archive ends at offset {next}, the checkpoint says {archived}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        let (log, shard, epoch) = (LogId([7; 16]), ShardId(12), Epoch { counter: 3, nonce: u64::MAX - 1 });
+        let range = OffsetRange { from: 5, to: 70 };
+        let path = ManifestRow::object_path(log, shard, range, epoch);
+        assert_eq!(ManifestRow::name_of(log, shard, &path), Some(ObjectName { range, epoch }));
+        let empty = ManifestRow::object_path(log, shard, OffsetRange { from: 5, to: 5 }, epoch);
+        let others = [path.replace(".parquet", ".tmp"), path.replace("-0", "-"), empty, String::new()];
+        assert!(others.iter().all(|other| ManifestRow::name_of(log, shard, other).is_none()));
+        assert_eq!(ManifestRow::name_of(log, ShardId(1), &path), None);
+    }
 }

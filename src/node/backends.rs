@@ -1,4 +1,4 @@
-//! The concrete backends, by configuration: with [`super::offline`] the only place that names them.
+//! The concrete backends, by configuration: with [`super::offline`] and [`super::rebuild`] the only place that names them.
 
 use std::sync::Arc;
 
@@ -119,6 +119,11 @@ fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyh
 /// If it cannot be used, or is another version's.
 pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn RollupStore>> {
     let Some(options) = postgres(config) else {
+        anyhow::ensure!(
+            data.store().exists() || !data.rebuilding().exists(),
+            "{} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it",
+            data.rebuilding().display()
+        );
         let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
         return Ok(store);
     };

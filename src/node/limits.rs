@@ -21,6 +21,11 @@ pub(super) fn shard(config: &Config, faults: Faults) -> ShardLimits {
     }
 }
 
+/// Series of one tenant that a shard admits: the tenant's limit divided over the shards.
+pub(super) fn max_series(config: &Config, shard_count: u32) -> u64 {
+    config.number("tenants.max_series").div_ceil(u64::from(shard_count))
+}
+
 pub(super) fn restarts(config: &Config) -> RestartPolicy {
     RestartPolicy {
         max_restarts: config.number("supervision.max_restarts") as u32,

@@ -13,6 +13,7 @@ pub mod migrate;
 pub mod offline;
 mod query;
 mod ready;
+pub mod rebuild;
 mod shards;
 pub mod tree;
 
@@ -66,6 +67,10 @@ impl DataDir {
     /// The store.
     pub fn store(&self) -> PathBuf {
         self.0.join("store.sqlite")
+    }
+    /// What a rebuild of the store has not finished.
+    pub fn rebuilding(&self) -> PathBuf {
+        self.0.join("store.sqlite.rebuilding")
     }
     /// The archive.
     pub fn archive(&self) -> PathBuf {

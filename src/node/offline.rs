@@ -1,5 +1,6 @@
 //! The parts of a data directory, opened for reading beside the process that may be serving from it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -28,6 +29,20 @@ pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupSt
     }
     let store = SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))?;
     Ok(store)
+}
+
+/// Copies the embedded store into a new file, as it is at one moment.
+///
+/// # Errors
+/// If there is none, or the file is there or cannot be written.
+pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()> {
+    if backends::postgres(config).is_some() {
+        bail!("the store is in PostgreSQL: back it up with `pg_dump --schema=rollmill --format=custom`");
+    }
+    if !data.store().is_file() {
+        bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
+    }
+    Ok(SqliteStore::open_read_only(data.store())?.back_up(to)?)
 }
 
 /// Opens the archive of a data directory, or the object storage that the configuration names.

@@ -50,7 +50,7 @@ pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_lim
         store: store.clone(),
         clock: clock.clone(),
         limits: shard_limits.clone(),
-        max_series: config.number("tenants.max_series").div_ceil(u64::from(log.shard_count())),
+        max_series: limits::max_series(config, log.shard_count()),
         alone: Arc::new(Semaphore::new(1)),
         slots: slots.clone(),
     };

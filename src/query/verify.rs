@@ -8,9 +8,11 @@
 //! an id may repeat one that is gone, are not verifiable, and are reported so.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::fold::{self, FoldRules};
 use crate::model::flush::{Claim, LogRecord, QuarantineRow, SeriesInfo, Suspect};
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
@@ -21,12 +23,10 @@ use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::series::Admission;
-use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
+use crate::shards::state::{ShardLimits, ShardState};
 
 /// Payload bytes read from the log at once.
 const READ_BYTES: usize = 4 << 20;
-/// Records applied between two merges into the recomputed rows.
-const CHUNK: usize = 8_192;
 
 /// Why nothing could be verified.
 #[derive(Debug, thiserror::Error)]
@@ -252,14 +252,8 @@ impl Fold {
         admissions: Vec<(SeriesId, Offset)>,
         hours: Range<Hour>,
     ) -> Self {
-        let limits = ShardLimits {
-            dedup_horizon_ms: sources.dedup_horizon_ms,
-            dedup_max_ids: sources.dedup_max_ids,
-            flush_interval_ms: i64::MAX,
-            max_delta_bytes: usize::MAX,
-            keep_flushed_ms: 0,
-            panic_on_user: None,
-        };
+        let (dedup_horizon_ms, dedup_max_ids) = (sources.dedup_horizon_ms, sources.dedup_max_ids);
+        let limits = FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes: usize::MAX }.limits();
         Self {
             shard,
             until: checkpoint.next,
@@ -314,23 +308,12 @@ impl Fold {
 
     fn apply(&mut self, state: &mut ShardState, records: &[LogRecord]) -> Result<(), VerifyError> {
         let below = records.partition_point(|record| record.offset < self.until);
-        let mut effects = Vec::new();
-        for chunk in records[..below].chunks(CHUNK) {
-            self.records += chunk.len() as u64;
-            state.step(Input::Records(chunk), &mut effects);
-            state.step(Input::Tick { now: 0, drain: true }, &mut effects);
-            for effect in effects.drain(..) {
-                match effect {
-                    Effect::Commit { batch, .. } => self.merge(&batch.deltas),
-                    Effect::Stop(diverged) => {
-                        return Err(VerifyError::Incomplete { shard: self.shard, why: diverged.to_string() });
-                    }
-                    Effect::MarkSuspect { .. } => {}
-                }
-            }
-            state.step(Input::Committed { now: -1 }, &mut effects);
-        }
-        Ok(())
+        self.records += below as u64;
+        let ended = fold::apply(state, &records[..below], true, &mut |_, batch, _| {
+            self.merge(&batch.deltas);
+            Ok::<(), Infallible>(())
+        });
+        ended.map_err(|why| VerifyError::Incomplete { shard: self.shard, why: why.to_string() })
     }
 
     fn merge(&mut self, deltas: &[crate::model::flush::Delta]) {

@@ -22,6 +22,8 @@ enum Rule {
     Limit { limit: u64, counts: HashMap<String, u64, FixedState> },
     /// Nothing is admitted that was not then.
     Recorded,
+    /// What was admitted then is admitted again, where it is met from that offset on.
+    Replayed { pending: HashMap<SeriesId, Offset, FixedState> },
 }
 
 impl Admission {
@@ -42,6 +44,18 @@ impl Admission {
         Self { admitted: admissions.into_iter().collect(), rule: Rule::Recorded }
     }
 
+    /// As it was, for a store that is made anew: `catalogue` has what is in it, the rest is learned ([`Admission::learn`]) and admitted again.
+    pub fn replayed(catalogue: Vec<(SeriesId, Offset)>) -> Self {
+        Self { admitted: catalogue.into_iter().collect(), rule: Rule::Replayed { pending: HashMap::default() } }
+    }
+
+    /// Learns what was admitted in a range of records, if admissions are replayed.
+    pub fn learn(&mut self, admissions: &[(SeriesId, Offset)]) {
+        if let Rule::Replayed { pending } = &mut self.rule {
+            pending.extend(admissions.iter().filter(|(id, _)| !self.admitted.contains_key(id)).copied());
+        }
+    }
+
     /// Whether the series is admitted at the offset.
     pub fn knows(&self, id: SeriesId, offset: Offset) -> bool {
         self.admitted.get(&id).is_some_and(|&from| from <= offset)
@@ -49,7 +63,17 @@ impl Admission {
 
     /// Admits a series that is not known, if its tenant has room; the overflow series always has.
     pub fn admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
-        let Rule::Limit { limit, counts } = &mut self.rule else { return false };
+        let (limit, counts) = match &mut self.rule {
+            Rule::Limit { limit, counts } => (limit, counts),
+            Rule::Recorded => return false,
+            Rule::Replayed { pending } => {
+                let due = pending.get(&id).is_some_and(|&from| from <= offset);
+                if due && let Some(from) = pending.remove(&id) {
+                    self.admitted.insert(id, from);
+                }
+                return due;
+            }
+        };
         let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
         let is_overflow = series.is_overflow();
         if *count >= *limit && !is_overflow {
@@ -84,6 +108,21 @@ mod tests {
         let overflow = series(1).1.overflow();
         assert!(admission.admit(SeriesId::of_key(&overflow.key()), &overflow, 8), "the overflow series has no limit");
         assert!(admission.admit(series(9).0, &Series::new("other", "m", []), 9), "nor have other tenants");
+    }
+
+    #[test]
+    fn replayed_admissions_are_admitted_again_where_they_were() {
+        let (known, later, never) = (series(1), series(2), series(3));
+        let mut admission = Admission::replayed(vec![(known.0, 4)]);
+        admission.learn(&[(known.0, 4), (later.0, 6)]);
+        assert_eq!([3, 4].map(|offset| admission.knows(known.0, offset)), [false, true]);
+        assert!(!admission.admit(later.0, &later.1, 5), "it went to the overflow series then");
+        assert!(admission.admit(later.0, &later.1, 6));
+        assert!(admission.knows(later.0, 6) && !admission.admit(later.0, &later.1, 7), "once");
+        assert!(!admission.admit(never.0, &never.1, 9));
+        let mut limited = Admission::limited(0, vec![]);
+        limited.learn(&[(later.0, 6)]);
+        assert!(!limited.admit(later.0, &later.1, 6), "a limit decides by itself");
     }
 
     #[test]

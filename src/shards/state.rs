@@ -10,6 +10,7 @@ use super::series::Admission;
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo, Suspect,
 };
+use crate::model::manifest::Decisions;
 use crate::model::offset::{Checkpoint, Diverged, Due, Epoch, LogId, Offset, OffsetRange, ShardId, due};
 use crate::model::record::{self, Record};
 use crate::model::rollup::Rollup;
@@ -194,6 +195,13 @@ impl ShardState {
             suspects: claim.suspects.clone(),
             alone: None,
         }
+    }
+
+    /// Learns what was decided about records that are folded once more, for a store that is made anew.
+    pub fn learn(&mut self, decisions: &Decisions) {
+        self.admission.learn(&decisions.admitted);
+        self.suspects.retain(|suspect| suspect.offset >= self.next);
+        self.suspects.extend(decisions.set_aside.iter().map(|(offset, index, _)| Suspect::certain(*offset, *index)));
     }
 
     /// Next offset to read.

@@ -20,7 +20,7 @@ struct Expected {
 }
 
 /// The flights: named by the Makefile, or beside the checkout.
-fn flights() -> PathBuf {
+pub fn flights() -> PathBuf {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/nycflights13/events_by_arrival.csv.gz");
     std::env::var_os("ROLLMILL_FLIGHTS").map_or(default, PathBuf::from)
 }

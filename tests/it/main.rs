@@ -21,6 +21,7 @@ mod keys;
 mod mesh;
 mod migrate;
 mod quarantine;
+mod rebuild;
 mod redis_cache;
 mod rest_proxy;
 mod restored_log;

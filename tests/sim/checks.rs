@@ -11,8 +11,11 @@ use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::log::EventLog;
+use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::persistence::store::{RollupQuery, RollupStore, StoreSnapshot};
+use rollmill::query::fold::FoldRules;
 use rollmill::query::quarantine::Quarantine;
+use rollmill::query::rebuild::{self, Rebuild};
 use rollmill::query::service::{EventPlace, QuarantineService};
 use rollmill::query::verify;
 use rollmill::shards::state::ShardLimits;
@@ -49,6 +52,26 @@ fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> Rows {
     };
     snapshot.rollup_bytes(ALWAYS.0, ALWAYS.1, &mut visit).expect("the double answers");
     rows
+}
+
+/// All that a store says, but for revisions, owners and recent ids.
+fn everything(store: &dyn RollupStore, shards: usize) -> Vec<String> {
+    let mut snapshot = store.snapshot().expect("the double answers");
+    let mut all = vec![format!("{:?}", stored_bytes(&mut *snapshot)), format!("{:?}", snapshot.quarantine())];
+    for (shard, at) in snapshot.checkpoints().expect("the double answers") {
+        all.push(format!("{shard} {:?} {} {}", at.log, at.next, at.archived));
+    }
+    for shard in (0..shards as u32).map(ShardId) {
+        all.push(format!("{:?}", snapshot.manifest(Some(shard))));
+        let mut admissions = snapshot.admissions(shard).expect("the double answers");
+        admissions.sort_unstable();
+        all.push(format!("{shard} admitted {admissions:?}"));
+    }
+    for tenant in [TENANTS[0], TENANTS[1], ""] {
+        all.push(format!("{:?}", snapshot.metrics(tenant)));
+        all.push(format!("{:?}", snapshot.accounting(tenant, ALWAYS.0, ALWAYS.1)));
+    }
+    all
 }
 
 impl World {
@@ -192,8 +215,47 @@ impl World {
             ensure(Invariant::AckedIsDurable, lost.is_none(), || format!("request {r} was acknowledged and is not in the log"))?;
         }
         self.verify()?;
+        self.rebuild()?;
         self.release_all()?;
         self.verify()
+    }
+
+    /// A store that is made anew from the archive's listing and the log is the one that is there, to the bit, whatever leftovers of crashes
+    /// the listing has.
+    fn rebuild(&mut self) -> Result<(), Violation> {
+        if !self.rng.chance(200) {
+            return Ok(());
+        }
+        let (store, log) = (MemoryStore::rebuilding(), self.log.clone());
+        let rules = self.setup.rules;
+        let rebuild = Rebuild {
+            store: &*store,
+            archive: &*self.archive,
+            log: &*log,
+            rules: FoldRules { dedup_horizon_ms: rules.horizon_ms, dedup_max_ids: rules.max_ids, max_delta_bytes: 1_000 },
+            max_series: rules.max_series as u64,
+            max_ahead_ms: 0,
+            nonce: 1,
+        };
+        let plans = rebuild::plan(&*self.archive, &*log, &[], false);
+        let report = plans.and_then(|plans| rebuild.run(&plans, false, &mut |_| ()));
+        self.hit(Fault::Rebuilt);
+        ensure(Invariant::Rebuildable, report.is_ok(), || format!("rebuild: {report:?}"))?;
+        let (found, expected) = (everything(&*store, self.shards()), everything(&*self.store, self.shards()));
+        for (found, expected) in found.iter().zip(&expected) {
+            ensure(Invariant::Rebuildable, found == expected, || format!("rebuilt: {found}\n was {expected}"))?;
+        }
+        let ids = |store: &dyn RollupStore, s: usize| -> Vec<u128> {
+            let blocks = store.recent_ids(ShardId(s as u32), i64::MIN).expect("the double answers");
+            blocks.into_iter().flat_map(|block| block.runs).flat_map(|(_, ids)| ids).collect()
+        };
+        for s in 0..self.shards() {
+            // How far they reach back beyond the horizon depends on how large the flushes were.
+            let (found, expected) = (ids(&*store, s), ids(&*self.store, s));
+            let same = found.ends_with(&expected) || expected.ends_with(&found);
+            ensure(Invariant::Rebuildable, same, || format!("shard {s}: ids {found:?}, expected {expected:?}"))?;
+        }
+        Ok(())
     }
 
     /// `rollmill verify` agrees, in any range of hours.

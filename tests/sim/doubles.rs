@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use rollmill::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo};
-use rollmill::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use rollmill::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::record;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
-use rollmill::persistence::archive::{Archive, ArchiveError, ObjectInfo};
+use rollmill::persistence::archive::{Archive, ArchiveError, Examined, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
 use rollmill::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 
@@ -71,7 +71,7 @@ impl SimStore {
                     Write::Flush => dice.rates.flush,
                     Write::MarkSuspect => dice.rates.mark,
                     Write::Archived => dice.rates.manifest,
-                    Write::Moved | Write::Expired | Write::Settle => 0,
+                    Write::Moved | Write::Expired | Write::Settle | Write::Restore => 0,
                 };
                 let kinds = [memory::Fault::Before, memory::Fault::AppliedReplyLost, memory::Fault::NotAppliedReplyLost];
                 dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
@@ -186,6 +186,10 @@ impl RollupStore for SimStore {
         self.inner.settle_quarantine(shard, offset, index, delta)
     }
 
+    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+        self.inner.restore(shard)
+    }
+
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         let snapshot = self.inner.snapshot()?;
         Ok(if self.plant == Some(Plant::RevisionsStand) { Box::new(Still(snapshot)) } else { snapshot })
@@ -242,14 +246,18 @@ impl StoreSnapshot for Still<'_> {
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         self.0.admissions(shard)
     }
+    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+        self.0.decisions(shard, range)
+    }
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
         self.0.quarantine()
     }
 }
 
 struct Object {
-    epoch: Epoch,
+    row: ManifestRow,
     records: Vec<LogRecord>,
+    decisions: Decisions,
     torn: bool,
 }
 
@@ -309,23 +317,23 @@ impl SimArchive {
         log: LogId,
         shard: ShardId,
         epoch: Epoch,
-        records: &[LogRecord],
+        (records, decisions): (&[LogRecord], &Decisions),
         torn: bool,
     ) -> Result<ManifestRow, ArchiveError> {
         if let Some(parquet) = &self.parquet
             && !torn
         {
-            let row = parquet.write(log, shard, epoch, records)?;
+            let row = parquet.write(log, shard, epoch, records, decisions)?;
             // What was torn is replaced: the name is the same owner's.
             self.remove(&row.path, Tier::Hot)?;
             return Ok(row);
         }
         let row = Light::row(log, shard, epoch, records, self.plant);
         let row = row.ok_or_else(|| ArchiveError::Unavailable("no records".to_owned()))?;
-        let object = Object { epoch, records: records.to_vec(), torn };
+        let object = Object { row: row.clone(), records: records.to_vec(), decisions: decisions.clone(), torn };
         let mut objects = self.light.0.lock().expect("one thread");
         assert!(
-            self.plant.is_some() || objects.get(&row.path).is_none_or(|there| there.epoch == epoch),
+            self.plant.is_some() || objects.get(&row.path).is_none_or(|there| there.row.epoch == epoch),
             "two owners share the name {}",
             row.path
         );
@@ -335,7 +343,14 @@ impl SimArchive {
 }
 
 impl Archive for SimArchive {
-    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
+    fn write(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        decisions: &Decisions,
+    ) -> Result<ManifestRow, ArchiveError> {
         let kinds = [Fault::ArchiveDown, Fault::ArchiveReplyLost, Fault::ArchiveTorn];
         let fault = roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive).then(|| dice.rng.pick(&kinds)));
         if let Some(fault) = fault {
@@ -345,14 +360,14 @@ impl Archive for SimArchive {
         let row = match fault {
             Some(Fault::ArchiveDown) => return lost(Fault::ArchiveDown),
             Some(Fault::ArchiveTorn) => {
-                let row = self.put(log, shard, epoch, records, true)?;
+                let row = self.put(log, shard, epoch, (records, decisions), true)?;
                 if self.plant != Some(Plant::TornObjectAccepted) {
                     return lost(Fault::ArchiveTorn);
                 }
                 row
             }
             other => {
-                let row = self.put(log, shard, epoch, records, false)?;
+                let row = self.put(log, shard, epoch, (records, decisions), false)?;
                 if let Some(fault) = other {
                     return lost(fault);
                 }
@@ -379,8 +394,28 @@ impl Archive for SimArchive {
         }
     }
 
-    fn list(&self, _: LogId, _: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
-        Ok(Vec::new())
+    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+        let objects = self.light.0.lock().expect("one thread");
+        match (objects.get(&object.path), &self.parquet) {
+            (Some(found), _) if found.torn => Err(ArchiveError::Corrupt { path: object.path.clone(), why: "torn".to_owned() }),
+            (Some(found), _) => {
+                let (row, records, decisions) = (found.row.clone(), found.records.clone(), Some(found.decisions.clone()));
+                Ok(Examined { row, records, decisions, sealed: true })
+            }
+            (None, Some(parquet)) => parquet.examine(object),
+            (None, None) => Err(ArchiveError::Missing(object.path.clone())),
+        }
+    }
+
+    fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        let mut listed = self.parquet.as_ref().map_or(Ok(Vec::new()), |parquet| parquet.list(log, shard))?;
+        let objects = self.light.0.lock().expect("one thread");
+        let light = objects.values().filter(|object| object.row.log == log && object.row.shard == shard);
+        listed.extend(light.map(|object| {
+            let (path, bytes) = (object.row.path.clone(), object.row.bytes);
+            ObjectInfo { path, bytes, written: 0, tier: Tier::Hot }
+        }));
+        Ok(listed)
     }
 
     fn remove(&self, path: &str, _: Tier) -> Result<(), ArchiveError> {

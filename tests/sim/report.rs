@@ -60,6 +60,7 @@ faults! {
     EngineComplete = "complete answer of the real engine and its cache",
     BooksComplete = "complete books of the real engine",
     Verified = "verify run over archive and log",
+    Rebuilt = "store rebuilt from archive and log",
     CommitDuringQuery = "commit between a query's snapshot and its live reads",
 }
 

@@ -171,6 +171,13 @@ impl Postgres {
         if run.status.success() { Ok(text(run.stdout)) } else { Err(text(run.stderr)) }
     }
 
+    /// Runs one of PostgreSQL's tools on a database.
+    pub fn tool(&self, program: &str, database: &str, args: &[&str]) {
+        let place = ["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", database].map(str::to_owned);
+        let run = Command::new(bin().join(program)).args(place).args(args).output().expect("it runs");
+        assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
+    }
+
     /// An empty database of its own.
     pub fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);

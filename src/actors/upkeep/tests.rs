@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::clock::ManualClock;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::ArchiveFloor;
+use crate::model::manifest::{ArchiveFloor, Decisions};
 use crate::model::offset::{Epoch, Offset};
 use crate::model::window::{HOUR_MS, Hour};
-use crate::persistence::archive::ArchiveError;
 use crate::persistence::archive::memory::MemoryArchive;
+use crate::persistence::archive::{ArchiveError, Examined};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::store::StoreError;
@@ -57,8 +57,18 @@ impl Mortal {
 }
 
 impl Archive for Mortal {
-    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
-        self.inner.write(log, shard, epoch, records)
+    fn write(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        decisions: &Decisions,
+    ) -> Result<ManifestRow, ArchiveError> {
+        self.inner.write(log, shard, epoch, records, decisions)
+    }
+    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+        self.inner.examine(object)
     }
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
         self.inner.read(row)
@@ -97,7 +107,7 @@ impl World {
                 let appended = NOW - age * DAY_MS;
                 world.archive.set_now(appended);
                 let records = [record(2 * at as u64, appended - 5), record(2 * at as u64 + 1, appended)];
-                let row = world.archive.write(LOG, shard, epoch, &records).expect("write");
+                let row = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
                 world.store.archived(&row).expect("archived");
             }
         }
@@ -225,7 +235,7 @@ fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
     let store = MemoryStore::new();
     let epoch = store.claim(SHARDS[0], LOG, 7).expect("claim").checkpoint.epoch;
     for at in 0..2 * TURN_OBJECTS as u64 + 1 {
-        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, 0)]).expect("write");
+        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, 0)], &Decisions::default()).expect("write");
         store.archived(&row).expect("archived");
     }
     let upkeep = Upkeep { store: store.clone(), ..world.upkeep(&immortal()) };
@@ -283,4 +293,34 @@ fn only_old_objects_without_a_row_are_orphans() {
     ];
     let found: Vec<_> = needless(&listed, &manifest, now).iter().map(|o| (o.path.as_str(), o.tier)).collect();
     assert_eq!(found, [("moved", Tier::Hot), ("old", Tier::Hot), ("old", Tier::Cold)]);
+}
+
+#[test]
+fn objects_newer_than_a_restored_manifest_are_no_orphans() {
+    let world = World::new();
+    let rows = world.manifest();
+    // The store as it was after the first object of each shard.
+    let restored = MemoryStore::new();
+    for row in rows.iter().filter(|row| row.range.from == 0) {
+        let epoch = restored.claim(row.shard, LOG, 7).expect("claim").checkpoint.epoch;
+        assert_eq!(epoch, row.epoch);
+        restored.archived(row).expect("archived");
+    }
+    world.clock.set(NOW + 2 * DAY_MS);
+    let listed = world.listed();
+    let upkeep = Upkeep { store: restored.clone(), ..world.upkeep(&immortal()) };
+    upkeep.sweep(&SHARDS);
+    assert_eq!(world.listed(), listed, "the log may not have their records any more");
+
+    // They are when the archive has gone on without them.
+    let shard = SHARDS[0];
+    let epoch = restored.claim(shard, LOG, 8).expect("claim").checkpoint.epoch;
+    let records: Vec<LogRecord> = (2..4).map(|offset| record(offset, NOW)).collect();
+    let again = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
+    restored.archived(&again).expect("archived");
+    upkeep.sweep(&SHARDS);
+    let left: Vec<String> = world.listed().into_iter().map(|(path, _)| path).collect();
+    let old = rows.iter().find(|row| row.shard == shard && row.range.from == 2).expect("a row");
+    assert!(!left.contains(&old.path) && left.contains(&again.path));
+    assert_eq!(left.len(), listed.len(), "one came, one went");
 }

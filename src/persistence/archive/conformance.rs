@@ -19,21 +19,36 @@ fn records(range: std::ops::Range<u64>) -> Vec<LogRecord> {
 }
 
 fn passes_all(archive: &dyn Archive) {
-    let first = archive.write(LOG, SHARD, EPOCH, &records(0..5)).expect("write");
-    assert_eq!(first, archive.write(LOG, SHARD, EPOCH, &records(0..5)).expect("the same again"));
-    let second = archive.write(LOG, SHARD, EPOCH, &records(5..6)).expect("write");
-    let newer = archive.write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6)).expect("another owner");
+    let first = archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("write");
+    assert_eq!(first, archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("the same again"));
+    let second = archive.write(LOG, SHARD, EPOCH, &records(5..6), &Decisions::default()).expect("write");
+    let newer =
+        archive.write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6), &Decisions::default()).expect("another owner");
     assert_ne!(second.path, newer.path, "owners never share a name");
-    archive.write(LogId([8; 16]), SHARD, EPOCH, &records(0..1)).expect("another log");
+    archive.write(LogId([8; 16]), SHARD, EPOCH, &records(0..1), &Decisions::default()).expect("another log");
 
     assert_eq!(archive.read(&first), Ok(records(0..5)));
     assert_eq!(archive.read(&second), Ok(records(5..6)));
-    archive.write(LOG, ShardId(33), EPOCH, &records(0..1)).expect("another shard, whose number begins alike");
+    archive
+        .write(LOG, ShardId(33), EPOCH, &records(0..1), &Decisions::default())
+        .expect("another shard, whose number begins alike");
     let listed = archive.list(LOG, SHARD).expect("list");
     let mut paths = [&first, &second, &newer].map(|row| row.path.clone());
     paths.sort();
     assert_eq!(listed.iter().map(|o| o.path.clone()).collect::<Vec<_>>(), paths);
     assert_eq!(listed.iter().find(|o| o.path == first.path).map(|o| o.bytes), Some(first.bytes));
+
+    // Without their manifest rows objects say the same of themselves.
+    let decisions = Decisions { admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)], set_aside: vec![(6, 1, true)] };
+    let decided = archive.write(LOG, ShardId(4), EPOCH, &records(6..8), &decisions).expect("write");
+    let found = archive.examine(&archive.list(LOG, ShardId(4)).expect("list")[0]);
+    assert_eq!(found, Ok(Examined { row: decided, records: records(6..8), decisions: Some(decisions), sealed: true }));
+    for object in &listed {
+        let row = archive.examine(object).expect("examined").row;
+        assert!([&first, &second, &newer].contains(&&row), "{row:?}");
+    }
+    let elsewhere = ObjectInfo { path: first.path.replace("raw/", "other/"), ..listed[0].clone() };
+    assert_eq!(archive.examine(&elsewhere), Err(ArchiveError::Missing(elsewhere.path.clone())));
 
     let other_size = ManifestRow { bytes: first.bytes + 1, ..first.clone() };
     let other_sum = ManifestRow { crc32c: !first.crc32c, ..first.clone() };
@@ -44,12 +59,12 @@ fn passes_all(archive: &dyn Archive) {
     archive.remove(&second.path, Tier::Hot).expect("gone already");
     assert_eq!(archive.read(&second), Err(ArchiveError::Missing(second.path.clone())));
     assert_eq!(archive.list(LOG, SHARD).expect("list").len(), 2);
-    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &[]), Err(ArchiveError::Codec(_))));
+    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &[], &Decisions::default()), Err(ArchiveError::Codec(_))));
 }
 
 /// Of an archive without a cold store.
 fn needs_a_cold_store(archive: &dyn Archive) {
-    let row = archive.write(LOG, SHARD, EPOCH, &records(20..22)).expect("write");
+    let row = archive.write(LOG, SHARD, EPOCH, &records(20..22), &Decisions::default()).expect("write");
     let no_cold_store = Err(ArchiveError::NoColdStore(row.path.clone()));
     assert!(!archive.has_cold());
     assert_eq!(archive.copy_to_cold(&row), no_cold_store);
@@ -63,7 +78,8 @@ fn needs_a_cold_store(archive: &dyn Archive) {
 /// Of an archive with a cold store.
 fn moves_objects(archive: &dyn Archive) {
     assert!(archive.has_cold());
-    let rows = [(30..33), (33..34)].map(|range| archive.write(LOG, SHARD, EPOCH, &records(range)).expect("write"));
+    let rows = [(30..33), (33..34)]
+        .map(|range| archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default()).expect("write"));
     let tiers = |path: &str| {
         let listed = archive.list(LOG, SHARD).expect("list");
         listed.iter().filter(|o| o.path == path).map(|o| (o.tier, o.bytes)).collect::<Vec<_>>()
@@ -149,9 +165,9 @@ fn s3_without_conditional_puts_conforms() {
         passes_all(&archive);
         moves_objects(&archive);
         // What a failed attempt left is replaced here too.
-        let row = archive.write(LOG, SHARD, EPOCH, &records(40..42)).expect("write");
+        let row = archive.write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default()).expect("write");
         std::fs::write(server.file(&format!("hot/{}", row.path)), b"half").expect("damage");
-        assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(40..42)), Ok(row.clone()));
+        assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default()), Ok(row.clone()));
         assert_eq!(archive.read(&row), Ok(records(40..42)));
     }
 }
@@ -162,8 +178,8 @@ fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
     let server = S3Server::start(dir.path());
     let archive = on_s3(&server);
     server.fail_next(&[server::Fault::Truncated]);
-    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2)), Err(ArchiveError::Corrupt { .. })));
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("the next attempt replaces it");
+    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()), Err(ArchiveError::Corrupt { .. })));
+    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("the next attempt replaces it");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
     // The copy in the cold store likewise: the fault is the put's, behind the get of the hot one.
     let size = || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
@@ -182,13 +198,17 @@ fn one_lost_or_late_answer_is_survived_by_a_retry() {
     for (at, fault) in [Internal, LostReply, SlowDown].into_iter().enumerate() {
         server.fail_next(&[fault]);
         let range = 10 * at as u64..10 * at as u64 + 2;
-        let row = archive.write(LOG, SHARD, EPOCH, &records(range.clone())).expect("the client tries again");
+        let row =
+            archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default()).expect("the client tries again");
         assert_eq!(archive.read(&row), Ok(records(range)));
     }
     assert_eq!(server.hit(), [Internal, LostReply, SlowDown]);
     server.fail_next(&[server::Fault::Hang]);
     let watch = crate::clock::Stopwatch::start();
-    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(90..92)), Ok(_) | Err(ArchiveError::Unavailable(_))));
+    assert!(matches!(
+        archive.write(LOG, SHARD, EPOCH, &records(90..92), &Decisions::default()),
+        Ok(_) | Err(ArchiveError::Unavailable(_))
+    ));
     assert!(watch.elapsed() < Duration::from_secs(3), "bounded by the timeout: {:?}", watch.elapsed());
 }
 
@@ -203,7 +223,7 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
     let (mut acknowledged, mut failures) = (Vec::new(), 0);
     for at in 0..40_u64 {
         let range = 5 * at..5 * at + 3;
-        match archive.write(LOG, SHARD, EPOCH, &records(range.clone())) {
+        match archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default()) {
             Ok(row) => acknowledged.push((row, range)),
             Err(_) => failures += 1,
         }
@@ -234,17 +254,17 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
 fn what_a_failed_attempt_left_is_replaced() {
     let dir = tempfile::tempdir().expect("dir");
     let archive = ObjectArchive::open_directory(dir.path()).expect("open");
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("write");
+    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
     std::fs::write(dir.path().join(&row.path), b"half").expect("damage");
     assert!(matches!(archive.read(&row), Err(ArchiveError::Corrupt { .. })));
-    assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(0..2)), Ok(row.clone()));
+    assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()), Ok(row.clone()));
     assert_eq!(archive.read(&row), Ok(records(0..2)));
 }
 
 #[test]
 fn every_damaged_byte_is_found() {
     let archive = MemoryArchive::new();
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("write");
+    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
     let bytes = archive.bytes(&row.path, Tier::Hot).expect("there");
     for at in 0..bytes.len() {
         let mut damaged = bytes.to_vec();
@@ -259,10 +279,13 @@ fn faults_of_the_double_do_what_they_say() {
     let archive = MemoryArchive::new();
     for (fault, left) in [(Fault::Before, 0), (Fault::LostReply, 1), (Fault::Torn, 1)] {
         archive.fail_next(fault);
-        assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2)), Err(ArchiveError::Unavailable(_))));
+        assert!(matches!(
+            archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()),
+            Err(ArchiveError::Unavailable(_))
+        ));
         assert_eq!(archive.list(LOG, SHARD).expect("list").len(), left);
     }
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2)).expect("a retry heals");
+    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("a retry heals");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
     archive.set_down(true);
     assert!(archive.list(LOG, SHARD).is_err());
@@ -275,7 +298,9 @@ fn it_may_be_dropped_and_used_inside_of_a_runtime() {
     runtime.block_on(async {
         let archive = Arc::new(ObjectArchive::open_directory(dir.path()).expect("open"));
         let worker = archive.clone();
-        let written = tokio::task::spawn_blocking(move || worker.write(LOG, SHARD, EPOCH, &records(0..2))).await.expect("joins");
+        let written = tokio::task::spawn_blocking(move || worker.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()))
+            .await
+            .expect("joins");
         assert_eq!(archive.read(&written.expect("written")), Ok(records(0..2)), "a worker thread may wait too");
         drop(archive);
     });

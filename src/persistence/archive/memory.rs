@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Archive, ArchiveError, ObjectInfo, checked, parquet, verified, worse};
+use super::{Archive, ArchiveError, Examined, ObjectInfo, checked, examined, parquet, verified, worse};
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::manifest::{Decisions, ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
 
@@ -80,8 +80,15 @@ impl MemoryArchive {
 }
 
 impl Archive for MemoryArchive {
-    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
-        let (bytes, row) = parquet::encode(log, shard, epoch, records)?;
+    fn write(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        decisions: &Decisions,
+    ) -> Result<ManifestRow, ArchiveError> {
+        let (bytes, row) = parquet::encode(log, shard, epoch, records, decisions)?;
         let mut state = self.reachable()?;
         let fault = state.fault.take();
         let kept = if fault == Some(Fault::Torn) { bytes[..bytes.len() / 2].to_vec() } else { bytes };
@@ -102,6 +109,12 @@ impl Archive for MemoryArchive {
             Some((bytes, _)) => checked(bytes.clone(), row),
         };
         read(row.tier).or_else(|first| read(row.tier.other()).map_err(|second| worse(first, second)))
+    }
+
+    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+        let state = self.reachable()?;
+        let found = state.objects.get(&(object.path.clone(), object.tier)).map(|(bytes, _)| bytes.clone());
+        examined(found.ok_or_else(|| ArchiveError::Missing(object.path.clone()))?, object)
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {

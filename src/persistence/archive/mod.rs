@@ -9,6 +9,7 @@
 
 #[cfg(test)]
 mod conformance;
+mod footer;
 pub mod location;
 pub mod memory;
 pub mod objects;
@@ -22,9 +23,10 @@ use bytes::Bytes;
 
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::manifest::{Decisions, ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::window::Millis;
+pub use parquet::Examined;
 
 /// Why the archive failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,18 +71,30 @@ pub struct ObjectInfo {
 
 /// Raw events in object storage. All methods block.
 pub trait Archive: Send + Sync + 'static {
-    /// Writes the records as one object, create-only, verifies its size and checksum and returns its manifest row. An object of the
-    /// same name with the same bytes counts as written; other bytes are what is left of a failed attempt of this very owner, because the
+    /// Writes the records as one object, with what was decided about them, create-only, verifies its size and checksum and returns its
+    /// manifest row. An object of the same name with the same bytes counts as written; other bytes are what is left of a failed attempt of this very owner, because the
     /// name carries the epoch: they are replaced.
     ///
     /// # Errors
     /// See [`ArchiveError`].
-    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError>;
+    fn write(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        decisions: &Decisions,
+    ) -> Result<ManifestRow, ArchiveError>;
     /// Reads an object back, records as they were in the log: from the tier of the row, or else from the other one.
     ///
     /// # Errors
     /// See [`ArchiveError`].
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError>;
+    /// Reads an object that was listed and makes its manifest row from it: the manifest is lost.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError>;
     /// All objects of a shard in both tiers, by path and tier, for the search for orphans.
     ///
     /// # Errors
@@ -117,6 +131,16 @@ fn verified(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
         return Err(corrupt(format!("its CRC32C is {crc:08x}, the manifest says {:08x}", row.crc32c)));
     }
     Ok(())
+}
+
+/// The object in the bytes that were found under a listed path.
+fn examined(bytes: Bytes, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+    let corrupt = |why: String| ArchiveError::Corrupt { path: object.path.clone(), why };
+    let found = parquet::examine(bytes, object.tier).map_err(|error| corrupt(error.to_string()))?;
+    if found.row.path != object.path {
+        return Err(corrupt(format!("its footer is that of {}", found.row.path)));
+    }
+    Ok(found)
 }
 
 /// What to say when neither tier gave the object: what is worth another attempt before what is not.

@@ -18,9 +18,9 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Archive, ArchiveError, ObjectInfo, checked, location, parquet, verified, worse};
+use super::{Archive, ArchiveError, Examined, ObjectInfo, checked, examined, location, parquet, verified, worse};
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::manifest::{Decisions, ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
 
 /// Raw events in object storage.
@@ -238,8 +238,15 @@ fn path(text: &str) -> Result<Path, ArchiveError> {
 }
 
 impl Archive for ObjectArchive {
-    fn write(&self, log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<ManifestRow, ArchiveError> {
-        let (bytes, row) = parquet::encode(log, shard, epoch, records)?;
+    fn write(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        decisions: &Decisions,
+    ) -> Result<ManifestRow, ArchiveError> {
+        let (bytes, row) = parquet::encode(log, shard, epoch, records, decisions)?;
         let (place, at, bytes) = (self.hot.clone(), path(&row.path)?, Bytes::from(bytes));
         self.wait(async move { place.write(&at, &bytes).await })?;
         Ok(row)
@@ -255,6 +262,11 @@ impl Archive for ObjectArchive {
             Err(ArchiveError::NoColdStore(_)) => Err(first),
             second => second.map_err(|second| worse(first, second)),
         }
+    }
+
+    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+        let (place, at) = (self.place(object.tier, &object.path)?.clone(), path(&object.path)?);
+        examined(self.wait(async move { place.get(&at).await })?, object)
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {

@@ -106,6 +106,16 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.len(), 3);
     assert_eq!(store.snapshot().expect("snapshot").admissions(SHARD).expect("admissions").len(), 3);
 
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let mut admitted = |from, to| snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").admitted;
+    let mut first = vec![(info("a").id, 0), (info("").id, 0)];
+    first.sort_unstable();
+    assert_eq!((admitted(0, 2), admitted(1, 2), admitted(2, 9)), (first, vec![], vec![(info("b").id, 2)]));
+    drop(snapshot);
+    let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch };
+    let restored = Restored { shard: SHARD, checkpoint, floor: None, manifest: vec![], admitted: vec![] };
+    assert_eq!(store.restore(&restored), Err(not_being_rebuilt()));
+
     let liar = Arc::new(SeriesInfo { id: info("a").id, series: info("c").series.clone() });
     let collision = FlushBatch { admitted: vec![(liar, 3)], ..batch(vec![delta("b", 1, 1)]) };
     assert!(matches!(store.flush(guard(3, 4, epoch), &collision, 0), Err(StoreError::Invalid(_))));
@@ -248,6 +258,8 @@ fn quarantine(store: &dyn RollupStore) {
     assert_eq!(store.settle_quarantine(SHARD, 0, 1, Some(&release)), Ok(false), "discarded is for good");
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
+    let mut set_aside = |from, to| snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").set_aside;
+    assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true)], vec![]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
     let settled = crate::model::flush::settled_revision(0, LOG, SHARD, 0, 0);
     assert_eq!(snapshot.revisions("acme", "views", 0..1), Ok(vec![settled]));

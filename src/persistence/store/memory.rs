@@ -13,8 +13,8 @@ use super::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect, settled_revision,
 };
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -36,6 +36,8 @@ pub enum Write {
     Expired,
     /// [`RollupStore::settle_quarantine`]
     Settle,
+    /// [`RollupStore::restore`]
+    Restore,
 }
 
 /// How a write fails.
@@ -93,12 +95,20 @@ struct State {
     revisions: BTreeMap<(MetricKey, i32), u64>,
     manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
     floors: BTreeMap<ShardId, ArchiveFloor>,
+    rebuilding: bool,
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
+    }
+
+    /// An empty store that is being rebuilt.
+    pub fn rebuilding() -> Arc<Self> {
+        let store = Self::new();
+        Arc::make_mut(&mut store.lock()).rebuilding = true;
+        store
     }
 
     /// Asks `hook` before every write whether and how it shall fail.
@@ -333,6 +343,34 @@ impl RollupStore for MemoryStore {
         })
     }
 
+    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+        self.write(Write::Restore, |state| {
+            if !state.rebuilding {
+                return Err(super::not_being_rebuilt());
+            }
+            let state = Arc::make_mut(state);
+            let at = shard.checkpoint;
+            let row = state.shards.entry(shard.shard).or_insert(ShardRow {
+                checkpoint: at,
+                attempts: 0,
+                marked: None,
+                suspects: BTreeMap::new(),
+            });
+            row.checkpoint = Checkpoint { next: row.checkpoint.next, ..at };
+            state.floors.extend(shard.floor.map(|floor| (shard.shard, floor)));
+            for row in &shard.manifest {
+                state.manifest.retain(|(of, from), _| *of != row.shard || *from < row.range.from);
+                state.manifest.insert((row.shard, row.range.from), row.clone());
+            }
+            for (id, offset) in &shard.admitted {
+                if let Some(series) = state.series.get_mut(id) {
+                    (series.shard, series.offset) = (shard.shard, *offset);
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
     }
@@ -422,6 +460,15 @@ impl StoreSnapshot for MemorySnapshot {
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         let of_shard = self.0.series.values().filter(|admitted| admitted.shard == shard);
         Ok(of_shard.map(|admitted| (admitted.info.id, admitted.offset)).collect())
+    }
+
+    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+        let within = |offset: Offset| range.from <= offset && offset < range.to;
+        let series = self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
+        let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
+        admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
+        let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
+        Ok(Decisions { admitted, set_aside: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect() })
     }
 
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {

@@ -13,8 +13,8 @@ pub mod transfer;
 use std::sync::Arc;
 
 use crate::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
-use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
+use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
+use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -131,6 +131,9 @@ pub trait StoreSnapshot {
     ) -> Result<(), StoreError>;
     /// The series admitted by a shard, each with the offset from which on it is.
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
+    /// What the shard decided about the records of a range: the series that it admitted there, by offset and id, and the events that are
+    /// set aside.
+    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError>;
     /// The tenant's metrics, ascending.
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError>;
     /// Values of a label, of one metric or of all, ascending.
@@ -202,11 +205,22 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
+    /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the checkpoint's `next` stays where flushes moved it.
+    /// Only of a store that is being rebuilt, which nothing else may use.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] if the store is not being rebuilt.
+    fn restore(&self, shard: &Restored) -> Result<(), StoreError>;
     /// The ids of the shard's admitted series by tenant, for the cardinality limit.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
+}
+
+/// A rebuild writes over what is there: never into a store that others may use.
+fn not_being_rebuilt() -> StoreError {
+    StoreError::Invalid("it is not being rebuilt: `rollmill rebuild` makes a store anew".to_owned())
 }
 
 /// Two series of one id: a hash collision, or a damaged catalogue.

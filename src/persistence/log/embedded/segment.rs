@@ -83,7 +83,10 @@ impl Header {
         }
         let version = long(fixed, 8) as u32;
         if !(OLDEST_VERSION..=VERSION).contains(&version) {
-            return Err(format!("segment version {version} is unknown, this build reads {OLDEST_VERSION} to {VERSION}"));
+            return Err(format!(
+                "segment version {version} is unknown, this build reads {OLDEST_VERSION} to {VERSION}: start the version of Rollmill \
+                 that wrote it"
+            ));
         }
         let shards = (long(fixed, 8) >> 32) as usize;
         let mut whole = bytes.get(..Self::len(shards) as usize).ok_or("the header is cut off")?.to_vec();

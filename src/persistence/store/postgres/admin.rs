@@ -8,7 +8,7 @@ use super::StoreError;
 use super::codec::{Id, get};
 use super::session::{Param, Session, params};
 use crate::model::flush::{Claim, DedupBlock, Suspect};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -115,6 +115,10 @@ pub(super) fn archived(session: &mut Session, row: &ManifestRow) -> Result<(), S
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
+    note(session, row)
+}
+
+fn note(session: &mut Session, row: &ManifestRow) -> Result<(), StoreError> {
     let (sql, params) = manifest_row(row);
     session.execute(sql, params)?;
     Ok(())
@@ -157,13 +161,50 @@ pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, 
     }
     let sql = "SELECT \"offset\", appended, hour FROM archive_floors WHERE shard = $1 FOR UPDATE";
     let before = session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
-    let raised = ArchiveFloor::raised(before, row);
+    set_floor(session, row.shard, ArchiveFloor::raised(before, row))?;
+    Ok(true)
+}
+
+fn set_floor(session: &mut Session, shard: ShardId, floor: ArchiveFloor) -> Result<(), StoreError> {
     session.execute(
         "INSERT INTO archive_floors VALUES ($1, $2, $3, $4) ON CONFLICT (shard) DO UPDATE SET \"offset\" = excluded.\"offset\",
          appended = excluded.appended, hour = excluded.hour",
-        params![shard, raised.offset as i64, raised.appended, raised.hour.0],
+        params![shard.0.cast_signed(), floor.offset as i64, floor.appended, floor.hour.0],
     )?;
-    Ok(true)
+    Ok(())
+}
+
+pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreError> {
+    let (shard, Checkpoint { log, next, archived, epoch }) = (of.shard.0.cast_signed(), of.checkpoint);
+    let backend = session.backend;
+    session.execute(
+        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)
+         VALUES ($1, $2, $3, $4, $5, $6, 0, current_setting('application_name'), $7, $8)
+         ON CONFLICT (shard) DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = excluded.nonce",
+        params![
+            shard,
+            Id(log.0),
+            next as i64,
+            archived as i64,
+            epoch.counter as i64,
+            epoch.nonce as i64,
+            backend.pid,
+            backend.started
+        ],
+    )?;
+    if let Some(floor) = of.floor {
+        set_floor(session, of.shard, floor)?;
+    }
+    for row in &of.manifest {
+        let sql = "DELETE FROM manifest WHERE shard = $1 AND from_offset >= $2";
+        session.execute(sql, params![shard, row.range.from as i64])?;
+        note(session, row)?;
+    }
+    for (id, offset) in &of.admitted {
+        let sql = "UPDATE series SET shard = $1, admitted_offset = $2 WHERE id = $3";
+        session.execute(sql, params![shard, *offset as i64, Id(id.0)])?;
+    }
+    Ok(())
 }
 
 /// The columns of a floor, from the given one on.

@@ -30,7 +30,7 @@ use std::time::Duration;
 pub use self::import::Contents;
 pub use self::maintenance::Keep;
 pub use self::options::PostgresOptions;
-pub use self::schema::ROLES;
+pub use self::schema::{Holds, ROLES};
 
 use self::catalogue::{Known, Numbers};
 use self::connect::Connector;
@@ -39,7 +39,7 @@ use self::session::{Session, params};
 use self::worker::{Hands, Worker};
 use super::{RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
-use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -57,6 +57,7 @@ pub struct PostgresStore {
     /// `store.timeout`: of a transaction, and of each step of an import.
     limit: Duration,
     worker: Worker,
+    rebuilding: bool,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -84,6 +85,43 @@ impl PostgresStore {
         // A reader that may not connect is a mistake of the start, not of the first query.
         store.readers.take()?;
         Ok(Arc::new(store))
+    }
+
+    /// Connects to a database that holds no store, or one that a rebuild has not finished; the tables are laid. Until
+    /// [`PostgresStore::finish_rebuild`] nothing else opens it.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`], and if the database holds a store, or this role may not lay tables.
+    pub fn open_rebuilding(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
+        let store = Self { rebuilding: true, ..Self::new(options)? };
+        let place = &store.writers.connector.place;
+        let mut lease = store.writers.begin("BEGIN")?;
+        schema::begin_rebuild(lease.session()?, place)?;
+        lease.session()?.commit()?;
+        drop(lease);
+        Ok(Arc::new(store))
+    }
+
+    /// The rebuild is done: from now on the database holds a store like any other.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; it may be repeated.
+    pub fn finish_rebuild(&self) -> Result<(), StoreError> {
+        if !self.rebuilding {
+            return Err(super::not_being_rebuilt());
+        }
+        let mut lease = self.writers.begin("BEGIN")?;
+        schema::end_rebuild(lease.session()?)?;
+        lease.session()?.commit()
+    }
+
+    /// What the database holds; nothing is written.
+    ///
+    /// # Errors
+    /// If it cannot be reached.
+    pub fn holds(options: &PostgresOptions) -> Result<Holds, StoreError> {
+        let store = Self::new(options)?;
+        schema::holds(store.writers.take()?.session()?)
     }
 
     /// Connects to read, beside the nodes that write; tables are not laid.
@@ -130,6 +168,7 @@ impl PostgresStore {
             patience: format!("SET LOCAL lock_timeout = {patience};"),
             limit: options.timeout,
             worker,
+            rebuilding: false,
         })
     }
 
@@ -301,6 +340,13 @@ impl RollupStore for PostgresStore {
             Ok((numbers.unwrap_or_default(), settled))
         });
         self.forget_weeks(settled)
+    }
+
+    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+        if !self.rebuilding {
+            return Err(super::not_being_rebuilt());
+        }
+        self.transaction(shard.shard, |session| admin::restore(session, shard))
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {

@@ -15,6 +15,9 @@ const GRANTS: &str = include_str!("sql/grants.sql");
 /// Creates the roles; run by a person, before the first start.
 pub const ROLES: &str = include_str!("sql/roles.sql");
 
+/// Stands beside the versions while a rebuild has not finished.
+const REBUILDING: i32 = 0;
+
 /// Serialises migrations within a database.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7094701)";
 /// Hours of a chunk; native partitions are as wide (`functions.sql`).
@@ -25,18 +28,87 @@ fn newest() -> i32 {
     MIGRATIONS.len() as i32
 }
 
+/// What a database holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// No tables, or empty ones.
+    Nothing,
+    /// What a rebuild has not finished.
+    Rebuilding,
+    /// A store.
+    Store,
+}
+
+fn is_true(session: &mut Session, sql: &str) -> Result<bool, StoreError> {
+    Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
+}
+
+/// Whether there are tables. Asked of the catalogue: to_regclass is an error for a role without rights on the schema.
+fn are_laid(session: &mut Session) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'rollmill' AND c.relname = 'migrations')";
+    is_true(session, sql)
+}
+
+fn is_rebuilding(session: &mut Session) -> Result<bool, StoreError> {
+    is_true(session, &format!("SELECT EXISTS (SELECT FROM rollmill.migrations WHERE version = {REBUILDING})"))
+}
+
+/// What the database holds.
+pub(super) fn holds(session: &mut Session) -> Result<Holds, StoreError> {
+    if !are_laid(session)? {
+        return Ok(Holds::Nothing);
+    }
+    if is_rebuilding(session)? {
+        return Ok(Holds::Rebuilding);
+    }
+    let sql = "SELECT EXISTS (SELECT FROM rollmill.shards) OR EXISTS (SELECT FROM rollmill.series)";
+    Ok(if is_true(session, sql)? { Holds::Store } else { Holds::Nothing })
+}
+
+/// Lays the tables and notes that what is in them is not whole, inside the session's transaction.
+///
+/// # Errors
+/// [`StoreError::Invalid`] if the database holds a store, or this role may not.
+pub(super) fn begin_rebuild(session: &mut Session, place: &Place) -> Result<(), StoreError> {
+    session.batch(LOCK.to_owned())?;
+    if holds(session)? == Holds::Store {
+        return Err(StoreError::Invalid(format!("{place} holds a store: name an empty database")));
+    }
+    if !are_laid(session)? || !is_newest(session, place)? {
+        lay(session).map_err(|failure| not_laid(place, failure))?;
+    }
+    let by = format!("rollmill {} rebuild", env!("CARGO_PKG_VERSION"));
+    let sql = "INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING";
+    match session.execute(sql, params![REBUILDING, by]) {
+        Ok(_) => Ok(()),
+        Err(failure) => Err(not_laid(place, failure)),
+    }
+}
+
+/// What was rebuilt is whole, inside the session's transaction.
+pub(super) fn end_rebuild(session: &mut Session) -> Result<(), StoreError> {
+    session.execute("DELETE FROM rollmill.migrations WHERE version = $1", params![REBUILDING])?;
+    Ok(())
+}
+
 /// Whether the version is the one of this build.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if the version is newer.
+/// [`StoreError::Invalid`] if the version is newer, or a rebuild has not finished.
 pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
-    // Asked of the catalogue: to_regclass is an error for a role without rights on the schema.
-    let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = 'rollmill' AND c.relname = 'migrations')";
-    let laid = session.query(sql, params![])?;
-    if !laid.first().is_some_and(|row| row.get::<_, bool>(0)) {
+    if !are_laid(session)? {
         return Ok(false);
     }
+    if is_rebuilding(session)? {
+        return Err(StoreError::Invalid(format!(
+            "{place} holds what a rebuild has not finished: run `rollmill rebuild` again, or `DROP SCHEMA rollmill CASCADE`"
+        )));
+    }
+    is_newest(session, place)
+}
+
+fn is_newest(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
     let found: i32 = match session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?.first() {
         Some(row) => row.get(0),
         None => 0,
@@ -59,13 +131,17 @@ pub(super) fn migrate(session: &mut Session, place: &Place) -> Result<(), StoreE
     if is_current(session, place)? {
         return Ok(());
     }
-    lay(session).map_err(|failure| match failure.state().map(|state| state.code()) {
+    lay(session).map_err(|failure| not_laid(place, failure))
+}
+
+fn not_laid(place: &Place, failure: Failure) -> StoreError {
+    match failure.state().map(|state| state.code()) {
         Some("42501") => StoreError::Invalid(format!(
             "{place} has not the tables of this version, and this role may not lay them: run `rollmill store migrate --url URL` with \
-             the URL of rollmill_owner"
+             the URL of rollmill_owner; a rebuild takes that URL itself"
         )),
         _ => failure.into(),
-    })
+    }
 }
 
 fn lay(session: &mut Session) -> Result<(), Failure> {

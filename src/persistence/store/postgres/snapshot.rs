@@ -15,7 +15,7 @@ use super::pool::Lease;
 use super::session::{Param, Session, params};
 use super::{StoreError, admin};
 use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
@@ -338,6 +338,24 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             Ok(())
         })?;
         Ok(admissions)
+    }
+
+    fn decisions(&mut self, wanted: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+        let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
+        let mut decisions = Decisions::default();
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= $2 AND admitted_offset < $3
+            ORDER BY admitted_offset, id";
+        self.sql()?.each(sql, of_range(), |row| {
+            decisions.admitted.push((SeriesId(get::<Id>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+            Ok(())
+        })?;
+        let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \"offset\" >= $2 AND \"offset\" < $3
+            ORDER BY \"offset\", idx";
+        self.sql()?.each(sql, of_range(), |row| {
+            decisions.set_aside.push((get::<i64>(row, 0)? as Offset, get::<i64>(row, 1)? as u32, get(row, 2)?));
+            Ok(())
+        })?;
+        Ok(decisions)
     }
 
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::{StoreError, codec, one};
 use crate::model::flush::{Claim, DedupBlock, Suspect};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
@@ -78,7 +78,12 @@ pub(super) fn archived(tx: &Connection, row: &ManifestRow) -> Result<(), StoreEr
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
-    tx.prepare_cached("INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+    note(tx, row)
+}
+
+fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
+    let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    tx.prepare_cached(sql)?.execute(params![
         row.shard.0,
         row.range.from as i64,
         row.range.to as i64,
@@ -112,14 +117,40 @@ pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreE
     }
     let sql = "SELECT offset, appended, hour FROM archive_floors WHERE shard = ?";
     let before = one(tx, sql, [row.shard.0], |r| floor(r, 0))?;
-    let floor = ArchiveFloor::raised(before, row);
+    set_floor(tx, row.shard, ArchiveFloor::raised(before, row))?;
+    Ok(true)
+}
+
+fn set_floor(tx: &Connection, shard: ShardId, floor: ArchiveFloor) -> Result<(), StoreError> {
     tx.prepare_cached("INSERT OR REPLACE INTO archive_floors VALUES (?, ?, ?, ?)")?.execute(params![
-        row.shard.0,
+        shard.0,
         floor.offset as i64,
         floor.appended,
         floor.hour.0
     ])?;
-    Ok(true)
+    Ok(())
+}
+
+pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> {
+    let Checkpoint { log, next, archived, epoch } = of.checkpoint;
+    tx.prepare_cached(
+        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, ?, ?, ?, 0)
+         ON CONFLICT DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = excluded.nonce",
+    )?
+    .execute(params![of.shard.0, &log.0[..], next as i64, archived as i64, epoch.counter as i64, epoch.nonce as i64])?;
+    if let Some(floor) = of.floor {
+        set_floor(tx, of.shard, floor)?;
+    }
+    for row in &of.manifest {
+        let place = params![of.shard.0, row.range.from as i64];
+        tx.prepare_cached("DELETE FROM manifest WHERE shard = ? AND from_offset >= ?")?.execute(place)?;
+        note(tx, row)?;
+    }
+    for (id, offset) in &of.admitted {
+        let sql = "UPDATE series SET shard = ?, admitted_offset = ? WHERE id = ?";
+        tx.prepare_cached(sql)?.execute(params![of.shard.0, *offset as i64, &id.0[..]])?;
+    }
+    Ok(())
 }
 
 /// The columns of a floor, from the given one on.

@@ -24,7 +24,7 @@ use self::pool::Pool;
 use super::{RollupStore, StoreError, StoreSnapshot};
 use crate::model::CodecError;
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
-use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
@@ -50,6 +50,7 @@ pub struct SqliteStore {
     writer: Option<Mutex<Writer>>,
     readers: Pool,
     matched: snapshot::MatchCache,
+    rebuilding: bool,
 }
 
 #[derive(Debug)]
@@ -64,12 +65,55 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if it cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
-        let path = path.as_ref();
+        Self::open_as(path.as_ref(), schema::State::Complete)
+    }
+
+    /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`] nothing else opens it.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], and if the store is complete.
+    pub fn open_rebuilding(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
+        Self::open_as(path.as_ref(), schema::State::Rebuilding)
+    }
+
+    fn open_as(path: &Path, state: schema::State) -> Result<Arc<Self>, StoreError> {
         let mut connection = Connection::open(path)
             .map_err(|e| StoreError::Failed(format!("cannot open {}: {e}: check the path and its rights", path.display())))?;
-        schema::prepare(&mut connection, path)?;
+        schema::prepare(&mut connection, path, state)?;
         let writer = Some(Mutex::new(Writer { connection, known: Known::default() }));
-        Ok(Arc::new(Self { writer, readers: Pool::new(path, READERS), matched: snapshot::MatchCache::default() }))
+        let (readers, matched) = (Pool::new(path, READERS), snapshot::MatchCache::default());
+        Ok(Arc::new(Self { writer, readers, matched, rebuilding: state == schema::State::Rebuilding }))
+    }
+
+    /// The rebuild is done: from now on the file is a store like any other, all of it in one file.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; it may be repeated.
+    pub fn finish_rebuild(&self) -> Result<(), StoreError> {
+        if !self.rebuilding {
+            return Err(super::not_being_rebuilt());
+        }
+        schema::complete(&self.writer()?.connection)
+    }
+
+    /// Copies the store as it is at this moment into a new file, beside the process that writes it.
+    ///
+    /// # Errors
+    /// If the file is there or cannot be written.
+    pub fn back_up(&self, to: &Path) -> Result<(), StoreError> {
+        let failed = |why: &dyn std::fmt::Display| StoreError::Failed(format!("cannot write {}: {why}", to.display()));
+        if to.exists() {
+            return Err(failed(&"it is there already: name another file"));
+        }
+        let part = to.with_added_extension("part");
+        if part.exists() {
+            std::fs::remove_file(&part).map_err(|e| failed(&e))?;
+        }
+        let reader = self.readers.take()?;
+        // One read transaction, however long it takes and whatever is written meanwhile.
+        reader.connection()?.execute("VACUUM INTO ?", [part.to_string_lossy()]).map_err(|e| failed(&e))?;
+        std::fs::File::open(&part).and_then(|file| file.sync_all()).map_err(|e| failed(&e))?;
+        std::fs::rename(&part, to).map_err(|e| failed(&e))
     }
 
     /// Opens an existing store to read it, beside the process that writes it. All writes fail.
@@ -80,7 +124,8 @@ impl SqliteStore {
         let path = path.as_ref();
         let connection = schema::open_reader(path)?;
         schema::check_version(&connection, path)?;
-        Ok(Arc::new(Self { writer: None, readers: Pool::new(path, READERS), matched: snapshot::MatchCache::default() }))
+        let (readers, matched) = (Pool::new(path, READERS), snapshot::MatchCache::default());
+        Ok(Arc::new(Self { writer: None, readers, matched, rebuilding: false }))
     }
 
     // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says nothing.
@@ -153,6 +198,13 @@ impl RollupStore for SqliteStore {
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
         self.writer()?.transaction(|tx, catalogue| flush::settle(tx, catalogue, (shard, offset, index), delta))
+    }
+
+    fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
+        if !self.rebuilding {
+            return Err(super::not_being_rebuilt());
+        }
+        self.writer()?.transaction(|tx, _| admin::restore(tx, shard))
     }
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {

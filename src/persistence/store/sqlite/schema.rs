@@ -55,8 +55,26 @@ CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
 CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
 ";
 
+/// What a file is opened as. One that is being rebuilt has the negative version: no build takes it for a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// A store.
+    Complete,
+    /// What a rebuild has not finished.
+    Rebuilding,
+}
+
+impl State {
+    fn version(self) -> i64 {
+        match self {
+            State::Complete => VERSION,
+            State::Rebuilding => -VERSION,
+        }
+    }
+}
+
 /// Sets up the writing connection and creates the tables of an empty file.
-pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) -> Result<(), StoreError> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -67,13 +85,20 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), St
     let tables: i64 = tx.query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))?;
     if tables == 0 {
         tx.execute_batch(TABLES)?;
-        tx.pragma_update(None, "user_version", VERSION)?;
-    } else if version(&tx)? == 2 {
+        tx.pragma_update(None, "user_version", state.version())?;
+    } else if version(&tx)? == 2 && state == State::Complete {
         tx.execute_batch(FROM_2)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     }
-    check_version(&tx, path)?;
+    check_state(&tx, path, state)?;
     tx.commit()?;
+    Ok(())
+}
+
+/// Makes a store of what was rebuilt, and empties its journal.
+pub(super) fn complete(connection: &Connection) -> Result<(), StoreError> {
+    connection.pragma_update(None, "user_version", VERSION)?;
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     Ok(())
 }
 
@@ -94,12 +119,23 @@ fn version(connection: &Connection) -> Result<i64, StoreError> {
 
 /// Refuses what this build does not read.
 pub(super) fn check_version(connection: &Connection, path: &Path) -> Result<(), StoreError> {
-    let found = version(connection)?;
-    if found == VERSION {
+    check_state(connection, path, State::Complete)
+}
+
+fn check_state(connection: &Connection, path: &Path, state: State) -> Result<(), StoreError> {
+    let (found, path) = (version(connection)?, path.display());
+    if found == state.version() {
         return Ok(());
     }
-    Err(StoreError::Invalid(format!(
-        "{} has schema version {found}, this build reads {VERSION}: start the version of Rollmill that wrote it, or rebuild the store from the archive",
-        path.display()
-    )))
+    let why = match (found, state) {
+        (..0, State::Complete) => {
+            format!("{path} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it")
+        }
+        (_, State::Rebuilding) => format!("{path} is not what this version has begun to rebuild: delete it, and start again"),
+        _ => format!(
+            "{path} has schema version {found}, this build reads {VERSION}: start the version of Rollmill that wrote it, or rebuild \
+             the store from the archive"
+        ),
+    };
+    Err(StoreError::Invalid(why))
 }

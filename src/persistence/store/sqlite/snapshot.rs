@@ -12,7 +12,7 @@ use rusqlite::{Connection, Row, params};
 use super::pool::Reader;
 use super::{StoreError, admin, codec, one};
 use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
-use crate::model::manifest::{ArchiveFloor, ManifestRow, Tier};
+use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
@@ -285,6 +285,20 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         let mut statement = self.sql()?.prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
         let rows = statement.query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+        let of_range = params![shard.0, range.from as i64, range.to as i64];
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= ? AND admitted_offset < ?
+            ORDER BY admitted_offset, id";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let series = statement.query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
+        let admitted = series.collect::<Result<_, _>>()?;
+        let sql =
+            "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? AND offset < ? ORDER BY offset, idx";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let events = statement.query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
+        Ok(Decisions { admitted, set_aside: events.collect::<Result<_, _>>()? })
     }
 
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {

@@ -1,0 +1,159 @@
+//! A lost store of a configuration, made anew: what stands in the way, where it is built, and when it counts.
+//!
+//! What always holds: a store that is not whole is never taken for one. SQLite is built beside its place and renamed at the end;
+//! PostgreSQL carries a mark until then.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+
+use super::lock::{self, DataLock};
+use super::{DataDir, Faults, backends, limits, offline};
+use crate::config::Config;
+use crate::model::offset::LogId;
+use crate::persistence::archive::Archive;
+use crate::persistence::log::EventLog;
+use crate::persistence::store::RollupStore;
+use crate::persistence::store::postgres::{Holds, PostgresOptions, PostgresStore};
+use crate::persistence::store::sqlite::SqliteStore;
+use crate::query::fold::FoldRules;
+use crate::query::rebuild::plan::ShardPlan;
+use crate::query::rebuild::{self, Rebuild, Report};
+
+/// Of `flush.max_delta_bytes`: what is held of the one shard that is rebuilt, before it is written.
+const SHARE_OF_DELTAS: u64 = 16;
+
+/// What is to be done, with everything opened that is read.
+pub struct Prepared {
+    target: Target,
+    archive: Arc<dyn Archive>,
+    log: Arc<dyn EventLog>,
+    /// The history of every shard.
+    pub plans: Vec<ShardPlan>,
+    /// Whether an earlier attempt was ended, and is gone on with.
+    pub goes_on: bool,
+    _lock: DataLock,
+}
+
+enum Target {
+    Sqlite { place: PathBuf, beside: PathBuf },
+    Postgres(PostgresOptions),
+}
+
+/// Checks that the configuration has a log and an archive and no store, that no process serves from it, and that no records are missing.
+/// `former` are logs whose offsets this one has continued.
+///
+/// # Errors
+/// If anything stands in the way: names it and the way out.
+pub fn prepare(config: &Config, data: &DataDir, former: &[LogId], allow_expired: bool) -> anyhow::Result<Prepared> {
+    if config.text("kafka.brokers").is_empty() && !data.log().is_dir() {
+        bail!(
+            "{} has no log: name the data directory with --data; a store is made from its archive and its log",
+            data.root().display()
+        );
+    }
+    let _lock = lock::lock(data.root())?;
+    let target = Target::of(config, data);
+    let goes_on = target.check()?;
+    let archive = offline::archive(config, data)?;
+    let log = offline::log(config, data).map_err(|why| anyhow::anyhow!(why))?;
+    let plans = rebuild::plan(archive.as_ref(), log.as_ref(), former, allow_expired)?;
+    Ok(Prepared { target, archive, log, plans, goes_on, _lock })
+}
+
+impl Prepared {
+    /// Where the new store is going to be.
+    pub fn place(&self) -> String {
+        match &self.target {
+            Target::Sqlite { place, .. } => place.display().to_string(),
+            Target::Postgres(_) => "the database of store.url".to_owned(),
+        }
+    }
+
+    /// Makes the store. `progress` is told how many records are done.
+    ///
+    /// # Errors
+    /// If something cannot be read or written; what is done is kept, and the next attempt goes on there.
+    pub fn run(&self, config: &Config, archive_only: bool, progress: &mut dyn FnMut(u64)) -> anyhow::Result<Report> {
+        let nonce = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
+        let shards = limits::shard(config, Faults::default());
+        let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
+        let max_delta_bytes = (config.number("flush.max_delta_bytes") / SHARE_OF_DELTAS) as usize;
+        let run = |store: &dyn RollupStore, progress: &mut dyn FnMut(u64)| {
+            let rebuild = Rebuild {
+                store,
+                archive: self.archive.as_ref(),
+                log: self.log.as_ref(),
+                rules: FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes },
+                max_series: limits::max_series(config, self.log.shard_count()),
+                max_ahead_ms: config.millis("accept.max_ahead"),
+                nonce,
+            };
+            rebuild.run(&self.plans, archive_only, progress)
+        };
+        match &self.target {
+            Target::Sqlite { place, beside } => {
+                let store = SqliteStore::open_rebuilding(beside)?;
+                let report = run(store.as_ref(), progress)?;
+                store.finish_rebuild()?;
+                drop(store);
+                put_in_place(beside, place)?;
+                Ok(report)
+            }
+            Target::Postgres(options) => {
+                let store = PostgresStore::open_rebuilding(options)?;
+                let report = run(store.as_ref(), progress)?;
+                store.finish_rebuild()?;
+                Ok(report)
+            }
+        }
+    }
+}
+
+impl Target {
+    fn of(config: &Config, data: &DataDir) -> Self {
+        match backends::postgres(config) {
+            Some(options) => Self::Postgres(options),
+            None => Self::Sqlite { place: data.store(), beside: data.rebuilding() },
+        }
+    }
+
+    /// Whether an earlier attempt is there.
+    fn check(&self) -> anyhow::Result<bool> {
+        match self {
+            Self::Sqlite { place, beside } => {
+                // A journal that belongs to another file would be played into the new one.
+                let there: Vec<String> = files_of(place).filter(|file| file.exists()).map(|f| f.display().to_string()).collect();
+                if !there.is_empty() {
+                    bail!("there is a store: {}; if it is lost, move it away, all files of it", there.join(", "));
+                }
+                Ok(beside.exists())
+            }
+            Self::Postgres(options) => match PostgresStore::holds(options)? {
+                Holds::Nothing => Ok(false),
+                Holds::Rebuilding => Ok(true),
+                Holds::Store => bail!(
+                    "the database of store.url holds a store: name an empty database, or, if that store is lost, \
+                     `DROP SCHEMA rollmill CASCADE` in it"
+                ),
+            },
+        }
+    }
+}
+
+/// The file of a store, and its journals.
+fn files_of(store: &Path) -> impl Iterator<Item = PathBuf> {
+    ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{}{end}", store.display()))).into_iter()
+}
+
+/// The new store takes its place, durably.
+fn put_in_place(beside: &Path, place: &Path) -> anyhow::Result<()> {
+    let named = || format!("cannot move {} to {}", beside.display(), place.display());
+    for journal in files_of(beside).skip(1).filter(|file| file.exists()) {
+        std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
+    }
+    std::fs::rename(beside, place).with_context(named)?;
+    let directory = place.parent().unwrap_or(Path::new("."));
+    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).with_context(named)
+}

@@ -1,0 +1,162 @@
+//! The footer of an archive object: what the object is, what its shard decided about its records, and a checksum of the whole file.
+//!
+//! A store that was lost is rebuilt from it. Keys may be added behind; a reader passes over those that it does not know. The checksum
+//! is that of the file with zeros in its place, so that an object can be checked where no manifest knows its sum.
+
+use bytes::Bytes;
+use parquet::file::metadata::KeyValue;
+use serde::{Deserialize, Serialize};
+
+use crate::model::CodecError;
+use crate::model::manifest::{Decisions, ObjectName};
+use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
+use crate::model::series::SeriesId;
+
+/// Version of the format.
+const VERSION: &str = "1";
+const DECISIONS: &str = "rollmill.decisions";
+const SUM: &str = "rollmill.crc32c";
+/// Stands for the checksum while it is computed: as many digits.
+const NO_SUM: [u8; 8] = *b"00000000";
+/// What follows the key in the file: the next field, which is a text of eight bytes.
+const SUM_FOLLOWS: [u8; 2] = [0x18, 8];
+/// Length of the footer and magic number, at the end of the file.
+const TAIL: usize = 8;
+
+/// What the footer says of the object's place.
+pub(super) fn place(log: LogId, shard: ShardId, name: ObjectName) -> Vec<(&'static str, String)> {
+    vec![
+        ("rollmill.version", VERSION.to_owned()),
+        ("rollmill.log", log.to_string()),
+        ("rollmill.shard", shard.to_string()),
+        ("rollmill.from", name.range.from.to_string()),
+        ("rollmill.to", name.range.to.to_string()),
+        ("rollmill.epoch", name.epoch.counter.to_string()),
+        ("rollmill.nonce", format!("{:016x}", name.epoch.nonce)),
+    ]
+}
+
+/// Everything that the footer says, the place of the checksum last.
+pub(super) fn pairs(
+    log: LogId,
+    shard: ShardId,
+    name: ObjectName,
+    decisions: &Decisions,
+) -> Result<Vec<(&'static str, String)>, CodecError> {
+    let mut pairs = place(log, shard, name);
+    pairs.push((DECISIONS, serde_json::to_string(&Written::of(decisions)).map_err(|e| bad(e.to_string()))?));
+    pairs.push((SUM, String::from_utf8_lossy(&NO_SUM).into_owned()));
+    Ok(pairs)
+}
+
+/// The footer that was read.
+pub(super) struct Footer<'a>(pub(super) Option<&'a Vec<KeyValue>>);
+
+impl Footer<'_> {
+    fn value(&self, key: &str) -> Option<&str> {
+        self.0.into_iter().flatten().find(|pair| pair.key == key).and_then(|pair| pair.value.as_deref())
+    }
+
+    /// Whether it is that of the object.
+    pub(super) fn check(&self, log: LogId, shard: ShardId, name: ObjectName) -> Result<(), CodecError> {
+        if let Some(other) = self.value("rollmill.version").filter(|version| *version != VERSION) {
+            return Err(bad(format!(
+                "format version {other} is unknown, this build reads {VERSION}: use the version of Rollmill that wrote it"
+            )));
+        }
+        for (key, expected) in place(log, shard, name) {
+            if self.value(key) != Some(&expected) {
+                let found = self.value(key).unwrap_or("nothing");
+                return Err(bad(format!("its footer has {found} for {key}, expected was {expected}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Log, shard and name of the object.
+    pub(super) fn object(&self) -> Result<(LogId, ShardId, ObjectName), CodecError> {
+        let text = |key: &'static str| self.value(key).ok_or_else(|| bad(format!("its footer has no {key}")));
+        let number = |key| text(key)?.parse::<u64>().map_err(|e| bad(format!("its footer has no number for {key}: {e}")));
+        let digits = |key| u128::from_str_radix(text(key)?, 16).map_err(|e| bad(format!("its footer: {key}: {e}")));
+        let log = LogId(digits("rollmill.log")?.to_be_bytes());
+        let shard = ShardId(u32::try_from(number("rollmill.shard")?).map_err(|e| bad(e.to_string()))?);
+        let range = OffsetRange::new(number("rollmill.from")?, number("rollmill.to")?)
+            .ok_or_else(|| bad("its footer has a range that runs backwards"))?;
+        let nonce = u64::try_from(digits("rollmill.nonce")?).map_err(|e| bad(e.to_string()))?;
+        let name = ObjectName { range, epoch: Epoch { counter: number("rollmill.epoch")?, nonce } };
+        self.check(log, shard, name)?;
+        Ok((log, shard, name))
+    }
+
+    /// What was decided about the records; `None` if the object was written before that was noted.
+    pub(super) fn decisions(&self) -> Result<Option<Decisions>, CodecError> {
+        let Some(text) = self.value(DECISIONS) else { return Ok(None) };
+        let written: Written = serde_json::from_str(text).map_err(|e| bad(format!("{DECISIONS}: {e}")))?;
+        written.decisions().map(Some)
+    }
+}
+
+/// Decisions as the footer has them.
+#[derive(Debug, Serialize, Deserialize)]
+struct Written {
+    /// Series id in hexadecimal digits, offset.
+    admitted: Vec<(String, u64)>,
+    /// Offset, index, whether it was given up.
+    set_aside: Vec<(u64, u32, bool)>,
+}
+
+impl Written {
+    fn of(decisions: &Decisions) -> Self {
+        let admitted = decisions.admitted.iter().map(|(id, offset)| (id.to_string(), *offset)).collect();
+        Self { admitted, set_aside: decisions.set_aside.clone() }
+    }
+
+    fn decisions(self) -> Result<Decisions, CodecError> {
+        let id = |digits: &str| match digits.len() {
+            32 => u128::from_str_radix(digits, 16).map(|id| SeriesId(id.to_be_bytes())).map_err(|e| bad(e.to_string())),
+            _ => Err(bad(format!("{DECISIONS}: {digits:?} is no series id"))),
+        };
+        let admitted = self.admitted.iter().map(|(digits, offset)| Ok((id(digits)?, *offset))).collect::<Result<_, _>>()?;
+        Ok(Decisions { admitted, set_aside: self.set_aside })
+    }
+}
+
+/// Where the checksum stands; `None` in an object that has none.
+fn sum_at(bytes: &[u8]) -> Option<usize> {
+    let (rest, tail) = bytes.split_at_checked(bytes.len().checked_sub(TAIL)?)?;
+    let length = u32::from_le_bytes(tail.first_chunk().copied()?) as usize;
+    let footer_at = rest.len().checked_sub(length)?;
+    let wanted = [SUM.as_bytes(), &SUM_FOLLOWS].concat();
+    let found = rest[footer_at..].windows(wanted.len()).rposition(|window| window == wanted)?;
+    let at = footer_at + found + wanted.len();
+    (at + NO_SUM.len() <= rest.len()).then_some(at)
+}
+
+fn sum(bytes: &[u8], at: usize) -> [u8; 8] {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..at]), &NO_SUM);
+    let digits = format!("{:08x}", crc32c::crc32c_append(sum, &bytes[at + NO_SUM.len()..]));
+    digits.as_bytes().first_chunk().copied().unwrap_or(NO_SUM)
+}
+
+/// Writes the checksum into a finished file.
+pub(super) fn seal(bytes: &mut [u8]) -> Result<(), CodecError> {
+    let at = sum_at(bytes).ok_or_else(|| bad("it has no place for its checksum"))?;
+    let sum = sum(bytes, at);
+    bytes[at..at + sum.len()].copy_from_slice(&sum);
+    Ok(())
+}
+
+/// Whether the file has a checksum, which then is right. To be asked before anything is read: the library may panic on damaged bytes.
+pub(super) fn is_sealed(bytes: &Bytes) -> Result<bool, CodecError> {
+    let Some(at) = sum_at(bytes) else { return Ok(false) };
+    let (found, expected) = (&bytes[at..at + NO_SUM.len()], sum(bytes, at));
+    if found == expected {
+        return Ok(true);
+    }
+    let text = String::from_utf8_lossy;
+    Err(bad(format!("its CRC32C is {}, its footer says {}", text(&expected), text(found))))
+}
+
+fn bad(why: impl Into<String>) -> CodecError {
+    CodecError::new("archive object", why)
+}

@@ -1,0 +1,229 @@
+//! Which objects of a listing, and which records of the log, make up the history of a shard. A function of the listing and the bounds.
+//!
+//! A listing also has what the manifest never named: leftovers of crashes and of owners that were overtaken, and objects that expired and
+//! were not removed yet. All of them hold records as they were in the log, so any chain of objects without a gap tells the same history.
+
+use std::collections::BTreeMap;
+
+use super::RebuildError;
+use crate::model::manifest::{ManifestRow, ObjectName, Tier};
+use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
+use crate::persistence::archive::ObjectInfo;
+
+/// An object of the chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Where it is.
+    pub object: ObjectInfo,
+    /// What its name says.
+    pub name: ObjectName,
+}
+
+/// Where the records of a shard come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardPlan {
+    /// The shard.
+    pub shard: ShardId,
+    /// The first record that is left.
+    pub start: Offset,
+    /// Objects that hold `[start, archived)`, without gap or overlap.
+    pub chain: Vec<Link>,
+    /// Behind the last object.
+    pub archived: Offset,
+    /// Behind the last record of the log.
+    pub end: Offset,
+    /// Objects of the listing that are not used.
+    pub unused: u64,
+    /// What it was made of.
+    from: Given,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Given {
+    /// The objects, by their first record.
+    all: Vec<Link>,
+    bounds: (Offset, Offset),
+}
+
+impl ShardPlan {
+    /// Records to fold.
+    pub fn records(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// The plan without an object that turned out to be damaged.
+    ///
+    /// # Errors
+    /// If nothing else has its records.
+    pub(super) fn without(&self, path: &str) -> Result<Self, RebuildError> {
+        let Given { mut all, bounds } = self.from.clone();
+        all.retain(|link| link.object.path != path);
+        let plan = of_links(self.shard, all, bounds)?;
+        if plan.start > self.start {
+            return Err(RebuildError::Begins { shard: self.shard, start: plan.start });
+        }
+        Ok(plan)
+    }
+
+    /// The highest epoch of an owner in the objects.
+    pub fn epoch(&self) -> u64 {
+        self.chain.iter().map(|link| link.name.epoch.counter).max().unwrap_or(0)
+    }
+}
+
+/// Plans a shard whose log holds `[log_start, log_end)`. `logs` are the names under which its objects may be: those of former logs, whose
+/// offsets it has continued, too.
+///
+/// # Errors
+/// If records are missing between the first one that is left and the end of the log.
+pub(super) fn plan(
+    logs: &[LogId],
+    shard: ShardId,
+    listed: Vec<ObjectInfo>,
+    bounds: (Offset, Offset),
+) -> Result<ShardPlan, RebuildError> {
+    of_links(shard, links(logs, shard, listed), bounds)
+}
+
+fn of_links(shard: ShardId, all: Vec<Link>, bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
+    let (log_start, log_end) = bounds;
+    let count = all.len() as u64;
+    // What reaches further back tells more; the archive is preferred, because it has what was decided.
+    let first = all.first().map(|link| link.name.range.from).filter(|from| *from <= log_start);
+    let start = first.unwrap_or(log_start);
+    let chain = if first.is_some() { chain(&all, start) } else { Vec::new() };
+    let archived = chain.last().map_or(start, |link| link.name.range.to);
+    if archived < log_start {
+        let next = all.iter().map(|link| link.name.range.from).filter(|from| *from > archived).min();
+        let missing = OffsetRange { from: archived, to: next.unwrap_or(log_start).min(log_start) };
+        return Err(RebuildError::Gap { shard, missing });
+    }
+    if archived > log_end {
+        return Err(RebuildError::LogShort { shard, archived, end: log_end });
+    }
+    let unused = count - chain.len() as u64;
+    Ok(ShardPlan { shard, start, chain, archived, end: log_end, unused, from: Given { all, bounds } })
+}
+
+/// The objects by their first record, each once: of two copies the one in the hot store, which was there first.
+fn links(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Vec<Link> {
+    let mut by_path: BTreeMap<String, Link> = BTreeMap::new();
+    for object in listed {
+        let Some(name) = logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path)) else { continue };
+        let hot = object.tier == Tier::Hot;
+        let link = Link { object, name };
+        if hot || !by_path.contains_key(&link.object.path) {
+            by_path.insert(link.object.path.clone(), link);
+        }
+    }
+    let mut all: Vec<Link> = by_path.into_values().collect();
+    all.sort_by_key(|link| (link.name.range.from, link.name.range.to, link.name.epoch));
+    all
+}
+
+/// The chain from `start` that reaches furthest; among objects that lead there, those of the latest owner.
+fn chain(all: &[Link], start: Offset) -> Vec<Link> {
+    let mut furthest: BTreeMap<Offset, Offset> = BTreeMap::new();
+    let reach = |furthest: &BTreeMap<Offset, Offset>, link: &Link| {
+        let to = link.name.range.to;
+        furthest.get(&to).copied().unwrap_or(to)
+    };
+    for link in all.iter().rev() {
+        let reached = reach(&furthest, link);
+        let best = furthest.entry(link.name.range.from).or_insert(reached);
+        *best = reached.max(*best);
+    }
+    let (mut chain, mut next) = (Vec::new(), start);
+    while let Some(goal) = furthest.get(&next) {
+        let from = all.partition_point(|link| link.name.range.from < next);
+        let begin_here = all[from..].iter().take_while(|link| link.name.range.from == next);
+        let leading = begin_here.filter(|link| reach(&furthest, link) == *goal);
+        let Some(best) = leading.max_by_key(|link| (link.name.epoch, link.name.range.to)) else { break };
+        chain.push(best.clone());
+        next = best.name.range.to;
+    }
+    chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::offset::Epoch;
+
+    const LOG: LogId = LogId([3; 16]);
+    const SHARD: ShardId = ShardId(2);
+
+    fn object(from: Offset, to: Offset, counter: u64, tier: Tier) -> ObjectInfo {
+        let epoch = Epoch { counter, nonce: 9 };
+        let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from, to }, epoch);
+        ObjectInfo { path, bytes: 1, written: 0, tier }
+    }
+
+    fn planned(objects: &[(Offset, Offset, u64)], bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
+        let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter, Tier::Hot)).collect();
+        plan(&[LOG], SHARD, listed, bounds)
+    }
+
+    fn ranges(plan: &ShardPlan) -> Vec<(Offset, Offset, u64)> {
+        plan.chain.iter().map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter)).collect()
+    }
+
+    #[test]
+    fn leftovers_never_lead_astray() {
+        // An object whose row was never written, its successor's cut elsewhere, and what an old owner wrote too late.
+        let objects = [(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)];
+        let plan = planned(&objects, (0, 40)).expect("a plan");
+        assert_eq!(ranges(&plan), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
+        assert_eq!((plan.start, plan.archived, plan.end, plan.unused, plan.records(), plan.epoch()), (0, 25, 40, 3, 40, 3));
+    }
+
+    #[test]
+    fn a_gap_of_objects_is_filled_from_the_log_if_it_reaches_back() {
+        let objects = [(0, 10, 1), (20, 30, 1)];
+        let plan = planned(&objects, (5, 40)).expect("a plan");
+        assert_eq!((ranges(&plan), plan.archived, plan.unused), (vec![(0, 10, 1)], 10, 1));
+        let gap = |from, to| RebuildError::Gap { shard: SHARD, missing: OffsetRange { from, to } };
+        assert_eq!(planned(&objects, (11, 40)), Err(gap(10, 11)), "the log has the rest");
+        assert_eq!(planned(&objects, (30, 40)), Err(gap(10, 20)));
+        assert_eq!(planned(&[(0, 10, 1)], (12, 40)), Err(gap(10, 12)));
+    }
+
+    #[test]
+    fn a_shard_begins_with_the_first_record_that_is_left() {
+        let starts = |objects: &[(Offset, Offset, u64)], bounds| {
+            let plan = planned(objects, bounds).expect("a plan");
+            (plan.start, plan.archived, plan.records())
+        };
+        assert_eq!(starts(&[], (0, 7)), (0, 0, 7));
+        assert_eq!(starts(&[], (3, 7)), (3, 3, 4));
+        assert_eq!(starts(&[(5, 6, 1)], (6, 7)), (5, 6, 2), "what was below has expired");
+        assert_eq!(starts(&[(5, 6, 1)], (4, 7)), (4, 4, 3), "the log reaches back further");
+    }
+
+    #[test]
+    fn a_damaged_object_is_left_out_if_others_have_its_records() {
+        let plan = planned(&[(0, 10, 1), (10, 20, 1), (10, 20, 2), (20, 30, 2)], (25, 40)).expect("a plan");
+        let path = |plan: &ShardPlan, at: usize| plan.chain[at].object.path.clone();
+        let other = plan.without(&path(&plan, 1)).expect("the older owner's is there");
+        assert_eq!(ranges(&other), [(0, 10, 1), (10, 20, 1), (20, 30, 2)]);
+        let missing = OffsetRange { from: 10, to: 20 };
+        assert_eq!(other.without(&path(&other, 1)), Err(RebuildError::Gap { shard: SHARD, missing }));
+        let begins = Err(RebuildError::Begins { shard: SHARD, start: 10 });
+        assert_eq!(plan.without(&path(&plan, 0)), begins);
+    }
+
+    #[test]
+    fn a_log_that_ends_below_its_archive_is_refused() {
+        let refused = planned(&[(0, 10, 1)], (0, 9));
+        assert_eq!(refused, Err(RebuildError::LogShort { shard: SHARD, archived: 10, end: 9 }));
+    }
+
+    #[test]
+    fn an_object_that_is_being_moved_counts_once() {
+        let listed = vec![object(0, 5, 1, Tier::Cold), object(0, 5, 1, Tier::Hot), object(5, 6, 1, Tier::Cold)];
+        let stranger = ObjectInfo { path: "raw/notes.txt".to_owned(), ..listed[0].clone() };
+        let plan = plan(&[LOG], SHARD, [listed, vec![stranger]].concat(), (0, 6)).expect("a plan");
+        assert_eq!(plan.chain.iter().map(|link| link.object.tier).collect::<Vec<_>>(), [Tier::Hot, Tier::Cold]);
+        assert_eq!(plan.unused, 0);
+    }
+}

@@ -1,0 +1,278 @@
+//! A small shard at work, its store lost, and made anew. Crashes, leftovers and poison are the simulation's (`tests/sim/checks.rs`).
+
+use std::sync::Arc;
+
+use super::*;
+use crate::clock::{Clock, ManualClock};
+use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+use crate::model::series::{Series, SeriesId};
+use crate::persistence::archive::ObjectInfo;
+use crate::persistence::archive::memory::MemoryArchive;
+use crate::persistence::archive::parquet;
+use crate::persistence::log::AppendRequest;
+use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::store::memory::{Fault, MemoryStore, Write};
+
+const LOG: LogId = LogId([4; 16]);
+const SHARDS: u32 = 2;
+const RULES: FoldRules = FoldRules { dedup_horizon_ms: 50_000, dedup_max_ids: 100, max_delta_bytes: 1 };
+/// Series of a tenant that a shard admits.
+const MAX_SERIES: u64 = 3;
+const RECORDS: u64 = 24;
+
+/// A record of two events: series and ids come again.
+fn payload(shard: u32, n: u64) -> bytes::Bytes {
+    let series: Vec<Series> =
+        [(n / 2) % 7, (n / 3) % 5].map(|page| Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}"))])).into();
+    let keys: Vec<(Vec<u8>, SeriesId)> = series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
+    let ids = [format!("a{}", n / 2), format!("b{n}")];
+    let event = |at: usize| RecordEvent {
+        series: at as u32,
+        timestamp: 3_600_000 * (n % 4) as i64,
+        value: None,
+        user: Some(&ids[1 - at]),
+        id: Some(&ids[at]),
+        raw: b"{}",
+    };
+    let series = keys.iter().map(|(key, id)| SeriesEntry { id: &id.0, key }).collect();
+    let mut bytes = Vec::new();
+    let events = vec![event(0), event(1)];
+    record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events }, &mut bytes);
+    bytes.into()
+}
+
+struct World {
+    log: Arc<MemoryLog>,
+    store: Arc<MemoryStore>,
+    archive: MemoryArchive,
+}
+
+impl World {
+    /// Both shards at work, in turns, so that they share the overflow series; records below `archived` are archived, five to an object.
+    fn new(archived: u64) -> Self {
+        let clock = ManualClock::at(0);
+        let log = MemoryLog::new(LOG, SHARDS, clock.clone());
+        for n in 0..RECORDS {
+            clock.set(10_000 * n as i64);
+            assert_eq!(clock.now(), 10_000 * n as i64);
+            let records = (0..SHARDS).map(|shard| (ShardId(shard), payload(shard, n))).collect();
+            log.append(AppendRequest { records }).expect("appended");
+        }
+        let world = Self { log, store: MemoryStore::new(), archive: MemoryArchive::new() };
+        for (from, to) in [(0, 13), (13, RECORDS)] {
+            (0..SHARDS).map(ShardId).for_each(|shard| world.work(shard, from, to));
+        }
+        for from in (0..archived).step_by(5) {
+            (0..SHARDS).map(ShardId).for_each(|shard| world.put(shard, from, archived.min(from + 5)));
+        }
+        world
+    }
+
+    fn work(&self, shard: ShardId, from: Offset, to: Offset) {
+        let claim = self.store.claim(shard, LOG, from).expect("claim");
+        assert_eq!(claim.checkpoint.next, from);
+        let recent = self.store.recent_ids(shard, i64::MIN).expect("ids");
+        let admission = Admission::limited(MAX_SERIES, self.store.admitted_series(shard).expect("series"));
+        let mut state = ShardState::new(RULES.limits(), shard, &claim, recent, admission, from);
+        let records = self.log.read(shard, from, usize::MAX).expect("records");
+        let flushed = fold::apply(&mut state, &records[..(to - from) as usize], true, &mut |guard, batch, forget| {
+            self.store.flush(guard, batch, forget)
+        });
+        flushed.expect("flushed");
+    }
+
+    fn records(&self, shard: ShardId, from: Offset, to: Offset) -> Vec<LogRecord> {
+        let mut records = self.log.read(shard, from, usize::MAX).expect("records");
+        records.truncate((to - from) as usize);
+        records
+    }
+
+    fn put(&self, shard: ShardId, from: Offset, to: Offset) {
+        let mut snapshot = self.store.snapshot().expect("snapshot");
+        let checkpoints = snapshot.checkpoints().expect("checkpoints");
+        let epoch = checkpoints.iter().find(|(id, _)| *id == shard).expect("a checkpoint").1.epoch;
+        let decisions = snapshot.decisions(shard, OffsetRange { from, to }).expect("decisions");
+        let row = self.archive.write(LOG, shard, epoch, &self.records(shard, from, to), &decisions).expect("written");
+        self.store.archived(&row).expect("archived");
+    }
+
+    fn rebuild(&self, store: &MemoryStore, allow_expired: bool) -> Result<Report, RebuildError> {
+        let plans = plan(&self.archive, &*self.log, &[], allow_expired)?;
+        let (archive, log) = (&self.archive, &*self.log);
+        let rebuild = Rebuild { store, archive, log, rules: RULES, max_series: MAX_SERIES, max_ahead_ms: 3_600_000, nonce: 99 };
+        let mut last = 0;
+        let report = rebuild.run(&plans, false, &mut |done| last = done)?;
+        assert_eq!(last, plans.iter().map(ShardPlan::records).sum::<u64>(), "the bar ends full");
+        Ok(report)
+    }
+
+    fn objects(&self) -> Vec<ObjectInfo> {
+        (0..SHARDS).flat_map(|shard| self.archive.list(LOG, ShardId(shard)).expect("list")).collect()
+    }
+}
+
+fn everything(store: &dyn RollupStore) -> Vec<String> {
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let mut all = Vec::new();
+    let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour: Hour, _, bytes: &[u8]| {
+        all.push(format!("{:?} {hour:?} {bytes:02x?}", info.series));
+    };
+    snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("rows");
+    for (shard, at) in snapshot.checkpoints().expect("checkpoints") {
+        all.push(format!("{shard} {} {} {:?}", at.next, at.archived, snapshot.manifest(Some(shard)).expect("rows")));
+        let mut admissions = snapshot.admissions(shard).expect("admissions");
+        admissions.sort_unstable();
+        all.push(format!("{admissions:?}"));
+        let recent = store.recent_ids(shard, 10_000 * RECORDS as i64 - RULES.dedup_horizon_ms).expect("ids");
+        let ids = recent.into_iter().flat_map(|block| block.runs).filter(|(at, _)| *at >= 10_000 * (RECORDS as i64 - 5));
+        all.push(format!("{:?}", ids.flat_map(|(_, ids)| ids).collect::<Vec<_>>()));
+    }
+    all.push(format!("{:?} {:?}", snapshot.accounting("t", Hour(0), Hour(99)), snapshot.metrics("t")));
+    all
+}
+
+#[test]
+fn a_rebuilt_store_is_the_one_that_was_lost() {
+    for archived in [0, 1, 13, 20, RECORDS] {
+        let world = World::new(archived);
+        let store = MemoryStore::rebuilding();
+        let report = world.rebuild(&store, false).expect("rebuilt");
+        assert_eq!(everything(&*store), everything(&*world.store), "{archived} archived");
+        let (objects, records) = (u64::from(SHARDS) * archived.div_ceil(5), u64::from(SHARDS) * archived);
+        assert_eq!((report.objects, report.records.0, report.records.0 + report.records.1), (objects, records, 2 * RECORDS));
+        let [aggregated, deduplicated, _] = report.events;
+        assert!(deduplicated > 0 && aggregated + deduplicated == 4 * RECORDS, "{report:?}");
+        let metrics = store.snapshot().expect("snapshot").metrics("t").expect("metrics");
+        assert_eq!(metrics[0].series, 2 * MAX_SERIES + 1, "limits were reached, and the overflow series is shared");
+        let old = world.store.snapshot().expect("snapshot").checkpoints().expect("checkpoints");
+        let new = store.claim(ShardId(0), LOG, 5).expect("goes on").checkpoint;
+        assert_eq!(new.next, old[0].1.next);
+        assert!(archived == 0 || new.epoch.counter > old[0].1.epoch.counter, "epochs go on, too");
+    }
+}
+
+#[test]
+fn a_rebuild_that_is_ended_anywhere_goes_on() {
+    let world = World::new(20);
+    let expected = everything(&*world.store);
+    let mut ends = 0;
+    for fault in [Fault::Before, Fault::AppliedReplyLost] {
+        for at in 0.. {
+            let store = MemoryStore::rebuilding();
+            let mut left = at;
+            store.set_faults(move |write| {
+                let hit = matches!(write, Write::Flush | Write::Restore) && left == 0;
+                left = if matches!(write, Write::Flush | Write::Restore) { left - 1 } else { left };
+                hit.then_some(fault)
+            });
+            match world.rebuild(&store, false) {
+                Ok(_) => break,
+                Err(error) => assert!(matches!(error, RebuildError::Store(_)), "{error}"),
+            }
+            ends += 1;
+            store.clear_faults();
+            world.rebuild(&store, false).expect("goes on");
+            assert_eq!(everything(&*store), expected, "ended at write {at}, {fault:?}");
+        }
+    }
+    assert!(ends > 20, "{ends}");
+}
+
+#[test]
+fn objects_of_an_older_release_are_decided_again_by_the_limit() {
+    let world = World::new(20);
+    let expected = everything(&*world.store);
+    // The first objects were written before decisions were noted.
+    for object in world.objects().iter().filter(|object| object.path.contains("/00000000000000000000-")) {
+        let found = world.archive.examine(object).expect("an object");
+        let bytes = parquet::tests::older(LOG, found.row.shard, found.row.epoch, &found.records);
+        world.archive.put(&object.path, Tier::Hot, bytes);
+    }
+    let store = MemoryStore::rebuilding();
+    let report = world.rebuild(&store, false).expect("rebuilt");
+    assert_eq!((report.undecided, report.unsealed), (2, 2));
+    let but_sizes = |all: Vec<String>| all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>();
+    assert_eq!(but_sizes(everything(&*store)), but_sizes(expected));
+}
+
+#[test]
+fn a_damaged_object_is_said_or_gone_around() {
+    let world = World::new(20);
+    let object = world.objects()[1].clone();
+    let mut bytes = world.archive.bytes(&object.path, Tier::Hot).expect("there").to_vec();
+    bytes[100] ^= 1;
+    world.archive.put(&object.path, Tier::Hot, bytes.into());
+    let store = MemoryStore::rebuilding();
+    let report = world.rebuild(&store, false).expect("the log still has its records");
+    assert_eq!(report.damaged, [object.path.clone()]);
+    let rows = |store: &MemoryStore| {
+        let mut found = Vec::new();
+        let mut snapshot = store.snapshot().expect("snapshot");
+        let mut visit =
+            |info: &Arc<crate::model::flush::SeriesInfo>, hour, _, bytes: &[u8]| found.push((info.id, hour, bytes.to_vec()));
+        snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("rows");
+        found
+    };
+    assert_eq!(rows(&store), rows(&world.store));
+
+    world.log.release(&[20, 20]).expect("released");
+    let error = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("nothing has its records");
+    assert!(error.to_string().contains(&object.path) && error.to_string().contains("bring the object back"), "{error}");
+    world.archive.remove(&object.path, Tier::Hot).expect("removed");
+    let error = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("a gap");
+    assert!(error.to_string().contains("records 5 to 10 are neither"), "{error}");
+}
+
+#[test]
+fn what_expired_is_left_out_only_when_that_is_allowed() {
+    let world = World::new(20);
+    world.log.release(&[20, 20]).expect("released");
+    let first: ManifestRow = world.store.snapshot().expect("snapshot").manifest(Some(ShardId(0))).expect("rows").remove(0);
+    assert!(world.store.expired(&first).expect("expired"));
+    world.archive.remove(&first.path, Tier::Hot).expect("removed");
+    let refused = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("refused");
+    assert_eq!(refused, RebuildError::Begins { shard: ShardId(0), start: 5 });
+    assert!(refused.to_string().contains("--allow-expired"), "{refused}");
+
+    let store = MemoryStore::rebuilding();
+    let report = world.rebuild(&store, true).expect("rebuilt");
+    assert_eq!(report.incomplete_before, Some(Hour(2)), "appended in hour 0, at most an hour ahead");
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let floor = ArchiveFloor { offset: 5, appended: 50_000, hour: Hour(2) };
+    assert_eq!(snapshot.archive_floors(), Ok(vec![(ShardId(0), floor)]));
+    let rows = snapshot.manifest(Some(ShardId(0))).expect("rows");
+    assert_eq!(crate::model::manifest::tiles(&rows, 5, 20), Ok(()));
+    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.next, RECORDS);
+}
+
+#[test]
+fn a_store_that_may_be_in_use_is_never_written_over() {
+    let world = World::new(20);
+    let error = world.rebuild(&world.store, false).expect_err("refused");
+    assert!(matches!(error, RebuildError::Store(StoreError::Invalid(_))), "{error}");
+}
+
+#[test]
+fn a_log_that_continues_another_has_the_history_of_both() {
+    let world = World::new(20);
+    // As after a migration: the same offsets under another id, from where the first log ended; its objects keep their names.
+    let log = MemoryLog::new(LogId([5; 16]), SHARDS, ManualClock::at(1_000_000));
+    for n in 0..20 {
+        let records = (0..SHARDS).map(|shard| (ShardId(shard), payload(shard, n))).collect();
+        log.append(AppendRequest { records }).expect("appended");
+    }
+    log.release(&[20, 20]).expect("released");
+    let refused = plan(&world.archive, &*log, &[], false).expect_err("nothing of its own");
+    assert_eq!(refused, RebuildError::Begins { shard: ShardId(0), start: 20 });
+    assert!(refused.to_string().contains("--former-log"), "{refused}");
+    let plans = plan(&world.archive, &*log, &[LOG], false).expect("a plan");
+    let store = MemoryStore::rebuilding();
+    let (archive, rules) = (&world.archive, RULES);
+    let rebuild = Rebuild { store: &*store, archive, log: &*log, rules, max_series: MAX_SERIES, max_ahead_ms: 0, nonce: 1 };
+    rebuild.run(&plans, false, &mut |_| ()).expect("rebuilt");
+    let mut snapshot = store.snapshot().expect("snapshot");
+    let at = snapshot.checkpoints().expect("checkpoints")[1].1;
+    assert_eq!((at.log, at.next, at.archived), (LogId([5; 16]), 20, 20));
+    assert!(snapshot.manifest(None).expect("rows").iter().all(|row| row.log == LOG));
+}

@@ -1,0 +1,369 @@
+//! A store that is lost is made anew from the archive and the log, byte-equal, and a server goes on with it; an older one that is put
+//! back from a backup goes on, too.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rollmill::config::Config;
+use rollmill::model::offset::ShardId;
+use rollmill::model::window::Hour;
+use rollmill::node::{DataDir, offline};
+use rollmill::persistence::store::RollupStore;
+use rollmill::persistence::store::sqlite::SqliteStore;
+use serde_json::Value;
+
+use crate::postgres;
+use crate::support::{Server, free_port};
+
+const SHARDS: u32 = 4;
+
+/// Three thousand flights of 2013 as events with ids, all of them late, of more series than are admitted.
+fn flights(from: usize, to: usize) -> String {
+    static EVENTS: OnceLock<Vec<String>> = OnceLock::new();
+    let events = EVENTS.get_or_init(|| {
+        let file = std::fs::File::open(crate::flights::flights()).expect("the flights are there");
+        let mut rows = csv::Reader::from_reader(flate2::read::GzDecoder::new(file));
+        let event = |(n, row): (usize, csv::StringRecord)| {
+            let value = if row[7].is_empty() { "null".to_owned() } else { format!("\"{}.1\"", &row[7]) };
+            // Something that no compression makes small, so that segments of the log are sealed and released.
+            let noise = blake3::hash(n.to_string().as_bytes()).to_hex();
+            format!(
+                r#"{{"metric":"delay","timestamp":"{}","value":{value},"user":"{}","id":"{n}","labels":{{"origin":"{}","dest":"{}"}},"properties":{{"flight":"{}","noise":"{noise}{noise}"}}}}"#,
+                &row[0], &row[6], &row[2], &row[4], &row[5]
+            )
+        };
+        rows.records().take(3_000).map(|row| row.expect("a row")).enumerate().map(event).collect()
+    });
+    format!("[{}]", events[from..to].join(","))
+}
+
+/// A node with its configuration in a file, for the server and for the commands beside it.
+struct Node {
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Node {
+    fn new(store_url: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let node = Self { root: dir.path().to_owned(), _dir: dir };
+        node.configure(store_url);
+        node
+    }
+
+    fn configure(&self, store_url: &str) {
+        let text = format!(
+            "data.dir = \"{}\"\nstore.url = \"{store_url}\"\nshards.count = {SHARDS}\nflush.interval = \"100ms\"\n\
+             archive.max_delay = \"150ms\"\narchive.keep = \"0\"\naccept.max_age = \"20000d\"\ntenants.max_series = 80\n\
+             log.segment_bytes = \"64KiB\"\n",
+            self.data().display()
+        );
+        std::fs::write(self.config(), text).expect("configuration");
+    }
+
+    fn config(&self) -> PathBuf {
+        self.root.join("rollmill.toml")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    fn parsed(&self) -> (Config, DataDir) {
+        (Config::load(Some(&self.config()), std::iter::empty(), &[]).expect("a configuration"), DataDir::new(self.data()))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
+            command.env_remove(name);
+        });
+        command.args(args).arg("--config").arg(self.config());
+        command
+    }
+
+    fn start(&self, env: &[(&str, &str)]) -> Server {
+        let port = free_port();
+        let mut command = self.command(&["serve", "--listen", &format!("127.0.0.1:{port}")]);
+        command.envs(env.iter().copied());
+        let mut server = Server::run(command, &self.data(), port);
+        server.wait_alive();
+        server
+    }
+
+    fn cli(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(args).output().expect("it runs");
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(!text.contains("panicked"), "{text}");
+        (output.status.code(), text)
+    }
+
+    fn succeeds(&self, args: &[&str]) -> String {
+        let (code, text) = self.cli(args);
+        assert_eq!(code, Some(0), "{args:?}: {text}");
+        text
+    }
+
+    fn refused(&self, args: &[&str], why: &[&str]) {
+        let (code, text) = self.cli(args);
+        assert_eq!(code, Some(1), "{args:?}: {text}");
+        why.iter().for_each(|part| assert!(text.contains(part), "{part:?} is not in: {text}"));
+    }
+
+    fn verify(&self) {
+        let report: Value = serde_json::from_str(&self.succeeds(&["verify", "--json"])).expect("JSON");
+        assert!(report["equal"] == true && report["rows"].as_u64() > Some(100), "{report}");
+    }
+
+    /// Waits until everything in the log is in the store.
+    fn flushed(&self) {
+        let (config, data) = self.parsed();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let checkpoints = offline::store(&config, &data).and_then(|store| Ok(store.snapshot()?.checkpoints()?));
+            let log = offline::log(&config, &data).expect("the log");
+            let checkpoints = checkpoints.unwrap_or_default();
+            if checkpoints.len() == SHARDS as usize && checkpoints.iter().all(|(shard, at)| at.next == log.end(*shard)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not flushed: {checkpoints:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until the archive has everything that is in the store.
+    fn archived(&self) {
+        let (config, data) = self.parsed();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let store = offline::store(&config, &data).expect("a store");
+            let checkpoints = store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).expect("checkpoints");
+            if checkpoints.iter().all(|(_, at)| at.archived == at.next) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not archived: {checkpoints:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A history with everything in it: several objects of each shard, some moved out of the log, duplicates, overflow, and a tail that
+    /// only the log has. The server is killed at its end.
+    fn live(&self) {
+        let server = self.start(&[]);
+        for n in 0..8 {
+            assert_eq!(server.post(&flights(250 * n, 250 * (n + 1))).0, 202);
+            assert_eq!(server.post(&flights(250 * n, 250 * n + 50)).0, 202, "a retry");
+            self.flushed();
+            self.archived();
+        }
+        self.refused(&["rebuild"], &["another process", "lock"]);
+        assert_eq!(server.stop(), Some(0));
+        let server = self.start(&[("ROLLMILL_ARCHIVE_MAX_DELAY", "1h")]);
+        assert_eq!(server.post(&flights(1_900, 2_400)).0, 202);
+        self.flushed();
+        server.kill();
+    }
+
+    /// The server goes on: what comes again is known, what is new counts, and all of it is what the records say.
+    fn goes_on(&self) {
+        let server = self.start(&[]);
+        // What is above the checkpoints comes from the log.
+        let [_, before, _] = await_accounted(&server, |[aggregated, ..]| aggregated == 2_400);
+        assert_eq!(server.post(&flights(0, 2_400)).0, 202);
+        assert_eq!(server.post(&flights(2_400, 2_500)).0, 202);
+        await_accounted(&server, |accounted| accounted == [2_500, before + 2_400, 0]);
+        self.flushed();
+        self.archived();
+        assert_eq!(server.stop(), Some(0));
+        self.verify();
+    }
+}
+
+/// Aggregated, de-duplicated, quarantined.
+fn accounted(server: &Server) -> [u64; 3] {
+    let (_, answer) = server.get("/v1/accounting");
+    let hours = answer["hours"].as_array().cloned().unwrap_or_default();
+    ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+}
+
+fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3] {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !pass(accounted(server)) {
+        assert!(Instant::now() < deadline, "accounted {:?}", accounted(server));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    accounted(server)
+}
+
+/// All that a store says, but for revisions and owners.
+fn everything(store: &dyn RollupStore) -> Vec<String> {
+    let always = (Hour(i32::MIN), Hour(i32::MAX));
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    let mut all = Vec::new();
+    let mut visit = |info: &std::sync::Arc<rollmill::model::flush::SeriesInfo>, hour: Hour, _, bytes: &[u8]| {
+        all.push(format!("{:?} {hour:?} {bytes:02x?}", info.series));
+    };
+    snapshot.rollup_bytes(always.0, always.1, &mut visit).expect("rows");
+    assert!(all.len() > 100);
+    for (shard, at) in snapshot.checkpoints().expect("checkpoints") {
+        all.push(format!("{shard} {} {} {}", at.log, at.next, at.archived));
+        all.extend(snapshot.manifest(Some(shard)).expect("manifest").iter().map(|row| format!("{row:?}")));
+        let mut admissions = snapshot.admissions(shard).expect("admissions");
+        admissions.sort_unstable();
+        all.push(format!("{admissions:?}"));
+        let ids = store.recent_ids(shard, i64::MIN).expect("ids").into_iter().flat_map(|block| block.runs);
+        all.push(format!("{:?}", ids.flat_map(|(_, ids)| ids).collect::<Vec<_>>()));
+    }
+    for what in [
+        format!("{:?}", snapshot.accounting("default", always.0, always.1)),
+        format!("{:?}", snapshot.metrics("default")),
+        format!("{:?}", snapshot.label_values("default", "dest", None)),
+        format!("{:?}", snapshot.quarantine()),
+    ] {
+        assert!(what.starts_with("Ok"), "{what}");
+        all.push(what);
+    }
+    all
+}
+
+fn equal(found: &[String], expected: &[String]) {
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found, expected);
+    }
+    assert_eq!(found.len(), expected.len());
+}
+
+/// Rebuilds are killed before one may come to its end.
+fn rebuilt_over_kills(node: &Node) {
+    for ms in [5, 20, 60, 120] {
+        let mut rebuild = node.command(&["rebuild"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        std::thread::sleep(Duration::from_millis(ms));
+        // It may have ended by itself.
+        let _ = rebuild.kill();
+        rebuild.wait().expect("it ends");
+    }
+    // The last one that was killed may have committed something behind the back of the next, which then refuses to go on.
+    let ended =
+        |(code, text): (Option<i32>, String)| code == Some(0) || text.contains("is a store") || text.contains("holds a store");
+    assert!((0..3).any(|_| ended(node.cli(&["rebuild"]))), "{:?}", node.cli(&["rebuild"]));
+}
+
+fn moved_away(data: &Path) -> PathBuf {
+    let lost = data.join("lost");
+    std::fs::create_dir(&lost).expect("a directory");
+    for name in ["store.sqlite", "store.sqlite-wal", "store.sqlite-shm"] {
+        if data.join(name).exists() {
+            std::fs::rename(data.join(name), lost.join(name)).expect("moved");
+        }
+    }
+    lost.join("store.sqlite")
+}
+
+#[test]
+fn a_lost_store_is_rebuilt_to_the_byte() {
+    let node = Node::new("");
+    node.live();
+    let (config, data) = node.parsed();
+    let log = offline::log(&config, &data).expect("the log");
+    assert!(
+        (0..SHARDS).any(|shard| log.start(ShardId(shard)) > 0),
+        "the log has released nothing: the archive would not be needed"
+    );
+    drop(log);
+    node.refused(&["rebuild"], &["there is a store", "store.sqlite", "move it away"]);
+    let lost = moved_away(&node.data());
+    let old = everything(SqliteStore::open_read_only(&lost).expect("the old store").as_ref());
+    assert!(old.iter().any(|line| line.contains("__overflow__")), "series beyond the limit");
+
+    let planned: Value = serde_json::from_str(&node.succeeds(&["rebuild", "--dry-run", "--json"])).expect("JSON");
+    assert_eq!(planned["shards"].as_array().map(Vec::len), Some(SHARDS as usize));
+    assert!(planned["shards"].as_array().into_iter().flatten().all(|shard| shard["objects"].as_array().map(Vec::len) > Some(2)));
+    assert!(!node.data().join("store.sqlite").exists() && !node.data().join("store.sqlite.rebuilding").exists());
+    assert!(node.succeeds(&["rebuild", "--dry-run"]).contains("would rebuild"));
+
+    // What is not whole is not served, wherever it is.
+    let beside = node.data().join("store.sqlite.rebuilding");
+    drop(SqliteStore::open_rebuilding(&beside).expect("begun"));
+    node.refused(&["serve", "--listen", "127.0.0.1:0"], &["has not finished", "rollmill rebuild"]);
+    std::fs::rename(&beside, node.data().join("store.sqlite")).expect("renamed");
+    node.refused(&["serve", "--listen", "127.0.0.1:0"], &["has not finished", "rollmill rebuild"]);
+    std::fs::rename(node.data().join("store.sqlite"), &beside).expect("renamed");
+
+    rebuilt_over_kills(&node);
+    assert!(!beside.exists() && !node.data().join("store.sqlite-wal").exists(), "all of it is in one file");
+    let new = SqliteStore::open_read_only(node.data().join("store.sqlite")).expect("the new store");
+    equal(&everything(new.as_ref()), &old);
+    drop(new);
+    node.verify();
+    node.goes_on();
+}
+
+#[test]
+fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
+    let server = postgres::shared();
+    let (first, second) = (server.database(), server.database());
+    let node = Node::new(&server.url(&first));
+    node.live();
+    node.refused(&["rebuild"], &["holds a store", "name an empty database"]);
+    let (config, data) = node.parsed();
+    let old = everything(offline::store(&config, &data).expect("the old store").as_ref());
+
+    node.configure(&server.url(&second));
+    assert!(node.succeeds(&["rebuild", "--dry-run"]).contains("would rebuild"));
+    assert_eq!(server.psql(&second, "SELECT count(*) FROM pg_namespace WHERE nspname = 'rollmill'"), Ok("0".into()));
+    rebuilt_over_kills(&node);
+    let (config, data) = node.parsed();
+    equal(&everything(offline::store(&config, &data).expect("the new store").as_ref()), &old);
+    node.verify();
+
+    // What is not whole is neither served nor verified.
+    server.psql(&second, "INSERT INTO rollmill.migrations (version, by) VALUES (0, 'a rebuild')").expect("marked");
+    node.refused(&["serve", "--listen", "127.0.0.1:0"], &["has not finished", "rollmill rebuild"]);
+    node.refused(&["verify"], &["has not finished"]);
+    let went_on: Value = serde_json::from_str(&node.succeeds(&["rebuild", "--json"])).expect("JSON");
+    assert_eq!((&went_on["went_on"], &went_on["records"]["log"]), (&true.into(), &0.into()), "{went_on}");
+    node.goes_on();
+}
+
+/// A log that keeps all that these tests write, as Kafka does by `log.safety`.
+const KEEPS: &[(&str, &str)] = &[("ROLLMILL_LOG_SEGMENT_BYTES", "64MiB")];
+
+#[test]
+fn an_older_store_from_a_backup_goes_on_without_loss_or_doubles() {
+    let node = Node::new("");
+    let server = node.start(KEEPS);
+    assert_eq!(server.post(&flights(0, 1_000)).0, 202);
+    node.flushed();
+    let backup = node.root.join("backup.sqlite");
+    let text = backup.display().to_string();
+    assert!(node.succeeds(&["store", "backup", &text]).contains(&text));
+    node.refused(&["store", "backup", &text], &["it is there already"]);
+    assert_eq!(server.post(&flights(800, 2_400)).0, 202);
+    node.flushed();
+    server.kill();
+
+    moved_away(&node.data());
+    std::fs::copy(&backup, node.data().join("store.sqlite")).expect("put back");
+    node.goes_on();
+}
+
+#[test]
+fn an_older_dump_of_postgres_goes_on_without_loss_or_doubles() {
+    let server = postgres::shared();
+    let (first, second) = (server.database(), server.database());
+    let node = Node::new(&server.url(&first));
+    let running = node.start(KEEPS);
+    assert_eq!(running.post(&flights(0, 1_000)).0, 202);
+    node.flushed();
+    let dump = node.root.join("rollmill.dump").display().to_string();
+    server.tool("pg_dump", &first, &["--schema=rollmill", "--format=custom", "--file", &dump]);
+    assert_eq!(running.post(&flights(800, 2_400)).0, 202);
+    node.flushed();
+    running.kill();
+
+    server.tool("pg_restore", &second, &["--exit-on-error", &dump]);
+    node.configure(&server.url(&second));
+    node.goes_on();
+}
