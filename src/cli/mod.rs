@@ -3,6 +3,7 @@
 mod archive;
 mod bench;
 mod client;
+mod health;
 mod keys;
 mod logging;
 mod quarantine;
@@ -52,6 +53,8 @@ enum Command {
     Archive(archive::ArchiveArgs),
     /// Measure a server under load, and check that it counted everything exactly once
     Bench(bench::BenchArgs),
+    /// Whether a node is ready, for health checks where no HTTP client is at hand
+    Health(health::HealthArgs),
     /// Nodes, and where every shard stands
     Status(status::StatusArgs),
     /// Events that were set aside because they crashed their shard
@@ -92,6 +95,14 @@ struct ServeArgs {
     log_json: bool,
 }
 
+/// Whether a command line is one of ours, without running it; for the tests of files that hold some.
+///
+/// # Errors
+/// What clap says of it.
+pub fn check(args: &[&str]) -> Result<(), String> {
+    Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied())).map(drop).map_err(|error| error.to_string())
+}
+
 /// Runs the command line: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -112,6 +123,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Archive(args) => archive::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),
+        Command::Health(args) => health::run(&args)?,
         Command::Status(args) => return status::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
         Command::Keys(args) => keys::run(&args)?,

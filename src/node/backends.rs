@@ -81,6 +81,14 @@ pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
     Admin::new(&connection(config)?).and_then(create).map_err(|why| anyhow::anyhow!(why))
 }
 
+/// Whether the topic of the log is there.
+///
+/// # Errors
+/// If Kafka cannot be reached.
+pub fn topic_exists(config: &Config) -> anyhow::Result<bool> {
+    Admin::new(&connection(config)?).and_then(|admin| admin.exists()).map_err(|why| anyhow::anyhow!(why))
+}
+
 /// Describes the topic of the log.
 ///
 /// # Errors

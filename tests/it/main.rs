@@ -14,6 +14,7 @@ mod redis_server;
 mod archive;
 mod basics;
 mod bench;
+mod container;
 mod flights;
 mod hostile;
 mod kafka;

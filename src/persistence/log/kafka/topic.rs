@@ -236,6 +236,17 @@ impl Admin {
         }
     }
 
+    /// Whether there is such a topic.
+    ///
+    /// # Errors
+    /// If the cluster does not answer.
+    pub fn exists(&self) -> Result<bool, String> {
+        // Of all topics: to ask for one by name is to ask a broker to make it, where that is allowed.
+        let metadata = self.client.inner().fetch_metadata(None, self.connection.timeout);
+        let metadata = metadata.map_err(|e| self.failed("look for", &e))?;
+        Ok(metadata.topics().iter().any(|found| found.name() == self.connection.topic))
+    }
+
     /// The topic as it is, compared with what it must be.
     ///
     /// # Errors
