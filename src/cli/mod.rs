@@ -6,6 +6,7 @@ mod client;
 mod health;
 mod keys;
 mod logging;
+mod pipe;
 mod quarantine;
 mod query;
 mod send;
@@ -103,15 +104,16 @@ pub fn check(args: &[&str]) -> Result<(), String> {
     Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied())).map(drop).map_err(|error| error.to_string())
 }
 
-/// Runs the command line: 0 done, 1 failed, 2 wrong usage.
+/// Runs the command line: 0 done, 1 failed, 2 wrong usage, 141 when nobody reads the output any more.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    pipe::quietly(|| match run(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("rollmill: {error:#}");
             if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
-    }
+    })
 }
 
 #[allow(clippy::print_stdout)] // the command line talks to people

@@ -1,7 +1,7 @@
 //! The topic of the log by the command line.
 
 #[path = "../support/kafka.rs"]
-mod broker;
+pub mod broker;
 
 fn topic(command: &str, env: &[(&str, &str)], extra: &[&str]) -> (Option<i32>, String) {
     let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_rollmill"));
