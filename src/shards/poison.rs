@@ -64,9 +64,11 @@ mod tests {
     use crate::model::flush::{Claim, FlushBatch, LogRecord};
     use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
     use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+    use crate::model::rollup::Rollup;
     use crate::model::series::{Series, SeriesId};
+    use crate::model::window::Hour;
     use crate::shards::series::Admission;
-    use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
+    use crate::shards::state::{Effect, Input, LiveQuestion, ShardLimits, ShardState};
 
     #[test]
     fn steps_shrink_to_a_single_event() {
@@ -89,6 +91,17 @@ mod tests {
         let mut payload = Vec::new();
         record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events }, &mut payload);
         LogRecord { offset: 0, appended: 0, payload: payload.into() }
+    }
+
+    fn limits() -> ShardLimits {
+        ShardLimits {
+            dedup_horizon_ms: 1,
+            dedup_max_ids: 1,
+            flush_interval_ms: 1,
+            max_delta_bytes: 1 << 20,
+            keep_flushed_ms: 1,
+            panic_on_user: None,
+        }
     }
 
     /// What the store keeps of a shard over its starts.
@@ -119,16 +132,8 @@ mod tests {
         }
 
         fn live_beside(&mut self, record: &LogRecord, deadly: &[u32]) -> bool {
-            let limits = ShardLimits {
-                dedup_horizon_ms: 1,
-                dedup_max_ids: 1,
-                flush_interval_ms: 1,
-                max_delta_bytes: 1 << 20,
-                keep_flushed_ms: 1,
-                panic_on_user: None,
-            };
             let claim = self.claim();
-            let mut state = ShardState::new(limits, ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
+            let mut state = ShardState::new(limits(), ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
             if mode(self.attempts) != Mode::Alone {
                 return false;
             }
@@ -146,6 +151,25 @@ mod tests {
             self.flushed = Some(batch);
             true
         }
+    }
+
+    #[test]
+    fn a_part_of_a_record_answers_no_query() {
+        let (mut kept, record) = (Kept::default(), record());
+        (0..6).for_each(|_| assert!(!kept.live(&record)));
+        let claim = kept.claim();
+        let mut state = ShardState::new(limits(), ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
+        let (mut effects, mut answers) = (Vec::new(), Vec::new());
+        state.step(Input::Records(std::slice::from_ref(&record)), &mut effects);
+        for _ in 0..=5 {
+            let question =
+                LiveQuestion { tenant: "t", metric: "m", from: Hour(0), to: Hour(1), distinct: false, quantiles: false };
+            let mut count = 0;
+            let mut visit = |_: &_, _, rollup: &Rollup| count += rollup.figures.count;
+            answers.push(state.live(&claim.checkpoint, &question, &mut |_| true, &mut visit).map(|_| count).ok());
+            state.step(Input::Records(&[]), &mut effects);
+        }
+        assert_eq!(answers, [Some(0), None, None, None, None, Some(5)]);
     }
 
     #[test]

@@ -481,11 +481,13 @@ impl ShardState {
         (Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch }, self.mark_live())
     }
 
-    /// Whether the checkpoint is this owner's: by epoch and as a boundary between batches that are still here.
+    /// Whether the checkpoint is this owner's: by epoch and as a boundary between batches that are still here. Between two events of a
+    /// record that is applied alone there is nothing to answer with: a part of a record is no prefix of the log.
     fn holds(&self, checkpoint: &Checkpoint) -> Result<(), Moved> {
         let held = checkpoint.next == self.open.from() || self.flushed.iter().any(|f| f.range.from == checkpoint.next);
         let mine = checkpoint.epoch == self.epoch && checkpoint.log == self.log;
-        if held && mine { Ok(()) } else { Err(Moved) }
+        let whole = self.alone.as_ref().is_none_or(|alone| alone.index == 0);
+        if held && mine && whole { Ok(()) } else { Err(Moved) }
     }
 
     /// How far a live answer reaches.

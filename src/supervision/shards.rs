@@ -233,7 +233,7 @@ impl ShardsState {
             }
         }
         if !gone.is_empty() {
-            tracing::info!(shards = ?gone.iter().map(|shard| shard.0).collect::<Vec<_>>(), "let go");
+            tracing::debug!(shards = ?gone.iter().map(|shard| shard.0).collect::<Vec<_>>(), "let go");
             (self.spec.let_go)(&gone);
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::rng::Rng;
+use crate::rng::Rng;
 
 /// First hour of the events, in hours since the epoch: 2020-01-01.
 pub const FIRST_HOUR: u64 = 438_288;
@@ -77,6 +77,8 @@ pub struct Ledger {
     acks: Mutex<Vec<(i64, u64)>>,
     sent: AtomicU64,
     pub retries: AtomicU64,
+    /// Answers 503 and 429.
+    pub refused: AtomicU64,
     pub resent: AtomicU64,
 }
 

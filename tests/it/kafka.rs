@@ -8,8 +8,10 @@ fn topic(command: &str, env: &[(&str, &str)], extra: &[&str]) -> (Option<i32>, S
     run.args(["topic", command]).args(extra);
     std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = run.env_remove(name));
     let brokers = broker::Kafka::shared().brokers();
+    // A configuration is whole or wrong; of these two, the command needs nothing.
+    let elsewhere = [("STORE_URL", "postgres://rollmill@127.0.0.1:1/none"), ("ARCHIVE_URL", "s3://none")];
     let fixed = [("KAFKA_BROKERS", brokers.as_str()), ("SHARDS_COUNT", "4"), ("KAFKA_TOPIC", "cli")];
-    run.envs(fixed.iter().chain(env).map(|(name, value)| (format!("ROLLMILL_{name}"), value)));
+    run.envs(fixed.iter().chain(&elsewhere).chain(env).map(|(name, value)| (format!("ROLLMILL_{name}"), value)));
     let output = run.output().expect("the command runs");
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8"))
 }

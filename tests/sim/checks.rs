@@ -114,7 +114,7 @@ impl World {
         let expected = &self.oracle[s].quarantined;
         ensure(Invariant::Accounting, expected == stored, || format!("set aside: expected {expected:?}, stored {stored:?}"))?;
         let innocent = stored.iter().find(|p| self.history[s][p.0 as usize].events.is_some() && !self.convictable[s].contains(p));
-        ensure(Invariant::ExactEffect, innocent.is_none(), || format!("{innocent:?} was set aside without two deaths"))
+        ensure(Invariant::ExactEffect, innocent.is_none(), || format!("{innocent:?} was set aside without eight deaths"))
     }
 
     fn check_accounting(&self, snapshot: &mut dyn StoreSnapshot) -> Result<(), Violation> {

@@ -126,7 +126,7 @@ impl World {
         }
         let shell = &mut self.nodes[n].shells[s];
         shell.alone = None;
-        shell.set_aside = claim.suspects.iter().filter(|x| x.deaths >= 2).map(|x| (x.offset, x.index)).collect();
+        shell.set_aside = claim.suspects.iter().filter(|x| x.deaths >= 8).map(|x| (x.offset, x.index)).collect();
         self.convictable[s].extend(shell.set_aside.iter().copied());
     }
 

@@ -30,7 +30,17 @@ impl Server {
 
     /// Starts a server and does not wait.
     pub fn spawn(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        Self::spawn_with(Command::new(env!("CARGO_BIN_EXE_rollmill")), data, port, env)
+    }
+
+    /// As [`Self::spawn`], inside a network namespace.
+    pub fn spawn_in(namespace: &str, data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, env!("CARGO_BIN_EXE_rollmill")]);
+        Self::spawn_with(command, data, port, env)
+    }
+
+    fn spawn_with(mut command: Command, data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
         command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data);
         // Variables that steer the tests are no configuration of the server.
         std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {

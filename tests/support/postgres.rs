@@ -96,11 +96,39 @@ impl Postgres {
 
     /// SIGKILL for the server, as a power cut for its processes; then it is started again in the same directory, on the same port.
     pub fn kill_and_restart(&mut self, down: Duration) {
-        let mut guard = self.guard.take().expect("it runs");
-        guard.stdin.take().expect("a pipe").write_all(b"kill\n").expect("the guard listens");
-        guard.wait().expect("the guard ends");
+        self.kill();
         std::thread::sleep(down);
         self.run();
+    }
+
+    /// SIGKILL, for good.
+    pub fn kill(&mut self) {
+        if let Some(mut guard) = self.guard.take() {
+            guard.stdin.take().expect("a pipe").write_all(b"kill\n").expect("the guard listens");
+            guard.wait().expect("the guard ends");
+        }
+    }
+
+    /// A standby that streams from this server and listens on `port`.
+    pub fn standby(&self, port: u16) -> Self {
+        let dir = PathBuf::from(format!("{}-standby", self.dir.display()));
+        let made = command(Path::new("mkdir")).arg(&dir).status().expect("mkdir runs");
+        assert!(made.success(), "cannot make {}", dir.display());
+        let copied = command(&bin().join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-R", "-p", &self.port.to_string(), "-D"])
+            .arg(dir.join("data"))
+            .current_dir("/")
+            .output()
+            .expect("pg_basebackup runs");
+        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        let mut server = Self { guard: None, dir, port };
+        server.run();
+        server
+    }
+
+    /// Makes a standby the primary; whether it was one.
+    pub fn promote(&self) -> bool {
+        self.psql("postgres", "SELECT pg_promote(true, 30)").expect("promoted") == "t"
     }
 
     /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to trust.
@@ -174,6 +202,9 @@ impl Drop for Postgres {
             drop(guard.stdin.take());
             // The guard stops the server whether or not somebody waits.
             let _ = guard.wait();
+        } else {
+            // Killed: its guard left the directory as it was.
+            let _ = command(Path::new("rm")).arg("-rf").arg(&self.dir).current_dir("/").status();
         }
     }
 }

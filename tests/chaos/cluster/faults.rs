@@ -1,0 +1,308 @@
+//! Everything that a cluster is made of dies, freezes or is cut off under load, and nothing is lost, doubled or falsely complete.
+//!
+//! `ROLLMILL_CHAOS_ROUNDS` says how often an owner is frozen and three nodes are killed (10: at least 30 kills). A planned fault without
+//! effect fails the run.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::{Cli, Cluster, FULL};
+use crate::ledger::Ledger;
+use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
+use crate::proxy::Plan;
+use crate::rng::Rng;
+use crate::{now, number};
+
+const CLIENTS: u64 = 4;
+const GATE: usize = FULL;
+/// Longer than Kafka's session timeout and the move.
+const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// What was done, and how long it took until the shards were served again.
+#[derive(Default)]
+struct Effects {
+    kills: u64,
+    frozen: u64,
+    frozen_in_flush: u64,
+    others: BTreeMap<&'static str, u64>,
+    failovers: Vec<Duration>,
+}
+
+/// Recomputes the rollups of the running cluster again and again: the store is the fold of a prefix of the log at every moment.
+fn auditor(cli: &Cli, stop: &AtomicBool, audits: &AtomicU64) {
+    while !stop.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_secs(2));
+        audits.fetch_add(u64::from(audit(cli)), Ordering::SeqCst);
+    }
+}
+
+/// One look; an attempt during which Kafka, the store or the archive was away says nothing.
+fn audit(cli: &Cli) -> bool {
+    let output = cli.run(&["verify", "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let Ok(report) = serde_json::from_str::<serde_json::Value>(&text) else { return false };
+    assert_eq!(report["equal"], true, "the store is no fold of its prefix: {text}");
+    true
+}
+
+struct Run<'a> {
+    cluster: &'a Mutex<Cluster>,
+    rng: Rng,
+    effects: Effects,
+}
+
+impl Run<'_> {
+    fn with<T>(&self, act: impl FnOnce(&mut Cluster) -> T) -> T {
+        act(&mut self.cluster.lock().expect("no panic"))
+    }
+
+    fn pause(&mut self, millis: u64) {
+        let wait = self.rng.below(millis);
+        std::thread::sleep(Duration::from_millis(wait));
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.effects.others.entry(what).or_default() += 1;
+    }
+
+    /// SIGKILL; it comes back after a while, or at once.
+    fn kill(&mut self, at: usize, down: u64) {
+        self.with(|cluster| cluster.kill(at));
+        self.effects.kills += 1;
+        self.pause(down);
+        self.with(|cluster| cluster.spawn(at));
+    }
+
+    /// SIGKILL of an owner that stays away until another node answers with everything.
+    fn kill_and_measure(&mut self, at: usize, asked: usize) {
+        self.with(|cluster| cluster.await_ready(asked));
+        let took = self.with(|cluster| {
+            let owned = cluster.owns(asked, at);
+            cluster.kill(at);
+            let took = cluster.served(asked);
+            cluster.spawn(at);
+            owned.then_some(took)
+        });
+        self.effects.kills += 1;
+        self.effects.failovers.extend(took);
+    }
+
+    /// SIGSTOP of an owner, in the middle of a flush if that can be had, until its shards have moved; then it goes on.
+    fn freeze(&mut self, at: usize, asked: usize, meanwhile: impl FnOnce(&mut Self)) {
+        self.with(|cluster| cluster.await_ready(at));
+        self.with(|cluster| cluster.await_ready(asked));
+        let deadline = Instant::now() + BACK_WITHIN;
+        while !self.with(|cluster| cluster.owns(asked, at)) {
+            assert!(Instant::now() < deadline, "node {at} gets no shard");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let in_flush = (0..10).any(|_| {
+            self.pause(200);
+            self.with(|cluster| cluster.signal(at, Signal::STOP));
+            let caught = self.with(|cluster| cluster.frozen_in_flush(at));
+            if !caught {
+                self.with(|cluster| cluster.signal(at, Signal::CONT));
+            }
+            caught
+        });
+        self.with(|cluster| cluster.signal(at, Signal::STOP));
+        meanwhile(self);
+        self.with(|cluster| cluster.await_moved(asked, at));
+        self.with(|cluster| cluster.signal(at, Signal::CONT));
+        self.effects.frozen += 1;
+        self.effects.frozen_in_flush += u64::from(in_flush);
+    }
+
+    /// One frozen owner and three kills, and something else on top.
+    fn round(&mut self, round: u64) {
+        let frozen = self.rng.below(FULL as u64) as usize;
+        let (killed, asked) = ((frozen + 1) % FULL, (frozen + 2) % FULL);
+        self.other(round);
+        self.freeze(frozen, asked, |run| run.kill(killed, 1_000));
+        // The one that was asked held everything; now it dies too.
+        self.with(|cluster| cluster.await_ready(killed));
+        self.kill_and_measure(asked, killed);
+        self.kill(frozen, 300);
+        self.rest();
+    }
+
+    /// Everything is served and answers completely for a moment.
+    fn rest(&mut self) {
+        (0..=GATE).for_each(|at| self.with(|cluster| cluster.await_ready(at)));
+        self.with(|cluster| cluster.served(GATE));
+        std::thread::sleep(Duration::from_secs(1));
+    }
+
+    /// Each kind of process that is not a node, in turn.
+    fn other(&mut self, round: u64) {
+        match round % 7 {
+            0 => {
+                self.with(|cluster| {
+                    cluster.redis.kill();
+                    cluster.kill(GATE);
+                    cluster.redis.start_again();
+                    cluster.spawn(GATE);
+                });
+                self.count("Redis killed");
+                self.count("gateway killed");
+            }
+            1 => {
+                self.with(|cluster| cluster.kafka.kill(1));
+                self.pause(2_000);
+                self.with(|cluster| cluster.kafka.restart(1));
+                self.count("broker killed");
+            }
+            2 => {
+                self.with(|cluster| cluster.postgres.kill_and_restart(Duration::from_secs(1)));
+                self.count("PostgreSQL killed");
+            }
+            3 => {
+                self.with(|cluster| cluster.s3.die());
+                self.count("S3 server away for a round");
+            }
+            4 => {
+                self.with(|cluster| cluster.s3.start_again());
+                self.cut_the_store();
+            }
+            5 => self.storm(),
+            _ => {
+                self.with(|cluster| {
+                    cluster.redis.pause();
+                    cluster.s3.set_faults(round + 1, 200);
+                });
+                self.pause(3_000);
+                let hit = self.with(|cluster| {
+                    cluster.redis.resume();
+                    cluster.s3.set_faults(round + 1, 0);
+                    cluster.s3.hit().len()
+                });
+                self.effects.others.insert("faults of the S3 server", hit as u64);
+            }
+        }
+    }
+
+    /// Commits whose answer is lost, and connections to the store cut anywhere.
+    fn cut_the_store(&mut self) {
+        let set = |run: &Self, plan| run.with(|cluster| cluster.store_proxy.set(plan));
+        for _ in 0..10 {
+            set(self, Plan { cut_after: Some(b"COMMIT"), ..Plan::default() });
+            self.pause(600);
+        }
+        let (_, commits) = self.with(|cluster| cluster.store_proxy.cuts());
+        set(self, Plan { cut_request: 1, cut_reply: 1, ..Plan::default() });
+        std::thread::sleep(Duration::from_secs(2));
+        set(self, Plan::default());
+        let (requests, replies) = self.with(|cluster| cluster.store_proxy.cuts());
+        assert!(commits > 0 && requests > 0, "no connection to the store was cut");
+        let cut = [
+            ("answers to commits lost", commits),
+            ("requests to the store cut", requests),
+            ("replies of the store cut", replies - commits),
+        ];
+        cut.into_iter().for_each(|(what, times)| *self.effects.others.entry(what).or_default() += times);
+    }
+
+    /// Nodes come and go faster than the group settles.
+    fn storm(&mut self) {
+        for _ in 0..6 {
+            let at = self.rng.below(FULL as u64) as usize;
+            if self.rng.chance(50) {
+                let node = self.with(|cluster| cluster.nodes[at].server.take().expect("it runs"));
+                assert_eq!(node.stop(), Some(0), "a stop in the storm");
+                self.with(|cluster| cluster.spawn(at));
+                self.count("stopped in a storm");
+            } else {
+                self.kill(at, 100);
+            }
+            self.pause(700);
+        }
+    }
+
+    /// The primary is gone for good, and its standby takes over.
+    fn fail_over_the_store(&mut self) {
+        self.with(Cluster::add_standby);
+        std::thread::sleep(Duration::from_secs(2));
+        self.with(|cluster| {
+            cluster.postgres.kill();
+            assert!(cluster.standby.as_ref().expect("a standby").promote(), "the standby was none");
+        });
+        self.count("PostgreSQL failed over");
+        let took = self.with(|cluster| cluster.served(0));
+        println!("the store failed over, served again after {took:.1?}");
+    }
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
+    let (seed, rounds) = (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_ROUNDS", 10));
+    println!("ROLLMILL_CHAOS_SEED={seed} ROLLMILL_CHAOS_ROUNDS={rounds}");
+    let cluster = Cluster::start(&[]);
+    let (urls, cli) = (cluster.urls(), cluster.cli());
+    let cluster = Mutex::new(cluster);
+    let (ledger, asked, stop, audits) = (Ledger::default(), Asked::default(), AtomicBool::new(false), AtomicU64::new(0));
+    let started = Instant::now();
+    let mut run = Run { cluster: &cluster, rng: Rng(seed), effects: Effects::default() };
+    std::thread::scope(|scope| {
+        let (ledger, asked, stop, urls, audits, cli) = (&ledger, &asked, &stop, &urls, &audits, &cli);
+        let stops = StopOnDrop(stop);
+        let mut threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop))).collect();
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        threads.push(scope.spawn(move || auditor(cli, stop, audits)));
+        for round in 0..rounds {
+            run.round(round);
+            println!(
+                "round {round} after {:.0?}: {} acknowledged, {} audits",
+                started.elapsed(),
+                ledger.acked_total(),
+                audits.load(Ordering::SeqCst)
+            );
+            assert!(!threads.iter().any(|thread| thread.is_finished()), "a client, the reader or the auditor failed, see above");
+        }
+        run.fail_over_the_store();
+        drop(stops);
+        let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
+        assert_eq!(failed, 0, "a client, the reader or the auditor failed, see above");
+    });
+    let Effects { kills, frozen, frozen_in_flush, others, mut failovers } = run.effects;
+    let mut cluster = cluster.into_inner().expect("no panic");
+    println!("all threads ended after {:.0?}", started.elapsed());
+    (0..cluster.nodes.len()).for_each(|at| cluster.await_ready(at));
+    println!("all nodes ready after {:.0?}", started.elapsed());
+    let healed = cluster.served(GATE);
+    check(&urls, &ledger);
+    let accounted = accounting(&urls);
+    assert_eq!((accounted[0], accounted[2]), (ledger.acked_total(), 0), "aggregated, quarantined");
+    assert!(audit(&cli), "nothing stands in the way of the last audit");
+    let said: Vec<String> = (0..cluster.nodes.len()).map(|at| cluster.said(at)).collect();
+    let times = |word: &str| said.iter().map(|text| text.matches(word).count()).sum::<usize>();
+    failovers.sort();
+    println!(
+        "{kills} nodes killed, {frozen} owners frozen ({frozen_in_flush} in a flush), {others:?} in {:.0?}: {} events acknowledged, 0 lost, 0 \
+         double; {} requests repeated, {} answered 503; {} batches sent twice, {} duplicates dropped; queries {} complete, {} partial {:?}, {} \
+         unanswered, 0 wrong, the slowest {} ms; {} audits equal; failover {failovers:.1?}; all served {healed:.1?} after the end",
+        started.elapsed(),
+        ledger.acked_total(),
+        ledger.retries.load(Ordering::SeqCst),
+        ledger.refused.load(Ordering::SeqCst),
+        ledger.resent.load(Ordering::SeqCst),
+        accounted[1],
+        asked.complete.load(Ordering::SeqCst),
+        asked.partial.load(Ordering::SeqCst),
+        asked.reasons.lock().expect("no panic"),
+        asked.unanswered.load(Ordering::SeqCst),
+        asked.slowest.load(Ordering::SeqCst),
+        audits.load(Ordering::SeqCst),
+    );
+    assert_eq!(times("invariant violated"), 0, "a node itself saw an invariant violated");
+    assert_eq!(times("panicked"), 0, "something panicked in a node");
+    assert!(
+        kills >= 3 * rounds && frozen == rounds && frozen_in_flush > 0 && !failovers.is_empty(),
+        "a planned fault had no effect"
+    );
+    assert!(audits.load(Ordering::SeqCst) > 3, "hardly anything was audited");
+    assert!(accounted[1] > 0 && asked.complete.load(Ordering::SeqCst) > 0 && asked.partial.load(Ordering::SeqCst) > 0);
+}

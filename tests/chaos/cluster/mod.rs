@@ -1,0 +1,260 @@
+//! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
+
+mod faults;
+mod partition;
+mod rolling;
+mod truth;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::kafka::Kafka;
+use crate::load::{as_of_ms, get, range};
+use crate::postgres::Postgres;
+use crate::proxy::Proxy;
+use crate::redis_server::Redis;
+use crate::s3::{ACCESS_KEY, S3Server, SECRET_KEY};
+use crate::support::{Server, free_port};
+use crate::{alone, now};
+
+/// Nodes with every role; one more is a gateway alone.
+pub const FULL: usize = 3;
+const SHARDS: usize = 16;
+
+/// One of Rollmill's processes, running or not.
+pub struct Node {
+    pub name: String,
+    roles: &'static str,
+    port: u16,
+    mesh: u16,
+    /// The network namespace in which it runs.
+    pub namespace: Option<String>,
+    pub server: Option<Server>,
+}
+
+pub struct Cluster {
+    pub kafka: Kafka,
+    pub postgres: Postgres,
+    /// Between the nodes and the server that is the primary at the start.
+    pub store_proxy: Proxy,
+    /// The standby, once there is one.
+    pub standby: Option<Postgres>,
+    standby_port: u16,
+    pub s3: S3Server,
+    pub redis: Redis,
+    pub nodes: Vec<Node>,
+    pub database: String,
+    dir: tempfile::TempDir,
+    more: Vec<(&'static str, String)>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+pub struct Cli(Vec<(String, String)>);
+
+impl Cli {
+    pub fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
+        command.envs(self.0.iter().map(|(name, value)| (name, value))).args(args).output().expect("the command runs")
+    }
+}
+
+impl Cluster {
+    /// Starts everything and waits until every node is ready. `more` sets configuration keys of all nodes.
+    pub fn start(more: &[(&'static str, &str)]) -> Self {
+        let alone = alone();
+        let dir = tempfile::tempdir().expect("a directory");
+        let postgres = Postgres::start("chaos");
+        let database = postgres.database();
+        let node = |name: &str, roles| Node {
+            name: name.to_owned(),
+            roles,
+            port: free_port(),
+            mesh: free_port(),
+            namespace: None,
+            server: None,
+        };
+        let mut nodes: Vec<Node> = (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query,replay")).collect();
+        nodes.push(node("gate", "gateway,query"));
+        let (cookie, keys) = (dir.path().join("cookie"), dir.path().join("s3.keys"));
+        std::fs::write(&cookie, "a cookie for tests, of more than 32 bytes").expect("written");
+        let credentials = format!("aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+        std::fs::write(&keys, credentials).expect("written");
+        for file in [cookie, keys] {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("set");
+        }
+        let mut cluster = Self {
+            kafka: Kafka::start(1),
+            store_proxy: Proxy::start(postgres.port, 1),
+            standby: None,
+            standby_port: free_port(),
+            s3: S3Server::start(&dir.path().join("s3")),
+            redis: Redis::start(),
+            postgres,
+            nodes,
+            database,
+            more: more.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
+            dir,
+            _alone: alone,
+        };
+        let made = cluster.cli().run(&["topic", "create"]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        (0..cluster.nodes.len()).for_each(|node| cluster.spawn(node));
+        (0..cluster.nodes.len()).for_each(|node| cluster.await_ready(node));
+        cluster
+    }
+
+    /// The configuration that all nodes share.
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        let peers: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.mesh)).collect();
+        let file = |name: &str| self.dir.path().join(name).display().to_string();
+        let (primary, standby) = (self.store_proxy.port, self.standby_port);
+        let mut settings = vec![
+            ("kafka.brokers", self.kafka.brokers()),
+            ("store.url", format!("postgres://postgres@127.0.0.1:{primary},127.0.0.1:{standby}/{}", self.database)),
+            ("archive.url", "s3://events/raw".to_owned()),
+            ("archive.endpoint", self.s3.endpoint.clone()),
+            ("archive.credentials_file", file("s3.keys")),
+            ("query.redis", self.redis.url()),
+            ("cluster.cookie_file", file("cookie")),
+            ("cluster.peers", peers.join(",")),
+            ("shards.count", SHARDS.to_string()),
+            ("rollups.keep", "20000d".to_owned()),
+            ("archive.keep", "0".to_owned()),
+            ("accept.max_age", "20000d".to_owned()),
+            // Small enough that flushes and archive objects happen between faults.
+            ("flush.interval", "300ms".to_owned()),
+            ("archive.max_delay", "4s".to_owned()),
+            ("log.safety", "60s".to_owned()),
+        ];
+        settings.extend(self.more.iter().cloned());
+        settings
+    }
+
+    /// Runs other commands of the binary with the configuration of the nodes.
+    pub fn cli(&self) -> Cli {
+        let variable = |key: &str| format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase());
+        Cli(self.settings().into_iter().map(|(key, value)| (variable(key), value)).collect())
+    }
+
+    pub fn spawn(&mut self, at: usize) {
+        let settings = self.settings();
+        let node = &mut self.nodes[at];
+        let own = [
+            ("node.name", node.name.clone()),
+            ("node.roles", node.roles.to_owned()),
+            ("cluster.listen", format!("127.0.0.1:{}", node.mesh)),
+        ];
+        let all: Vec<(&str, &str)> = settings.iter().chain(&own).map(|(key, value)| (*key, value.as_str())).collect();
+        let data = self.dir.path().join(&node.name);
+        node.server = Some(match &node.namespace {
+            None => Server::spawn(&data, node.port, &all),
+            Some(namespace) => Server::spawn_in(namespace, &data, node.port, &all),
+        });
+    }
+
+    /// Waits until a node is ready.
+    pub fn await_ready(&mut self, at: usize) {
+        let (deadline, agent) = (Instant::now() + Duration::from_secs(60), crate::support::agent());
+        while agent.get(format!("{}/readyz", self.url(at))).call().map_or(true, |answer| answer.status() != 200) {
+            assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.nodes[at].name, self.said(at));
+            // As a service manager does: a node that cannot reach the log or the store at its start ends, and is started again.
+            if self.nodes[at].server.as_mut().is_none_or(Server::has_ended) {
+                self.spawn(at);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What the node has logged over its lives.
+    pub fn said(&self, at: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(&self.nodes[at].name).with_extension("server.log")).unwrap_or_default()
+    }
+
+    pub fn url(&self, at: usize) -> String {
+        format!("http://127.0.0.1:{}", self.nodes[at].port)
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        (0..self.nodes.len()).map(|at| self.url(at)).collect()
+    }
+
+    pub fn port(&self, at: usize) -> u16 {
+        self.nodes[at].port
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn signal(&self, at: usize, signal: Signal) {
+        let pid = self.nodes[at].server.as_ref().expect("it runs").pid();
+        kill_process(Pid::from_raw(pid.cast_signed()).expect("a pid"), signal).expect("signal");
+    }
+
+    pub fn kill(&mut self, at: usize) {
+        self.nodes[at].server.take().expect("it runs").kill();
+    }
+
+    /// Shards by the name of their owner, as the node sees it.
+    pub fn owners(&self, asked: usize) -> Option<Vec<String>> {
+        let (_, status) = get(&crate::support::agent(), &format!("{}/v1/status", self.url(asked)))?;
+        let owner = |shard: &Value| shard["node"].as_str().map(str::to_owned);
+        status["shards"].as_array()?.iter().map(owner).collect()
+    }
+
+    /// Waits until the node says that every shard is owned by others than `gone`.
+    pub fn await_moved(&self, asked: usize, gone: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let gone = &self.nodes[gone].name;
+        loop {
+            let owners = self.owners(asked);
+            if owners.as_ref().is_some_and(|owners| owners.len() == SHARDS && owners.iter().all(|name| name != gone)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the shards of {gone} did not move: {owners:?}\n{}", self.said(asked));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Whether the node owns a shard, as another one sees it.
+    pub fn owns(&self, asked: usize, node: usize) -> bool {
+        self.owners(asked).is_some_and(|owners| owners.contains(&self.nodes[node].name))
+    }
+
+    /// How long it takes from now until a node answers completely with everything that was acknowledged before now.
+    pub fn served(&self, asked: usize) -> Duration {
+        let (begun, since) = (Instant::now(), now());
+        let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(asked), range());
+        let agent = crate::support::agent();
+        loop {
+            let answer = get(&agent, &url).filter(|(status, _)| *status == 200).map(|(_, answer)| answer).unwrap_or_default();
+            if answer["completeness"]["partial"] == false && as_of_ms(&answer) >= since {
+                return begun.elapsed();
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "not served: {}", answer["completeness"]);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether a node that was just frozen holds a transaction open: of the others, none lasts so long.
+    pub fn frozen_in_flush(&self, at: usize) -> bool {
+        std::thread::sleep(Duration::from_millis(300));
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%:{}' AND xact_start < clock_timestamp() - interval '250 ms'",
+            self.nodes[at].name
+        );
+        self.postgres.psql(&self.database, &sql).is_ok_and(|count| count != "0")
+    }
+
+    /// The standby that takes over when the primary is gone for good.
+    pub fn add_standby(&mut self) {
+        self.standby = Some(self.postgres.standby(self.standby_port));
+    }
+}

@@ -1,0 +1,203 @@
+//! A node behind a network that breaks: it runs in a network namespace, joined to everything else by one virtual link.
+//!
+//! Every process believes that all others are on loopback: relays carry each port over the link. When the link is down, packets vanish
+//! in both directions, as when a cable is pulled. Where network namespaces may not be made (they are for root), the test says so and shows nothing.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::{Cluster, FULL};
+use crate::ledger::Ledger;
+use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
+use crate::number;
+
+/// The node that is cut off.
+const ALONE: usize = 1;
+
+fn try_ip(args: &str) -> Result<(), String> {
+    let output = Command::new("ip").args(args.split(' ')).output().expect("ip is there: `make tools` installs it");
+    let said = || format!("ip {args}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    if output.status.success() { Ok(()) } else { Err(said()) }
+}
+
+fn ip(args: &str) {
+    try_ip(args).expect("a network");
+}
+
+/// A network namespace at the other end of a virtual link.
+struct Island {
+    name: String,
+    link: String,
+    /// Of this side, and of the island's.
+    addresses: [String; 2],
+}
+
+impl Island {
+    /// None where network namespaces may not be made.
+    fn make() -> Option<Self> {
+        let id = std::process::id();
+        let (name, link, inner) = (format!("rm{id}"), format!("rmh{id}"), format!("rmi{id}"));
+        // Of the addresses for benchmarks between networks (RFC 2544).
+        let addresses = [1, 2].map(|end| format!("198.18.{}.{end}", id % 256));
+        if let Err(why) = try_ip(&format!("netns add {name}")) {
+            println!("skipped, for lack of network namespaces (they are for root): {why}");
+            return None;
+        }
+        let island = Self { name, link, addresses };
+        let (name, link, [near, far]) = (&island.name, &island.link, &island.addresses);
+        ip(&format!("link add {link} type veth peer name {inner} netns {name}"));
+        ip(&format!("addr add {near}/30 dev {link}"));
+        ip(&format!("-n {name} addr add {far}/30 dev {inner}"));
+        ip(&format!("-n {name} link set {inner} up"));
+        ip(&format!("-n {name} link set lo up"));
+        island.join();
+        Some(island)
+    }
+
+    fn join(&self) {
+        ip(&format!("link set {} up", self.link));
+    }
+
+    fn cut(&self) {
+        ip(&format!("link set {} down", self.link));
+    }
+
+    /// What listens on this side's loopback is found on the island's, and the other way round.
+    fn relay(&self, ports: &[u16], from_island: bool) {
+        let [near, far] = &self.addresses;
+        let loopback = "127.0.0.1";
+        for &port in ports {
+            if from_island {
+                self.carry(Some(&self.name), loopback, near, port);
+                self.carry(None, near, loopback, port);
+            } else {
+                self.carry(None, loopback, far, port);
+                self.carry(Some(&self.name), far, loopback, port);
+            }
+        }
+    }
+
+    /// Accepts at one address and connects to another, both seen from the namespace.
+    fn carry(&self, namespace: Option<&String>, listen: &str, connect: &str, port: u16) {
+        let address = |host: &str| SocketAddr::new(host.parse().expect("an address"), port);
+        let (listen, connect) = (address(listen), address(connect));
+        let namespace = namespace.cloned();
+        let (bound, wait) = std::sync::mpsc::sync_channel(1);
+        std::thread::spawn(move || {
+            enter(namespace.as_deref());
+            let listener = TcpListener::bind(listen).unwrap_or_else(|e| panic!("{listen}: {e}"));
+            bound.send(()).expect("somebody waits");
+            // A thread that an accepting one starts is in the same namespace.
+            for client in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let Ok(server) = TcpStream::connect_timeout(&connect, Duration::from_secs(5)) else { return };
+                    let (from, to) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
+                    std::thread::spawn(move || pump(from, to));
+                    pump(server, client);
+                });
+            }
+        });
+        wait.recv().expect("bound");
+    }
+}
+
+impl Drop for Island {
+    fn drop(&mut self) {
+        // The link goes with it.
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn enter(namespace: Option<&str>) {
+    if let Some(name) = namespace {
+        let file = File::open(format!("/run/netns/{name}")).expect("the namespace");
+        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).expect("entered");
+    }
+}
+
+fn pump(mut from: TcpStream, mut to: TcpStream) {
+    let mut chunk = vec![0; 16 * 1024];
+    while let Ok(length @ 1..) = from.read(&mut chunk) {
+        if to.write_all(&chunk[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+fn port_of(url: &str) -> u16 {
+    url.rsplit(':').next().and_then(|port| port.trim_end_matches('/').parse().ok()).expect("a port")
+}
+
+#[test]
+fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
+    let Some(island) = Island::make() else { return };
+    let mut cluster = Cluster::start(&[]);
+    assert_eq!(cluster.nodes[ALONE].server.take().expect("it runs").stop(), Some(0));
+    let services = [
+        port_of(&cluster.kafka.brokers()),
+        cluster.store_proxy.port,
+        port_of(&cluster.s3.endpoint),
+        port_of(&cluster.redis.url()),
+    ];
+    let others = cluster.nodes.iter().enumerate().filter(|(at, _)| *at != ALONE).map(|(_, node)| node.mesh);
+    island.relay(&services.into_iter().chain(others).collect::<Vec<_>>(), true);
+    island.relay(&[cluster.port(ALONE), cluster.nodes[ALONE].mesh], false);
+    cluster.nodes[ALONE].namespace = Some(island.name.clone());
+    cluster.spawn(ALONE);
+    cluster.await_ready(ALONE);
+
+    let urls = cluster.urls();
+    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let mut moved = Vec::new();
+    std::thread::scope(|scope| {
+        let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
+        let stops = StopOnDrop(stop);
+        let mut threads: Vec<_> = (0..4).map(|n| scope.spawn(move || client(n, 11, urls, ledger, stop))).collect();
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        for _ in 0..number("ROLLMILL_CHAOS_CUTS", 2) {
+            cluster.served(0);
+            while !cluster.owns(0, ALONE) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            island.cut();
+            moved.push(cluster.served(2));
+            cluster.await_moved(0, ALONE);
+            assert!(
+                cluster.nodes[ALONE].server.as_mut().is_some_and(|server| !server.has_ended()),
+                "it ended: {}",
+                cluster.said(ALONE)
+            );
+            std::thread::sleep(Duration::from_secs(2));
+            island.join();
+            cluster.await_ready(ALONE);
+        }
+        drop(stops);
+        let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
+        assert_eq!(failed, 0, "a client or the reader failed, see above");
+    });
+    (0..=FULL).for_each(|at| cluster.await_ready(at));
+    check(&urls, &ledger);
+    let accounted = accounting(&urls);
+    assert_eq!((accounted[0], accounted[2]), (ledger.acked_total(), 0), "aggregated, quarantined");
+    println!(
+        "a node cut off {} times: {} events acknowledged, 0 lost, 0 double, {} requests repeated, {} refused; queries {} complete, {} partial \
+         {:?}, {} unanswered; served elsewhere after {moved:.1?}",
+        moved.len(),
+        ledger.acked_total(),
+        ledger.retries.load(Ordering::SeqCst),
+        ledger.refused.load(Ordering::SeqCst),
+        asked.complete.load(Ordering::SeqCst),
+        asked.partial.load(Ordering::SeqCst),
+        asked.reasons.lock().expect("no panic"),
+        asked.unanswered.load(Ordering::SeqCst),
+    );
+}

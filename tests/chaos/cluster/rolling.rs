@@ -1,0 +1,104 @@
+//! Restarts that nobody notices: nodes stop in order behind a load balancer, under load.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Cluster, FULL};
+use crate::ledger::Ledger;
+use crate::load::{Asked, StopOnDrop, check, client, get, reader};
+use crate::support::{agent, free_port};
+
+/// nginx with the configuration of `make cluster`.
+struct Balancer {
+    child: Child,
+    url: String,
+}
+
+impl Balancer {
+    fn start(cluster: &Cluster, dir: &Path) -> Self {
+        let port = free_port();
+        std::fs::create_dir_all(dir).expect("a directory");
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let mut text = std::fs::read_to_string(root.join("config/nginx.conf")).expect("the configuration");
+        text = text.replace("@DIR@", &dir.display().to_string()).replace("@FRONT@", &port.to_string());
+        for at in 0..FULL {
+            text = text.replace(&format!("@HTTP{}@", at + 1), &cluster.port(at).to_string());
+        }
+        if rustix::process::geteuid().is_root() {
+            text.insert_str(0, "user root;\n");
+        }
+        let file = dir.join("nginx.conf");
+        std::fs::write(&file, text).expect("written");
+        let path =
+            format!("{}:/usr/sbin:{}", root.join("data-sets/tools/bin").display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("nginx");
+        command.env("PATH", path).arg("-p").arg(dir).arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
+        command.args(["-g", "daemon off;"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("nginx is there: `make tools` gets it");
+        let balancer = Self { child, url: format!("http://127.0.0.1:{port}") };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while agent().get(format!("{}/readyz", balancer.url)).call().map_or(true, |answer| answer.status() != 200) {
+            assert!(Instant::now() < deadline, "nginx did not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        balancer
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+        // Its workers end with it only if it is asked to.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
+    let mut cluster = Cluster::start(&[("server.drain_delay", "500ms")]);
+    let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
+    let front = [balancer.url.clone()];
+    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let mut handovers = Vec::new();
+    std::thread::scope(|scope| {
+        let (ledger, asked, stop, front) = (&ledger, &asked, &stop, &front);
+        let stops = StopOnDrop(stop);
+        let mut threads: Vec<_> = (0..4).map(|n| scope.spawn(move || client(n, 7, front, ledger, stop))).collect();
+        threads.push(scope.spawn(move || reader(front, ledger, stop, asked)));
+        std::thread::sleep(Duration::from_secs(2));
+        for at in 0..FULL {
+            let asked = (at + 1) % FULL;
+            cluster.served(asked);
+            assert!(cluster.owns(asked, at), "node {at} owns nothing, so its stop shows nothing");
+            let node = cluster.nodes[at].server.take().expect("it runs");
+            let stopping = std::thread::spawn(move || node.stop());
+            // From the moment at which its shards begin to move.
+            std::thread::sleep(Duration::from_millis(500));
+            handovers.push(cluster.served(asked));
+            assert_eq!(stopping.join().expect("no panic"), Some(0));
+            cluster.spawn(at);
+            cluster.await_ready(at);
+            cluster.served(asked);
+        }
+        drop(stops);
+        let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
+        assert_eq!(failed, 0, "a client or the reader failed, see above");
+    });
+    check(&cluster.urls(), &ledger);
+    let (retries, refused) = (ledger.retries.load(Ordering::SeqCst), ledger.refused.load(Ordering::SeqCst));
+    println!(
+        "{FULL} nodes restarted in turn: {} events acknowledged, 0 lost, 0 double, {retries} requests repeated, {refused} refused; queries \
+         {} complete, {} partial {:?}, {} unanswered; shards served elsewhere after {handovers:.1?}",
+        ledger.acked_total(),
+        asked.complete.load(Ordering::SeqCst),
+        asked.partial.load(Ordering::SeqCst),
+        asked.reasons.lock().expect("no panic"),
+        asked.unanswered.load(Ordering::SeqCst),
+    );
+    assert_eq!((retries, refused), (0, 0), "a client noticed");
+    let (status, _) = get(&agent(), &format!("{}/v1/status", front[0])).expect("a status");
+    assert_eq!(status, 200);
+}

@@ -1,0 +1,195 @@
+//! One node, killed again and again. `ROLLMILL_CHAOS_KILLS` says how often (300).
+//!
+//! SIGKILL keeps the page cache: a build without any fsync would pass here. Torn and unsynced writes are the business of the log's own
+//! tests.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::ledger::Ledger;
+use crate::load::{Asked, StopOnDrop, accounting, check, client, reader};
+use crate::rng::Rng;
+use crate::support::{Server, agent, free_port};
+use crate::{alone, now, number};
+
+const CLIENTS: u64 = 4;
+/// Small enough that flushes, archive objects, sealing and releasing all happen between kills.
+const SETTINGS: [(&str, &str); 5] = [
+    ("flush.interval", "200ms"),
+    ("archive.max_delay", "100ms"),
+    ("log.segment_bytes", "1MiB"),
+    ("shards.count", "16"),
+    ("query.stale_after", "10s"),
+];
+
+/// When the next kill falls, from the start of the process.
+enum Kill {
+    /// While it starts, ready or not.
+    DuringStart(Duration),
+    /// So long after it took its first write.
+    AfterReady(Duration),
+}
+
+fn plan(seed: u64, kills: u64) -> Vec<Kill> {
+    let mut rng = Rng(seed);
+    let millis = |rng: &mut Rng, n| Duration::from_millis(rng.below(n));
+    let one = |_| match rng.below(10) {
+        0 => Kill::DuringStart(millis(&mut rng, 60)),
+        1..=6 => Kill::AfterReady(millis(&mut rng, 60)),
+        _ => Kill::AfterReady(millis(&mut rng, 500)),
+    };
+    (0..kills).map(one).collect()
+}
+
+fn files(dir: &std::path::Path, extension: &str) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let paths = entries.map(|entry| entry.expect("entry").path());
+    paths
+        .map(
+            |path| {
+                if path.is_dir() {
+                    files(&path, extension)
+                } else {
+                    usize::from(path.extension().is_some_and(|e| e == extension))
+                }
+            },
+        )
+        .sum()
+}
+
+#[test]
+fn kill_nine_loses_nothing_and_doubles_nothing() {
+    let (seed, kills) = (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_KILLS", 300));
+    println!("ROLLMILL_CHAOS_SEED={seed} ROLLMILL_CHAOS_KILLS={kills}");
+    let _alone = alone();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (data, port) = (dir.path().join("data"), free_port());
+    let urls = [format!("http://127.0.0.1:{port}")];
+    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let mut restarts: Vec<Duration> = Vec::new();
+    let mut killed_while_starting = 0;
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
+        let _stops = StopOnDrop(stop);
+        let mut threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop))).collect();
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        for kill in plan(seed, kills) {
+            let begun = Instant::now();
+            let mut server = Server::spawn(&data, port, &SETTINGS);
+            match kill {
+                Kill::DuringStart(wait) => {
+                    std::thread::sleep(wait);
+                    killed_while_starting += 1;
+                }
+                Kill::AfterReady(wait) => {
+                    server.wait_alive();
+                    restarts.push(begun.elapsed());
+                    std::thread::sleep(wait);
+                }
+            }
+            server.kill();
+            if threads.iter().any(|thread| thread.is_finished()) {
+                break;
+            }
+        }
+        let server = Server::start_on(&data, port, &SETTINGS);
+        stop.store(true, Ordering::SeqCst);
+        let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
+        assert_eq!(failed, 0, "a client or the reader failed, see above");
+        drop(server);
+    });
+    let server = Server::start_on(&data, port, &SETTINGS);
+    check(&urls, &ledger);
+    assert_eq!(server.stop(), Some(0));
+    let _server = Server::start_on(&data, port, &SETTINGS);
+    check(&urls, &ledger);
+    let accounted = accounting(&urls);
+    assert_eq!(accounted[0], ledger.acked_total(), "aggregated");
+    assert_eq!(accounted[2], 0, "quarantined");
+    let path = data.display().to_string();
+    let verified = Server::cli(&["verify", "--data", &path]);
+    let verdict = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(verified.status.success(), "{verdict} {}", String::from_utf8_lossy(&verified.stderr));
+
+    let log = std::fs::read_to_string(data.with_extension("server.log")).expect("the server's log");
+    let torn = log.matches("cut a torn commit").count();
+    let violations = log.matches("invariant violated").count();
+    let objects = files(&data.join("archive"), "parquet");
+    restarts.sort();
+    let at = |share: f64| restarts[((restarts.len() - 1) as f64 * share) as usize];
+    println!(
+        "{kills} kills ({killed_while_starting} while starting) in {:.0?}: {} events acknowledged, 0 lost, 0 double; {} unknown requests repeated, {} batches \
+         sent twice, {} duplicates dropped; {torn} torn tails cut; {objects} archive objects tile the log; restart to ready p50 {:?} max {:?}; \
+         queries {} complete, {} partial, 0 wrong\n{verdict}",
+        started.elapsed(),
+        ledger.acked_total(),
+        ledger.retries.load(Ordering::SeqCst),
+        ledger.resent.load(Ordering::SeqCst),
+        accounted[1],
+        at(0.5),
+        at(1.0),
+        asked.complete.load(Ordering::SeqCst),
+        asked.partial.load(Ordering::SeqCst),
+    );
+    assert_eq!(violations, 0, "the server itself saw an invariant violated");
+    assert!(!log.contains("panicked"), "something panicked in the server");
+    assert!(objects > 0, "no archive object was written, so nothing was shown about the archive");
+    assert!(accounted[1] > 0, "no duplicate was dropped, so nothing was shown about de-duplication");
+    assert!(asked.complete.load(Ordering::SeqCst) > 0, "no query was complete, so nothing was shown about honesty");
+    assert!(kills < 1_000 || torn > 0, "no commit was torn in {kills} kills");
+}
+
+/// Events of 8 KiB until the log holds so many bytes; nothing is flushed or archived meanwhile.
+fn fill(server: &Server, bytes: u64) -> u64 {
+    let filling = "x".repeat(7_900);
+    let agent = agent();
+    let (mut sent, mut batch) = (0, 0);
+    while sent < bytes {
+        let event = |n| format!(r#"{{"metric":"m","labels":{{"n":"{}"}},"id":"{batch}-{n}","properties":"{filling}"}}"#, n % 50);
+        let body: Vec<String> = (0..500).map(event).collect();
+        let body = body.join("\n");
+        let answer = agent.post(format!("{}/v1/events", server.url)).header("content-type", "application/x-ndjson").send(&body);
+        assert_eq!(answer.expect("an answer").status(), 202);
+        sent += body.len() as u64;
+        batch += 1;
+    }
+    batch * 500
+}
+
+#[test]
+fn a_large_log_does_not_delay_the_start() {
+    let megabytes = number("ROLLMILL_CHAOS_RESTART_MB", 256);
+    let _alone = alone();
+    let settings = [("flush.interval", "1h"), ("archive.max_delay", "1h"), ("flush.max_delta_bytes", "4GiB")];
+    let dir = tempfile::tempdir().expect("a directory");
+    let (data, port) = (dir.path().join("data"), free_port());
+    let server = Server::start_on(&data, port, &settings);
+    let events = fill(&server, megabytes << 20);
+    server.kill();
+    let mut times = Vec::new();
+    for attempt in 0..3 {
+        let begun = Instant::now();
+        let mut server = Server::spawn(&data, port, &settings);
+        let event = format!(r#"{{"metric":"m","id":"last-{attempt}"}}"#);
+        while agent().post(format!("{}/v1/events", server.url)).send(&event).map_or(true, |a| a.status() != 202) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        times.push(begun.elapsed());
+        let partial = server.get("/v1/query?metric=m&step=all").1["completeness"]["partial"] == true;
+        println!(
+            "{megabytes} MB of log: first write accepted after {:?}, reads flagged partial until caught up: {partial}",
+            times[attempt]
+        );
+        server.wait_alive();
+        if attempt < 2 {
+            server.kill();
+            continue;
+        }
+        let total = events + 3;
+        server.await_query("/v1/query?metric=m&step=all", |a| a["series"][0]["points"][0]["count"] == total);
+    }
+    let best = times.iter().min().expect("three");
+    // The machine is shared: a generous bound finds a start that reads the whole log, the printed figure is the measurement.
+    assert!(*best < Duration::from_secs(2), "starting took {times:?}");
+}
