@@ -16,6 +16,10 @@ pub const REQUESTS: &str = "rollmill_requests_total";
 pub const LOG_COMMITS: &str = "rollmill_log_commits_total";
 /// Bytes appended to the log.
 pub const LOG_BYTES: &str = "rollmill_log_bytes_total";
+/// Shards whose log lost its beginning above their checkpoint, by `outcome` (begun, done: read from the archive; refused: not all is there).
+pub const LOG_HEALINGS: &str = "rollmill_log_healings_total";
+/// Records read from the archive because the log lost them.
+pub const LOG_HEALED_RECORDS: &str = "rollmill_log_healed_records_total";
 /// Flushes, by `outcome`.
 pub const FLUSHES: &str = "rollmill_flushes_total";
 /// Rows written by flushes.

@@ -15,7 +15,7 @@ use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow};
 use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
 use crate::persistence::archive::Archive;
-use crate::persistence::log::EventLog;
+use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry;
 
@@ -111,7 +111,10 @@ impl Archiver {
         if from >= to || slot.epoch().is_none() {
             return Ok(false);
         }
-        let first = self.log.read(shard, from, 1)?;
+        let first = match self.log.read(shard, from, 1) {
+            Err(LogError::Released { start, .. }) => return Err(lost(from, start)),
+            first => first?,
+        };
         let Some(oldest) = first.first().map(|record| record.appended) else { return Ok(false) };
         let bytes = slot.unarchived_bytes.load(Ordering::Relaxed);
         if !self.limits.due(bytes, oldest, self.clock.now()) {
@@ -204,6 +207,15 @@ impl Archiver {
             Err(why) => tracing::warn!(%why, "releasing log segments failed, it is tried again"),
         }
     }
+}
+
+/// What the log does not have any more and the archive never got.
+fn lost(from: Offset, start: Offset) -> ActorProcessingErr {
+    format!(
+        "the log lost the records [{from}, {start}) before they were archived, so that nothing behind them can be archived either: \
+         docs/operations.md, \"The log lost records\""
+    )
+    .into()
 }
 
 #[cfg(test)]

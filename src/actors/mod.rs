@@ -7,6 +7,7 @@
 pub mod archiver;
 pub mod gateway;
 pub mod gateway_pool;
+pub mod heal;
 pub mod live;
 pub mod mesh;
 pub mod pulse;

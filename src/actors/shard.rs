@@ -11,10 +11,13 @@ use std::sync::atomic::Ordering;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::heal::{Healing, Unhealed, resume};
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::flush::{Claim, FlushBatch, LogRecord};
-use crate::model::offset::{Diverged, ShardId, continues};
+use crate::model::offset::{Diverged, Offset, ShardId};
+use crate::model::window::Millis;
+use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::series::Admission;
@@ -23,6 +26,9 @@ use crate::telemetry;
 
 /// Payload bytes pulled in one step: bounds how long the write side of the slot's lock is held.
 const PULL_BYTES: usize = 512 * 1024;
+
+/// An archive that cannot be reached is asked again after this time.
+const HEAL_AGAIN_MS: i64 = 1_000;
 
 /// What a shard actor needs.
 #[derive(Clone)]
@@ -33,6 +39,8 @@ pub struct ShardActor {
     pub log: Arc<dyn EventLog>,
     /// The store it flushes to.
     pub store: Arc<dyn RollupStore>,
+    /// Where records are read that the log lost.
+    pub archive: Arc<dyn Archive>,
     /// Time, for cadence only.
     pub clock: Arc<dyn Clock>,
     /// Its limits.
@@ -63,6 +71,9 @@ pub struct ShardShell {
     committing: Option<(u64, Stopwatch)>,
     /// From the first mark of a record until the flush that passes it has cleared the mark.
     alone: Option<OwnedSemaphorePermit>,
+    /// While the log lacks what comes next and the archive has it.
+    healing: Option<Healing>,
+    heal_again_at: Millis,
 }
 
 impl ractor::Message for ShardMessage {}
@@ -74,11 +85,11 @@ impl Actor for ShardActor {
 
     async fn pre_start(&self, _: ActorRef<ShardMessage>, (): ()) -> Result<ShardShell, ActorProcessingErr> {
         let actor = self.clone();
-        let (claim, state) = tokio::task::spawn_blocking(move || actor.load()).await??;
+        let (claim, state, healing) = tokio::task::spawn_blocking(move || actor.load()).await??;
         let slot = self.slot();
         slot.begin(&claim, state);
         slot.pulsed.store(false, Ordering::Release);
-        Ok(ShardShell::default())
+        Ok(ShardShell { healing, ..ShardShell::default() })
     }
 
     async fn handle(
@@ -113,13 +124,21 @@ impl ShardActor {
     }
 
     /// Claims the shard and loads what a new owner needs: the checkpoint, the recent ids, the admitted series.
-    fn load(&self) -> Result<(Claim, ShardState), ActorProcessingErr> {
+    fn load(&self) -> Result<(Claim, ShardState, Option<Healing>), ActorProcessingErr> {
         let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
         let claim = self.store.claim(self.shard, self.log.id(), nonce)?;
         let checkpoint = claim.checkpoint;
         // As they are now: the owner before may have flushed what this node has not heard of yet.
         let (start, end) = self.log.bounds(self.shard)?;
-        continues(checkpoint.next, start, end)?;
+        let healing = self.heals(checkpoint.next, (start, end))?;
+        if checkpoint.archived < start {
+            tracing::error!(
+                shard = self.shard.0,
+                "the log lost the records [{}, {start}) before they were archived: rollups have them if they were committed, but nothing \
+                 of this shard can be archived or recomputed from there on",
+                checkpoint.archived
+            );
+        }
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
         let recent = self.store.recent_ids(self.shard, i64::MIN)?;
         let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);
@@ -130,7 +149,31 @@ impl ShardActor {
             return Err(StoreError::Refused { shard: self.shard }.into());
         }
         let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admission, end);
-        Ok((claim, state))
+        Ok((claim, state, healing))
+    }
+
+    /// What the log lost above the checkpoint, if it did.
+    fn heals(&self, next: Offset, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
+        let count = |outcome: &'static str| metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => outcome).increment(1);
+        let healing = resume(&*self.store, self.log.id(), self.shard, next, bounds);
+        match &healing {
+            Ok(Some(healing)) => {
+                let lost = healing.lost();
+                tracing::warn!(
+                    shard = self.shard.0,
+                    "the log lost the records [{}, {}) of this shard: they are read from the archive",
+                    lost.from,
+                    lost.to
+                );
+                count("begun");
+            }
+            Err(Unhealed::Diverged(lost @ Diverged::Lost { .. })) => {
+                tracing::error!(shard = self.shard.0, "the shard stops: {lost}");
+                count("refused");
+            }
+            Ok(None) | Err(_) => {}
+        }
+        healing
     }
 
     async fn on_pulse(&self, myself: &ActorRef<ShardMessage>, shell: &mut ShardShell) -> Result<(), ActorProcessingErr> {
@@ -153,15 +196,70 @@ impl ShardActor {
         if credit == 0 || next == end {
             return Ok(false);
         }
-        let mut records = self.log.read(self.shard, next, PULL_BYTES)?;
-        records.truncate(credit);
-        self.step(myself, shell, Input::Records(&records)).await?;
+        let healing = shell.healing.take();
         let slot = self.slot();
-        let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
-        slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(healing) = healing {
+            let mut records = self.read_archived(shell, healing, next).await?;
+            records.truncate(credit);
+            if records.is_empty() {
+                return Ok(false);
+            }
+            self.step(myself, shell, Input::Records(&records)).await?;
+            metrics::counter!(telemetry::LOG_HEALED_RECORDS).increment(records.len() as u64);
+            self.end_healing(shell)?;
+        } else {
+            let mut records = self.log.read(self.shard, next, PULL_BYTES)?;
+            records.truncate(credit);
+            self.step(myself, shell, Input::Records(&records)).await?;
+            let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
+            slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         self.slots.look(self.shard, slot);
         let next = self.with_state(|state| state.next())?;
         Ok(next < self.log.end(self.shard))
+    }
+
+    /// Records that the log lost; none while the archive cannot be reached: the outage waits, no actor dies of it.
+    async fn read_archived(
+        &self,
+        shell: &mut ShardShell,
+        mut healing: Healing,
+        next: Offset,
+    ) -> Result<Vec<LogRecord>, ActorProcessingErr> {
+        if self.clock.now() < shell.heal_again_at {
+            shell.healing = Some(healing);
+            return Ok(Vec::new());
+        }
+        let archive = self.archive.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let read = healing.read(&*archive, next, PULL_BYTES);
+            (healing, read)
+        });
+        let (healing, read) = read.await?;
+        shell.healing = Some(healing);
+        match read {
+            Err(ArchiveError::Unavailable(why)) => {
+                tracing::warn!(shard = self.shard.0, %why, "the archive cannot be reached for what the log lost, it is tried again");
+                shell.heal_again_at = self.clock.now() + HEAL_AGAIN_MS;
+                Ok(Vec::new())
+            }
+            read => Ok(read?),
+        }
+    }
+
+    /// Goes on with the log once the shard has everything that it lost.
+    fn end_healing(&self, shell: &mut ShardShell) -> Result<(), ActorProcessingErr> {
+        let next = self.with_state(|state| state.next())?;
+        if let Some(healing) = shell.healing.take_if(|healing| healing.is_over(next)) {
+            metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "done").increment(1);
+            tracing::warn!(
+                shard = self.shard.0,
+                "the records [{}, {}) came from the archive; the shard goes on with the log",
+                healing.lost().from,
+                healing.lost().to
+            );
+        }
+        Ok(())
     }
 
     async fn step(

@@ -7,8 +7,8 @@
 //!   place, which the next attempt or the search for orphans removes;
 //! - expiry: the manifest row goes first, in one transaction with the archive floor, then the object. What is left is an orphan.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -18,7 +18,7 @@ use crate::clock::Clock;
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{LogId, ShardId};
 use crate::model::window::Millis;
-use crate::persistence::archive::{Archive, ObjectInfo};
+use crate::persistence::archive::{Archive, ArchiveError, ObjectInfo};
 use crate::persistence::store::RollupStore;
 use crate::telemetry;
 
@@ -30,6 +30,8 @@ const BUSY_EVERY: Duration = Duration::from_secs(1);
 const TURN_OBJECTS: usize = 64;
 /// A turn ends after so many failures: the storage or the store is down.
 const TURN_FAILURES: usize = 3;
+/// Damaged objects passed over until the next search for orphans; more of them hold up what is behind them.
+const DAMAGED: usize = 4_096;
 /// An orphan is removed when it is older than this: until then its manifest row may still be on the way.
 const ORPHAN_AGE_MS: i64 = 24 * 3_600_000;
 /// Between two searches for orphans.
@@ -65,6 +67,25 @@ pub struct Upkeep {
     pub limits: UpkeepLimits,
     /// Which shards are owned here.
     pub slots: Arc<Slots>,
+    /// What cannot be moved, whatever state the storage is in.
+    pub damaged: Damaged,
+}
+
+/// Paths of objects that are missing or not what the manifest says. They are passed over, so that those behind them move, and tried again
+/// after each search for orphans: somebody may have put them back.
+#[derive(Debug, Clone, Default)]
+pub struct Damaged(Arc<Mutex<HashSet<String>>>);
+
+impl Damaged {
+    fn with<T>(&self, act: impl FnOnce(&mut HashSet<String>) -> T) -> T {
+        // A set of paths is whole after every change.
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Whether it is the object's fault: another one may well work.
+fn is_damage(why: &ActorProcessingErr) -> bool {
+    matches!(why.downcast_ref::<ArchiveError>(), Some(ArchiveError::Corrupt { .. } | ArchiveError::Missing(_)))
 }
 
 /// Messages of the upkeep.
@@ -158,7 +179,9 @@ impl Upkeep {
         handle: &dyn Fn(&ManifestRow) -> Result<(), ActorProcessingErr>,
     ) {
         let failed = |budget: &mut Budget, why: &ActorProcessingErr| {
-            budget.failures = budget.failures.saturating_sub(1);
+            if !is_damage(why) {
+                budget.failures = budget.failures.saturating_sub(1);
+            }
             metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => step).increment(1);
             tracing::warn!(shard = shard.0, step, %why, "upkeep of the archive failed, it is tried again");
         };
@@ -176,7 +199,12 @@ impl Upkeep {
             budget.objects -= 1;
             match handle(row) {
                 Ok(()) => metrics::counter!(telemetry::ARCHIVE_UPKEEP, "step" => step).increment(1),
-                Err(why) => failed(budget, &why),
+                Err(why) => {
+                    if is_damage(&why) {
+                        self.damaged.with(|damaged| damaged.len() < DAMAGED && damaged.insert(row.path.clone()));
+                    }
+                    failed(budget, &why);
+                }
             }
         }
     }
@@ -184,10 +212,18 @@ impl Upkeep {
     /// The first rows of a shard that are older than `age_ms`. Append times never decrease, so they come first.
     fn older(&self, shard: ShardId, tier: Option<Tier>, age_ms: i64) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
         let before = self.clock.now().saturating_sub(age_ms);
-        let mut rows = self.store.snapshot()?.manifest_first(shard, tier, TURN_OBJECTS)?;
+        let skipped = self.damaged.with(|damaged| damaged.len());
+        let mut rows = self.store.snapshot()?.manifest_first(shard, tier, TURN_OBJECTS + skipped)?;
         let due = rows.partition_point(|row| row.appended.1 < before);
         rows.truncate(due);
         Ok(rows)
+    }
+
+    /// Those of the hot ones that can be moved, as far as is known.
+    fn movable(&self, mut rows: Vec<ManifestRow>) -> Vec<ManifestRow> {
+        self.damaged.with(|damaged| rows.retain(|row| !damaged.contains(&row.path)));
+        rows.truncate(TURN_OBJECTS);
+        rows
     }
 
     fn expiring(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
@@ -195,7 +231,10 @@ impl Upkeep {
     }
 
     fn cooling(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
-        if self.archive.has_cold() { self.older(shard, Some(Tier::Hot), self.limits.cold_after_ms) } else { Ok(Vec::new()) }
+        if !self.archive.has_cold() {
+            return Ok(Vec::new());
+        }
+        Ok(self.movable(self.older(shard, Some(Tier::Hot), self.limits.cold_after_ms)?))
     }
 
     fn move_to_cold(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
@@ -221,6 +260,7 @@ impl Upkeep {
     /// Removes what no manifest row needs in these shards. Blocks. An object that ends above the archived offset stays: in a store that was
     /// restored from a backup the manifest is older than the archive, and the log may not have its records any more.
     fn sweep(&self, shards: &[ShardId]) {
+        self.damaged.with(HashSet::clear);
         for shard in shards {
             if let Err(why) = self.remove_orphans(*shard) {
                 metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "sweep").increment(1);

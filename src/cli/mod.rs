@@ -3,9 +3,11 @@
 mod archive;
 mod bench;
 mod client;
+mod health;
 mod keys;
 mod logging;
 mod migrate;
+mod pipe;
 mod quarantine;
 mod query;
 mod rebuild;
@@ -56,6 +58,8 @@ enum Command {
     Archive(archive::ArchiveArgs),
     /// Measure a server under load, and check that it counted everything exactly once
     Bench(bench::BenchArgs),
+    /// Whether a node is ready, for health checks where no HTTP client is at hand
+    Health(health::HealthArgs),
     /// Nodes, and where every shard stands
     Status(status::StatusArgs),
     /// Events that were set aside because they crashed their shard
@@ -98,15 +102,24 @@ struct ServeArgs {
     log_json: bool,
 }
 
-/// Runs the command line: 0 done, 1 failed, 2 wrong usage.
+/// Whether a command line is one of ours, without running it; for the tests of files that hold some.
+///
+/// # Errors
+/// What clap says of it.
+pub fn check(args: &[&str]) -> Result<(), String> {
+    Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied())).map(drop).map_err(|error| error.to_string())
+}
+
+/// Runs the command line: 0 done, 1 failed, 2 wrong usage, 141 when nobody reads the output any more.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    pipe::quietly(|| match run(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("rollmill: {error:#}");
             if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
-    }
+    })
 }
 
 #[allow(clippy::print_stdout)] // the command line talks to people
@@ -119,6 +132,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Archive(args) => archive::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Verify(args) => return verify::run(&args),
+        Command::Health(args) => health::run(&args)?,
         Command::Status(args) => return status::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
         Command::Keys(args) => keys::run(&args)?,

@@ -15,7 +15,7 @@ use crate::persistence::log::kafka::topic::Description;
   ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 rollmill topic create
   rollmill topic describe --config rollmill.toml --json
 
-describe exits with 1 if something is not as a node wants it, and says how to mend it.")]
+describe, and create of a topic that is there, exit with 1 if something is not as a node wants it, and say how to mend it.")]
 pub(super) struct TopicArgs {
     #[command(subcommand)]
     command: Command,
@@ -24,7 +24,13 @@ pub(super) struct TopicArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make the topic: as many partitions as shards, unlimited retention, the log's own append times, an identity
-    Create(Options),
+    Create {
+        /// One that is there already is shown, and checked as describe does
+        #[arg(long)]
+        if_missing: bool,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Show the topic, and what is not as it must be
     Describe(Options),
 }
@@ -41,10 +47,11 @@ struct Options {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
-    let (Command::Create(options) | Command::Describe(options)) = &args.command;
-    let config = Config::load(options.config.as_deref(), std::env::vars(), &[])?;
+    let (Command::Create { options, .. } | Command::Describe(options)) = &args.command;
+    let config = Config::load_part(options.config.as_deref(), std::env::vars(), &[])?;
     let description = match &args.command {
-        Command::Create(_) => backends::create_topic(&config)?,
+        Command::Create { if_missing: true, .. } if backends::topic_exists(&config)? => backends::describe_topic(&config)?,
+        Command::Create { .. } => backends::create_topic(&config)?,
         Command::Describe(_) => backends::describe_topic(&config)?,
     };
     if options.json {

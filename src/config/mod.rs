@@ -33,6 +33,27 @@ impl Config {
         env: impl Iterator<Item = (String, String)>,
         flags: &[(&str, String)],
     ) -> Result<Self, ConfigErrors> {
+        let (config, mut mistakes) = Self::read(file, env, flags);
+        config.check_together(&mut mistakes);
+        config.check_shared(&mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
+    }
+
+    /// As [`Config::load`], for a command that needs one of the servers of a cluster: it does not ask where the others are.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_part(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: &[(&str, String)],
+    ) -> Result<Self, ConfigErrors> {
+        let (config, mut mistakes) = Self::read(file, env, flags);
+        config.check_together(&mut mistakes);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
+    }
+
+    fn read(file: Option<&Path>, env: impl Iterator<Item = (String, String)>, flags: &[(&str, String)]) -> (Self, Vec<String>) {
         let mut mistakes = Vec::new();
         let mut texts: Vec<(String, String, String)> = Vec::new();
         if let Some(path) = file {
@@ -61,8 +82,19 @@ impl Config {
                 },
             }
         }
-        config.check_together(&mut mistakes);
-        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
+        (config, mistakes)
+    }
+
+    /// Shards move between nodes, so what they write must not stay on one.
+    fn check_shared(&self, mistakes: &mut Vec<String>) {
+        if self.text("kafka.brokers").is_empty() {
+            return;
+        }
+        for key in ["store.url", "archive.url"].into_iter().filter(|key| self.text(key).is_empty()) {
+            mistakes.push(format!(
+                "kafka.brokers is set and {key} is not: shards move between nodes, so what they write must not stay on one"
+            ));
+        }
     }
 
     fn check_together(&self, mistakes: &mut Vec<String>) {
@@ -85,13 +117,6 @@ impl Config {
                 "archive.keep is below accept.max_age: accepted events could not be recomputed; raise it, or set it to 0"
                     .to_owned(),
             );
-        }
-        if !self.text("kafka.brokers").is_empty() {
-            for key in ["store.url", "archive.url"].into_iter().filter(|key| self.text(key).is_empty()) {
-                mistakes.push(format!(
-                    "kafka.brokers is set and {key} is not: shards move between nodes, so what they write must not stay on one"
-                ));
-            }
         }
         match Roles::parse(self.text("node.roles")) {
             Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
@@ -305,6 +330,8 @@ mod tests {
     fn a_log_that_nodes_share_needs_a_store_and_an_archive_that_they_share() {
         let ConfigErrors(mistakes) = load("kafka.brokers = \"b:9092\"\n", &[]).expect_err("nothing shared");
         assert!(mistakes[0].contains("store.url") && mistakes[1].contains("archive.url"), "{mistakes:?}");
+        let brokers = [("ROLLMILL_KAFKA_BROKERS".to_owned(), "b:9092".to_owned())];
+        assert!(Config::load_part(None, brokers.into_iter(), &[]).is_ok(), "enough for the topic");
         let shared = "kafka.brokers = \"b:9092\"\nstore.url = \"postgres://db/r\"\narchive.url = \"s3://b/p\"\n";
         let config =
             load(&format!("{shared}node.roles = \"gateway\"\nkafka.properties = \"sasl.password=x\"\n"), &[]).expect("valid");

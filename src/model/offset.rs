@@ -87,8 +87,22 @@ pub enum Diverged {
         /// What the log has.
         found: Offset,
     },
+    /// The log begins above the checkpoint, and the archive does not fill the hole.
+    #[error(
+        "the log lost the records [{}, {}), and [{}, {}) of them are not in the archive either: put back the log that has them, or a \
+         store whose checkpoint lies beyond them",
+        lost.from, lost.to, missing.from, missing.to
+    )]
+    Lost {
+        /// From the checkpoint to where the log begins.
+        lost: OffsetRange,
+        /// The first part that is nowhere.
+        missing: OffsetRange,
+    },
     /// The log ends below the checkpoint.
-    #[error("the log ends at offset {end}, below the store's checkpoint {checkpoint}: the log lost its tail or was replaced")]
+    #[error(
+        "the log ends at offset {end}, below the store's checkpoint {checkpoint}: the log lost its tail or was replaced; put back the log that belongs to the store, or the store that belongs to the log"
+    )]
     Short {
         /// End of the log.
         end: Offset,
@@ -96,7 +110,7 @@ pub enum Diverged {
         checkpoint: Offset,
     },
     /// Another log altogether.
-    #[error("the store belongs to log {expected}, but the log is {found}")]
+    #[error("the store belongs to log {expected}, but the log is {found}: put back the one that belongs to the other")]
     OtherLog {
         /// The store's.
         expected: LogId,

@@ -84,6 +84,14 @@ pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
     Admin::new(&connection(config)?).and_then(create).map_err(|why| anyhow::anyhow!(why))
 }
 
+/// Whether the topic of the log is there.
+///
+/// # Errors
+/// If Kafka cannot be reached.
+pub fn topic_exists(config: &Config) -> anyhow::Result<bool> {
+    Admin::new(&connection(config)?).and_then(|admin| admin.exists()).map_err(|why| anyhow::anyhow!(why))
+}
+
 /// Describes the topic of the log.
 ///
 /// # Errors
@@ -139,11 +147,10 @@ pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow:
 /// How PostgreSQL is reached, if the configuration names one.
 pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
     let text = |key: &str| Some(config.text(key).to_owned()).filter(|text| !text.is_empty());
-    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Some(PostgresOptions {
         url: text("store.url")?,
         read_url: text("store.read_url"),
-        node: text("node.name").unwrap_or(machine),
+        node: super::name(config),
         flush_connections: config.number("store.flush_connections") as usize,
         read_connections: config.number("store.read_connections") as usize,
         connect_timeout: config.duration("store.connect_timeout"),
@@ -286,5 +293,18 @@ pub fn second_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn PartCache>
             let cache = RedisCache::open(url, options).map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
             Ok(Some(Arc::new(cache)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_database_knows_a_node_by_its_name() {
+        let config = Config::default().with("store.url", "postgres://db/rollmill");
+        let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        assert_eq!(postgres(&config).expect("a database").node, machine);
+        assert_eq!(postgres(&config.with("node.name", "node-7")).expect("a database").node, "node-7");
     }
 }

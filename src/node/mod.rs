@@ -32,12 +32,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::ready::Readiness;
+use crate::actors::heal::{Unhealed, resume};
 use crate::actors::live::LiveReader;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::{Config, Roles};
 use crate::gateway::{Gateway, GatewayDeps, server};
-use crate::model::offset::{Diverged, continues};
+use crate::model::offset::Diverged;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
@@ -126,7 +127,7 @@ fn open(config: &Config, data: &DataDir, roles: Roles) -> anyhow::Result<Ports> 
     let log = backends::log(config, data, &clock, roles.shards)?;
     let store = if roles.need_store() { Some(backends::store(config, data, &clock)?) } else { None };
     if let Some(store) = &store {
-        check_log(data, log.as_ref(), store.as_ref())?;
+        check_log(config, data, log.as_ref(), store.as_ref())?;
     }
     let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
     Ok(Ports { log, store, archive, clock, render_metrics: Arc::new(move || prometheus.render()) })
@@ -307,18 +308,30 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
 
 /// A log that does not continue where the store stands must not take a single write: it would grow over what it lost, and its shards
 /// would take the new records for those that are already in the store. Of shards that are not assigned to this node, it knows the log alone.
-fn check_log(data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> anyhow::Result<()> {
+/// What only the beginning of the log lost, its shard heals from the archive; if it cannot, that shard stops, and on a log that nodes
+/// share the others go on.
+fn check_log(config: &Config, data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> anyhow::Result<()> {
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
         let (expected, found) = (checkpoint.log, log.id());
         let continued = match expected == found {
             // As they are now: the shard's owner, here or elsewhere, may have flushed since the log was opened.
             true => {
                 let (start, end) = log.bounds(shard).with_context(|| format!("cannot learn where shard {shard} ends"))?;
-                continues(checkpoint.next, start, end)
+                resume(store, found, shard, checkpoint.next, (start, end))
             }
-            false => Err(Diverged::OtherLog { expected, found }),
+            false => Err(Diverged::OtherLog { expected, found }.into()),
         };
+        let embedded = config.text("kafka.brokers").is_empty();
+        if let Err(Unhealed::Diverged(lost @ Diverged::Lost { .. })) = &continued
+            && !embedded
+        {
+            tracing::error!(shard = shard.0, "this shard cannot go on, wherever it is: {lost}");
+            continue;
+        }
         continued.with_context(|| {
+            if !embedded {
+                return format!("shard {shard} cannot go on: docs/operations.md, \"The log lost records\"");
+            }
             format!(
                 "shard {shard} cannot go on: {} and {} are not of the same moment; put back the log that belongs to the store, or \
                  the store that belongs to the log, or start with an empty data directory",

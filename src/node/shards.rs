@@ -13,7 +13,7 @@ use crate::actors::archiver::Archiver;
 use crate::actors::pulse::{self, ShardRefs};
 use crate::actors::shard::ShardActor;
 use crate::actors::slots::Slots;
-use crate::actors::upkeep::Upkeep;
+use crate::actors::upkeep::{Damaged, Upkeep};
 use crate::config::Config;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -48,6 +48,7 @@ pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_lim
         shard: crate::model::offset::ShardId(0),
         log: log.clone(),
         store: store.clone(),
+        archive: archive.clone(),
         clock: clock.clone(),
         limits: shard_limits.clone(),
         max_series: limits::max_series(config, log.shard_count()),
@@ -73,6 +74,7 @@ pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_lim
         clock: clock.clone(),
         limits: limits::upkeep(config),
         slots: slots.clone(),
+        damaged: Damaged::default(),
     };
     let archiver = Archiver { log, store, archive, clock, limits: limits::archive(config), slots: slots.clone() };
     let place = ShardsPlace::default();

@@ -1,7 +1,7 @@
 //! The topic of the log by the command line.
 
 #[path = "../support/kafka.rs"]
-pub(crate) mod broker;
+pub mod broker;
 
 fn topic(command: &str, env: &[(&str, &str)], extra: &[&str]) -> (Option<i32>, String) {
     let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_rollmill"));
@@ -20,8 +20,10 @@ fn topic(command: &str, env: &[(&str, &str)], extra: &[&str]) -> (Option<i32>, S
 fn the_topic_is_made_described_and_found_wrong() {
     let (code, text) = topic("describe", &[], &[]);
     assert!(code == Some(1) && text.contains("rollmill topic create"), "{code:?} {text}");
-    let (code, text) = topic("create", &[], &[]);
+    let (code, text) = topic("create", &[], &["--if-missing"]);
     assert_eq!(code, Some(0), "{text}");
+    let (code, text) = topic("create", &[], &["--if-missing"]);
+    assert!(code == Some(0) && text.contains("log id"), "{code:?} {text}");
     let (code, text) = topic("create", &[], &[]);
     assert!(code == Some(1) && text.contains("exists"), "{code:?} {text}");
     let (code, text) = topic("describe", &[], &["--json"]);

@@ -54,6 +54,7 @@ plants! {
     RecentIdsNotLoaded Edge "a new owner does not load the recent ids",
     LoadNotChecked Shell "a new owner does not look whether another one claimed while it was loading the recent ids",
     AdmissionsNotLoaded Edge "a new owner does not load the admitted series",
+    LostRangeSkipped Edge "a shard whose log lost its beginning goes on where the log begins",
     OneRecordEarly Edge "a new owner begins one record below the checkpoint",
     OneRecordLate Edge "a new owner begins one record above the checkpoint",
     SuspectNotMarked Shell "the event applied alone is not noted first",

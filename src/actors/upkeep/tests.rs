@@ -119,7 +119,15 @@ impl World {
         let log: Arc<dyn EventLog> = MemoryLog::new(LOG, 2, self.clock.clone());
         let archive = Arc::new(Mortal { inner: self.archive.clone(), death: death.clone() });
         let slots = Slots::new(log, self.clock.clone());
-        Upkeep { log: LOG, store: self.store.clone(), archive, clock: self.clock.clone(), limits: LIMITS, slots }
+        Upkeep {
+            log: LOG,
+            store: self.store.clone(),
+            archive,
+            clock: self.clock.clone(),
+            limits: LIMITS,
+            slots,
+            damaged: Damaged::default(),
+        }
     }
 
     fn manifest(&self) -> Vec<ManifestRow> {
@@ -245,6 +253,33 @@ fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
     assert!(!upkeep.turn(&SHARDS));
     assert!(upkeep.turn(&SHARDS));
     assert_eq!(left(), 0);
+}
+
+#[test]
+fn damaged_objects_do_not_hold_up_what_is_behind_them() {
+    const DAMAGED: u64 = TURN_OBJECTS as u64 + 5;
+    let world = World { store: MemoryStore::new(), ..World::new() };
+    let epoch = world.store.claim(SHARDS[0], LOG, 8).expect("claim").checkpoint.epoch;
+    let appended = NOW - 31 * DAY_MS;
+    for at in 0..DAMAGED + 3 {
+        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, appended)]).expect("write");
+        world.store.archived(&row).expect("archived");
+    }
+    let bad: Vec<ManifestRow> = world.manifest().into_iter().take(DAMAGED as usize).collect();
+    let kept: Vec<_> = bad.iter().map(|row| world.archive.bytes(&row.path, Tier::Hot).expect("there")).collect();
+    bad.iter().for_each(|row| world.archive.remove(&row.path, Tier::Hot).expect("removed"));
+    let moved = || world.manifest().iter().filter(|row| row.tier == Tier::Cold).map(|row| row.range.from).collect::<Vec<_>>();
+    let upkeep = world.upkeep(&immortal());
+    assert!(!upkeep.turn(&SHARDS[..1]), "the turn is spent on what is damaged");
+    assert!(upkeep.turn(&SHARDS[..1]), "then it comes to the end");
+    assert_eq!(moved(), [DAMAGED, DAMAGED + 1, DAMAGED + 2], "what is behind them has moved");
+    // Somebody puts one back: the next search for orphans forgets that it was damaged.
+    world.archive.put(&bad[2].path, Tier::Hot, kept[2].clone());
+    assert!(upkeep.turn(&SHARDS[..1]));
+    assert_eq!(moved().len(), 3);
+    upkeep.sweep(&SHARDS[..1]);
+    upkeep.turn(&SHARDS[..1]);
+    assert_eq!(moved(), [2, DAMAGED, DAMAGED + 1, DAMAGED + 2]);
 }
 
 #[test]
