@@ -113,6 +113,7 @@ impl Healing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::manifest::Decisions;
     use crate::model::offset::Epoch;
     use crate::persistence::archive::memory::MemoryArchive;
     use crate::persistence::store::memory::MemoryStore;
@@ -130,7 +131,7 @@ mod tests {
         let epoch = store.claim(SHARD, LOG, 7).expect("a claim").checkpoint.epoch;
         for from in [0, 4, 8] {
             let records: Vec<LogRecord> = (from..from + 4).map(record).collect();
-            store.archived(&archive.write(LOG, SHARD, epoch, &records).expect("written")).expect("noted");
+            store.archived(&archive.write(LOG, SHARD, epoch, &records, &Decisions::default()).expect("written")).expect("noted");
         }
         (store, archive, epoch)
     }

@@ -262,7 +262,7 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
     let epoch = world.store.claim(SHARDS[0], LOG, 8).expect("claim").checkpoint.epoch;
     let appended = NOW - 31 * DAY_MS;
     for at in 0..DAMAGED + 3 {
-        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, appended)]).expect("write");
+        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, appended)], &Decisions::default()).expect("write");
         world.store.archived(&row).expect("archived");
     }
     let bad: Vec<ManifestRow> = world.manifest().into_iter().take(DAMAGED as usize).collect();
