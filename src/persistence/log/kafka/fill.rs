@@ -100,15 +100,16 @@ pub fn fill(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), Unfit> {
     let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
-    let missing = missing(&learn(connection, &shards, Ask::End)?, ends)?;
+    let mut brokers = Brokers { connection, asker: None };
+    let missing = missing(&brokers.learn(&shards, Ask::End)?, ends)?;
     let there = ends.iter().sum::<u64>() - missing.iter().sum::<u64>();
     progress(there);
     produce(connection, missing, &mut |acknowledged| progress(there + acknowledged))?;
-    let found = learn(connection, &shards, Ask::End)?;
+    let found = brokers.learn(&shards, Ask::End)?;
     if let Some(at) = self::missing(&found, ends)?.iter().position(|left| *left > 0) {
         return Err(Unfit::Failed(format!("shard {at} ends below {} though all records were acknowledged", ends[at])));
     }
-    empty(admin, connection, ends, appended)
+    brokers.empty(admin, ends, appended)
 }
 
 /// How many records each shard lacks.
@@ -123,15 +124,53 @@ fn missing(found: &Answers, ends: &[Offset]) -> Result<Vec<u64>, Unfit> {
 /// What the brokers say of each shard.
 type Answers = BTreeMap<ShardId, Option<Offset>>;
 
-/// Asks until every shard has answered, each time as a new client: what one believes of a topic that has just been made may stay wrong.
-fn learn(connection: &Connection, shards: &[ShardId], what: Ask) -> Result<Answers, Unfit> {
-    patiently(connection, || {
-        let found = Asker::new(connection).and_then(|asker| asker.ask(shards, what)).map_err(failed)?;
-        match shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard)) {
-            None => Ok(found.into_iter().collect()),
-            Some(shard) => Err(Unfit::Failed(format!("shard {shard} has no leader"))),
+/// Asks the brokers; after a failure as a new client, because what one believes of a topic that has just been made may stay wrong.
+struct Brokers<'a> {
+    connection: &'a Connection,
+    asker: Option<Asker>,
+}
+
+impl Brokers<'_> {
+    /// Asks until every shard has answered.
+    fn learn(&mut self, shards: &[ShardId], what: Ask) -> Result<Answers, Unfit> {
+        patiently(self.connection, || {
+            // Put back only if it was of use.
+            let asker = self.asker.take().map_or_else(|| Asker::new(self.connection), Ok).map_err(failed)?;
+            let found = asker.ask(shards, what).map_err(failed)?;
+            if let Some(shard) = shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard)) {
+                return Err(Unfit::Failed(format!("shard {shard} has no leader")));
+            }
+            self.asker = Some(asker);
+            Ok(found.into_iter().collect())
+        })
+    }
+
+    /// Deletes the records, and looks that nothing else is there.
+    fn empty(&mut self, admin: &Admin, ends: &[Offset], appended: Millis) -> Result<(), Unfit> {
+        let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
+        let wanted = |shard: ShardId| ends[shard.0 as usize];
+        let full = |starts: Answers| -> Vec<(ShardId, Offset)> {
+            let full = starts.into_iter().filter(|(shard, start)| start.unwrap_or(0) != wanted(*shard));
+            full.map(|(shard, _)| (shard, wanted(shard))).collect()
+        };
+        let first = full(self.learn(&shards, Ask::Start)?);
+        if first.is_empty() {
+            return Ok(());
         }
-    })
+        let named: Vec<ShardId> = first.iter().map(|(shard, _)| *shard).collect();
+        if let Some((shard, _)) = self.learn(&named, Ask::Since(appended))?.into_iter().find(|(_, found)| found.is_none()) {
+            return Err(Unfit::Behind { shard });
+        }
+        patiently(self.connection, || {
+            admin.delete_below(&first).map_err(failed)?;
+            match full(self.learn(&shards, Ask::Start)?).first() {
+                None => Ok(()),
+                Some((shard, end)) => {
+                    Err(Unfit::Failed(format!("shard {shard} does not begin at {end} though all below was deleted")))
+                }
+            }
+        })
+    }
 }
 
 /// Tries until it works, or until the patience with the cluster is over; the last failure.
@@ -187,31 +226,4 @@ fn produce(connection: &Connection, mut missing: Vec<u64>, progress: &mut dyn Fn
         went_wrong()?;
     }
     went_wrong()
-}
-
-/// Deletes the records, and looks that nothing else is there.
-fn empty(admin: &Admin, connection: &Connection, ends: &[Offset], appended: Millis) -> Result<(), Unfit> {
-    let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
-    let wanted = |shard: ShardId| ends[shard.0 as usize];
-    let full = |starts: Answers| -> Vec<(ShardId, Offset)> {
-        let full = starts.into_iter().filter(|(shard, start)| start.unwrap_or(0) != wanted(*shard));
-        full.map(|(shard, _)| (shard, wanted(shard))).collect()
-    };
-    let first = full(learn(connection, &shards, Ask::Start)?);
-    if first.is_empty() {
-        return Ok(());
-    }
-    let named: Vec<ShardId> = first.iter().map(|(shard, _)| *shard).collect();
-    if let Some((shard, _)) = learn(connection, &named, Ask::Since(appended))?.into_iter().find(|(_, found)| found.is_none()) {
-        return Err(Unfit::Behind { shard });
-    }
-    patiently(connection, || {
-        admin.delete_below(&first).map_err(failed)?;
-        match full(learn(connection, &shards, Ask::Start)?).first() {
-            None => Ok(()),
-            Some((shard, end)) => {
-                Err(Unfit::Failed(format!("shard {shard} does not begin at {end} though all below was deleted")))
-            }
-        }
-    })
 }
