@@ -1,4 +1,5 @@
 //! The real binary, used as its users use it.
+#![allow(clippy::disallowed_methods)] // processes are waited for in real time
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! Several nodes, each a process: one answer, whichever is asked; and what is left of it when nodes are killed, frozen or cut off.
+#![allow(clippy::disallowed_methods)] // processes are waited for in real time
 
 mod node;
 #[path = "../support/proxy.rs"]

@@ -1,5 +1,5 @@
 //! Real Kafka brokers for tests, started by `scripts/kafka` on loopback; they end with the process that started them.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
 
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;

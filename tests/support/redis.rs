@@ -1,5 +1,5 @@
 //! A Redis server of the test's own, from the system's `redis-server`.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
