@@ -3,7 +3,8 @@
 //! A commit of unknown outcome, a refusal or a diverged log ends the actor: its memory is dropped, and the next start reloads the
 //! checkpoint. Nothing is ever retried whose outcome is not known.
 //!
-//! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there.
+//! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there. Only healing
+//! is not in it: its archiver is never ahead of a checkpoint (ADR 18).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -162,7 +162,7 @@ impl World {
         let mut snapshot = self.store.snapshot().expect("the double answers");
         for (shard, at) in snapshot.checkpoints().expect("the double answers") {
             let s = shard.0 as usize;
-            let floor = at.next.min(at.archived).max(self.lost[s]);
+            let floor = at.next.min(at.archived);
             let start = self.log.start(shard);
             ensure(Invariant::ArchiveTiles, start <= floor, || format!("the log of shard {s} begins at {start}, above {at:?}"))?;
             if !full && self.archived[s] == (at.archived, start) {

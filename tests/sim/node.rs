@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rollmill::actors::archiver::Archiver;
-use rollmill::actors::heal::{Healing, resume};
 use rollmill::actors::slots::Slots;
 use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord};
-use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId, continues};
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupStore, StoreError};
@@ -41,8 +40,6 @@ pub struct Shell {
     pub alone: Option<(Offset, u32)>,
     /// Events that this owner sets aside. Outlives the life, as the slot does.
     pub set_aside: BTreeSet<Place>,
-    /// What the log lost above the checkpoint that was claimed.
-    pub healing: Option<Healing>,
     /// Its node goes on after a pause.
     pub woke: bool,
 }
@@ -80,16 +77,8 @@ impl World {
         let claimed = self.store.claim(shard, self.log.id(), nonce);
         self.note(|| format!("node {n} claims shard {s}: {claimed:?}"));
         let Ok(mut claim) = claimed else { return Ok(()) };
-        let bounds = (self.log.start(shard), self.log.end(shard));
-        let resumed = resume(&*self.store, self.log.id(), shard, claim.checkpoint.next, bounds);
-        let healing = match resumed {
-            Ok(Some(healing)) if self.plants(Plant::LostRangeSkipped) => {
-                claim.checkpoint.next = healing.lost().to;
-                None
-            }
-            Ok(healing) => healing,
-            Err(why) => return ensure(Invariant::FailLoud, false, || format!("the shard stops: {why}")),
-        };
+        let diverged = continues(claim.checkpoint.next, self.log.start(shard), self.log.end(shard)).err();
+        ensure(Invariant::FailLoud, diverged.is_none(), || format!("the shard stops: {diverged:?}"))?;
         match self.plant {
             Some(Plant::AttemptsForgotten) => claim.attempts = 1,
             Some(Plant::OneRecordEarly) => claim.checkpoint.next = claim.checkpoint.next.saturating_sub(1),
@@ -98,7 +87,6 @@ impl World {
         }
         let shell = &mut self.nodes[n].shells[s];
         shell.loading = Some(claim);
-        shell.healing = healing;
         shell.alive = true;
         Ok(())
     }
@@ -194,50 +182,26 @@ impl World {
         if credit == 0 || next >= self.log.end(shard) {
             return Ok(());
         }
-        let mut healing = self.nodes[n].shells[s].healing.take();
-        let bytes = self.setup.pull_bytes;
-        let read = match &mut healing {
-            Some(healing) => healing.read(&*self.archive, next, bytes).map_err(|why| why.to_string()),
-            None => self.log.read(shard, next, bytes).map_err(|why| why.to_string()),
-        };
-        let mut records = match read {
+        let mut records = match self.log.read(shard, next, self.setup.pull_bytes) {
             Ok(records) => records,
-            Err(why) => return self.stop(n, s, &why),
+            Err(why) => return self.stop(n, s, &why.to_string()),
         };
         records.truncate(credit);
-        let archived = healing.is_some();
-        self.nodes[n].shells[s].healing = healing;
         if self.plants(Plant::DedupByWallClock) {
             records.iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
         }
         self.step(n, s, Input::Records(&records))?;
-        if archived {
-            self.end_healing(n, s);
-            return Ok(());
-        }
         let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
         self.nodes[n].slots.slot(shard).unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    /// `ShardActor::end_healing`.
-    fn end_healing(&mut self, n: usize, s: usize) {
-        // It may have died of what it applied.
-        if self.nodes[n].shells[s].alive {
-            let next = self.with_state(n, s, |state| state.next());
-            if self.nodes[n].shells[s].healing.take_if(|healing| healing.is_over(next)).is_some() {
-                self.hit(Fault::Healed);
-            }
-        }
-    }
-
-    /// The log does not continue: that may happen to an owner that was fenced off, because its successors released what it lacks, or
-    /// if the log lost it.
+    /// The log does not continue: that may happen to an owner that was fenced off, because its successors released what it lacks.
     fn stop(&mut self, n: usize, s: usize, why: &str) -> Result<(), Violation> {
         let mine = self.nodes[n].slots.slot(ShardId(s as u32)).epoch();
         let fenced = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch) != mine;
         self.die(n, s, why);
-        ensure(Invariant::FailLoud, fenced || self.lost[s] > 0, || format!("the shard stops: {why}"))
+        ensure(Invariant::FailLoud, fenced, || format!("the shard stops: {why}"))
     }
 
     /// What the pulse does for a node's shards.
@@ -305,13 +269,6 @@ impl World {
                 let now = checkpoint(&*self.store, guard.shard).map_or(0, |c| c.next);
                 if now.abs_diff(guard.range.from) == 1 {
                     guard.range = OffsetRange { from: now, to: guard.range.to.max(now) };
-                }
-                (guard, batch)
-            }
-            Some(Plant::LostRangeSkipped) => {
-                let now = checkpoint(&*self.store, guard.shard).map_or(0, |c| c.next);
-                if guard.range.from == self.lost[guard.shard.0 as usize] {
-                    guard.range.from = now.min(guard.range.from);
                 }
                 (guard, batch)
             }
@@ -393,10 +350,7 @@ impl World {
         let floors = |of: fn(&rollmill::actors::slots::Slot) -> u64| slots.iter().map(|(_, slot)| of(slot)).collect::<Vec<_>>();
         let floors = match self.plant {
             Some(Plant::ReleasePastArchive) => Some(floors(|slot| slot.committed.load(Ordering::Acquire))),
-            Some(Plant::ReleasePastCheckpoint) => {
-                let archived = |slot: &rollmill::actors::slots::Slot| slot.archived.load(Ordering::Acquire);
-                Some(slots.iter().map(|(_, slot)| archived(slot).min(slot.applied.load(Ordering::Acquire))).collect())
-            }
+            Some(Plant::ReleasePastCheckpoint) => Some(floors(|slot| slot.applied.load(Ordering::Acquire))),
             _ => None,
         };
         if let Some(floors) = floors {

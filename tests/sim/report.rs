@@ -55,8 +55,6 @@ faults! {
     ClockForward = "clock jumped forward",
     ClockBack = "clock jumped back",
     Released = "log released",
-    BeginningLost = "log lost its beginning above a checkpoint",
-    Healed = "shard healed from the archive",
     QueryComplete = "query complete",
     QueryPartial = "query partial",
     EngineComplete = "complete answer of the real engine and its cache",

@@ -22,7 +22,6 @@ pub struct Setup {
     pub pause: usize,
     pub takeover: usize,
     pub jumps: usize,
-    pub lose: usize,
     /// Per thousand turns of a shard that is loading: the store is slow.
     pub slow_load: usize,
     /// Per thousand requests.
@@ -55,18 +54,7 @@ impl Setup {
         let (object_bytes, object_delay_ms) = (1 << 20, 1);
         let calm =
             Self { shards: 1, nodes: 2, rules, limits, rates, object_bytes, object_delay_ms, pull_bytes: 1 << 16, ..drawn };
-        Self {
-            lose: 0,
-            ack_lost: 0,
-            poison: 0,
-            undecodable: 0,
-            resend: 0,
-            late: 0,
-            without_id: 0,
-            engine: false,
-            parquet: false,
-            ..calm
-        }
+        Self { ack_lost: 0, poison: 0, undecodable: 0, resend: 0, late: 0, without_id: 0, engine: false, parquet: false, ..calm }
     }
 
     pub fn draw(rng: &mut Rng) -> Self {
@@ -114,7 +102,6 @@ impl Setup {
             pause: rate(rng, 50),
             takeover: rate(rng, 60),
             jumps: rate(rng, 40),
-            lose: rate(rng, 40),
             slow_load: rate(rng, 850),
             ack_lost: rate(rng, 150),
             poison: if poisonous { 40 } else { 0 },

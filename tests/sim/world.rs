@@ -55,8 +55,6 @@ pub struct World {
     pub verified: Vec<usize>,
     /// Archived offset and start of the log when they were last checked, by shard.
     pub archived: Vec<(u64, u64)>,
-    /// Below this, the log lost what no checkpoint had passed, by shard.
-    pub lost: Vec<u64>,
     pub query: Option<Query>,
     pub engine: Option<Engine>,
     trace: Option<Vec<String>>,
@@ -155,7 +153,6 @@ impl World {
             convictable: vec![BTreeSet::new(); shards],
             verified: vec![0; shards],
             archived: vec![(0, 0); shards],
-            lost: vec![0; shards],
             query: None,
             trace: traced.then(Vec::new),
             setup,
@@ -234,9 +231,6 @@ impl World {
                 (0..self.shards()).for_each(|s| self.note_progress(n, s));
             }
         }
-        if self.rng.chance(self.setup.lose) {
-            self.lose_beginning(s);
-        }
         if self.rng.chance(self.setup.crash) {
             if self.rng.chance(600) {
                 if self.nodes[n].shells[s].alive && !self.nodes[n].paused {
@@ -247,22 +241,6 @@ impl World {
                 self.crash_node(n);
             }
         }
-    }
-
-    /// The log loses records above the checkpoint, which the archive has.
-    fn lose_beginning(&mut self, s: usize) {
-        let shard = ShardId(s as u32);
-        let Some(at) = checkpoint(&*self.store, shard) else { return };
-        let from = at.next.max(self.log.start(shard));
-        if at.archived <= from {
-            return;
-        }
-        let lost = from + 1 + self.rng.below((at.archived - from) as usize) as u64;
-        let floors: Vec<u64> = (0..self.shards()).map(|other| if other == s { lost } else { 0 }).collect();
-        self.log.release(&floors).expect("the double releases");
-        self.lost[s] = lost;
-        self.hit(Fault::BeginningLost);
-        self.note(|| format!("the log of shard {s} loses everything below {lost}, the checkpoint is {at:?}"));
     }
 
     fn crash_node(&mut self, n: usize) {
