@@ -101,8 +101,11 @@ impl S3Server {
         }
     }
 
-    /// On the same port, with what it had.
+    /// On the same port, with what it had; one that did not die goes on.
     pub fn start_again(&mut self) {
+        if self.runtime.is_some() {
+            return;
+        }
         let address = self.endpoint.trim_start_matches("http://").to_owned();
         self.serve(&address);
     }
