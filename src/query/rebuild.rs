@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use self::plan::{Link, ShardPlan};
 use super::fold::{self, Ended, FoldRules};
 use crate::model::flush::{Claim, LogRecord};
-use crate::model::manifest::{ArchiveFloor, Decisions, Restored};
+use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
@@ -210,8 +210,15 @@ struct OneShard<'a> {
     plan: &'a ShardPlan,
     report: &'a mut Report,
     at: Checkpoint,
-    /// All that the shard admitted, as its objects say.
-    admitted: Decisions,
+    /// Objects whose records are not all flushed yet, in order: what they say is noted behind their records.
+    unsettled: Vec<Folded>,
+}
+
+/// An object that was folded.
+struct Folded {
+    row: ManifestRow,
+    decisions: Decisions,
+    floor: Option<ArchiveFloor>,
 }
 
 /// How a shard decides which series it admits.
@@ -236,7 +243,7 @@ impl<'a> OneShard<'a> {
         // As far as the rows of an earlier attempt are those of this plan.
         let same = plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
-        let shard = Self { of, plan, report, at, admitted: Decisions::default() };
+        let shard = Self { of, plan, report, at, unsettled: Vec::new() };
         shard.restore(shard.restored())?;
         Ok(shard)
     }
@@ -288,17 +295,14 @@ impl<'a> OneShard<'a> {
                 self.state(rule)?
             }
         };
-        if let Some(decisions) = &found.decisions {
-            state.learn(decisions);
-            self.admitted.admitted.extend(&decisions.admitted);
-            self.admitted.set_aside.extend(&decisions.set_aside);
-        }
+        let decisions = found.decisions.unwrap_or_default();
+        state.learn(&decisions);
         self.report.records.0 += found.row.range.to - found.row.range.from.max(state.next()).min(found.row.range.to);
         let expired = self.plan.start > 0 && found.row.range.from == self.plan.start;
         let floor = expired.then(|| self.floor(found.row.appended.0));
         self.apply(&mut state, &found.records, false)?;
-        self.at.archived = self.at.archived.max(found.row.range.to);
-        self.restore(Restored { floor, manifest: vec![found.row], ..self.restored() })?;
+        self.unsettled.push(Folded { row: found.row, decisions, floor });
+        self.settle()?;
         Ok((rule, state))
     }
 
@@ -310,22 +314,29 @@ impl<'a> OneShard<'a> {
         ArchiveFloor { offset: self.plan.start, appended: first_left, hour }
     }
 
-    /// What the objects say beside the records: who admitted a series that several shards write to, and which events were given up.
+    /// Notes the objects whose records are flushed, and what they say beside: who admitted a series that several shards write to, and
+    /// which events were given up. A rebuild that is killed before reads them again.
     fn settle(&mut self) -> Result<(), RebuildError> {
-        let mut snapshot = self.of.store.snapshot()?;
-        let there: std::collections::HashMap<_, _> = snapshot.admissions(self.plan.shard)?.into_iter().collect();
-        drop(snapshot);
-        let elsewhere = self.admitted.admitted.iter().filter(|(id, offset)| there.get(id) != Some(offset));
-        let admitted: Vec<_> = elsewhere.copied().collect();
-        if !admitted.is_empty() {
-            self.restore(Restored { admitted, ..self.restored() })?;
+        let flushed = self.unsettled.partition_point(|object| object.row.range.to <= self.at.next);
+        if flushed == 0 {
+            return Ok(());
         }
-        for (offset, index, given_up) in &self.admitted.set_aside {
-            if *given_up {
-                self.of.store.settle_quarantine(self.plan.shard, *offset, *index, None)?;
+        let settled: Vec<Folded> = self.unsettled.drain(..flushed).collect();
+        let there: std::collections::HashMap<_, _> = self.of.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
+        let mut part = self.restored();
+        for Folded { row, decisions, floor } in settled {
+            for (offset, index, given_up) in decisions.set_aside {
+                if given_up {
+                    self.of.store.settle_quarantine(self.plan.shard, offset, index, None)?;
+                }
             }
+            part.admitted.extend(decisions.admitted.into_iter().filter(|(id, offset)| there.get(id) != Some(offset)));
+            part.floor = part.floor.or(floor);
+            part.checkpoint.archived = part.checkpoint.archived.max(row.range.to);
+            part.manifest.push(row);
         }
-        Ok(())
+        self.at = part.checkpoint;
+        self.restore(part)
     }
 
     /// Folds what only the log has.
