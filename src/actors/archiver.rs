@@ -2,6 +2,9 @@
 //!
 //! It never delays rollups: an archive that is down for hours costs log space, nothing else. It follows them: an object holds records
 //! below the checkpoint only, because it carries what was decided about them, and that stands when the flush has committed.
+//!
+//! Objects that are there although the manifest does not know them (a store that was put back from a backup) are noted when the log does
+//! not have their records any more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +17,8 @@ use crate::clock::Clock;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow};
 use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
-use crate::persistence::archive::Archive;
+use crate::persistence::archive::chain::Chains;
+use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::telemetry;
@@ -112,7 +116,9 @@ impl Archiver {
             return Ok(false);
         }
         let first = match self.log.read(shard, from, 1) {
-            Err(LogError::Released { start, .. }) => return Err(lost(from, start)),
+            Err(LogError::Released { start, .. }) => {
+                return self.note_those_there(shard, slot, OffsetRange { from, to: start }, to);
+            }
             first => first?,
         };
         let Some(oldest) = first.first().map(|record| record.appended) else { return Ok(false) };
@@ -155,18 +161,65 @@ impl Archiver {
         let epoch = slot.epoch().ok_or("the shard has no owner")?;
         let decisions = self.decisions(shard, epoch, records)?;
         let row = self.archive.write(self.log.id(), shard, epoch, records, &decisions)?;
-        match self.store.archived(&row) {
-            Ok(()) => {}
-            // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
-            Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => return Err(self.reload(slot, &row, &error)),
-            Err(error) => return Err(error.into()),
-        }
+        self.note(slot, epoch, &row)?;
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
         let left = slot.unarchived_bytes.load(Ordering::Relaxed).saturating_sub(bytes);
         slot.unarchived_bytes.store(left, Ordering::Relaxed);
-        slot.archived_to(epoch, row.range.to);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
+    }
+
+    /// Writes the manifest row of an object that is in the archive.
+    fn note(&self, slot: &Slot, owner: Epoch, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+        match self.store.archived(owner, row) {
+            Ok(()) => {
+                slot.archived_to(owner, row.range.to);
+                Ok(())
+            }
+            // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
+            Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => Err(self.reload(slot, owner, row, &error)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Notes the objects of former owners that hold what the log has released: the chain of which the shard has read what it lacked, too
+    /// ([`Healing`](super::heal::Healing)), as far as this owner has committed its records.
+    fn note_those_there(
+        &self,
+        shard: ShardId,
+        slot: &Slot,
+        released: OffsetRange,
+        committed: Offset,
+    ) -> Result<bool, ActorProcessingErr> {
+        let owner = slot.epoch().ok_or("the shard has no owner")?;
+        let log = self.log.id();
+        let mut chains = Chains::of(&[log], shard, self.archive.list(log, shard)?);
+        let mut next = released.from;
+        while next < released.to {
+            let rest = OffsetRange { from: next, to: released.to };
+            let links = chains.covering(next, rest).map_err(|missing| lost(rest, missing))?;
+            let Some(link) = links.first().filter(|link| link.name.range.to <= committed) else { break };
+            if link.name.range.from != next {
+                return Err(lost(rest, rest));
+            }
+            match self.archive.examine(&link.object) {
+                Ok(found) => self.note(slot, owner, &found.row)?,
+                Err(ArchiveError::Corrupt { path, .. }) if links_around(&chains, &path, rest) => {
+                    chains = chains.without(&path);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            next = link.name.range.to;
+        }
+        if next > released.from {
+            tracing::warn!(
+                shard = shard.0,
+                "the records [{}, {next}) were in the archive already, although the manifest did not know: it does now",
+                released.from
+            );
+        }
+        Ok(next > released.from)
     }
 
     /// What the owner of this epoch decided about the records, all of which it has committed.
@@ -181,12 +234,12 @@ impl Archiver {
         Ok(snapshot.decisions(shard, range)?)
     }
 
-    fn reload(&self, slot: &Slot, row: &ManifestRow, why: &StoreError) -> ActorProcessingErr {
+    fn reload(&self, slot: &Slot, owner: Epoch, row: &ManifestRow, why: &StoreError) -> ActorProcessingErr {
         let checkpoints = self.store.snapshot().and_then(|mut snapshot| snapshot.checkpoints());
         match checkpoints {
             Ok(all) => {
                 if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
-                    slot.archived_to(row.epoch, checkpoint.archived);
+                    slot.archived_to(owner, checkpoint.archived);
                 }
                 format!("the manifest row from {} to {}: {why}; the cursor was read again", row.range.from, row.range.to).into()
             }
@@ -209,11 +262,17 @@ impl Archiver {
     }
 }
 
+/// Whether other objects have the records of a damaged one.
+fn links_around(chains: &Chains, damaged: &str, range: OffsetRange) -> bool {
+    chains.without(damaged).covering(range.from, range).is_ok()
+}
+
 /// What the log does not have any more and the archive never got.
-fn lost(from: Offset, start: Offset) -> ActorProcessingErr {
+fn lost(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
     format!(
-        "the log lost the records [{from}, {start}) before they were archived, so that nothing behind them can be archived either: \
-         docs/operations.md, \"The log lost records\""
+        "the log lost the records [{}, {}), and no object of the archive has [{}, {}) of them, so that nothing behind them can be \
+         archived either: docs/operations.md, \"The log lost records\"",
+        released.from, released.to, missing.from, missing.to
     )
     .into()
 }

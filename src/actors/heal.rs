@@ -1,15 +1,16 @@
-//! Healing: a log that lost its beginning, above the checkpoint of a shard, is read from the archive where the manifest covers the loss.
+//! Healing: what a log lost above the checkpoint of a shard is read from the archive, if that has all of it.
 //!
-//! Whether it does is decided before the first record is applied, by the manifest alone. What always holds: records come in the order of
-//! the log, each once, and pass through the same state machine; a record that is nowhere stops the shard and is named.
+//! Whether it has is decided before the first record is applied, by a listing of the shard's objects: in a store that was put back from a
+//! backup, the manifest is as old as the checkpoint. What always holds: records come in the order of the log, each once, and pass through
+//! the same state machine, which decides about them as their objects say it did; a record that is nowhere stops the shard and is named.
 
 use std::collections::VecDeque;
 
 use crate::model::flush::LogRecord;
-use crate::model::manifest::{ManifestRow, uncovered};
-use crate::model::offset::{Diverged, LogId, Offset, OffsetRange, ShardId, continues};
+use crate::model::manifest::Decisions;
+use crate::model::offset::{Checkpoint, Diverged, Offset, OffsetRange, ShardId, continues};
+use crate::persistence::archive::chain::{Chains, Link};
 use crate::persistence::archive::{Archive, ArchiveError};
-use crate::persistence::store::{RollupStore, StoreError};
 
 /// Why a shard cannot go on from its checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,31 +18,31 @@ pub enum Unhealed {
     /// Neither the log nor the archive has what comes next.
     #[error(transparent)]
     Diverged(#[from] Diverged),
-    /// The manifest cannot be read.
+    /// The archive cannot be listed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Archive(#[from] ArchiveError),
 }
 
-/// From where a shard at `next` reads on in a log that holds `[start, end)`: from the log alone, or first what the archive has.
+/// From where a shard reads on in a log that holds `[start, end)`: from the log alone, or first what the archive has. Blocking.
 ///
 /// # Errors
-/// [`Unhealed::Diverged`] if records are missing everywhere, or the log ends below the checkpoint.
+/// [`Unhealed::Diverged`] if records are missing everywhere, or the log ends below the checkpoint or below what it gave to the archive.
 pub fn resume(
-    store: &dyn RollupStore,
-    log: LogId,
+    archive: &dyn Archive,
     shard: ShardId,
-    next: Offset,
+    at: &Checkpoint,
     (start, end): (Offset, Offset),
 ) -> Result<Option<Healing>, Unhealed> {
-    match continues(next, start, end) {
+    match continues(at.next, start, end) {
         Ok(()) => Ok(None),
         Err(Diverged::Gap { .. }) => {
-            let lost = OffsetRange { from: next, to: start };
-            let rows = store.snapshot()?.manifest(Some(shard))?;
-            match uncovered(&rows, log, lost) {
-                None => Ok(Some(Healing::new(lost, log, rows))),
-                Some(missing) => Err(Diverged::Lost { lost, missing }.into()),
+            let lost = OffsetRange { from: at.next, to: start };
+            let chains = Chains::of(&[at.log], shard, archive.list(at.log, shard)?);
+            let healing = Healing::new(chains, at.archived, lost).map_err(|missing| Diverged::Lost { lost, missing })?;
+            if healing.to > end {
+                return Err(Diverged::Short { end, checkpoint: healing.to }.into());
             }
+            Ok(Some(healing))
         }
         Err(other) => Err(other.into()),
     }
@@ -51,17 +52,32 @@ pub fn resume(
 #[derive(Debug)]
 pub struct Healing {
     lost: OffsetRange,
-    rows: VecDeque<ManifestRow>,
+    /// Where the last object ends: the log may have its records, but only the object has what was decided about them.
+    to: Offset,
+    /// The archived offset: the archiver notes the objects of the chain from there.
+    anchor: Offset,
+    chains: Chains,
+    links: VecDeque<Link>,
     /// Of the object in hand; one at a time, at most `archive.max_bytes` raw.
     records: VecDeque<LogRecord>,
     /// Its path.
     object: String,
 }
 
+/// Some records that the log lost.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Archived {
+    /// In the order of the log.
+    pub records: Vec<LogRecord>,
+    /// What was decided about the records below an offset, if that is news.
+    pub decided: Option<(Decisions, Offset)>,
+}
+
 impl Healing {
-    fn new(lost: OffsetRange, log: LogId, rows: Vec<ManifestRow>) -> Self {
-        let wanted = |row: &ManifestRow| row.log == log && row.range.from < lost.to && lost.from < row.range.to;
-        Self { lost, rows: rows.into_iter().filter(wanted).collect(), records: VecDeque::new(), object: String::new() }
+    fn new(chains: Chains, anchor: Offset, lost: OffsetRange) -> Result<Self, OffsetRange> {
+        let links: VecDeque<Link> = chains.covering(anchor, lost)?.into();
+        let to = links.back().map_or(lost.to, |link| link.name.range.to);
+        Ok(Self { lost, to, anchor, chains, links, records: VecDeque::new(), object: String::new() })
     }
 
     /// What the log lost.
@@ -71,25 +87,36 @@ impl Healing {
 
     /// Whether a shard at `next` has everything that was lost.
     pub fn is_over(&self, next: Offset) -> bool {
-        next >= self.lost.to
+        next >= self.to
     }
 
     /// Records from `next` on, in order, at least one, about `max_bytes` of payload at most. Blocking. `next` never goes back.
     ///
     /// # Errors
-    /// If the archive fails, or an object is not what the manifest says.
-    pub fn read(&mut self, archive: &dyn Archive, next: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, ArchiveError> {
+    /// If the archive fails, or an object is damaged and no other one has its records.
+    pub fn read(&mut self, archive: &dyn Archive, next: Offset, max_bytes: usize) -> Result<Archived, ArchiveError> {
         while self.records.front().is_some_and(|record| record.offset < next) {
             self.records.pop_front();
         }
+        let mut decided = None;
         while self.records.is_empty()
-            && let Some(row) = self.rows.front()
+            && let Some(link) = self.links.front()
         {
-            let records = archive.read(row)?;
-            self.records.extend(records.into_iter().filter(|record| (next..self.lost.to).contains(&record.offset)));
-            self.object.clone_from(&row.path);
-            self.rows.pop_front();
+            match archive.examine(&link.object) {
+                Ok(found) => {
+                    decided = found.decisions.map(|decisions| (decisions, found.row.range.to));
+                    self.records.extend(found.records.into_iter().filter(|record| record.offset >= next));
+                    self.object = found.row.path;
+                    self.links.pop_front();
+                }
+                Err(damage @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))) => self.go_around(next, damage)?,
+                Err(other) => return Err(other),
+            }
         }
+        Ok(Archived { records: self.some(next, max_bytes)?, decided })
+    }
+
+    fn some(&self, next: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, ArchiveError> {
         let mut left = max_bytes.max(1);
         let wanted = self.records.iter().take_while(|record| {
             let more = left > 0;
@@ -108,86 +135,133 @@ impl Healing {
             }
         }
     }
+
+    /// Goes on with other objects than the damaged one that is due.
+    fn go_around(&mut self, next: Offset, damage: ArchiveError) -> Result<(), ArchiveError> {
+        let Some(link) = self.links.front() else { return Err(damage) };
+        let chains = self.chains.without(&link.object.path);
+        let rest = OffsetRange { from: next, to: self.lost.to.max(next + 1) };
+        let Ok(links) = chains.covering(self.anchor, rest) else { return Err(damage) };
+        tracing::warn!(path = link.object.path, %damage, "an archive object is damaged; others have its records");
+        self.to = links.last().map_or(self.to, |link| link.name.range.to);
+        (self.chains, self.links) = (chains, links.into());
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::manifest::Decisions;
-    use crate::model::offset::Epoch;
+    use crate::model::manifest::{ManifestRow, Tier};
+    use crate::model::offset::{Epoch, LogId};
+    use crate::model::series::SeriesId;
     use crate::persistence::archive::memory::MemoryArchive;
-    use crate::persistence::store::memory::MemoryStore;
 
     const LOG: LogId = LogId([3; 16]);
     const SHARD: ShardId = ShardId(0);
+    const OWNER: Epoch = Epoch { counter: 4, nonce: 7 };
 
     fn record(offset: Offset) -> LogRecord {
         LogRecord { offset, appended: 1_000 + offset as i64, payload: bytes::Bytes::from(format!("record {offset}")) }
     }
 
-    /// Objects of four records, twelve in all, and their manifest.
-    fn world() -> (std::sync::Arc<MemoryStore>, MemoryArchive, Epoch) {
-        let (store, archive) = (MemoryStore::new(), MemoryArchive::new());
-        let epoch = store.claim(SHARD, LOG, 7).expect("a claim").checkpoint.epoch;
-        for from in [0, 4, 8] {
-            let records: Vec<LogRecord> = (from..from + 4).map(record).collect();
-            store.archived(&archive.write(LOG, SHARD, epoch, &records, &Decisions::default()).expect("written")).expect("noted");
-        }
-        (store, archive, epoch)
+    fn write(archive: &MemoryArchive, epoch: Epoch, from: Offset, to: Offset) -> String {
+        let records: Vec<LogRecord> = (from..to).map(record).collect();
+        let decisions = Decisions { admitted: vec![(SeriesId([from as u8; 16]), from)], set_aside: vec![] };
+        archive.write(LOG, SHARD, epoch, &records, &decisions).expect("written").path
     }
 
-    fn heal(store: &MemoryStore, next: Offset, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
-        resume(store, LOG, SHARD, next, bounds)
+    /// Objects of four records, twelve in all.
+    fn world() -> MemoryArchive {
+        let archive = MemoryArchive::new();
+        for from in [0, 4, 8] {
+            write(&archive, OWNER, from, from + 4);
+        }
+        archive
+    }
+
+    fn at(archived: Offset, next: Offset) -> Checkpoint {
+        Checkpoint { log: LOG, next, archived, epoch: Epoch { counter: 2, nonce: 1 } }
+    }
+
+    fn heal(archive: &MemoryArchive, next: Offset, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
+        resume(archive, SHARD, &at(0, next), bounds)
     }
 
     #[test]
-    fn a_loss_that_the_manifest_covers_is_read_in_order_and_no_other() {
-        let (store, archive, _) = world();
-        assert!(heal(&store, 5, (5, 20)).expect("the log has it").is_none());
-        for (next, start) in [(0, 12), (2, 11), (3, 4), (6, 7)] {
+    fn what_the_archive_has_is_read_in_order_with_what_was_decided() {
+        let archive = world();
+        assert!(heal(&archive, 5, (5, 20)).expect("the log has it").is_none());
+        for (next, start, end) in [(0, 12, 12), (2, 11, 12), (3, 4, 4), (6, 7, 8)] {
             for max_bytes in [1, 20, 1 << 20] {
-                let mut healing = heal(&store, next, (start, 20)).expect("covered").expect("lost");
-                let (mut at, mut found) = (next, Vec::new());
+                let mut healing = heal(&archive, next, (start, 20)).expect("covered").expect("lost");
+                assert_eq!(healing.lost(), OffsetRange { from: next, to: start });
+                let (mut at, mut found, mut decided) = (next, Vec::new(), Vec::new());
                 while !healing.is_over(at) {
                     let read = healing.read(&archive, at, max_bytes).expect("readable");
+                    decided.extend(read.decided.map(|(decisions, to)| (decisions.admitted[0].1, to)));
                     // The shard takes a part of what it gets.
-                    let taken = read.len().div_ceil(2);
-                    found.extend(read.into_iter().take(taken));
+                    let taken = read.records.len().div_ceil(2);
+                    found.extend(read.records.into_iter().take(taken));
                     at = found.last().map_or(at, |record: &LogRecord| record.offset + 1);
                 }
-                assert_eq!(found, (next..start).map(record).collect::<Vec<_>>(), "[{next}, {start}) by {max_bytes}");
+                assert_eq!(found, (next..end).map(record).collect::<Vec<_>>(), "[{next}, {start}) by {max_bytes}");
+                let objects = [(0, 4), (4, 8), (8, 12)].into_iter();
+                let of_objects = objects.filter(|(from, to)| *to > next && *from < end).collect::<Vec<_>>();
+                assert_eq!(decided, of_objects, "[{next}, {start}) by {max_bytes}");
             }
         }
     }
 
     #[test]
     fn what_is_nowhere_is_named() {
-        let (store, ..) = world();
+        let archive = world();
         let lost = |from, to, missing: (Offset, Offset)| {
             let range = |from, to| OffsetRange { from, to };
             Unhealed::Diverged(Diverged::Lost { lost: range(from, to), missing: range(missing.0, missing.1) })
         };
-        assert_eq!(heal(&store, 3, (15, 20)).expect_err("three are nowhere"), lost(3, 15, (12, 15)));
-        assert_eq!(heal(&store, 14, (15, 20)).expect_err("nothing archived"), lost(14, 15, (14, 15)));
-        let said = heal(&store, 3, (15, 20)).expect_err("as before").to_string();
+        assert_eq!(heal(&archive, 3, (15, 20)).expect_err("three are nowhere"), lost(3, 15, (12, 15)));
+        assert_eq!(heal(&archive, 14, (15, 20)).expect_err("nothing archived"), lost(14, 15, (14, 15)));
+        let said = heal(&archive, 3, (15, 20)).expect_err("as before").to_string();
         assert!(said.contains("[3, 15)") && said.contains("[12, 15)") && said.contains("put back"), "{said}");
-        let short = heal(&store, 14, (0, 13)).expect_err("the tail is gone");
+        let short = heal(&archive, 14, (0, 13)).expect_err("the tail is gone");
         assert_eq!(short, Unhealed::Diverged(Diverged::Short { end: 13, checkpoint: 14 }));
-        let other = resume(&*store, LogId([4; 16]), SHARD, 3, (5, 20)).expect_err("objects of another log");
+        let grown_over = heal(&archive, 3, (5, 6)).expect_err("the archive has more than the log ever will");
+        assert_eq!(grown_over, Unhealed::Diverged(Diverged::Short { end: 6, checkpoint: 8 }));
+        let other = Checkpoint { log: LogId([4; 16]), ..at(0, 3) };
+        let other = resume(&archive, SHARD, &other, (5, 20)).expect_err("objects of another log");
         assert!(matches!(other, Unhealed::Diverged(Diverged::Lost { .. })), "{other}");
+        archive.set_down(true);
+        assert!(matches!(heal(&archive, 3, (15, 20)), Err(Unhealed::Archive(ArchiveError::Unavailable(_)))));
     }
 
     #[test]
-    fn an_object_that_is_gone_or_down_applies_nothing() {
-        let (store, archive, epoch) = world();
-        let mut healing = heal(&store, 5, (10, 20)).expect("covered").expect("lost");
+    fn an_object_that_is_gone_is_gone_around_or_named() {
+        let archive = world();
+        let mut healing = heal(&archive, 5, (10, 20)).expect("covered").expect("lost");
         archive.set_down(true);
         assert!(matches!(healing.read(&archive, 5, 1), Err(ArchiveError::Unavailable(_))));
         archive.set_down(false);
-        assert_eq!(healing.read(&archive, 5, 1).expect("it is back"), [record(5)]);
-        let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from: 8, to: 12 }, epoch);
-        archive.remove(&path, crate::model::manifest::Tier::Hot).expect("removed");
-        assert_eq!(healing.read(&archive, 7, 1).expect("of the object in hand"), [record(7)]);
+        assert_eq!(healing.read(&archive, 5, 1).expect("it is back").records, [record(5)]);
+        let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from: 8, to: 12 }, OWNER);
+        archive.remove(&path, Tier::Hot).expect("removed");
+        assert_eq!(healing.read(&archive, 7, 1).expect("of the object in hand").records, [record(7)]);
         assert_eq!(healing.read(&archive, 8, 1), Err(ArchiveError::Missing(path)));
+
+        write(&archive, Epoch { counter: 3, nonce: 3 }, 8, 11);
+        let mut healing = heal(&archive, 8, (10, 20)).expect("covered").expect("lost");
+        assert_eq!(healing.read(&archive, 8, 1 << 20).expect("an older owner's").records, [8, 9, 10].map(record));
+        assert!(healing.is_over(11) && !healing.is_over(10));
+    }
+
+    #[test]
+    fn a_damaged_object_makes_way_for_another_owners() {
+        let archive = world();
+        let path = write(&archive, Epoch { counter: 9, nonce: 9 }, 4, 8);
+        let bytes = archive.bytes(&path, Tier::Hot).expect("there");
+        archive.put(&path, Tier::Hot, bytes.slice(..bytes.len() / 2));
+        let mut healing = heal(&archive, 2, (8, 20)).expect("covered").expect("lost");
+        let read = [2, 4].map(|next| healing.read(&archive, next, 1 << 20).expect("readable").records);
+        assert_eq!(read.concat(), (2..8).map(record).collect::<Vec<_>>());
     }
 }

@@ -3,8 +3,7 @@
 //! A commit of unknown outcome, a refusal or a diverged log ends the actor: its memory is dropped, and the next start reloads the
 //! checkpoint. Nothing is ever retried whose outcome is not known.
 //!
-//! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there. Only healing
-//! is not in it: its archiver is never ahead of a checkpoint (ADR 18).
+//! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,11 +11,11 @@ use std::sync::atomic::Ordering;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::heal::{Healing, Unhealed, resume};
+use super::heal::{Archived, Healing, Unhealed, resume};
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::flush::{Claim, FlushBatch, LogRecord};
-use crate::model::offset::{Diverged, Offset, ShardId};
+use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::EventLog;
@@ -61,6 +60,8 @@ pub enum ShardMessage {
     Pulse,
     /// The commit in flight ended.
     CommitEnded(Result<(), StoreError>),
+    /// Whether the store stands where this owner left it.
+    Confirmed(Result<(), StoreError>),
     /// Flush what is open; answered when that flush has ended.
     Drain(RpcReplyPort<()>),
 }
@@ -102,6 +103,7 @@ impl Actor for ShardActor {
         match message {
             ShardMessage::Pulse => self.on_pulse(&myself, shell).await,
             ShardMessage::CommitEnded(outcome) => self.on_commit_ended(&myself, shell, outcome).await,
+            ShardMessage::Confirmed(outcome) => self.on_confirmed(outcome),
             ShardMessage::Drain(reply) => self.on_drain(&myself, shell, reply).await,
         }
     }
@@ -131,15 +133,7 @@ impl ShardActor {
         let checkpoint = claim.checkpoint;
         // As they are now: the owner before may have flushed what this node has not heard of yet.
         let (start, end) = self.log.bounds(self.shard)?;
-        let healing = self.heals(checkpoint.next, (start, end))?;
-        if checkpoint.archived < start {
-            tracing::error!(
-                shard = self.shard.0,
-                "the log lost the records [{}, {start}) before they were archived: rollups have them if they were committed, but nothing \
-                 of this shard can be archived or recomputed from there on",
-                checkpoint.archived
-            );
-        }
+        let healing = self.heals(&checkpoint, (start, end))?;
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
         let recent = self.store.recent_ids(self.shard, i64::MIN)?;
         let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);
@@ -154,9 +148,9 @@ impl ShardActor {
     }
 
     /// What the log lost above the checkpoint, if it did.
-    fn heals(&self, next: Offset, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
+    fn heals(&self, at: &Checkpoint, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
         let count = |outcome: &'static str| metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => outcome).increment(1);
-        let healing = resume(&*self.store, self.log.id(), self.shard, next, bounds);
+        let healing = resume(&*self.archive, self.shard, at, bounds);
         match &healing {
             Ok(Some(healing)) => {
                 let lost = healing.lost();
@@ -190,6 +184,7 @@ impl ShardActor {
     /// Applies one bounded batch; whether there is more to pull at once.
     async fn pull(&self, myself: &ActorRef<ShardMessage>, shell: &mut ShardShell) -> Result<bool, ActorProcessingErr> {
         let (next, credit) = self.with_state(|state| (state.next(), state.credit()))?;
+        self.end_healing(shell, next);
         let end = self.log.end(self.shard);
         if next > end {
             return Err(Diverged::Short { end, checkpoint: next }.into());
@@ -197,9 +192,8 @@ impl ShardActor {
         if credit == 0 || next == end {
             return Ok(false);
         }
-        let healing = shell.healing.take();
         let slot = self.slot();
-        if let Some(healing) = healing {
+        if let Some(healing) = shell.healing.take() {
             let mut records = self.read_archived(shell, healing, next).await?;
             records.truncate(credit);
             if records.is_empty() {
@@ -207,7 +201,6 @@ impl ShardActor {
             }
             self.step(myself, shell, Input::Records(&records)).await?;
             metrics::counter!(telemetry::LOG_HEALED_RECORDS).increment(records.len() as u64);
-            self.end_healing(shell)?;
         } else {
             let mut records = self.log.read(self.shard, next, PULL_BYTES)?;
             records.truncate(credit);
@@ -244,13 +237,18 @@ impl ShardActor {
                 shell.heal_again_at = self.clock.now() + HEAL_AGAIN_MS;
                 Ok(Vec::new())
             }
-            read => Ok(read?),
+            read => {
+                let Archived { records, decided } = read?;
+                if let Some((decisions, to)) = decided {
+                    self.with_state(|state| state.learn(&decisions, to))?;
+                }
+                Ok(records)
+            }
         }
     }
 
     /// Goes on with the log once the shard has everything that it lost.
-    fn end_healing(&self, shell: &mut ShardShell) -> Result<(), ActorProcessingErr> {
-        let next = self.with_state(|state| state.next())?;
+    fn end_healing(&self, shell: &mut ShardShell, next: Offset) {
         if let Some(healing) = shell.healing.take_if(|healing| healing.is_over(next)) {
             metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "done").increment(1);
             tracing::warn!(
@@ -260,7 +258,6 @@ impl ShardActor {
                 healing.lost().to
             );
         }
-        Ok(())
     }
 
     async fn step(
@@ -293,6 +290,10 @@ impl ShardActor {
         effect: Effect,
     ) -> Result<bool, ActorProcessingErr> {
         match effect {
+            Effect::Confirm { next } => {
+                self.confirm(myself, next)?;
+                Ok(false)
+            }
             Effect::Stop(diverged) => Err(diverged.into()),
             Effect::MarkSuspect { offset, index } => {
                 if shell.alone.is_none() {
@@ -318,6 +319,39 @@ impl ShardActor {
                 });
                 Ok(false)
             }
+        }
+    }
+
+    /// Asks beside, because a store that is away may take long to say so.
+    fn confirm(&self, myself: &ActorRef<ShardMessage>, next: Offset) -> Result<(), ActorProcessingErr> {
+        let epoch = self.with_state(|state| state.epoch())?;
+        let archived = self.slot().archived.load(Ordering::Acquire);
+        let (store, shard, myself) = (self.store.clone(), self.shard, myself.clone());
+        tokio::task::spawn_blocking(move || {
+            let found = store.snapshot().and_then(|mut snapshot| snapshot.checkpoints());
+            let stands = found.and_then(|all| {
+                let here = |at: &Checkpoint| at.epoch == epoch && at.next >= next && at.archived >= archived;
+                let mine = all.iter().any(|(of, at)| *of == shard && here(at));
+                if mine { Ok(()) } else { Err(StoreError::Refused { shard }) }
+            });
+            if let Err(gone) = myself.cast(ShardMessage::Confirmed(stands)) {
+                tracing::debug!(%gone, "nobody waits for this answer any more");
+            }
+        });
+        Ok(())
+    }
+
+    fn on_confirmed(&self, outcome: Result<(), StoreError>) -> Result<(), ActorProcessingErr> {
+        match outcome {
+            Err(refused @ StoreError::Refused { .. }) => {
+                tracing::warn!(shard = self.shard.0, "the store does not stand where this owner left it: the shard begins anew");
+                Err(refused.into())
+            }
+            Err(why) => {
+                tracing::debug!(shard = self.shard.0, %why, "the store cannot be asked where it stands, it is tried again");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 

@@ -150,21 +150,6 @@ impl ManifestRow {
     }
 }
 
-/// The first part of `range` that no object of this log holds, if there is one. The rows are those of one shard, by range.
-pub fn uncovered(rows: &[ManifestRow], log: LogId, range: OffsetRange) -> Option<OffsetRange> {
-    let mut next = range.from;
-    for row in rows.iter().filter(|row| row.log == log && row.range.to > range.from) {
-        if next >= range.to {
-            break;
-        }
-        if row.range.from > next {
-            return Some(OffsetRange { from: next, to: row.range.from.min(range.to) });
-        }
-        next = next.max(row.range.to);
-    }
-    (next < range.to).then_some(OffsetRange { from: next, to: range.to })
-}
-
 /// Whether the ranges tile `[floor, archived)` without gap or overlap.
 ///
 /// # Errors
@@ -184,25 +169,6 @@ pub fn tiles<'a>(rows: impl IntoIterator<Item = &'a ManifestRow>, floor: Offset,
 mod tests {
     use super::*;
 
-    const LOG: LogId = LogId([1; 16]);
-
-    fn row(log: LogId, from: Offset, to: Offset) -> ManifestRow {
-        ManifestRow {
-            log,
-            shard: ShardId(0),
-            range: OffsetRange { from, to },
-            epoch: Epoch { counter: 1, nonce: 1 },
-            path: String::new(),
-            appended: (0, 0),
-            windows: Vec::new(),
-            rows: 0,
-            raw_bytes: 0,
-            bytes: 0,
-            crc32c: 0,
-            tier: Tier::Hot,
-        }
-    }
-
     #[test]
     fn names_are_read_back() {
         let (log, shard, epoch) = (LogId([7; 16]), ShardId(12), Epoch { counter: 3, nonce: u64::MAX - 1 });
@@ -213,25 +179,5 @@ mod tests {
         let others = [path.replace(".parquet", ".tmp"), path.replace("-0", "-"), empty, String::new()];
         assert!(others.iter().all(|other| ManifestRow::name_of(log, shard, other).is_none()));
         assert_eq!(ManifestRow::name_of(log, ShardId(1), &path), None);
-    }
-
-    #[test]
-    fn a_hole_in_what_covers_a_range_is_named() {
-        let range = |from, to| OffsetRange { from, to };
-        let rows = [row(LOG, 0, 10), row(LOG, 10, 20), row(LOG, 30, 40)];
-        for (asked, hole) in [
-            (range(0, 20), None),
-            (range(5, 15), None),
-            (range(7, 7), None),
-            (range(15, 25), Some(range(20, 25))),
-            (range(15, 35), Some(range(20, 30))),
-            (range(25, 28), Some(range(25, 28))),
-            (range(30, 50), Some(range(40, 50))),
-            (range(40, 41), Some(range(40, 41))),
-        ] {
-            assert_eq!(uncovered(&rows, LOG, asked), hole, "{asked:?}");
-        }
-        assert_eq!(uncovered(&[row(LogId([2; 16]), 0, 10)], LOG, range(1, 2)), Some(range(1, 2)), "another log");
-        assert_eq!(uncovered(&[], LOG, range(3, 4)), Some(range(3, 4)));
     }
 }

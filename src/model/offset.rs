@@ -99,14 +99,15 @@ pub enum Diverged {
         /// The first part that is nowhere.
         missing: OffsetRange,
     },
-    /// The log ends below the checkpoint.
+    /// The log ends below the checkpoint, or below what it gave to the archive.
     #[error(
-        "the log ends at offset {end}, below the store's checkpoint {checkpoint}: the log lost its tail or was replaced; put back the log that belongs to the store, or the store that belongs to the log"
+        "the log ends at offset {end}, below {checkpoint}, up to where the store or the archive has its records: the log lost its tail or was \
+         replaced; put back the log that belongs to the store, or the store that belongs to the log"
     )]
     Short {
         /// End of the log.
         end: Offset,
-        /// The checkpoint.
+        /// The checkpoint, or the end of the archive.
         checkpoint: Offset,
     },
     /// Another log altogether.

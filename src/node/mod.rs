@@ -38,7 +38,7 @@ use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::{Config, Roles};
 use crate::gateway::{Gateway, GatewayDeps, server};
-use crate::model::offset::Diverged;
+use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId, continues};
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
@@ -126,10 +126,10 @@ fn open(config: &Config, data: &DataDir, roles: Roles) -> anyhow::Result<Ports> 
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
     let log = backends::log(config, data, &clock, roles.shards)?;
     let store = if roles.need_store() { Some(backends::store(config, data, &clock)?) } else { None };
-    if let Some(store) = &store {
-        check_log(config, data, log.as_ref(), store.as_ref())?;
-    }
     let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
+    if let Some(store) = &store {
+        check_log(config, data, log.as_ref(), store.as_ref(), archive.as_deref())?;
+    }
     Ok(Ports { log, store, archive, clock, render_metrics: Arc::new(move || prometheus.render()) })
 }
 
@@ -310,19 +310,25 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
 /// would take the new records for those that are already in the store. Of shards that are not assigned to this node, it knows the log alone.
 /// What only the beginning of the log lost, its shard heals from the archive; if it cannot, that shard stops, and on a log that nodes
 /// share the others go on.
-fn check_log(config: &Config, data: &DataDir, log: &dyn EventLog, store: &dyn RollupStore) -> anyhow::Result<()> {
+fn check_log(
+    config: &Config,
+    data: &DataDir,
+    log: &dyn EventLog,
+    store: &dyn RollupStore,
+    archive: Option<&dyn Archive>,
+) -> anyhow::Result<()> {
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
         let (expected, found) = (checkpoint.log, log.id());
         let continued = match expected == found {
             // As they are now: the shard's owner, here or elsewhere, may have flushed since the log was opened.
             true => {
                 let (start, end) = log.bounds(shard).with_context(|| format!("cannot learn where shard {shard} ends"))?;
-                resume(store, found, shard, checkpoint.next, (start, end))
+                goes_on(archive, shard, &checkpoint, (start, end))
             }
             false => Err(Diverged::OtherLog { expected, found }.into()),
         };
         let embedded = config.text("kafka.brokers").is_empty();
-        if let Err(Unhealed::Diverged(lost @ Diverged::Lost { .. })) = &continued
+        if let Err(lost @ (Unhealed::Diverged(Diverged::Lost { .. }) | Unhealed::Archive(_))) = &continued
             && !embedded
         {
             tracing::error!(shard = shard.0, "this shard cannot go on, wherever it is: {lost}");
@@ -341,4 +347,15 @@ fn check_log(config: &Config, data: &DataDir, log: &dyn EventLog, store: &dyn Ro
         })?;
     }
     Ok(())
+}
+
+/// Whether the shard goes on from its checkpoint. A node without an archive has no shards: their owners heal them.
+fn goes_on(archive: Option<&dyn Archive>, shard: ShardId, at: &Checkpoint, bounds: (Offset, Offset)) -> Result<(), Unhealed> {
+    match archive {
+        Some(archive) => resume(archive, shard, at, bounds).map(drop),
+        None => match continues(at.next, bounds.0, bounds.1) {
+            Ok(()) | Err(Diverged::Gap { .. }) => Ok(()),
+            Err(other) => Err(other.into()),
+        },
+    }
 }

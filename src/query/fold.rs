@@ -66,7 +66,7 @@ pub(super) fn apply<E>(
                     commit(guard, &batch, forget_ids_before).map_err(Ended::Commit)?;
                 }
                 Effect::Stop(diverged) => return Err(Ended::Diverged(diverged)),
-                Effect::MarkSuspect { .. } => {}
+                Effect::MarkSuspect { .. } | Effect::Confirm { .. } => {}
             }
         }
         // Longer ago than anybody may ask for: the batch is forgotten with the next step.

@@ -11,12 +11,13 @@ pub mod plan;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use self::plan::{Link, ShardPlan};
+use self::plan::ShardPlan;
 use super::fold::{self, Ended, FoldRules};
 use crate::model::flush::{Claim, LogRecord};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
+use crate::persistence::archive::chain::Link;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
@@ -221,15 +222,6 @@ struct Folded {
     floor: Option<ArchiveFloor>,
 }
 
-/// How a shard decides which series it admits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rule {
-    /// As its objects say.
-    Replayed,
-    /// By the limit.
-    Limited,
-}
-
 impl<'a> OneShard<'a> {
     /// The shard's row, which may be there from an earlier attempt.
     fn begin(of: &'a Rebuild<'a>, plan: &'a ShardPlan, report: &'a mut Report) -> Result<Self, RebuildError> {
@@ -259,18 +251,14 @@ impl<'a> OneShard<'a> {
     /// Folds the objects.
     fn from_archive(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
         let done = self.at.next.min(self.at.archived);
-        let mut fold: Option<(Rule, ShardState)> = None;
+        let mut state = self.state()?;
         for link in &self.plan.chain {
-            if link.name.range.to <= done {
-                progress(link.name.range.len());
-                continue;
+            if link.name.range.to > done {
+                self.object(link, &mut state)?;
             }
-            fold = Some(self.object(link, fold)?);
             progress(link.name.range.len());
         }
-        if let Some((_, mut state)) = fold {
-            self.apply(&mut state, &[], true)?;
-        }
+        self.apply(&mut state, &[], true)?;
         self.settle()?;
         if self.plan.start > 0 && self.plan.chain.is_empty() {
             let first = self.of.log.read(self.plan.shard, self.plan.start, 1)?;
@@ -280,30 +268,21 @@ impl<'a> OneShard<'a> {
         Ok(())
     }
 
-    fn object(&mut self, link: &Link, before: Option<(Rule, ShardState)>) -> Result<(Rule, ShardState), RebuildError> {
+    fn object(&mut self, link: &Link, state: &mut ShardState) -> Result<(), RebuildError> {
         let found = self.of.archive.examine(&link.object)?;
+        let range = found.row.range;
         self.report.objects += 1;
         self.report.unsealed += u64::from(!found.sealed);
         self.report.undecided += u64::from(found.decisions.is_none());
-        let rule = if found.decisions.is_some() { Rule::Replayed } else { Rule::Limited };
-        let mut state = match before {
-            Some((same, state)) if same == rule => state,
-            before => {
-                if let Some((_, mut state)) = before {
-                    self.apply(&mut state, &[], true)?;
-                }
-                self.state(rule)?
-            }
-        };
-        let decisions = found.decisions.unwrap_or_default();
-        state.learn(&decisions);
-        self.report.records.0 += found.row.range.to - found.row.range.from.max(state.next()).min(found.row.range.to);
-        let expired = self.plan.start > 0 && found.row.range.from == self.plan.start;
+        if let Some(decisions) = &found.decisions {
+            state.learn(decisions, range.to);
+        }
+        self.report.records.0 += range.to - range.from.max(state.next()).min(range.to);
+        let expired = self.plan.start > 0 && range.from == self.plan.start;
         let floor = expired.then(|| self.floor(found.row.appended.0));
-        self.apply(&mut state, &found.records, false)?;
-        self.unsettled.push(Folded { row: found.row, decisions, floor });
-        self.settle()?;
-        Ok((rule, state))
+        self.apply(state, &found.records, false)?;
+        self.unsettled.push(Folded { row: found.row, decisions: found.decisions.unwrap_or_default(), floor });
+        self.settle()
     }
 
     /// The floor above expired records. When the newest of them was appended is not known: not later than the first one that is left.
@@ -346,7 +325,7 @@ impl<'a> OneShard<'a> {
         if self.at.next >= self.plan.end {
             return Ok(());
         }
-        let mut state = self.state(Rule::Limited)?;
+        let mut state = self.state()?;
         while state.next() < self.plan.end {
             let next = state.next();
             let mut records = self.of.log.read(shard, next, READ_BYTES)?;
@@ -366,12 +345,9 @@ impl<'a> OneShard<'a> {
     }
 
     /// An owner that begins at the checkpoint.
-    fn state(&mut self, rule: Rule) -> Result<ShardState, RebuildError> {
+    fn state(&mut self) -> Result<ShardState, RebuildError> {
         let (store, shard) = (self.of.store, self.plan.shard);
-        let admission = match rule {
-            Rule::Replayed => Admission::replayed(store.snapshot()?.admissions(shard)?),
-            Rule::Limited => Admission::limited(self.of.max_series, store.admitted_series(shard)?),
-        };
+        let admission = Admission::limited(self.of.max_series, store.admitted_series(shard)?);
         let claim = Claim { checkpoint: self.at, attempts: 1, suspects: Vec::new() };
         let recent = store.recent_ids(shard, i64::MIN)?;
         Ok(ShardState::new(self.of.rules.limits(), shard, &claim, recent, admission, self.at.next))

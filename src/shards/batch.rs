@@ -106,7 +106,7 @@ impl OpenBatch {
             return Ok(slot);
         }
         let slot = self.overflow_slot(&series.overflow(), admission, offset);
-        if admission.refusals_last() {
+        if admission.refusals_last(offset) {
             self.slots.insert(id, slot);
         }
         Ok(slot)

@@ -1,7 +1,7 @@
 //! Admission of series: beyond a tenant's limit, events go to the overflow series of their metric.
 //!
-//! Live, the limit decides, and the offset of each admission is stored with the series. Recomputing obeys what was stored, whatever
-//! the limit is by then.
+//! The limit decides, and the offset of each admission is stored with the series. Recomputing obeys what was stored, whatever the limit is
+//! by then; so does a shard that folds archived records once more, because their objects say what it admitted there.
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
@@ -18,12 +18,17 @@ pub struct Admission {
 
 #[derive(Debug)]
 enum Rule {
-    /// Series of one tenant, at most.
-    Limit { limit: u64, counts: HashMap<String, u64, FixedState> },
+    /// Series of one tenant, at most; below an offset, what was decided before.
+    Limit { limit: u64, counts: HashMap<String, u64, FixedState>, decided: Decided },
     /// Nothing is admitted that was not then.
     Recorded,
-    /// What was admitted then is admitted again, where it is met from that offset on.
-    Replayed { pending: HashMap<SeriesId, Offset, FixedState> },
+}
+
+/// What was admitted in records that are folded once more.
+#[derive(Debug, Default)]
+struct Decided {
+    below: Offset,
+    pending: HashMap<SeriesId, Offset, FixedState>,
 }
 
 impl Admission {
@@ -36,7 +41,7 @@ impl Admission {
             // Whatever the catalogue knows was admitted below the checkpoint.
             admitted.extend(ids.into_iter().map(|id| (id, 0)));
         }
-        Self { admitted, rule: Rule::Limit { limit, counts } }
+        Self { admitted, rule: Rule::Limit { limit, counts, decided: Decided::default() } }
     }
 
     /// As it was: each series from the offset on at which it was admitted.
@@ -44,15 +49,11 @@ impl Admission {
         Self { admitted: admissions.into_iter().collect(), rule: Rule::Recorded }
     }
 
-    /// As it was, for a store that is made anew: `catalogue` has what is in it, the rest is learned ([`Admission::learn`]) and admitted again.
-    pub fn replayed(catalogue: Vec<(SeriesId, Offset)>) -> Self {
-        Self { admitted: catalogue.into_iter().collect(), rule: Rule::Replayed { pending: HashMap::default() } }
-    }
-
-    /// Learns what was admitted in a range of records, if admissions are replayed.
-    pub fn learn(&mut self, admissions: &[(SeriesId, Offset)]) {
-        if let Rule::Replayed { pending } = &mut self.rule {
-            pending.extend(admissions.iter().filter(|(id, _)| !self.admitted.contains_key(id)).copied());
+    /// Learns what was admitted in records below `to` that are folded once more: there, nothing else is.
+    pub fn learn(&mut self, admissions: &[(SeriesId, Offset)], to: Offset) {
+        if let Rule::Limit { decided, .. } = &mut self.rule {
+            decided.below = decided.below.max(to);
+            decided.pending.extend(admissions.iter().filter(|(id, _)| !self.admitted.contains_key(id)).copied());
         }
     }
 
@@ -61,32 +62,25 @@ impl Admission {
         self.admitted.get(&id).is_some_and(|&from| from <= offset)
     }
 
-    /// Admits a series that is not known, if its tenant has room; the overflow series always has.
+    /// Admits a series that is not known, if its tenant has room, which the overflow series always has, or if it was admitted then.
     pub fn admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
-        let (limit, counts) = match &mut self.rule {
-            Rule::Limit { limit, counts } => (limit, counts),
-            Rule::Recorded => return false,
-            Rule::Replayed { pending } => {
-                let due = pending.get(&id).is_some_and(|&from| from <= offset);
-                if due && let Some(from) = pending.remove(&id) {
-                    self.admitted.insert(id, from);
-                }
-                return due;
-            }
-        };
+        let Rule::Limit { limit, counts, decided } = &mut self.rule else { return false };
         let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
         let is_overflow = series.is_overflow();
-        if *count >= *limit && !is_overflow {
-            return false;
+        let admits = match offset < decided.below {
+            true => decided.pending.get(&id).is_some_and(|from| *from <= offset),
+            false => *count < *limit || is_overflow,
+        };
+        if admits {
+            *count += u64::from(!is_overflow);
+            self.admitted.insert(id, decided.pending.remove(&id).unwrap_or(offset));
         }
-        *count += u64::from(!is_overflow);
-        self.admitted.insert(id, offset);
-        true
+        admits
     }
 
     /// Whether a refusal holds for the rest of a batch: as long as nothing but the limit decides.
-    pub fn refusals_last(&self) -> bool {
-        matches!(self.rule, Rule::Limit { .. })
+    pub fn refusals_last(&self, offset: Offset) -> bool {
+        matches!(&self.rule, Rule::Limit { decided, .. } if offset >= decided.below)
     }
 }
 
@@ -111,18 +105,18 @@ mod tests {
     }
 
     #[test]
-    fn replayed_admissions_are_admitted_again_where_they_were() {
+    fn what_was_admitted_is_admitted_again_where_it_was_and_behind_it_the_limit_decides() {
         let (known, later, never) = (series(1), series(2), series(3));
-        let mut admission = Admission::replayed(vec![(known.0, 4)]);
-        admission.learn(&[(known.0, 4), (later.0, 6)]);
-        assert_eq!([3, 4].map(|offset| admission.knows(known.0, offset)), [false, true]);
+        let mut admission = Admission::limited(2, vec![("t".to_owned(), vec![known.0])]);
+        admission.learn(&[(known.0, 4), (later.0, 6)], 10);
         assert!(!admission.admit(later.0, &later.1, 5), "it went to the overflow series then");
+        assert!(!admission.admit(never.0, &never.1, 5), "there is room now, there was none then");
         assert!(admission.admit(later.0, &later.1, 6));
-        assert!(admission.knows(later.0, 6) && !admission.admit(later.0, &later.1, 7), "once");
-        assert!(!admission.admit(never.0, &never.1, 9));
-        let mut limited = Admission::limited(0, vec![]);
-        limited.learn(&[(later.0, 6)]);
-        assert!(!limited.admit(later.0, &later.1, 6), "a limit decides by itself");
+        assert!(admission.knows(later.0, 6) && !admission.refusals_last(9) && admission.refusals_last(10));
+        assert!(!admission.admit(never.0, &never.1, 10), "what was admitted then fills the limit");
+        let mut wider = Admission::limited(3, vec![("t".to_owned(), vec![known.0])]);
+        wider.learn(&[(later.0, 6)], 10);
+        assert!(wider.admit(later.0, &later.1, 6) && wider.admit(never.0, &never.1, 10));
     }
 
     #[test]

@@ -74,6 +74,12 @@ pub enum Effect {
         /// Its index.
         index: u32,
     },
+    /// Look whether the store still stands where this owner and its archiver left it, or further; if not, drop the state. A flush would find out, but there
+    /// is nothing to flush: a store that failed over and lost commits would stay behind for as long as no event comes.
+    Confirm {
+        /// Up to here this owner has committed.
+        next: Offset,
+    },
     /// Stop loudly: the log does not continue where the store stands.
     Stop(Diverged),
 }
@@ -150,6 +156,8 @@ pub struct ShardState {
     admission: Admission,
     open: OpenBatch,
     open_since: Option<Millis>,
+    /// Since when there has been nothing to flush, or when that was confirmed last.
+    idle_since: Option<Millis>,
     flushed: ImmutableQueue<Flushed>,
     in_flight: bool,
     retry: bool,
@@ -185,6 +193,7 @@ impl ShardState {
             dedup,
             open: OpenBatch::new(checkpoint.next),
             open_since: None,
+            idle_since: None,
             flushed: ImmutableQueue::new(),
             in_flight: false,
             retry: false,
@@ -197,9 +206,9 @@ impl ShardState {
         }
     }
 
-    /// Learns what was decided about records that are folded once more, for a store that is made anew.
-    pub fn learn(&mut self, decisions: &Decisions) {
-        self.admission.learn(&decisions.admitted);
+    /// Learns what was decided about the records below `to`, which are folded once more.
+    pub fn learn(&mut self, decisions: &Decisions, to: Offset) {
+        self.admission.learn(&decisions.admitted, to);
         self.suspects.retain(|suspect| suspect.offset >= self.next);
         self.suspects.extend(decisions.set_aside.iter().map(|(offset, index, _)| Suspect::certain(*offset, *index)));
     }
@@ -375,8 +384,10 @@ impl ShardState {
             return;
         }
         if self.next == self.open.from() || self.alone.is_some() {
+            self.on_idle(now, effects);
             return;
         }
+        self.idle_since = None;
         let since = *self.open_since.get_or_insert(now);
         let due = drain
             || self.mode.step().is_some()
@@ -385,6 +396,14 @@ impl ShardState {
             || Hour::of(now) != Hour::of(since);
         if due {
             self.begin_flush(effects);
+        }
+    }
+
+    fn on_idle(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let since = *self.idle_since.get_or_insert(now);
+        if now.saturating_sub(since) >= self.limits.flush_interval_ms {
+            self.idle_since = Some(now);
+            effects.push(Effect::Confirm { next: self.open.from() });
         }
     }
 

@@ -1,14 +1,9 @@
 //! A log that lost its beginning above the checkpoint: the shard takes the records from the archive, or stops and names them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rollmill::clock::{Clock, SystemClock};
-use rollmill::config::Config;
-use rollmill::model::manifest::Decisions;
 use rollmill::model::offset::ShardId;
-use rollmill::node::{DataDir, backends, offline};
 use rollmill::persistence::log::kafka::topic::{Admin, Wish};
 use rollmill::persistence::log::kafka::{Connection, Properties};
 use serde_json::Value;
@@ -17,11 +12,12 @@ use crate::support::{Server, free_port};
 
 const ALL: &str = "/v1/query?metric=m&step=all&agg=count,distinct";
 
-/// Nothing is flushed before the end; what is applied is archived at once, or never.
-fn settings(archive_delay: &str) -> Vec<(&'static str, String)> {
-    let fixed = [("shards.count", "1"), ("log.segment_bytes", "64KiB"), ("flush.interval", "1h"), ("archive.max_bytes", "32KiB")];
-    let fixed = fixed.into_iter().map(|(key, value)| (key, value.to_owned()));
-    fixed.chain([("archive.max_delay", archive_delay.to_owned())]).collect()
+/// Flushed and archived at once, or never.
+fn settings(at_once: bool) -> Vec<(&'static str, String)> {
+    let often = if at_once { "100ms" } else { "1h" };
+    let bytes = if at_once { "32KiB" } else { "128MiB" };
+    let keys = ["shards.count", "log.segment_bytes", "flush.interval", "archive.max_delay", "archive.max_bytes"];
+    keys.into_iter().zip(["1", "64KiB", often, often, bytes].map(str::to_owned)).collect()
 }
 
 fn start(data: &Path, settings: &[(&str, String)]) -> Server {
@@ -50,24 +46,17 @@ fn await_count(server: &Server, count: u32) -> Value {
     server.await_query(ALL, |answer| point(answer)["count"] == count)
 }
 
-/// Archives all that the log has, ahead of the checkpoint, as releases did whose objects carried no decisions; the log's end. Nobody serves.
-fn archive_ahead(data: &Path, settings: &[(&'static str, String)]) -> u64 {
-    let flags: Vec<(&str, String)> = settings.iter().cloned().chain([("data.dir", data.display().to_string())]).collect();
-    let config = Config::load(None, std::iter::empty(), &flags).expect("a configuration");
-    let (dir, clock): (_, Arc<dyn Clock>) = (DataDir::new(data), Arc::new(SystemClock));
-    let store = backends::store(&config, &dir, &clock).expect("the store");
-    let archive = backends::archive(&config, &dir).expect("the archive");
-    let log = offline::log(&config, &dir).expect("the log");
-    let shard = ShardId(0);
-    let mut next = 0;
-    while next < log.bounds(shard).expect("bounds").1 {
-        let epoch = store.snapshot().and_then(|mut s| s.checkpoints()).expect("a checkpoint")[0].1.epoch;
-        let records = log.read(shard, next, 32 << 10).expect("records");
-        next = records.last().expect("a record").offset + 1;
-        let row = archive.write(log.id(), shard, epoch, &records, &Decisions::default()).expect("written");
-        store.archived(&row).expect("noted");
+/// Waits until the store and the archive have everything.
+fn at_rest(server: &Server, records: u64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let shard = server.get("/v1/status").1["shards"][0].clone();
+        if shard["committed"] == records && shard["archived"] == records {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not at rest: {shard}");
+        std::thread::sleep(Duration::from_millis(50));
     }
-    next
 }
 
 fn metric(server: &Server, name: &str) -> u64 {
@@ -88,42 +77,10 @@ fn segments(data: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_the_embedded_log_lost_comes_from_the_archive() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let data = dir.path().join("data");
-    let server = start(&data, &settings("100ms"));
-    send(&server, 0..80);
-    let expected = point(&await_count(&server, 80)).clone();
-    let (_, status) = server.get("/v1/status");
-    assert_eq!(status["shards"][0]["committed"], 0, "nothing is in the store yet");
-    server.kill();
-    let end = archive_ahead(&data, &settings("100ms"));
-
-    let paths = segments(&data);
-    assert!(paths.len() >= 3, "{paths:?}");
-    paths[..paths.len() - 1].iter().for_each(|path| std::fs::remove_file(path).expect("removed"));
-    let server = start(&data, &settings("100ms"));
-    assert_eq!(*point(&await_count(&server, 80)), expected);
-    let healed = metric(&server, "rollmill_log_healed_records_total");
-    assert!((1..=end).contains(&healed), "{healed} of {end}");
-    assert_eq!(metric(&server, "rollmill_log_healings_total{outcome=\"done\"}"), 1);
-    // The same ids once more, and new ones.
-    send(&server, 70..90);
-    await_count(&server, 90);
-    assert_eq!(server.stop(), Some(0));
-    assert!(said(&data).contains("the log lost the records [0, "), "{}", said(&data));
-    let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
-    let server = start(&data, &settings("100ms"));
-    await_count(&server, 90);
-    assert_eq!(metric(&server, "rollmill_log_healings_total"), 0, "once is enough");
-}
-
-#[test]
 fn what_neither_log_nor_archive_has_is_refused_and_named() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let server = start(&data, &settings("1d").into_iter().filter(|(key, _)| *key != "archive.max_bytes").collect::<Vec<_>>());
+    let server = start(&data, &settings(false));
     send(&server, 0..80);
     await_count(&server, 80);
     server.kill();
@@ -157,29 +114,45 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
         ("kafka.brokers", brokers),
         ("kafka.topic", "lost".to_owned()),
         ("kafka.group", "lost".to_owned()),
-        ("store.url", postgres.url(&postgres.database())),
         ("archive.url", format!("file://{}", dir.path().join("archive").display())),
     ];
-    let with = |delay: &str| settings(delay).into_iter().chain(shared.clone()).collect::<Vec<_>>();
-    let server = start(&data, &with("100ms"));
-    send(&server, 0..40);
+    let with = |at_once: bool, database: &str| {
+        let store = ("store.url", postgres.url(database));
+        settings(at_once).into_iter().chain(shared.clone()).chain([store]).collect::<Vec<_>>()
+    };
+    let (before, after) = (postgres.database(), postgres.database());
+    // A copy of the store from when it had 20 events is put back when the topic does not have the next 10 any more.
+    let server = start(&data, &with(true, &before));
+    send(&server, 0..20);
+    at_rest(&server, 20);
+    assert_eq!(server.stop(), Some(0));
+    postgres.psql("postgres", &format!("DROP DATABASE {after}")).expect("dropped");
+    postgres.psql("postgres", &format!("CREATE DATABASE {after} TEMPLATE {before}")).expect("copied");
+    let server = start(&data, &with(true, &before));
+    send(&server, 20..40);
+    at_rest(&server, 40);
     let expected = point(&await_count(&server, 40)).clone();
     server.kill();
-    let end = archive_ahead(&data, &with("100ms"));
-    admin.delete_below(&[(ShardId(0), end / 2)]).expect("deleted");
-    let server = start(&data, &with("100ms"));
+    admin.delete_below(&[(ShardId(0), 30)]).expect("deleted");
+    let server = start(&data, &with(true, &after));
     assert_eq!(*point(&await_count(&server, 40)), expected);
-    assert_eq!(metric(&server, "rollmill_log_healed_records_total"), end / 2);
+    let healed = metric(&server, "rollmill_log_healed_records_total");
+    assert!((10..=20).contains(&healed), "{healed}: from 20 to the end of the object that reaches 30");
+    // The archive goes on, too, with what is there.
+    at_rest(&server, 40);
+    assert!(said(&data).contains("the log lost the records [20, 30)"), "{}", said(&data));
+    assert!(said(&data).contains("were in the archive already"), "{}", said(&data));
+    let end = 40;
     assert_eq!(server.stop(), Some(0));
 
-    // From here on nothing is archived any more.
-    let server = start(&data, &with("1d").into_iter().filter(|(key, _)| *key != "archive.max_bytes").collect::<Vec<_>>());
+    // From here on nothing is flushed or archived any more.
+    let server = start(&data, &with(false, &after));
     await_count(&server, 40);
     send(&server, 40..50);
     await_count(&server, 50);
     server.kill();
     admin.delete_below(&[(ShardId(0), end + 3)]).expect("deleted");
-    let server = start(&data, &with("100ms"));
+    let server = start(&data, &with(true, &after));
     let deadline = Instant::now() + Duration::from_secs(60);
     let named = format!("the log lost the records [{end}, {}), and [{end}, {}) of them", end + 3, end + 3);
     while !said(&data).contains(&format!("the shard stops: {named}")) {

@@ -168,12 +168,17 @@ impl Node {
 
     /// The server goes on: what comes again is known, what is new counts, and all of it is what the records say.
     fn goes_on(&self) {
+        self.goes_on_from(2_400);
+    }
+
+    /// As before, with so many events.
+    fn goes_on_from(&self, events: u64) {
         let server = self.start(&[]);
         // What is above the checkpoints comes from the log.
-        let [_, before, _] = await_accounted(&server, |[aggregated, ..]| aggregated == 2_400);
-        assert_eq!(server.post(&flights(0, 2_400)).0, 202);
-        assert_eq!(server.post(&flights(2_400, 2_500)).0, 202);
-        await_accounted(&server, |accounted| accounted == [2_500, before + 2_400, 0]);
+        let [_, before, _] = await_accounted(&server, |[aggregated, ..]| aggregated == events);
+        assert_eq!(server.post(&flights(0, events as usize)).0, 202);
+        assert_eq!(server.post(&flights(events as usize, events as usize + 100)).0, 202);
+        await_accounted(&server, |accounted| accounted == [events + 100, before + events, 0]);
         self.flushed();
         self.archived();
         assert_eq!(server.stop(), Some(0));
@@ -347,6 +352,45 @@ fn an_older_store_from_a_backup_goes_on_without_loss_or_doubles() {
     moved_away(&node.data());
     std::fs::copy(&backup, node.data().join("store.sqlite")).expect("put back");
     node.goes_on();
+}
+
+/// The log begins above the checkpoints of the store that is put back: what lies between is in the archive, of which its manifest knows nothing.
+#[test]
+fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
+    let node = Node::new("");
+    let server = node.start(&[]);
+    assert_eq!(server.post(&flights(0, 500)).0, 202);
+    node.flushed();
+    let backup = node.root.join("backup.sqlite");
+    node.succeeds(&["store", "backup", &backup.display().to_string()]);
+    for n in 2..8 {
+        assert_eq!(server.post(&flights(300 * n - 300, 300 * n)).0, 202);
+        node.flushed();
+        node.archived();
+    }
+    server.kill();
+    let lost = moved_away(&node.data());
+    let old = everything(SqliteStore::open_read_only(&lost).expect("the old store").as_ref());
+    std::fs::copy(&backup, node.data().join("store.sqlite")).expect("put back");
+    let (config, data) = node.parsed();
+    let log = offline::log(&config, &data).expect("the log");
+    let store = SqliteStore::open_read_only(&backup).expect("the backup");
+    let stands = store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).expect("checkpoints");
+    assert!(stands.iter().any(|(shard, at)| log.start(*shard) > at.next), "nothing is lost: {stands:?}");
+    drop((log, store));
+
+    let server = node.start(&[]);
+    node.flushed();
+    node.archived();
+    let said = std::fs::read_to_string(node.data().with_extension("server.log")).expect("the log of the process");
+    assert!(said.contains("the log lost the records") && said.contains("were in the archive already"), "{said}");
+    assert_eq!(server.stop(), Some(0));
+    let new = everything(SqliteStore::open_read_only(&node.data().join("store.sqlite")).expect("the new store").as_ref());
+    // Objects whose records the log still has are written anew, by another owner.
+    let but_objects = |all: Vec<String>| all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>();
+    equal(&but_objects(new), &but_objects(old));
+    node.verify();
+    node.goes_on_from(2_100);
 }
 
 #[test]

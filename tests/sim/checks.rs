@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use rollmill::invariants::Invariant;
 use rollmill::model::flush::{FlushGuard, SeriesInfo};
-use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
 use rollmill::persistence::archive::Archive;
+use rollmill::persistence::archive::chain::Chains;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::persistence::store::{RollupQuery, RollupStore, StoreSnapshot};
@@ -164,7 +165,9 @@ impl World {
             let s = shard.0 as usize;
             let floor = at.next.min(at.archived);
             let start = self.log.start(shard);
-            ensure(Invariant::ArchiveTiles, start <= floor, || format!("the log of shard {s} begins at {start}, above {at:?}"))?;
+            ensure(Invariant::ArchiveTiles, start <= floor || self.can_heal(shard, &at, start), || {
+                format!("the log of shard {s} begins at {start}, above {at:?}")
+            })?;
             if !full && self.archived[s] == (at.archived, start) {
                 continue;
             }
@@ -196,6 +199,12 @@ impl World {
         Ok(())
     }
 
+    /// Whether the archive has what a log released that a store which was put back still needs.
+    fn can_heal(&self, shard: ShardId, at: &Checkpoint, start: Offset) -> bool {
+        let chains = || Chains::of(&[at.log], shard, self.archive.list(at.log, shard).expect("the double answers"));
+        self.rolled_back && chains().covering(at.archived, OffsetRange { from: at.archived, to: start }).is_ok()
+    }
+
     /// Everything, once all is quiet.
     pub fn last_accounts(&mut self) -> Result<(), Violation> {
         self.check_store(true)?;
@@ -222,8 +231,9 @@ impl World {
 
     /// A store that is made anew from the archive's listing and the log is the one that is there, to the bit, whatever leftovers of crashes
     /// the listing has.
+    /// Not if it was put back meanwhile: leftovers then tell of other decisions than those that count.
     fn rebuild(&mut self) -> Result<(), Violation> {
-        if !self.rng.chance(200) {
+        if self.rolled_back || !self.rng.chance(200) {
             return Ok(());
         }
         let (store, log) = (MemoryStore::rebuilding(), self.log.clone());

@@ -84,6 +84,14 @@ impl SimStore {
         roll(&self.dice, |dice| dice.stats.hit(fault));
     }
 
+    pub fn backup(&self) -> memory::Backup {
+        self.inner.backup()
+    }
+
+    pub fn put_back(&self, backup: &memory::Backup) {
+        self.inner.put_back(backup);
+    }
+
     fn planted_flush(&self, mut guard: FlushGuard, batch: &FlushBatch, mut forget: Millis) -> Result<(), StoreError> {
         let now = checkpoint(&*self.inner, guard.shard);
         match (self.plant, now) {
@@ -155,8 +163,8 @@ impl RollupStore for SimStore {
         marked
     }
 
-    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
-        let outcome = self.inner.archived(row);
+    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+        let outcome = self.inner.archived(owner, row);
         let applied = checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
         match &outcome {
             Ok(()) | Err(StoreError::Invalid(_)) => {}
@@ -395,6 +403,10 @@ impl Archive for SimArchive {
     }
 
     fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+        if roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive)) {
+            roll(&self.dice, |dice| dice.stats.hit(Fault::ArchiveDown));
+            return Err(ArchiveError::Unavailable(Fault::ArchiveDown.text().to_owned()));
+        }
         let objects = self.light.0.lock().expect("one thread");
         match (objects.get(&object.path), &self.parquet) {
             (Some(found), _) if found.torn => Err(ArchiveError::Corrupt { path: object.path.clone(), why: "torn".to_owned() }),

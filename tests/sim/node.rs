@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rollmill::actors::archiver::Archiver;
+use rollmill::actors::heal::{Archived, Healing, resume};
 use rollmill::actors::slots::Slots;
 use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord};
-use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId, continues};
+use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::{Hour, Millis};
+use rollmill::persistence::archive::ArchiveError;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupStore, StoreError};
 use rollmill::shards::series::Admission;
@@ -40,6 +42,8 @@ pub struct Shell {
     pub alone: Option<(Offset, u32)>,
     /// Events that this owner sets aside. Outlives the life, as the slot does.
     pub set_aside: BTreeSet<Place>,
+    /// While the log lacks what comes next.
+    pub healing: Option<Healing>,
     /// Its node goes on after a pause.
     pub woke: bool,
 }
@@ -77,8 +81,9 @@ impl World {
         let claimed = self.store.claim(shard, self.log.id(), nonce);
         self.note(|| format!("node {n} claims shard {s}: {claimed:?}"));
         let Ok(mut claim) = claimed else { return Ok(()) };
-        let diverged = continues(claim.checkpoint.next, self.log.start(shard), self.log.end(shard)).err();
-        ensure(Invariant::FailLoud, diverged.is_none(), || format!("the shard stops: {diverged:?}"))?;
+        let bounds = (self.log.start(shard), self.log.end(shard));
+        let healing = resume(&*self.archive, shard, &claim.checkpoint, bounds)
+            .map_err(|why| Violation { invariant: Invariant::FailLoud, what: format!("the shard stops: {why}") })?;
         match self.plant {
             Some(Plant::AttemptsForgotten) => claim.attempts = 1,
             Some(Plant::OneRecordEarly) => claim.checkpoint.next = claim.checkpoint.next.saturating_sub(1),
@@ -86,7 +91,7 @@ impl World {
             _ => {}
         }
         let shell = &mut self.nodes[n].shells[s];
-        shell.loading = Some(claim);
+        (shell.loading, shell.healing) = (Some(claim), healing.filter(|_| self.plant != Some(Plant::LossNotHealed)));
         shell.alive = true;
         Ok(())
     }
@@ -179,10 +184,16 @@ impl World {
     fn pull(&mut self, n: usize, s: usize) -> Result<(), Violation> {
         let shard = ShardId(s as u32);
         let (next, credit) = self.with_state(n, s, |state| (state.next(), state.credit()));
+        self.nodes[n].shells[s].healing.take_if(|healing| healing.is_over(next));
         if credit == 0 || next >= self.log.end(shard) {
             return Ok(());
         }
-        let mut records = match self.log.read(shard, next, self.setup.pull_bytes) {
+        let healing = self.nodes[n].shells[s].healing.take();
+        let read = match healing {
+            Some(healing) => Ok(self.read_archived(n, s, healing, next)?),
+            None => self.log.read(shard, next, self.setup.pull_bytes),
+        };
+        let mut records = match read {
             Ok(records) => records,
             Err(why) => return self.stop(n, s, &why.to_string()),
         };
@@ -191,17 +202,38 @@ impl World {
             records.iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
         }
         self.step(n, s, Input::Records(&records))?;
+        if self.nodes[n].shells[s].healing.is_some() {
+            return Ok(());
+        }
         let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
         self.nodes[n].slots.slot(shard).unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The log does not continue: that may happen to an owner that was fenced off, because its successors released what it lacks.
+    /// `ShardActor::read_archived`.
+    fn read_archived(&mut self, n: usize, s: usize, mut healing: Healing, next: Offset) -> Result<Vec<LogRecord>, Violation> {
+        let read = healing.read(&*self.archive, next, self.setup.pull_bytes);
+        let Archived { records, decided } = match read {
+            Err(ArchiveError::Unavailable(_)) => Archived::default(),
+            read => read.map_err(|why| Violation { invariant: Invariant::FailLoud, what: format!("the shard stops: {why}") })?,
+        };
+        if let Some((decisions, to)) = decided {
+            let places = decisions.set_aside.iter().map(|(offset, index, _)| (*offset, *index));
+            self.nodes[n].shells[s].set_aside.extend(places);
+            self.with_state(n, s, |state| state.learn(&decisions, to));
+        }
+        (0..records.len()).for_each(|_| self.hit(Fault::Healed));
+        self.nodes[n].shells[s].healing = Some(healing);
+        Ok(records)
+    }
+
+    /// The log does not continue: that may happen to an owner that was fenced off, because its successors released what it lacks, and to one
+    /// on a store that was put back, because a node that does not know yet still releases by what the store said before.
     fn stop(&mut self, n: usize, s: usize, why: &str) -> Result<(), Violation> {
         let mine = self.nodes[n].slots.slot(ShardId(s as u32)).epoch();
         let fenced = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch) != mine;
         self.die(n, s, why);
-        ensure(Invariant::FailLoud, fenced, || format!("the shard stops: {why}"))
+        ensure(Invariant::FailLoud, fenced || self.rolled_back, || format!("the shard stops: {why}"))
     }
 
     /// What the pulse does for a node's shards.
@@ -245,6 +277,17 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Stop(diverged) => return self.stop(n, s, &diverged.to_string()),
+                Effect::Confirm { .. } if self.plants(Plant::IdleNotConfirmed) => {}
+                Effect::Confirm { next } => {
+                    let epoch = self.with_state(n, s, |state| state.epoch());
+                    let at = checkpoint(&*self.store, ShardId(s as u32));
+                    let archived = self.nodes[n].slots.slot(ShardId(s as u32)).archived.load(Ordering::Acquire);
+                    if !at.is_some_and(|at| at.epoch == epoch && at.next >= next && at.archived >= archived) {
+                        self.hit(Fault::NotConfirmed);
+                        self.die(n, s, "the store does not stand where it was left");
+                        return Ok(());
+                    }
+                }
                 Effect::MarkSuspect { offset, index } => {
                     self.nodes[n].shells[s].mark = Some((offset, index));
                     self.nodes[n].shells[s].alone = Some((offset, index));
@@ -321,7 +364,6 @@ impl World {
                 self.pending.push(Pending { blind: true, ..pending });
                 return Ok(());
             }
-            let outcome = if unknown && self.plants(Plant::UnknownTakenForCommitted) { Ok(()) } else { outcome };
             self.nodes[pending.node].shells[pending.shard].inbox = Some((pending.guard.range.to, outcome));
         }
         Ok(())

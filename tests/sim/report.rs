@@ -60,6 +60,9 @@ faults! {
     EngineComplete = "complete answer of the real engine and its cache",
     BooksComplete = "complete books of the real engine",
     Verified = "verify run over archive and log",
+    StoreRolledBack = "store put back as it was before",
+    NotConfirmed = "idle owner found that the store stands elsewhere",
+    Healed = "records that the log had released read from the archive",
     Rebuilt = "store rebuilt from archive and log",
     CommitDuringQuery = "commit between a query's snapshot and its live reads",
 }

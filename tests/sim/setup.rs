@@ -22,6 +22,7 @@ pub struct Setup {
     pub pause: usize,
     pub takeover: usize,
     pub jumps: usize,
+    pub rollback: usize,
     /// Per thousand turns of a shard that is loading: the store is slow.
     pub slow_load: usize,
     /// Per thousand requests.
@@ -102,6 +103,7 @@ impl Setup {
             pause: rate(rng, 50),
             takeover: rate(rng, 60),
             jumps: rate(rng, 40),
+            rollback: rate(rng, 30),
             slow_load: rate(rng, 850),
             ack_lost: rate(rng, 150),
             poison: if poisonous { 40 } else { 0 },

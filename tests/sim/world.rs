@@ -12,6 +12,7 @@ use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::memory::MemoryArchive;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::log::memory::{self, MemoryLog};
+use rollmill::persistence::store::memory::Backup;
 
 use crate::client::Request;
 use crate::doubles::{Dice, Rates, SharedDice, SimArchive, SimStore, checkpoint, roll};
@@ -51,6 +52,9 @@ pub struct World {
     /// The last counter of an epoch seen, by shard.
     pub epochs: Vec<u64>,
     pub convictable: Vec<BTreeSet<Place>>,
+    /// How the store may come back.
+    pub backup: Option<Backup>,
+    pub rolled_back: bool,
     /// Manifest rows whose objects were compared, by shard.
     pub verified: Vec<usize>,
     /// Archived offset and start of the log when they were last checked, by shard.
@@ -151,6 +155,8 @@ impl World {
             oracle: vec![Fold::default(); shards],
             epochs: vec![0; shards],
             convictable: vec![BTreeSet::new(); shards],
+            backup: None,
+            rolled_back: false,
             verified: vec![0; shards],
             archived: vec![(0, 0); shards],
             query: None,
@@ -173,7 +179,7 @@ impl World {
         for _ in 0..self.setup.steps {
             self.count_step();
             self.pass_time();
-            self.trouble();
+            self.trouble()?;
             let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
             match self.rng.below(100) {
                 0..20 => self.client()?,
@@ -219,7 +225,7 @@ impl World {
     }
 
     /// Whatever may go wrong at any moment.
-    fn trouble(&mut self) {
+    fn trouble(&mut self) -> Result<(), Violation> {
         let (n, s) = (self.rng.below(self.setup.nodes), self.rng.below(self.shards()));
         if self.rng.chance(self.setup.pause) {
             self.note(|| format!("node {n} pauses or goes on"));
@@ -229,6 +235,12 @@ impl World {
             } else {
                 self.nodes[n].shells.iter_mut().for_each(|shell| shell.woke = true);
                 (0..self.shards()).for_each(|s| self.note_progress(n, s));
+            }
+        }
+        if self.rng.chance(self.setup.rollback) {
+            match self.backup.take() {
+                Some(backup) if self.rng.chance(500) => self.roll_back(&backup)?,
+                _ => self.backup = Some(self.store.backup()),
             }
         }
         if self.rng.chance(self.setup.crash) {
@@ -241,6 +253,21 @@ impl World {
                 self.crash_node(n);
             }
         }
+        Ok(())
+    }
+
+    /// The store fails over to a standby that lacks commits, or is put back from a backup. Whoever owned shards goes on unaware.
+    fn roll_back(&mut self, backup: &Backup) -> Result<(), Violation> {
+        self.hit(Fault::StoreRolledBack);
+        self.note(|| "the store is as it was before".to_owned());
+        self.store.put_back(backup);
+        self.query = None;
+        self.rolled_back = true;
+        self.oracle.iter_mut().for_each(|fold| *fold = Fold::default());
+        self.epochs.iter_mut().for_each(|counter| *counter = 0);
+        self.verified.iter_mut().for_each(|rows| *rows = 0);
+        self.archived.iter_mut().for_each(|at| *at = (0, 0));
+        self.check_store(false)
     }
 
     fn crash_node(&mut self, n: usize) {

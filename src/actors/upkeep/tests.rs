@@ -108,7 +108,7 @@ impl World {
                 world.archive.set_now(appended);
                 let records = [record(2 * at as u64, appended - 5), record(2 * at as u64 + 1, appended)];
                 let row = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
-                world.store.archived(&row).expect("archived");
+                world.store.archived(row.epoch, &row).expect("archived");
             }
         }
         world.archive.set_now(NOW);
@@ -244,7 +244,7 @@ fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
     let epoch = store.claim(SHARDS[0], LOG, 7).expect("claim").checkpoint.epoch;
     for at in 0..2 * TURN_OBJECTS as u64 + 1 {
         let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, 0)], &Decisions::default()).expect("write");
-        store.archived(&row).expect("archived");
+        store.archived(row.epoch, &row).expect("archived");
     }
     let upkeep = Upkeep { store: store.clone(), ..world.upkeep(&immortal()) };
     let left = || store.snapshot().expect("snapshot").manifest(None).expect("rows").len();
@@ -263,7 +263,7 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
     let appended = NOW - 31 * DAY_MS;
     for at in 0..DAMAGED + 3 {
         let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, appended)], &Decisions::default()).expect("write");
-        world.store.archived(&row).expect("archived");
+        world.store.archived(row.epoch, &row).expect("archived");
     }
     let bad: Vec<ManifestRow> = world.manifest().into_iter().take(DAMAGED as usize).collect();
     let kept: Vec<_> = bad.iter().map(|row| world.archive.bytes(&row.path, Tier::Hot).expect("there")).collect();
@@ -339,7 +339,7 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     for row in rows.iter().filter(|row| row.range.from == 0) {
         let epoch = restored.claim(row.shard, LOG, 7).expect("claim").checkpoint.epoch;
         assert_eq!(epoch, row.epoch);
-        restored.archived(row).expect("archived");
+        restored.archived(row.epoch, row).expect("archived");
     }
     world.clock.set(NOW + 2 * DAY_MS);
     let listed = world.listed();
@@ -352,7 +352,7 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     let epoch = restored.claim(shard, LOG, 8).expect("claim").checkpoint.epoch;
     let records: Vec<LogRecord> = (2..4).map(|offset| record(offset, NOW)).collect();
     let again = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
-    restored.archived(&again).expect("archived");
+    restored.archived(again.epoch, &again).expect("archived");
     upkeep.sweep(&SHARDS);
     let left: Vec<String> = world.listed().into_iter().map(|(path, _)| path).collect();
     let old = rows.iter().find(|row| row.shard == shard && row.range.from == 2).expect("a row");

@@ -91,8 +91,8 @@ async fn drain(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Resul
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = backends::log(&config, &source.data, &clock, true)?;
     let store = backends::store(&config, &source.data, &clock)?;
-    check_log(&config, &source.data, log.as_ref(), store.as_ref())?;
     let archive = backends::archive(&config, &source.data)?;
+    check_log(&config, &source.data, log.as_ref(), store.as_ref(), Some(archive.as_ref()))?;
     let render_metrics = Arc::new(String::new);
     let ports = Ports { log: log.clone(), store: Some(store), archive: Some(archive), clock: clock.clone(), render_metrics };
     let slots = Slots::new(log.clone(), clock.clone());

@@ -7,6 +7,7 @@
 //! manifest, and only then removed from the hot one. The tier in the row says where to look first; a reader that does not find the
 //! object there looks in the other store, so that it is found at every moment, with a row that was read at any earlier moment.
 
+pub mod chain;
 #[cfg(test)]
 mod conformance;
 mod footer;

@@ -166,13 +166,13 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
 
     let row = |from: u64, to: u64, epoch: Epoch| manifest_row(from, to, epoch);
     let now = third.checkpoint.epoch;
-    assert_eq!(store.archived(&row(0, 2, epoch)), refused, "an old epoch");
-    assert_eq!(store.archived(&row(1, 2, now)), refused, "a gap");
-    store.archived(&row(0, 2, now)).expect("archived");
-    assert_eq!(store.archived(&row(0, 2, now)), refused, "twice");
-    store.archived(&row(2, 3, now)).expect("archived");
+    assert_eq!(store.archived(epoch, &row(0, 2, epoch)), refused, "an old epoch");
+    assert_eq!(store.archived(now, &row(1, 2, now)), refused, "a gap");
+    store.archived(now, &row(0, 2, now)).expect("archived");
+    assert_eq!(store.archived(now, &row(0, 2, now)), refused, "twice");
+    store.archived(now, &row(2, 3, epoch)).expect("archived");
     let mut snapshot = store.snapshot().expect("snapshot");
-    assert_eq!(snapshot.manifest(Some(SHARD)), Ok(vec![row(0, 2, now), row(2, 3, now)]));
+    assert_eq!(snapshot.manifest(Some(SHARD)), Ok(vec![row(0, 2, now), row(2, 3, epoch)]));
     assert_eq!(snapshot.manifest(Some(ShardId(9))), Ok(vec![]));
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.archived, 3);
 }
@@ -197,7 +197,7 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
 fn tiers_and_floors(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
     let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, epoch));
-    rows.iter().for_each(|row| store.archived(row).expect("archived"));
+    rows.iter().for_each(|row| store.archived(row.epoch, row).expect("archived"));
     let first = |tier, limit| {
         let found = store.snapshot().expect("snapshot").manifest_first(SHARD, tier, limit).expect("rows");
         found.iter().map(|row| (row.range.from, row.tier)).collect::<Vec<_>>()
@@ -229,7 +229,7 @@ fn tiers_and_floors(store: &dyn RollupStore) {
     let again = store.claim(SHARD, LOG, 2).expect("claim").checkpoint;
     assert_eq!(again.archived, 9, "the archived offset stays");
     assert_eq!(store.expired(&rows[2]), Ok(true), "the last one too");
-    store.archived(&manifest_row(9, 10, again.epoch)).expect("and the archive goes on");
+    store.archived(again.epoch, &manifest_row(9, 10, again.epoch)).expect("and the archive goes on");
     assert_eq!(first(None, 9), [(9, Tier::Hot)]);
 }
 
@@ -323,7 +323,7 @@ fn sqlite_takes_over_a_store_of_version_2() {
     let path = dir.path().join("store.db");
     let store = sqlite::SqliteStore::open(&path).expect("a store");
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
-    store.archived(&manifest_row(0, 2, epoch)).expect("archived");
+    store.archived(epoch, &manifest_row(0, 2, epoch)).expect("archived");
     drop(store);
     let raw = rusqlite::Connection::open(&path).expect("open");
     let back =

@@ -98,7 +98,21 @@ struct State {
     rebuilding: bool,
 }
 
+/// All that a store says at some moment.
+#[derive(Debug, Clone)]
+pub struct Backup(Arc<State>);
+
 impl MemoryStore {
+    /// All that it says now.
+    pub fn backup(&self) -> Backup {
+        Backup(Arc::clone(&self.lock()))
+    }
+
+    /// Says what it said then, as after a failover that lost commits.
+    pub fn put_back(&self, backup: &Backup) {
+        *self.lock() = Arc::clone(&backup.0);
+    }
+
     /// An empty store.
     pub fn new() -> Arc<Self> {
         Arc::new(Self::default())
@@ -274,9 +288,9 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
+    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         self.write(Write::Archived, |state| {
-            let at = state.owned(row.shard, row.epoch)?.checkpoint;
+            let at = state.owned(row.shard, owner)?.checkpoint;
             if at.archived != row.range.from || at.log != row.log {
                 return Err(StoreError::Refused { shard: row.shard });
             }

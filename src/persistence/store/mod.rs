@@ -172,11 +172,12 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError>;
-    /// Inserts a manifest row: compare-and-set on (epoch, archived offset = `row.range.from`), which moves to `row.range.to`.
+    /// Inserts a manifest row: compare-and-set on (epoch of the owner, archived offset = `row.range.from`), which moves to `row.range.to`.
+    /// The object itself may be a former owner's.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError>;
+    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError>;
     /// Notes that the object of a manifest row is in this tier from now on. `false` if the manifest has no row of its path any more.
     ///
     /// # Errors

@@ -1,23 +1,9 @@
 //! Which objects of a listing, and which records of the log, make up the history of a shard. A function of the listing and the bounds.
-//!
-//! A listing also has what the manifest never named: leftovers of crashes and of owners that were overtaken, and objects that expired and
-//! were not removed yet. All of them hold records as they were in the log, so any chain of objects without a gap tells the same history.
-
-use std::collections::BTreeMap;
 
 use super::RebuildError;
-use crate::model::manifest::{ManifestRow, ObjectName, Tier};
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
 use crate::persistence::archive::ObjectInfo;
-
-/// An object of the chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Where it is.
-    pub object: ObjectInfo,
-    /// What its name says.
-    pub name: ObjectName,
-}
+use crate::persistence::archive::chain::{Chains, Link};
 
 /// Where the records of a shard come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +26,7 @@ pub struct ShardPlan {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Given {
-    /// The objects, by their first record.
-    all: Vec<Link>,
+    all: Chains,
     bounds: (Offset, Offset),
 }
 
@@ -56,9 +41,8 @@ impl ShardPlan {
     /// # Errors
     /// If nothing else has its records.
     pub(super) fn without(&self, path: &str) -> Result<Self, RebuildError> {
-        let Given { mut all, bounds } = self.from.clone();
-        all.retain(|link| link.object.path != path);
-        let plan = of_links(self.shard, all, bounds)?;
+        let Given { all, bounds } = &self.from;
+        let plan = of_chains(self.shard, all.without(path), *bounds)?;
         if plan.start > self.start {
             return Err(RebuildError::Begins { shard: self.shard, start: plan.start });
         }
@@ -82,85 +66,46 @@ pub(super) fn plan(
     listed: Vec<ObjectInfo>,
     bounds: (Offset, Offset),
 ) -> Result<ShardPlan, RebuildError> {
-    of_links(shard, links(logs, shard, listed), bounds)
+    of_chains(shard, Chains::of(logs, shard, listed), bounds)
 }
 
-fn of_links(shard: ShardId, all: Vec<Link>, bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
+fn of_chains(shard: ShardId, all: Chains, bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
     let (log_start, log_end) = bounds;
-    let count = all.len() as u64;
+    let links = all.links();
     // What reaches further back tells more; the archive is preferred, because it has what was decided.
-    let first = all.first().map(|link| link.name.range.from).filter(|from| *from <= log_start);
+    let first = links.first().map(|link| link.name.range.from).filter(|from| *from <= log_start);
     let start = first.unwrap_or(log_start);
-    let chain = if first.is_some() { chain(&all, start) } else { Vec::new() };
+    let chain = if first.is_some() { all.from(start) } else { Vec::new() };
     let archived = chain.last().map_or(start, |link| link.name.range.to);
     if archived < log_start {
-        let next = all.iter().map(|link| link.name.range.from).filter(|from| *from > archived).min();
+        let next = links.iter().map(|link| link.name.range.from).find(|from| *from > archived);
         let missing = OffsetRange { from: archived, to: next.unwrap_or(log_start).min(log_start) };
         return Err(RebuildError::Gap { shard, missing });
     }
     if archived > log_end {
         return Err(RebuildError::LogShort { shard, archived, end: log_end });
     }
-    let unused = count - chain.len() as u64;
+    let unused = (links.len() - chain.len()) as u64;
     Ok(ShardPlan { shard, start, chain, archived, end: log_end, unused, from: Given { all, bounds } })
-}
-
-/// The objects by their first record, each once: of two copies the one in the hot store, which was there first.
-fn links(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Vec<Link> {
-    let mut by_path: BTreeMap<String, Link> = BTreeMap::new();
-    for object in listed {
-        let Some(name) = logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path)) else { continue };
-        let hot = object.tier == Tier::Hot;
-        let link = Link { object, name };
-        if hot || !by_path.contains_key(&link.object.path) {
-            by_path.insert(link.object.path.clone(), link);
-        }
-    }
-    let mut all: Vec<Link> = by_path.into_values().collect();
-    all.sort_by_key(|link| (link.name.range.from, link.name.range.to, link.name.epoch));
-    all
-}
-
-/// The chain from `start` that reaches furthest; among objects that lead there, those of the latest owner.
-fn chain(all: &[Link], start: Offset) -> Vec<Link> {
-    let mut furthest: BTreeMap<Offset, Offset> = BTreeMap::new();
-    let reach = |furthest: &BTreeMap<Offset, Offset>, link: &Link| {
-        let to = link.name.range.to;
-        furthest.get(&to).copied().unwrap_or(to)
-    };
-    for link in all.iter().rev() {
-        let reached = reach(&furthest, link);
-        let best = furthest.entry(link.name.range.from).or_insert(reached);
-        *best = reached.max(*best);
-    }
-    let (mut chain, mut next) = (Vec::new(), start);
-    while let Some(goal) = furthest.get(&next) {
-        let from = all.partition_point(|link| link.name.range.from < next);
-        let begin_here = all[from..].iter().take_while(|link| link.name.range.from == next);
-        let leading = begin_here.filter(|link| reach(&furthest, link) == *goal);
-        let Some(best) = leading.max_by_key(|link| (link.name.epoch, link.name.range.to)) else { break };
-        chain.push(best.clone());
-        next = best.name.range.to;
-    }
-    chain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::manifest::{ManifestRow, Tier};
     use crate::model::offset::Epoch;
 
     const LOG: LogId = LogId([3; 16]);
     const SHARD: ShardId = ShardId(2);
 
-    fn object(from: Offset, to: Offset, counter: u64, tier: Tier) -> ObjectInfo {
+    fn object(from: Offset, to: Offset, counter: u64) -> ObjectInfo {
         let epoch = Epoch { counter, nonce: 9 };
         let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from, to }, epoch);
-        ObjectInfo { path, bytes: 1, written: 0, tier }
+        ObjectInfo { path, bytes: 1, written: 0, tier: Tier::Hot }
     }
 
     fn planned(objects: &[(Offset, Offset, u64)], bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
-        let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter, Tier::Hot)).collect();
+        let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter)).collect();
         plan(&[LOG], SHARD, listed, bounds)
     }
 
@@ -169,8 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_never_lead_astray() {
-        // An object whose row was never written, its successor's cut elsewhere, and what an old owner wrote too late.
+    fn the_archive_is_read_as_far_as_it_reaches_and_then_the_log() {
         let objects = [(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)];
         let plan = planned(&objects, (0, 40)).expect("a plan");
         assert_eq!(ranges(&plan), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
@@ -216,14 +160,5 @@ mod tests {
     fn a_log_that_ends_below_its_archive_is_refused() {
         let refused = planned(&[(0, 10, 1)], (0, 9));
         assert_eq!(refused, Err(RebuildError::LogShort { shard: SHARD, archived: 10, end: 9 }));
-    }
-
-    #[test]
-    fn an_object_that_is_being_moved_counts_once() {
-        let listed = vec![object(0, 5, 1, Tier::Cold), object(0, 5, 1, Tier::Hot), object(5, 6, 1, Tier::Cold)];
-        let stranger = ObjectInfo { path: "raw/notes.txt".to_owned(), ..listed[0].clone() };
-        let plan = plan(&[LOG], SHARD, [listed, vec![stranger]].concat(), (0, 6)).expect("a plan");
-        assert_eq!(plan.chain.iter().map(|link| link.object.tier).collect::<Vec<_>>(), [Tier::Hot, Tier::Cold]);
-        assert_eq!(plan.unused, 0);
     }
 }

@@ -99,7 +99,7 @@ impl World {
         let epoch = checkpoints.iter().find(|(id, _)| *id == shard).expect("a checkpoint").1.epoch;
         let decisions = snapshot.decisions(shard, OffsetRange { from, to }).expect("decisions");
         let row = self.archive.write(LOG, shard, epoch, &self.records(shard, from, to), &decisions).expect("written");
-        self.store.archived(&row).expect("archived");
+        self.store.archived(row.epoch, &row).expect("archived");
     }
 
     fn rebuild(&self, store: &MemoryStore, allow_expired: bool) -> Result<Report, RebuildError> {

@@ -105,9 +105,9 @@ pub(super) fn mark_suspect(
     if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
 }
 
-pub(super) fn archived(session: &mut Session, row: &ManifestRow) -> Result<(), StoreError> {
+pub(super) fn archived(session: &mut Session, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
     let (shard, from, to) = (row.shard.0.cast_signed(), row.range.from as i64, row.range.to as i64);
-    let (epoch, nonce) = (row.epoch.counter as i64, row.epoch.nonce as i64);
+    let (epoch, nonce) = (owner.counter as i64, owner.nonce as i64);
     let moved = session.execute(
         "UPDATE shards SET archived = $1 WHERE shard = $2 AND log = $3 AND archived = $4 AND epoch = $5 AND nonce = $6",
         params![to, shard, Id(row.log.0), from, epoch, nonce],

@@ -312,8 +312,8 @@ impl RollupStore for PostgresStore {
         self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
     }
 
-    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
-        self.transaction(row.shard, |session| admin::archived(session, row))
+    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+        self.transaction(row.shard, |session| admin::archived(session, owner, row))
     }
 
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {

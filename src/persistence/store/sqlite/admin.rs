@@ -62,7 +62,7 @@ pub(super) fn recent_ids(connection: &Connection, shard: ShardId, since: Millis)
     Ok(blocks)
 }
 
-pub(super) fn archived(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
+pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
     let moved = tx
         .prepare_cached(
             "UPDATE shards SET archived = ? WHERE shard = ? AND log = ? AND archived = ? AND epoch = ? AND nonce = ?",
@@ -72,8 +72,8 @@ pub(super) fn archived(tx: &Connection, row: &ManifestRow) -> Result<(), StoreEr
             row.shard.0,
             &row.log.0[..],
             row.range.from as i64,
-            row.epoch.counter as i64,
-            row.epoch.nonce as i64
+            owner.counter as i64,
+            owner.nonce as i64
         ])?;
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });

@@ -178,8 +178,8 @@ impl RollupStore for SqliteStore {
         })
     }
 
-    fn archived(&self, row: &ManifestRow) -> Result<(), StoreError> {
-        self.writer()?.transaction(|tx, _| admin::archived(tx, row))
+    fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+        self.writer()?.transaction(|tx, _| admin::archived(tx, owner, row))
     }
 
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {

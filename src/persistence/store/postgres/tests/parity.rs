@@ -155,7 +155,7 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
                 crc32c: u32::MAX,
                 tier: Tier::Cold,
             };
-            store.archived(&object).expect("a manifest row");
+            store.archived(object.epoch, &object).expect("a manifest row");
             if offset == 0 && shard.0 == 1 {
                 assert!(store.expired(&object).expect("expired"));
             }

@@ -1,0 +1,171 @@
+//! Which objects of a listing follow each other. A function of the listing.
+//!
+//! A listing also has what the manifest never named: leftovers of crashes and of owners that were overtaken, and objects that expired and
+//! were not removed yet. All of them hold records as they were in the log, so any chain of objects without a gap tells the same history.
+
+use std::collections::BTreeMap;
+
+use super::ObjectInfo;
+use crate::model::manifest::{ManifestRow, ObjectName, Tier};
+use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
+
+/// An object of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Where it is.
+    pub object: ObjectInfo,
+    /// What its name says.
+    pub name: ObjectName,
+}
+
+/// The objects of a shard, and how far each leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chains {
+    /// By their first record.
+    all: Vec<Link>,
+    /// From each first record, the furthest end of a chain that begins there.
+    furthest: BTreeMap<Offset, Offset>,
+}
+
+impl Chains {
+    /// Of a listing: each object once, of two copies the one in the hot store, which was there first. `logs` are the names under which the
+    /// shard's objects may be: those of former logs, whose offsets it has continued, too.
+    pub fn of(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Self {
+        let mut by_path: BTreeMap<String, Link> = BTreeMap::new();
+        for object in listed {
+            let Some(name) = logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path)) else { continue };
+            let hot = object.tier == Tier::Hot;
+            let link = Link { object, name };
+            if hot || !by_path.contains_key(&link.object.path) {
+                by_path.insert(link.object.path.clone(), link);
+            }
+        }
+        let mut all: Vec<Link> = by_path.into_values().collect();
+        all.sort_by_key(|link| (link.name.range.from, link.name.range.to, link.name.epoch));
+        Self::sorted(all)
+    }
+
+    fn sorted(all: Vec<Link>) -> Self {
+        let mut chains = Self { all, furthest: BTreeMap::new() };
+        for at in (0..chains.all.len()).rev() {
+            let reached = chains.leads_to(&chains.all[at]);
+            let best = chains.furthest.entry(chains.all[at].name.range.from).or_insert(reached);
+            *best = reached.max(*best);
+        }
+        chains
+    }
+
+    /// Those of which one object turned out to be damaged.
+    #[must_use]
+    pub fn without(&self, path: &str) -> Self {
+        Self::sorted(self.all.iter().filter(|link| link.object.path != path).cloned().collect())
+    }
+
+    /// All objects, by their first record.
+    pub fn links(&self) -> &[Link] {
+        &self.all
+    }
+
+    /// The end of the chain from `start`; `start` itself if none begins there.
+    pub fn reach(&self, start: Offset) -> Offset {
+        self.furthest.get(&start).copied().unwrap_or(start)
+    }
+
+    /// The chain from `start` that reaches furthest; among objects that lead there, those of the latest owner. From any object of it on, it
+    /// is the chain from there.
+    pub fn from(&self, start: Offset) -> Vec<Link> {
+        let (mut chain, mut next) = (Vec::new(), start);
+        while let Some(goal) = self.furthest.get(&next) {
+            let from = self.all.partition_point(|link| link.name.range.from < next);
+            let begin_here = self.all[from..].iter().take_while(|link| link.name.range.from == next);
+            let leading = begin_here.filter(|link| self.leads_to(link) == *goal);
+            let Some(best) = leading.max_by_key(|link| (link.name.epoch, link.name.range.to)) else { break };
+            chain.push(best.clone());
+            next = best.name.range.to;
+        }
+        chain
+    }
+
+    /// The objects of a chain that hold `range`: of the one from `anchor`, if that reaches far enough, otherwise of one that begins below.
+    ///
+    /// # Errors
+    /// The first part of the range that no chain holds.
+    pub fn covering(&self, anchor: Offset, range: OffsetRange) -> Result<Vec<Link>, OffsetRange> {
+        let below = self.all.iter().rev().map(|link| link.name.range.from);
+        let starts = || std::iter::once(anchor).chain(below.clone()).filter(|start| *start <= range.from);
+        let Some(start) = starts().find(|start| self.reach(*start) >= range.to) else {
+            let from = starts().map(|start| self.reach(start)).max().unwrap_or(range.from).max(range.from);
+            let next = self.all.iter().map(|link| link.name.range.from).find(|next| *next > from);
+            return Err(OffsetRange { from, to: next.unwrap_or(range.to).min(range.to) });
+        };
+        let chain = self.from(start).into_iter();
+        let wanted = chain.skip_while(|link| link.name.range.to <= range.from).take_while(|link| link.name.range.from < range.to);
+        Ok(wanted.collect())
+    }
+
+    fn leads_to(&self, link: &Link) -> Offset {
+        self.reach(link.name.range.to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::offset::Epoch;
+
+    const LOG: LogId = LogId([3; 16]);
+    const SHARD: ShardId = ShardId(2);
+
+    fn object(from: Offset, to: Offset, counter: u64, tier: Tier) -> ObjectInfo {
+        let epoch = Epoch { counter, nonce: 9 };
+        let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from, to }, epoch);
+        ObjectInfo { path, bytes: 1, written: 0, tier }
+    }
+
+    fn chains(objects: &[(Offset, Offset, u64)]) -> Chains {
+        let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter, Tier::Hot)).collect();
+        Chains::of(&[LOG], SHARD, listed)
+    }
+
+    fn ranges(links: &[Link]) -> Vec<(Offset, Offset, u64)> {
+        links.iter().map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter)).collect()
+    }
+
+    #[test]
+    fn leftovers_never_lead_astray() {
+        // An object whose row was never written, its successor's cut elsewhere, and what an old owner wrote too late.
+        let all = chains(&[(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)]);
+        assert_eq!(ranges(&all.from(0)), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
+        assert_eq!(ranges(&all.from(10)), [(10, 20, 3), (20, 25, 3)]);
+        assert_eq!((all.reach(0), all.reach(14), all.reach(3), all.links().len()), (25, 16, 3, 6));
+        let other = all.without(&all.from(0)[1].object.path);
+        assert_eq!(ranges(&other.from(0)), [(0, 10, 1), (10, 20, 2), (20, 25, 3)]);
+    }
+
+    #[test]
+    fn an_object_that_is_being_moved_counts_once() {
+        let listed = vec![object(0, 5, 1, Tier::Cold), object(0, 5, 1, Tier::Hot), object(5, 6, 1, Tier::Cold)];
+        let stranger = ObjectInfo { path: "raw/notes.txt".to_owned(), ..listed[0].clone() };
+        let all = Chains::of(&[LOG], SHARD, [listed, vec![stranger]].concat());
+        assert_eq!(all.links().iter().map(|link| link.object.tier).collect::<Vec<_>>(), [Tier::Hot, Tier::Cold]);
+    }
+
+    #[test]
+    fn a_range_is_held_by_the_chain_of_its_anchor_or_by_one_from_below() {
+        let all = chains(&[(0, 10, 1), (10, 20, 1), (20, 30, 1), (8, 22, 2), (40, 50, 2)]);
+        let held = |anchor, from, to| all.covering(anchor, OffsetRange { from, to }).map(|links| ranges(&links));
+        let missing = |from, to| Err(OffsetRange { from, to });
+        assert_eq!(
+            held(10, 15, 21),
+            Ok(vec![(10, 20, 1), (20, 30, 1)]),
+            "not by the later owner's, which the anchor does not lead to"
+        );
+        assert_eq!(held(20, 20, 30), Ok(vec![(20, 30, 1)]));
+        assert_eq!(held(0, 10, 20), Ok(vec![(10, 20, 1)]));
+        assert_eq!(held(40, 12, 30), Ok(vec![(10, 20, 1), (20, 30, 1)]), "the anchor lies above");
+        assert_eq!(held(7, 12, 15), Ok(vec![(10, 20, 1)]), "nothing begins at the anchor");
+        assert_eq!(held(0, 25, 45), missing(30, 40));
+        assert_eq!(held(0, 35, 38), missing(35, 38));
+        assert_eq!(held(0, 45, 60), missing(50, 60));
+    }
+}
