@@ -11,9 +11,18 @@ use super::wire::Wire;
 /// An answer longer than this is no answer of ours.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// One connection.
+async fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// One connection at a time.
 pub(super) struct Client {
     stream: TcpStream,
+    /// The server has said that it closes this connection: proxies do so after some number of requests.
+    closes: bool,
+    address: SocketAddr,
     host: String,
     key: String,
     received: Vec<u8>,
@@ -21,10 +30,9 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) async fn connect(address: SocketAddr, key: Option<&str>) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
-        stream.set_nodelay(true)?;
         let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
-        Ok(Self { stream, host: address.to_string(), key, received: Vec::new() })
+        let stream = open(address).await?;
+        Ok(Self { stream, closes: false, address, host: address.to_string(), key, received: Vec::new() })
     }
 
     /// Bytes of the head of a POST with events; the body follows it in one write.
@@ -41,6 +49,9 @@ impl Client {
 
     /// Writes a whole request and reads the answer: status and body.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
+        if std::mem::take(&mut self.closes) {
+            self.stream = open(self.address).await?;
+        }
         self.stream.write_all(request).await?;
         self.received.clear();
         let head = loop {
@@ -51,13 +62,14 @@ impl Client {
         };
         let text = std::str::from_utf8(&self.received[..head]).context("the answer's head is no text")?;
         let status = text.get(9..12).and_then(|digits| digits.parse().ok()).context("the answer has no status")?;
-        let length = |line: &str| {
-            let (name, value) = line.split_once(':')?;
-            if name.eq_ignore_ascii_case("content-length") { value.trim().parse::<usize>().ok() } else { None }
+        let field = |wanted: &str| {
+            let mut fields = text.lines().filter_map(|line| line.split_once(':'));
+            fields.find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim()))
         };
+        self.closes = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         let length = match status {
             204 => 0, // has no body, and therefore names no length
-            _ => text.lines().find_map(length).context("the answer has no content-length")?,
+            _ => field("content-length").and_then(|value| value.parse().ok()).context("the answer has no content-length")?,
         };
         if length > MAX_ANSWER {
             bail!("an answer of {length} bytes");

@@ -1,8 +1,9 @@
 //! Reading: manual assignment at the position asked for, with what was fetched ahead kept for the next call.
 //!
 //! Two lanes, each a consumer with a cursor per shard: the shard's actor reads at the end of the log while its archiver reads far
-//! behind, and neither moves the other's cursor. A lane reads a partition only while somebody reads it; librdkafka bounds what it fetches
-//! ahead of each cursor (`kafka.prefetch`).
+//! behind, and neither moves the other's cursor. A lane fetches a partition only while somebody reads it: an archiver that has had enough
+//! for now would otherwise get each new record on its own, as the shard does. librdkafka bounds what is fetched ahead of each cursor
+//! (`kafka.prefetch`).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -26,6 +27,8 @@ use crate::persistence::log::LogError;
 
 /// A read gives up after this and returns nothing: the pulse comes back.
 const WAIT: Duration = Duration::from_secs(1);
+/// A cursor rests when nobody has taken for so long what lies ahead of it.
+const REST_AFTER: Duration = Duration::from_secs(1);
 /// What a read returned is kept for the next one up to this size: the archiver looks at one record again and again until it is due.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -41,6 +44,8 @@ struct Cursor {
     appended: Millis,
     /// Once a cursor has failed, its position means nothing.
     placed: bool,
+    /// When its queue was asked last; none while it rests, and nothing is fetched.
+    asked: Option<Stopwatch>,
     /// When it was used last, counted in reads.
     used: u64,
 }
@@ -106,10 +111,29 @@ impl Reading {
     /// Serves the events of the consumers; their records come through the queues of the cursors.
     pub fn serve(&self) {
         for lane in &self.lanes {
+            self.rest(lane);
             while let Some(event) = lane.consumer.poll(Duration::ZERO) {
                 if let Err(error) = event {
                     tracing::debug!(%error, "Kafka reader");
                 }
+            }
+        }
+    }
+
+    /// Cursors that fetch.
+    #[cfg(test)]
+    pub fn fetching(&self) -> usize {
+        self.lanes.iter().flat_map(|lane| &lane.cursors).filter(|cursor| lock(cursor).asked.is_some()).count()
+    }
+
+    /// Lets those cursors rest that do not take what lies ahead of them.
+    fn rest(&self, lane: &Lane) {
+        for (shard, cursor) in (0..).map(ShardId).zip(&lane.cursors) {
+            let Ok(mut cursor) = cursor.try_lock() else { continue };
+            let idle = cursor.asked.as_ref().is_some_and(|asked| asked.elapsed() >= REST_AFTER);
+            if idle && cursor.next < self.marks.end(shard) {
+                self.unassign(lane, shard);
+                cursor.asked = None;
             }
         }
     }
@@ -124,7 +148,7 @@ impl Reading {
             if !cursor.covers(from) {
                 self.place(lane, shard, &mut cursor, from)?;
             }
-            match self.fill(shard, &mut cursor, from, max_bytes, &watch) {
+            match self.fill(lane, shard, &mut cursor, from, max_bytes, &watch) {
                 Ok(()) => break,
                 Err(LogError::Corrupt(why)) if !last => {
                     tracing::debug!(shard = shard.0, %why, "placing the cursor anew");
@@ -191,26 +215,35 @@ impl Reading {
 
     /// Fetches from the record before `from` on, if there is one, because its time is the first thing to know.
     fn place(&self, lane: &Lane, shard: ShardId, cursor: &mut Cursor, from: Offset) -> Result<(), LogError> {
+        let first = from.saturating_sub(1).max(self.marks.start(shard)).min(from);
+        self.fetch(lane, shard, cursor, first)?;
+        cursor.buffer.clear();
+        (cursor.next, cursor.appended, cursor.placed) = (first, Millis::MIN, true);
+        Ok(())
+    }
+
+    /// Has the client fetch from an offset on, and nothing else of the shard any more.
+    fn fetch(&self, lane: &Lane, shard: ShardId, cursor: &mut Cursor, first: Offset) -> Result<(), LogError> {
         let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
-        if cursor.queue.is_some() {
+        if cursor.asked.take().is_some() {
             self.unassign(lane, shard);
-        } else {
+        }
+        if cursor.queue.is_none() {
             // Split off before anything is assigned, so that no record can come through the consumer itself.
             cursor.queue = lane.consumer.split_partition_queue(&self.topic, partition(shard));
         }
         while let Some(queue) = &cursor.queue
             && queue.poll(Duration::ZERO).is_some()
         {}
-        let first = from.saturating_sub(1).max(self.marks.start(shard)).min(from);
         lane.consumer.incremental_assign(&self.list(shard, Some(first)).map_err(failed)?).map_err(failed)?;
-        cursor.buffer.clear();
-        (cursor.next, cursor.appended, cursor.placed) = (first, Millis::MIN, true);
+        cursor.asked = Some(Stopwatch::start());
         Ok(())
     }
 
     /// Waits until the buffer holds the record at `from`, and takes what else is there.
     fn fill(
         &self,
+        lane: &Lane,
         shard: ShardId,
         cursor: &mut Cursor,
         from: Offset,
@@ -219,6 +252,10 @@ impl Reading {
     ) -> Result<(), LogError> {
         let mut bytes = cursor.forget_below(from);
         while bytes < max_bytes.max(1) {
+            if cursor.asked.is_none() {
+                self.fetch(lane, shard, cursor, cursor.next)?;
+            }
+            cursor.asked = Some(Stopwatch::start());
             let wait = if bytes == 0 { WAIT.saturating_sub(watch.elapsed()) } else { Duration::ZERO };
             let Some(queue) = &cursor.queue else { break };
             let message = match queue.poll(wait) {

@@ -250,6 +250,29 @@ fn what_is_deleted_below_a_reader_is_told_from_what_is_lost() {
 }
 
 #[test]
+fn a_cursor_that_takes_nothing_rests_until_it_is_read_again() {
+    let log = open(&fresh());
+    for n in 0..10 {
+        append(&*log, &[(0, &format!("r{n}"))]);
+    }
+    let shard = ShardId(0);
+    assert_eq!(read(&*log, 0, 5, usize::MAX).len(), 5);
+    let mut first = Vec::new();
+    soon("what is far behind is there", 10, || {
+        first = log.read(shard, 0, 1).expect("reads");
+        !first.is_empty()
+    });
+    soon("the one that lags rests", 5, || log.shared.reading.fetching() == 1);
+    append(&*log, &[(0, "last")]);
+    assert_eq!(read(&*log, 0, 10, usize::MAX).len(), 1, "the other one goes on");
+    assert_eq!(log.read(shard, 0, 1).expect("of what it kept"), first);
+    assert_eq!(log.shared.reading.fetching(), 1, "nothing was fetched for it");
+    let all = read(&*log, 0, 0, 1);
+    assert_eq!(all.len(), 11);
+    assert_eq!(read(&*open(&KafkaOptions { group: None, ..log.shared.options.clone() }), 0, 0, usize::MAX), all, "times, too");
+}
+
+#[test]
 fn young_records_are_not_released() {
     let mut options = fresh();
     options.safety = Duration::from_secs(3600);
