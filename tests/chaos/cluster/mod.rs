@@ -1,5 +1,6 @@
 //! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
 
+mod brokers;
 mod faults;
 mod partition;
 mod rolling;
