@@ -9,6 +9,7 @@ use rollmill::clock::SystemClock;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::distinct::Distinct;
 use rollmill::model::flush::{Claim, Delta, FlushBatch, FlushGuard, LogRecord, SeriesInfo};
+use rollmill::model::manifest::Decisions;
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, OffsetRange, ShardId};
 use rollmill::model::quantiles::Quantiles;
 use rollmill::model::record::{self, Record, RecordEvent, SeriesEntry};
@@ -170,7 +171,7 @@ fn archive(c: &mut Criterion) {
     let mut group = c.benchmark_group("archive");
     group.throughput(Throughput::Elements(records.len() as u64 * EVENTS));
     group.sample_size(10);
-    let encode = || parquet::encode(LOG, ShardId(0), epoch, &records).expect("encodes");
+    let encode = || parquet::encode(LOG, ShardId(0), epoch, &records, &Decisions::default()).expect("encodes");
     group.bench_function("encode 100,000 events", |b| b.iter(encode));
     let (bytes, row) = encode();
     let bytes = bytes::Bytes::from(bytes);

@@ -98,13 +98,20 @@ mod tests {
         StoredKey { prefix, sha256: "0".repeat(64), tenant: "acme".into(), scopes, expires_ms: Some(7) }
     }
 
+    fn add(path: &Path, prefix: &str) -> Result<(), KeysError> {
+        edit(path, |file| {
+            file.keys.push(key(prefix));
+            Ok(())
+        })
+    }
+
     #[test]
     fn what_is_written_is_read_and_private() {
         let dir = tempfile::tempdir().expect("a directory");
         for name in ["keys.toml", "keys.json", "deeper/keys.toml"] {
             let path = dir.path().join(name);
-            edit(&path, |file| Ok(file.keys.push(key("a")))).expect("the first");
-            edit(&path, |file| Ok(file.keys.push(key("b")))).expect("the second");
+            add(&path, "a").expect("the first");
+            add(&path, "b").expect("the second");
             assert_eq!(read(&path).expect("reads").keys, [key("a"), key("b")]);
             assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         }
@@ -114,7 +121,7 @@ mod tests {
     fn a_refused_change_and_a_broken_file_stay_as_they_are() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.toml");
-        edit(&path, |file| Ok(file.keys.push(key("a")))).expect("written");
+        add(&path, "a").expect("written");
         let refused = edit(&path, |file| {
             file.keys.clear();
             Err::<(), _>("no".to_owned())
@@ -122,7 +129,7 @@ mod tests {
         assert!(refused.is_err());
         assert_eq!(read(&path).expect("reads").keys.len(), 1);
         std::fs::write(&path, "keys = 7").expect("written");
-        assert!(edit(&path, |file| Ok(file.keys.push(key("b")))).is_err(), "a broken file is not emptied");
+        assert!(add(&path, "b").is_err(), "a broken file is not emptied");
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "keys = 7");
     }
 
@@ -133,7 +140,7 @@ mod tests {
         std::thread::scope(|scope| {
             for n in 0..8 {
                 let path = &path;
-                scope.spawn(move || edit(path, |file| Ok(file.keys.push(key(&n.to_string())))).expect("written"));
+                scope.spawn(move || add(path, &n.to_string()).expect("written"));
             }
         });
         assert_eq!(read(&path).expect("reads").keys.len(), 8);

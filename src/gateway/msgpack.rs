@@ -157,7 +157,9 @@ pub fn event(raw: &[u8]) -> Result<Fields<'_>, ApiError> {
             3 => fields.labels = Some(&raw[reader.skip()?]).filter(|raw| **raw != [0xc0]).unwrap_or_default(),
             4 => fields.user = text(reader.token_of_scalar()?),
             5 => fields.id = text(reader.token_of_scalar()?),
-            _ => drop(reader.skip()?),
+            _ => {
+                reader.skip()?;
+            }
         }
     }
     Ok(fields)

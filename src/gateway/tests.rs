@@ -45,6 +45,7 @@ impl Submit for Log {
 
 struct Queries;
 impl QueryService for Queries {
+    #[allow(clippy::disallowed_methods)] // a query that takes its time
     fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
         if let Some((_, millis)) = params.iter().find(|(k, _)| k == "sleep") {
             std::thread::sleep(Duration::from_millis(millis.parse().unwrap()));
@@ -384,10 +385,11 @@ async fn lines_are_events_and_an_idempotency_key_names_them() {
     request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
     let (status, answer, _) = call(&gateway, request).await;
     assert_eq!((status, answer.as_str()), (StatusCode::ACCEPTED, r#"{"accepted":3,"rejected":0,"errors":[]}"#));
-    let batches = log.batches.lock().unwrap();
-    let ids: Vec<_> = batches[0].events.iter().map(|event| event.id.as_deref().unwrap()).collect();
-    assert_eq!(ids, ["K/0", "own", "K/2"]);
-    drop(batches);
+    {
+        let batches = log.batches.lock().unwrap();
+        let ids: Vec<_> = batches[0].events.iter().map(|event| event.id.as_deref().unwrap()).collect();
+        assert_eq!(ids, ["K/0", "own", "K/2"]);
+    }
     for wrong in [String::new(), "k".repeat(101), "\u{e4}".to_owned()] {
         let mut request = post("application/json", r#"{"metric":"m"}"#);
         request.headers_mut().insert("idempotency-key", wrong.parse().unwrap());

@@ -174,7 +174,7 @@ impl Rebuild<'_> {
         let mut plans = plans.to_vec();
         for plan in &mut plans {
             let before = done;
-            while let Err(error) = OneShard::begin(self, plan, &mut report)?.from_archive(&mut |records| {
+            while let Err(error) = OneShard::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
                 done += records;
                 progress(done);
             }) {
@@ -187,7 +187,7 @@ impl Rebuild<'_> {
         }
         // Behind all archives: an overflow series that several shards write to then belongs to the one that admitted it.
         for plan in &plans {
-            OneShard::begin(self, plan, &mut report)?.from_log(&mut |records| {
+            OneShard::begin(self, plan, &mut report)?.fold_log(&mut |records| {
                 done += records;
                 progress(done);
             })?;
@@ -249,7 +249,7 @@ impl<'a> OneShard<'a> {
     }
 
     /// Folds the objects.
-    fn from_archive(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
+    fn fold_archive(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
         let done = self.at.next.min(self.at.archived);
         let mut state = self.state()?;
         for link in &self.plan.chain {
@@ -319,7 +319,7 @@ impl<'a> OneShard<'a> {
     }
 
     /// Folds what only the log has.
-    fn from_log(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
+    fn fold_log(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
         let shard = self.plan.shard;
         progress(self.at.next - self.plan.archived.min(self.at.next));
         if self.at.next >= self.plan.end {

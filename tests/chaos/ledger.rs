@@ -80,6 +80,8 @@ pub struct Ledger {
     /// Answers 503 and 429.
     pub refused: AtomicU64,
     pub resent: AtomicU64,
+    /// Milliseconds that the slowest batch took until it was acknowledged, repetitions included.
+    pub slowest: AtomicU64,
 }
 
 impl Ledger {

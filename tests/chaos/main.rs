@@ -21,6 +21,8 @@ mod redis_server;
 mod rng;
 #[path = "../support/s3.rs"]
 mod s3;
+#[path = "../support/s3_process.rs"]
+mod s3_process;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -26,6 +26,7 @@ mod migrate;
 mod pipes;
 mod quarantine;
 mod rebuild;
+mod rebuild_cluster;
 mod redis_cache;
 mod rest_proxy;
 mod restored_log;

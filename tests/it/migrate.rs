@@ -24,16 +24,16 @@ const NODE: [(&str, &str); 4] =
     [("shards.count", "4"), ("tenants.max_series", "20"), ("flush.interval", "100ms"), ("archive.max_delay", "100ms")];
 
 /// An embedded node's directory, and the empty parts of a cluster.
-struct Case {
+pub struct Case {
     dir: tempfile::TempDir,
     storage: S3Server,
-    url: String,
+    pub url: String,
     topic: String,
     config: PathBuf,
 }
 
 impl Case {
-    fn new(topic: &str) -> Self {
+    pub fn new(topic: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let storage = S3Server::start(&dir.path().join("s3"));
         let server = postgres::shared();
@@ -48,18 +48,25 @@ impl Case {
     /// The configuration of the cluster, with other lines for some keys.
     fn configure(&self, more: &str) {
         let text = format!(
-            "store.url = \"{}\"\nkafka.brokers = \"{}\"\nkafka.topic = \"{}\"\nkafka.group = \"{}\"\narchive.url = \"s3://{BUCKET}/raw\"\n\
-             archive.endpoint = \"{}\"\narchive.credentials_file = \"{}\"\narchive.max_delay = \"100ms\"\narchive.keep = \"0\"\n\
-             accept.max_age = \"20000d\"\nflush.interval = \"200ms\"\nrollups.keep = \"0\"\n",
+            "store.url = \"{}\"\narchive.max_delay = \"100ms\"\narchive.keep = \"0\"\naccept.max_age = \"20000d\"\n\
+             flush.interval = \"200ms\"\n{}",
             self.url,
-            Kafka::shared().brokers(),
-            self.topic,
-            self.topic,
-            self.storage.endpoint,
-            self.dir.path().join("credentials").display()
+            self.servers()
         );
         let shards = if more.contains("shards.count") { "" } else { "shards.count = 4\n" };
         std::fs::write(&self.config, format!("{text}{shards}{more}")).expect("configuration");
+    }
+
+    /// The lines of a configuration that name Kafka and the object storage.
+    pub fn servers(&self) -> String {
+        let (topic, credentials) = (&self.topic, self.dir.path().join("credentials"));
+        format!(
+            "kafka.brokers = \"{}\"\nkafka.topic = \"{topic}\"\nkafka.group = \"{topic}\"\narchive.url = \"s3://{BUCKET}/raw\"\n\
+             archive.endpoint = \"{}\"\narchive.credentials_file = \"{}\"\nrollups.keep = \"0\"\n",
+            Kafka::shared().brokers(),
+            self.storage.endpoint,
+            credentials.display()
+        )
     }
 
     fn data(&self) -> PathBuf {
@@ -85,7 +92,7 @@ impl Case {
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
 
-    fn done(&self) -> Value {
+    pub fn done(&self) -> Value {
         let (code, out, err) = self.migrate(&["--json"]);
         assert_eq!(code, Some(0), "{out}{err}");
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
@@ -160,7 +167,7 @@ impl Case {
 
     /// A node that lived: repeated events, an overflow series, an event set aside, and records that only its log has. How many events
     /// it acknowledged, and how many of them were repetitions.
-    fn live(&self) -> (u64, u64) {
+    pub fn live(&self) -> (u64, u64) {
         let node = self.embedded(&[]);
         (0..5).for_each(|n| send(&node, n * 100, n * 100 + 150));
         wait("flushed and archived", || accounted(&node).iter().sum::<u64>() == 750 && self.archived() > 0);
@@ -189,7 +196,7 @@ fn clear(command: &mut Command) {
     std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
 }
 
-fn wait(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "not within a minute: {what}");
@@ -212,7 +219,7 @@ fn events(from: u64, to: u64) -> String {
     format!("[{}]", (from..to).map(event).collect::<Vec<_>>().join(","))
 }
 
-fn send(node: &Server, from: u64, to: u64) {
+pub fn send(node: &Server, from: u64, to: u64) {
     assert_eq!(node.post(&events(from, to)).0, 202);
 }
 

@@ -17,10 +17,10 @@ use serde_json::Value;
 use crate::postgres;
 use crate::support::{Server, free_port};
 
-const SHARDS: u32 = 4;
+pub const SHARDS: u32 = 4;
 
 /// Three thousand flights of 2013 as events with ids, all of them late, of more series than are admitted.
-fn flights(from: usize, to: usize) -> String {
+pub fn flights(from: usize, to: usize) -> String {
     static EVENTS: OnceLock<Vec<String>> = OnceLock::new();
     let events = EVENTS.get_or_init(|| {
         let file = std::fs::File::open(crate::flights::flights()).expect("the flights are there");
@@ -40,25 +40,32 @@ fn flights(from: usize, to: usize) -> String {
 }
 
 /// A node with its configuration in a file, for the server and for the commands beside it.
-struct Node {
+pub struct Node {
     _dir: tempfile::TempDir,
-    root: PathBuf,
+    pub root: PathBuf,
+    more: String,
 }
 
 impl Node {
     fn new(store_url: &str) -> Self {
+        Self::with(store_url, String::new())
+    }
+
+    /// With more lines of configuration.
+    pub fn with(store_url: &str, more: String) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let node = Self { root: dir.path().to_owned(), _dir: dir };
+        let node = Self { root: dir.path().to_owned(), _dir: dir, more };
         node.configure(store_url);
         node
     }
 
-    fn configure(&self, store_url: &str) {
+    pub fn configure(&self, store_url: &str) {
         let text = format!(
             "data.dir = \"{}\"\nstore.url = \"{store_url}\"\nshards.count = {SHARDS}\nflush.interval = \"100ms\"\n\
              archive.max_delay = \"150ms\"\narchive.keep = \"0\"\naccept.max_age = \"20000d\"\ntenants.max_series = 80\n\
-             log.segment_bytes = \"64KiB\"\n",
-            self.data().display()
+             log.segment_bytes = \"64KiB\"\n{}",
+            self.data().display(),
+            self.more
         );
         std::fs::write(self.config(), text).expect("configuration");
     }
@@ -71,7 +78,7 @@ impl Node {
         self.root.join("data")
     }
 
-    fn parsed(&self) -> (Config, DataDir) {
+    pub fn parsed(&self) -> (Config, DataDir) {
         (Config::load(Some(&self.config()), std::iter::empty(), &[]).expect("a configuration"), DataDir::new(self.data()))
     }
 
@@ -84,7 +91,7 @@ impl Node {
         command
     }
 
-    fn start(&self, env: &[(&str, &str)]) -> Server {
+    pub fn start(&self, env: &[(&str, &str)]) -> Server {
         let port = free_port();
         let mut command = self.command(&["serve", "--listen", &format!("127.0.0.1:{port}")]);
         command.envs(env.iter().copied());
@@ -100,25 +107,25 @@ impl Node {
         (output.status.code(), text)
     }
 
-    fn succeeds(&self, args: &[&str]) -> String {
+    pub fn succeeds(&self, args: &[&str]) -> String {
         let (code, text) = self.cli(args);
         assert_eq!(code, Some(0), "{args:?}: {text}");
         text
     }
 
-    fn refused(&self, args: &[&str], why: &[&str]) {
+    pub fn refused(&self, args: &[&str], why: &[&str]) {
         let (code, text) = self.cli(args);
         assert_eq!(code, Some(1), "{args:?}: {text}");
         why.iter().for_each(|part| assert!(text.contains(part), "{part:?} is not in: {text}"));
     }
 
-    fn verify(&self) {
+    pub fn verify(&self) {
         let report: Value = serde_json::from_str(&self.succeeds(&["verify", "--json"])).expect("JSON");
         assert!(report["equal"] == true && report["rows"].as_u64() > Some(100), "{report}");
     }
 
     /// Waits until everything in the log is in the store.
-    fn flushed(&self) {
+    pub fn flushed(&self) {
         let (config, data) = self.parsed();
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -134,7 +141,7 @@ impl Node {
     }
 
     /// Waits until the archive has everything that is in the store.
-    fn archived(&self) {
+    pub fn archived(&self) {
         let (config, data) = self.parsed();
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
@@ -150,7 +157,7 @@ impl Node {
 
     /// A history with everything in it: several objects of each shard, some moved out of the log, duplicates, overflow, and a tail that
     /// only the log has. The server is killed at its end.
-    fn live(&self) {
+    pub fn live(&self) {
         let server = self.start(&[]);
         for n in 0..8 {
             assert_eq!(server.post(&flights(250 * n, 250 * (n + 1))).0, 202);
@@ -167,7 +174,7 @@ impl Node {
     }
 
     /// The server goes on: what comes again is known, what is new counts, and all of it is what the records say.
-    fn goes_on(&self) {
+    pub fn goes_on(&self) {
         self.goes_on_from(2_400);
     }
 
@@ -193,7 +200,7 @@ fn accounted(server: &Server) -> [u64; 3] {
     ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
-fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3] {
+pub fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3] {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !pass(accounted(server)) {
         assert!(Instant::now() < deadline, "accounted {:?}", accounted(server));
@@ -203,7 +210,7 @@ fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3]
 }
 
 /// All that a store says, but for revisions and owners.
-fn everything(store: &dyn RollupStore) -> Vec<String> {
+pub fn everything(store: &dyn RollupStore) -> Vec<String> {
     let always = (Hour(i32::MIN), Hour(i32::MAX));
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
@@ -233,7 +240,7 @@ fn everything(store: &dyn RollupStore) -> Vec<String> {
     all
 }
 
-fn equal(found: &[String], expected: &[String]) {
+pub fn equal(found: &[String], expected: &[String]) {
     for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found, expected);
     }
@@ -241,9 +248,10 @@ fn equal(found: &[String], expected: &[String]) {
 }
 
 /// Rebuilds are killed before one may come to its end.
-fn rebuilt_over_kills(node: &Node) {
+pub fn rebuilt_over_kills(node: &Node, args: &[&str]) {
+    let args = [&["rebuild"], args].concat();
     for ms in [5, 20, 60, 120] {
-        let mut rebuild = node.command(&["rebuild"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut rebuild = node.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         std::thread::sleep(Duration::from_millis(ms));
         // It may have ended by itself.
         let _ = rebuild.kill();
@@ -252,7 +260,7 @@ fn rebuilt_over_kills(node: &Node) {
     // The last one that was killed may have committed something behind the back of the next, which then refuses to go on.
     let ended =
         |(code, text): (Option<i32>, String)| code == Some(0) || text.contains("is a store") || text.contains("holds a store");
-    assert!((0..3).any(|_| ended(node.cli(&["rebuild"]))), "{:?}", node.cli(&["rebuild"]));
+    assert!((0..3).any(|_| ended(node.cli(&args))), "{:?}", node.cli(&args));
 }
 
 fn moved_away(data: &Path) -> PathBuf {
@@ -296,7 +304,7 @@ fn a_lost_store_is_rebuilt_to_the_byte() {
     node.refused(&["serve", "--listen", "127.0.0.1:0"], &["has not finished", "rollmill rebuild"]);
     std::fs::rename(node.data().join("store.sqlite"), &beside).expect("renamed");
 
-    rebuilt_over_kills(&node);
+    rebuilt_over_kills(&node, &[]);
     assert!(!beside.exists() && !node.data().join("store.sqlite-wal").exists(), "all of it is in one file");
     let new = SqliteStore::open_read_only(node.data().join("store.sqlite")).expect("the new store");
     equal(&everything(new.as_ref()), &old);
@@ -318,7 +326,7 @@ fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
     node.configure(&server.url(&second));
     assert!(node.succeeds(&["rebuild", "--dry-run"]).contains("would rebuild"));
     assert_eq!(server.psql(&second, "SELECT count(*) FROM pg_namespace WHERE nspname = 'rollmill'"), Ok("0".into()));
-    rebuilt_over_kills(&node);
+    rebuilt_over_kills(&node, &[]);
     let (config, data) = node.parsed();
     equal(&everything(offline::store(&config, &data).expect("the new store").as_ref()), &old);
     node.verify();

@@ -23,6 +23,7 @@ use std::sync::{Mutex, Once};
 
 use plants::Plant;
 use report::{Stats, Violation};
+use rollmill::clock::Stopwatch;
 
 /// Schedules are made of small maps: half of their time is allocation.
 #[global_allocator]
@@ -81,27 +82,28 @@ fn run_all(seeds: std::ops::Range<u64>, plant: Option<Plant>) -> (Stats, Vec<(u6
     (stats, found)
 }
 
-fn trace(seed: u64, plant: Option<Plant>) {
+/// What happens under a seed, a line each.
+fn trace(seed: u64, plant: Option<Plant>) -> String {
     quiet();
     let outcome = world::run(seed, plant, true);
-    outcome.trace.iter().for_each(|line| println!("{line}"));
-    println!("seed {seed}: {}", outcome.violation.map_or("no violation".to_owned(), |v| v.to_string()));
+    let end = outcome.violation.map_or("no violation".to_owned(), |v| v.to_string());
+    format!("{}\nseed {seed}: {end}", outcome.trace.join("\n"))
 }
 
 #[test]
 fn no_schedule_violates_an_invariant() {
     if let Some(seed) = number("ROLLMILL_SIM_SEED") {
         let outcome = world::run(seed, None, false);
-        trace(seed, None);
+        println!("{}", trace(seed, None));
         assert!(outcome.violation.is_none());
         return;
     }
-    let started = std::time::Instant::now();
+    let started = Stopwatch::start();
     let seeds = number("ROLLMILL_SIM_SEEDS").unwrap_or(SEEDS);
     let (stats, found) = run_all(0..seeds, None);
     println!("simulation: {stats}  {} violations, {:.1?}", found.len(), started.elapsed());
     if let Some((seed, violation)) = found.first() {
-        trace(*seed, None);
+        println!("{}", trace(*seed, None));
         panic!("{} of {seeds} schedules violate an invariant; ROLLMILL_SIM_SEED={seed} shows {violation}", found.len());
     }
     if seeds >= 10_000 {

@@ -7,6 +7,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use rollmill::clock::Stopwatch;
 use rollmill::model::offset::ShardId;
 use rollmill::persistence::store::memory::Fault as StoreFault;
 
@@ -253,7 +254,7 @@ fn budgets() -> Vec<Budget> {
 #[test]
 fn every_schedule_of_two_owners_and_four_records_is_exact() {
     for budget in budgets() {
-        let started = std::time::Instant::now();
+        let started = Stopwatch::start();
         let found = walk(None, budget);
         println!("walk of {budget:?}: {} states, {} transitions, {:.1?}", found.states, found.transitions, started.elapsed());
         assert!(found.violation.is_none(), "{:?}", found.violation);

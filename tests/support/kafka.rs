@@ -13,10 +13,11 @@ struct Node {
     running: Option<(Child, ChildStdin)>,
 }
 
-/// Brokers of one cluster. Broker 1 is also the controller.
+/// Brokers of one cluster, all of them controllers, too: it lives as long as more than half of them do.
 pub struct Kafka {
     dir: PathBuf,
-    controller: u16,
+    /// The ports of the controllers.
+    controllers: Vec<u16>,
     nodes: Vec<Node>,
     ephemeral: bool,
 }
@@ -45,10 +46,11 @@ impl Kafka {
     }
 
     fn start_as(brokers: usize, ephemeral: bool) -> Self {
-        let ports = free_ports(brokers + 1);
+        let mut ports = free_ports(2 * brokers);
+        let controllers = ports.split_off(brokers);
         let dir = std::env::temp_dir().join(format!("rollmill-kafka-{}-{}", std::process::id(), ports[0]));
-        let nodes = ports[1..].iter().map(|&port| Node { port, running: None }).collect();
-        let mut kafka = Self { dir, controller: ports[0], nodes, ephemeral };
+        let nodes = ports.iter().map(|&port| Node { port, running: None }).collect();
+        let mut kafka = Self { dir, controllers, nodes, ephemeral };
         (1..=brokers).for_each(|id| kafka.spawn(id));
         (1..=brokers).for_each(|id| kafka.wait(id));
         kafka
@@ -56,9 +58,10 @@ impl Kafka {
 
     fn spawn(&mut self, id: usize) {
         let (count, port) = (self.nodes.len(), self.nodes[id - 1].port);
+        let controllers = self.controllers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
         let mut command = script();
         command.arg("node").arg(self.dir.join(id.to_string()));
-        command.args([id.to_string(), port.to_string(), self.controller.to_string(), count.to_string()]);
+        command.args([id.to_string(), port.to_string(), controllers, count.to_string()]);
         if self.ephemeral {
             command.env("ROLLMILL_TEST_KAFKA_EPHEMERAL", "1");
         }
@@ -85,10 +88,21 @@ impl Kafka {
 
     /// SIGKILL.
     pub fn kill(&mut self, id: usize) {
-        let pid = std::fs::read_to_string(self.dir.join(id.to_string()).join("pid")).expect("a pid");
-        let pid = rustix::process::Pid::from_raw(pid.trim().parse().expect("a number")).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(self.pid(id)).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kill");
         self.end(id);
+    }
+
+    fn pid(&self, id: usize) -> i32 {
+        let pid = std::fs::read_to_string(self.dir.join(id.to_string()).join("pid")).expect("a pid");
+        pid.trim().parse().expect("a number")
+    }
+
+    /// The memory that a running broker has had at most, in MiB.
+    pub fn memory(&self, id: usize) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid(id))).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its memory");
+        peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
     }
 
     /// Starts a broker again with the data that it had.

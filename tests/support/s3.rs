@@ -60,12 +60,17 @@ pub struct S3Server {
     pub endpoint: String,
     root: PathBuf,
     behaviour: Arc<Mutex<Behaviour>>,
-    runtime: Option<tokio::runtime::Runtime>,
+    _runtime: tokio::runtime::Runtime,
 }
 
 impl S3Server {
     /// A server over a directory, with one bucket.
     pub fn start(root: &Path) -> Self {
+        Self::start_on("127.0.0.1:0", root)
+    }
+
+    /// As [`Self::start`], at an address.
+    pub fn start_on(address: &str, root: &Path) -> Self {
         std::fs::create_dir_all(root.join(BUCKET)).expect("the bucket");
         let behaviour = Behaviour {
             dice: 1,
@@ -77,37 +82,15 @@ impl S3Server {
             down: false,
         };
         let behaviour = Arc::new(Mutex::new(behaviour));
-        let mut server = Self { endpoint: String::new(), root: root.to_owned(), behaviour, runtime: None };
-        server.serve("127.0.0.1:0");
-        server
-    }
-
-    fn serve(&mut self, address: &str) {
-        let files = s3s_fs::FileSystem::new(&self.root).expect("the directory");
+        let files = s3s_fs::FileSystem::new(root).expect("the directory");
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).expect("a port");
-        self.endpoint = format!("http://{}", listener.local_addr().expect("address"));
-        runtime.spawn(accept(listener, service, self.root.clone(), self.behaviour.clone()));
-        self.runtime = Some(runtime);
-    }
-
-    /// Every connection is cut, also in the middle of a request, and nobody listens any more.
-    pub fn die(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(Duration::from_secs(5));
-        }
-    }
-
-    /// On the same port, with what it had; one that did not die goes on.
-    pub fn start_again(&mut self) {
-        if self.runtime.is_some() {
-            return;
-        }
-        let address = self.endpoint.trim_start_matches("http://").to_owned();
-        self.serve(&address);
+        let endpoint = format!("http://{}", listener.local_addr().expect("address"));
+        runtime.spawn(accept(listener, service, root.to_owned(), behaviour.clone()));
+        Self { endpoint, root: root.to_owned(), behaviour, _runtime: runtime }
     }
 
     fn set<T>(&self, change: impl FnOnce(&mut Behaviour) -> T) -> T {

@@ -107,6 +107,9 @@ pub struct MetricInfo {
     pub last: Option<Hour>,
 }
 
+/// Shown each rollup with its stored bytes.
+pub type VisitBytes<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
+
 /// One consistent view of everything in the store.
 pub trait StoreSnapshot {
     /// Checkpoints of all shards that were ever claimed.
@@ -123,12 +126,7 @@ pub trait StoreSnapshot {
     ) -> Result<(), StoreError>;
     /// The stored bytes of every rollup of the shard count's every tenant in the hours, for `verify`: tenant, metric, hour, series id,
     /// encoded figures and sketches, ascending.
-    fn rollup_bytes(
-        &mut self,
-        from: Hour,
-        to: Hour,
-        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
-    ) -> Result<(), StoreError>;
+    fn rollup_bytes(&mut self, from: Hour, to: Hour, visit: VisitBytes<'_>) -> Result<(), StoreError>;
     /// The series admitted by a shard, each with the offset from which on it is.
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
     /// What the shard decided about the records of a range: the series that it admitted there, by offset and id, and the events that are

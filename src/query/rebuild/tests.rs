@@ -211,7 +211,7 @@ fn a_damaged_object_is_said_or_gone_around() {
     world.archive.put(&object.path, Tier::Hot, bytes.into());
     let store = MemoryStore::rebuilding();
     let report = world.rebuild(&store, false).expect("the log still has its records");
-    assert_eq!(report.damaged, [object.path.clone()]);
+    assert_eq!(report.damaged, std::slice::from_ref(&object.path));
     let rows = |store: &MemoryStore| {
         let mut found = Vec::new();
         let mut snapshot = store.snapshot().expect("snapshot");

@@ -21,6 +21,7 @@ const CLIENTS: u64 = 4;
 const GATE: usize = FULL;
 /// Longer than Kafka's session timeout and the move.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
+const ARCHIVING_FAILED: &str = "archiving failed";
 
 /// What was done, and how long it took until the shards were served again.
 #[derive(Default)]
@@ -36,23 +37,16 @@ struct Effects {
 fn auditor(cli: &Cli, stop: &AtomicBool, audits: &AtomicU64) {
     while !stop.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(2));
-        audits.fetch_add(u64::from(audit(cli)), Ordering::SeqCst);
+        audits.fetch_add(u64::from(cli.audit()), Ordering::SeqCst);
     }
-}
-
-/// One look; an attempt during which Kafka, the store or the archive was away says nothing.
-fn audit(cli: &Cli) -> bool {
-    let output = cli.run(&["verify", "--json"]);
-    let text = String::from_utf8_lossy(&output.stdout);
-    let Ok(report) = serde_json::from_str::<serde_json::Value>(&text) else { return false };
-    assert_eq!(report["equal"], true, "the store is no fold of its prefix: {text}");
-    true
 }
 
 struct Run<'a> {
     cluster: &'a Mutex<Cluster>,
     rng: Rng,
     effects: Effects,
+    /// How often archiving had failed before the S3 server was killed.
+    failed_before: usize,
 }
 
 impl Run<'_> {
@@ -160,29 +154,58 @@ impl Run<'_> {
                 self.with(|cluster| cluster.postgres.kill_and_restart(Duration::from_secs(1)));
                 self.count("PostgreSQL killed");
             }
-            3 => {
-                self.with(|cluster| cluster.s3.die());
-                self.count("S3 server away for a round");
-            }
+            3 => self.kill_the_storage(),
             4 => {
-                self.with(|cluster| cluster.s3.start_again());
+                self.bring_back_the_storage();
                 self.cut_the_store();
             }
             5 => self.storm(),
             _ => {
-                self.with(|cluster| {
-                    cluster.redis.pause();
-                    cluster.s3.set_faults(round + 1, 200);
-                });
-                self.pause(3_000);
-                let hit = self.with(|cluster| {
-                    cluster.redis.resume();
-                    cluster.s3.set_faults(round + 1, 0);
-                    cluster.s3.hit().len()
-                });
-                self.effects.others.insert("faults of the S3 server", hit as u64);
+                self.with(|cluster| cluster.redis.pause());
+                self.spoil_the_storage(round + 1);
+                self.with(|cluster| cluster.redis.resume());
             }
         }
+    }
+
+    /// SIGKILL of the S3 server at moments of any kind; in the end it stays away.
+    fn kill_the_storage(&mut self) {
+        for _ in 0..3 {
+            self.with(|cluster| cluster.s3.kill());
+            self.pause(500);
+            self.with(|cluster| cluster.s3.start_again());
+            self.count("S3 server killed");
+            self.pause(2_000);
+        }
+        self.failed_before = self.with(|cluster| cluster.times(ARCHIVING_FAILED));
+        self.with(|cluster| cluster.s3.kill());
+        self.count("S3 server killed, away for a round");
+    }
+
+    /// After its absence was noticed, if it is away.
+    fn bring_back_the_storage(&mut self) {
+        let deadline = Instant::now() + BACK_WITHIN;
+        while self.with(|cluster| cluster.s3.is_away() && cluster.times(ARCHIVING_FAILED) == self.failed_before) {
+            assert!(Instant::now() < deadline, "no node misses the S3 server");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        self.with(|cluster| cluster.s3.start_again());
+    }
+
+    /// A fifth of the requests to the S3 server go wrong, until some have.
+    fn spoil_the_storage(&mut self, seed: u64) {
+        self.with(|cluster| cluster.s3.set_faults(seed, 200));
+        self.pause(3_000);
+        let deadline = Instant::now() + BACK_WITHIN;
+        while self.with(|cluster| cluster.s3.hits()) == 0 {
+            assert!(Instant::now() < deadline, "no request met a fault of the S3 server");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let hits = self.with(|cluster| {
+            cluster.s3.set_faults(seed, 0);
+            cluster.s3.hits()
+        });
+        self.effects.others.insert("faults of the S3 server", hits);
     }
 
     /// Commits whose answer is lost, and connections to the store cut anywhere.
@@ -247,7 +270,7 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
     let cluster = Mutex::new(cluster);
     let (ledger, asked, stop, audits) = (Ledger::default(), Asked::default(), AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
-    let mut run = Run { cluster: &cluster, rng: Rng(seed), effects: Effects::default() };
+    let mut run = Run { cluster: &cluster, rng: Rng(seed), effects: Effects::default(), failed_before: 0 };
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls, audits, cli) = (&ledger, &asked, &stop, &urls, &audits, &cli);
         let stops = StopOnDrop(stop);
@@ -265,7 +288,7 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
             assert!(!threads.iter().any(|thread| thread.is_finished()), "a client, the reader or the auditor failed, see above");
         }
         // The round that would have brought it back may not have come.
-        run.with(|cluster| cluster.s3.start_again());
+        run.bring_back_the_storage();
         run.fail_over_the_store();
         drop(stops);
         let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
@@ -280,9 +303,7 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
     check(&urls, &ledger);
     let accounted = accounting(&urls);
     assert_eq!((accounted[0], accounted[2]), (ledger.acked_total(), 0), "aggregated, quarantined");
-    assert!(audit(&cli), "nothing stands in the way of the last audit");
-    let said: Vec<String> = (0..cluster.nodes.len()).map(|at| cluster.said(at)).collect();
-    let times = |word: &str| said.iter().map(|text| text.matches(word).count()).sum::<usize>();
+    assert!(cli.audit(), "nothing stands in the way of the last audit");
     failovers.sort();
     println!(
         "{kills} nodes killed, {frozen} owners frozen ({frozen_in_flush} in a flush), {others:?} in {:.0?}: {} events acknowledged, 0 lost, 0 \
@@ -301,8 +322,8 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
         asked.slowest.load(Ordering::SeqCst),
         audits.load(Ordering::SeqCst),
     );
-    assert_eq!(times("invariant violated"), 0, "a node itself saw an invariant violated");
-    assert_eq!(times("panicked"), 0, "something panicked in a node");
+    assert_eq!(cluster.times("invariant violated"), 0, "a node itself saw an invariant violated");
+    assert_eq!(cluster.times("panicked"), 0, "something panicked in a node");
     assert!(
         kills >= 3 * rounds && frozen == rounds && frozen_in_flush > 0 && !failovers.is_empty(),
         "a planned fault had no effect"

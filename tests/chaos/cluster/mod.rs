@@ -1,5 +1,6 @@
 //! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
 
+mod brokers;
 mod faults;
 mod partition;
 mod rolling;
@@ -18,7 +19,8 @@ use crate::load::{as_of_ms, get, range};
 use crate::postgres::Postgres;
 use crate::proxy::Proxy;
 use crate::redis_server::Redis;
-use crate::s3::{ACCESS_KEY, S3Server, SECRET_KEY};
+use crate::s3::{ACCESS_KEY, SECRET_KEY};
+use crate::s3_process::S3Process;
 use crate::support::{Server, free_port};
 use crate::{alone, now};
 
@@ -45,7 +47,7 @@ pub struct Cluster {
     /// The standby, once there is one.
     pub standby: Option<Postgres>,
     standby_port: u16,
-    pub s3: S3Server,
+    pub s3: S3Process,
     pub redis: Redis,
     pub nodes: Vec<Node>,
     pub database: String,
@@ -62,11 +64,28 @@ impl Cli {
         std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
         command.envs(self.0.iter().map(|(name, value)| (name, value))).args(args).output().expect("the command runs")
     }
+
+    /// What a command says in JSON; none if something that it needs was away.
+    pub fn json(&self, args: &[&str]) -> Option<Value> {
+        serde_json::from_slice(&self.run(&[args, &["--json"]].concat()).stdout).ok()
+    }
+
+    /// One look at whether the store is what its records say; an attempt during which Kafka, the store or the archive was away says nothing.
+    pub fn audit(&self) -> bool {
+        let Some(report) = self.json(&["verify"]) else { return false };
+        assert_eq!(report["equal"], true, "the store is no fold of its prefix: {report}");
+        true
+    }
 }
 
 impl Cluster {
     /// Starts everything and waits until every node is ready. `more` sets configuration keys of all nodes.
     pub fn start(more: &[(&'static str, &str)]) -> Self {
+        Self::start_on(1, more)
+    }
+
+    /// As [`Self::start`], with so many brokers.
+    pub fn start_on(brokers: usize, more: &[(&'static str, &str)]) -> Self {
         let alone = alone();
         let dir = tempfile::tempdir().expect("a directory");
         let postgres = Postgres::start("chaos");
@@ -90,11 +109,11 @@ impl Cluster {
             std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("set");
         }
         let mut cluster = Self {
-            kafka: Kafka::start(1),
+            kafka: Kafka::start(brokers),
             store_proxy: Proxy::start(postgres.port, 1),
             standby: None,
             standby_port: free_port(),
-            s3: S3Server::start(&dir.path().join("s3")),
+            s3: S3Process::start(&dir.path().join("s3")),
             redis: Redis::start(),
             postgres,
             nodes,
@@ -103,11 +122,23 @@ impl Cluster {
             dir,
             _alone: alone,
         };
-        let made = cluster.cli().run(&["topic", "create"]);
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        cluster.create_topic();
         (0..cluster.nodes.len()).for_each(|node| cluster.spawn(node));
         (0..cluster.nodes.len()).for_each(|node| cluster.await_ready(node));
         cluster
+    }
+
+    /// Brokers listen before they are known to each other, so one attempt may find too few for the replicas.
+    fn create_topic(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let made = self.cli().run(&["topic", "create", "--if-missing"]);
+            if made.status.success() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&made.stderr));
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// The configuration that all nodes share.
@@ -175,6 +206,11 @@ impl Cluster {
     /// What the node has logged over its lives.
     pub fn said(&self, at: usize) -> String {
         std::fs::read_to_string(self.dir.path().join(&self.nodes[at].name).with_extension("server.log")).unwrap_or_default()
+    }
+
+    /// How often nodes have logged this.
+    pub fn times(&self, words: &str) -> usize {
+        (0..self.nodes.len()).map(|at| self.said(at).matches(words).count()).sum()
     }
 
     pub fn url(&self, at: usize) -> String {

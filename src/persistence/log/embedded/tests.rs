@@ -191,7 +191,7 @@ fn long_runs_are_compressed_and_come_back_from_memory_disk_and_after_reopening()
     }
     assert_eq!(texts(&log, 1, 0), expected);
     let used: u64 =
-        log.shared.segments().iter().map(|s| s.runs_from(ShardId(1), 0, usize::MAX)).flatten().map(|r| u64::from(r.len)).sum();
+        log.shared.segments().iter().flat_map(|s| s.runs_from(ShardId(1), 0, usize::MAX)).map(|r| u64::from(r.len)).sum();
     assert!(used < 20 * 1_000, "{used} bytes for 20 records of 10 KB");
     drop(log);
     let log = open(dir.path());

@@ -1,0 +1,170 @@
+//! Three brokers, each of which is killed under load: two take every write, one alone takes none and says so.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Cluster, SHARDS};
+use crate::ledger::{Event, Ledger};
+use crate::load::{Asked, PATIENCE, StopOnDrop, accounting, check, client, reader};
+use crate::now;
+use crate::rng::Rng;
+use crate::support::{Server, agent};
+
+/// Few, because three brokers that start have to share the processors with them.
+const CLIENTS: u64 = 2;
+const SETTINGS: [(&str, &str); 3] = [
+    ("kafka.replication", "3"),
+    ("kafka.min_isr", "2"),
+    // Longer than Kafka takes to see that a broker is dead, as by default; shorter than by default, because the test waits for its end.
+    ("kafka.delivery_timeout", "15s"),
+];
+
+/// What the clients met in some span.
+struct Met {
+    refused: u64,
+    repeated: u64,
+    /// How long the slowest batch took until it was acknowledged.
+    slowest: Duration,
+}
+
+impl std::fmt::Display for Met {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { refused, repeated, slowest } = self;
+        write!(f, "{refused} refused, {repeated} repeated, slowest {slowest:.1?}")
+    }
+}
+
+/// Since this was last asked.
+fn met(ledger: &Ledger) -> Met {
+    let take = |counter: &AtomicU64| counter.swap(0, Ordering::SeqCst);
+    Met { refused: take(&ledger.refused), repeated: take(&ledger.retries), slowest: Duration::from_millis(take(&ledger.slowest)) }
+}
+
+/// Waits until Kafka says of so many shards that they lack a replica.
+fn await_lacking(cluster: &Cluster, shards: usize) {
+    let (cli, deadline) = (cluster.cli(), Instant::now() + Duration::from_secs(60));
+    loop {
+        let topic = cli.json(&["topic", "describe"]).unwrap_or_default();
+        if topic["under_replicated"].as_array().is_some_and(|lacking| lacking.len() == shards) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{shards} shards do not come to lack a replica: {topic}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Waits until no client has had to repeat anything for a while.
+fn await_steady(ledger: &Ledger) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = (ledger.retries.load(Ordering::SeqCst), ledger.acked_total());
+        std::thread::sleep(Duration::from_secs(2));
+        let after = (ledger.retries.load(Ordering::SeqCst), ledger.acked_total());
+        if before.0 == after.0 && before.1 < after.1 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "writes do not go on: {before:?} repetitions and events, then {after:?}");
+    }
+}
+
+/// One batch of a client that waits for the answer, whatever it is.
+struct Patient {
+    events: Vec<Event>,
+}
+
+impl Patient {
+    /// Enough events that every shard gets some.
+    fn new(ledger: &Ledger) -> Self {
+        let mut rng = Rng(3);
+        let events: Vec<Event> = (0..400).map(|n| Event::draw(&mut rng, format!("patient-{n}"))).collect();
+        ledger.sending(&events);
+        Self { events }
+    }
+
+    /// Status of the answer, and whether it says when to come again.
+    fn send(&self, url: &str) -> (u16, bool) {
+        let lines: Vec<String> = self.events.iter().map(Event::json).collect();
+        let request = agent().post(format!("{url}/v1/events")).header("content-type", "application/x-ndjson");
+        let answer = request.send(lines.join("\n")).expect("an answer");
+        (answer.status().as_u16(), answer.headers().contains_key("retry-after"))
+    }
+}
+
+/// One broker is dead; what the clients met until writes went on without a repetition.
+fn one_dead(cluster: &Cluster, ledger: &Ledger) -> Met {
+    await_lacking(cluster, SHARDS);
+    await_steady(ledger);
+    met(ledger)
+}
+
+/// Two of three brokers are dead: nothing is acknowledged, and a client that waits is told so.
+fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &Patient) {
+    // What was acknowledged before is noted by now.
+    std::thread::sleep(Duration::from_millis(500));
+    let before = ledger.acked_total();
+    assert_eq!(patient.send(&cluster.url(0)), (503, true), "an answer below min ISR, and its Retry-After");
+    assert_eq!(ledger.acked_total(), before, "something was acknowledged by one broker");
+}
+
+#[test]
+fn two_of_three_brokers_take_every_write_and_one_alone_none() {
+    let mut cluster = Cluster::start_on(3, &SETTINGS);
+    let (urls, started) = (cluster.urls(), Instant::now());
+    let (ledger, asked, stop) = (Ledger::default(), Asked::default(), AtomicBool::new(false));
+    let mut dead = Vec::new();
+    std::thread::scope(|scope| {
+        let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
+        let stops = StopOnDrop(stop);
+        let mut threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n, 5, urls, ledger, stop))).collect();
+        threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
+        cluster.served(0);
+        met(ledger);
+        cluster.kafka.kill(1);
+        dead.push(("1", one_dead(&cluster, ledger)));
+        cluster.kafka.restart(1);
+        await_lacking(&cluster, 0);
+        await_steady(ledger);
+        met(ledger);
+        cluster.kafka.kill(2);
+        dead.push(("2", one_dead(&cluster, ledger)));
+
+        let patient = Patient::new(ledger);
+        cluster.kafka.kill(3);
+        two_dead(&cluster, ledger, &patient);
+        cluster.kafka.restart(2);
+        await_steady(ledger);
+        assert_eq!(patient.send(&cluster.url(1)).0, 202);
+        ledger.acked(&patient.events, now);
+        dead.push(("2 and 3, then 3", met(ledger)));
+        cluster.kafka.restart(3);
+        await_lacking(&cluster, 0);
+        await_steady(ledger);
+        drop(stops);
+        let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
+        assert_eq!(failed, 0, "a client or the reader failed, see above");
+    });
+    println!("all threads ended after {:.0?}", started.elapsed());
+    check(&urls, &ledger);
+    let accounted = accounting(&urls);
+    assert_eq!((accounted[0], accounted[2]), (ledger.acked_total(), 0), "aggregated, quarantined");
+    assert!(cluster.cli().audit(), "nothing stands in the way of the audit");
+    let met: String = dead.iter().map(|(which, met)| format!("{which} dead: {met}; ")).collect();
+    let memory: Vec<u64> = (1..=3).map(|broker| cluster.kafka.memory(broker)).collect();
+    println!(
+        "three brokers, each killed, in {:.0?}: {met}{} events acknowledged, 0 lost, 0 double, {} duplicates dropped; queries {} complete, {} \
+         partial {:?}, {} unanswered; brokers of {memory:?} MiB",
+        started.elapsed(),
+        ledger.acked_total(),
+        accounted[1],
+        asked.complete.load(Ordering::SeqCst),
+        asked.partial.load(Ordering::SeqCst),
+        asked.reasons.lock().expect("no panic"),
+        asked.unanswered.load(Ordering::SeqCst),
+    );
+    assert!(dead[..2].iter().all(|(_, met)| met.refused == 0), "a write was refused while two brokers were there");
+    assert!(dead.iter().all(|(_, met)| met.slowest > Duration::from_secs(1)), "brokers died and no client noticed");
+    assert_eq!(cluster.times("invariant violated") + cluster.times("panicked"), 0, "a node saw something that must not be");
+    for node in &mut cluster.nodes {
+        assert!(!node.server.as_mut().is_some_and(Server::has_ended), "{} ended over the death of brokers", node.name);
+    }
+}

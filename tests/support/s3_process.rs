@@ -1,0 +1,133 @@
+//! The S3 server as a process of its own, this test binary run again, so that it is killed as any other is.
+//!
+//! It takes a command a line on standard input, answers each with a line, and ends with its standard input.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use super::s3::S3Server;
+
+/// Address and directory of the server that this process is to be.
+const ROLE: [&str; 2] = ["S3_ADDRESS", "S3_ROOT"];
+/// The test harness of the child says things too, also on the same line.
+const ANSWER: &str = "ANSWER ";
+
+/// A server over a directory, running or not.
+pub struct S3Process {
+    pub endpoint: String,
+    root: PathBuf,
+    running: Option<Running>,
+}
+
+struct Running {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl S3Process {
+    pub fn start(root: &Path) -> Self {
+        let (running, endpoint) = Running::start("127.0.0.1:0", root);
+        Self { endpoint, root: root.to_owned(), running: Some(running) }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let mut running = self.running.take().expect("it runs");
+        running.child.kill().expect("kill");
+        let status = running.child.wait().expect("wait");
+        assert_eq!(status.code(), None, "it had ended by itself");
+        assert!(TcpStream::connect(self.address()).is_err(), "something still listens for the S3 server");
+    }
+
+    /// On the same port, with what it had and without faults; one that was not killed goes on.
+    pub fn start_again(&mut self) {
+        if self.running.is_none() {
+            self.running = Some(Running::start(self.address(), &self.root).0);
+        }
+    }
+
+    pub fn is_away(&self) -> bool {
+        self.running.is_none()
+    }
+
+    /// So many of a thousand requests go wrong, which ones the seed says.
+    pub fn set_faults(&mut self, seed: u64, per_mille: u64) {
+        assert_eq!(self.ask(&format!("faults {seed} {per_mille}")), "set");
+    }
+
+    /// How many requests went wrong since it started.
+    pub fn hits(&mut self) -> u64 {
+        self.ask("hits").parse().expect("a number")
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.running.as_mut().expect("it runs").ask(command)
+    }
+
+    fn address(&self) -> &str {
+        self.endpoint.trim_start_matches("http://")
+    }
+}
+
+impl Running {
+    /// The server, and its endpoint.
+    fn start(address: &str, root: &Path) -> (Self, String) {
+        let mut child = Command::new(std::env::current_exe().expect("this binary"))
+            .args(["--exact", "s3_process::an_s3_server", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(ROLE[0], address)
+            .env(ROLE[1], root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the S3 server starts");
+        let commands = child.stdin.take().expect("a pipe");
+        let answers = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut running = Self { child, commands, answers };
+        let endpoint = running.answer();
+        (running, endpoint)
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        writeln!(self.commands, "{command}").expect("the S3 server listens");
+        self.answer()
+    }
+
+    fn answer(&mut self) -> String {
+        let lines = self.answers.by_ref().lines().map(|line| line.expect("text"));
+        let mut answers = lines.filter_map(|line| line.split_once(ANSWER).map(|(_, answer)| answer.to_owned()));
+        answers.next().expect("the S3 server has ended, see above")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Killed already is fine.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Run as a process of its own.
+#[test]
+#[ignore = "the S3 server of the others, not a test"]
+fn an_s3_server() {
+    let [Some(address), Some(root)] = ROLE.map(std::env::var_os) else { return };
+    let server = S3Server::start_on(address.to_str().expect("an address"), Path::new(&root));
+    println!("{ANSWER}{}", server.endpoint);
+    for line in std::io::stdin().lines() {
+        let line = line.expect("text");
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |at: usize| words[at].parse().expect("a number");
+        match words[0] {
+            "faults" => {
+                server.set_faults(number(1), number(2));
+                println!("{ANSWER}set");
+            }
+            "hits" => println!("{ANSWER}{}", server.hit().len()),
+            other => panic!("what is {other}?"),
+        }
+    }
+}
