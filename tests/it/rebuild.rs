@@ -393,7 +393,7 @@ fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     let said = std::fs::read_to_string(node.data().with_extension("server.log")).expect("the log of the process");
     assert!(said.contains("the log lost the records") && said.contains("were in the archive already"), "{said}");
     assert_eq!(server.stop(), Some(0));
-    let new = everything(SqliteStore::open_read_only(&node.data().join("store.sqlite")).expect("the new store").as_ref());
+    let new = everything(SqliteStore::open_read_only(node.data().join("store.sqlite")).expect("the new store").as_ref());
     // Objects whose records the log still has are written anew, by another owner.
     let but_objects = |all: Vec<String>| all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>();
     equal(&but_objects(new), &but_objects(old));
