@@ -19,6 +19,8 @@ mod container;
 mod flights;
 mod hostile;
 mod kafka;
+#[cfg(feature = "kafka-tls")]
+mod kafka_tls;
 mod keys;
 mod lost_log;
 mod mesh;
