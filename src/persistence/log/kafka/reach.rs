@@ -16,6 +16,9 @@ use crate::persistence::log::Unopened;
 /// The first question waits this long for its answer, each further one twice as long: a refusal is told soon, a slow network has its time.
 const FIRST: Duration = Duration::from_millis(100);
 
+/// How long it is listened to what the client has said meanwhile.
+const LISTEN: Duration = Duration::from_millis(10);
+
 /// What the client says on the side.
 #[derive(Debug, Default)]
 struct Heard(Mutex<Said>);
@@ -76,8 +79,8 @@ pub fn reach(connection: &Connection) -> Result<(), Unopened> {
         let left = connection.timeout.saturating_sub(watch.elapsed());
         let answer = client.fetch_metadata(Some(&connection.topic), patience.min(left));
         let Err(error) = answer else { return Ok(()) };
-        // Nothing is fetched: this only lets the client speak.
-        while client.poll(Duration::ZERO).is_some() {}
+        // Nothing is fetched: this only lets the client speak. A poll without any time ends behind the first line of its log.
+        while client.poll(LISTEN).is_some() {}
         let said = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(wrong) = said.wrong {
             return Err(Unopened::Wrong(format!("Kafka at {}: {wrong}", connection.brokers)));
