@@ -74,6 +74,17 @@ fn wish(config: &Config) -> Wish {
     Wish { partitions: number("shards.count"), replication: number("kafka.replication"), min_isr: number("kafka.min_isr") }
 }
 
+/// Whether Kafka answers, if it is the log.
+///
+/// # Errors
+/// If it cannot be reached, or refuses this node.
+pub(super) fn reach_log(config: &Config) -> anyhow::Result<()> {
+    match config.text("kafka.brokers") {
+        "" => Ok(()),
+        _ => Ok(reach::reach(&connection(config)?)?),
+    }
+}
+
 /// Of a cluster that answers: what it says otherwise, it says once and clearly.
 fn admin(config: &Config) -> anyhow::Result<Admin> {
     let connection = connection(config)?;

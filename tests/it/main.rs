@@ -36,3 +36,4 @@ mod startup;
 mod status;
 mod store_postgres;
 mod tenants;
+mod waiting;
