@@ -15,6 +15,9 @@ pub const MESSAGE_BYTES: usize = 2 << 20;
 /// A fetch of less than this is not worth its way; a larger record is fetched all the same.
 const MIN_FETCH_BYTES: u64 = 64 << 10;
 
+/// The client takes no less for the set-up of a connection, and refuses all settings otherwise.
+const SETUP_MIN: Duration = Duration::from_secs(1);
+
 /// Consumers that read: the shard's actor at the end of the log, its archiver behind.
 pub const LANES: usize = 2;
 
@@ -91,7 +94,8 @@ impl Connection {
         config.set("topic.metadata.refresh.interval.ms", "30000");
         // A broker that comes back is used again soon.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
-        config.set("socket.timeout.ms", millis(self.timeout)).set("socket.connection.setup.timeout.ms", millis(self.timeout));
+        config.set("socket.timeout.ms", millis(self.timeout));
+        config.set("socket.connection.setup.timeout.ms", millis(self.timeout.max(SETUP_MIN)));
         config
     }
 
