@@ -124,6 +124,7 @@ pub struct Ports {
 async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
     let started = Stopwatch::start();
     let keys = keys::load(config)?;
+    mesh::check(config)?;
     let listener = listen(config, keys.is_open()).await?;
     let mut stopped = std::pin::pin!(stop_signal());
     let ports = tokio::select! {

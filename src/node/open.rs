@@ -107,6 +107,8 @@ async fn attempt(config: &Config, data: &DataDir, render: &Render) -> anyhow::Re
 fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::Result<Ports> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let roles = config.roles();
+    // Nobody is asked for it yet: what is wrong with it is told before anything is waited for.
+    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
     // Before the log: who has joined Kafka's group owns shards, and must not wait for a store then.
     let shared = if roles.need_store() && !config.text("store.url").is_empty() {
         let opened = backends::store(config, data, &clock);
@@ -122,7 +124,6 @@ fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::
     if let Some(store) = &store {
         check_log(config, data, log.as_ref(), store.as_ref())?;
     }
-    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
     Ok(Ports { log, store, archive, clock, render_metrics })
 }
 

@@ -148,16 +148,19 @@ fn a_node_waits_for_postgres_and_not_for_a_wrong_password() {
 }
 
 #[test]
-fn how_long_a_node_waits_is_configured_and_a_wrong_topic_is_not_waited_for() {
+fn how_long_a_node_waits_is_configured_and_what_is_wrong_is_not_waited_for() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = postgres::shared();
     let (url, away) = (server.url(&server.database()), format!("127.0.0.1:{}", free_port()));
     let archive = format!("file://{}", dir.path().join("archive").display());
     let there = Kafka::shared().brokers();
-    for (name, brokers, wait, says, waits) in [
-        ("none", &away, "0", "cannot be reached", false),
-        ("short", &away, "1s", "waited 1s (server.start_wait) for Kafka (kafka.brokers)", true),
-        ("topic", &there, "5m", "rollmill topic create", false),
+    let none = ("archive.cold_url", "");
+    for (name, brokers, wait, more, says, waits) in [
+        ("none", &away, "0", none, "cannot be reached", false),
+        ("short", &away, "1s", none, "waited 1s (server.start_wait) for Kafka (kafka.brokers)", true),
+        ("topic", &there, "5m", none, "rollmill topic create", false),
+        ("archive", &away, "5m", ("archive.cold_url", "ftp://cold"), "archive.cold_url", false),
+        ("mesh", &away, "5m", ("cluster.listen", "127.0.0.1:0"), "cluster.cookie_file", false),
     ] {
         let data = dir.path().join(name);
         let settings = [
@@ -166,6 +169,7 @@ fn how_long_a_node_waits_is_configured_and_a_wrong_topic_is_not_waited_for() {
             ("store.url", &url),
             ("archive.url", &archive),
             ("server.start_wait", wait),
+            more,
         ];
         let (code, text) = ends(spawn(&data, &settings), &data, Duration::from_secs(30));
         assert!(code == Some(1) && text.contains(says), "{name}: {code:?} {text}");
