@@ -79,7 +79,7 @@ enum Command {
         /// The file
         file: Option<PathBuf>,
     },
-    /// Print the version
+    /// Print the version and the features of the build
     Version,
 }
 
@@ -147,10 +147,17 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));
         }
         Command::Version => {
-            println!("rollmill {}", env!("CARGO_PKG_VERSION"));
+            println!("rollmill {}\nfeatures: {}", env!("CARGO_PKG_VERSION"), features());
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The optional features of this build.
+fn features() -> String {
+    let all = [("kafka-tls", cfg!(feature = "kafka-tls")), ("failpoints", cfg!(feature = "failpoints"))];
+    let built: Vec<&str> = all.into_iter().filter_map(|(name, built)| built.then_some(name)).collect();
+    if built.is_empty() { "none".to_owned() } else { built.join(", ") }
 }
 
 /// A bar that counts; it shows on a terminal only.

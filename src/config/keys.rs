@@ -78,6 +78,14 @@ pub const KEYS: &[Key] = &[
         600000,
         "At a stop, `/readyz` fails this long before connections are closed, so that load balancers notice first.",
     ),
+    key(
+        "server.start_wait",
+        Kind::Duration,
+        "5m",
+        0,
+        86400000,
+        "While Kafka or PostgreSQL cannot be reached at a start, it is tried again for this long; then the node ends with code 1. 0 ends it at once.",
+    ),
     key("data.dir", Kind::Text, "./data", 0, 0, "Log, store and archive of the embedded mode. One process at a time."),
     key(
         "shards.count",

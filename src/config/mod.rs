@@ -3,6 +3,7 @@
 //! One table of keys drives reading, the environment and the check of the docs. The key `accept.max_age` is
 //! `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
 
+mod kafka;
 mod keys;
 mod roles;
 mod values;
@@ -10,6 +11,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use kafka::Properties;
 pub use keys::{KEYS, Key, Kind};
 pub use roles::Roles;
 use values::{Value, parse};
@@ -102,6 +104,7 @@ impl Config {
             mistakes.push("supervision.backoff_min is above supervision.backoff_max".to_owned());
         }
         self.check_cluster(mistakes);
+        mistakes.extend(Properties::parse(self.text("kafka.properties")).err());
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
@@ -336,6 +339,14 @@ mod tests {
         let config =
             load(&format!("{shared}node.roles = \"gateway\"\nkafka.properties = \"sasl.password=x\"\n"), &[]).expect("valid");
         assert_eq!(config.iter().find(|(key, _)| *key == "kafka.properties"), Some(("kafka.properties", "***".to_owned())));
+    }
+
+    #[test]
+    fn properties_of_kafka_are_checked_with_the_rest() {
+        let text = "kafka.properties = \"sasl.password=s3cret,acks=1\"\nws.window = -1\n";
+        let ConfigErrors(mistakes) = load(text, &[]).expect_err("two mistakes");
+        assert!(mistakes.len() == 2 && mistakes[1].contains("kafka.properties: acks is set by Rollmill"), "{mistakes:?}");
+        assert!(!mistakes.concat().contains("s3cret"));
     }
 
     #[test]

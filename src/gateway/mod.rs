@@ -17,6 +17,7 @@ pub mod parse;
 pub mod rest_proxy;
 pub mod routes;
 pub mod server;
+pub mod starting;
 pub mod ws;
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .with_state(gateway)
 }
 
-async fn count(request: Request, next: Next) -> Response {
+/// Counts requests by route and status.
+pub(super) async fn count(request: Request, next: Next) -> Response {
     // The route, never the path: a path is as many metrics as a client likes.
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
     let mut response = next.run(request).await;

@@ -34,9 +34,10 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
         };
         match accepted {
             Ok(Some((stream, slot))) => {
-                let (router, gateway) = (router.clone(), gateway.clone());
+                let (router, stopping) = (router.clone(), gateway.stopping.subscribe());
+                let head = gateway.deps.limits.header_timeout;
                 tasks.spawn(async move {
-                    connection(gateway, router, stream).await;
+                    connection(router, stream, head, stopping).await;
                     drop(slot);
                 });
             }
@@ -58,6 +59,29 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
     Ok(())
 }
 
+/// Serves `router` until it is dropped; then connections end as at a stop, and the listener takes new ones for whoever is next.
+pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections: usize, head: Duration) -> Infallible {
+    let slots = Arc::new(Semaphore::new(max_connections));
+    // Dropped with the rest, which is the signal.
+    let (_stop, stopping) = watch::channel(false);
+    loop {
+        match accept(listener, &slots).await {
+            Ok(Some((stream, slot))) => {
+                let (router, stopping) = (router.clone(), stopping.clone());
+                tokio::spawn(async move {
+                    connection(router, stream, head, stopping).await;
+                    drop(slot);
+                });
+            }
+            Ok(None) => std::future::pending().await,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
 async fn accept(
     listener: &TcpListener,
     slots: &Arc<Semaphore>,
@@ -68,11 +92,10 @@ async fn accept(
     Ok(Some((stream, slot)))
 }
 
-async fn connection(gateway: Arc<Gateway>, router: Router, stream: TcpStream) {
-    let mut stopping = gateway.stopping.subscribe();
+async fn connection(router: Router, stream: TcpStream, head: Duration, mut stopping: watch::Receiver<bool>) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(gateway.deps.limits.header_timeout)
+        .header_read_timeout(head)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
         .with_upgrades();
     let mut connection = pin!(connection);

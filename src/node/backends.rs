@@ -15,7 +15,7 @@ use crate::persistence::cache::redis::{RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::log::kafka::topic::{Admin, Description, Wish};
-use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, Properties};
+use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, Properties, reach};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
@@ -55,7 +55,7 @@ pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bo
         min_isr: wish.min_isr,
         clock: clock.clone(),
     };
-    let log = KafkaLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    let log = KafkaLog::open(options).context("cannot open the log")?;
     Ok(log)
 }
 
@@ -74,6 +74,24 @@ fn wish(config: &Config) -> Wish {
     Wish { partitions: number("shards.count"), replication: number("kafka.replication"), min_isr: number("kafka.min_isr") }
 }
 
+/// Whether Kafka answers, if it is the log.
+///
+/// # Errors
+/// If it cannot be reached, or refuses this node.
+pub(super) fn reach_log(config: &Config) -> anyhow::Result<()> {
+    match config.text("kafka.brokers") {
+        "" => Ok(()),
+        _ => Ok(reach::reach(&connection(config)?)?),
+    }
+}
+
+/// Of a cluster that answers: what it says otherwise, it says once and clearly.
+fn admin(config: &Config) -> anyhow::Result<Admin> {
+    let connection = connection(config)?;
+    reach::reach(&connection)?;
+    Admin::new(&connection).map_err(|why| anyhow::anyhow!(why))
+}
+
 /// Makes the topic of the log.
 ///
 /// # Errors
@@ -81,7 +99,7 @@ fn wish(config: &Config) -> Wish {
 pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
     let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
     let create = |admin: Admin| admin.create(&wish(config), random);
-    Admin::new(&connection(config)?).and_then(create).map_err(|why| anyhow::anyhow!(why))
+    create(admin(config)?).map_err(|why| anyhow::anyhow!(why))
 }
 
 /// Whether the topic of the log is there.
@@ -89,7 +107,7 @@ pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
 /// # Errors
 /// If Kafka cannot be reached.
 pub fn topic_exists(config: &Config) -> anyhow::Result<bool> {
-    Admin::new(&connection(config)?).and_then(|admin| admin.exists()).map_err(|why| anyhow::anyhow!(why))
+    admin(config)?.exists().map_err(|why| anyhow::anyhow!(why))
 }
 
 /// Describes the topic of the log.
@@ -97,8 +115,7 @@ pub fn topic_exists(config: &Config) -> anyhow::Result<bool> {
 /// # Errors
 /// If Kafka cannot be reached, or there is no such topic.
 pub fn describe_topic(config: &Config) -> anyhow::Result<Description> {
-    let describe = |admin: Admin| admin.describe(&wish(config));
-    Admin::new(&connection(config)?).and_then(describe).map_err(|why| anyhow::anyhow!(why))
+    Ok(admin(config)?.describe(&wish(config))?)
 }
 
 fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
@@ -274,11 +291,9 @@ pub(super) struct NewTopic {
 /// Connects to Kafka; nothing is made.
 ///
 /// # Errors
-/// If the settings are refused.
+/// If the settings are refused, or it cannot be reached.
 pub(super) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
-    let connection = connection(config)?;
-    let admin = Admin::new(&connection).map_err(|why| anyhow::anyhow!(why))?;
-    Ok(NewTopic { admin, connection, wish: wish(config) })
+    Ok(NewTopic { admin: admin(config)?, connection: connection(config)?, wish: wish(config) })
 }
 
 /// The second query cache, if one is configured. It need not be there: queries do without it.

@@ -76,6 +76,14 @@ pub(super) async fn role(config: &Config, slots: &Arc<Slots>, clock: &Arc<dyn Cl
     Ok(Some(Role { live: Arc::new(live), peers, child, status }))
 }
 
+/// What is wrong with the settings of the mesh is told before anything is waited for.
+///
+/// # Errors
+/// Names the key and the way out.
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+    if config.text("cluster.listen").is_empty() { Ok(()) } else { options(config).map(drop) }
+}
+
 fn options(config: &Config) -> anyhow::Result<MeshOptions> {
     let peers = config.text("cluster.peers").split(',').map(str::trim).filter(|peer| !peer.is_empty());
     let peers: Vec<String> = peers.map(str::to_owned).collect();

@@ -11,6 +11,7 @@ pub mod lock;
 mod mesh;
 pub mod migrate;
 pub mod offline;
+mod open;
 mod query;
 mod ready;
 pub mod rebuild;
@@ -35,8 +36,8 @@ use self::ready::Readiness;
 use crate::actors::heal::{Unhealed, resume};
 use crate::actors::live::LiveReader;
 use crate::actors::slots::Slots;
-use crate::clock::{Clock, Stopwatch, SystemClock};
-use crate::config::{Config, Roles};
+use crate::clock::{Clock, Stopwatch};
+use crate::config::Config;
 use crate::gateway::{Gateway, GatewayDeps, server};
 use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId, continues};
 use crate::persistence::archive::Archive;
@@ -120,29 +121,24 @@ pub struct Ports {
     pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
 }
 
-/// Opens what the roles need.
-fn open(config: &Config, data: &DataDir, roles: Roles) -> anyhow::Result<Ports> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
-    let log = backends::log(config, data, &clock, roles.shards)?;
-    let store = if roles.need_store() { Some(backends::store(config, data, &clock)?) } else { None };
-    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
-    if let Some(store) = &store {
-        check_log(config, data, log.as_ref(), store.as_ref(), archive.as_deref())?;
-    }
-    Ok(Ports { log, store, archive, clock, render_metrics: Arc::new(move || prometheus.render()) })
-}
-
 async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
     let started = Stopwatch::start();
     let keys = keys::load(config)?;
+    mesh::check(config)?;
     let listener = listen(config, keys.is_open()).await?;
-    let ports = open(config, data, config.roles())?;
+    let mut stopped = std::pin::pin!(stop_signal());
+    let ports = tokio::select! {
+        ports = open::open(config, data, &listener) => ports?,
+        signal = &mut stopped => {
+            tracing::info!("stopping before anything was served");
+            return signal;
+        }
+    };
     let mut node = Node::start(config, ports, keys, listener, faults).await?;
     let (address, startup_ms) = (node.address, started.elapsed().as_millis() as u64);
     tracing::info!(%address, data = %data.root().display(), roles = config.roles().names().join(","), startup_ms, "serving");
     let outcome = tokio::select! {
-        signal = stop_signal() => signal,
+        signal = stopped => signal,
         () = node.gave_up() => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
     };
     tracing::info!("stopping");

@@ -19,6 +19,8 @@ mod container;
 mod flights;
 mod hostile;
 mod kafka;
+#[cfg(feature = "kafka-tls")]
+mod kafka_tls;
 mod keys;
 mod lost_log;
 mod mesh;
@@ -35,3 +37,4 @@ mod startup;
 mod status;
 mod store_postgres;
 mod tenants;
+mod waiting;

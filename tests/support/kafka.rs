@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
 
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct Kafka {
     controllers: Vec<u16>,
     nodes: Vec<Node>,
     ephemeral: bool,
+    /// What the brokers speak TLS with, see scripts/kafka.
+    tls: Option<PathBuf>,
 }
 
 fn script() -> Command {
@@ -37,20 +39,25 @@ impl Kafka {
     /// One broker that all tests of this process share; topics are made per test.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start_as(1, true))
+        SHARED.get_or_init(|| Self::start_as(1, true, None))
     }
 
     /// Starts so many brokers and waits until they answer.
     pub fn start(brokers: usize) -> Self {
-        Self::start_as(brokers, false)
+        Self::start_as(brokers, false, None)
     }
 
-    fn start_as(brokers: usize, ephemeral: bool) -> Self {
+    /// One broker that speaks TLS and SCRAM, with the key and certificate in this file.
+    pub fn start_tls(file: &Path) -> Self {
+        Self::start_as(1, false, Some(file.to_owned()))
+    }
+
+    fn start_as(brokers: usize, ephemeral: bool, tls: Option<PathBuf>) -> Self {
         let mut ports = free_ports(2 * brokers);
         let controllers = ports.split_off(brokers);
         let dir = std::env::temp_dir().join(format!("rollmill-kafka-{}-{}", std::process::id(), ports[0]));
         let nodes = ports.iter().map(|&port| Node { port, running: None }).collect();
-        let mut kafka = Self { dir, controllers, nodes, ephemeral };
+        let mut kafka = Self { dir, controllers, nodes, ephemeral, tls };
         (1..=brokers).for_each(|id| kafka.spawn(id));
         (1..=brokers).for_each(|id| kafka.wait(id));
         kafka
@@ -65,6 +72,7 @@ impl Kafka {
         if self.ephemeral {
             command.env("ROLLMILL_TEST_KAFKA_EPHEMERAL", "1");
         }
+        command.envs(self.tls.iter().map(|file| ("ROLLMILL_TEST_KAFKA_TLS", file)));
         let mut child = command.spawn().expect("scripts/kafka runs; `make tools` gets Kafka");
         let stdin = child.stdin.take().expect("piped");
         self.nodes[id - 1].running = Some((child, stdin));

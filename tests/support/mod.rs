@@ -75,6 +75,11 @@ impl Server {
         self.child.try_wait().expect("wait").is_some()
     }
 
+    /// The exit code, once the process has ended by itself.
+    pub fn exit_code(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().expect("wait").map(|status| status.code())
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

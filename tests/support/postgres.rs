@@ -80,7 +80,8 @@ impl Postgres {
         server
     }
 
-    fn run(&mut self) {
+    /// Starts it again after [`Self::kill`], and waits until it answers.
+    pub fn run(&mut self) {
         let mut shell = command(Path::new("sh"));
         shell.args(["-c", GUARD]).current_dir("/");
         shell.env("BIN", bin()).env("DIR", &self.dir).env("PORT", self.port.to_string());

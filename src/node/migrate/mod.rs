@@ -276,7 +276,7 @@ fn described(topic: &NewTopic) -> anyhow::Result<Option<Description>> {
     if !topic.admin.exists().map_err(|why| anyhow::anyhow!(why))? {
         return Ok(None);
     }
-    topic.admin.describe(&topic.wish).map(Some).map_err(|why| anyhow::anyhow!(why))
+    Ok(Some(topic.admin.describe(&topic.wish)?))
 }
 
 /// Whether the topic has its identity already; refuses one that is not of this migration.

@@ -48,6 +48,17 @@ pub enum AppendError {
     Unknown(String),
 }
 
+/// Why a log that nodes share was not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    /// It cannot be reached, or is not whole yet: later it may be.
+    #[error("{0}")]
+    Away(String),
+    /// No waiting mends it; names the thing and the way out.
+    #[error("{0}")]
+    Wrong(String),
+}
+
 /// Why a read failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {

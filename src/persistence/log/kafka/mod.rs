@@ -2,6 +2,7 @@
 //!
 //! | part | what it does |
 //! |---|---|
+//! | [`reach`] | whether the cluster can be reached, and if not, why |
 //! | [`topic`] | makes and checks the topic, gives the log its identity, deletes what is released |
 //! | `produce` | appends: idempotent, acknowledged by all in-sync replicas, one acknowledgement per request |
 //! | `read` | reads by manual assignment at the position asked for |
@@ -16,6 +17,7 @@ pub mod fill;
 mod group;
 mod marks;
 mod produce;
+pub mod reach;
 mod read;
 mod settings;
 mod times;
@@ -38,7 +40,7 @@ use self::produce::Appending;
 use self::read::Reading;
 pub use self::settings::{Connection, KafkaOptions, MESSAGE_BYTES, Properties};
 use self::topic::{Admin, Wish};
-use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
+use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError, Unopened};
 use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
@@ -117,21 +119,22 @@ impl KafkaLog {
     ///
     /// # Errors
     /// If the cluster cannot be reached, or the topic cannot keep the promises: names what differs and the command that mends it.
-    pub fn open(options: KafkaOptions) -> Result<Arc<Self>, String> {
+    pub fn open(options: KafkaOptions) -> Result<Arc<Self>, Unopened> {
         let wish = Wish { partitions: options.shard_count, replication: options.replication, min_isr: options.min_isr };
-        let admin = Admin::new(&options.connection)?;
+        reach::reach(&options.connection)?;
+        let admin = Admin::new(&options.connection).map_err(Unopened::Wrong)?;
         let description = admin.describe(&wish)?;
         match (description.refusal(&options.connection.brokers), description.log) {
             (None, Some(id)) => Self::open_as(options, admin, id),
-            (refusal, _) => Err(refusal.unwrap_or_else(|| "the topic has no identity".to_owned())),
+            (refusal, _) => Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned()))),
         }
     }
 
     /// Opens the log of a topic that was checked.
-    fn open_as(options: KafkaOptions, admin: Admin, id: LogId) -> Result<Arc<Self>, String> {
+    fn open_as(options: KafkaOptions, admin: Admin, id: LogId) -> Result<Arc<Self>, Unopened> {
         let failed = |doing: &'static str| {
             let brokers = options.connection.brokers.clone();
-            move |e: rdkafka::error::KafkaError| format!("cannot {doing} at {brokers}: {e}")
+            move |e: rdkafka::error::KafkaError| Unopened::Wrong(format!("cannot {doing} at {brokers}: {e}"))
         };
         let marks = Arc::new(Marks::new(options.shard_count));
         let asker = Arc::new(Asker::new(&options.connection).map_err(failed("ask for offsets"))?);
@@ -156,12 +159,13 @@ impl KafkaLog {
             None => None,
             Some(name) => {
                 let bell = shared.bell.clone();
-                Some(group::join(&shared.options, name, shared.membership.clone(), move || bell.ring())?)
+                let joined = group::join(&shared.options, name, shared.membership.clone(), move || bell.ring());
+                Some(joined.map_err(Unopened::Wrong)?)
             }
         };
         let kept = shared.clone();
         let keeper = std::thread::Builder::new().name("kafka-marks".to_owned()).spawn(move || kept.keep());
-        let keeper = keeper.map_err(|e| format!("cannot start a thread: {e}"))?;
+        let keeper = keeper.map_err(|e| Unopened::Wrong(format!("cannot start a thread: {e}")))?;
         Ok(Arc::new(Self { shared, keeper: Mutex::new(Some(keeper)), member: Mutex::new(member) }))
     }
 }
@@ -178,7 +182,7 @@ impl Shared {
     }
 
     /// Start and end of every shard, before anything else happens.
-    fn learn_everything(&self) -> Result<(), String> {
+    fn learn_everything(&self) -> Result<(), Unopened> {
         let all: Vec<ShardId> = self.all().collect();
         let watch = Stopwatch::start();
         loop {
@@ -188,12 +192,12 @@ impl Shared {
                 Ok(_) | Err(_) if watch.elapsed() < self.options.connection.timeout => {}
                 Ok(known) => {
                     let missing = all.iter().find(|shard| !known.contains(shard)).map_or(0, |shard| shard.0);
-                    return Err(format!(
+                    return Err(Unopened::Away(format!(
                         "partition {missing} of {} has no leader: `rollmill topic describe` shows which brokers are missing",
                         self.options.connection.topic
-                    ));
+                    )));
                 }
-                Err(error) => return Err(format!("cannot learn where the shards end: {error}")),
+                Err(error) => return Err(Unopened::Away(format!("cannot learn where the shards end: {error}"))),
             }
         }
     }

@@ -7,6 +7,8 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
+pub use crate::config::Properties;
+
 /// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB, but one event may be larger.
 pub const MESSAGE_BYTES: usize = 2 << 20;
 
@@ -16,78 +18,11 @@ const MIN_FETCH_BYTES: u64 = 64 << 10;
 /// What a fetch waits for. Below [`MIN_FETCH_BYTES`], which one partition alone may bring.
 const GOOD_ANSWER_BYTES: u64 = 16 << 10;
 
+/// The client takes no less for the set-up of a connection, and refuses all settings otherwise.
+const SETUP_MIN: Duration = Duration::from_secs(1);
+
 /// Consumers that read: the shard's actor at the end of the log, its archiver behind.
 pub const LANES: usize = 2;
-
-/// Settings that are ours: another value would break a promise without a word.
-const OURS: &[&str] = &[
-    "acks",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "check.crcs",
-    "delivery.timeout.ms",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.idempotence",
-    "group.id",
-    "group.instance.id",
-    "isolation.level",
-    "message.timeout.ms",
-    "partition.assignment.strategy",
-    "request.required.acks",
-    "session.timeout.ms",
-    "transactional.id",
-];
-
-/// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may hold passwords.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Properties(Vec<(String, String)>);
-
-impl std::fmt::Debug for Properties {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
-    }
-}
-
-impl Properties {
-    /// Reads `name=value,name=value`; a comma inside a value is written `\,`.
-    ///
-    /// # Errors
-    /// Names what is wrong, never a value.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut found = Vec::new();
-        for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
-            let (name, value) = pair.split_once('=').ok_or("kafka.properties: write name=value,name=value")?;
-            let name = name.trim();
-            if OURS.contains(&name) {
-                return Err(format!(
-                    "kafka.properties: {name} is set by Rollmill, because its promises depend on it: leave it out"
-                ));
-            }
-            found.push((name.to_owned(), value.trim().to_owned()));
-        }
-        Ok(Self(found))
-    }
-}
-
-fn split(text: &str) -> Vec<String> {
-    let (mut parts, mut escaped) = (vec![String::new()], false);
-    for c in text.chars() {
-        let part = parts.len() - 1;
-        match c {
-            '\\' if !escaped => escaped = true,
-            ',' if !escaped => parts.push(String::new()),
-            _ => {
-                if escaped && c != ',' {
-                    parts[part].push('\\');
-                }
-                parts[part].push(c);
-                escaped = false;
-            }
-        }
-    }
-    parts
-}
 
 /// Which cluster and topic, and the patience with it.
 #[derive(Debug, Clone)]
@@ -154,7 +89,7 @@ impl Connection {
     /// What all clients have in common.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        self.properties.0.iter().for_each(|(name, value)| _ = config.set(name, value));
+        self.properties.iter().for_each(|(name, value)| _ = config.set(name, value));
         config.set("bootstrap.servers", &self.brokers);
         config.set("client.id", "rollmill");
         config.set("allow.auto.create.topics", "false");
@@ -162,7 +97,8 @@ impl Connection {
         config.set("topic.metadata.refresh.interval.ms", "30000");
         // A broker that comes back is used again soon.
         config.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", "1000");
-        config.set("socket.timeout.ms", millis(self.timeout)).set("socket.connection.setup.timeout.ms", millis(self.timeout));
+        config.set("socket.timeout.ms", millis(self.timeout));
+        config.set("socket.connection.setup.timeout.ms", millis(self.timeout.max(SETUP_MIN)));
         config
     }
 
@@ -238,15 +174,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_are_read_and_never_shown() {
-        let properties = Properties::parse(r"security.protocol=SASL_PLAINTEXT, sasl.password=a=b\,c\d,").expect("valid");
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(properties.0, [pair("security.protocol", "SASL_PLAINTEXT"), pair("sasl.password", r"a=b,c\d")]);
-        assert_eq!(format!("{properties:?}"), r#"["security.protocol", "sasl.password"]"#);
-        assert_eq!(Properties::parse(""), Ok(Properties::default()));
-    }
-
-    #[test]
     fn what_is_fetched_ahead_stays_within_the_whole() {
         let connection = Connection {
             brokers: String::new(),
@@ -275,13 +202,5 @@ mod tests {
         assert_eq!(each, (Some(256), Some(256 << 10)), "2 lanes of 64 shards, once queued and once on the way");
         options.shard_count = 4096;
         assert_eq!(of(&options, "fetch.message.max.bytes"), Some(MIN_FETCH_BYTES));
-    }
-
-    #[test]
-    fn promises_cannot_be_overridden() {
-        for wrong in ["acks=1", "linger.ms=5,auto.offset.reset=latest", "group.instance.id=a"] {
-            assert!(Properties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")), "{wrong}");
-        }
-        assert!(Properties::parse("secret").is_err_and(|why| !why.contains("secret")));
     }
 }

@@ -67,6 +67,15 @@ fn open(options: &KafkaOptions) -> Arc<KafkaLog> {
     KafkaLog::open(options.clone()).expect("opens")
 }
 
+/// Why the log is not opened, though the cluster is there.
+fn refusal(options: KafkaOptions) -> String {
+    match KafkaLog::open(options) {
+        Err(Unopened::Wrong(why)) => why,
+        Err(Unopened::Away(why)) => panic!("no waiting mends it: {why}"),
+        Ok(_) => panic!("it is opened"),
+    }
+}
+
 fn delete_topic(options: &KafkaOptions) {
     let admin = Admin::new(&options.connection).expect("settings");
     let raw: rdkafka::admin::AdminClient<settings::Quiet> =
@@ -361,13 +370,13 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
     let options = fresh();
     let mut more = options.clone();
     (more.shard_count, more.min_isr) = (SHARDS + 1, 2);
-    let refused = KafkaLog::open(more).err().expect("refused");
+    let refused = refusal(more);
     for part in ["partitions is 4, must be 5", "--alter --entity-type topics", "min.insync.replicas=2"] {
         assert!(refused.contains(part), "{part} in {refused}");
     }
     let mut missing = options.clone();
     missing.connection.topic = "nowhere".to_owned();
-    assert!(KafkaLog::open(missing).err().expect("refused").contains("rollmill topic create"));
+    assert!(refusal(missing).contains("rollmill topic create"));
     let exists = Admin::new(&options.connection).expect("settings").create(&wish(&options), 1).expect_err("exists");
     assert!(exists.contains("rollmill topic describe"), "{exists}");
 }
@@ -381,7 +390,7 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert!(!admin.exists().expect("answers"));
     let made = admin.create_unfinished(&wish, identity).expect("made");
     assert_eq!((made.log, made.unfinished), (None, Some(identity)));
-    let refused = KafkaLog::open(options.clone()).err().expect("refused");
+    let refused = refusal(options.clone());
     assert!(refused.contains("`rollmill migrate` fills the topic and has not ended"), "{refused}");
 
     let ends = [120_000, 0, 1, 7];

@@ -12,6 +12,7 @@ use super::marks::{partition, shard};
 use super::settings::{Connection, MESSAGE_BYTES, Quiet};
 use crate::clock::Stopwatch;
 use crate::model::offset::{LogId, Offset, ShardId};
+use crate::persistence::log::Unopened;
 
 /// Where the identity of the log stands. The setting has no effect on a topic that is not compacted, lives and dies with the topic, and
 /// is read with the same right as the settings that are checked anyway (docs/adr/0009-kafka.md).
@@ -258,7 +259,7 @@ impl Admin {
                 }
                 Ok(_) | Err(_) if watch.elapsed() < self.connection.timeout => {}
                 Ok(_) => return Err(self.failed("create", &"its partitions have no leaders")),
-                Err(why) => return Err(why),
+                Err(why) => return Err(why.to_string()),
             }
         }
     }
@@ -282,7 +283,7 @@ impl Admin {
                 Ok(description) if description.log.is_some() => return Ok(description),
                 Ok(_) | Err(_) if watch.elapsed() < self.connection.timeout => {}
                 Ok(_) => return Err(self.failed("alter", &"its identity does not show")),
-                Err(why) => return Err(why),
+                Err(why) => return Err(why.to_string()),
             }
         }
     }
@@ -329,14 +330,15 @@ impl Admin {
     ///
     /// # Errors
     /// If it does not exist or the cluster does not answer.
-    pub fn describe(&self, wish: &Wish) -> Result<Description, String> {
+    pub fn describe(&self, wish: &Wish) -> Result<Description, Unopened> {
         let client = self.client.inner();
         let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
-        let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| self.failed("describe", &e))?;
+        let away = |what: &dyn std::fmt::Display| Unopened::Away(self.failed("describe", what));
+        let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| away(&e))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic && !found.partitions().is_empty());
-        let partitions =
-            found.ok_or_else(|| self.failed("find", &"it is not there; make it with `rollmill topic create`"))?.partitions();
-        let cluster = client.fetch_cluster_id(timeout).ok_or_else(|| self.failed("describe", &"the cluster has no id"))?;
+        let missing = || Unopened::Wrong(self.failed("find", &"it is not there; make it with `rollmill topic create`"));
+        let partitions = found.ok_or_else(missing)?.partitions();
+        let cluster = client.fetch_cluster_id(timeout).ok_or_else(|| away(&"the cluster has no id"))?;
         let settings = self.settings()?;
         let number = settings.get(IDENTITY_KEY).and_then(|text| text.parse::<u64>().ok());
         let unfinished = number.filter(|number| number & (IDENTITY_BIT | MIGRATED_BIT) == MIGRATED_BIT);
@@ -361,12 +363,17 @@ impl Admin {
         Ok(description)
     }
 
-    fn settings(&self) -> Result<BTreeMap<String, String>, String> {
+    fn settings(&self) -> Result<BTreeMap<String, String>, Unopened> {
         let specifier = [ResourceSpecifier::Topic(&self.connection.topic)];
-        let answer = block_on(self.client.describe_configs(&specifier, &self.options()));
-        let found = answer.map_err(|e| self.failed("describe", &e))?.into_iter().next();
-        let resource =
-            found.ok_or_else(|| self.failed("describe", &"no answer"))?.map_err(|code| self.failed("describe", &code))?;
+        let away = |what: &dyn std::fmt::Display| Unopened::Away(self.failed("describe", what));
+        let found = block_on(self.client.describe_configs(&specifier, &self.options())).map_err(|e| away(&e))?.into_iter().next();
+        let resource = found.ok_or_else(|| away(&"no answer"))?.map_err(|code| match code {
+            RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
+                let way_out = "grant this user DescribeConfigs on the topic";
+                Unopened::Wrong(self.failed("describe", &format!("{code}; {way_out}")))
+            }
+            code => away(&code),
+        })?;
         let named: Vec<&str> =
             settings(&Wish { partitions: 0, replication: 0, min_isr: 0 }).iter().map(|(name, ..)| *name).collect();
         let matters = |name: &str| named.contains(&name) || name == IDENTITY_KEY;

@@ -1,0 +1,163 @@
+//! `kafka.properties`: settings of Kafka's client, checked against the promises and against what this build can do.
+
+/// Whether this build speaks TLS and SCRAM with Kafka.
+const TLS: bool = cfg!(feature = "kafka-tls");
+
+/// Settings that are ours: another value would break a promise without a word.
+const OURS: &[&str] = &[
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "check.crcs",
+    "delivery.timeout.ms",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "group.id",
+    "group.instance.id",
+    "isolation.level",
+    "message.timeout.ms",
+    "partition.assignment.strategy",
+    "request.required.acks",
+    "session.timeout.ms",
+    "transactional.id",
+];
+
+/// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may hold passwords.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Properties(Vec<(String, String)>);
+
+impl std::fmt::Debug for Properties {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+impl Properties {
+    /// Reads `name=value,name=value`; a comma inside a value is written `\,`.
+    ///
+    /// # Errors
+    /// Names what is wrong, never a value that may be a secret.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut found = Vec::new();
+        for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
+            let (name, value) = pair.split_once('=').ok_or("kafka.properties: write name=value,name=value")?;
+            let name = name.trim();
+            if OURS.contains(&name) {
+                return Err(format!(
+                    "kafka.properties: {name} is set by Rollmill, because its promises depend on it: leave it out"
+                ));
+            }
+            found.push((name.to_owned(), value.trim().to_owned()));
+        }
+        let properties = Self(found);
+        properties.check(TLS).map(|()| properties)
+    }
+
+    /// Every setting, in the order of the text.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// The last value of a setting, in capitals; it is compared with names that are no secrets.
+    fn last(&self, names: &[&str]) -> String {
+        self.iter().filter(|(name, _)| names.contains(name)).last().map(|(_, value)| value.to_uppercase()).unwrap_or_default()
+    }
+
+    /// What Kafka's client would refuse late, and in its own words.
+    fn check(&self, tls: bool) -> Result<(), String> {
+        let (protocol, mechanism) = (self.last(&["security.protocol"]), self.last(&["sasl.mechanism", "sasl.mechanisms"]));
+        let wanted = match (&*protocol, &*mechanism) {
+            ("SSL" | "SASL_SSL", _) => Some(format!("security.protocol={protocol}")),
+            (_, "SCRAM-SHA-256" | "SCRAM-SHA-512" | "OAUTHBEARER") => Some(format!("sasl.mechanism={mechanism}")),
+            _ => self.iter().map(|(name, _)| name).find(|name| name.starts_with("ssl.")).map(str::to_owned),
+        };
+        if let Some(wanted) = wanted.filter(|_| !tls) {
+            return Err(format!(
+                "kafka.properties: {wanted} takes TLS, with which this build was not made: use the image of docker/Dockerfile, or build \
+                 with `cargo build --release --features kafka-tls` (it needs OpenSSL: libssl-dev and pkg-config); `rollmill version` \
+                 says what a build has"
+            ));
+        }
+        if protocol.starts_with("SASL_") && matches!(&*mechanism, "" | "GSSAPI") {
+            return Err(format!(
+                "kafka.properties: security.protocol={protocol} without sasl.mechanism is Kerberos, which Rollmill does not speak: set \
+                 sasl.mechanism to SCRAM-SHA-512, SCRAM-SHA-256, OAUTHBEARER or PLAIN"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn split(text: &str) -> Vec<String> {
+    let (mut parts, mut escaped) = (vec![String::new()], false);
+    for c in text.chars() {
+        let part = parts.len() - 1;
+        match c {
+            '\\' if !escaped => escaped = true,
+            ',' if !escaped => parts.push(String::new()),
+            _ => {
+                if escaped && c != ',' {
+                    parts[part].push('\\');
+                }
+                parts[part].push(c);
+                escaped = false;
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_are_read_and_never_shown() {
+        let text = r"security.protocol=SASL_PLAINTEXT, sasl.mechanism=PLAIN,sasl.password=a=b\,c\d,";
+        let properties = Properties::parse(text).expect("valid");
+        let expected = [("security.protocol", "SASL_PLAINTEXT"), ("sasl.mechanism", "PLAIN"), ("sasl.password", r"a=b,c\d")];
+        assert_eq!(properties.iter().collect::<Vec<_>>(), expected);
+        assert_eq!(format!("{properties:?}"), r#"["security.protocol", "sasl.mechanism", "sasl.password"]"#);
+        assert_eq!(Properties::parse(""), Ok(Properties::default()));
+    }
+
+    #[test]
+    fn promises_cannot_be_overridden() {
+        for wrong in ["acks=1", "linger.ms=5,auto.offset.reset=latest", "group.instance.id=a"] {
+            assert!(Properties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")), "{wrong}");
+        }
+        assert!(Properties::parse("secret").is_err_and(|why| !why.contains("secret")));
+    }
+
+    fn checked(pairs: &[(&str, &str)], tls: bool) -> Result<(), String> {
+        Properties(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()).check(tls)
+    }
+
+    #[test]
+    fn a_build_without_tls_says_so_before_kafka_does() {
+        for (pairs, names) in [
+            (&[("security.protocol", "ssl")][..], "security.protocol=SSL"),
+            (&[("security.protocol", "SASL_SSL"), ("sasl.mechanism", "PLAIN")][..], "security.protocol=SASL_SSL"),
+            (&[("security.protocol", "sasl_plaintext"), ("sasl.mechanism", "SCRAM-SHA-512")][..], "sasl.mechanism=SCRAM-SHA-512"),
+            (&[("sasl.mechanisms", "scram-sha-256")][..], "sasl.mechanism=SCRAM-SHA-256"),
+            (&[("sasl.password", "s3cret"), ("ssl.ca.location", "ca.pem")][..], "ssl.ca.location"),
+        ] {
+            let why = checked(pairs, false).expect_err("no TLS");
+            assert!(why.contains(names) && why.contains("--features kafka-tls") && !why.contains("s3cret"), "{why}");
+            assert_eq!(checked(pairs, true), Ok(()));
+        }
+        for fine in [&[("linger.ms", "5")][..], &[("security.protocol", "SASL_PLAINTEXT"), ("sasl.mechanism", "PLAIN")][..]] {
+            assert_eq!((checked(fine, false), checked(fine, true)), (Ok(()), Ok(())));
+        }
+    }
+
+    #[test]
+    fn kerberos_is_in_no_build() {
+        for pairs in
+            [&[("security.protocol", "SASL_SSL")][..], &[("security.protocol", "sasl_ssl"), ("sasl.mechanism", "GSSAPI")][..]]
+        {
+            assert!(checked(pairs, true).is_err_and(|why| why.contains("sasl.mechanism")));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! The edge of a node that cannot serve yet: it lives, is not ready, and says what it waits for.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
+use axum::middleware::Next;
+use axum::routing::get;
+use tokio::net::TcpListener;
+
+use super::error::ApiError;
+use super::{routes, server};
+
+/// Seconds after which a client may come again.
+const RETRY: u64 = 1;
+
+/// Serves until it is dropped; `why` names what the node waits for.
+pub async fn serve(listener: &TcpListener, why: Arc<ArcSwap<String>>, max_connections: usize, headers: Duration) -> Infallible {
+    server::hold(router(why), listener, max_connections, headers).await
+}
+
+fn router(why: Arc<ArcSwap<String>>) -> Router {
+    let unready = why.clone();
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(|| async move { ApiError::unavailable("not_ready", unready.load().as_str(), RETRY) }))
+        .fallback(|| async move { ApiError::unavailable("starting", format!("the node is starting: {}", why.load()), RETRY) })
+        .layer(axum::middleware::from_fn(|request: Request, next: Next| async move {
+            let mut response = next.run(request).await;
+            // The next request is to meet the node itself.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
+        }))
+        .layer(axum::middleware::from_fn(routes::count))
+}

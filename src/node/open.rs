@@ -1,0 +1,227 @@
+//! Opens what a node stands on, and waits for it: after a power cut nothing says which server comes up first.
+//!
+//! Waited for is what cannot be reached, or is not whole yet. What no waiting mends ends the start at once.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+
+use super::{DataDir, Ports, backends, check_log};
+use crate::clock::{Clock, Stopwatch, SystemClock};
+use crate::config::Config;
+use crate::gateway::starting;
+use crate::persistence::log::{LogError, Unopened};
+use crate::persistence::store::StoreError;
+
+/// The first pause between two attempts; it doubles, and each is shortened by chance, so that nodes do not come all at once.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// The longest: how much later than its servers a node may be there.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Reasons that are told once each; a server that finds ever new ones is told of no more.
+const MAX_REASONS: usize = 32;
+
+type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Opens what the roles need. While that cannot be reached, health checks are answered, and it is tried again until
+/// `server.start_wait` is over.
+///
+/// # Errors
+/// If something is wrong with what was reached, or the time is over.
+pub(super) async fn open(config: &Config, data: &DataDir, listener: &TcpListener) -> anyhow::Result<Ports> {
+    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
+    let render: Render = Arc::new(move || prometheus.render());
+    let error = match attempt(config, data, &render).await? {
+        Ok(ports) => return Ok(ports),
+        Err(error) => error,
+    };
+    if config.duration("server.start_wait").is_zero() || awaited(config, &error).is_none() {
+        return Err(error);
+    }
+    let why = Arc::new(ArcSwap::from_pointee(String::new()));
+    let connections = config.number("server.max_connections") as usize;
+    tokio::select! {
+        ports = patiently(config, data, &render, error, &why) => ports,
+        never = starting::serve(listener, why.clone(), connections, config.duration("server.header_timeout")) => match never {},
+    }
+}
+
+/// Tries again after `error`, and says why, each reason once.
+async fn patiently(
+    config: &Config,
+    data: &DataDir,
+    render: &Render,
+    mut error: anyhow::Error,
+    why: &ArcSwap<String>,
+) -> anyhow::Result<Ports> {
+    let (limit, watch) = (config.duration("server.start_wait"), Stopwatch::start());
+    let (mut pause, mut told) = (PAUSE_MIN, BTreeSet::new());
+    loop {
+        let Some(what) = awaited(config, &error) else { return Err(error) };
+        why.store(Arc::new(format!("it waits for {what}, which cannot be used yet; the node's log says why")));
+        let left = limit.saturating_sub(watch.elapsed());
+        if left.is_zero() {
+            return Err(error.context(format!("waited {limit:?} (server.start_wait) for {what}")));
+        }
+        // Durations and addresses' ports differ from time to time; the reason is the same.
+        let reason: String = format!("{error:#}").chars().filter(|c| !c.is_ascii_digit()).collect();
+        if told.len() < MAX_REASONS && told.insert(reason) {
+            tracing::warn!("the node waits for {what}, for at most {limit:?} (server.start_wait): {error:#}");
+        }
+        tokio::time::sleep(shortened(pause)?.min(left)).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+        match attempt(config, data, render).await? {
+            Ok(ports) => {
+                tracing::info!(waited_ms = watch.elapsed().as_millis() as u64, "what the node waited for is there");
+                return Ok(ports);
+            }
+            Err(again) => error = again,
+        }
+    }
+}
+
+/// Between a half and the whole of it.
+fn shortened(pause: Duration) -> anyhow::Result<Duration> {
+    let chance = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the pause between two attempts: {e}"))?;
+    Ok(pause / 2 + (pause / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX)))
+}
+
+/// One attempt, on a thread of its own: whoever is told to stop leaves it behind.
+async fn attempt(config: &Config, data: &DataDir, render: &Render) -> anyhow::Result<anyhow::Result<Ports>> {
+    let (answer, asked) = tokio::sync::oneshot::channel();
+    let (config, data, render) = (config.clone(), data.clone(), render.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let run = move || {
+        let _inside = runtime.enter();
+        // Nobody waits for it any more: what was opened is closed again.
+        let _ = answer.send(open_all(&config, &data, render));
+    };
+    std::thread::Builder::new().name("open".to_owned()).spawn(run).context("cannot start a thread")?;
+    asked.await.context("opening log and store crashed")
+}
+
+fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::Result<Ports> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let roles = config.roles();
+    // Nobody is asked for it yet: what is wrong with it is told before anything is waited for.
+    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
+    // Before the log: who has joined Kafka's group owns shards, and must not wait for a store then.
+    let shared = if roles.need_store() && !config.text("store.url").is_empty() {
+        let opened = backends::store(config, data, &clock);
+        Some(opened.map_err(|error| instead_of(config, &error).unwrap_or(error))?)
+    } else {
+        None
+    };
+    let log = backends::log(config, data, &clock, roles.shards)?;
+    let store = match shared {
+        None if roles.need_store() => Some(backends::store(config, data, &clock)?),
+        shared => shared,
+    };
+    if let Some(store) = &store {
+        check_log(config, data, log.as_ref(), store.as_ref(), archive.as_deref())?;
+    }
+    Ok(Ports { log, store, archive, clock, render_metrics })
+}
+
+/// A database that is away must not hide that Kafka refuses this node, which no waiting mends.
+fn instead_of(config: &Config, error: &anyhow::Error) -> Option<anyhow::Error> {
+    awaited(config, error)?;
+    backends::reach_log(config).err().filter(|refusal| awaited(config, refusal).is_none())
+}
+
+const KAFKA: &str = "Kafka (kafka.brokers)";
+const DATABASE: &str = "PostgreSQL (store.url)";
+
+/// What may heal by waiting: the server that cannot be reached. `None` if it is something else that failed.
+fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
+    let is = |key: &str| !config.text(key).is_empty();
+    error.chain().find_map(|cause| {
+        if let Some(Unopened::Away(_)) = cause.downcast_ref() {
+            return Some(KAFKA);
+        }
+        if let Some(LogError::Io(_)) = cause.downcast_ref() {
+            return is("kafka.brokers").then_some(KAFKA);
+        }
+        let failed = cause.downcast_ref()?;
+        matches!(failed, StoreError::Failed(why) if is("store.url") && is_away(why)).then_some(DATABASE)
+    })
+}
+
+/// Whether a database is away, by the words of the store: the state that the server named, in brackets; without one, nobody answered.
+/// A password, a certificate or a database that is not there is no matter of time.
+fn is_away(why: &str) -> bool {
+    let is_state = |text: &&str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+    let state = why.split('[').skip(1).filter_map(|rest| rest.split_once(']')).map(|(state, _)| state).find(is_state);
+    match state {
+        // Shutting down, starting up, crashed; too many connections; the connection broke; another node is laying the tables.
+        Some(state) => ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class)),
+        None => [
+            "error connecting to server",
+            "timeout waiting for server",
+            "connection closed",
+            "error communicating",
+            "no answer within",
+        ]
+        .iter()
+        .any(|words| why.contains(words)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_away_if_nobody_answers_or_it_says_so_itself() {
+        for away in [
+            "cannot connect to database d on h:1 as u: postgres: error connecting to server: Connection refused (os error 111)",
+            "cannot connect to d: postgres: error connecting to server: failed to lookup address information: Name or service not known",
+            "cannot connect to d: postgres: error connecting to server: database does not allow writes",
+            "cannot connect to d: no answer within 10s, see store.connect_timeout",
+            "cannot connect to d: postgres: the database system is starting up [57P03]: the server starts up",
+            "cannot connect to d: postgres: sorry, too many clients already [53300]: raise max_connections",
+            "postgres: connection closed",
+        ] {
+            assert!(is_away(away), "{away}");
+        }
+        for wrong in [
+            "cannot connect to d: postgres: password authentication failed for user \"u\" [28P01]: check user and password of store.url",
+            "cannot connect to d: postgres: database \"[none]\" does not exist [3D000]: create the database",
+            "cannot connect to d: postgres: error performing TLS handshake: invalid peer certificate: UnknownIssuer",
+            "cannot connect to d: postgres: invalid configuration: password missing",
+            "postgres: permission denied for schema rollmill [42501]: grant what is missing",
+        ] {
+            assert!(!is_away(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_servers_that_are_configured_are_waited_for() {
+        let embedded = Config::default();
+        let shared = Config::default().with("kafka.brokers", "b:9092").with("store.url", "postgres://db/r");
+        let refused = || StoreError::Failed("postgres: error connecting to server: refused".to_owned());
+        for (error, what) in [
+            (anyhow::Error::new(Unopened::Away("gone".to_owned())).context("cannot open the log"), Some(KAFKA)),
+            (anyhow::Error::new(Unopened::Wrong("no topic".to_owned())).context("cannot open the log"), None),
+            (anyhow::Error::new(LogError::Io("gone".to_owned())).context("where shard 1 ends"), Some(KAFKA)),
+            (anyhow::Error::new(LogError::Corrupt("x".to_owned())), None),
+            (refused().into(), Some(DATABASE)),
+            (StoreError::Invalid("error connecting to server".to_owned()).into(), None),
+            (anyhow::anyhow!("the disk is full"), None),
+        ] {
+            assert_eq!(awaited(&shared, &error), what, "{error:#}");
+            assert!(error.is::<Unopened>() || awaited(&embedded, &error).is_none(), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn pauses_are_shortened_by_half_at_most() {
+        for _ in 0..100 {
+            let pause = shortened(PAUSE_MAX).expect("randomness");
+            assert!(PAUSE_MAX / 2 <= pause && pause <= PAUSE_MAX, "{pause:?}");
+        }
+    }
+}

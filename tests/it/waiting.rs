@@ -1,0 +1,178 @@
+//! A node that starts while Kafka or PostgreSQL is away: it waits, says what for, and ends at once if no waiting mends it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rollmill::persistence::log::kafka::topic::{Admin, Wish};
+use rollmill::persistence::log::kafka::{Connection, Properties};
+
+use crate::kafka::broker::Kafka;
+use crate::postgres::{self, Postgres};
+use crate::support::{Server, agent, free_port};
+
+fn create_topic(brokers: &str, topic: &str) {
+    let (properties, timeout) = (Properties::default(), Duration::from_secs(20));
+    let connection = Connection { brokers: brokers.to_owned(), topic: topic.to_owned(), properties, timeout };
+    let admin = Admin::new(&connection).expect("settings");
+    admin.create(&Wish { partitions: 4, replication: 1, min_isr: 1 }, 5).expect("a topic");
+}
+
+fn spawn(data: &Path, settings: &[(&str, &str)]) -> Server {
+    let quick = [("shards.count", "4"), ("kafka.timeout", "1s"), ("flush.interval", "200ms")];
+    Server::spawn(data, free_port(), &[&quick, settings].concat())
+}
+
+fn said(data: &Path) -> String {
+    std::fs::read_to_string(data.with_extension("server.log")).unwrap_or_default()
+}
+
+/// Waits until the node answers, and says that it waits for this.
+fn await_waiting(node: &mut Server, what: &str) {
+    node.wait_alive();
+    let (status, answer) = node.get("/readyz");
+    assert_eq!((status, &answer["error"]["code"]), (503, &"not_ready".into()), "{answer}");
+    assert!(answer["error"]["message"].as_str().is_some_and(|why| why.contains(what)), "{answer}");
+}
+
+/// Sends one event until it is taken.
+fn await_taken(node: &mut Server, data: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while node.post(r#"{"metric":"m","id":"1"}"#).0 != 202 {
+        assert!(!node.has_ended() && Instant::now() < deadline, "it takes nothing:\n{}", said(data));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The exit code of a node that is to end by itself, within this time.
+fn ends(mut node: Server, data: &Path, within: Duration) -> (Option<i32>, String) {
+    let began = Instant::now();
+    loop {
+        if let Some(code) = node.exit_code() {
+            return (code, said(data));
+        }
+        assert!(began.elapsed() < within, "it does not end:\n{}", said(data));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_node_waits_for_kafka_and_serves_when_it_comes() {
+    let mut kafka = Kafka::start(1);
+    let brokers = kafka.brokers();
+    create_topic(&brokers, "rollmill");
+    let server = postgres::shared();
+    let (dir, url) = (tempfile::tempdir().expect("a directory"), server.url(&server.database()));
+    let archive = format!("file://{}", dir.path().join("archive").display());
+    let settings = [("kafka.brokers", brokers.as_str()), ("store.url", &url), ("archive.url", &archive)];
+    kafka.kill(1);
+
+    let data = dir.path().join("node");
+    let mut node = spawn(&data, &settings);
+    await_waiting(&mut node, "Kafka (kafka.brokers)");
+    let (status, answer) = node.post(r#"{"metric":"m","id":"0"}"#);
+    assert_eq!((status, &answer["error"]["code"]), (503, &"starting".into()), "{answer}");
+    // A client that keeps its connection meets the node itself, not the one that waits.
+    let patient = agent();
+    let status = |path: &str| patient.get(format!("{}{path}", node.url)).call().expect("an answer").status().as_u16();
+    assert_eq!(status("/readyz"), 503);
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(status("/healthz"), 200);
+
+    let stopped = dir.path().join("stopped");
+    let mut other = spawn(&stopped, &settings);
+    await_waiting(&mut other, "Kafka");
+    let began = Instant::now();
+    assert_eq!(other.stop(), Some(0), "{}", said(&stopped));
+    assert!(began.elapsed() < Duration::from_secs(1), "the stop took {:?}", began.elapsed());
+
+    kafka.restart(1);
+    await_taken(&mut node, &data);
+    node.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while patient.get(format!("{}/readyz", node.url)).call().expect("an answer").status() != 200 {
+        assert!(Instant::now() < deadline, "not ready");
+    }
+    let text = said(&data);
+    let lines = text.lines().filter(|line| line.contains("the node waits for Kafka")).count();
+    assert!((1..=4).contains(&lines) && text.contains("what the node waited for is there"), "{text}");
+
+    // Its writes need no store.
+    let gate = dir.path().join("gate");
+    let away = format!("postgres://rollmill@127.0.0.1:{}/none", free_port());
+    let gateway = [("node.roles", "gateway"), ("kafka.brokers", &brokers), ("store.url", &away), ("archive.url", &archive)];
+    let mut gateway = spawn(&gate, &gateway);
+    gateway.wait_alive();
+    await_taken(&mut gateway, &gate);
+    assert!(!said(&gate).contains("waits"), "{}", said(&gate));
+    assert_eq!((gateway.stop(), node.stop()), (Some(0), Some(0)));
+}
+
+#[test]
+fn a_node_waits_for_postgres_and_not_for_a_wrong_password() {
+    let mut server = Postgres::start("waiting");
+    let database = server.database();
+    server.psql("postgres", "CREATE ROLE locked LOGIN SUPERUSER PASSWORD 'right'").expect("a role");
+    let url = server.url(&database);
+    let dir = tempfile::tempdir().expect("a directory");
+    server.kill();
+
+    let data = dir.path().join("node");
+    let mut node = spawn(&data, &[("store.url", &url)]);
+    await_waiting(&mut node, "PostgreSQL (store.url)");
+    assert_eq!(node.get("/v1/query?metric=m").1["error"]["code"], "starting");
+    let stopped = dir.path().join("stopped");
+    let mut other = spawn(&stopped, &[("store.url", &url)]);
+    await_waiting(&mut other, "PostgreSQL");
+    let began = Instant::now();
+    assert_eq!(other.stop(), Some(0), "{}", said(&stopped));
+    assert!(began.elapsed() < Duration::from_secs(1), "the stop took {:?}", began.elapsed());
+    server.run();
+    await_taken(&mut node, &data);
+    node.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+    assert_eq!(node.stop(), Some(0));
+
+    let rules = "host all locked 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust";
+    let file = server.psql("postgres", "SHOW hba_file").expect("a file");
+    server.psql("postgres", &format!("COPY (SELECT unnest(string_to_array('{rules}', E'\\n'))) TO '{file}'")).expect("written");
+    server.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
+    let elsewhere = |user: &str, database: &str| format!("postgres://{user}@127.0.0.1:{}/{database}", server.port);
+    for (name, url, says) in [
+        ("password", elsewhere("locked:wrong", &database), "[28P01]"),
+        ("nothing", elsewhere("locked", &database), "password missing"),
+        ("database", elsewhere("postgres", "nowhere"), "[3D000]"),
+    ] {
+        let data = dir.path().join(name);
+        let (code, text) = ends(spawn(&data, &[("store.url", &url)]), &data, Duration::from_secs(10));
+        assert!(code == Some(1) && text.contains(says) && !text.contains("waits"), "{name}: {code:?} {text}");
+    }
+}
+
+#[test]
+fn how_long_a_node_waits_is_configured_and_what_is_wrong_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = postgres::shared();
+    let (url, away) = (server.url(&server.database()), format!("127.0.0.1:{}", free_port()));
+    let archive = format!("file://{}", dir.path().join("archive").display());
+    let there = Kafka::shared().brokers();
+    let none = ("archive.cold_url", "");
+    for (name, brokers, wait, more, says, waits) in [
+        ("none", &away, "0", none, "cannot be reached", false),
+        ("short", &away, "1s", none, "waited 1s (server.start_wait) for Kafka (kafka.brokers)", true),
+        ("topic", &there, "5m", none, "rollmill topic create", false),
+        ("archive", &away, "5m", ("archive.cold_url", "ftp://cold"), "archive.cold_url", false),
+        ("mesh", &away, "5m", ("cluster.listen", "127.0.0.1:0"), "cluster.cookie_file", false),
+    ] {
+        let data = dir.path().join(name);
+        let settings = [
+            ("kafka.brokers", brokers.as_str()),
+            ("kafka.topic", "never-made"),
+            ("store.url", &url),
+            ("archive.url", &archive),
+            ("server.start_wait", wait),
+            more,
+        ];
+        let (code, text) = ends(spawn(&data, &settings), &data, Duration::from_secs(30));
+        assert!(code == Some(1) && text.contains(says), "{name}: {code:?} {text}");
+        assert_eq!(text.contains("the node waits"), waits, "{name}: {text}");
+    }
+}
