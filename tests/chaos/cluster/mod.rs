@@ -195,7 +195,7 @@ impl Cluster {
         let (deadline, agent) = (Instant::now() + Duration::from_secs(60), crate::support::agent());
         while agent.get(format!("{}/readyz", self.url(at))).call().map_or(true, |answer| answer.status() != 200) {
             assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.nodes[at].name, self.said(at));
-            // As a service manager does: a node that cannot reach the log or the store at its start ends, and is started again.
+            // As a service manager does: a node that was killed, or has waited for log and store in vain, is started again.
             if self.nodes[at].server.as_mut().is_none_or(Server::has_ended) {
                 self.spawn(at);
             }
