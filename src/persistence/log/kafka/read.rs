@@ -2,7 +2,7 @@
 //!
 //! Two lanes, each a consumer with a cursor per shard: the shard's actor reads at the end of the log while its archiver reads far
 //! behind, and neither moves the other's cursor. A lane fetches a partition only while somebody reads it: an archiver that has had enough
-//! for now would otherwise get each new record on its own, as the shard does. librdkafka bounds what is fetched ahead of each cursor
+//! would otherwise get each new record on its own, as the shard does. librdkafka bounds what is fetched ahead of each cursor
 //! (`kafka.prefetch`).
 
 use std::collections::VecDeque;
