@@ -56,6 +56,17 @@ impl Drop for Balancer {
     }
 }
 
+/// Waits until every node has shards and all are served. A node is ready before the group has given it any: without them its stop would show
+/// nothing, and a stop in the middle of a rebalance would show two moves.
+fn balanced(cluster: &Cluster, asked: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !(0..FULL).all(|at| cluster.owns(asked, at)) {
+        assert!(Instant::now() < deadline, "a node is given nothing");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.served(asked);
+}
+
 #[test]
 fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
     let mut cluster = Cluster::start(&[("server.drain_delay", "500ms")]);
@@ -71,13 +82,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
         std::thread::sleep(Duration::from_secs(2));
         for at in 0..FULL {
             let asked = (at + 1) % FULL;
-            // A node is ready before the group has given it shards; without any, its stop would show nothing.
-            let deadline = Instant::now() + Duration::from_secs(60);
-            while !cluster.owns(asked, at) {
-                assert!(Instant::now() < deadline, "node {at} is given nothing");
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            cluster.served(asked);
+            balanced(&cluster, asked);
             let node = cluster.nodes[at].server.take().expect("it runs");
             let stopping = std::thread::spawn(move || node.stop());
             // From the moment at which its shards begin to move.
@@ -86,7 +91,6 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
             assert_eq!(stopping.join().expect("no panic"), Some(0));
             cluster.spawn(at);
             cluster.await_ready(at);
-            cluster.served(asked);
         }
         drop(stops);
         let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
