@@ -52,6 +52,8 @@ const ALL_EVERY: Duration = Duration::from_secs(10);
 const LEADERS_EVERY: Duration = Duration::from_secs(30);
 /// A broker that did not answer is left alone for this long, so that the shards of the others stay fresh.
 const REST: Duration = Duration::from_secs(1);
+/// A new topic, and then its settings, are known to one broker after the other: what is not right is looked at again for so long.
+const NEW_TOPIC: Duration = Duration::from_secs(2);
 /// The identity of the topic is looked at this often.
 const IDENTITY_EVERY: Duration = Duration::from_secs(30);
 /// Records are deleted at most this often while `log.safety` keeps a day of them anyway.
@@ -123,11 +125,14 @@ impl KafkaLog {
         let wish = Wish { partitions: options.shard_count, replication: options.replication, min_isr: options.min_isr };
         reach::reach(&options.connection)?;
         let admin = Admin::new(&options.connection).map_err(Unopened::Wrong)?;
-        let description = admin.describe(&wish)?;
-        match (description.refusal(&options.connection.brokers), description.log) {
-            (None, Some(id)) => Self::open_as(options, admin, id),
-            (refusal, _) => Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned()))),
-        }
+        let watch = Stopwatch::start();
+        let id = loop {
+            match fit(&admin, &wish, &options.connection.brokers) {
+                Err(Unopened::Wrong(_)) if watch.elapsed() < NEW_TOPIC => std::thread::park_timeout(NEW_TOPIC / 20),
+                outcome => break outcome?,
+            }
+        };
+        Self::open_as(options, admin, id)
     }
 
     /// Opens the log of a topic that was checked.
@@ -315,6 +320,15 @@ impl Shared {
         // Without a safety distance only the floor counts, and a broker's clock may be ahead of ours.
         let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
         times::releasable(self.marks.start(shard), floor, before, |time| self.asker.one(shard, Ask::Since(time)))
+    }
+}
+
+/// The log of a topic that keeps the promises.
+fn fit(admin: &Admin, wish: &Wish, brokers: &str) -> Result<LogId, Unopened> {
+    let description = admin.describe(wish)?;
+    match (description.refusal(brokers), description.log) {
+        (None, Some(id)) => Ok(id),
+        (refusal, _) => Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned()))),
     }
 }
 
