@@ -74,8 +74,8 @@ pub enum Effect {
         /// Its index.
         index: u32,
     },
-    /// Look whether the store still stands where this owner and its archiver left it, or further; if not, drop the state. A flush would find out, but there
-    /// is nothing to flush: a store that failed over and lost commits would stay behind for as long as no event comes.
+    /// Look whether the store still stands where this owner and its archiver left it, or further; if not, drop the state. A flush would
+    /// find out, but there is nothing to flush: a store that failed over and lost commits would stay behind for as long as no event comes.
     Confirm {
         /// Up to here this owner has committed.
         next: Offset,
