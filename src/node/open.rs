@@ -38,10 +38,10 @@ pub(super) async fn open(config: &Config, data: &DataDir, listener: &TcpListener
         Ok(ports) => return Ok(ports),
         Err(error) => error,
     };
-    if config.duration("server.start_wait").is_zero() || awaited(config, &error).is_none() {
-        return Err(error);
-    }
-    let why = Arc::new(ArcSwap::from_pointee(String::new()));
+    let what = awaited(config, &error).filter(|_| !config.duration("server.start_wait").is_zero());
+    let Some(what) = what else { return Err(error) };
+    // Known before the first request is answered.
+    let why = Arc::new(ArcSwap::from_pointee(waits_for(what)));
     let connections = config.number("server.max_connections") as usize;
     tokio::select! {
         ports = patiently(config, data, &render, error, &why) => ports,
@@ -61,7 +61,7 @@ async fn patiently(
     let (mut pause, mut told) = (PAUSE_MIN, BTreeSet::new());
     loop {
         let Some(what) = awaited(config, &error) else { return Err(error) };
-        why.store(Arc::new(format!("it waits for {what}, which cannot be used yet; the node's log says why")));
+        why.store(Arc::new(waits_for(what)));
         let left = limit.saturating_sub(watch.elapsed());
         if left.is_zero() {
             return Err(error.context(format!("waited {limit:?} (server.start_wait) for {what}")));
@@ -81,6 +81,10 @@ async fn patiently(
             Err(again) => error = again,
         }
     }
+}
+
+fn waits_for(what: &str) -> String {
+    format!("it waits for {what}, which cannot be used yet; the node's log says why")
 }
 
 /// Between a half and the whole of it.
