@@ -204,8 +204,8 @@ impl Archiver {
             }
             match self.archive.examine(&link.object) {
                 Ok(found) => self.note(slot, owner, &found.row)?,
-                Err(ArchiveError::Corrupt { path, .. }) if links_around(&chains, &path, rest) => {
-                    chains = chains.without(&path);
+                Err(damage @ ArchiveError::Corrupt { .. }) => {
+                    (chains, _) = chains.around(&link.object.path, next, rest).ok_or(damage)?;
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -260,11 +260,6 @@ impl Archiver {
             Err(why) => tracing::warn!(%why, "releasing log segments failed, it is tried again"),
         }
     }
-}
-
-/// Whether other objects have the records of a damaged one.
-fn links_around(chains: &Chains, damaged: &str, range: OffsetRange) -> bool {
-    chains.without(damaged).covering(range.from, range).is_ok()
 }
 
 /// What the log does not have any more and the archive never got.

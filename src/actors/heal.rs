@@ -139,9 +139,8 @@ impl Healing {
     /// Goes on with other objects than the damaged one that is due.
     fn go_around(&mut self, next: Offset, damage: ArchiveError) -> Result<(), ArchiveError> {
         let Some(link) = self.links.front() else { return Err(damage) };
-        let chains = self.chains.without(&link.object.path);
         let rest = OffsetRange { from: next, to: self.lost.to.max(next + 1) };
-        let Ok(links) = chains.covering(self.anchor, rest) else { return Err(damage) };
+        let Some((chains, links)) = self.chains.around(&link.object.path, self.anchor, rest) else { return Err(damage) };
         tracing::warn!(path = link.object.path, %damage, "an archive object is damaged; others have its records");
         self.to = links.last().map_or(self.to, |link| link.name.range.to);
         (self.chains, self.links) = (chains, links.into());

@@ -364,7 +364,7 @@ impl ShardActor {
         let committing = shell.committing.take();
         let label = match &outcome {
             Ok(()) => "committed",
-            Err(StoreError::Failed(_)) => "failed",
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_)) => "failed",
             Err(StoreError::Refused { .. }) => "refused",
             Err(StoreError::Unknown(_)) => "unknown",
             Err(StoreError::Invalid(_)) => "invalid",
@@ -380,7 +380,7 @@ impl ShardActor {
                 shell.alone = None;
                 self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;
             }
-            Err(StoreError::Failed(why)) => {
+            Err(StoreError::Failed(why) | StoreError::Unavailable(why)) => {
                 tracing::warn!(shard = self.shard.0, %why, "flush failed, it is tried again");
                 self.with_state(|state| state.step(Input::CommitFailed, &mut Vec::new()))?;
             }

@@ -41,23 +41,21 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, min: u64, ma
     Key { name, kind, default, min, max, doc }
 }
 
+const fn text(name: &'static str, default: &'static str, doc: &'static str) -> Key {
+    key(name, Kind::Text, default, 0, 0, doc)
+}
+
 /// Every key.
 pub const KEYS: &[Key] = &[
-    key("node.name", Kind::Text, "", 0, 0, "Name of this node in `rollmill status`. Empty: the name of the machine."),
-    key(
+    text("node.name", "", "Name of this node in `rollmill status`. Empty: the name of the machine."),
+    text(
         "node.roles",
-        Kind::Text,
         "gateway,shards,query,replay",
-        0,
-        0,
         "What this node does. The embedded log and SQLite need every role on one node.",
     ),
-    key(
+    text(
         "server.listen",
-        Kind::Text,
         "127.0.0.1:8080",
-        0,
-        0,
         "Where HTTP and WebSocket are served. Without API keys only loopback addresses are taken.",
     ),
     key("server.max_connections", Kind::Number, "4096", 1, 1000000, "Connections at once; one more waits until another ends."),
@@ -86,7 +84,7 @@ pub const KEYS: &[Key] = &[
         86400000,
         "While Kafka or PostgreSQL cannot be reached at a start, it is tried again for this long; then the node ends with code 1. 0 ends it at once.",
     ),
-    key("data.dir", Kind::Text, "./data", 0, 0, "Log, store and archive of the embedded mode. One process at a time."),
+    text("data.dir", "./data", "Log, store and archive of the embedded mode. One process at a time."),
     key(
         "shards.count",
         Kind::Number,
@@ -198,16 +196,9 @@ pub const KEYS: &[Key] = &[
         "Bytes waiting to be committed; beyond it 503 with Retry-After.",
     ),
     key("log.tail_cache", Kind::Bytes, "64MiB", 0, 17179869184, "Recent records kept in memory for the shards."),
-    key("kafka.brokers", Kind::Text, "", 0, 0, "Kafka as the log: `host:port,host:port`. Empty: the embedded log in `data.dir`."),
-    key(
-        "kafka.topic",
-        Kind::Text,
-        "rollmill",
-        0,
-        0,
-        "Topic of the log; shard n is partition n. `rollmill topic create` makes it.",
-    ),
-    key("kafka.group", Kind::Text, "rollmill", 0, 0, "Consumer group that assigns shards to nodes."),
+    text("kafka.brokers", "", "Kafka as the log: `host:port,host:port`. Empty: the embedded log in `data.dir`."),
+    text("kafka.topic", "rollmill", "Topic of the log; shard n is partition n. `rollmill topic create` makes it."),
+    text("kafka.group", "rollmill", "Consumer group that assigns shards to nodes."),
     key("kafka.replication", Kind::Number, "1", 1, 32, "Replicas that the topic must have at least; 3 in production."),
     key(
         "kafka.min_isr",
@@ -217,12 +208,9 @@ pub const KEYS: &[Key] = &[
         32,
         "In-sync replicas without which Kafka refuses writes, at least; 2 in production.",
     ),
-    key(
+    text(
         "kafka.properties",
-        Kind::Text,
         "",
-        0,
-        0,
         "More settings of the client, `name=value,name=value`, such as those of SASL and TLS; never shown.",
     ),
     key("kafka.timeout", Kind::Duration, "5s", 100, 600000, "Patience with one request to Kafka."),
@@ -276,28 +264,15 @@ pub const KEYS: &[Key] = &[
         274877906944,
         "Memory of the deltas of all shards; a shard over its part flushes early.",
     ),
-    key(
+    text(
         "store.url",
-        Kind::Text,
         "",
-        0,
-        0,
         "PostgreSQL or TimescaleDB that holds the rollups: `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`. Empty: SQLite in `data.dir`.",
     ),
-    key(
-        "store.read_url",
-        Kind::Text,
-        "",
-        0,
-        0,
-        "The same primary, as a role that may only read, for queries. Empty: `store.url`.",
-    ),
-    key(
+    text("store.read_url", "", "The same primary, as a role that may only read, for queries. Empty: `store.url`."),
+    text(
         "store.tls_ca",
-        Kind::Text,
         "",
-        0,
-        0,
         "PEM file of the authorities of the server's certificate, for URLs with `sslmode=require`. Empty: those of the system.",
     ),
     key(
@@ -368,29 +343,20 @@ pub const KEYS: &[Key] = &[
     ),
     key("archive.max_bytes", Kind::Bytes, "128MiB", 1024, 4294967296, "Raw bytes of one archive object."),
     key("archive.max_delay", Kind::Duration, "10m", 100, 86400000, "An object is written at the latest after this time."),
-    key(
+    text(
         "archive.url",
-        Kind::Text,
         "",
-        0,
-        0,
         "Where raw events are archived: `file:///path` or `s3://bucket/prefix`. Empty: `archive` in the data directory.",
     ),
-    key(
+    text(
         "archive.endpoint",
-        Kind::Text,
         "",
-        0,
-        0,
         "Endpoint of the object storage, such as `http://127.0.0.1:9000`. Empty: AWS, or that of the environment.",
     ),
-    key("archive.region", Kind::Text, "", 0, 0, "Its region. Empty: that of the environment, or us-east-1."),
-    key(
+    text("archive.region", "", "Its region. Empty: that of the environment, or us-east-1."),
+    text(
         "archive.credentials_file",
-        Kind::Text,
         "",
-        0,
-        0,
         "Its credentials, in the form of the AWS tools. Empty: the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`) or the role of the machine.",
     ),
     key(
@@ -401,15 +367,12 @@ pub const KEYS: &[Key] = &[
         3600000,
         "One request to the object storage, an object of archive.max_bytes included. It is tried again three times, for twice this time.",
     ),
-    key(
+    text(
         "archive.cold_url",
-        Kind::Text,
         "",
-        0,
-        0,
         "Where old objects move to, on the same endpoint or in a directory; must be another place. Empty: they stay.",
     ),
-    key("archive.cold_class", Kind::Text, "", 0, 0, "Storage class of moved objects, such as STANDARD_IA. Empty: the bucket's."),
+    text("archive.cold_class", "", "Storage class of moved objects, such as STANDARD_IA. Empty: the bucket's."),
     key("archive.cold_after", Kind::Duration, "30d", 100, 3153600000000, "Objects older than this move."),
     key(
         "archive.keep",
@@ -432,12 +395,9 @@ pub const KEYS: &[Key] = &[
     key("query.max_concurrent", Kind::Number, "64", 1, 4096, "Queries at once; beyond it 503 with Retry-After."),
     key("query.stale_after", Kind::Duration, "10s", 100, 3600000, "A shard further behind makes the answer partial."),
     key("query.cache", Kind::Bytes, "64MiB", 0, 68719476736, "Cached parts of answers; 0 turns the cache off."),
-    key(
+    text(
         "query.redis",
-        Kind::Text,
         "",
-        0,
-        0,
         "A second query cache that nodes share, behind query.cache: `redis://[[user]:password@]host[:port][/database]`. Empty: none.",
     ),
     key(
@@ -461,14 +421,7 @@ pub const KEYS: &[Key] = &[
         3600000,
         "A WebSocket that says nothing for this long, pings unanswered, or takes nothing for this long is closed.",
     ),
-    key(
-        "auth.keys_file",
-        Kind::Text,
-        "",
-        0,
-        0,
-        "File of API keys, written by `rollmill keys`. Empty: no keys, loopback only, tenant `default`.",
-    ),
+    text("auth.keys_file", "", "File of API keys, written by `rollmill keys`. Empty: no keys, loopback only, tenant `default`."),
     key(
         "supervision.max_restarts",
         Kind::Number,
@@ -480,53 +433,31 @@ pub const KEYS: &[Key] = &[
     key("supervision.restart_window", Kind::Duration, "1m", 1000, 86400000, "The window."),
     key("supervision.backoff_min", Kind::Duration, "100ms", 1, 600000, "Delay of the first restart; it doubles."),
     key("supervision.backoff_max", Kind::Duration, "10s", 1, 3600000, "Longest delay."),
-    key(
+    text(
         "cluster.listen",
-        Kind::Text,
         "",
-        0,
-        0,
         "Where other nodes come in, HOST:PORT. Empty: this node knows of no others, and answers for its own shards alone.",
     ),
-    key(
+    text(
         "cluster.peers",
-        Kind::Text,
         "",
-        0,
-        0,
         "Addresses to dial, host:port,host:port; the node's own may be among them. A node that dials is known to the one that it dials.",
     ),
-    key(
+    text(
         "cluster.cookie_file",
-        Kind::Text,
         "",
-        0,
-        0,
         "File with the secret of the cluster, at least 32 bytes, the same on all nodes; or the environment ROLLMILL_CLUSTER_COOKIE.",
     ),
-    key(
+    text(
         "cluster.cert",
-        Kind::Text,
         "",
-        0,
-        0,
         "This node's certificate for TLS between nodes (PEM), for the host in cluster.peers. Empty: plain TCP, loopback only.",
     ),
-    key("cluster.key", Kind::Text, "", 0, 0, "The key of this certificate (PEM)."),
-    key(
-        "cluster.ca",
-        Kind::Text,
-        "",
-        0,
-        0,
-        "The authority that has signed the certificates of all nodes (PEM); each side checks the other's.",
-    ),
-    key(
+    text("cluster.key", "", "The key of this certificate (PEM)."),
+    text("cluster.ca", "", "The authority that has signed the certificates of all nodes (PEM); each side checks the other's."),
+    text(
         "cluster.insecure",
-        Kind::Text,
         "false",
-        0,
-        0,
         "true: plain TCP between nodes beyond loopback. Whoever can read the network reads the events' figures, and can alter them.",
     ),
     key(

@@ -149,29 +149,8 @@ fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
         if let Some(LogError::Io(_)) = cause.downcast_ref() {
             return is("kafka.brokers").then_some(KAFKA);
         }
-        let failed = cause.downcast_ref()?;
-        matches!(failed, StoreError::Failed(why) if is("store.url") && is_away(why)).then_some(DATABASE)
+        matches!(cause.downcast_ref()?, StoreError::Unavailable(_) if is("store.url")).then_some(DATABASE)
     })
-}
-
-/// Whether a database is away, by the words of the store: the state that the server named, in brackets; without one, nobody answered.
-/// A password, a certificate or a database that is not there is no matter of time.
-fn is_away(why: &str) -> bool {
-    let is_state = |text: &&str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-    let state = why.split('[').skip(1).filter_map(|rest| rest.split_once(']')).map(|(state, _)| state).find(is_state);
-    match state {
-        // Shutting down, starting up, crashed; too many connections; the connection broke; another node is laying the tables.
-        Some(state) => ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class)),
-        None => [
-            "error connecting to server",
-            "timeout waiting for server",
-            "connection closed",
-            "error communicating",
-            "no answer within",
-        ]
-        .iter()
-        .any(|words| why.contains(words)),
-    }
 }
 
 #[cfg(test)]
@@ -179,41 +158,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_database_is_away_if_nobody_answers_or_it_says_so_itself() {
-        for away in [
-            "cannot connect to database d on h:1 as u: postgres: error connecting to server: Connection refused (os error 111)",
-            "cannot connect to d: postgres: error connecting to server: failed to lookup address information: Name or service not known",
-            "cannot connect to d: postgres: error connecting to server: database does not allow writes",
-            "cannot connect to d: no answer within 10s, see store.connect_timeout",
-            "cannot connect to d: postgres: the database system is starting up [57P03]: the server starts up",
-            "cannot connect to d: postgres: sorry, too many clients already [53300]: raise max_connections",
-            "postgres: connection closed",
-        ] {
-            assert!(is_away(away), "{away}");
-        }
-        for wrong in [
-            "cannot connect to d: postgres: password authentication failed for user \"u\" [28P01]: check user and password of store.url",
-            "cannot connect to d: postgres: database \"[none]\" does not exist [3D000]: create the database",
-            "cannot connect to d: postgres: error performing TLS handshake: invalid peer certificate: UnknownIssuer",
-            "cannot connect to d: postgres: invalid configuration: password missing",
-            "postgres: permission denied for schema rollmill [42501]: grant what is missing",
-        ] {
-            assert!(!is_away(wrong), "{wrong}");
-        }
-    }
-
-    #[test]
     fn only_servers_that_are_configured_are_waited_for() {
         let embedded = Config::default();
         let shared = Config::default().with("kafka.brokers", "b:9092").with("store.url", "postgres://db/r");
-        let refused = || StoreError::Failed("postgres: error connecting to server: refused".to_owned());
+        let refused = || StoreError::Unavailable("refused".to_owned());
         for (error, what) in [
             (anyhow::Error::new(Unopened::Away("gone".to_owned())).context("cannot open the log"), Some(KAFKA)),
             (anyhow::Error::new(Unopened::Wrong("no topic".to_owned())).context("cannot open the log"), None),
             (anyhow::Error::new(LogError::Io("gone".to_owned())).context("where shard 1 ends"), Some(KAFKA)),
             (anyhow::Error::new(LogError::Corrupt("x".to_owned())), None),
             (refused().into(), Some(DATABASE)),
-            (StoreError::Invalid("error connecting to server".to_owned()).into(), None),
+            (StoreError::Failed("wrong password".to_owned()).into(), None),
             (anyhow::anyhow!("the disk is full"), None),
         ] {
             assert_eq!(awaited(&shared, &error), what, "{error:#}");

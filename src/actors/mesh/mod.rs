@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `membership.rs` | the actor that dials, accepts, watches and drops peers |
+//! | `membership/` | the actor that dials, accepts, watches and drops peers |
 //! | `listener.rs` | where other nodes come in |
 //! | `peer.rs`, `directory.rs` | what is known of each, and who owns which shard |
 //! | `reader.rs` | the asking side: one call per node and query |

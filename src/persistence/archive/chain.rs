@@ -103,6 +103,13 @@ impl Chains {
         Ok(wanted.collect())
     }
 
+    /// The way around an object that turned out to be damaged: the other objects, and those of them that hold `range`. None if they do not.
+    pub fn around(&self, damaged: &str, anchor: Offset, range: OffsetRange) -> Option<(Self, Vec<Link>)> {
+        let others = self.without(damaged);
+        let links = others.covering(anchor, range).ok()?;
+        Some((others, links))
+    }
+
     fn leads_to(&self, link: &Link) -> Offset {
         self.reach(link.name.range.to)
     }
@@ -140,6 +147,18 @@ mod tests {
         assert_eq!((all.reach(0), all.reach(14), all.reach(3), all.links().len()), (25, 16, 3, 6));
         let other = all.without(&all.from(0)[1].object.path);
         assert_eq!(ranges(&other.from(0)), [(0, 10, 1), (10, 20, 2), (20, 25, 3)]);
+    }
+
+    #[test]
+    fn a_damaged_object_is_gone_around_if_others_have_its_records() {
+        let all = chains(&[(0, 10, 1), (10, 20, 2), (10, 18, 1), (20, 30, 2)]);
+        let path = |at: usize| all.links()[at].object.path.clone();
+        let range = |from, to| OffsetRange { from, to };
+        let (others, links) = all.around(&path(2), 0, range(5, 18)).expect("the older owner's");
+        assert_eq!(ranges(&links), [(0, 10, 1), (10, 18, 1)]);
+        assert_eq!(ranges(others.links()), [(0, 10, 1), (10, 18, 1), (20, 30, 2)]);
+        assert_eq!(all.around(&path(2), 0, range(5, 19)), None);
+        assert_eq!(others.around(&path(1), 0, range(5, 18)), None, "two are damaged");
     }
 
     #[test]

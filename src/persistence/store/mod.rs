@@ -31,6 +31,9 @@ pub enum StoreError {
     /// Certainly not applied; may work later.
     #[error("the store failed, nothing was written: {0}")]
     Failed(String),
+    /// Certainly not applied: nobody answers, or the server says that it cannot now. Works again by itself.
+    #[error("the store is away, nothing was written: {0}")]
+    Unavailable(String),
     /// May have been applied.
     #[error("the outcome of the transaction is unknown: {0}")]
     Unknown(String),

@@ -80,10 +80,11 @@ impl Connector {
                 )));
             }
             Ok(Err(error)) => StoreError::from(Failure::Said(error)),
-            Err(_) => StoreError::Failed(format!("no answer within {:?}, see store.connect_timeout", self.limit)),
+            Err(_) => StoreError::Unavailable(format!("no answer within {:?}, see store.connect_timeout", self.limit)),
         };
         Err(match failure {
             StoreError::Failed(why) => StoreError::Failed(format!("cannot connect to {}: {why}", self.place)),
+            StoreError::Unavailable(why) => StoreError::Unavailable(format!("cannot connect to {}: {why}", self.place)),
             other => other,
         })
     }

@@ -3,11 +3,14 @@
 //! | when | what | answer |
 //! |---|---|---|
 //! | before COMMIT was sent | anything | `Failed`: a transaction that was not committed is rolled back, by us or by the end of its connection |
+//! | … | nobody answers, or the server says that it starts, stops, or is full | `Unavailable`: the same, and waiting mends it |
 //! | at COMMIT | the server says that it rolled back (class 40, class 23) | `Failed` |
 //! | at COMMIT | anything else: connection lost, deadline, the server shutting down | `Unknown` |
 //! | any time | data or index damaged (XX001, XX002), tables not as this build knows them (42P01, 42703) | `Invalid` |
 //!
 //! After every error but a plain one of a statement the session is thrown away.
+
+use std::io::ErrorKind;
 
 use tokio_postgres::Error;
 use tokio_postgres::error::{Severity, SqlState};
@@ -40,6 +43,16 @@ impl Failure {
         said.parsed_severity() == Some(Severity::Error) && !said.code().code().starts_with("57P") && !stale
     }
 
+    /// Whether it passes by itself. A password, a certificate or a database that is not there is no matter of time.
+    fn passes(&self) -> bool {
+        let Failure::Said(error) = self else { return true };
+        match error.code().map(SqlState::code) {
+            // Shutting down, starting up, crashed; too many connections; the connection broke; another transaction was in the way.
+            Some(state) => ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class)),
+            None => error.is_closed() || is_broken(error),
+        }
+    }
+
     /// The answer of a transaction whose COMMIT was sent.
     pub(super) fn of_commit(self) -> StoreError {
         match self.state().map(|state| &state.code()[..2]) {
@@ -61,6 +74,12 @@ impl Failure {
     }
 }
 
+/// Whether it is the connection that failed, and not what was said over it: a certificate that is refused is `InvalidData`.
+fn is_broken(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|io| io.kind() != ErrorKind::InvalidData)
+}
+
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
         let text = format!("postgres: {}", failure.text());
@@ -71,6 +90,7 @@ impl From<Failure> for StoreError {
             Some(state) if *state == SqlState::UNDEFINED_TABLE || *state == SqlState::UNDEFINED_COLUMN => {
                 StoreError::Invalid(format!("{text}: run `rollmill store migrate` as the owner of the tables"))
             }
+            _ if failure.passes() => StoreError::Unavailable(text),
             _ => StoreError::Failed(text),
         }
     }

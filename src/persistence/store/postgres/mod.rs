@@ -230,7 +230,7 @@ impl PostgresStore {
 
     /// Partitions may have been dropped meanwhile, by retention or by a failover to an older state: the next flush looks again.
     fn forget_weeks<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        if matches!(outcome, Err(StoreError::Failed(_) | StoreError::Unknown(_))) {
+        if matches!(outcome, Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unknown(_))) {
             *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
         }
         outcome

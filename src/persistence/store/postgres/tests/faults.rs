@@ -34,7 +34,7 @@ fn what_fails_before_the_commit_has_failed() {
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     proxy.set(Plan { cut_after: Some(b"PGCOPY"), ..Plan::default() });
     let failed = store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0);
-    assert!(matches!(failed, Err(StoreError::Failed(_))), "{failed:?}");
+    assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
     assert_eq!(state(&*direct, 0), (0, 0));
     store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("it may be tried again");
 }
@@ -185,6 +185,30 @@ fn a_locked_row_fails_in_time_and_a_dead_host_is_passed_over() {
     assert!(late.contains("pg_stat_activity"), "{late}");
     drop(stranger);
     store.flush(guard(0, 0, epoch), &FlushBatch::default(), 0).expect("free");
+}
+
+#[test]
+fn what_waiting_mends_is_told_from_what_it_does_not() {
+    let server = server::shared();
+    let (good, read_only) = (server.database(), server.database());
+    server.psql("postgres", &format!("ALTER DATABASE {read_only} SET default_transaction_read_only = on")).expect("set");
+    server.psql(&good, "CREATE ROLE crowded LOGIN CONNECTION LIMIT 0").expect("a role");
+    let url = |user: &str, port: u16, database: &str| format!("postgres://{user}@127.0.0.1:{port}/{database}");
+    let standby = format!("{}?target_session_attrs=read-write", server.url(&read_only));
+    for (away, url) in [
+        (true, url("postgres", 1, &good)),
+        (true, "postgres://postgres@nowhere.invalid/postgres".to_owned()),
+        (true, url("crowded", server.port, &good)),
+        (true, standby),
+        (false, url("postgres", server.port, "nowhere")),
+        (false, url("nobody", server.port, &good)),
+    ] {
+        let error = PostgresStore::open(&options(&url)).expect_err("it cannot be used");
+        assert!(error.to_string().contains("cannot connect to"), "{url}: {error}");
+        let told = matches!((&error, away), (StoreError::Unavailable(_), true) | (StoreError::Failed(_), false));
+        assert!(told, "{url}: {error:?}");
+    }
+    server.psql(&good, "DROP ROLE crowded").expect("dropped");
 }
 
 #[test]

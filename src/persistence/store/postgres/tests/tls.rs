@@ -1,6 +1,7 @@
 //! `sslmode=require` encrypts and verifies, or does not connect.
 
 use super::*;
+use crate::persistence::store::StoreError;
 
 #[test]
 fn tls_verifies_the_server() {
@@ -12,7 +13,9 @@ fn tls_verifies_the_server() {
     let store = PostgresStore::open(&trusted).expect("a store");
     let pid = store.writers.take().expect("a session").session().expect("it").backend.pid;
     assert_eq!(server.psql(&database, &format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {pid}")), Ok("t".into()));
-    let unknown = PostgresStore::open(&options(&required)).expect_err("nobody we know signed it").to_string();
+    let unknown = PostgresStore::open(&options(&required)).expect_err("nobody we know signed it");
+    assert!(matches!(unknown, StoreError::Failed(_)), "no waiting mends it: {unknown:?}");
+    let unknown = unknown.to_string();
     assert!(unknown.contains("certificate") || unknown.contains("UnknownIssuer"), "{unknown}");
     let missing = PostgresOptions { tls_ca: Some("/nowhere.pem".into()), ..options(&required) };
     let missing = PostgresStore::open(&missing).expect_err("no such file").to_string();
@@ -24,6 +27,8 @@ fn tls_verifies_the_server() {
     while server.psql("postgres", "SHOW ssl") != Ok("off".into()) {
         assert!(std::time::Instant::now() < deadline, "the server keeps TLS on");
     }
-    let plain = PostgresStore::open(&trusted).expect_err("no TLS, no connection").to_string();
+    let plain = PostgresStore::open(&trusted).expect_err("no TLS, no connection");
+    assert!(matches!(plain, StoreError::Failed(_)), "{plain:?}");
+    let plain = plain.to_string();
     assert!(plain.contains("does not support TLS"), "{plain}");
 }

@@ -1,0 +1,45 @@
+//! Heartbeats: whether a peer still answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::ActorRef;
+use ractor_cluster::NodeId;
+
+use super::{MeshMessage, MeshOptions};
+use crate::actors::mesh::peer::{BeatError, Peer};
+use crate::clock::Stopwatch;
+
+/// Least time between heartbeats, however often one is asked for.
+const LEAST_GAP: Duration = Duration::from_millis(100);
+
+/// Asks a peer for heartbeats until it falls silent.
+pub(super) async fn beats(peer: Arc<Peer>, id: NodeId, options: Arc<MeshOptions>, mesh: ActorRef<MeshMessage>) {
+    let mut answered = Stopwatch::start();
+    let mut said = None;
+    loop {
+        let beat = Stopwatch::start();
+        match peer.beat(options.dead_after.saturating_sub(answered.elapsed())).await {
+            Ok(()) => answered = Stopwatch::start(),
+            Err(BeatError::Silent) => {}
+            Err(BeatError::Refused(why)) => {
+                answered = Stopwatch::start();
+                if said.as_ref() != Some(&why) {
+                    tracing::error!(peer = %peer.name, %why, "this node and another do not understand each other");
+                    said = Some(why);
+                }
+            }
+        }
+        if answered.elapsed() >= options.dead_after {
+            // The actor that is gone has ended the session.
+            let _ = mesh.cast(MeshMessage::Silent(id));
+            return;
+        }
+        tokio::time::sleep(LEAST_GAP.saturating_sub(beat.elapsed())).await;
+        let rest = options.heartbeat.saturating_sub(beat.elapsed());
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            () = peer.nudged.notified() => {}
+        }
+    }
+}

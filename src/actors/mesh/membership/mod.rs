@@ -1,0 +1,254 @@
+//! The actor that keeps the peers: dials those that are configured again and again, accepts others, drops those that fall silent.
+//!
+//! One session per peer: ractor_cluster elects one when two nodes dial each other. Names carry a random part for each life of a node,
+//! so that a node that comes back is never taken for the session that it has left behind.
+
+mod beats;
+mod dial;
+mod options;
+mod sessions;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor_cluster::node::NodeServerSessionInformation;
+use ractor_cluster::{NetworkStream, NodeEventSubscription, NodeId, NodeServer, NodeServerMessage};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+pub use options::{Cookie, MeshOptions};
+pub use sessions::MeshState;
+
+use super::directory::Directory;
+use super::door::Door;
+use super::listener;
+use super::peer::Peer;
+use super::serve::Server;
+use super::tls::refuse_all;
+use crate::clock::{Clock, Stopwatch};
+use crate::telemetry;
+use beats::beats;
+use dial::{Dial, Phase};
+use sessions::Task;
+
+/// How often the actor looks at its dials and sessions.
+const TICK: Duration = Duration::from_millis(100);
+/// A connection that is not a session by then is closed.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+/// A frame holds an answer and what ractor_cluster puts around it.
+const FRAME_OVERHEAD: usize = 1 << 20;
+/// The group of all doors.
+const SCOPE: &str = "rollmill";
+
+/// The actor.
+#[derive(Clone)]
+pub struct Mesh {
+    /// How the node takes part.
+    pub options: Arc<MeshOptions>,
+    /// Where other nodes come in: bound before the actor starts, and kept over its restarts.
+    pub listener: Arc<TcpListener>,
+    /// Whom it keeps.
+    pub directory: Arc<Directory>,
+    /// Answers other nodes.
+    pub server: Server,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What happened to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// A connection was opened.
+    Opened,
+    /// It has the secret.
+    Authenticated,
+    /// Both sides know each other's doors.
+    Ready,
+    /// It ended.
+    Closed,
+}
+
+/// Messages of the actor.
+pub enum MeshMessage {
+    /// Time passes.
+    Tick,
+    /// Something happened to a session.
+    Session(Happened, Box<NodeServerSessionInformation>),
+    /// A dial has a connection.
+    Dialled(usize, Box<NetworkStream>),
+    /// A dial failed.
+    DialFailed(usize, String),
+    /// A peer has not answered for `cluster.dead_after`.
+    Silent(NodeId),
+}
+
+impl ractor::Message for MeshMessage {}
+
+/// Tells the actor what the server of sessions says.
+struct Events(ActorRef<MeshMessage>);
+
+impl Events {
+    fn tell(&self, happened: Happened, session: NodeServerSessionInformation) {
+        // The actor that is gone takes the sessions with it.
+        let _ = self.0.cast(MeshMessage::Session(happened, Box::new(session)));
+    }
+}
+
+impl NodeEventSubscription for Events {
+    fn node_session_opened(&self, session: NodeServerSessionInformation) {
+        self.tell(Happened::Opened, session);
+    }
+    fn node_session_disconnected(&self, session: NodeServerSessionInformation) {
+        self.tell(Happened::Closed, session);
+    }
+    fn node_session_authenticated(&self, session: NodeServerSessionInformation) {
+        self.tell(Happened::Authenticated, session);
+    }
+    fn node_session_ready(&self, session: NodeServerSessionInformation) {
+        self.tell(Happened::Ready, session);
+    }
+}
+
+impl Actor for Mesh {
+    type Msg = MeshMessage;
+    type State = MeshState;
+    type Arguments = ();
+
+    async fn pre_start(&self, myself: ActorRef<MeshMessage>, (): ()) -> Result<MeshState, ActorProcessingErr> {
+        let mut life = String::new();
+        (0..2).try_for_each(|_| write!(life, "{:016x}", getrandom::u64().map_err(|_| std::fmt::Error)?))?;
+        let options = &self.options;
+        let me = format!("{}@{life}", options.name);
+        let permits = Arc::new(Semaphore::new(options.max_reads));
+        let door = Door { server: self.server.clone(), permits };
+        let (door, _) = Actor::spawn_linked(None, door, (), myself.get_cell()).await?;
+        ractor::pg::join_scoped(SCOPE.to_owned(), me.clone(), vec![door.get_cell()]);
+        // The listener that ractor_cluster insists on is no way in: nodes come in by our own.
+        let stub = ractor_cluster::IncomingEncryptionMode::Tls(refuse_all()?);
+        let secret = options.cookie.0.clone();
+        let isolated = Some(ractor_cluster::node::NodeConnectionMode::Isolated);
+        let server = NodeServer::new(0, secret, options.name.clone(), life, Some(stub), isolated)
+            .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
+            .with_max_inbound_frame_size((self.server.max_answer + FRAME_OVERHEAD) as u64);
+        let (server, _) = Actor::spawn_linked(None, server, (), myself.get_cell()).await?;
+        let subscription = Box::new(Events(myself.clone()));
+        server.cast(NodeServerMessage::SubscribeToEvents { id: SCOPE.to_owned(), subscription })?;
+        let accepting = listener::run(self.listener.clone(), options.tls.clone(), server.clone(), HANDSHAKE);
+        let accepting = Task(tokio::spawn(accepting).abort_handle());
+        myself.send_interval(TICK, || MeshMessage::Tick);
+        let dials = options.peers.iter().map(|address| Dial::new(address)).collect();
+        let (sessions, refused, door) = (HashMap::new(), HashSet::new(), door.get_id());
+        Ok(MeshState { server, door, me, sessions, dials, refused, _accepting: accepting })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<MeshMessage>,
+        message: MeshMessage,
+        state: &mut MeshState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            MeshMessage::Tick => self.on_tick(&myself, state),
+            MeshMessage::Session(Happened::Opened, info) => state.on_opened(&info),
+            MeshMessage::Session(Happened::Authenticated, info) => state.on_authenticated(&info),
+            MeshMessage::Session(Happened::Ready, info) => self.on_ready(&myself, state, &info),
+            MeshMessage::Session(Happened::Closed, info) => state.on_closed(&info),
+            MeshMessage::Dialled(dial, stream) => state.on_dialled(dial, stream)?,
+            MeshMessage::DialFailed(dial, why) => state.dials[dial].failed(&why),
+            MeshMessage::Silent(id) => self.on_silent(state, id),
+        }
+        let answering = state.sessions.values().filter(|session| session.peer.as_ref().is_some_and(|(peer, _)| peer.answers()));
+        metrics::gauge!(telemetry::MESH_PEERS).set(answering.count() as f64);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<MeshMessage>,
+        event: SupervisionEvent,
+        state: &mut MeshState,
+    ) -> Result<(), ActorProcessingErr> {
+        let ended = match &event {
+            SupervisionEvent::ActorFailed(cell, _) | SupervisionEvent::ActorTerminated(cell, ..) => cell.get_id(),
+            _ => return Ok(()),
+        };
+        match ended == state.door || ended == state.server.get_id() {
+            true => Err(format!("a part of the mesh ended: {event}").into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Mesh {
+    fn on_tick(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState) {
+        let late: Vec<NodeId> = state.sessions.iter().filter(|(_, s)| s.is_late()).map(|(id, _)| *id).collect();
+        for id in late {
+            state.stop(id, "handshake_late");
+        }
+        let waiting: Vec<NodeId> =
+            state.sessions.iter().filter(|(_, s)| s.ready && s.peer.is_none()).map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.meet(myself, state, id);
+        }
+        for dial in 0..state.dials.len() {
+            if state.is_due(dial) {
+                self.dial(myself, &mut state.dials[dial], dial);
+            }
+        }
+    }
+
+    fn dial(&self, myself: &ActorRef<MeshMessage>, dial: &mut Dial, number: usize) {
+        (dial.phase, dial.since) = (Phase::Connecting(None), Stopwatch::start());
+        let (address, tls, myself) = (dial.address.clone(), self.options.tls.clone(), myself.clone());
+        tokio::spawn(async move {
+            let connected = tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref())).await;
+            let told = match connected {
+                Ok(Ok(stream)) => myself.cast(MeshMessage::Dialled(number, Box::new(stream))),
+                Ok(Err(why)) => myself.cast(MeshMessage::DialFailed(number, why)),
+                Err(_) => myself.cast(MeshMessage::DialFailed(number, format!("no connection within {HANDSHAKE:?}"))),
+            };
+            // The actor that is gone dials again when it is back.
+            drop(told);
+        });
+    }
+
+    fn on_ready(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, info: &NodeServerSessionInformation) {
+        let Some(session) = state.sessions.get_mut(&info.node_id) else { return };
+        session.ready = true;
+        session.name = info.peer_name.as_ref().map(|name| name.name.clone()).or(session.name.take());
+        self.meet(myself, state, info.node_id);
+    }
+
+    /// Looks for the peer's door and begins to ask it for heartbeats.
+    fn meet(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, id: NodeId) {
+        let Some(session) = state.sessions.get_mut(&id) else { return };
+        let Some(name) = session.name.clone() else { return };
+        let of_session = |at: ActorId| matches!(at, ActorId::Remote { node_id, .. } if node_id == id);
+        let doors = ractor::pg::get_scoped_members(&SCOPE.to_owned(), &name);
+        let Some(door) = doors.into_iter().find(|cell| of_session(cell.get_id())) else { return };
+        let peer = Peer::new(plain(&name).to_owned(), door.into(), self.clock.clone(), self.options.max_calls);
+        let beats = beats(peer.clone(), id, self.options.clone(), myself.clone());
+        session.peer = Some((peer.clone(), Task(tokio::spawn(beats).abort_handle())));
+        tracing::info!(peer = %peer.name, address = %session.address, incoming = session.incoming, "another node has joined");
+        self.directory.join(peer);
+        for dial in state.dials.iter_mut().filter(|dial| dial.phase == Phase::Open(id)) {
+            (dial.failures, dial.said, dial.leads_to) = (0, None, Some(name.clone()));
+        }
+    }
+
+    fn on_silent(&self, state: &mut MeshState, id: NodeId) {
+        if let Some((peer, _)) = state.sessions.get(&id).and_then(|session| session.peer.as_ref()) {
+            tracing::warn!(peer = %peer.name, within = ?self.options.dead_after, "another node does not answer, it is not asked any more");
+        }
+        state.stop(id, "silent");
+    }
+}
+
+/// Name of a node for people: without the random part.
+fn plain(name: &str) -> &str {
+    name.rsplit_once('@').map_or(name, |(name, _)| name)
+}

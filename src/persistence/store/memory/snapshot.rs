@@ -1,0 +1,153 @@
+//! What a snapshot of the double answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::State;
+use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
+use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
+use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
+use crate::model::rollup::Rollup;
+use crate::model::series::SeriesId;
+use crate::model::window::Hour;
+use crate::persistence::store::{MetricInfo, RollupQuery, StoreError, StoreSnapshot, too_many_series};
+
+/// A copy of all that the store said at some moment.
+pub(super) struct MemorySnapshot(pub(super) Arc<State>);
+
+impl MemorySnapshot {
+    fn series_of(&self, tenant: &str, metric: &str) -> impl Iterator<Item = &Arc<SeriesInfo>> {
+        let ids = self.0.metrics.get(&(tenant.to_owned(), metric.to_owned()));
+        ids.into_iter().flatten().filter_map(|id| self.0.series.get(id).map(|a| &a.info))
+    }
+}
+
+impl StoreSnapshot for MemorySnapshot {
+    fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
+        Ok(self.0.shards.iter().map(|(shard, row)| (*shard, row.checkpoint)).collect())
+    }
+
+    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+        let key = (tenant.to_owned(), metric.to_owned());
+        Ok(days.map(|day| self.0.revisions.get(&(key.clone(), day)).copied().unwrap_or(0)).collect())
+    }
+
+    fn rollups(
+        &mut self,
+        query: &RollupQuery<'_>,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
+    ) -> Result<(), StoreError> {
+        let matching: BTreeMap<SeriesId, &Arc<SeriesInfo>> = self
+            .series_of(query.tenant, query.metric)
+            .filter(|info| query.matchers.iter().all(|m| m.matches(&info.series)))
+            .map(|info| (info.id, info))
+            .collect();
+        if matching.len() > query.max_series {
+            return Err(too_many_series(query, matching.len()));
+        }
+        let Some(rows) = self.0.rollups.get(&(query.tenant.to_owned(), query.metric.to_owned())) else { return Ok(()) };
+        if query.from >= query.to {
+            return Ok(());
+        }
+        for ((hour, id), rollup) in rows.range((query.from, SeriesId([0; 16]))..(query.to, SeriesId([0; 16]))) {
+            let Some(info) = matching.get(id) else { continue };
+            let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
+            if query.distinct {
+                wanted.distinct = rollup.distinct.clone();
+            }
+            if query.quantiles {
+                wanted.quantiles = rollup.quantiles.clone();
+            }
+            visit(info, *hour, wanted);
+        }
+        Ok(())
+    }
+
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
+    ) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        for rows in self.0.rollups.values() {
+            for ((hour, id), rollup) in rows.iter().filter(|((hour, _), _)| from <= *hour && *hour < to) {
+                let admitted = self
+                    .0
+                    .series
+                    .get(id)
+                    .ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
+                bytes.clear();
+                rollup.encode(&mut bytes);
+                visit(&admitted.info, *hour, rollup.clone(), &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
+        let of_shard = self.0.series.values().filter(|admitted| admitted.shard == shard);
+        Ok(of_shard.map(|admitted| (admitted.info.id, admitted.offset)).collect())
+    }
+
+    fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
+        let within = |offset: Offset| range.from <= offset && offset < range.to;
+        let series = self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
+        let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
+        admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
+        let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
+        Ok(Decisions { admitted, set_aside: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect() })
+    }
+
+    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
+        let of_tenant = self.0.metrics.iter().filter(|((t, _), _)| t == tenant);
+        Ok(of_tenant
+            .map(|(key, ids)| {
+                let names: BTreeSet<&String> =
+                    self.series_of(&key.0, &key.1).flat_map(|info| info.series.labels.iter().map(|(n, _)| n)).collect();
+                let rows = self.0.rollups.get(key);
+                MetricInfo {
+                    metric: key.1.clone(),
+                    labels: names.into_iter().cloned().collect(),
+                    series: ids.len() as u64,
+                    first: rows.and_then(|r| r.keys().next()).map(|(hour, _)| *hour),
+                    last: rows.and_then(|r| r.keys().next_back()).map(|(hour, _)| *hour),
+                }
+            })
+            .collect())
+    }
+
+    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+        let of_metric = self.0.metrics.keys().filter(|(t, m)| t == tenant && metric.is_none_or(|wanted| wanted == m));
+        let values: BTreeSet<&str> = of_metric
+            .flat_map(|(t, m)| self.series_of(t, m))
+            .map(|info| info.series.label(name))
+            .filter(|value| !value.is_empty())
+            .collect();
+        Ok(values.into_iter().map(str::to_owned).collect())
+    }
+
+    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+        let rows = self.0.accounting.values();
+        Ok(rows.filter(|row| row.tenant == tenant && from <= row.hour && row.hour < to).cloned().collect())
+    }
+
+    fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
+        let rows = self.0.manifest.values();
+        Ok(rows.filter(|row| shard.is_none_or(|wanted| wanted == row.shard)).cloned().collect())
+    }
+
+    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+        let of_shard = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX)).map(|(_, row)| row);
+        Ok(of_shard.filter(|row| tier.is_none_or(|wanted| wanted == row.tier)).take(limit).cloned().collect())
+    }
+
+    fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
+        Ok(self.0.floors.iter().map(|(shard, floor)| (*shard, *floor)).collect())
+    }
+
+    fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
+        Ok(self.0.quarantine.values().cloned().collect())
+    }
+}

@@ -1,0 +1,147 @@
+//! How records are applied: whole, or after crashes event by event; what cannot be applied is set aside.
+
+use super::{Alone, Effect, ShardState};
+use crate::model::flush::{LogRecord, QuarantineRow};
+use crate::model::offset::{Due, due};
+use crate::model::record::{self, Record};
+use crate::model::window::Hour;
+use crate::shards::poison::{Mode, convicted};
+
+impl ShardState {
+    pub(super) fn on_records(&mut self, records: &[LogRecord], effects: &mut Vec<Effect>) {
+        if self.alone.is_some() {
+            self.apply_marked(effects);
+        }
+        for record in records {
+            match due(self.next, record.offset) {
+                Ok(Due::Skip) => {}
+                Ok(Due::Apply) if self.mode == Mode::Alone => {
+                    self.alone = Some(Alone { record: record.clone(), index: 0 });
+                    self.mark(effects);
+                    return;
+                }
+                Ok(Due::Apply) => {
+                    self.apply_record(record);
+                    self.passed(record);
+                }
+                Err(diverged) => {
+                    effects.push(Effect::Stop(diverged));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn passed(&mut self, record: &LogRecord) {
+        self.next = record.offset + 1;
+        self.last_appended = record.appended;
+        self.applied_since_flush += 1;
+    }
+
+    fn apply_record(&mut self, log_record: &LogRecord) {
+        self.dedup.advance(log_record.appended);
+        match record::decode(&log_record.payload) {
+            Ok(record) => {
+                let mut local = vec![None; record.series.len()];
+                for index in 0..record.events.len() {
+                    self.apply_event(log_record, &record, index, &mut local);
+                }
+            }
+            Err(error) => self.quarantine(log_record, 0, "", &error.to_string(), log_record.payload.to_vec()),
+        }
+    }
+
+    /// The next event of a record applied alone: notes it in the store first, or passes over what is no event of it.
+    fn mark(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(alone) = &self.alone {
+            effects.push(Effect::MarkSuspect { offset: alone.record.offset, index: alone.index });
+        }
+    }
+
+    fn apply_marked(&mut self, effects: &mut Vec<Effect>) {
+        let Some(mut alone) = self.alone.take() else { return };
+        let payload = alone.record.payload.clone();
+        let events = match record::decode(&payload) {
+            Ok(record) => {
+                self.dedup.advance(alone.record.appended);
+                let mut local = vec![None; record.series.len()];
+                let index = alone.index as usize;
+                if index < record.events.len() {
+                    self.apply_event(&alone.record, &record, index, &mut local);
+                }
+                record.events.len()
+            }
+            Err(error) => {
+                self.quarantine(&alone.record, 0, "", &error.to_string(), payload.to_vec());
+                0
+            }
+        };
+        alone.index += 1;
+        if (alone.index as usize) < events {
+            self.alone = Some(alone);
+            self.mark(effects);
+        } else {
+            self.passed(&alone.record);
+        }
+    }
+
+    fn apply_event(&mut self, log_record: &LogRecord, record: &Record<'_>, index: usize, local: &mut [Option<u32>]) {
+        let event = &record.events[index];
+        let entry = &record.series[event.series as usize];
+        let original = entry.series_id();
+        let hour = Hour::of(log_record.appended);
+        if let Some(id) = event.id_hash(original) {
+            if !self.dedup.is_new(id, log_record.appended) {
+                self.open.account(record.tenant, hour, |row| row.deduplicated += 1);
+                return;
+            }
+            self.open.remember_id(id, log_record.appended);
+        }
+        if convicted(&self.suspects, log_record.offset, index as u32) {
+            let reason = "the shard died each time it applied this event";
+            self.quarantine(log_record, index as u32, record.tenant, reason, single(record, index));
+            return;
+        }
+        let slot = match local[event.series as usize] {
+            Some(slot) => slot,
+            None => match self.open.series_slot(original, entry.key, &mut self.admission, log_record.offset) {
+                Ok(slot) => slot,
+                Err(error) => {
+                    self.quarantine(log_record, index as u32, record.tenant, &error.to_string(), single(record, index));
+                    return;
+                }
+            },
+        };
+        local[event.series as usize] = Some(slot);
+        let user = event.user_hash();
+        assert!(user.is_none() || user != self.limits.panic_on_user, "fault injection: panic_on_user");
+        self.open.add(slot, Hour::of(event.timestamp), event.value, user);
+        self.open.account(record.tenant, hour, |row| row.aggregated += 1);
+    }
+
+    fn quarantine(&mut self, record: &LogRecord, index: u32, tenant: &str, reason: &str, bytes: Vec<u8>) {
+        self.open.quarantine(QuarantineRow {
+            shard: self.shard,
+            offset: record.offset,
+            index,
+            tenant: tenant.to_owned(),
+            appended: record.appended,
+            reason: reason.to_owned(),
+            discarded: false,
+            record: bytes,
+        });
+        self.open.account(tenant, Hour::of(record.appended), |row| row.quarantined += 1);
+    }
+}
+
+/// One event of a record as a record of its own, so that its release can fold it.
+fn single(record: &Record<'_>, index: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(event) = record.events.get(index) {
+        let series = vec![record.series[event.series as usize].clone()];
+        let event = record::RecordEvent { series: 0, ..event.clone() };
+        let one = Record { version: record.version, tenant: record.tenant, gateway: record.gateway, series, events: vec![event] };
+        record::encode(&one, &mut bytes);
+    }
+    bytes
+}

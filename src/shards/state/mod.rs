@@ -1,0 +1,251 @@
+//! The shard state machine: inputs in, effects out.
+
+mod apply;
+mod effects;
+mod live;
+
+use std::sync::Arc;
+
+pub use effects::{Effect, Input};
+pub use live::{AccountingQuestion, LiveMark, LiveQuestion, Moved};
+
+use super::batch::{OpenBatch, Windows};
+use super::dedup::Dedup;
+use super::immutable_queue::ImmutableQueue;
+use super::poison::{Mode, mode};
+use super::series::Admission;
+use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, Suspect};
+use crate::model::manifest::Decisions;
+use crate::model::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::window::{Hour, Millis};
+
+/// The limits of one shard.
+#[derive(Debug, Clone)]
+pub struct ShardLimits {
+    /// `dedup.horizon` in milliseconds.
+    pub dedup_horizon_ms: i64,
+    /// `dedup.max_ids`, per shard.
+    pub dedup_max_ids: usize,
+    /// `flush.interval` in milliseconds.
+    pub flush_interval_ms: i64,
+    /// Bytes of open deltas at which a flush is due before its time.
+    pub max_delta_bytes: usize,
+    /// How long a committed batch is kept for queries that hold an older snapshot: the longest time a query may take.
+    pub keep_flushed_ms: i64,
+    /// Fault injection for tests of the quarantine: applying an event of the user with this hash panics.
+    pub panic_on_user: Option<u64>,
+}
+
+/// A batch that was handed to the store.
+#[derive(Debug)]
+struct Flushed {
+    range: OffsetRange,
+    batch: Arc<FlushBatch>,
+    windows: Arc<Windows>,
+    forget_ids_before: Millis,
+    /// When it was committed; none while it is not.
+    committed_at: Option<Millis>,
+}
+
+/// A record that is applied event by event, because whole records crashed the shard.
+#[derive(Debug)]
+struct Alone {
+    record: LogRecord,
+    index: u32,
+}
+
+/// The state of one owned shard.
+#[derive(Debug)]
+pub struct ShardState {
+    limits: ShardLimits,
+    shard: ShardId,
+    log: LogId,
+    epoch: Epoch,
+    next: Offset,
+    last_appended: Millis,
+    dedup: Dedup,
+    admission: Admission,
+    open: OpenBatch,
+    open_since: Option<Millis>,
+    /// Since when there has been nothing to flush, or when that was confirmed last.
+    idle_since: Option<Millis>,
+    flushed: ImmutableQueue<Flushed>,
+    in_flight: bool,
+    retry: bool,
+    mode: Mode,
+    /// Careful modes end when everything that was in the log at the start has been passed.
+    careful_until: Offset,
+    applied_since_flush: usize,
+    suspects: Vec<Suspect>,
+    alone: Option<Alone>,
+}
+
+impl ShardState {
+    /// An owner that has just claimed the shard: empty aggregates at the checkpoint, and the recent ids.
+    pub fn new(
+        limits: ShardLimits,
+        shard: ShardId,
+        claim: &Claim,
+        recent: Vec<DedupBlock>,
+        admission: Admission,
+        log_end: Offset,
+    ) -> Self {
+        let checkpoint = claim.checkpoint;
+        let mut dedup = Dedup::new(limits.dedup_horizon_ms, limits.dedup_max_ids);
+        dedup.load(&recent);
+        Self {
+            admission,
+            limits,
+            shard,
+            log: checkpoint.log,
+            epoch: checkpoint.epoch,
+            next: checkpoint.next,
+            last_appended: 0,
+            dedup,
+            open: OpenBatch::new(checkpoint.next),
+            open_since: None,
+            idle_since: None,
+            flushed: ImmutableQueue::new(),
+            in_flight: false,
+            retry: false,
+            // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
+            mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
+            careful_until: log_end,
+            applied_since_flush: 0,
+            suspects: claim.suspects.clone(),
+            alone: None,
+        }
+    }
+
+    /// Learns what was decided about the records below `to`, which are folded once more.
+    pub fn learn(&mut self, decisions: &Decisions, to: Offset) {
+        self.admission.learn(&decisions.admitted, to);
+        self.suspects.retain(|suspect| suspect.offset >= self.next);
+        self.suspects.extend(decisions.set_aside.iter().map(|(offset, index, _)| Suspect::certain(*offset, *index)));
+    }
+
+    /// Next offset to read.
+    pub fn next(&self) -> Offset {
+        self.next
+    }
+
+    /// The owner's epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How many records it takes now: 0 while its memory bound is reached or, after crashes, until the commit in flight ends.
+    pub fn credit(&self) -> usize {
+        if self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2) || self.alone.is_some() {
+            return 0;
+        }
+        match self.mode.step() {
+            None => usize::MAX,
+            Some(_) if self.in_flight || self.retry => 0,
+            Some(step) => step.saturating_sub(self.applied_since_flush),
+        }
+    }
+
+    /// One step. After a [`Effect::MarkSuspect`] has been carried out, the shell steps with no records, and the event is applied.
+    pub fn step(&mut self, input: Input<'_>, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Records(records) => self.on_records(records, effects),
+            Input::Tick { now, drain } => self.on_tick(now, drain, effects),
+            Input::Committed { now } => self.on_committed(now),
+            Input::CommitFailed => {
+                self.in_flight = false;
+                self.retry = true;
+            }
+        }
+    }
+
+    fn on_tick(&mut self, now: Millis, drain: bool, effects: &mut Vec<Effect>) {
+        self.forget_committed(now);
+        if self.in_flight {
+            return;
+        }
+        if self.retry {
+            self.retry = false;
+            self.offer_again(effects);
+            return;
+        }
+        if self.next == self.open.from() || self.alone.is_some() {
+            self.on_idle(now, effects);
+            return;
+        }
+        self.idle_since = None;
+        let since = *self.open_since.get_or_insert(now);
+        let due = drain
+            || self.mode.step().is_some()
+            || now.saturating_sub(since) >= self.limits.flush_interval_ms
+            || self.open.bytes() >= self.limits.max_delta_bytes
+            || Hour::of(now) != Hour::of(since);
+        if due {
+            self.begin_flush(effects);
+        }
+    }
+
+    fn on_idle(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        let since = *self.idle_since.get_or_insert(now);
+        if now.saturating_sub(since) >= self.limits.flush_interval_ms {
+            self.idle_since = Some(now);
+            effects.push(Effect::Confirm { next: self.open.from() });
+        }
+    }
+
+    fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
+        let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
+        let windows = Arc::new(open.take_windows());
+        let range = OffsetRange { from: open.from(), to: self.next };
+        let forget_ids_before = self.last_appended.saturating_sub(self.limits.dedup_horizon_ms);
+        let batch = Arc::new(open.freeze(range));
+        self.flushed =
+            self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
+        self.open_since = None;
+        self.applied_since_flush = 0;
+        self.in_flight = true;
+        effects.push(Effect::Commit { guard: self.guard(range), batch, forget_ids_before });
+    }
+
+    fn offer_again(&mut self, effects: &mut Vec<Effect>) {
+        let waiting = self.flushed.iter().find(|f| f.committed_at.is_none());
+        if let Some(f) = waiting {
+            let (range, batch, forget_ids_before) = (f.range, f.batch.clone(), f.forget_ids_before);
+            self.in_flight = true;
+            effects.push(Effect::Commit { guard: self.guard(range), batch, forget_ids_before });
+        }
+    }
+
+    fn guard(&self, range: OffsetRange) -> FlushGuard {
+        FlushGuard { shard: self.shard, log: self.log, range, epoch: self.epoch }
+    }
+
+    fn on_committed(&mut self, now: Millis) {
+        self.in_flight = false;
+        if self.next >= self.careful_until {
+            self.mode = Mode::Normal;
+        } else if self.mode == Mode::Alone {
+            self.mode = Mode::Careful { step: 1 };
+        }
+        let stamped = self.flushed.iter().map(|f| {
+            Arc::new(Flushed {
+                range: f.range,
+                batch: f.batch.clone(),
+                windows: f.windows.clone(),
+                forget_ids_before: f.forget_ids_before,
+                committed_at: f.committed_at.or(Some(now)),
+            })
+        });
+        self.flushed = stamped.fold(ImmutableQueue::new(), |queue, f| queue.enqueue(f));
+    }
+
+    /// Committed batches are kept for as long as a query may hold an older snapshot.
+    fn forget_committed(&mut self, now: Millis) {
+        while let Some((first, rest)) = self.flushed.dequeue() {
+            match first.committed_at {
+                Some(at) if now.saturating_sub(at) > self.limits.keep_flushed_ms => self.flushed = rest,
+                _ => return,
+            }
+        }
+    }
+}
