@@ -1,12 +1,12 @@
 //! The engine: one snapshot, then the live deltas above exactly its checkpoints.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
 use super::accounting::Books;
 use super::cache::Cache;
 use super::completeness::Completeness;
+use super::days::{self, start};
 use super::groups::{Group, Groups};
 use super::json;
 use super::plan::{Plan, bad, plan};
@@ -131,15 +131,11 @@ impl QueryEngine {
         let (first, end) = (plan.first_hour(), plan.end_hour());
         let days = whole_days(first, end, Hour::of(self.clock.now()).day());
         if days.is_empty() {
-            return snapshot
-                .rollups(&self.question(tenant, plan, first, end), &mut |series, hour, r| groups.add(series, hour, &r));
+            return days::fold(snapshot, &self.question(tenant, plan, first, end), groups);
         }
         let revisions = snapshot.revisions(tenant, &plan.metric, days.clone())?;
-        let mut read = |from: Hour, to: Hour, visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup)| {
-            if from < to { snapshot.rollups(&self.question(tenant, plan, from, to), visit) } else { Ok(()) }
-        };
-        let start = |day: i32| Hour(day.saturating_mul(24));
-        read(first, start(days.start), &mut |series, hour, r| groups.add(series, hour, &r))?;
+        let query = |from: Hour, to: Hour| self.question(tenant, plan, from, to);
+        days::fold(snapshot, &query(first, start(days.start)), groups)?;
         // Neighbouring days that are not kept are read at once.
         let mut unknown: Vec<(i32, u64)> = Vec::new();
         let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
@@ -150,27 +146,21 @@ impl QueryEngine {
                 unknown.push((day, revision));
                 continue;
             }
-            if let (Some((from, _)), Some((to, _))) = (unknown.first(), unknown.last()) {
-                let mut parts: HashMap<i32, Groups<'_>> = HashMap::new();
-                read(start(*from), start(to + 1), &mut |series, hour, r| {
-                    parts.entry(hour.day()).or_insert_with(|| Groups::new(plan)).add(series, hour, &r);
-                })?;
-                for (day, revision) in unknown.drain(..) {
-                    let part = parts.remove(&day).unwrap_or_else(|| Groups::new(plan));
-                    if part.failed.is_some() {
-                        groups.failed = part.failed;
-                        return Ok(());
-                    }
-                    let part = Arc::new(part.into_part());
-                    groups.absorb(&part);
-                    self.cache.put(tenant, plan, day, revision, part);
+            let read = days::read(snapshot, &|| self.store.snapshot_at_once(), &query(first, end), plan, &unknown)?;
+            for ((day, revision), part) in unknown.drain(..).zip(read) {
+                if part.failed.is_some() {
+                    groups.failed = part.failed;
+                    return Ok(());
                 }
+                let part = Arc::new(part.into_part());
+                groups.absorb(&part);
+                self.cache.put(tenant, plan, day, revision, part);
             }
             if let Some(part) = kept {
                 groups.absorb(&part);
             }
         }
-        read(start(days.end), end, &mut |series, hour, r| groups.add(series, hour, &r))
+        days::fold(snapshot, &query(start(days.end), end), groups)
     }
 
     fn question<'q>(&self, tenant: &'q str, plan: &'q Plan, from: Hour, to: Hour) -> RollupQuery<'q> {

@@ -7,6 +7,7 @@ pub mod absent;
 mod accounting;
 mod cache;
 mod completeness;
+mod days;
 pub mod engine;
 pub mod fold;
 mod groups;

@@ -203,6 +203,10 @@ impl RollupStore for SimStore {
         Ok(if self.plant == Some(Plant::RevisionsStand) { Box::new(Still(snapshot)) } else { snapshot })
     }
 
+    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+        self.snapshot().map(Some)
+    }
+
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         self.inner.admitted_series(shard)
     }

@@ -51,6 +51,8 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     let mut before = store.snapshot().expect("snapshot");
     store.flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0).expect("flush");
     assert_eq!(read(&mut *before, &[]).len(), 2, "a later flush is invisible");
+    let further = store.snapshot_at_once().expect("snapshot");
+    assert_eq!(read(&mut *further.expect("one more is free"), &[]).len(), 3, "a further view is of now");
     drop(before);
 
     let stale = Epoch { nonce: 12, ..epoch };
@@ -297,6 +299,19 @@ fn timescale_conforms() {
     for case in CASES {
         case(&*postgres::tests::timescale::store(&url));
     }
+}
+
+#[test]
+fn sqlite_has_no_further_view_while_all_readers_are_busy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store");
+    let mut held = Vec::new();
+    while let Some(snapshot) = store.snapshot_at_once().expect("snapshot") {
+        held.push(snapshot);
+    }
+    assert_eq!(held.len(), 4);
+    held.pop();
+    assert!(store.snapshot_at_once().expect("snapshot").is_some());
 }
 
 #[test]

@@ -207,6 +207,11 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
+    /// A further view, if one can be had without waiting until another ends.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
     /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the checkpoint's `next` stays where flushes moved it.
     /// Only of a store that is being rebuilt, which nothing else may use.
     ///

@@ -392,6 +392,10 @@ impl RollupStore for MemoryStore {
         Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
     }
 
+    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+        self.snapshot().map(Some)
+    }
+
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         let state = Arc::clone(&self.lock());
         let mut by_tenant: BTreeMap<&str, Vec<SeriesId>> = BTreeMap::new();

@@ -354,6 +354,11 @@ impl RollupStore for PostgresStore {
         Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched)?))
     }
 
+    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+        let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN)? else { return Ok(None) };
+        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched)?)))
+    }
+
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         admin::admitted_series(self.readers.begin(snapshot::BEGIN)?.session()?, shard)
     }

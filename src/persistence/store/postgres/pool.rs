@@ -47,7 +47,11 @@ impl Pool {
     /// # Errors
     /// [`StoreError::Failed`] if none comes free in time, or the server cannot be reached.
     pub(super) fn take(&self) -> Result<Lease<'_>, StoreError> {
-        let idle = self.wait()?;
+        self.lend(self.wait()?)
+    }
+
+    /// Lends a place that was taken.
+    fn lend(&self, idle: Option<Session>) -> Result<Lease<'_>, StoreError> {
         // From here on dropping `lease` gives the place back, also if connecting fails.
         let mut lease = Lease { pool: self, fresh: idle.is_none(), session: idle };
         if lease.session.is_none() {
@@ -64,32 +68,52 @@ impl Pool {
     /// As [`Pool::take`], and what the server says to `words`.
     pub(super) fn begin(&self, words: &str) -> Result<Lease<'_>, StoreError> {
         loop {
-            let mut lease = self.take()?;
-            let fresh = lease.fresh;
-            match lease.session()?.begin(words.to_owned()) {
-                Ok(()) => return Ok(lease),
-                Err(failure) if fresh || matches!(failure, Failure::Late) || failure.session_survives() => {
-                    return Err(failure.into());
-                }
-                Err(_) => {}
+            if let Some(lease) = Self::begun(self.take()?, words)? {
+                return Ok(lease);
             }
         }
     }
 
-    /// Takes a place: with an idle session, or with none, to connect one.
+    /// As [`Pool::begin`], but none where that would wait for a place.
+    pub(super) fn begin_at_once(&self, words: &str) -> Result<Option<Lease<'_>>, StoreError> {
+        loop {
+            let place = self.place(&mut self.free.lock().unwrap_or_else(PoisonError::into_inner));
+            let Some(idle) = place else { return Ok(None) };
+            if let Some(lease) = Self::begun(self.lend(idle)?, words)? {
+                return Ok(Some(lease));
+            }
+        }
+    }
+
+    /// The session inside its transaction; none if it had died while it was idle.
+    fn begun<'a>(mut lease: Lease<'a>, words: &str) -> Result<Option<Lease<'a>>, StoreError> {
+        let fresh = lease.fresh;
+        match lease.session()?.begin(words.to_owned()) {
+            Ok(()) => Ok(Some(lease)),
+            Err(failure) if fresh || matches!(failure, Failure::Late) || failure.session_survives() => Err(failure.into()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Takes a place that is free: with an idle session, or with none, to connect one.
+    fn place(&self, free: &mut Free) -> Option<Option<Session>> {
+        while let Some(session) = free.idle.pop() {
+            if session.is_reusable() {
+                return Some(Some(session));
+            }
+            free.open -= 1;
+        }
+        let room = free.open < self.size;
+        free.open += usize::from(room);
+        room.then_some(None)
+    }
+
     fn wait(&self) -> Result<Option<Session>, StoreError> {
         let watch = Stopwatch::start();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            while let Some(session) = free.idle.pop() {
-                if session.is_reusable() {
-                    return Ok(Some(session));
-                }
-                free.open -= 1;
-            }
-            if free.open < self.size {
-                free.open += 1;
-                return Ok(None);
+            if let Some(place) = self.place(&mut free) {
+                return Ok(place);
             }
             let left = self.limit.saturating_sub(watch.elapsed());
             if left.is_zero() {

@@ -211,6 +211,11 @@ impl RollupStore for SqliteStore {
         Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.matched)?))
     }
 
+    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+        let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
+        Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.matched)?)))
+    }
+
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         let reader = self.readers.take()?;
         admin::admitted_series(reader.connection()?, shard)

@@ -39,6 +39,16 @@ impl Pool {
             }
         };
         drop(free);
+        self.open(slot)
+    }
+
+    /// A connection that is free now.
+    pub(super) fn take_at_once(&self) -> Result<Option<Reader<'_>>, StoreError> {
+        let slot = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        slot.map(|slot| self.open(slot)).transpose()
+    }
+
+    fn open(&self, slot: Option<Connection>) -> Result<Reader<'_>, StoreError> {
         // From here on dropping `reader` returns the slot, also if opening fails.
         let mut reader = Reader { pool: self, connection: slot };
         if reader.connection.is_none() {
