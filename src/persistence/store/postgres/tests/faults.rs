@@ -191,16 +191,13 @@ fn a_locked_row_fails_in_time_and_a_dead_host_is_passed_over() {
 #[test]
 fn what_waiting_mends_is_told_from_what_it_does_not() {
     let server = server::shared();
-    let (good, read_only) = (server.database(), server.database());
-    server.psql("postgres", &format!("ALTER DATABASE {read_only} SET default_transaction_read_only = on")).expect("set");
+    let good = server.database();
     server.psql(&good, "CREATE ROLE crowded LOGIN CONNECTION LIMIT 0").expect("a role");
     let url = |user: &str, port: u16, database: &str| format!("postgres://{user}@127.0.0.1:{port}/{database}");
-    let standby = format!("{}?target_session_attrs=read-write", server.url(&read_only));
     for (away, url) in [
         (true, url("postgres", 1, &good)),
         (true, "postgres://postgres@nowhere.invalid/postgres".to_owned()),
         (true, url("crowded", server.port, &good)),
-        (true, standby),
         (false, url("postgres", server.port, "nowhere")),
         (false, url("nobody", server.port, &good)),
     ] {
