@@ -26,11 +26,13 @@ pub(super) fn tier(number: i16) -> Result<Tier, CodecError> {
 
 /// Version, then per run: append time, number of ids, ids.
 pub(super) fn encode_runs(runs: &[(Millis, Vec<u128>)]) -> Vec<u8> {
-    let mut out = vec![VERSION];
+    let bytes: usize = runs.iter().map(|(_, ids)| 12 + 16 * ids.len()).sum();
+    let mut out = Vec::with_capacity(1 + bytes);
+    out.push(VERSION);
     for (appended, ids) in runs {
         out.extend(appended.to_be_bytes());
         out.extend((ids.len() as u32).to_be_bytes());
-        out.extend(ids.iter().flat_map(|id| id.to_be_bytes()));
+        ids.iter().for_each(|id| out.extend_from_slice(&id.to_be_bytes()));
     }
     out
 }
