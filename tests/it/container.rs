@@ -313,7 +313,7 @@ fn the_database_gets_its_roles_and_passwords() {
         "what compose mounts"
     );
     // Roles belong to the whole server, which other tests share: they are made as those make them.
-    postgres.psql(&database, &read("src/persistence/store/postgres/sql/roles.sql")).expect("roles");
+    postgres.make_roles(&database, &read("src/persistence/store/postgres/sql/roles.sql"));
     let mut command = Command::new("sh");
     let services = services();
     let service = services.iter().find(|service| service.name == "postgres").expect("postgres").environment();

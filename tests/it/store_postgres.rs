@@ -57,7 +57,7 @@ fn roles_and_tables_by_command() {
     let server = postgres::shared();
     let database = server.database();
     let roles = Server::cli(&["store", "roles"]);
-    server.psql(&database, &String::from_utf8_lossy(&roles.stdout)).expect("roles");
+    server.make_roles(&database, &String::from_utf8_lossy(&roles.stdout));
     let migrate = |role: &str| Server::cli(&["store", "migrate", "--url", &server.url_as(role, &database)]);
     let refused = migrate("rollmill_writer");
     assert!(!refused.status.success());
