@@ -61,7 +61,7 @@ impl Case {
     pub fn servers(&self) -> String {
         let (topic, credentials) = (&self.topic, self.dir.path().join("credentials"));
         format!(
-            "kafka.brokers = \"{}\"\nkafka.topic = \"{topic}\"\nkafka.group = \"{topic}\"\narchive.url = \"s3://{BUCKET}/raw\"\n\
+            "kafka.brokers = \"{}\"\nkafka.topic = \"{topic}\"\nkafka.group = \"{topic}\"\nkafka.timeout = \"1m\"\narchive.url = \"s3://{BUCKET}/raw\"\n\
              archive.endpoint = \"{}\"\narchive.credentials_file = \"{}\"\nrollups.keep = \"0\"\n",
             Kafka::shared().brokers(),
             self.storage.endpoint,
@@ -122,7 +122,7 @@ impl Case {
 
     fn node(&self) -> Server {
         let mut node = self.spawn(&[]);
-        node.wait_alive();
+        node.wait_ready("gateway");
         node
     }
 
@@ -131,7 +131,7 @@ impl Case {
         let log = self.dir.path().join("node.server.log");
         let _ = std::fs::remove_file(&log);
         let mut node = self.spawn(more);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while !node.has_ended() {
             assert!(Instant::now() < deadline, "a node of a cluster that is half there runs");
             std::thread::sleep(Duration::from_millis(20));
@@ -173,7 +173,7 @@ impl Case {
         wait("flushed and archived", || accounted(&node).iter().sum::<u64>() == 750 && self.archived() > 0);
         assert_eq!(node.stop(), Some(0));
         let mut node = faulty(&self.data(), Death::Actor);
-        node.wait_alive();
+        node.wait_ready("gateway");
         let bad = format!(r#"[{{"metric":"sales","user":"{POISON}","id":"bad"}},{{"metric":"sales","user":"a","id":"good"}}]"#);
         assert_eq!(node.post(&bad).0, 202);
         wait("set aside", || accounted(&node)[2] == 1);
@@ -197,9 +197,9 @@ fn clear(command: &mut Command) {
 }
 
 pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(180);
     while !done() {
-        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        assert!(Instant::now() < deadline, "not within three minutes: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
