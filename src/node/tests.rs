@@ -71,7 +71,7 @@ fn quick() -> Config {
         ("supervision.backoff_max", "20ms"),
         ("supervision.max_restarts", "10000"),
         ("shards.refused_delay", "10ms"),
-        ("query.deadline", "1s"),
+        ("query.deadline", "20s"),
     ];
     keys.iter().fold(Config::default(), |config, (key, value)| config.with(key, value))
 }

@@ -504,7 +504,7 @@ fn bytes_that_wait_are_bounded_and_an_outage_ends_as_unknown() {
     let mock = MockCluster::new(1).expect("a mock");
     let log = mocked(&mock, |options| {
         options.max_waiting_bytes = 1000;
-        options.delivery_timeout = Duration::from_secs(2);
+        options.delivery_timeout = Duration::from_secs(5);
     });
     mock.broker_down(1).expect("down");
     let payload = "x".repeat(400);
