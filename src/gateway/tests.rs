@@ -434,7 +434,7 @@ async fn a_stop_cuts_connections_that_do_not_end() {
 async fn too_many_queries_are_503_with_a_time_to_retry() {
     let log = Some(Arc::new(Log::default()));
     let mut deps = deps(log, GatewayLimits { max_queries: 1, ..GatewayLimits::default() }, KeyTable::open());
-    let (go_on, held) = std::sync::mpsc::channel();
+    let (go_on, held) = std::sync::mpsc::sync_channel(1);
     deps.queries = Arc::new(Queries { held: Mutex::new(Some(held)) });
     let gateway = Gateway::new(deps);
     let get = |uri: &str| Request::get(uri).body(Body::empty()).unwrap();

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::migrate::{Case, send};
 use crate::postgres;
-use crate::support::PATIENCE;
 use crate::rebuild::{Node, SHARDS, await_accounted, equal, everything, flights, rebuilt_over_kills};
+use crate::support::PATIENCE;
 
 /// A node of the cluster. What is rolled up and archived leaves the topic at once.
 fn node_of(case: &Case) -> Node {

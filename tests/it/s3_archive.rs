@@ -101,10 +101,10 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     send(&server, 1_000, 1_100);
     server.await_query("/v1/query?metric=sales&step=all", count(1_100));
     case.storage.set_down(false);
-    case.storage.set_faults(7, 100);
+    case.storage.set_faults(469, 100);
     case.wait("archived after the outage", |objects| events(objects) == 1_100);
     case.wait("moved", |objects| objects.iter().all(|object| object["tier"] == "cold"));
-    case.storage.set_faults(7, 0);
+    case.storage.set_faults(469, 0);
     assert!(!case.storage.hit().is_empty());
     for object in case.objects() {
         let path = object["path"].as_str().expect("path");

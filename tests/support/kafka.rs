@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
 
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
 #[path = "ports.rs"]
 mod ports;
 

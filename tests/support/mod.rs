@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
 #[path = "ports.rs"]
 mod ports;
 

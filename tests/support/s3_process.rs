@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::s3::S3Server;
 
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
 #[path = "ports.rs"]
 mod ports;
 
