@@ -13,17 +13,30 @@ use crate::ledger::{Event, Expected, FIRST_HOUR, HOURS, Ledger, METRICS};
 use crate::now;
 use crate::rng::Rng;
 
-/// Whoever is not acknowledged by then never will be: two brokers that have to start on a busy machine take most of it.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Whoever is not acknowledged by then never will be: two brokers that have to start on a slow machine take much of it.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A client that gives up after this.
+fn within(time: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(time)).build().into()
+}
 
 fn impatient() -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(5))).build().into()
+    within(Duration::from_secs(5))
 }
 
 /// Sends until told to stop; every batch until it is acknowledged, with the same ids, and some of them again.
 pub fn client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
+    send_until(number, seed, Sender { agent: impatient(), urls, at: number as usize }, ledger, stop);
+}
+
+/// As [`client`], for where nothing is frozen or cut off, so that a long wait is the machine's: it is no reason to repeat anything.
+pub fn patient_client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
+    send_until(number, seed, Sender { agent: within(Duration::from_secs(50)), urls, at: number as usize }, ledger, stop);
+}
+
+fn send_until(number: u64, seed: u64, mut sender: Sender, ledger: &Ledger, stop: &AtomicBool) {
     let mut rng = Rng(seed ^ (number + 1).wrapping_mul(0xabcd_ef01));
-    let mut sender = Sender { agent: impatient(), urls, at: number as usize };
     let mut serial = 0;
     let mut earlier: Vec<String> = Vec::new();
     while !stop.load(Ordering::SeqCst) {
@@ -159,9 +172,9 @@ pub fn range() -> String {
     format!("from={}&to={}", FIRST_HOUR * hour, (FIRST_HOUR + HOURS) * hour)
 }
 
-/// The first answer of any node that is complete and passes; fails after a minute with the last answer.
+/// The first answer of any node that is complete and passes; fails after three minutes with the last answer.
 fn await_answer(urls: &[String], path: &str, pass: impl Fn(&Value) -> bool) -> Value {
-    let (agent, deadline) = (impatient(), Instant::now() + Duration::from_secs(60));
+    let (agent, deadline) = (within(Duration::from_secs(30)), Instant::now() + Duration::from_secs(180));
     for url in urls.iter().cycle() {
         let answer = get(&agent, &format!("{url}{path}"));
         match answer {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::Server;
+use crate::support::{PATIENCE, Server};
 
 /// Python with DuckDB, as `make tools` leaves it.
 fn python() -> PathBuf {
@@ -25,7 +25,7 @@ fn archived(data: &Path) -> u64 {
 }
 
 fn wait_archived(data: &Path, events: u64) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while archived(data) < events {
         assert!(Instant::now() < deadline, "{} of {events} events are archived", archived(data));
         std::thread::sleep(Duration::from_millis(50));

@@ -9,7 +9,7 @@ use rollmill::actors::mesh::tls::Tls;
 use rollmill::config::Config;
 use yaml_rust2::{Yaml, YamlLoader};
 
-use crate::support::{Server, agent, free_port};
+use crate::support::{Server, agent, free_port, until};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -313,7 +313,7 @@ fn the_database_gets_its_roles_and_passwords() {
         "what compose mounts"
     );
     // Roles belong to the whole server, which other tests share: they are made as those make them.
-    postgres.psql(&database, &read("src/persistence/store/postgres/sql/roles.sql")).expect("roles");
+    postgres.make_roles(&database, &read("src/persistence/store/postgres/sql/roles.sql"));
     let mut command = Command::new("sh");
     let services = services();
     let service = services.iter().find(|service| service.name == "postgres").expect("postgres").environment();
@@ -346,7 +346,7 @@ fn nginx_takes_its_configuration() {
 fn health_is_readiness_as_an_exit_code() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);
-    server.await_query("/v1/query?metric=m", |_| true);
+    until("ready", || server.get("/readyz").0 == 200);
     let run = |args: &[&str]| {
         let done = Server::cli(&[&["health"], args].concat());
         (done.status.code(), String::from_utf8([done.stdout, done.stderr].concat()).expect("text"))

@@ -250,7 +250,7 @@ fn send_ws(url: &str, batches: &[String], acked: &AtomicUsize) {
     use tokio_tungstenite::tungstenite::{self, Message};
     let url = format!("{}/v1/ws", url.replace("http", "ws"));
     let mut next = 0;
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + Duration::from_secs(600);
     while next < batches.len() {
         assert!(Instant::now() < deadline, "the WebSocket makes no progress");
         let Ok((mut socket, _)) = tungstenite::connect(&url) else {
@@ -301,7 +301,7 @@ fn run_scattered(dir: &Path, events: &[String], kills: usize) -> BTreeMap<(Strin
         }
         for kill in 1..=kills {
             let due = total * kill / (kills + 1);
-            let deadline = Instant::now() + Duration::from_secs(120);
+            let deadline = Instant::now() + Duration::from_secs(600);
             while acked.load(Ordering::SeqCst) < due {
                 assert!(Instant::now() < deadline, "the clients make no progress");
                 std::thread::sleep(Duration::from_millis(2));
@@ -320,7 +320,7 @@ fn run_scattered(dir: &Path, events: &[String], kills: usize) -> BTreeMap<(Strin
 /// The rollups after a start and a graceful stop more: all that the log holds is in the store then.
 fn settled(data: &Path, port: u16, events: u64) -> BTreeMap<(String, i32), Vec<u8>> {
     let server = Server::start_on(data, port, &[("flush.interval", "100ms")]);
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(180);
     loop {
         let (_, answer) = server.get("/v1/accounting");
         let hours = answer["hours"].as_array().into_iter().flatten();

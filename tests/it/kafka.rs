@@ -10,7 +10,7 @@ fn topic(command: &str, env: &[(&str, &str)], extra: &[&str]) -> (Option<i32>, S
     let brokers = broker::Kafka::shared().brokers();
     // A configuration is whole or wrong; of these two, the command needs nothing.
     let elsewhere = [("STORE_URL", "postgres://rollmill@127.0.0.1:1/none"), ("ARCHIVE_URL", "s3://none")];
-    let fixed = [("KAFKA_BROKERS", brokers.as_str()), ("SHARDS_COUNT", "4"), ("KAFKA_TOPIC", "cli")];
+    let fixed = [("KAFKA_BROKERS", brokers.as_str()), ("SHARDS_COUNT", "4"), ("KAFKA_TOPIC", "cli"), ("KAFKA_TIMEOUT", "1m")];
     run.envs(fixed.iter().chain(&elsewhere).chain(env).map(|(name, value)| (format!("ROLLMILL_{name}"), value)));
     let output = run.output().expect("the command runs");
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8"))

@@ -56,11 +56,12 @@ fn a_cluster_that_speaks_tls_and_scram_is_served_and_a_wrong_authority_or_passwo
         [
             ("kafka.brokers", brokers.clone()),
             ("kafka.properties", properties.to_owned()),
+            ("kafka.timeout", "1m".to_owned()),
             ("store.url", url.clone()),
             ("archive.url", archive.clone()),
             ("shards.count", "4".to_owned()),
             ("flush.interval", "200ms".to_owned()),
-            ("server.start_wait", "20s".to_owned()),
+            ("server.start_wait", "2m".to_owned()),
         ]
     };
     let run = |args: &[&str], properties: &str| {

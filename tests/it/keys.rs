@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::support::{Server, agent};
 
 /// A change is seen within a second and one reading; a slow machine is given more.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 
 fn keys(args: &[&str], file: &Path) -> (Option<i32>, String, String) {
     let file = file.display().to_string();

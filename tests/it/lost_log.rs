@@ -8,7 +8,7 @@ use rollmill::persistence::log::kafka::topic::{Admin, Wish};
 use rollmill::persistence::log::kafka::{Connection, Properties};
 use serde_json::Value;
 
-use crate::support::{Server, free_port};
+use crate::support::{PATIENCE, Server, free_port};
 
 const ALL: &str = "/v1/query?metric=m&step=all&agg=count,distinct";
 
@@ -30,7 +30,7 @@ fn send(server: &Server, ids: std::ops::Range<u32>) {
     let filling = "x".repeat(3_000);
     for id in ids {
         let event = format!(r#"{{"metric":"m","id":"{id}","user":"u{id}","properties":{{"filling":"{filling}"}}}}"#);
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         while server.post(&event).0 != 202 {
             assert!(Instant::now() < deadline, "event {id} is not taken");
             std::thread::sleep(Duration::from_millis(100));
@@ -48,7 +48,7 @@ fn await_count(server: &Server, count: u32) -> Value {
 
 /// Waits until the store and the archive have everything.
 fn at_rest(server: &Server, records: u64) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let shard = server.get("/v1/status").1["shards"][0].clone();
         if shard["committed"] == records && shard["archived"] == records {
@@ -86,7 +86,7 @@ fn what_neither_log_nor_archive_has_is_refused_and_named() {
     server.kill();
     std::fs::remove_file(&segments(&data)[0]).expect("removed");
     let mut server = Server::spawn(&data, free_port(), &[("shards.count", "1")]);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !server.has_ended() {
         assert!(Instant::now() < deadline, "it takes writes");
         std::thread::sleep(Duration::from_millis(20));
@@ -106,7 +106,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
         brokers: brokers.clone(),
         topic: "lost".to_owned(),
         properties: Properties::parse("").expect("none"),
-        timeout: Duration::from_secs(10),
+        timeout: Duration::from_secs(60),
     };
     let admin = Admin::new(&connection).expect("settings");
     admin.create(&Wish { partitions: 1, replication: 1, min_isr: 1 }, 77).expect("a topic");
@@ -114,6 +114,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
         ("kafka.brokers", brokers),
         ("kafka.topic", "lost".to_owned()),
         ("kafka.group", "lost".to_owned()),
+        ("kafka.timeout", "1m".to_owned()),
         ("archive.url", format!("file://{}", dir.path().join("archive").display())),
     ];
     let with = |at_once: bool, database: &str| {
@@ -153,7 +154,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     server.kill();
     admin.delete_below(&[(ShardId(0), end + 3)]).expect("deleted");
     let server = start(&data, &with(true, &after));
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     let named = format!("the log lost the records [{end}, {}), and [{end}, {}) of them", end + 3, end + 3);
     while !said(&data).contains(&format!("the shard stops: {named}")) {
         assert!(Instant::now() < deadline, "not loud: {}", said(&data));

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Server, free_port};
+use crate::support::{PATIENCE, Server, free_port};
 
 const COOKIE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -75,7 +75,7 @@ fn nodes_show_each_other_in_their_status() {
         Server::start(&dir.path().join(name), &settings)
     };
     let (first, second) = (start(0, "mill-1"), start(1, "mill-2"));
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     for server in [&first, &second] {
         loop {
             let output = Server::cli(&["status", "--json", "--url", &server.url]);

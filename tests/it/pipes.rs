@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use crate::support::Server;
+use crate::support::{Server, until};
 
 /// The exit code of a command whose reader is gone before it prints, and what it said.
 fn unread(args: &[&str]) -> (Option<i32>, String) {
@@ -20,6 +20,7 @@ fn a_reader_that_is_gone_ends_a_command_quietly() {
     let data = dir.path().join("data");
     let server = Server::start(&data, &[("shards.count", "2")]);
     assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202);
+    until("ready", || server.get("/readyz").0 == 200);
     let (data, url) = (data.display().to_string(), server.url.as_str());
     for args in [
         &["version"][..],

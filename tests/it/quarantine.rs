@@ -11,7 +11,7 @@ use rollmill::config::Config;
 use rollmill::node::{self, Faults};
 use serde_json::Value;
 
-use crate::support::{Server, agent, free_port};
+use crate::support::{PATIENCE, Server, agent, free_port};
 
 pub(crate) const POISON: &str = "poison";
 
@@ -77,7 +77,7 @@ fn accounted(server: &Server) -> [u64; 3] {
 }
 
 fn await_accounted(server: &Server, expected: [u64; 3]) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while accounted(server) != expected {
         assert!(Instant::now() < deadline, "expected {expected:?}, accounted {:?}", accounted(server));
         std::thread::sleep(Duration::from_millis(20));
@@ -112,7 +112,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
     let mut server = faulty(&data, Death::Actor);
-    server.wait_alive();
+    server.wait_ready("gateway");
     assert_eq!(server.post(&events("bad")).0, 202);
     // Other shards answer while the poisoned one dies again and again.
     server.await_query("/v1/query?metric=m&agg=count", |a| count(a) == 3);
@@ -162,7 +162,7 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
 
 /// The figures of the query, if the process lives long enough to answer completely.
 fn survives(server: &mut Server) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !server.has_ended() {
         assert!(Instant::now() < deadline, "neither dead nor through");
         let answer = agent().get(format!("{}/v1/query?metric=m", server.url)).call().ok();

@@ -15,7 +15,7 @@ use rollmill::persistence::store::sqlite::SqliteStore;
 use serde_json::Value;
 
 use crate::postgres;
-use crate::support::{Server, free_port};
+use crate::support::{PATIENCE, Server, free_port};
 
 pub const SHARDS: u32 = 4;
 
@@ -96,7 +96,7 @@ impl Node {
         let mut command = self.command(&["serve", "--listen", &format!("127.0.0.1:{port}")]);
         command.envs(env.iter().copied());
         let mut server = Server::run(command, &self.data(), port);
-        server.wait_alive();
+        server.wait_ready("gateway");
         server
     }
 
@@ -127,7 +127,7 @@ impl Node {
     /// Waits until everything in the log is in the store.
     pub fn flushed(&self) {
         let (config, data) = self.parsed();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let checkpoints = offline::store(&config, &data).and_then(|store| Ok(store.snapshot()?.checkpoints()?));
             let log = offline::log(&config, &data).expect("the log");
@@ -143,7 +143,7 @@ impl Node {
     /// Waits until the archive has everything that is in the store.
     pub fn archived(&self) {
         let (config, data) = self.parsed();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let store = offline::store(&config, &data).expect("a store");
             let checkpoints = store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).expect("checkpoints");
@@ -201,7 +201,7 @@ fn accounted(server: &Server) -> [u64; 3] {
 }
 
 pub fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3] {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     while !pass(accounted(server)) {
         assert!(Instant::now() < deadline, "accounted {:?}", accounted(server));
         std::thread::sleep(Duration::from_millis(50));

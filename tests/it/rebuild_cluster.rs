@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::migrate::{Case, send};
 use crate::postgres;
 use crate::rebuild::{Node, SHARDS, await_accounted, equal, everything, flights, rebuilt_over_kills};
+use crate::support::PATIENCE;
 
 /// A node of the cluster. What is rolled up and archived leaves the topic at once.
 fn node_of(case: &Case) -> Node {
@@ -18,7 +19,7 @@ fn node_of(case: &Case) -> Node {
 /// Waits until the topic has lost records, so that the archive is needed.
 fn released(node: &Node) {
     let (config, data) = node.parsed();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let log = offline::log(&config, &data).expect("the log");
         let starts: Vec<u64> = (0..SHARDS).map(|shard| log.bounds(ShardId(shard)).expect("the topic").0).collect();

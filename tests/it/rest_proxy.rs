@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::support::{Server, agent};
+use crate::support::{PATIENCE, Server, agent};
 
 const EVENTS: usize = 600;
 
@@ -71,7 +71,7 @@ fn rollups(server: &Server) -> Value {
 
 /// Waits until so many events were told apart as copies.
 fn await_deduplicated(server: &Server, events: u64) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let (status, answer) = server.get("/v1/accounting");
         let hours = answer["hours"].as_array().into_iter().flatten();
@@ -143,7 +143,7 @@ fn curl_sends_as_the_quickstart_does_with_a_password() {
         serde_json::from_str::<Value>(&text).expect("JSON")["series"][0]["points"][0]["sum"].clone()
     };
     // Acknowledged is durable, and counted soon after.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while counted() != 3 {
         assert!(Instant::now() < deadline, "{}", counted());
         std::thread::sleep(Duration::from_millis(20));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::s3::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
-use crate::support::Server;
+use crate::support::{PATIENCE, Server};
 
 struct Case {
     dir: tempfile::TempDir,
@@ -25,7 +25,7 @@ impl Case {
     fn config(dir: &Path, storage: &S3Server) -> String {
         format!(
             "archive.url = \"s3://{BUCKET}/hot\"\narchive.cold_url = \"s3://{BUCKET}/cold\"\narchive.endpoint = \"{}\"\n\
-             archive.credentials_file = \"{}\"\narchive.timeout = \"500ms\"\narchive.max_delay = \"100ms\"\narchive.cold_after = \"1s\"\n\
+             archive.credentials_file = \"{}\"\narchive.timeout = \"2s\"\narchive.max_delay = \"100ms\"\narchive.cold_after = \"1s\"\n\
              archive.keep = \"0\"\nflush.interval = \"100ms\"\nshards.count = 4\n",
             storage.endpoint,
             dir.join("credentials").display()
@@ -41,7 +41,7 @@ impl Case {
         command.arg("serve").arg("--config").arg(self.dir.path().join("rollmill.toml"));
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(&data);
         let mut server = Server::run(command, &data, port);
-        server.wait_alive();
+        server.wait_ready("gateway");
         server
     }
 
@@ -60,7 +60,7 @@ impl Case {
     }
 
     fn wait(&self, what: &str, done: impl Fn(&[serde_json::Value]) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !done(&self.objects()) {
             assert!(Instant::now() < deadline, "{what}: {:?}", self.objects());
             std::thread::sleep(Duration::from_millis(100));
@@ -91,7 +91,7 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     server.await_query("/v1/query?metric=sales&step=all", count(1_000));
     assert!(events(&case.objects()) < 1_000);
     let log = || std::fs::read_to_string(case.dir.path().join("data.server.log")).expect("the server's log");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !log().contains("archiving failed") {
         assert!(Instant::now() < deadline, "nothing failed: {}", log());
         std::thread::sleep(Duration::from_millis(50));
@@ -101,10 +101,10 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     send(&server, 1_000, 1_100);
     server.await_query("/v1/query?metric=sales&step=all", count(1_100));
     case.storage.set_down(false);
-    case.storage.set_faults(7, 100);
+    case.storage.set_faults(469, 100);
     case.wait("archived after the outage", |objects| events(objects) == 1_100);
     case.wait("moved", |objects| objects.iter().all(|object| object["tier"] == "cold"));
-    case.storage.set_faults(7, 0);
+    case.storage.set_faults(469, 0);
     assert!(!case.storage.hit().is_empty());
     for object in case.objects() {
         let path = object["path"].as_str().expect("path");

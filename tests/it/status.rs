@@ -1,8 +1,9 @@
 //! `rollmill status`, roles on the command line, and a stop that load balancers notice first.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::support::{Server, agent};
+use crate::support::{Server, agent, until};
 
 fn status(server: &Server, more: &[&str]) -> (Option<i32>, String) {
     let output = Server::cli(&[&["status", "--url", &server.url], more].concat());
@@ -17,10 +18,7 @@ fn the_status_is_a_table_for_people_and_json_for_programs() {
         assert_eq!(server.post(&format!(r#"{{"metric":"m{id}"}}"#)).0, 202);
     }
     server.await_query("/v1/query?metric=m1&step=all", |answer| answer["series"][0].is_object());
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while server.get("/readyz").0 != 200 {
-        assert!(Instant::now() < deadline, "not ready");
-    }
+    until("ready and healthy", || server.get("/readyz").0 == 200 && server.get("/v1/status").1["healthy"] == true);
     let (code, table) = status(&server, &[]);
     assert_eq!(code, Some(0), "{table}");
     assert!(table.contains("gateway,shards,query,replay"), "{table}");
@@ -50,11 +48,13 @@ fn roles_that_the_backends_cannot_split_are_a_mistake_of_the_configuration() {
 fn a_load_balancer_sees_the_stop_before_a_client_does() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let server = Server::start(&data, &[("shards.count", "4"), ("server.drain_delay", "1500ms")]);
+    let server = Server::start(&data, &[("shards.count", "4"), ("server.drain_delay", "5s")]);
     server.await_query("/v1/query?metric=m", |_| true);
-    let url = server.url.clone();
+    until("ready", || server.get("/readyz").0 == 200);
+    let (url, taken) = (server.url.clone(), Arc::new(AtomicU32::new(0)));
+    let counted = taken.clone();
     let client = std::thread::spawn(move || {
-        let (agent, mut taken) = (agent(), 0u32);
+        let agent = agent();
         let post = || {
             let request = agent.post(format!("{url}/v1/events")).header("content-type", "application/json");
             request.send(r#"{"metric":"m"}"#).map(|answer| answer.status().as_u16())
@@ -62,16 +62,18 @@ fn a_load_balancer_sees_the_stop_before_a_client_does() {
         // As a load balancer does: it sends for as long as its last look at /readyz was good, and once more.
         loop {
             let ready = agent.get(format!("{url}/readyz")).call().map(|answer| answer.status().as_u16());
-            assert_eq!(post().expect("connections are taken"), 202, "a write was refused after {taken}");
-            taken += 1;
-            if ready.expect("the port is open") == 503 && taken > 20 {
-                return taken;
+            let before = counted.load(Ordering::SeqCst);
+            assert_eq!(post().expect("connections are taken"), 202, "a write was refused after {before}");
+            counted.fetch_add(1, Ordering::SeqCst);
+            if ready.expect("the port is open") == 503 {
+                return;
             }
         }
     });
-    std::thread::sleep(Duration::from_millis(500));
+    until("it sends", || taken.load(Ordering::SeqCst) > 20 || client.is_finished());
     assert_eq!(server.stop(), Some(0));
-    let taken = client.join().expect("no write was refused");
+    client.join().expect("no write was refused");
+    let taken = taken.load(Ordering::SeqCst);
 
     let server = Server::start(&data, &[("shards.count", "4")]);
     let count = |answer: &serde_json::Value| answer["series"][0]["points"][0]["count"].as_u64();

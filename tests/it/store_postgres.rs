@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::postgres;
-use crate::support::Server;
+use crate::support::{Server, until};
 
 #[test]
 fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
@@ -36,6 +36,8 @@ fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
     send(&node, 100);
     let answer = node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 300);
     assert_eq!(answer["series"][0]["points"][0]["sum"].to_string(), "30");
+    // A stop leaves to the log what a busy machine does not flush in time.
+    until("everything is in the store", || node.accounted()[0] == 300);
     assert_eq!(node.stop(), Some(0));
     assert!(!data.join("store.sqlite").exists());
     assert_eq!(server.psql(&database, "SELECT sum(count), sum(sum) FROM rollmill.rollups"), Ok("300|30.0".into()));
@@ -57,7 +59,7 @@ fn roles_and_tables_by_command() {
     let server = postgres::shared();
     let database = server.database();
     let roles = Server::cli(&["store", "roles"]);
-    server.psql(&database, &String::from_utf8_lossy(&roles.stdout)).expect("roles");
+    server.make_roles(&database, &String::from_utf8_lossy(&roles.stdout));
     let migrate = |role: &str| Server::cli(&["store", "migrate", "--url", &server.url_as(role, &database)]);
     let refused = migrate("rollmill_writer");
     assert!(!refused.status.success());

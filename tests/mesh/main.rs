@@ -2,6 +2,8 @@
 #![allow(clippy::disallowed_methods)] // processes are waited for in real time
 
 mod node;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[path = "../support/rng.rs"]
@@ -13,13 +15,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use node::{CALL_TIMEOUT, DEAD_AFTER, Node, SHARDS, START, Spec};
+use node::{CALL_TIMEOUT, DEAD_AFTER, Node, PATIENCE, SHARDS, START, Spec};
 use proxy::{Plan, Proxy};
 
 fn free_ports<const N: usize>() -> [u16; N] {
-    // All at once, so that none is given twice.
-    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
-    listeners.map(|listener| listener.local_addr().expect("an address").port())
+    [(); N].map(|()| ports::free(ports::MESH))
 }
 
 /// All six hours, by page, with sketches. The end lies ahead, so that no node is left out because it holds nothing.
@@ -45,22 +45,37 @@ fn count(answer: &Value) -> u64 {
 fn alone(dir: &Path, query: &str) -> Value {
     let [port] = free_ports();
     let mut node = Node::start(dir, &Spec::new("alone", port, &[], 0..SHARDS));
-    let (answer, _) = node.query(query);
-    assert_eq!(answer["completeness"]["partial"], false, "{answer}");
-    answer["series"].clone()
+    complete(&mut node, query)["series"].clone()
+}
+
+/// Asks until the answer is complete: a machine that stands still for longer than a deadline makes one partial.
+fn complete(node: &mut Node, query: &str) -> Value {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (answer, took) = node.query(query);
+        assert!(took < CALL_TIMEOUT * 5, "late by {took:?}");
+        if answer["completeness"]["partial"] == false {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "still partial: {}\n{}", answer["completeness"], node.said());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Queries until the answer is complete again.
 fn await_complete(node: &mut Node, expected: &Value) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    assert_eq!(complete(node, &everything())["series"], *expected);
+}
+
+/// Asks until so much is missing, and nothing else for lack of time.
+fn await_missing(node: &mut Node, expected: &[(u64, String)]) -> Value {
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let (answer, took) = node.query(&everything());
-        assert!(took < CALL_TIMEOUT * 3, "late by {took:?}");
-        if answer["completeness"]["partial"] == false {
-            assert_eq!(answer["series"], *expected);
-            return;
+        let (answer, _) = node.query(&everything());
+        if missing(&answer) == expected {
+            return answer;
         }
-        assert!(Instant::now() < deadline, "still partial: {}\n{}", answer["completeness"], node.said());
+        assert!(Instant::now() < deadline, "not {expected:?}: {}\n{}", answer["completeness"], node.said());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -110,22 +125,25 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
     ] {
         let expected = alone(dir.path(), &query);
         for node in &mut nodes {
-            let (answer, _) = node.query(&query);
-            assert_eq!((&answer["completeness"]["partial"], &answer["series"]), (&json!(false), &expected), "{query}: {answer}");
+            let answer = complete(node, &query);
+            assert_eq!(answer["series"], expected, "{query}: {answer}");
         }
     }
-    let books = nodes.each_mut().map(|node| node.ask("books"));
-    for books in &books {
-        assert_eq!(books["completeness"]["partial"], false, "{books}");
+    for node in &mut nodes {
+        let (mut books, deadline) = (node.ask("books"), Instant::now() + PATIENCE);
+        while books["completeness"]["partial"] != false {
+            assert!(Instant::now() < deadline, "{books}");
+            books = node.ask("books");
+        }
         let sum = |name: &str| books["hours"].as_array().expect("hours").iter().filter_map(|h| h[name].as_u64()).sum::<u64>();
         assert_eq!((sum("accepted"), sum("aggregated") + sum("pending")), (1_200, 1_200), "{books}");
         assert!(sum("pending") > 500, "{books}");
     }
     // A certificate of another authority does not come in, whatever it knows.
     let mut stranger = Node::start(dir.path(), &Spec { tls: Some(dir.path().join("foreign/d")), ..Spec::new("d", d, &[a], [0]) });
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!((stranger.ask("peers"), nodes[0].ask("peers")), (json!([]), json!(["b", "c"])));
-    assert!(stranger.said().contains("TLS"), "{}", stranger.said());
+    stranger.await_said("TLS");
+    assert_eq!(stranger.ask("peers"), json!([]));
+    nodes[0].await_peers(&["b", "c"]);
 }
 
 #[test]
@@ -140,11 +158,10 @@ fn closed_windows_that_nobody_holds_cost_no_call() {
         node.ask("metrics")[name].as_f64().unwrap_or(0.0) as u64
     };
     let before = format!("metric=views&from={}&to={START}&step=1d", START - 86_400_000);
-    let (answer, _) = near.query(&before);
-    assert_eq!(answer["completeness"]["partial"], false, "{answer}");
+    complete(&mut near, &before);
     assert_eq!((calls(&mut near, "answered"), calls(&mut near, "left_out")), (0, 1));
-    let (answer, _) = near.query(&everything());
-    assert_eq!((answer["completeness"]["partial"].as_bool(), calls(&mut near, "answered")), (Some(false), 1));
+    complete(&mut near, &everything());
+    assert_eq!(calls(&mut near, "answered"), 1);
 }
 
 #[test]
@@ -154,12 +171,11 @@ fn a_wrong_cookie_is_refused_and_said_once() {
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[], 0..4));
     let wrong = "another cookie, of as many bytes as needed";
     let mut far = Node::start(dir.path(), &Spec { cookie: wrong.to_owned(), ..Spec::new("b", b, &[a], 4..8) });
-    std::thread::sleep(Duration::from_secs(4));
-    assert_eq!((near.ask("peers"), far.ask("peers")), (json!([]), json!([])));
-    let (answer, took) = far.query(&everything());
-    assert_eq!(missing(&answer), all_are(0..4, "unavailable"), "nobody is known to own them");
-    assert!(took < CALL_TIMEOUT, "{took:?}");
-    for (node, words) in [(&near, "a connection was refused"), (&far, "do both nodes have the same cookie")] {
+    let refusals = [(&near, "a connection was refused"), (&far, "do both nodes have the same cookie")];
+    refusals.iter().for_each(|(node, words)| node.await_said(words));
+    // It is tried again and again, and not said again.
+    std::thread::sleep(Duration::from_secs(3));
+    for (node, words) in refusals {
         let said = node.said();
         assert_eq!(said.matches(words).count(), 1, "{said}");
         for secret in [wrong, node::COOKIE] {
@@ -168,6 +184,10 @@ fn a_wrong_cookie_is_refused_and_said_once() {
     }
     let dialled = near.said().lines().count() + far.said().lines().count();
     assert!(dialled < 20, "nothing spins:\n{}{}", near.said(), far.said());
+    assert_eq!((near.ask("peers"), far.ask("peers")), (json!([]), json!([])));
+    let (answer, took) = far.query(&everything());
+    assert_eq!(missing(&answer), all_are(0..4, "unavailable"), "nobody is known to own them");
+    assert!(took < CALL_TIMEOUT, "{took:?}");
 }
 
 #[test]
@@ -183,10 +203,10 @@ fn a_node_that_is_killed_is_missing_by_name_and_comes_back() {
     node.kill();
     let (answer, took) = near.query(&everything());
     assert_eq!(missing(&answer), all_are(4..8, "unreachable"), "{}", near.said());
-    assert!(took < CALL_TIMEOUT * 2, "{took:?}");
+    assert!(took < CALL_TIMEOUT * 3, "{took:?}");
     assert!(count(&answer) < 1_200 && count(&answer) > 600, "the store's half is there, and the near half of the rest");
-    let (_, took) = near.query(&everything());
-    assert!(took < CALL_TIMEOUT / 2, "a node that is gone costs nothing: {took:?}");
+    let took = (0..5).map(|_| near.query(&everything()).1).min();
+    assert!(took < Some(CALL_TIMEOUT / 2), "a node that is gone costs nothing: {took:?}");
     let _back = far();
     await_complete(&mut near, &expected);
 }
@@ -204,18 +224,24 @@ fn a_frozen_node_costs_one_deadline_then_nothing_and_comes_back() {
         await_complete(node, &expected);
     }
     far.freeze();
+    let began = Instant::now();
     for node in [&mut near, &mut other] {
         let (answer, took) = node.query(&everything());
         assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
-        assert!(took < CALL_TIMEOUT * 2, "{took:?}");
-        let began = Instant::now();
-        while began.elapsed() < DEAD_AFTER * 2 {
+        assert!(took < CALL_TIMEOUT * 3, "{took:?}");
+    }
+    let (mut asked, mut late) = (0, 0);
+    while began.elapsed() < DEAD_AFTER + CALL_TIMEOUT * 2 {
+        for node in [&mut near, &mut other] {
             let (answer, took) = node.query(&everything());
             assert_eq!(missing(&answer), all_are(3..6, "unreachable"));
-            assert!(took < CALL_TIMEOUT / 2, "later queries wait for nothing: {took:?}");
+            asked += 1;
+            late += u32::from(took > CALL_TIMEOUT / 2);
         }
-        assert!(node.said().contains("does not answer"), "{}", node.said());
     }
+    // A machine that stands still for a moment makes one late, a deadline would make all of them.
+    assert!(late * 10 < asked, "{late} of {asked} later queries waited");
+    [&near, &other].iter().for_each(|node| node.await_said("does not answer"));
     far.thaw();
     for node in [&mut near, &mut other] {
         await_complete(node, &expected);
@@ -237,10 +263,10 @@ fn a_hole_in_the_network_is_a_partial_answer_in_time_and_heals() {
         for (node, shards) in [(&mut near, 4..8), (&mut far, 0..4)] {
             let (answer, took) = node.query(&everything());
             assert_eq!(missing(&answer), all_are(shards, "unreachable"), "round {round}");
-            assert!(took < CALL_TIMEOUT * 2, "{took:?}");
+            assert!(took < CALL_TIMEOUT * 3, "{took:?}");
         }
         // Once shorter than it takes to be dead, once longer.
-        std::thread::sleep(DEAD_AFTER * round * 2);
+        std::thread::sleep(DEAD_AFTER * round);
         hole.set(Plan::default());
         await_complete(&mut near, &expected);
         await_complete(&mut far, &expected);
@@ -255,8 +281,7 @@ fn an_owner_of_an_old_epoch_adds_nothing() {
     let _zombie = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
     let mut near = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("a", a, &[b], 0..4) });
     near.await_peers(&["b"]);
-    let (answer, _) = near.query(&everything());
-    assert_eq!(missing(&answer), all_are(4..8, "moved"));
+    let answer = await_missing(&mut near, &all_are(4..8, "moved"));
     let mut without = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("w", free_ports::<1>()[0], &[], 0..4) });
     let (alone, _) = without.query(&everything());
     assert_eq!(answer["series"], alone["series"], "as if the old owner were not there");
@@ -275,8 +300,8 @@ fn answers_that_are_too_large_are_missing_and_the_session_lives() {
     assert!(!missing.is_empty() && missing.iter().all(|(shard, reason)| *shard >= 4 && reason == "too_large"), "{missing:?}");
     let shards: BTreeSet<_> = missing.iter().map(|(shard, _)| *shard).collect();
     assert!(shards.len() < 4, "what fits is there: {missing:?}");
-    let (answer, _) = near.query(&format!("metric=views&from={START}&to=2100000000000&step=1d&where={{page=\"/7\"}}"));
-    assert_eq!(answer["completeness"]["partial"], false, "a smaller question is answered over the same session: {answer}");
+    // A smaller question is answered over the same session.
+    complete(&mut near, &format!("metric=views&from={START}&to=2100000000000&step=1d&where={{page=\"/7\"}}"));
 }
 
 #[test]
@@ -287,18 +312,27 @@ fn a_crowd_with_one_question_makes_one_call() {
     let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
     near.await_peers(&["b"]);
-    // Frozen for less than a deadline, so that all hundred are there before the answer is.
-    far.freeze();
-    let thaw = std::thread::spawn(move || {
-        std::thread::sleep(CALL_TIMEOUT / 2);
-        far.thaw();
-        far
-    });
-    let answers = near.ask(&format!("crowd {}", everything()));
-    let _far = thaw.join().expect("no panic");
-    for answer in answers.as_array().expect("answers") {
-        assert_eq!((&answer["completeness"]["partial"], &answer["series"]), (&json!(false), &expected));
-    }
-    let calls = &near.ask("metrics")["rollmill_mesh_calls_total{outcome=\"answered\"}"];
-    assert_eq!(calls.as_f64(), Some(1.0), "one call for a hundred queries");
+    let calls = |near: &mut Node| near.ask("metrics")["rollmill_mesh_calls_total{outcome=\"answered\"}"].as_f64().unwrap_or(0.0);
+    // A machine that is busy enough lets some of the crowd come after the answer, or the answer after the deadline.
+    let seen: Vec<f64> = (0..5)
+        .map(|_| {
+            await_complete(&mut near, &expected);
+            let before = calls(&mut near);
+            // Frozen for less than a deadline, so that all hundred are there before the answer is.
+            far.freeze();
+            let answers = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(CALL_TIMEOUT / 2);
+                    far.thaw();
+                });
+                near.ask(&format!("crowd {}", everything()))
+            });
+            let answers = answers.as_array().expect("answers");
+            let whole: Vec<_> = answers.iter().filter(|answer| answer["completeness"]["partial"] == false).collect();
+            assert!(whole.iter().all(|answer| answer["series"] == expected), "{answers:?}");
+            if whole.len() == 100 { calls(&mut near) - before } else { 0.0 }
+        })
+        .take_while(|calls| *calls != 1.0)
+        .collect();
+    assert!(seen.len() < 5, "one call for a hundred queries, not {seen:?}");
 }

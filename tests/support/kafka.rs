@@ -1,11 +1,17 @@
 //! Real Kafka brokers for tests, started by `scripts/kafka` on loopback; they end with the process that started them.
 #![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer;
+
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[path = "ports.rs"]
+mod ports;
 
 struct Node {
     port: u16,
@@ -30,9 +36,19 @@ fn script() -> Command {
     command
 }
 
-fn free_ports(n: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
+/// Whether the broker answers and the cluster knows it: before that it listens already, and a topic cannot be made on it.
+fn is_known(id: usize, port: u16, tls: Option<&Path>) -> bool {
+    let mut config = rdkafka::ClientConfig::new();
+    config.set("bootstrap.servers", format!("127.0.0.1:{port}"));
+    if let Some(file) = tls {
+        let beside = |extension: &str| file.with_extension(format!("pem.{extension}"));
+        config.set("security.protocol", "SASL_SSL").set("ssl.ca.location", beside("ca").display().to_string());
+        config.set("sasl.mechanism", "SCRAM-SHA-512").set("sasl.username", "rollmill");
+        config.set("sasl.password", std::fs::read_to_string(beside("password")).expect("a password"));
+    }
+    let client: rdkafka::consumer::BaseConsumer = config.create().expect("a client");
+    let metadata = client.fetch_metadata(None, Duration::from_secs(5));
+    metadata.is_ok_and(|metadata| metadata.brokers().iter().any(|broker| broker.id() == id as i32))
 }
 
 impl Kafka {
@@ -53,7 +69,7 @@ impl Kafka {
     }
 
     fn start_as(brokers: usize, ephemeral: bool, tls: Option<PathBuf>) -> Self {
-        let mut ports = free_ports(2 * brokers);
+        let mut ports: Vec<u16> = (0..2 * brokers).map(|_| ports::free(ports::KAFKA)).collect();
         let controllers = ports.split_off(brokers);
         let dir = std::env::temp_dir().join(format!("rollmill-kafka-{}-{}", std::process::id(), ports[0]));
         let nodes = ports.iter().map(|&port| Node { port, running: None }).collect();
@@ -80,8 +96,8 @@ impl Kafka {
 
     fn wait(&mut self, id: usize) {
         let node = &mut self.nodes[id - 1];
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while TcpStream::connect(("127.0.0.1", node.port)).is_err() {
+        let deadline = Instant::now() + Duration::from_secs(240);
+        while TcpStream::connect(("127.0.0.1", node.port)).is_err() || !is_known(id, node.port, self.tls.as_deref()) {
             let ended = node.running.as_mut().is_none_or(|(child, _)| child.try_wait().expect("wait").is_some());
             let log = || std::fs::read_to_string(self.dir.join(id.to_string()).join("log")).unwrap_or_default();
             assert!(!ended && Instant::now() < deadline, "broker {id} did not come up (`make tools` gets Kafka):\n{}", log());

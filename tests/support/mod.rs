@@ -5,6 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[path = "ports.rs"]
+mod ports;
+
+/// When something that takes no time on an idle machine has failed: a busy one may stand still for long.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// A running `rollmill serve` on a port of its own.
 pub struct Server {
     child: Child,
@@ -13,7 +20,7 @@ pub struct Server {
 }
 
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    ports::free(ports::NODES)
 }
 
 impl Server {
@@ -24,7 +31,7 @@ impl Server {
 
     pub fn start_on(data: &Path, port: u16, env: &[(&str, &str)]) -> Self {
         let mut server = Self::spawn(data, port, env);
-        server.wait_alive();
+        server.wait_ready("gateway");
         server
     }
 
@@ -59,13 +66,22 @@ impl Server {
     }
 
     pub fn wait_alive(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while agent().get(format!("{}/healthz", self.url)).call().map_or(true, |r| r.status() != 200) {
+        self.wait_for("/healthz");
+    }
+
+    /// Waits until the node does what this role asks of it. A node that waits for its servers lives, and takes nothing.
+    pub fn wait_ready(&mut self, role: &str) {
+        self.wait_for(&format!("/readyz?role={role}"));
+    }
+
+    fn wait_for(&mut self, path: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        while agent().get(format!("{}{path}", self.url)).call().map_or(true, |r| r.status() != 200) {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 let log = std::fs::read_to_string(self.data.with_extension("server.log")).unwrap_or_default();
                 panic!("the server ended with {status}:\n{log}");
             }
-            assert!(Instant::now() < deadline, "the server did not come up");
+            assert!(Instant::now() < deadline, "the server did not come up: {path}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -117,6 +133,20 @@ impl Server {
         (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
     }
 
+    /// As [`Self::await_query`], with everything in it that was acknowledged until now: acknowledged is not applied yet.
+    pub fn await_everything(&self, path: &str) -> serde_json::Value {
+        let now = jiff::Timestamp::now();
+        let as_of = |answer: &serde_json::Value| answer["completeness"]["as_of"].as_str().and_then(|at| at.parse().ok());
+        self.await_query(path, |answer| as_of(answer).is_some_and(|at: jiff::Timestamp| at >= now))
+    }
+
+    /// Aggregated, de-duplicated and quarantined events of all hours, as they are in the store.
+    pub fn accounted(&self) -> [u64; 3] {
+        let (_, answer) = self.get("/v1/accounting");
+        let hours = answer["hours"].as_array().cloned().unwrap_or_default();
+        ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+    }
+
     /// Runs another command of the binary.
     pub fn cli(args: &[&str]) -> std::process::Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
@@ -126,9 +156,9 @@ impl Server {
         command.args(args).output().expect("the command runs")
     }
 
-    /// Waits until a query is complete and its answer passes, or fails after 20 s with the last answer.
+    /// Waits until a query is complete and its answer passes, or fails after [`PATIENCE`] with the last answer.
     pub fn await_query(&self, path: &str, pass: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let (status, answer) = self.get(path);
             if status == 200 && answer["completeness"]["partial"] == false && pass(&answer) {
@@ -137,6 +167,15 @@ impl Server {
             assert!(Instant::now() < deadline, "{path} still answers {status} {answer}");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+}
+
+/// Waits until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -154,5 +193,5 @@ fn rustix_pid(pid: u32) -> rustix::process::Pid {
 
 /// A client that treats every status as an answer.
 pub fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30))).build().into()
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().into()
 }

@@ -6,9 +6,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[path = "ports.rs"]
+mod ports;
 
 /// A server in a directory of its own.
 pub struct Postgres {
@@ -75,7 +79,7 @@ impl Postgres {
         if let Ok(more) = std::env::var("ROLLMILL_TEST_POSTGRES_SETTINGS") {
             writeln!(settings, "{more}").expect("written");
         }
-        let mut server = Self { guard: None, dir, port: free_port() };
+        let mut server = Self { guard: None, dir, port: ports::free(ports::POSTGRES) };
         server.run();
         server
     }
@@ -87,7 +91,7 @@ impl Postgres {
         shell.env("BIN", bin()).env("DIR", &self.dir).env("PORT", self.port.to_string());
         let guard = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
         self.guard = Some(guard);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while self.psql("postgres", "SELECT 1").is_err() {
             let log = || std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
             assert!(Instant::now() < deadline, "the server did not come up:\n{}", log());
@@ -148,7 +152,7 @@ impl Postgres {
         assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
         self.psql("postgres", "ALTER SYSTEM SET ssl = on").expect("set");
         self.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while self.psql("postgres", "SHOW ssl") != Ok("on".into()) {
             assert!(Instant::now() < deadline, "the server does not turn TLS on");
             std::thread::sleep(Duration::from_millis(20));
@@ -170,6 +174,15 @@ impl Postgres {
             .expect("psql runs");
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim().to_owned();
         if run.status.success() { Ok(text(run.stdout)) } else { Err(text(run.stderr)) }
+    }
+
+    /// Runs the script that makes the roles, one test after the other: roles belong to the whole server, and two scripts at once may both
+    /// find that there are none.
+    pub fn make_roles(&self, database: &str, script: &str) {
+        static ONE: Mutex<()> = Mutex::new(());
+        // A test that failed has nothing to say about the next one.
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        self.psql(database, script).expect("roles");
     }
 
     /// Runs one of PostgreSQL's tools on a database.
@@ -215,8 +228,4 @@ impl Drop for Postgres {
             let _ = command(Path::new("rm")).arg("-rf").arg(&self.dir).current_dir("/").status();
         }
     }
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
 }

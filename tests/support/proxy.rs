@@ -20,6 +20,8 @@ pub struct Plan {
     pub refuse: bool,
     /// Nothing passes any more, and nothing is closed.
     pub stall: bool,
+    /// How much later everything passes.
+    pub delay: Duration,
     /// A chunk of the client that holds this word is passed on, and the connection cut before the answer. Once.
     pub cut_after: Option<&'static [u8]>,
 }
@@ -151,6 +153,7 @@ impl Shared {
                 count.fetch_add(1, Ordering::SeqCst);
                 break;
             }
+            std::thread::sleep(self.plan().delay);
             if to.write_all(&chunk[..length]).is_err() {
                 break;
             }

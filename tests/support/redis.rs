@@ -4,6 +4,10 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[path = "ports.rs"]
+mod ports;
+
 pub const PASSWORD: &str = "never-logged-secret";
 
 pub struct Redis {
@@ -15,9 +19,7 @@ pub struct Redis {
 impl Redis {
     /// Starts one on a port of its own.
     pub fn start() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("address").port();
-        drop(listener);
+        let port = ports::free(ports::REDIS);
         let mut redis = Self { child: None, port, dir: tempfile::tempdir().expect("a directory") };
         redis.start_again();
         redis
@@ -30,7 +32,7 @@ impl Redis {
         command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", PASSWORD]);
         command.arg("--dir").arg(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().expect("redis-server is there: `make tools` installs it"));
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while self.client().get_connection_with_timeout(Duration::from_millis(500)).is_err() {
             assert!(Instant::now() < deadline, "redis-server did not come up");
             std::thread::sleep(Duration::from_millis(10));

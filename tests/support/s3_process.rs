@@ -9,6 +9,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use super::s3::S3Server;
 
+#[allow(clippy::duplicate_mod)] // each copy gives from a range of its own
+#[path = "ports.rs"]
+mod ports;
+
 /// Address and directory of the server that this process is to be.
 const ROLE: [&str; 2] = ["S3_ADDRESS", "S3_ROOT"];
 /// The test harness of the child says things too, also on the same line.
@@ -29,7 +33,7 @@ struct Running {
 
 impl S3Process {
     pub fn start(root: &Path) -> Self {
-        let (running, endpoint) = Running::start("127.0.0.1:0", root);
+        let (running, endpoint) = Running::start(&format!("127.0.0.1:{}", ports::free(ports::S3)), root);
         Self { endpoint, root: root.to_owned(), running: Some(running) }
     }
 

@@ -34,7 +34,8 @@ use crate::shards::series::Admission;
 use crate::shards::state::{AccountingQuestion, Input, LiveQuestion, ShardLimits, ShardState};
 
 const SHARDS: u32 = 4;
-const TIMEOUT: Duration = Duration::from_millis(400);
+/// Long enough that a busy machine does not let good answers come too late.
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// 2026-01-01T00:00:00Z.
 const START: Hour = Hour(490_896);
 
@@ -311,7 +312,7 @@ async fn a_peer_that_does_not_answer_costs_one_deadline_and_then_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_questions_share_a_call() {
-    let pair = Arc::new(Pair::with(honest(), 1 << 20, Duration::from_millis(100)).await);
+    let pair = Arc::new(Pair::with(honest(), 1 << 20, TIMEOUT / 3).await);
     let expected = expected().0;
     let asking: Vec<_> = (0..100)
         .map(|_| {
@@ -347,7 +348,7 @@ async fn a_peer_that_holds_nothing_of_closed_windows_is_not_asked() {
     assert_eq!((reports.len(), reports.iter().all(|(_, report)| report.is_ok())), (4, true));
     assert_eq!(pair.questions.load(Ordering::SeqCst), 0, "all that it holds is later");
     let now = SystemClock.now();
-    assert!(reports.iter().all(|(_, r)| r.is_ok_and(|r| now - r.as_of < 5_000 && r.as_of <= now)), "{reports:?}");
+    assert!(reports.iter().all(|(_, r)| r.is_ok_and(|r| now - r.as_of < 60_000 && r.as_of <= now)), "{reports:?}");
     let (rows, _) = pair.read(Hour(START.0 + 1), vec![]).await;
     assert_eq!(pair.questions.load(Ordering::SeqCst), 1, "one window of these it holds");
     let mut first = expected().0;

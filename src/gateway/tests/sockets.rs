@@ -11,6 +11,9 @@ use super::*;
 const HANDSHAKE: &str = "GET /v1/ws HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
     sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
+/// When something that takes a moment on an idle machine has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 async fn connect(address: SocketAddr) -> Socket {
@@ -28,13 +31,13 @@ async fn close_code(ws: &mut Socket) -> Option<u16> {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("still open")
+    tokio::time::timeout(PATIENCE, read).await.expect("still open")
 }
 
 async fn acked(ws: &mut Socket, seq: u64) {
     ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
     loop {
-        match tokio::time::timeout(Duration::from_secs(5), ws.next()).await.expect("an ack in time").unwrap().unwrap() {
+        match tokio::time::timeout(PATIENCE, ws.next()).await.expect("an ack in time").unwrap().unwrap() {
             Message::Text(ack) => {
                 assert!(ack.contains(&format!("\"ack\":{seq},")), "{ack}");
                 return;
@@ -58,13 +61,14 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
         stuck.push(ws);
     }
     let (mut good, stop) = (connect(address).await, Arc::new(std::sync::atomic::AtomicBool::new(false)));
-    let stopped = stop.clone();
+    let (stopped, (acks, mut acked_now)) = (stop.clone(), watch::channel(0));
     let going = tokio::spawn(async move {
         for seq in 0.. {
             if stopped.load(std::sync::atomic::Ordering::Acquire) {
                 return seq;
             }
             acked(&mut good, seq).await;
+            acks.send_replace(seq);
             tokio::time::sleep(Duration::from_millis(7)).await;
         }
         0
@@ -74,19 +78,20 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     // busy that an update was not even made in time, they are dropped as idle.
     let codes = futures::future::join_all(stuck.iter_mut().map(close_code)).await;
     assert!(codes.iter().all(|code| matches!(code, Some(1013 | 1001) | None)), "{codes:?}");
+    let enough = tokio::time::timeout(PATIENCE, acked_now.wait_for(|seq| *seq > 20)).await;
+    assert!(enough.is_ok_and(|enough| enough.is_ok()), "few messages were acknowledged beside them");
     stop.store(true, std::sync::atomic::Ordering::Release);
-    let acks = going.await.expect("every message was acknowledged in time");
-    assert!(acks > 20, "only {acks} messages were acknowledged beside them");
+    going.await.expect("every message was acknowledged in time");
 
     // One alone, so that the machine's load does not decide whether the frame arrives in time.
-    let mut told = None;
-    for _ in 0..5 {
+    let mut told = Vec::new();
+    while told.len() < 5 || (told.len() < 30 && !told.contains(&Some(1013))) {
         let mut ws = connect(address).await;
         ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"8000000"}}"#)).await.unwrap();
         tokio::time::sleep(patience + Duration::from_millis(300)).await;
-        told = told.or(close_code(&mut ws).await);
+        told.push(close_code(&mut ws).await);
     }
-    assert_eq!(told, Some(1013));
+    assert!(told.contains(&Some(1013)), "{told:?}");
 }
 
 #[tokio::test]
@@ -94,7 +99,7 @@ async fn what_waits_for_a_reader_is_bounded() {
     let limits = GatewayLimits {
         ws_update_interval: Duration::from_millis(10),
         ws_max_subscriptions: 2,
-        ws_idle_timeout: Duration::from_secs(2),
+        ws_idle_timeout: PATIENCE,
         ..GatewayLimits::default()
     };
     let (address, _stop) = listen(limits).await;
@@ -109,7 +114,7 @@ async fn what_waits_for_a_reader_is_bounded() {
     ws.send(Message::text(r#"{"seq":1,"events":[]}"#)).await.unwrap();
     let mut updates = 0;
     loop {
-        let text = tokio::time::timeout(Duration::from_secs(10), ws.next()).await.unwrap().unwrap().unwrap().into_text().unwrap();
+        let text = tokio::time::timeout(PATIENCE, ws.next()).await.unwrap().unwrap().unwrap().into_text().unwrap();
         if text.starts_with("{\"ack\"") || text.contains("\"ack\":1,") {
             break;
         }
@@ -120,7 +125,8 @@ async fn what_waits_for_a_reader_is_bounded() {
 
 #[tokio::test]
 async fn half_open_sockets_are_closed_and_answering_ones_stay() {
-    let idle = Duration::from_millis(600);
+    // Long enough that a machine which stands still for a moment does not make the answering one look idle.
+    let idle = Duration::from_secs(3);
     let limits =
         GatewayLimits { ws_idle_timeout: idle, ws_update_interval: Duration::from_millis(50), ..GatewayLimits::default() };
     let (address, _stop) = listen(limits).await;
@@ -128,12 +134,12 @@ async fn half_open_sockets_are_closed_and_answering_ones_stay() {
     let mut silent = TcpStream::connect(address).await.unwrap();
     silent.write_all(HANDSHAKE.as_bytes()).await.unwrap();
     let mut alive = connect(address).await;
-    // Reading answers pings; for four times the limit nothing else is said.
-    let quiet = tokio::time::timeout(idle * 4, async { while let Some(Ok(Message::Ping(_))) = alive.next().await {} }).await;
+    // Reading answers pings; for twice the limit nothing else is said.
+    let quiet = tokio::time::timeout(idle * 2, async { while let Some(Ok(Message::Ping(_))) = alive.next().await {} }).await;
     assert!(quiet.is_err(), "a client that answers pings is kept");
     acked(&mut alive, 7).await;
     let mut heard = Vec::new();
-    tokio::time::timeout(Duration::from_secs(5), silent.read_to_end(&mut heard)).await.expect("closed").unwrap();
+    tokio::time::timeout(PATIENCE, silent.read_to_end(&mut heard)).await.expect("closed").unwrap();
     let frames = heard.windows(4).position(|end| end == b"\r\n\r\n").map(|at| &heard[at + 4..]).unwrap();
     let pings = frames.chunks(2).take_while(|frame| **frame == [0x89, 0]).count();
     assert!(pings > 0 && frames[pings * 2..] == [0x88, 2, 0x03, 0xe9], "pings, then 1001: {frames:x?}");
@@ -202,12 +208,12 @@ proptest! {
     fn no_bytes_harm_a_socket(noise in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}", cut in 0usize..60) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (address, _stop) = listen(GatewayLimits { header_timeout: Duration::from_millis(200), ..GatewayLimits::default() }).await;
+            let (address, _stop) = listen(GatewayLimits { header_timeout: PATIENCE, ..GatewayLimits::default() }).await;
             // A message that is text, one that nearly is right, frames that are none, and no HTTP at all.
             for text in [text, r#"{"seq":1,"events":[{"metric":"m","value":1}]}"#.chars().take(cut).collect()] {
                 let mut ws = connect(address).await;
                 ws.send(Message::text(text)).await.unwrap();
-                let answer = tokio::time::timeout(Duration::from_secs(5), ws.next()).await.expect("an answer");
+                let answer = tokio::time::timeout(PATIENCE, ws.next()).await.expect("an answer");
                 let closed = matches!(&answer, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 1002);
                 let said = matches!(&answer, Some(Ok(Message::Text(said))) if said.contains("\"ack\"") || said.contains("\"nack\"") || said.contains("\"update\""));
                 assert!(closed || said, "{answer:?}");
@@ -221,7 +227,7 @@ proptest! {
             raw.shutdown().await.unwrap();
             let mut answer = Vec::new();
             // A reset says as much as an answer.
-            let _ = tokio::time::timeout(Duration::from_secs(5), raw.read_to_end(&mut answer)).await.expect("ended");
+            let _ = tokio::time::timeout(PATIENCE, raw.read_to_end(&mut answer)).await.expect("ended");
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{}", String::from_utf8_lossy(&answer));
             acked(&mut connect(address).await, 1).await;
         });
@@ -235,7 +241,7 @@ async fn a_slow_body_is_told_408() {
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(b"POST /v1/events HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
     let mut answer = Vec::new();
-    tokio::time::timeout(Duration::from_secs(5), socket.read_to_end(&mut answer)).await.expect("ended").unwrap();
+    tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("ended").unwrap();
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
 }

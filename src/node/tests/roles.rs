@@ -38,10 +38,24 @@ async fn a_gateway_without_a_store_takes_writes_that_other_nodes_count() {
     let (status, answer) = get(&asker, "/v1/query?metric=m&step=all").await;
     assert_eq!((status, &answer["completeness"]["partial"]), (200, &true.into()), "{answer}");
     assert_eq!(answer["completeness"]["missing"].as_array().map(Vec::len), Some(SHARDS as usize), "{answer}");
-    let (_, answer) = get(&asker, "/v1/status").await;
-    assert_eq!((&answer["shards"][3]["owner"], &answer["healthy"]), (&"elsewhere".into(), &true.into()), "{answer}");
+    let answer = await_status(&asker, |answer| answer["healthy"] == true).await;
+    assert_eq!(answer["shards"][3]["owner"], "elsewhere", "{answer}");
     for node in [gateway, asker, node] {
         node.stop().await.expect("stops");
+    }
+}
+
+/// The first status that passes: a busy machine falls behind for a moment.
+async fn await_status(node: &Node, pass: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let began = Stopwatch::start();
+    loop {
+        let (status, answer) = get(node, "/v1/status").await;
+        assert_eq!(status, 200, "{answer}");
+        if pass(&answer) {
+            return answer;
+        }
+        assert!(began.elapsed() < Duration::from_secs(120), "{answer}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -54,16 +68,18 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
     for id in 0..200 {
         append(&log, &some_event(id)).await;
     }
-    until("caught up", || node.slots.all_fresh(1_000)).await;
-    let (status, answer) = get(&node, "/v1/status").await;
-    assert_eq!((status, &answer["healthy"], &answer["store"]), (200, &false.into(), &"reachable".into()));
+    let answer = await_status(&node, |answer| {
+        let shards = answer["shards"].as_array().expect("shards");
+        shards[1..].iter().all(|shard| shard["lag"] == 0 && shard["age_ms"].as_i64().is_some_and(|age| age < 1_000))
+    })
+    .await;
+    assert_eq!((&answer["healthy"], &answer["store"]), (&false.into(), &"reachable".into()));
     assert_eq!((&answer["nodes"][0]["name"], &answer["nodes"][0]["shards"]), (&"a".into(), &(SHARDS - 1).into()));
     let shards = answer["shards"].as_array().expect("shards");
     assert_eq!((&shards[0]["owner"], &shards[0]["problem"]), (&"none".into(), &"no_owner".into()), "it was never claimed");
     for shard in &shards[1..] {
         assert_eq!((&shard["owner"], &shard["node"], &shard["problem"]), (&"here".into(), &"a".into(), &serde_json::Value::Null));
         assert_eq!((&shard["lag"], &shard["next"], &shard["epoch"]), (&0.into(), &shard["end"], &1.into()), "{shard}");
-        assert!(shard["age_ms"].as_i64().is_some_and(|age| age < 1_000), "{shard}");
     }
     // The archive follows.
     until("archived", || {
@@ -73,16 +89,15 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
         })
     })
     .await;
-    let (_, answer) = get(&node, "/v1/status").await;
-    assert_eq!(answer["shards"][5]["archive_lag"], 0, "{answer}");
+    await_status(&node, |answer| answer["shards"][5]["archive_lag"] == 0).await;
 
     // The store is down: what the node knows of its own shards is told all the same.
     let other = cluster.log.join();
     let second = cluster.node(&other, &quick().with("node.name", "b")).await;
     other.assign([ShardId(0)].into());
     until("owned", || second.slots.slot(ShardId(0)).epoch().is_some()).await;
-    let (_, answer) = get(&node, "/v1/status").await;
-    assert_eq!((&answer["shards"][0]["owner"], &answer["healthy"]), (&"elsewhere".into(), &true.into()), "{answer}");
+    let answer = await_status(&node, |answer| answer["healthy"] == true).await;
+    assert_eq!(answer["shards"][0]["owner"], "elsewhere", "{answer}");
     node.stop().await.expect("stops");
     let (_, answer) = get(&second, "/v1/status").await;
     assert_eq!(answer["shards"][1]["owner"], "elsewhere", "as far as the store tells: {answer}");
@@ -93,9 +108,13 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
 async fn a_stopping_node_fails_readyz_first_and_finishes_what_it_took() {
     let cluster = Cluster::new();
     cluster.log.assign(all());
-    let node = cluster.node(&cluster.log, &quick().with("server.drain_delay", "600ms")).await;
-    until("ready", || node.slots.all_fresh(1_000)).await;
-    assert_eq!(get(&node, "/readyz").await.0, 200);
+    let config = quick().with("server.drain_delay", "4s").with("shards.handover", "30s");
+    let node = cluster.node(&cluster.log, &config).await;
+    let began = Stopwatch::start();
+    while get(&node, "/readyz").await.0 != 200 {
+        assert!(began.elapsed() < Duration::from_secs(120), "not ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let address = node.address;
     let stopping = tokio::spawn(node.stop());
     // A load balancer looks twice, and sends on until it has looked.
@@ -104,7 +123,7 @@ async fn a_stopping_node_fails_readyz_first_and_finishes_what_it_took() {
         let (mut taken, began) = (Vec::new(), Stopwatch::start());
         while agent.get(format!("http://{address}/readyz")).call().is_ok_and(|answer| answer.status() == 200) {}
         let noticed = began.elapsed();
-        while began.elapsed() < Duration::from_millis(400) {
+        while taken.len() < 20 {
             let body = format!(r#"{{"metric":"m","id":"{}"}}"#, taken.len());
             let request = agent.post(format!("http://{address}/v1/events")).header("content-type", "application/json");
             taken.push(request.send(body).expect("connections are taken").status().as_u16());
@@ -112,8 +131,8 @@ async fn a_stopping_node_fails_readyz_first_and_finishes_what_it_took() {
         (noticed, taken)
     });
     let (noticed, taken) = writes.await.expect("no panic");
-    assert!(noticed < Duration::from_millis(300), "noticed after {noticed:?}");
-    assert!(taken.len() > 5 && taken.iter().all(|status| *status == 202), "{taken:?}");
+    assert!(noticed < Duration::from_secs(2), "noticed after {noticed:?}");
+    assert!(taken.iter().all(|status| *status == 202), "{taken:?}");
     stopping.await.expect("no panic").expect("stops");
     assert!(cluster.log.held().borrow().is_empty(), "every shard is let go");
     assert!(matches!(cluster.log.append(some_event(1).request()), Err(crate::persistence::log::AppendError::Closed(_))));

@@ -13,7 +13,7 @@ pub(super) const SHARDS: u32 = 4;
 const ID: [u8; 16] = [7; 16];
 const T0: i64 = 1_000;
 /// A log on a server may need so many milliseconds for what a local one does at once.
-const PATIENCE_MS: u128 = 20_000;
+const PATIENCE_MS: u128 = 120_000;
 
 /// What is different about a log.
 pub(super) struct Setting {
@@ -58,7 +58,7 @@ pub(super) fn append(log: &dyn EventLog, records: &[(u32, &str)]) -> i64 {
 /// Everything from `from` on, read in bites of `bite` bytes; offsets are checked on the way.
 pub(super) fn read(log: &dyn EventLog, shard: u32, from: Offset, bite: usize) -> Vec<(i64, String)> {
     let (shard, mut next, mut found) = (ShardId(shard), from, Vec::new());
-    let mut patience = 10;
+    let mut patience = 60;
     while next < log.end(shard) {
         let records = log.read(shard, next, bite).expect("reads");
         if records.is_empty() && log.bytes_on_disk() == 0 && patience > 0 {

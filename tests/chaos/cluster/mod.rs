@@ -28,6 +28,14 @@ use crate::{alone, now};
 pub const FULL: usize = 3;
 const SHARDS: usize = 16;
 
+/// Longer than anything takes on a slow machine; how long it took is printed.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A node that does not answer by then is asked again.
+fn asker() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(15))).build().into()
+}
+
 /// One of Rollmill's processes, running or not.
 pub struct Node {
     pub name: String,
@@ -75,6 +83,14 @@ impl Cli {
         let Some(report) = self.json(&["verify"]) else { return false };
         assert_eq!(report["equal"], true, "the store is no fold of its prefix: {report}");
         true
+    }
+
+    /// Looks until a look says something, when nothing that it needs is away any more.
+    pub fn audit_at_last(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.audit() {
+            assert!(Instant::now() < deadline, "nothing stands in the way of the audit");
+        }
     }
 }
 
@@ -130,7 +146,7 @@ impl Cluster {
 
     /// Brokers listen before they are known to each other, so one attempt may find too few for the replicas.
     fn create_topic(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let made = self.cli().run(&["topic", "create", "--if-missing"]);
             if made.status.success() {
@@ -192,7 +208,7 @@ impl Cluster {
 
     /// Waits until a node is ready.
     pub fn await_ready(&mut self, at: usize) {
-        let (deadline, agent) = (Instant::now() + Duration::from_secs(60), crate::support::agent());
+        let (deadline, agent) = (Instant::now() + PATIENCE, asker());
         while agent.get(format!("{}/readyz", self.url(at))).call().map_or(true, |answer| answer.status() != 200) {
             assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.nodes[at].name, self.said(at));
             // As a service manager does: a node that was killed, or has waited for log and store in vain, is started again.
@@ -240,14 +256,14 @@ impl Cluster {
 
     /// Shards by the name of their owner, as the node sees it.
     pub fn owners(&self, asked: usize) -> Option<Vec<String>> {
-        let (_, status) = get(&crate::support::agent(), &format!("{}/v1/status", self.url(asked)))?;
+        let (_, status) = get(&asker(), &format!("{}/v1/status", self.url(asked)))?;
         let owner = |shard: &Value| shard["node"].as_str().map(str::to_owned);
         status["shards"].as_array()?.iter().map(owner).collect()
     }
 
     /// Waits until the node says that every shard is owned by others than `gone`.
     pub fn await_moved(&self, asked: usize, gone: usize) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         let gone = &self.nodes[gone].name;
         loop {
             let owners = self.owners(asked);
@@ -268,22 +284,22 @@ impl Cluster {
     pub fn served(&self, asked: usize) -> Duration {
         let (begun, since) = (Instant::now(), now());
         let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(asked), range());
-        let agent = crate::support::agent();
+        let agent = asker();
         loop {
             let answer = get(&agent, &url).filter(|(status, _)| *status == 200).map(|(_, answer)| answer).unwrap_or_default();
             if answer["completeness"]["partial"] == false && as_of_ms(&answer) >= since {
                 return begun.elapsed();
             }
-            assert!(begun.elapsed() < Duration::from_secs(60), "not served: {}", answer["completeness"]);
+            assert!(begun.elapsed() < PATIENCE, "not served: {}", answer["completeness"]);
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Whether a node that was just frozen holds a transaction open: of the others, none lasts so long.
+    /// Whether a node that was just frozen holds a transaction open that has written: of the others, none lasts so long.
     pub fn frozen_in_flush(&self, at: usize) -> bool {
         std::thread::sleep(Duration::from_millis(300));
         let sql = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%:{}' AND xact_start < clock_timestamp() - interval '250 ms'",
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%:{}' AND backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '250 ms'",
             self.nodes[at].name
         );
         self.postgres.psql(&self.database, &sql).is_ok_and(|count| count != "0")

@@ -5,9 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Cluster, FULL};
+use super::{Cluster, FULL, PATIENCE};
 use crate::ledger::Ledger;
-use crate::load::{Asked, StopOnDrop, check, client, get, reader};
+use crate::load::{Asked, StopOnDrop, check, get, patient_client, reader};
 use crate::support::{agent, free_port};
 
 /// nginx with the configuration of `make cluster`.
@@ -38,7 +38,7 @@ impl Balancer {
         command.args(["-g", "daemon off;"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("nginx is there: `make tools` gets it");
         let balancer = Self { child, url: format!("http://127.0.0.1:{port}") };
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while agent().get(format!("{}/readyz", balancer.url)).call().map_or(true, |answer| answer.status() != 200) {
             assert!(Instant::now() < deadline, "nginx did not come up");
             std::thread::sleep(Duration::from_millis(20));
@@ -59,7 +59,7 @@ impl Drop for Balancer {
 /// Waits until every node has shards and all are served. A node is ready before the group has given it any: without them its stop would show
 /// nothing, and a stop in the middle of a rebalance would show two moves.
 fn balanced(cluster: &Cluster, asked: usize) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while !(0..FULL).all(|at| cluster.owns(asked, at)) {
         assert!(Instant::now() < deadline, "a node is given nothing");
         std::thread::sleep(Duration::from_millis(50));
@@ -77,7 +77,7 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
     std::thread::scope(|scope| {
         let (ledger, asked, stop, front) = (&ledger, &asked, &stop, &front);
         let stops = StopOnDrop(stop);
-        let mut threads: Vec<_> = (0..4).map(|n| scope.spawn(move || client(n, 7, front, ledger, stop))).collect();
+        let mut threads: Vec<_> = (0..4).map(|n| scope.spawn(move || patient_client(n, 7, front, ledger, stop))).collect();
         threads.push(scope.spawn(move || reader(front, ledger, stop, asked)));
         std::thread::sleep(Duration::from_secs(2));
         for at in 0..FULL {

@@ -103,7 +103,7 @@ mod tests {
 
     fn at(brokers: &str, properties: &str) -> Result<(), Unopened> {
         let properties = Properties::parse(properties).expect("settings");
-        let timeout = Duration::from_millis(500);
+        let timeout = Duration::from_secs(2);
         reach(&Connection { brokers: brokers.to_owned(), topic: "t".to_owned(), properties, timeout })
     }
 

@@ -47,14 +47,15 @@ fn random_cuts_count_nothing_twice_and_lose_nothing() {
     let store = PostgresStore::open(&through(&proxy, &url)).expect("a store");
     let (mut unknown, mut next, mut nonce) = (0, 0, 0);
     proxy.set(Plan { cut_request: 2, cut_reply: 3, ..Plan::default() });
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while next < 40 {
-        assert!(Instant::now() < deadline, "stuck at {next}");
+    let deadline = Instant::now() + Duration::from_secs(180);
+    // How the bytes are cut into chunks, and so what the seed hits, is the machine's affair: it goes on until a commit was hit.
+    while next < 40 || unknown == 0 {
+        assert!(Instant::now() < deadline, "stuck at {next}, cuts {:?}, {unknown} of commits", proxy.cuts());
         nonce += 1;
         let Ok(claim) = store.claim(ShardId(0), LOG, nonce) else { continue };
         next = claim.checkpoint.next;
         while let outcome = store.flush(guard(0, next, claim.checkpoint.epoch), &batch(vec![delta("a", 1, 1)]), 0)
-            && next < 40
+            && (next < 40 || unknown == 0)
         {
             match outcome {
                 Ok(()) => next += 1,
@@ -67,7 +68,6 @@ fn random_cuts_count_nothing_twice_and_lose_nothing() {
     }
     let (offset, count) = state(&*direct, 0);
     assert_eq!(offset, count);
-    assert!(unknown > 0, "cuts {:?} hit no commit: choose another seed", proxy.cuts());
 }
 
 #[test]
@@ -98,9 +98,10 @@ fn a_server_that_is_killed_in_a_flush_comes_back_whole() {
         failures
     });
     for _ in 0..2 {
+        await_read(&store);
         let before = state(&*store, 0).0;
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while store.snapshot().is_err() || state(&*store, 0).0 < before + 3 {
+        let deadline = Instant::now() + Duration::from_secs(180);
+        while state(&*store, 0).0 < before + 3 {
             assert!(Instant::now() < deadline, "no flush gets through");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -108,9 +109,19 @@ fn a_server_that_is_killed_in_a_flush_comes_back_whole() {
     }
     stop.send(()).expect("the owner listens");
     assert!(owner.join().expect("no panic") > 0, "a kill hit the owner");
+    await_read(&store);
     let (next, count) = state(&*store, 0);
     assert_eq!(next * 500, count);
     assert!(next >= 6);
+}
+
+/// Waits until no connection of the killed server is left in the pool.
+fn await_read(store: &PostgresStore) {
+    let deadline = Instant::now() + Duration::from_secs(180);
+    while store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).is_err() {
+        assert!(Instant::now() < deadline, "nothing can be read");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
@@ -160,7 +171,7 @@ fn shards_in_opposite_order_do_not_wait_for_each_other() {
 fn a_busy_pool_says_which_key_to_raise() {
     let server = server::shared();
     let url = server.url(&server.database());
-    let few = PostgresOptions { read_connections: 1, timeout: Duration::from_millis(500), ..options(&url) };
+    let few = PostgresOptions { read_connections: 1, timeout: Duration::from_secs(3), ..options(&url) };
     drop(PostgresStore::open(&options(&url)).expect("the tables"));
     let store = PostgresStore::open(&few).expect("a store");
     let held = store.snapshot().expect("the only one");

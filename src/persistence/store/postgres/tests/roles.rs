@@ -35,8 +35,8 @@ fn each_role_may_do_what_it_must_and_no_more() {
     let server = server::shared();
     let database = server.database();
     let url = |role: &str| server.url_as(role, &database);
-    server.psql(&database, postgres::ROLES).expect("roles");
-    server.psql(&database, postgres::ROLES).expect("twice changes nothing");
+    server.make_roles(&database, postgres::ROLES);
+    server.make_roles(&database, postgres::ROLES);
 
     let writer = PostgresOptions { read_url: Some(url("rollmill_reader")), ..options(&url("rollmill_writer")) };
     let early = PostgresStore::open(&writer).expect_err("no tables yet");
@@ -66,7 +66,7 @@ fn each_role_may_do_what_it_must_and_no_more() {
 fn tables_that_a_superuser_lays_belong_to_the_owner() {
     let server = server::shared();
     let database = server.database();
-    server.psql(&database, postgres::ROLES).expect("roles");
+    server.make_roles(&database, postgres::ROLES);
     drop(PostgresStore::open(&options(&server.url(&database))).expect("a store"));
     let sql = "SELECT DISTINCT r.rolname FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner
         WHERE c.relnamespace = 'rollmill'::regnamespace";
