@@ -34,6 +34,7 @@ fn ip(args: &str) {
 /// A network namespace at the other end of a virtual link.
 struct Island {
     name: String,
+    /// The island's end of the link.
     link: String,
     /// Of this side, and of the island's.
     addresses: [String; 2],
@@ -43,7 +44,7 @@ impl Island {
     /// None where network namespaces may not be made.
     fn make() -> Option<Self> {
         let id = std::process::id();
-        let (name, link, inner) = (format!("rm{id}"), format!("rmh{id}"), format!("rmi{id}"));
+        let (name, outer, link) = (format!("rm{id}"), format!("rmh{id}"), format!("rmi{id}"));
         // Of the addresses for benchmarks between networks (RFC 2544).
         let addresses = [1, 2].map(|end| format!("198.18.{}.{end}", id % 256));
         if let Err(why) = try_ip(&format!("netns add {name}")) {
@@ -52,21 +53,23 @@ impl Island {
         }
         let island = Self { name, link, addresses };
         let (name, link, [near, far]) = (&island.name, &island.link, &island.addresses);
-        ip(&format!("link add {link} type veth peer name {inner} netns {name}"));
-        ip(&format!("addr add {near}/30 dev {link}"));
-        ip(&format!("-n {name} addr add {far}/30 dev {inner}"));
-        ip(&format!("-n {name} link set {inner} up"));
+        ip(&format!("link add {outer} type veth peer name {link} netns {name}"));
+        ip(&format!("addr add {near}/30 dev {outer}"));
+        ip(&format!("-n {name} addr add {far}/30 dev {link}"));
+        ip(&format!("link set {outer} up"));
         ip(&format!("-n {name} link set lo up"));
         island.join();
         Some(island)
     }
 
     fn join(&self) {
-        ip(&format!("link set {} up", self.link));
+        ip(&format!("-n {} link set {} up", self.name, self.link));
     }
 
+    /// The island's end goes down. This side's stays up, and with it the route: otherwise packets for the island would leave this machine
+    /// by its default route, and whoever gets them there may answer.
     fn cut(&self) {
-        ip(&format!("link set {} down", self.link));
+        ip(&format!("-n {} link set {} down", self.name, self.link));
     }
 
     /// What listens on this side's loopback is found on the island's, and the other way round.
