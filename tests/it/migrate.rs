@@ -356,8 +356,7 @@ fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_hal
         }
     }
     println!("killed in step and after milliseconds: {killed:?}");
-    // On a fast machine a later kill comes too late, and everything is done.
-    assert!(killed.len() >= 8, "only these runs were killed: {killed:?}");
+    assert!(killed.len() >= 10, "only these runs were killed: {killed:?}");
     let done = case.done();
     assert!(done["outcome"] == "done" || done["outcome"] == "was done before", "{done}");
     holds(&case, lived);

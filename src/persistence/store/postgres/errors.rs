@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | before COMMIT was sent | anything | `Failed`: a transaction that was not committed is rolled back, by us or by the end of its connection |
 //! | … | nobody answers, or the server says that it starts, stops, or is full | `Unavailable`: the same, and waiting mends it |
-//! | at COMMIT | the server says that it rolled back (class 40, class 23) | `Failed` |
+//! | at COMMIT | the server says that it rolled back (class 40, class 23) | `Unavailable`, `Failed` |
 //! | at COMMIT | anything else: connection lost, deadline, the server shutting down | `Unknown` |
 //! | any time | data or index damaged (XX001, XX002), tables not as this build knows them (42P01, 42703) | `Invalid` |
 //!

@@ -45,7 +45,7 @@ impl Pool {
     /// A session with a full allowance of time.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if none comes free in time, or the server cannot be reached.
+    /// [`StoreError::Failed`] if none comes free in time, or the server refuses; [`StoreError::Unavailable`] if it cannot be reached.
     pub(super) fn take(&self) -> Result<Lease<'_>, StoreError> {
         self.lend(self.wait()?)
     }
@@ -108,6 +108,7 @@ impl Pool {
         room.then_some(None)
     }
 
+    /// Takes a place, and waits until one is free.
     fn wait(&self) -> Result<Option<Session>, StoreError> {
         let watch = Stopwatch::start();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
