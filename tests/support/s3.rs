@@ -102,7 +102,7 @@ impl S3Server {
         self.set(|b| (b.dice, b.per_mille) = (seed | 1, per_mille));
     }
 
-    /// The next requests go wrong so.
+    /// The next requests go wrong so; what only a put can suffer waits for one.
     pub fn fail_next(&self, faults: &[Fault]) {
         self.set(|b| b.next = faults.iter().rev().copied().collect());
     }
@@ -149,7 +149,8 @@ fn decide(behaviour: &Mutex<Behaviour>, put: bool) -> (Option<Fault>, Conditiona
     if b.down {
         return (Some(Fault::SlowDown), b.conditional);
     }
-    let mut fault = b.next.pop();
+    let due = b.next.last().is_some_and(|next| put || *next != Fault::Truncated);
+    let mut fault = if due { b.next.pop() } else { None };
     if fault.is_none() && b.per_mille > 0 {
         // xorshift64
         b.dice ^= b.dice << 13;

@@ -8,7 +8,7 @@ use crate::model::flush::LogRecord;
 use crate::model::manifest::{ArchiveFloor, Decisions};
 use crate::model::offset::{Epoch, Offset};
 use crate::model::window::{HOUR_MS, Hour};
-use crate::persistence::archive::memory::MemoryArchive;
+use crate::persistence::archive::memory::{Fault as ArchiveFault, MemoryArchive};
 use crate::persistence::archive::{ArchiveError, Examined};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::memory::MemoryLog;
@@ -280,6 +280,20 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
     upkeep.sweep(&SHARDS[..1]);
     upkeep.turn(&SHARDS[..1]);
     assert_eq!(moved(), [2, DAMAGED, DAMAGED + 1, DAMAGED + 2]);
+}
+
+#[test]
+fn a_copy_that_the_cold_store_did_not_keep_is_made_again() {
+    let world = World::new();
+    let upkeep = world.upkeep(&immortal());
+    for fault in [ArchiveFault::Torn, ArchiveFault::LostReply, ArchiveFault::Before] {
+        world.archive.fail_next(fault);
+        let before = world.manifest();
+        upkeep.turn(&SHARDS);
+        world.all_readable(&before);
+    }
+    assert!(upkeep.turn(&SHARDS));
+    world.finished();
 }
 
 #[test]

@@ -178,13 +178,15 @@ fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
     let server = S3Server::start(dir.path());
     let archive = on_s3(&server);
     server.fail_next(&[server::Fault::Truncated]);
-    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()), Err(ArchiveError::Corrupt { .. })));
+    let written = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default());
+    assert!(matches!(written, Err(ArchiveError::NotKept(_))), "{written:?}");
     let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("the next attempt replaces it");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
-    // The copy in the cold store likewise: the fault is the put's, behind the get of the hot one.
+    // The copy in the cold store likewise: it is no damage of the object, which is whole in the hot one.
     let size = || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
-    archive.copy_to_cold(&row).expect("copied");
-    std::fs::File::options().write(true).open(server.file(&format!("cold/{}", row.path))).expect("open").set_len(9).expect("cut");
+    server.fail_next(&[server::Fault::Truncated]);
+    assert_eq!(archive.copy_to_cold(&row), Err(ArchiveError::NotKept(row.path.clone())));
+    assert_eq!(size(), row.bytes / 2);
     archive.copy_to_cold(&row).expect("replaced");
     assert_eq!(size(), row.bytes);
 }

@@ -145,8 +145,12 @@ impl Archive for MemoryArchive {
         let places = [Tier::Hot, Tier::Cold].map(|tier| state.objects.get(&(row.path.clone(), tier)).map(|(b, _)| b.clone()));
         let bytes = places.into_iter().flatten().next().ok_or_else(|| ArchiveError::Missing(row.path.clone()))?;
         verified(&bytes, row)?;
-        let now = state.now;
-        state.objects.insert((row.path.clone(), Tier::Cold), (bytes, now));
-        Ok(())
+        let fault = state.fault.take();
+        let kept = if fault == Some(Fault::Torn) { bytes.slice(..bytes.len() / 2) } else { bytes };
+        if fault != Some(Fault::Before) {
+            let now = state.now;
+            state.objects.insert((row.path.clone(), Tier::Cold), (kept, now));
+        }
+        fault.map_or(Ok(()), |_| Err(ArchiveError::NotKept(row.path.clone())))
     }
 }

@@ -35,6 +35,11 @@ pub enum ArchiveError {
     /// May work later.
     #[error("the archive cannot be reached: {0}")]
     Unavailable(String),
+    /// The storage acknowledged an object and does not have it as it was written. It may keep the next attempt.
+    #[error(
+        "archive object {0} was acknowledged by the storage, which does not have it as it was written: the next attempt writes it again"
+    )]
+    NotKept(String),
     /// An object is damaged or is not what the manifest says.
     #[error("archive object {path} is corrupt: {why}")]
     Corrupt {
@@ -147,7 +152,7 @@ fn examined(bytes: Bytes, object: &ObjectInfo) -> Result<Examined, ArchiveError>
 /// What to say when neither tier gave the object: what is worth another attempt before what is not.
 fn worse(a: ArchiveError, b: ArchiveError) -> ArchiveError {
     let rank = |error: &ArchiveError| match error {
-        ArchiveError::Unavailable(_) => 0,
+        ArchiveError::Unavailable(_) | ArchiveError::NotKept(_) => 0,
         ArchiveError::Corrupt { .. } => 1,
         ArchiveError::NoColdStore(_) | ArchiveError::Config(_) | ArchiveError::Codec(_) => 2,
         ArchiveError::Missing(_) => 3,

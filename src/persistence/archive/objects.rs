@@ -167,10 +167,11 @@ impl Place {
             },
             Err(error) => return Err(failed(error)),
         }
-        if self.get(at).await? == *bytes {
-            return Ok(());
+        match self.get(at).await {
+            Ok(kept) if kept == *bytes => Ok(()),
+            Ok(_) | Err(ArchiveError::Missing(_)) => Err(ArchiveError::NotKept(at.to_string())),
+            Err(error) => Err(error),
         }
-        Err(ArchiveError::Corrupt { path: at.to_string(), why: "it was read back other than it was written".to_owned() })
     }
 
     /// Puts the object if there is none of its name.
