@@ -7,6 +7,7 @@ mod load;
 mod queries;
 mod server;
 mod victoria;
+mod warm_up;
 mod wire;
 
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use self::server::Server;
 #[command(after_help = "Examples:
   rollmill bench                                     300-byte events, 1,000 series, batches of 100, 16 connections
   rollmill bench --bytes 4096 --seconds 30
-  rollmill bench --series 1000000 --seconds 60
+  rollmill bench --series 1000000 --warm-up          a million series that live already
   rollmill bench --batch 1 --connections 64          one event per request
   rollmill bench --queries                           24 points of one series; the daily sum of 1,000 series over 30 days
   rollmill bench --compare victoria-metrics          the same events and questions for both, in one run
@@ -49,6 +50,9 @@ pub(super) struct BenchArgs {
     /// How long to send
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
+    /// Send an event of each series before measuring: no series is new then
+    #[arg(long, conflicts_with_all = ["queries", "compare"])]
+    warm_up: bool,
     /// At most so many events per second [default: as many as it takes]
     #[arg(long)]
     rate: Option<u64>,
@@ -129,23 +133,28 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
     if args.queries {
         return queries::measure(&target, &shape, args.connections).await;
     }
+    let warmed =
+        if args.warm_up { Some(warm_up::each_series(&target, &shape, args.connections, own.as_ref()).await?) } else { None };
+    let warm_events = if args.warm_up { args.series } else { 0 };
     let plan = load::Plan {
         shape,
         connections: args.connections,
         seconds: args.seconds,
         rate: args.rate,
-        begin: load::Begin::default(),
+        begin: load::Begin { events: warm_events, probes: 0 },
     };
     let cpu_before = own.as_ref().map(Server::cpu_seconds).transpose()?;
     let outcome = load::run(&target, &plan).await?;
     let cpu = own.as_ref().map(Server::cpu_seconds).transpose()?.zip(cpu_before).map(|(after, before)| after - before);
-    let counted = load::count_of(&target, &shape, outcome.acked).await?;
-    if counted != outcome.acked {
-        bail!("{} events were acknowledged, {counted} are in the rollups: this must never be", outcome.acked);
+    let sent = warm_events + outcome.acked;
+    let counted = load::count_of(&target, &shape, sent).await?;
+    if counted != sent {
+        bail!("{sent} events were acknowledged, {counted} are in the rollups: this must never be");
     }
     let mut figures = outcome.figures(&shape);
+    figures.extend(warmed.map(|rate| ("new_series_per_second", rate, "/s, before the rest was measured")));
     if let (Some(server), Some(cpu)) = (&own, cpu) {
-        let [log, store, archive] = server.disk()?.map(|bytes| bytes as f64 / outcome.acked as f64);
+        let [log, store, archive] = server.disk()?.map(|bytes| bytes as f64 / sent as f64);
         figures.extend([
             ("server_cpu_per_million_events", cpu / outcome.acked as f64 * 1e6, "s"),
             ("server_cores_used", cpu / outcome.seconds, ""),

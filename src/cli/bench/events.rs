@@ -66,10 +66,10 @@ impl Body {
         }
     }
 
-    /// Event *n* is of series *n*.
-    pub(super) fn every_series_once(&mut self, shape: &Shape) {
+    /// Event *n* is of series *first + n*.
+    pub(super) fn one_of_each_series(&mut self, shape: &Shape, first: u64) {
         for n in 0..shape.batch {
-            self.digits(self.start + n * self.event + self.places.series, 8, n as u64 % shape.series);
+            self.digits(self.start + n * self.event + self.places.series, 8, (first + n as u64) % shape.series);
         }
     }
 

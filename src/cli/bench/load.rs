@@ -16,6 +16,8 @@ use crate::model::window::HOUR_MS;
 
 /// Between two measurements of freshness.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
+/// Until a request that was refused is sent again.
+const REFUSED_FOR: Duration = Duration::from_millis(20);
 
 /// Where the load goes.
 #[derive(Clone)]
@@ -28,6 +30,10 @@ pub(super) struct Target {
 impl Target {
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         Client::connect(self.address, self.key.as_deref()).await
+    }
+
+    pub(super) async fn line(&self) -> anyhow::Result<Line> {
+        Ok(Line { client: self.connect().await?, wire: self.wire })
     }
 }
 
@@ -75,13 +81,11 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..plan.connections {
-        let (tally, watch, client) = (tally.clone(), watch.clone(), target.connect().await?);
-        let line = Line { client, wire: target.wire };
+        let (tally, watch, line) = (tally.clone(), watch.clone(), target.line().await?);
         let pace = Pace { rate: plan.rate, begin: plan.begin.events };
         handles.push(tasks.spawn_local(connection(line, plan.shape, plan.seconds, pace, tally, watch)));
     }
-    let line = Line { client: target.connect().await?, wire: target.wire };
-    let probe = (line, target.connect().await?);
+    let probe = (target.line().await?, target.connect().await?);
     handles.push(tasks.spawn_local(freshness(probe, plan.shape.run, plan.seconds, tally.clone(), watch.clone())));
     let ended = tasks
         .run_until(async {
@@ -112,9 +116,32 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
 }
 
 /// A connection, and what is spoken on it.
-struct Line {
+pub(super) struct Line {
     client: Client,
     wire: Wire,
+}
+
+impl Line {
+    /// A body of these events with its head.
+    pub(super) fn body(&self, shape: &Shape) -> Body {
+        Body::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
+    }
+
+    /// Sends a request until it is taken, the same events each time: whatever was taken is not counted twice. How often it was refused.
+    pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<u64> {
+        let mut refusals = 0;
+        loop {
+            let (status, answer) = self.client.exchange(request).await?;
+            match status {
+                _ if self.wire.takes(status) => return Ok(refusals),
+                429 | 503 => {
+                    refusals += 1;
+                    tokio::time::sleep(REFUSED_FOR).await;
+                }
+                _ => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
+            }
+        }
+    }
 }
 
 /// At most so many events per second since the first of the round.
@@ -124,7 +151,7 @@ struct Pace {
 }
 
 async fn connection(
-    line: Line,
+    mut line: Line,
     shape: Shape,
     seconds: u32,
     pace: Pace,
@@ -132,8 +159,7 @@ async fn connection(
     watch: Rc<Stopwatch>,
 ) -> anyhow::Result<()> {
     let until = Duration::from_secs(u64::from(seconds));
-    let Line { mut client, wire } = line;
-    let mut body = Body::new(&shape, wire, |length| client.post_head(wire, length));
+    let mut body = line.body(&shape);
     while watch.elapsed() < until {
         let first = tally.next.get();
         // Taken before the wait, or other connections would send the same events.
@@ -144,18 +170,8 @@ async fn connection(
         }
         body.patch(&shape, first, SystemClock.now());
         let asked = watch.elapsed();
-        loop {
-            let (status, answer) = client.exchange(&body.bytes).await?;
-            match status {
-                _ if wire.takes(status) => break,
-                // The same events again: whatever was taken is not counted twice.
-                429 | 503 => {
-                    tally.refusals.set(tally.refusals.get() + 1);
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                _ => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
-            }
-        }
+        let refusals = line.send(&body.bytes).await?;
+        tally.refusals.set(tally.refusals.get() + refusals);
         tally.ack_us.borrow_mut().push(micros(watch.elapsed() - asked));
         tally.acked.set(tally.acked.get() + shape.batch as u64);
     }

@@ -8,7 +8,7 @@ use anyhow::bail;
 
 use super::Figures;
 use super::client::Client;
-use super::events::{Body, Shape};
+use super::events::Shape;
 use super::load::{self, Target, percentile_ms};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
@@ -59,23 +59,15 @@ pub(super) struct Filling {
 /// Sends the events, each request one of every series, and waits until they are counted.
 pub(super) async fn fill(target: &Target, shape: &Shape, filling: &Filling) -> anyhow::Result<()> {
     let shape = Shape { series: SERIES, batch: SERIES as usize, ..*shape };
-    let wire = target.wire;
-    let mut client = target.connect().await?;
-    let mut body = Body::new(&shape, wire, |length| client.post_head(wire, length));
+    let mut line = target.line().await?;
+    let mut body = line.body(&shape);
     let requests = filling.hours * filling.per_hour;
     let bar = indicatif::ProgressBar::new(requests.unsigned_abs()).with_style(super::super::bar_style("requests of a filling"));
     for request in 0..requests {
         let (hour, minute) = (request / filling.per_hour, 1 + 5 * (request % filling.per_hour));
         body.patch(&shape, request.unsigned_abs() * SERIES, filling.from + hour * HOUR_MS + minute * 60_000);
-        body.every_series_once(&shape);
-        loop {
-            let (status, answer) = client.exchange(&body.bytes).await?;
-            match status {
-                _ if wire.takes(status) => break,
-                429 | 503 => tokio::time::sleep(Duration::from_millis(50)).await,
-                _ => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
-            }
-        }
+        body.one_of_each_series(&shape, 0);
+        line.send(&body.bytes).await?;
         bar.inc(1);
     }
     bar.finish_and_clear();
