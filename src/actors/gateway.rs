@@ -5,19 +5,29 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::model::decimal::Decimal;
-use crate::model::flush::SeriesInfo;
+use crate::model::offset::ShardId;
+use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendTicket};
 
-/// A series as the gateway's interner keeps it: parsed, hashed and routed once.
-#[derive(Debug)]
+/// A series as the gateway's interner keeps it: checked, hashed and routed once.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutedSeries {
-    /// The series and its id.
-    pub info: Arc<SeriesInfo>,
+    /// Its id.
+    pub id: SeriesId,
     /// Its canonical bytes.
-    pub key: Vec<u8>,
+    pub key: Box<[u8]>,
     /// Its shard.
-    pub shard: crate::model::offset::ShardId,
+    pub shard: ShardId,
+}
+
+impl RoutedSeries {
+    /// A series among so many shards.
+    pub fn new(series: &Series, shard_count: u32) -> Self {
+        let key = series.key().into_boxed_slice();
+        let id = SeriesId::of_key(&key);
+        Self { id, key, shard: id.shard(shard_count) }
+    }
 }
 
 /// A valid event of a request. Ranges point into the body, so that nothing is copied before the record is encoded.

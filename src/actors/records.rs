@@ -55,7 +55,7 @@ fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent]) -> Bytes {
     let events = events
         .iter()
         .map(|event| {
-            let id: &[u8] = &event.series.info.id.0;
+            let id: &[u8] = &event.series.id.0;
             let index = *index_of.entry(id).or_insert_with(|| {
                 series.push(SeriesEntry { id, key: &event.series.key });
                 (series.len() - 1) as u32
@@ -81,14 +81,10 @@ mod tests {
 
     use super::*;
     use crate::actors::gateway::RoutedSeries;
-    use crate::model::flush::SeriesInfo;
-    use crate::model::series::{Series, SeriesId};
+    use crate::model::series::Series;
 
     fn event(metric: &str, raw: std::ops::Range<usize>) -> ValidEvent {
-        let series = Series::new("t", metric, []);
-        let key = series.key();
-        let id = SeriesId::of_key(&key);
-        let routed = RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(4) };
+        let routed = RoutedSeries::new(&Series::new("t", metric, []), 4);
         ValidEvent { series: Arc::new(routed), timestamp: 7, value: None, user: None, id: None, raw }
     }
 

@@ -129,12 +129,12 @@ pub const KEYS: &[Key] = &[
     key(
         "gateway.max_interned",
         Kind::Number,
-        "200000",
+        "2000000",
         2,
         100000000,
         "Series whose checked labels the gateway remembers; others are parsed again.",
     ),
-    key("gateway.max_interned_bytes", Kind::Bytes, "128MiB", 65536, 68719476736, "Memory of those labels."),
+    key("gateway.max_interned_bytes", Kind::Bytes, "512MiB", 65536, 68719476736, "Memory of those labels."),
     key(
         "accept.max_age",
         Kind::Duration,

@@ -108,8 +108,9 @@ impl Distinct {
         match &self.0 {
             State::Sparse(hashes) if hashes.is_empty() => {}
             State::Sparse(hashes) => {
+                out.reserve(1 + size_of_val(hashes.as_slice()));
                 out.push(SPARSE_TAG);
-                out.extend(hashes.iter().flat_map(|hash| hash.to_be_bytes()));
+                hashes.iter().for_each(|hash| out.extend_from_slice(&hash.to_be_bytes()));
             }
             State::Dense(registers) => {
                 out.push(DENSE_TAG);

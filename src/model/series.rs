@@ -107,6 +107,18 @@ impl Series {
         Ok(Self { tenant, metric, labels })
     }
 
+    /// Whether these are its canonical bytes.
+    pub fn has_key(&self, mut key: &[u8]) -> bool {
+        let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
+        let mut strings = [&self.tenant, &self.metric].into_iter().chain(labels);
+        strings.all(|string| take(&mut key).is_ok_and(|found| found == string)) && key.is_empty()
+    }
+
+    /// Whether canonical bytes are of this tenant and metric.
+    pub fn key_is_of(mut key: &[u8], tenant: &str, metric: &str) -> bool {
+        [tenant, metric].iter().all(|name| take(&mut key).is_ok_and(|found| found == *name))
+    }
+
     /// The value of a label; an absent label reads as empty.
     pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v.as_str())
@@ -129,6 +141,9 @@ fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
     for shift in (0..35).step_by(7) {
         let (&byte, rest) = key.split_first().ok_or_else(|| bad("cut off"))?;
         *key = rest;
+        if byte == 0 && shift > 0 {
+            return Err(bad("a length is longer than it need be"));
+        }
         len |= usize::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             let (s, rest) = key.split_at_checked(len).ok_or_else(|| bad("cut off"))?;
@@ -164,5 +179,25 @@ mod tests {
         assert!(Series::from_key(b"\x01a\x01b\x01z\x00").is_err());
         assert!(Series::from_key(b"\x05a").is_err());
         assert!(Series::from_key(b"\xff\xff\xff\xff\xff\xff").is_err());
+        assert!(Series::from_key(b"\x01t\x01m").is_ok() && Series::from_key(b"\x01t\x81\x00m").is_err());
+    }
+
+    #[test]
+    fn a_series_has_one_key() {
+        let (series, key) = (page_view(), page_view().key());
+        assert!(series.has_key(&key));
+        let longer = [key.as_slice(), b"\x01z\x01z"].concat();
+        let others = [&key[..key.len() - 6], &longer, b"", b"\x87\x00default\x09page_view\x07country\x02DE\x04page\x05/home"];
+        assert!(others.iter().all(|other| !series.has_key(other)));
+    }
+
+    #[test]
+    fn a_key_is_of_its_tenant_and_metric_only() {
+        let key = page_view().key();
+        assert!(Series::key_is_of(&key, "default", "page_view"));
+        for (tenant, metric) in [("default", "page"), ("defaul", "tpage_view"), ("", "page_view"), ("default", "page_views")] {
+            assert!(!Series::key_is_of(&key, tenant, metric), "{tenant} {metric}");
+        }
+        assert!(!Series::key_is_of(b"", "", ""));
     }
 }

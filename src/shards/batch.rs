@@ -35,15 +35,25 @@ struct OpenDelta {
     rollup: Rollup,
 }
 
+/// The series of a batch that was frozen.
+#[derive(Debug, Default)]
+struct Before {
+    series: Vec<Arc<SeriesInfo>>,
+    slots: HashMap<SeriesId, u32, FixedState>,
+}
+
 /// Everything above the last flush.
 #[derive(Debug)]
 pub struct OpenBatch {
     from: Offset,
+    /// Of the batch before: a series that comes again is neither parsed nor kept twice.
+    before: Before,
     series: Vec<Arc<SeriesInfo>>,
     slots: HashMap<SeriesId, u32, FixedState>,
     deltas: Vec<OpenDelta>,
     by_series_hour: HashMap<(u32, Hour), u32, FixedState>,
-    by_metric: HashMap<(String, String), Vec<u32>, FixedState>,
+    /// Places of deltas, by [`metric_hash`].
+    by_metric: HashMap<u64, Vec<u32>, FixedState>,
     windows: Windows,
     admitted: Vec<(Arc<SeriesInfo>, Offset)>,
     ids: Vec<(Millis, Vec<u128>)>,
@@ -55,12 +65,19 @@ pub struct OpenBatch {
 impl OpenBatch {
     /// An empty batch that begins at `from`.
     pub fn new(from: Offset) -> Self {
+        Self::behind(from, Before::default())
+    }
+
+    /// An empty batch with room for as many series as the one before it had.
+    fn behind(from: Offset, before: Before) -> Self {
+        let room = before.series.len();
         Self {
             from,
-            series: Vec::new(),
-            slots: HashMap::default(),
-            deltas: Vec::new(),
-            by_series_hour: HashMap::default(),
+            before,
+            series: Vec::with_capacity(room),
+            slots: HashMap::with_capacity_and_hasher(room, FixedState::default()),
+            deltas: Vec::with_capacity(room),
+            by_series_hour: HashMap::with_capacity_and_hasher(room, FixedState::default()),
             by_metric: HashMap::default(),
             windows: Windows::default(),
             admitted: Vec::new(),
@@ -93,23 +110,30 @@ impl OpenBatch {
         offset: Offset,
     ) -> Result<u32, CodecError> {
         if let Some(&slot) = self.slots.get(&id) {
-            return Ok(slot);
+            // Of an overflow series it is not the key, but it may well be that of the id. What is decided must not depend on the batch.
+            return if self.series[slot as usize].series.has_key(key) { Ok(slot) } else { of_key(id, key).map(|()| slot) };
         }
-        if SeriesId::of_key(key) != id {
-            return Err(CodecError::new("series", format!("id {id} is not the hash of its key")));
-        }
-        let series = Series::from_key(key)?;
+        let info = self.info(id, key)?;
         let known = admission.knows(id, offset);
-        if known || admission.admit(id, &series, offset) {
-            let slot = self.insert(Arc::new(SeriesInfo { id, series }), (!known).then_some(offset));
+        if known || admission.admit(id, &info.series, offset) {
+            let slot = self.insert(info, (!known).then_some(offset));
             self.slots.insert(id, slot);
             return Ok(slot);
         }
-        let slot = self.overflow_slot(&series.overflow(), admission, offset);
+        let slot = self.overflow_slot(&info.series.overflow(), admission, offset);
         if admission.refusals_last(offset) {
             self.slots.insert(id, slot);
         }
         Ok(slot)
+    }
+
+    fn info(&self, id: SeriesId, key: &[u8]) -> Result<Arc<SeriesInfo>, CodecError> {
+        let before = self.before.slots.get(&id).map(|&slot| &self.before.series[slot as usize]);
+        if let Some(info) = before.filter(|info| info.id == id && info.series.has_key(key)) {
+            return Ok(info.clone());
+        }
+        of_key(id, key)?;
+        Ok(Arc::new(SeriesInfo { id, series: Series::from_key(key)? }))
     }
 
     fn overflow_slot(&mut self, overflow: &Series, admission: &mut Admission, offset: Offset) -> u32 {
@@ -138,8 +162,9 @@ impl OpenBatch {
         let at = *self.by_series_hour.entry((slot, hour)).or_insert(next);
         if at == next {
             let series = &self.series[slot as usize].series;
-            self.windows.insert((metric_hash(&series.tenant, &series.metric), hour));
-            self.by_metric.entry((series.tenant.clone(), series.metric.clone())).or_default().push(at);
+            let metric = metric_hash(&series.tenant, &series.metric);
+            self.windows.insert((metric, hour));
+            self.by_metric.entry(metric).or_default().push(at);
             self.deltas.push(OpenDelta { series: slot, hour, rollup: Rollup::default() });
             self.bytes += DELTA_BYTES;
         }
@@ -191,8 +216,8 @@ impl OpenBatch {
         self.quarantined.push(row);
     }
 
-    /// The batch as the store takes it: rows in key order.
-    pub fn freeze(self, range: OffsetRange) -> FlushBatch {
+    /// The batch as the store takes it, rows in key order, and the empty one that goes on behind it.
+    pub fn freeze(self, range: OffsetRange) -> (FlushBatch, Self) {
         let series = self.series;
         let mut deltas: Vec<Delta> = self
             .deltas
@@ -202,7 +227,9 @@ impl OpenBatch {
         deltas.sort_unstable_by(|a, b| key_of(a).cmp(&key_of(b)));
         let appended = self.ids.first().zip(self.ids.last()).map(|(first, last)| (first.0, last.0));
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
-        FlushBatch { deltas, admitted: self.admitted, dedup, accounting: self.accounting, quarantined: self.quarantined }
+        let (admitted, accounting, quarantined) = (self.admitted, self.accounting, self.quarantined);
+        let behind = Self::behind(range.to, Before { series, slots: self.slots });
+        (FlushBatch { deltas, admitted, dedup, accounting, quarantined }, behind)
     }
 
     /// Visits the deltas that the question asks for.
@@ -212,15 +239,27 @@ impl OpenBatch {
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
-        let key = (question.tenant.to_owned(), question.metric.to_owned());
-        let deltas = self.by_metric.get(&key).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
+        let metric = metric_hash(question.tenant, question.metric);
+        let deltas = self.by_metric.get(&metric).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
         for delta in deltas.filter(|d| question.from <= d.hour && d.hour < question.to) {
             let info = &self.series[delta.series as usize];
-            if matches(&info.series) {
+            if asked_for(question, &info.series) && matches(&info.series) {
                 visit(info, delta.hour, &delta.rollup);
             }
         }
     }
+}
+
+fn of_key(id: SeriesId, key: &[u8]) -> Result<(), CodecError> {
+    if SeriesId::of_key(key) == id {
+        Ok(())
+    } else {
+        Err(CodecError::new("series", format!("id {id} is not the hash of its key")))
+    }
+}
+
+fn asked_for(question: &LiveQuestion<'_>, series: &Series) -> bool {
+    series.tenant == question.tenant && series.metric == question.metric
 }
 
 fn key_of(delta: &Delta) -> (&str, &str, Hour, SeriesId) {
@@ -237,10 +276,61 @@ pub fn visit_frozen(
     let first = (question.tenant, question.metric, question.from);
     let from =
         batch.deltas.partition_point(|d| (d.series.series.tenant.as_str(), d.series.series.metric.as_str(), d.hour) < first);
-    let wanted = batch.deltas[from..].iter().take_while(|d| {
-        d.series.series.tenant == question.tenant && d.series.series.metric == question.metric && d.hour < question.to
-    });
+    let wanted = batch.deltas[from..].iter().take_while(|d| asked_for(question, &d.series.series) && d.hour < question.to);
     for delta in wanted.filter(|d| matches(&d.series.series)) {
         visit(&delta.series, delta.hour, &delta.rollup);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keyed(page: &str) -> (SeriesId, Vec<u8>) {
+        let key = Series::new("t", "views", [("page".to_owned(), page.to_owned())]).key();
+        (SeriesId::of_key(&key), key)
+    }
+
+    fn range(from: Offset, to: Offset) -> OffsetRange {
+        OffsetRange { from, to }
+    }
+
+    #[test]
+    fn an_id_with_the_key_of_another_series_is_refused_in_every_batch() {
+        let ((id, key), (second, second_key)) = (keyed("a"), keyed("b"));
+        // One series fits the limit, the second one goes to the overflow series.
+        let mut admission = Admission::limited(1, Vec::new());
+        let mut open = OpenBatch::new(0);
+        for at in 0..4 {
+            for (id, right, wrong) in [(id, &key, &second_key), (second, &second_key, &key)] {
+                assert!(open.series_slot(id, wrong, &mut admission, at).is_err(), "before it is known, record {at}");
+                let slot = open.series_slot(id, right, &mut admission, at).expect("its own key");
+                assert!(open.series_slot(id, wrong, &mut admission, at).is_err(), "when it is known, record {at}");
+                assert_eq!(open.series_slot(id, right, &mut admission, at), Ok(slot));
+                open.add(slot, Hour(7), None, None);
+            }
+            if at % 2 == 1 {
+                let (frozen, behind) = open.freeze(range(at - 1, at + 1));
+                assert_eq!(frozen.deltas.iter().map(|delta| delta.rollup.figures.count).collect::<Vec<_>>(), [2, 2]);
+                open = behind;
+            }
+        }
+    }
+
+    #[test]
+    fn a_series_that_comes_again_is_kept_once() {
+        let mut admission = Admission::limited(10, Vec::new());
+        let mut open = OpenBatch::new(0);
+        let mut kept: Vec<Arc<SeriesInfo>> = Vec::new();
+        for at in 0..3 {
+            let (id, key) = keyed("a");
+            let slot = open.series_slot(id, &key, &mut admission, at).expect("its own key");
+            open.add(slot, Hour(7), None, None);
+            let (frozen, behind) = open.freeze(range(at, at + 1));
+            assert_eq!((behind.from(), behind.bytes(), frozen.admitted.len()), (at + 1, 0, usize::from(at == 0)));
+            kept.push(frozen.deltas[0].series.clone());
+            open = behind;
+        }
+        assert!(kept.windows(2).all(|pair| Arc::ptr_eq(&pair[0], &pair[1])));
     }
 }

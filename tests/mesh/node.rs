@@ -23,9 +23,8 @@ use rollmill::actors::records::records_of;
 use rollmill::actors::slots::Slots;
 use rollmill::clock::{Clock, SystemClock};
 use rollmill::model::decimal::Decimal;
-use rollmill::model::flush::SeriesInfo;
 use rollmill::model::offset::{LogId, ShardId};
-use rollmill::model::series::{Series, SeriesId};
+use rollmill::model::series::Series;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::log::memory::MemoryLog;
 use rollmill::persistence::store::RollupStore;
@@ -209,9 +208,7 @@ impl Drop for Node {
 
 fn routed(page: usize) -> Arc<RoutedSeries> {
     let series = Series::new("acme", "views", [("page".to_owned(), format!("/{page}"))]);
-    let key = series.key();
-    let id = SeriesId::of_key(&key);
-    Arc::new(RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(SHARDS) })
+    Arc::new(RoutedSeries::new(&series, SHARDS))
 }
 
 /// The log that all nodes know: 1,200 events of 40 pages in 6 hours.

@@ -303,7 +303,7 @@ impl World {
             let mut sums: BTreeMap<(usize, i32), Rollup> = BTreeMap::new();
             for ((id, hour), rollup) in rows {
                 let tenant = (0..2).find(|t| crate::fold::overflow_id(*t) == *id);
-                let tenant = tenant.or_else(|| (0..12).find(|i| crate::fold::series(1)[*i].info.id == *id).map(|i| i / 6));
+                let tenant = tenant.or_else(|| (0..12).find(|i| crate::fold::series(1)[*i].id == *id).map(|i| i / 6));
                 sums.entry((tenant.expect("a known series"), *hour)).or_default().merge(rollup);
             }
             sums

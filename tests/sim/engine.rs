@@ -19,7 +19,7 @@ use rollmill::shards::state::{AccountingQuestion, LiveQuestion};
 use serde_json::value::RawValue;
 
 use crate::doubles::checkpoint;
-use crate::fold::{METRIC, Rows, TENANTS, merge, series, tenant_of};
+use crate::fold::{METRIC, Rows, TENANTS, merge, page_of, series, tenant_of};
 use crate::report::{Fault, Violation, ensure};
 use crate::world::World;
 
@@ -216,10 +216,10 @@ impl World {
         }
         let mut groups: BTreeMap<(String, i32), Rollup> = BTreeMap::new();
         for ((id, hour), rollup) in &rows {
-            let plain = (0..12).find(|i| series(1)[*i].info.id == *id);
+            let plain = (0..12).find(|i| series(1)[*i].id == *id);
             let of_tenant = plain.map_or(*id == crate::fold::overflow_id(tenant), |i| tenant_of(i) == tenant);
             if of_tenant && hours.0 <= i64::from(*hour) && i64::from(*hour) < hours.1 {
-                let page = plain.map_or(String::new(), |i| series(1)[i].info.series.label("page").to_owned());
+                let page = plain.map_or(String::new(), |i| page_of(i).to_owned());
                 groups.entry((page, *hour)).or_default().merge(rollup);
             }
         }

@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock};
 
 use rollmill::actors::gateway::RoutedSeries;
 use rollmill::model::decimal::Decimal;
-use rollmill::model::flush::SeriesInfo;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::{Series, SeriesId};
 
@@ -35,6 +34,11 @@ pub struct Logged {
     pub events: Option<Vec<Event>>,
 }
 
+/// The page of a series.
+pub fn page_of(series: usize) -> &'static str {
+    PAGES[series % PAGES.len()]
+}
+
 /// The series that events belong to: all pages of both tenants.
 pub fn series(shard_count: u32) -> &'static [Arc<RoutedSeries>] {
     static ALL: OnceLock<[Vec<Arc<RoutedSeries>>; 2]> = OnceLock::new();
@@ -45,9 +49,7 @@ pub fn series(shard_count: u32) -> &'static [Arc<RoutedSeries>] {
 
 fn routed(tenant: &str, page: &str, shard_count: u32) -> Arc<RoutedSeries> {
     let series = Series::new(tenant, METRIC, [("page".to_owned(), page.to_owned())]);
-    let key = series.key();
-    let id = SeriesId::of_key(&key);
-    Arc::new(RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(shard_count) })
+    Arc::new(RoutedSeries::new(&series, shard_count))
 }
 
 pub fn tenant_of(series: usize) -> usize {
@@ -141,7 +143,7 @@ impl Fold {
         let fits = admitted.contains(&event.series) || admitted.len() < rules.max_series;
         let row = if fits {
             admitted.insert(event.series);
-            series(1)[event.series].info.id
+            series(1)[event.series].id
         } else {
             self.overflowed += 1;
             overflow_id(tenant)

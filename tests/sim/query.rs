@@ -195,7 +195,7 @@ impl World {
             merge(&mut expected, &self.fold_to(s, stored, answer.as_ref()).rows);
         }
         let tenant = query.tenant;
-        let mine = |id| id == overflow_id(tenant) || series(1)[tenant * 6..][..6].iter().any(|x| x.info.id == id);
+        let mine = |id| id == overflow_id(tenant) || series(1)[tenant * 6..][..6].iter().any(|x| x.id == id);
         expected.retain(|(id, hour), _| mine(*id) && query.from <= *hour && *hour < query.to);
         if expected != query.rows {
             let why = difference(&expected, &query.rows).unwrap_or_else(|| "the same bytes in another form".to_owned());

@@ -21,10 +21,9 @@ use crate::actors::records::records_of;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::decimal::Decimal;
-use crate::model::flush::SeriesInfo;
 use crate::model::offset::{Epoch, LogId, ShardId};
 use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId};
+use crate::model::series::Series;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::memory::MemoryLog;
@@ -56,9 +55,7 @@ fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
     for at in 0..400 {
         let series = Series::new("acme", "views", [("page".to_owned(), format!("/{}", at % 20))]);
-        let key = series.key();
-        let id = SeriesId::of_key(&key);
-        let routed = RoutedSeries { info: Arc::new(SeriesInfo { id, series }), key, shard: id.shard(SHARDS) };
+        let routed = RoutedSeries::new(&series, SHARDS);
         let event = ValidEvent {
             series: Arc::new(routed),
             timestamp: START.start() + (at % 7) * HOUR_MS,

@@ -1,6 +1,7 @@
 //! Kafka REST Proxy: the recorded requests of its clients, and everything that is refused.
 
 use super::*;
+use crate::model::series::Series;
 use serde_json::{Value, json};
 
 const JSON_V2: &str = "application/vnd.kafka.json.v2+json";
@@ -21,7 +22,7 @@ fn taken(log: &Log) -> Vec<(String, String, Option<String>)> {
     let all = batches.iter().flat_map(|batch| batch.events.iter().map(move |event| (batch, event)));
     let shown = |(batch, event): (&ValidBatch, &crate::actors::gateway::ValidEvent)| {
         let raw = String::from_utf8(batch.body[event.raw.clone()].to_vec()).unwrap();
-        (event.series.info.series.metric.clone(), raw, event.id.clone())
+        (Series::from_key(&event.series.key).unwrap().metric, raw, event.id.clone())
     };
     all.map(shown).collect()
 }

@@ -189,6 +189,10 @@ impl ShardState {
         let since = *self.idle_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.limits.flush_interval_ms {
             self.idle_since = Some(now);
+            if self.alone.is_none() {
+                // Nothing is open, and the series of the batch before do not come again as it seems: their memory goes.
+                self.open = OpenBatch::new(self.next);
+            }
             effects.push(Effect::Confirm { next: self.open.from() });
         }
     }
@@ -198,7 +202,9 @@ impl ShardState {
         let windows = Arc::new(open.take_windows());
         let range = OffsetRange { from: open.from(), to: self.next };
         let forget_ids_before = self.last_appended.saturating_sub(self.limits.dedup_horizon_ms);
-        let batch = Arc::new(open.freeze(range));
+        let (batch, behind) = open.freeze(range);
+        self.open = behind;
+        let batch = Arc::new(batch);
         self.flushed =
             self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
         self.open_since = None;

@@ -1,11 +1,14 @@
 //! Series and metrics, numbered.
 //!
 //! What always holds: a number is remembered only after the transaction that gave it committed. An id that belongs to another series
-//! is refused, and with it the whole transaction.
+//! is refused, and with it the whole transaction. What is remembered of a series is no more than tells it from another one of its id,
+//! or a million series would take as much memory here as everywhere else together.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use rusqlite::{Connection, params};
 
 use super::{StoreError, one};
@@ -14,26 +17,36 @@ use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 
 /// Numbers of a series.
-#[derive(Debug, Clone)]
-pub(super) struct Numbered {
-    pub(super) metric_no: i64,
-    pub(super) series_no: i64,
-    info: Arc<SeriesInfo>,
+#[derive(Debug, Clone, Copy)]
+struct Numbered {
+    metric_no: i64,
+    series_no: i64,
+    /// Of its tenant, metric and labels, in this process: another hash than the id, so that one collision is not also one of this.
+    print: u64,
 }
+
+type Numbers = HashMap<SeriesId, Numbered, RandomState>;
 
 /// What is committed, as far as it was asked for.
 #[derive(Debug, Default)]
-pub(super) struct Known(HashMap<SeriesId, Numbered>);
+pub(super) struct Known {
+    numbers: Numbers,
+    prints: RandomState,
+}
+
+/// What a transaction looked up or admitted.
+#[derive(Debug, Default)]
+pub(super) struct Fresh(Numbers);
 
 /// Beyond this many the memory is emptied and filled anew by what is in use.
 const KNOWN_MAX: usize = 2_000_000;
 
 impl Known {
-    pub(super) fn add(&mut self, fresh: HashMap<SeriesId, Numbered>) {
-        if self.0.len() + fresh.len() > KNOWN_MAX {
-            self.0.clear();
+    pub(super) fn add(&mut self, fresh: Fresh) {
+        if self.numbers.len() + fresh.0.len() > KNOWN_MAX {
+            self.numbers.clear();
         }
-        self.0.extend(fresh);
+        self.numbers.extend(fresh.0);
     }
 }
 
@@ -41,7 +54,7 @@ impl Known {
 pub(super) struct Catalogue<'a> {
     tx: &'a Connection,
     known: &'a Known,
-    fresh: HashMap<SeriesId, Numbered>,
+    fresh: Fresh,
     /// Numbers of metrics and label pairs that this transaction looked up: a flush that admits many series meets few of them.
     metrics: HashMap<(String, String), i64>,
     pairs: HashMap<(i64, String, String), i64>,
@@ -51,11 +64,11 @@ pub(super) struct Catalogue<'a> {
 
 impl<'a> Catalogue<'a> {
     pub(super) fn new(tx: &'a Connection, known: &'a Known) -> Self {
-        Self { tx, known, fresh: HashMap::new(), metrics: HashMap::new(), pairs: HashMap::new(), growth: BTreeMap::new() }
+        Self { tx, known, fresh: Fresh::default(), metrics: HashMap::new(), pairs: HashMap::new(), growth: BTreeMap::new() }
     }
 
     /// Writes what is written once a transaction. What was looked up or admitted is to be remembered after the commit.
-    pub(super) fn finish(self) -> Result<HashMap<SeriesId, Numbered>, StoreError> {
+    pub(super) fn finish(self) -> Result<Fresh, StoreError> {
         for (metric_no, admitted) in self.growth {
             self.tx
                 .prepare_cached("UPDATE metrics SET series_count = series_count + ? WHERE no = ?")?
@@ -66,12 +79,10 @@ impl<'a> Catalogue<'a> {
 
     /// The numbers of a series; a new one is admitted.
     pub(super) fn number(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
-        if let Some(known) = self.known.0.get(&info.id).or_else(|| self.fresh.get(&info.id)) {
-            return if known.info.series == info.series {
-                Ok((known.metric_no, known.series_no))
-            } else {
-                Err(super::super::collision(&known.info, info))
-            };
+        let print = self.known.prints.hash_one(&info.series);
+        let known = self.known.numbers.get(&info.id).or_else(|| self.fresh.0.get(&info.id));
+        if let Some(known) = known.filter(|known| known.print == print) {
+            return Ok((known.metric_no, known.series_no));
         }
         let sql = "SELECT no, metric_no, key FROM series WHERE id = ?";
         let stored = one(self.tx, sql, [&info.id.0[..]], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, Vec<u8>>(2)?)))?;
@@ -85,7 +96,7 @@ impl<'a> Catalogue<'a> {
             }
             None => self.admit(info, shard, at)?,
         };
-        self.fresh.insert(info.id, Numbered { metric_no, series_no, info: Arc::clone(info) });
+        self.fresh.0.insert(info.id, Numbered { metric_no, series_no, print });
         Ok((metric_no, series_no))
     }
 

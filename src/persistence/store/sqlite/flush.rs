@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rusqlite::{Connection, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::catalogue::Catalogue;
 use super::codec::{self, Units};
@@ -126,10 +126,11 @@ fn merge(
     rows.sort_by_key(|(key, _)| *key);
     let mut days = BTreeSet::new();
     let mut hours: BTreeMap<i64, (i32, i32)> = BTreeMap::new();
+    let mut statements = Statements::prepare(tx)?;
     for (key, delta) in &rows {
-        merge_figures(tx, *key, &delta.rollup.figures)?;
+        statements.merge_figures(*key, &delta.rollup.figures)?;
         if !delta.rollup.distinct.is_empty() || !delta.rollup.quantiles.is_empty() {
-            merge_sketches(tx, *key, delta)?;
+            statements.merge_sketches(*key, delta)?;
         }
         days.insert((key.0, delta.hour.day()));
         let span = hours.entry(key.0).or_insert((key.1, key.1));
@@ -156,40 +157,75 @@ fn merge(
 
 type RowKey = (i64, i32, i64);
 
-fn merge_figures(tx: &Connection, key: RowKey, growth: &Figures) -> Result<(), StoreError> {
-    let sql = "SELECT count, value_count, sum, min, max FROM rollups WHERE metric_no = ? AND hour = ? AND series_no = ?";
-    let mut figures = one(tx, sql, key, |r| codec::figures(r, 0))?.unwrap_or_default();
-    figures.merge(growth);
-    tx.prepare_cached("INSERT OR REPLACE INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
-        key.0,
-        key.1,
-        key.2,
-        figures.count as i64,
-        figures.value_count as i64,
-        Units(figures.sum),
-        figures.min.map(Decimal::units).map(Units),
-        figures.max.map(Decimal::units).map(Units)
-    ])?;
-    Ok(())
+/// What is asked for each row, prepared once for all of them.
+struct Statements<'a> {
+    figures: CachedStatement<'a>,
+    put_figures: CachedStatement<'a>,
+    sketches: CachedStatement<'a>,
+    update_sketches: CachedStatement<'a>,
+    insert_sketches: CachedStatement<'a>,
 }
 
-fn merge_sketches(tx: &Connection, key: RowKey, delta: &Delta) -> Result<(), StoreError> {
-    let sql = "SELECT distinct_users, quantiles FROM sketches WHERE metric_no = ? AND hour = ? AND series_no = ?";
-    let (users, values) = match one(tx, sql, key, |r| Ok((r.get::<_, Vec<u8>>(0)?, r.get::<_, Vec<u8>>(1)?)))? {
-        Some((users, values)) => {
-            let (mut distinct, mut quantiles) = (Distinct::decode(&users)?, Quantiles::decode(&values)?);
-            distinct.merge(&delta.rollup.distinct);
-            quantiles.merge(&delta.rollup.quantiles);
-            (encoded(|out| distinct.encode(out)), encoded(|out| quantiles.encode(out)))
+impl<'a> Statements<'a> {
+    fn prepare(tx: &'a Connection) -> Result<Self, StoreError> {
+        Ok(Self {
+            figures: tx.prepare_cached(
+                "SELECT count, value_count, sum, min, max FROM rollups WHERE metric_no = ? AND hour = ? AND series_no = ?",
+            )?,
+            put_figures: tx.prepare_cached("INSERT OR REPLACE INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?,
+            sketches: tx.prepare_cached(
+                "SELECT rowid, distinct_users, quantiles FROM sketches WHERE metric_no = ? AND hour = ? AND series_no = ?",
+            )?,
+            update_sketches: tx.prepare_cached("UPDATE sketches SET distinct_users = ?, quantiles = ? WHERE rowid = ?")?,
+            insert_sketches: tx.prepare_cached("INSERT INTO sketches VALUES (?, ?, ?, ?, ?)")?,
+        })
+    }
+
+    fn merge_figures(&mut self, key: RowKey, growth: &Figures) -> Result<(), StoreError> {
+        let mut figures = self.figures.query_row(key, |r| codec::figures(r, 0)).optional()?.unwrap_or_default();
+        figures.merge(growth);
+        self.put_figures.execute(params![
+            key.0,
+            key.1,
+            key.2,
+            figures.count as i64,
+            figures.value_count as i64,
+            Units(figures.sum),
+            figures.min.map(Decimal::units).map(Units),
+            figures.max.map(Decimal::units).map(Units)
+        ])?;
+        Ok(())
+    }
+
+    fn merge_sketches(&mut self, key: RowKey, delta: &Delta) -> Result<(), StoreError> {
+        let stored = |r: &Row<'_>| {
+            let (users, values) = (r.get_ref(1)?.as_blob()?, r.get_ref(2)?.as_blob()?);
+            Ok((r.get::<_, i64>(0)?, Distinct::decode(users), Quantiles::decode(values)))
+        };
+        match self.sketches.query_row(key, stored).optional()? {
+            Some((rowid, distinct, quantiles)) => {
+                let (mut distinct, mut quantiles) = (distinct?, quantiles?);
+                distinct.merge(&delta.rollup.distinct);
+                quantiles.merge(&delta.rollup.quantiles);
+                self.update_sketches.execute(params![
+                    encoded(|out| distinct.encode(out)),
+                    encoded(|out| quantiles.encode(out)),
+                    rowid
+                ])?;
+            }
+            None => {
+                let (distinct, quantiles) = (&delta.rollup.distinct, &delta.rollup.quantiles);
+                self.insert_sketches.execute(params![
+                    key.0,
+                    key.1,
+                    key.2,
+                    encoded(|out| distinct.encode(out)),
+                    encoded(|out| quantiles.encode(out))
+                ])?;
+            }
         }
-        None => (encoded(|out| delta.rollup.distinct.encode(out)), encoded(|out| delta.rollup.quantiles.encode(out))),
-    };
-    tx.prepare_cached(
-        "INSERT INTO sketches VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-         distinct_users = excluded.distinct_users, quantiles = excluded.quantiles",
-    )?
-    .execute(params![key.0, key.1, key.2, users, values])?;
-    Ok(())
+        Ok(())
+    }
 }
 
 fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
