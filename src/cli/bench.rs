@@ -133,9 +133,11 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
     if args.queries {
         return queries::measure(&target, &shape, args.connections).await;
     }
-    let warmed =
-        if args.warm_up { Some(warm_up::each_series(&target, &shape, args.connections, own.as_ref()).await?) } else { None };
-    let warm_events = if args.warm_up { args.series } else { 0 };
+    let (mut warm_events, mut admitted) = (0, None);
+    if args.warm_up {
+        warm_events = args.series;
+        admitted = Some(warm_up::each_series(&target, &shape, args.connections, own.as_ref()).await?);
+    }
     let plan = load::Plan {
         shape,
         connections: args.connections,
@@ -152,7 +154,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
         bail!("{sent} events were acknowledged, {counted} are in the rollups: this must never be");
     }
     let mut figures = outcome.figures(&shape);
-    figures.extend(warmed.map(|rate| ("new_series_per_second", rate, "/s, before the rest was measured")));
+    figures.extend(admitted.map(|rate| ("new_series_per_second", rate, "/s, before the rest was measured")));
     if let (Some(server), Some(cpu)) = (&own, cpu) {
         let [log, store, archive] = server.disk()?.map(|bytes| bytes as f64 / sent as f64);
         figures.extend([

@@ -286,7 +286,7 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
 fn a_copy_that_the_cold_store_did_not_keep_is_made_again() {
     let world = World::new();
     let upkeep = world.upkeep(&immortal());
-    for fault in [ArchiveFault::Torn, ArchiveFault::LostReply, ArchiveFault::Before] {
+    for fault in [ArchiveFault::NotKept, ArchiveFault::Torn, ArchiveFault::LostReply, ArchiveFault::Before] {
         world.archive.fail_next(fault);
         let before = world.manifest();
         upkeep.turn(&SHARDS);

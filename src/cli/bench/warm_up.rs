@@ -17,6 +17,8 @@ const BATCH: u64 = 1_000;
 const AT_REST: f64 = 0.05;
 /// Longer than the interval of flushes: before it, rest may be a pause between two of them.
 const REST_AFTER: Duration = Duration::from_secs(15);
+/// Who does not rest by then has other work to do.
+const REST_WITHIN: u32 = 600;
 
 /// Sends an event of each series, and waits until they are counted and the server has come to rest, if it is ours. Series per second.
 pub(super) async fn each_series(
@@ -64,11 +66,12 @@ async fn send(mut line: Line, shape: Shape, next: Rc<Cell<u64>>, bar: indicatif:
 
 async fn rest(server: &Server) -> anyhow::Result<()> {
     tokio::time::sleep(REST_AFTER).await;
-    loop {
+    for _ in 0..REST_WITHIN {
         let before = server.cpu_seconds()?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         if server.cpu_seconds()? - before < AT_REST {
             return Ok(());
         }
     }
+    bail!("the server has not come to rest within {REST_WITHIN} s: measure fewer series, or without --warm-up")
 }

@@ -22,6 +22,8 @@ pub enum Fault {
     LostReply,
     /// Half of the object is written, the answer is lost.
     Torn,
+    /// Half of the object is written, and acknowledged: it shows when it is read back.
+    NotKept,
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +33,26 @@ struct State {
     now: Millis,
     fault: Option<Fault>,
     down: bool,
+}
+
+impl State {
+    /// Keeps an object, or what the fault leaves of it.
+    fn keep(&mut self, path: &str, tier: Tier, bytes: Bytes) -> Result<(), ArchiveError> {
+        let fault = self.fault.take();
+        let kept = match fault {
+            Some(Fault::Before) => None,
+            Some(Fault::Torn | Fault::NotKept) => Some(bytes.slice(..bytes.len() / 2)),
+            Some(Fault::LostReply) | None => Some(bytes),
+        };
+        if let Some(kept) = kept {
+            self.objects.insert((path.to_owned(), tier), (kept, self.now));
+        }
+        match fault {
+            None => Ok(()),
+            Some(Fault::NotKept) => Err(ArchiveError::NotKept(path.to_owned())),
+            Some(fault) => Err(ArchiveError::Unavailable(format!("{fault:?}"))),
+        }
+    }
 }
 
 /// Objects in memory.
@@ -89,14 +111,8 @@ impl Archive for MemoryArchive {
         decisions: &Decisions,
     ) -> Result<ManifestRow, ArchiveError> {
         let (bytes, row) = parquet::encode(log, shard, epoch, records, decisions)?;
-        let mut state = self.reachable()?;
-        let fault = state.fault.take();
-        let kept = if fault == Some(Fault::Torn) { bytes[..bytes.len() / 2].to_vec() } else { bytes };
-        if fault != Some(Fault::Before) {
-            let now = state.now;
-            state.objects.insert((row.path.clone(), Tier::Hot), (kept.into(), now));
-        }
-        fault.map_or(Ok(row), |fault| Err(ArchiveError::Unavailable(format!("{fault:?}"))))
+        self.reachable()?.keep(&row.path, Tier::Hot, bytes.into())?;
+        Ok(row)
     }
 
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
@@ -145,12 +161,6 @@ impl Archive for MemoryArchive {
         let places = [Tier::Hot, Tier::Cold].map(|tier| state.objects.get(&(row.path.clone(), tier)).map(|(b, _)| b.clone()));
         let bytes = places.into_iter().flatten().next().ok_or_else(|| ArchiveError::Missing(row.path.clone()))?;
         verified(&bytes, row)?;
-        let fault = state.fault.take();
-        let kept = if fault == Some(Fault::Torn) { bytes.slice(..bytes.len() / 2) } else { bytes };
-        if fault != Some(Fault::Before) {
-            let now = state.now;
-            state.objects.insert((row.path.clone(), Tier::Cold), (kept, now));
-        }
-        fault.map_or(Ok(()), |_| Err(ArchiveError::NotKept(row.path.clone())))
+        state.keep(&row.path, Tier::Cold, bytes)
     }
 }

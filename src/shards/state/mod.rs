@@ -189,8 +189,8 @@ impl ShardState {
         let since = *self.idle_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.limits.flush_interval_ms {
             self.idle_since = Some(now);
-            if self.alone.is_none() {
-                // Nothing is open, and the series of the batch before do not come again as it seems: their memory goes.
+            if self.next == self.open.from() && self.alone.is_none() {
+                // Nothing is open. What it knows of the batch before was for series that come again at once; an idle shard keeps no memory.
                 self.open = OpenBatch::new(self.next);
             }
             effects.push(Effect::Confirm { next: self.open.from() });

@@ -29,10 +29,7 @@ type Numbers = HashMap<SeriesId, Numbered, RandomState>;
 
 /// What is committed, as far as it was asked for.
 #[derive(Debug, Default)]
-pub(super) struct Known {
-    numbers: Numbers,
-    prints: RandomState,
-}
+pub(super) struct Known(Numbers);
 
 /// What a transaction looked up or admitted.
 #[derive(Debug, Default)]
@@ -43,10 +40,15 @@ const KNOWN_MAX: usize = 2_000_000;
 
 impl Known {
     pub(super) fn add(&mut self, fresh: Fresh) {
-        if self.numbers.len() + fresh.0.len() > KNOWN_MAX {
-            self.numbers.clear();
+        if self.0.len() + fresh.0.len() > KNOWN_MAX {
+            self.0.clear();
         }
-        self.numbers.extend(fresh.0);
+        self.0.extend(fresh.0);
+    }
+
+    /// See [`Numbered::print`].
+    fn print(&self, info: &SeriesInfo) -> u64 {
+        self.0.hasher().hash_one(&info.series)
     }
 }
 
@@ -79,8 +81,8 @@ impl<'a> Catalogue<'a> {
 
     /// The numbers of a series; a new one is admitted.
     pub(super) fn number(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
-        let print = self.known.prints.hash_one(&info.series);
-        let known = self.known.numbers.get(&info.id).or_else(|| self.fresh.0.get(&info.id));
+        let print = self.known.print(info);
+        let known = self.known.0.get(&info.id).or_else(|| self.fresh.0.get(&info.id));
         if let Some(known) = known.filter(|known| known.print == print) {
             return Ok((known.metric_no, known.series_no));
         }
