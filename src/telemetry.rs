@@ -1,55 +1,145 @@
-//! Names of metrics, in one place: `rollmill_<noun>_<unit>[_total]`.
+//! The metrics of a node, in one table: `rollmill_<noun>_<unit>[_total]`, what each means, and the label values known beforehand.
+//!
+//! Everything in the table stands at zero from the start: `increase()` over a counter that begins with its first event is 0.
 
-/// Events accepted by this gateway (durable in the log).
-pub const EVENTS_ACCEPTED: &str = "rollmill_events_accepted_total";
-/// Events refused by this gateway, by `code`.
-pub const EVENTS_REJECTED: &str = "rollmill_events_rejected_total";
-/// Events aggregated by shards.
-pub const EVENTS_AGGREGATED: &str = "rollmill_events_aggregated_total";
-/// Events dropped as duplicates by shards.
-pub const EVENTS_DEDUPLICATED: &str = "rollmill_events_deduplicated_total";
-/// Events counted in the overflow series of their metric, because their tenant has `tenants.max_series` series.
-pub const EVENTS_OVERFLOWED: &str = "rollmill_events_overflowed_total";
-/// Requests answered, by `route` and `status`.
-pub const REQUESTS: &str = "rollmill_requests_total";
-/// Durable commits of the embedded log.
-pub const LOG_COMMITS: &str = "rollmill_log_commits_total";
-/// Bytes appended to the log.
-pub const LOG_BYTES: &str = "rollmill_log_bytes_total";
-/// Shards whose log lost its beginning above their checkpoint, by `outcome` (begun, done: read from the archive; refused: not all is there).
-pub const LOG_HEALINGS: &str = "rollmill_log_healings_total";
-/// Records read from the archive because the log lost them.
-pub const LOG_HEALED_RECORDS: &str = "rollmill_log_healed_records_total";
-/// Flushes, by `outcome`.
-pub const FLUSHES: &str = "rollmill_flushes_total";
-/// Rows written by flushes.
-pub const FLUSH_ROWS: &str = "rollmill_flush_rows_total";
-/// Duration of flushes in seconds.
-pub const FLUSH_SECONDS: &str = "rollmill_flush_duration_seconds";
-/// Archive objects written.
-pub const ARCHIVE_OBJECTS: &str = "rollmill_archive_objects_total";
-/// Archive objects moved to the cold store or expired, by `step` (move, expire).
-pub const ARCHIVE_UPKEEP: &str = "rollmill_archive_upkeep_total";
-/// Failures of the archive, which are tried again, by `step` (write, move, expire, sweep).
-pub const ARCHIVE_FAILURES: &str = "rollmill_archive_failures_total";
-/// Restarts of actors, by `actor`.
-pub const ACTOR_RESTARTS: &str = "rollmill_actor_restarts_total";
-/// Violations of an invariant, by `id`. Anything but zero is a bug.
-pub const INVARIANT_VIOLATIONS: &str = "rollmill_invariant_violations_total";
-/// Days of queries found in the cache or not, by `outcome` (hit, miss).
-pub const QUERY_CACHE: &str = "rollmill_query_cache_total";
-/// Days of queries looked up in the second cache or written to it, by `outcome` (hit, miss, invalid; skipped while it does not answer,
-/// failed; kept, dropped). An answer that is skipped or failed counts as a miss too.
-pub const QUERY_SECOND_CACHE: &str = "rollmill_query_second_cache_total";
-/// Questions to other nodes, by `outcome` (answered, failed, no_credit, left_out).
-pub const MESH_CALLS: &str = "rollmill_mesh_calls_total";
-/// How long an answer of another node took, in seconds.
-pub const MESH_CALL_SECONDS: &str = "rollmill_mesh_call_duration_seconds";
-/// Questions of other nodes, by `outcome` (answered, failed, overloaded).
-pub const MESH_SERVED: &str = "rollmill_mesh_served_total";
-/// Other nodes that answer now.
-pub const MESH_PEERS: &str = "rollmill_mesh_peers";
-/// Answers of other nodes that were refused: another epoch or version, or not to the question.
-pub const MESH_REFUSED: &str = "rollmill_mesh_refused_total";
-/// Queries answered, by `outcome` (complete, partial, refused).
-pub const QUERIES: &str = "rollmill_queries_total";
+/// What a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Durations in seconds, in [`SECONDS`].
+    Histogram,
+}
+
+/// One metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: Kind,
+    /// Its HELP text.
+    pub help: &'static str,
+    /// Its label, and those of its values that are known beforehand.
+    pub label: Option<(&'static str, &'static [&'static str])>,
+}
+
+/// Upper bounds of the buckets of histograms, in seconds: from an fsync to the slowest query.
+pub const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+macro_rules! metrics_table {
+    ($($kind:ident $id:ident = $name:literal $(by $label:literal in [$($value:literal),* $(,)?])?: $help:literal;)*) => {
+        $(#[doc = $help] pub const $id: &str = $name;)*
+
+        /// Every metric of a node.
+        pub const METRICS: &[Metric] = &[$(Metric {
+            name: $name,
+            kind: Kind::$kind,
+            help: $help,
+            label: {
+                let label: &[(&str, &[&str])] = &[$(($label, &[$($value),*]))?];
+                label.first().copied()
+            },
+        }),*];
+    };
+}
+
+metrics_table! {
+    Gauge BUILD_INFO = "rollmill_build_info" by "version" in []: "Always 1; the labels say which build this is.";
+    Gauge READY = "rollmill_ready" by "role" in []: "Whether the node does what this role asks of it: 1, or 0 as /readyz says.";
+    Gauge SHARDS_OWNED = "rollmill_shards_owned": "Shards that this node owns.";
+    Gauge SHARD_LAG_RECORDS = "rollmill_shard_lag_records" by "shard" in []:
+        "Records of the log that the owner here has not applied yet; 0 for shards of other nodes.";
+    Gauge SHARD_AGE_SECONDS = "rollmill_shard_age_seconds" by "shard" in []:
+        "How far behind in time the owner here is; 0 for shards of other nodes.";
+    Gauge SHARD_UNARCHIVED_RECORDS = "rollmill_shard_unarchived_records" by "shard" in []:
+        "Records applied and not archived yet; 0 for shards of other nodes.";
+    Gauge OPEN_DELTA_BYTES = "rollmill_open_delta_bytes": "Bytes of deltas that wait for their flush.";
+    Counter EVENTS_ACCEPTED = "rollmill_events_accepted_total": "Events accepted by this gateway (durable in the log).";
+    Counter EVENTS_REJECTED = "rollmill_events_rejected_total" by "code" in [
+        "metric_invalid", "labels_invalid", "value_invalid", "value_out_of_range", "timestamp_invalid", "timestamp_in_future",
+        "timestamp_too_old", "event_too_large", "id_invalid", "user_invalid", "record_invalid",
+    ]: "Events refused by this gateway, by reason.";
+    Counter EVENTS_AGGREGATED = "rollmill_events_aggregated_total": "Events aggregated by shards.";
+    Counter EVENTS_DEDUPLICATED = "rollmill_events_deduplicated_total": "Events dropped as duplicates by shards.";
+    Counter EVENTS_OVERFLOWED = "rollmill_events_overflowed_total":
+        "Events counted in the overflow series of their metric, because their tenant has tenants.max_series series.";
+    Counter REQUESTS = "rollmill_requests_total" by "route" in []: "HTTP requests answered, by route and status.";
+    Histogram REQUEST_SECONDS = "rollmill_request_duration_seconds" by "route" in []:
+        "How long a request took, from its head to the head of its answer: for writes, until the events are durable.";
+    Histogram QUERY_SECONDS = "rollmill_query_duration_seconds": "How long a query took in the engine.";
+    Histogram VISIBLE_SECONDS = "rollmill_visible_delay_seconds":
+        "From the append of a record to the moment from which queries hold it, for the oldest record of each pull.";
+    Counter LOG_COMMITS = "rollmill_log_commits_total": "Durable commits of the embedded log.";
+    Counter LOG_BYTES = "rollmill_log_bytes_total": "Bytes appended to the log.";
+    Counter LOG_HEALINGS = "rollmill_log_healings_total" by "outcome" in ["begun", "done", "refused"]:
+        "Shards whose log lost its beginning above their checkpoint: begun, done (read from the archive), refused (not all is there).";
+    Counter LOG_HEALED_RECORDS = "rollmill_log_healed_records_total": "Records read from the archive because the log lost them.";
+    Counter FLUSHES = "rollmill_flushes_total" by "outcome" in ["committed", "refused", "failed", "unknown", "invalid"]: "Flushes, by outcome.";
+    Counter FLUSH_ROWS = "rollmill_flush_rows_total": "Rows written by flushes.";
+    Histogram FLUSH_SECONDS = "rollmill_flush_duration_seconds": "How long a committed flush took.";
+    Counter ARCHIVE_OBJECTS = "rollmill_archive_objects_total": "Archive objects written.";
+    Counter ARCHIVE_UPKEEP = "rollmill_archive_upkeep_total" by "step" in ["move", "expire"]:
+        "Archive objects moved to the cold store or expired.";
+    Counter ARCHIVE_FAILURES = "rollmill_archive_failures_total" by "step" in ["write", "move", "expire", "sweep"]:
+        "Failures of the archive, which are tried again, by step.";
+    Counter ACTOR_RESTARTS = "rollmill_actor_restarts_total" by "actor" in [
+        "gateway", "gateways", "shard", "shards", "archiver", "upkeep", "mesh",
+    ]: "Restarts of actors, by actor.";
+    Counter INVARIANT_VIOLATIONS = "rollmill_invariant_violations_total" by "id" in [
+        "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12",
+    ]: "Violations of an invariant. Anything but zero is a bug.";
+    Counter QUERY_CACHE = "rollmill_query_cache_total" by "outcome" in ["hit", "miss"]:
+        "Days of queries found in the cache or not.";
+    Counter QUERY_SECOND_CACHE = "rollmill_query_second_cache_total" by "outcome" in [
+        "hit", "miss", "invalid", "skipped", "failed", "kept", "dropped",
+    ]: "Days of queries looked up in the second cache or written to it. What is skipped or failed counts as a miss too.";
+    Counter MESH_CALLS = "rollmill_mesh_calls_total" by "outcome" in ["answered", "failed", "no_credit", "left_out"]:
+        "Questions to other nodes, by outcome.";
+    Histogram MESH_CALL_SECONDS = "rollmill_mesh_call_duration_seconds": "How long an answer of another node took.";
+    Counter MESH_SERVED = "rollmill_mesh_served_total" by "outcome" in ["answered", "failed", "overloaded"]:
+        "Questions of other nodes, by outcome.";
+    Gauge MESH_PEERS = "rollmill_mesh_peers": "Other nodes that answer now.";
+    Counter MESH_REFUSED = "rollmill_mesh_refused_total":
+        "Answers of other nodes that were refused: another epoch or version, or not to the question.";
+    Counter QUERIES = "rollmill_queries_total" by "outcome" in ["complete", "partial", "refused"]: "Queries answered, by outcome.";
+}
+
+/// Tells the installed recorder what each metric is, and sets those whose labels are known to zero.
+pub fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metric.help),
+        }
+        match (metric.kind, metric.label) {
+            (Kind::Counter, Some((label, values))) => {
+                values.iter().for_each(|value| metrics::counter!(metric.name, label => *value).increment(0));
+            }
+            (Kind::Counter, None) => metrics::counter!(metric.name).increment(0),
+            (Kind::Gauge, None) => metrics::gauge!(metric.name).increment(0.0),
+            // A histogram without an observation would show a duration that nobody measured.
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_rules_of_prometheus() {
+        for metric in METRICS {
+            let total = metric.name.ends_with("_total");
+            assert!(metric.name.starts_with("rollmill_"), "{}", metric.name);
+            assert_eq!(total, metric.kind == Kind::Counter, "{}: counters, and they alone, end with _total", metric.name);
+            assert!(metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"), "{}: in seconds", metric.name);
+            assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{}: a sentence", metric.name);
+            assert_eq!(METRICS.iter().filter(|other| other.name == metric.name).count(), 1, "{} stands twice", metric.name);
+        }
+    }
+}

@@ -205,6 +205,10 @@ impl ShardActor {
             let mut records = self.log.read(self.shard, next, PULL_BYTES)?;
             records.truncate(credit);
             self.step(myself, shell, Input::Records(&records)).await?;
+            if let Some(oldest) = records.first() {
+                let delay_ms = self.clock.now().saturating_sub(oldest.appended).max(0);
+                metrics::histogram!(telemetry::VISIBLE_SECONDS).record(delay_ms as f64 / 1000.0);
+            }
             let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
             slot.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }

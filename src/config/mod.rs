@@ -6,6 +6,7 @@
 mod kafka;
 mod keys;
 mod roles;
+mod service_links;
 mod values;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub use kafka::Properties;
 pub use keys::{KEYS, Key, Kind};
 pub use roles::Roles;
+use service_links::is_service_link;
 use values::{Value, parse};
 
 /// The configuration, checked.
@@ -67,7 +69,7 @@ impl Config {
         for (name, value) in env.filter(|(name, _)| name.starts_with("ROLLMILL_") && !name.starts_with("ROLLMILL_TEST_")) {
             match KEYS.iter().find(|key| key.env() == name) {
                 Some(key) => texts.push((format!("environment {name}"), key.name.to_owned(), value)),
-                None if IGNORED.contains(&name.as_str()) => {}
+                None if IGNORED.contains(&name.as_str()) || is_service_link(&name, &value) => {}
                 None => mistakes.push(format!("environment {name}: no such key{}", nearest(&name, |key| key.env()))),
             }
         }

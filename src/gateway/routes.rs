@@ -14,6 +14,7 @@ use axum::routing::{get, post};
 use super::auth::Scope;
 use super::error::ApiError;
 use super::{Gateway, admin, decode, ingest, rest_proxy, ws};
+use crate::clock::Stopwatch;
 use crate::model::event;
 use crate::query::service::{QueryError, QueryService};
 use crate::telemetry;
@@ -55,7 +56,9 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
 pub(super) async fn count(request: Request, next: Next) -> Response {
     // The route, never the path: a path is as many metrics as a client likes.
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
+    let watch = Stopwatch::start();
     let mut response = next.run(request).await;
+    metrics::histogram!(telemetry::REQUEST_SECONDS, "route" => route.clone()).record(watch.elapsed().as_secs_f64());
     metrics::counter!(telemetry::REQUESTS, "route" => route, "status" => response.status().as_u16().to_string()).increment(1);
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::gateway::auth::KeyTable;
@@ -25,6 +26,7 @@ pub struct Keys {
     /// Those in force.
     pub table: Arc<ArcSwap<KeyTable>>,
     file: Option<(PathBuf, Mark)>,
+    reload: Arc<Notify>,
 }
 
 /// Reads the keys that the configuration names.
@@ -33,12 +35,12 @@ pub struct Keys {
 /// If the file cannot be used.
 pub fn load(config: &Config) -> anyhow::Result<Keys> {
     let Some(path) = config.path("auth.keys_file") else {
-        return Ok(Keys { table: Arc::new(ArcSwap::from_pointee(KeyTable::open())), file: None });
+        return Ok(Keys { table: Arc::new(ArcSwap::from_pointee(KeyTable::open())), file: None, reload: Arc::default() });
     };
     // Before the reading: what is written in between is then read again.
     let mark = mark(&path);
     let table = KeyTable::load(&path).context("`rollmill keys add` makes a keys file")?;
-    Ok(Keys { table: Arc::new(ArcSwap::from_pointee(table)), file: Some((path, mark)) })
+    Ok(Keys { table: Arc::new(ArcSwap::from_pointee(table)), file: Some((path, mark)), reload: Arc::default() })
 }
 
 fn mark(path: &Path) -> Mark {
@@ -52,13 +54,21 @@ impl Keys {
         self.table.load().is_open()
     }
 
+    /// Told, the file is read again though it looks unchanged.
+    pub fn reload(&self) -> Arc<Notify> {
+        self.reload.clone()
+    }
+
     /// Looks at the file for as long as the node runs; ends at once if there is none.
     pub async fn watch(self) {
         let Some((path, mut seen)) = self.file else { return };
         let mut tick = tokio::time::interval(LOOK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.reload.notified() => seen = None,
+            }
             let file = path.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let now = mark(&file);
@@ -69,7 +79,7 @@ impl Keys {
                 Ok((now, Some(Ok(table)))) => {
                     seen = now;
                     self.table.store(Arc::new(table));
-                    tracing::info!(file = %path.display(), "the keys file changed and is in force");
+                    tracing::info!(file = %path.display(), "the keys file was read again and is in force");
                 }
                 Ok((now, Some(Err(error)))) => {
                     seen = now;

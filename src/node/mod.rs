@@ -5,6 +5,7 @@
 
 pub mod backends;
 mod gateway;
+mod gauges;
 pub mod keys;
 mod limits;
 pub mod lock;
@@ -29,9 +30,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use ractor::ActorRef;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::gauges::{Gauges, Render};
 use self::ready::Readiness;
 use crate::actors::heal::{Unhealed, resume};
 use crate::actors::live::LiveReader;
@@ -118,7 +121,7 @@ pub struct Ports {
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Renders `/metrics`.
-    pub render_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    pub render_metrics: Render,
 }
 
 async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<()> {
@@ -127,6 +130,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     mesh::check(config)?;
     let listener = listen(config, keys.is_open()).await?;
     let mut stopped = std::pin::pin!(stop_signal());
+    let _reloading = reload_at_hangup(&keys)?;
     let ports = tokio::select! {
         ports = open::open(config, data, &listener) => ports?,
         signal = &mut stopped => {
@@ -210,6 +214,7 @@ impl Node {
             mesh.tell_of(status.clone());
         }
         let gateway_ready = ready.clone();
+        let gauges = Gauges { ready: ready.clone(), slots: slots.clone(), clock: clock.clone() };
         let edge = Gateway::new(GatewayDeps {
             submit: gateways.as_ref().map(|gateways| gateways.submit.clone()),
             queries: queries.service,
@@ -218,7 +223,7 @@ impl Node {
             limits: limits::gateway(config),
             clock: clock.clone(),
             shard_count: log.shard_count(),
-            render_metrics: ports.render_metrics.clone(),
+            render_metrics: gauges.before(ports.render_metrics.clone()),
             status,
             ready: Arc::new(move |role| gateway_ready.ask(role)),
         });
@@ -277,11 +282,24 @@ fn name(config: &Config) -> String {
 }
 
 async fn stop_signal() -> anyhow::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         interrupt = tokio::signal::ctrl_c() => interrupt.context("cannot listen for Ctrl-C"),
     }
+}
+
+/// Reads the keys file again at each SIGHUP, which operators and their tools send to reload. It never ends a node: a closed terminal is
+/// no reason to stop.
+fn reload_at_hangup(keys: &keys::Keys) -> anyhow::Result<JoinHandle<()>> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let reload = keys.reload();
+    Ok(tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: the keys file is read again; everything else in the configuration takes a restart");
+            reload.notify_one();
+        }
+    }))
 }
 
 /// Binds; without API keys to loopback only.

@@ -10,12 +10,14 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
+use super::gauges::Render;
 use super::{DataDir, Ports, backends, check_log};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::gateway::starting;
 use crate::persistence::log::{LogError, Unopened};
 use crate::persistence::store::StoreError;
+use crate::telemetry;
 
 /// The first pause between two attempts; it doubles, and each is shortened by chance, so that nodes do not come all at once.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -24,15 +26,17 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Reasons that are told once each; a server that finds ever new ones is told of no more.
 const MAX_REASONS: usize = 32;
 
-type Render = Arc<dyn Fn() -> String + Send + Sync>;
-
 /// Opens what the roles need. While that cannot be reached, health checks are answered, and it is tried again until
 /// `server.start_wait` is over.
 ///
 /// # Errors
 /// If something is wrong with what was reached, or the time is over.
 pub(super) async fn open(config: &Config, data: &DataDir, listener: &TcpListener) -> anyhow::Result<Ports> {
-    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().context("cannot record metrics")?;
+    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new()
+        .set_buckets(telemetry::SECONDS)
+        .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
+        .context("cannot record metrics")?;
+    telemetry::describe();
     let render: Render = Arc::new(move || prometheus.render());
     let error = match attempt(config, data, &render).await? {
         Ok(ports) => return Ok(ports),

@@ -13,7 +13,7 @@ use super::plan::{Plan, bad, plan};
 use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
 use crate::actors::live::{Asked, LiveReader};
-use crate::clock::Clock;
+use crate::clock::{Clock, Stopwatch};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
@@ -74,6 +74,13 @@ impl QueryEngine {
     }
 
     fn answer(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
+        let watch = Stopwatch::start();
+        let answer = self.answered(tenant, plan);
+        metrics::histogram!(telemetry::QUERY_SECONDS).record(watch.elapsed().as_secs_f64());
+        answer
+    }
+
+    fn answered(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
         let (mut groups, mut completeness) = self.collect(tenant, plan)?;
         if completeness.moved() {
             // A shard started again between the snapshot and its answer: a new snapshot knows its new epoch.

@@ -25,6 +25,7 @@ mod keys;
 mod lost_log;
 mod mesh;
 mod migrate;
+mod operate;
 mod pipes;
 mod quarantine;
 mod rebuild;

@@ -106,10 +106,13 @@ impl Server {
         self.child.wait().expect("wait");
     }
 
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix_pid(self.child.id()), signal).expect("signal");
+    }
+
     /// SIGTERM; the exit code.
     pub fn stop(mut self) -> Option<i32> {
-        let pid = rustix_pid(self.child.id());
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+        self.signal(rustix::process::Signal::TERM);
         self.child.wait().expect("wait").code()
     }
 

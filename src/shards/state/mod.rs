@@ -134,6 +134,11 @@ impl ShardState {
         self.epoch
     }
 
+    /// Bytes of deltas that wait for their flush.
+    pub fn open_bytes(&self) -> usize {
+        self.open.bytes()
+    }
+
     /// How many records it takes now: 0 while its memory bound is reached or, after crashes, until the commit in flight ends.
     pub fn credit(&self) -> usize {
         if self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2) || self.alone.is_some() {

@@ -1,0 +1,68 @@
+//! Gauges that are read when `/metrics` is: readiness, where the shards stand, and what the process uses.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::ready::Readiness;
+use crate::actors::slots::{Slot, Slots};
+use crate::clock::Clock;
+use crate::model::offset::ShardId;
+use crate::telemetry;
+
+/// Renders `/metrics`.
+pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What is read.
+pub(super) struct Gauges {
+    /// Whether the node does what its roles ask of it.
+    pub ready: Arc<Readiness>,
+    /// Where the shards stand.
+    pub slots: Arc<Slots>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Gauges {
+    /// Reads all gauges before each rendering.
+    pub(super) fn before(self, render: Render) -> Render {
+        let process = metrics_process::Collector::default();
+        process.describe();
+        let version = env!("CARGO_PKG_VERSION");
+        metrics::gauge!(telemetry::BUILD_INFO, "version" => version).set(1.0);
+        Arc::new(move || {
+            self.collect();
+            process.collect();
+            render()
+        })
+    }
+
+    fn collect(&self) {
+        for role in self.ready.roles.names() {
+            let ready = self.ready.ask(Some(role)).is_ok();
+            metrics::gauge!(telemetry::READY, "role" => role).set(if ready { 1.0 } else { 0.0 });
+        }
+        let (mut owned, mut delta_bytes) = (0_u32, 0);
+        for (shard, slot) in self.slots.iter() {
+            owned += u32::from(self.collect_shard(shard, slot));
+            let state = slot.state.read();
+            delta_bytes += state.ok().and_then(|state| state.as_ref().map(|state| state.open_bytes())).unwrap_or(0);
+        }
+        metrics::gauge!(telemetry::SHARDS_OWNED).set(f64::from(owned));
+        metrics::gauge!(telemetry::OPEN_DELTA_BYTES).set(delta_bytes as f64);
+    }
+
+    /// The gauges of one shard; zero for those of other nodes, so that sums over nodes are right. Whether it is owned here.
+    fn collect_shard(&self, shard: ShardId, slot: &Slot) -> bool {
+        let reach = self.slots.reach(shard);
+        let (lag, age_ms) = reach.map_or((0, 0), |reach| {
+            let lag = reach.end.saturating_sub(reach.next);
+            (lag, if lag == 0 { 0 } else { self.clock.now().saturating_sub(reach.as_of).max(0) })
+        });
+        let unarchived = reach.map_or(0, |reach| reach.next.saturating_sub(slot.archived.load(Ordering::Acquire)));
+        let name = shard.0.to_string();
+        metrics::gauge!(telemetry::SHARD_LAG_RECORDS, "shard" => name.clone()).set(lag as f64);
+        metrics::gauge!(telemetry::SHARD_AGE_SECONDS, "shard" => name.clone()).set(age_ms as f64 / 1000.0);
+        metrics::gauge!(telemetry::SHARD_UNARCHIVED_RECORDS, "shard" => name).set(unarchived as f64);
+        reach.is_some()
+    }
+}

@@ -1,0 +1,257 @@
+//! What operators run: alert rules, the dashboard, units and manifests, held against the metrics and keys that there are; `/metrics` as
+//! Prometheus reads it; signals.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+use rollmill::config::Config;
+use rollmill::telemetry::{Kind, METRICS};
+use yaml_rust2::{Yaml, YamlLoader};
+
+use crate::support::{Server, agent, until};
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
+}
+
+/// What stands in a text and begins as our metrics do.
+fn metrics_named(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("rollmill_")).collect()
+}
+
+/// Names that a metric has in `/metrics`.
+fn spelled(metric: &rollmill::telemetry::Metric) -> Vec<String> {
+    match metric.kind {
+        Kind::Counter | Kind::Gauge => vec![metric.name.to_owned()],
+        Kind::Histogram => ["_bucket", "_sum", "_count"].iter().map(|end| format!("{}{end}", metric.name)).collect(),
+    }
+}
+
+#[test]
+fn alerts_and_dashboard_name_metrics_that_exist() {
+    let known: BTreeSet<String> = METRICS.iter().flat_map(spelled).collect();
+    let mut named = 0;
+    for file in ["config/prometheus/alerts.yml", "config/grafana/rollmill.json", "docs/operations.md"] {
+        let text = read(file);
+        let prose = file.ends_with(".md");
+        for name in metrics_named(&text) {
+            named += 1;
+            // A page may name a histogram without its endings; roles of PostgreSQL begin as metrics do.
+            let role = prose && ["rollmill_owner", "rollmill_writer", "rollmill_reader"].contains(&name);
+            let whole = prose && METRICS.iter().any(|metric| metric.name == name);
+            assert!(known.contains(name) || role || whole, "{file}: there is no metric {name}");
+        }
+    }
+    assert!(named > 40, "only {named} names found");
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let page = read("docs/metrics.md");
+    for metric in METRICS {
+        let kind = format!("{:?}", metric.kind).to_lowercase();
+        let label = metric.label.map_or(String::new(), |(label, _)| format!("`{label}`"));
+        let row = format!("| `{}` | {kind} | {label} | {} |", metric.name, metric.help);
+        assert!(page.contains(&row), "docs/metrics.md lacks: {row}");
+    }
+    assert_eq!(page.lines().filter(|line| line.starts_with("| `rollmill_")).count(), METRICS.len(), "docs/metrics.md has rows too many");
+}
+
+#[test]
+fn every_alert_says_what_to_do_and_how_urgent_it_is() {
+    let rules = YamlLoader::load_from_str(&read("config/prometheus/alerts.yml")).expect("YAML");
+    let alerts = rules[0]["groups"][0]["rules"].as_vec().expect("rules");
+    assert!(alerts.len() > 10);
+    let page = read("docs/operations.md");
+    for alert in alerts {
+        let name = alert["alert"].as_str().expect("a name");
+        assert!(alert["expr"].as_str().is_some_and(|expr| !expr.is_empty()), "{name}");
+        assert!(matches!(alert["labels"]["severity"].as_str(), Some("page" | "ticket")), "{name}");
+        assert!(alert["annotations"]["summary"].as_str().is_some_and(|summary| summary.len() > 20), "{name}");
+        assert!(page.contains(&format!("`{name}`")), "docs/operations.md says nothing of {name}");
+    }
+}
+
+/// A program of Prometheus, if it is installed: `make test` brings it where the distribution has it.
+fn promtool() -> Option<String> {
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/promtool");
+    let candidates = [ours.display().to_string(), "promtool".to_owned()];
+    candidates.into_iter().find(|program| Command::new(program).arg("--version").output().is_ok())
+}
+
+#[test]
+fn prometheus_takes_the_alert_rules_and_the_metrics_without_complaint() {
+    let Some(promtool) = promtool() else {
+        eprintln!("skipped: promtool is not installed");
+        return;
+    };
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/prometheus/alerts.yml");
+    let checked = Command::new(&promtool).args(["check", "rules"]).arg(rules).output().expect("promtool runs");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&dir.path().join("data"), &[]);
+    assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202);
+    server.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+    let text = metrics(&server);
+    let file = dir.path().join("metrics.txt");
+    std::fs::write(&file, &text).expect("written");
+    let input = std::fs::File::open(&file).expect("opened");
+    let checked = Command::new(&promtool).args(["check", "metrics"]).stdin(input).output().expect("promtool runs");
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && said.is_empty(), "{said}");
+}
+
+fn metrics(server: &Server) -> String {
+    agent().get(format!("{}/metrics", server.url)).call().expect("an answer").body_mut().read_to_string().expect("text")
+}
+
+/// The value of one line.
+fn value(text: &str, series: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[test]
+fn metrics_stand_at_zero_before_anything_happens_and_have_help() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let text = metrics(&server);
+    for metric in METRICS.iter().filter(|metric| metric.kind == Kind::Counter) {
+        let zero = |series: String| assert!(value(&text, &series).is_some(), "{series} is not there from the start");
+        match metric.label {
+            None => zero(metric.name.to_owned()),
+            Some((label, values)) => values.iter().for_each(|v| zero(format!("{}{{{label}=\"{v}\"}}", metric.name))),
+        }
+    }
+    let samples = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    for name in samples.filter_map(|line| line.split(['{', ' ']).next()) {
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let has_help = |name: &str| text.contains(&format!("# HELP {name} "));
+        assert!(has_help(name) || has_help(family), "{name} has no help");
+    }
+    assert_eq!(value(&text, "rollmill_shards_owned"), Some(64.0));
+    assert_eq!(value(&text, r#"rollmill_ready{role="gateway"}"#), Some(1.0));
+    assert!(value(&text, "process_resident_memory_bytes").is_some_and(|bytes| bytes > 1e6));
+    assert!(text.contains("rollmill_build_info{"), "{text}");
+
+    assert_eq!(server.post(r#"{"metric":""}"#).0, 422);
+    assert_eq!(value(&metrics(&server), r#"rollmill_events_rejected_total{code="metric_invalid"}"#), Some(1.0));
+}
+
+#[test]
+fn every_reason_to_refuse_an_event_is_a_counter_from_the_start() {
+    let source = read("src/model/event.rs");
+    let names = source.split("fn name(self)").nth(1).and_then(|rest| rest.split("\n    }\n").next()).expect("the names");
+    let codes: Vec<&str> = names.split('"').skip(1).step_by(2).collect();
+    let metric = METRICS.iter().find(|metric| metric.name == rollmill::telemetry::EVENTS_REJECTED).expect("it is there");
+    let known = metric.label.expect("by code").1;
+    assert!(codes.len() >= 10 && codes.iter().all(|code| known.contains(code)), "{codes:?} and {known:?}");
+}
+
+#[test]
+fn a_hangup_reads_the_keys_again_and_ends_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::start(&dir.path().join("data"), &[]);
+    for _ in 0..3 {
+        server.signal(rustix::process::Signal::HUP);
+    }
+    assert_eq!(server.post(r#"{"metric":"m","id":"a"}"#).0, 202);
+    server.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+    assert_eq!(server.stop(), Some(0));
+}
+
+fn manifests(file: &str) -> Vec<Yaml> {
+    let documents = YamlLoader::load_from_str(&read(file)).unwrap_or_else(|why| panic!("{file}: {why}"));
+    documents.into_iter().filter(|document| !document.is_badvalue()).collect()
+}
+
+/// The variables of the one container, with what Kubernetes itself would add for our own Services.
+fn environment(set: &Yaml, services: &[String]) -> Vec<(String, String)> {
+    let container = &set["spec"]["template"]["spec"]["containers"][0];
+    let given = container["env"].as_vec().expect("variables").iter();
+    let mut all: Vec<(String, String)> = given
+        .map(|one| {
+            let value = one["value"].as_str().unwrap_or("rollmill-0").replace("$(ROLLMILL_NODE_NAME)", "rollmill-0");
+            (one["name"].as_str().expect("a name").to_owned(), value)
+        })
+        .collect();
+    for service in services {
+        let name = service.to_uppercase().replace('-', "_");
+        for (end, value) in [("SERVICE_HOST", "10.96.0.7"), ("SERVICE_PORT", "8080"), ("PORT", "tcp://10.96.0.7:8080")] {
+            all.push((format!("{name}_{end}"), value.to_owned()));
+        }
+    }
+    all
+}
+
+#[test]
+fn kubernetes_manifests_set_keys_that_exist_and_probe_what_is_there() {
+    for (file, kinds) in [("config/kubernetes/embedded.yaml", 2), ("config/kubernetes/cluster.yaml", 4)] {
+        let all = manifests(file);
+        assert_eq!(all.len(), kinds, "{file}");
+        let of_kind = |kind: &'static str| all.iter().filter(move |one| one["kind"].as_str() == Some(kind));
+        let services: Vec<String> =
+            of_kind("Service").map(|one| one["metadata"]["name"].as_str().expect("a name").to_owned()).collect();
+        let set = of_kind("StatefulSet").next().expect("a set");
+        let pod = &set["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        let mut variables = environment(set, &services);
+        // From the secret.
+        variables.extend([
+            ("ROLLMILL_STORE_URL".to_owned(), "postgres://me:secret@db/rollmill".to_owned()),
+            ("ROLLMILL_CLUSTER_COOKIE".to_owned(), "0".repeat(64)),
+        ]);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rollmill.toml");
+        let variables = if kinds == 2 { variables.into_iter().filter(|(n, _)| n != "ROLLMILL_STORE_URL").collect() } else { variables };
+        let config = Config::load(Some(&path), variables.into_iter(), &[]).unwrap_or_else(|why| panic!("{file}: {why}"));
+        assert_eq!(config.text("server.listen"), "0.0.0.0:8080");
+        for (probe, route) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+            assert_eq!(container[probe]["httpGet"]["path"].as_str(), Some(route), "{file}: {probe}");
+        }
+        let image = container["image"].as_str().expect("an image");
+        assert_eq!(image, concat!("rollmill:", env!("CARGO_PKG_VERSION")), "{file}");
+        let mounted: BTreeSet<&str> =
+            container["volumeMounts"].as_vec().expect("mounts").iter().filter_map(|m| m["name"].as_str()).collect();
+        let mut there: BTreeSet<&str> = pod["volumes"].as_vec().expect("volumes").iter().filter_map(|v| v["name"].as_str()).collect();
+        let claims = set["spec"]["volumeClaimTemplates"].as_vec();
+        there.extend(claims.into_iter().flatten().filter_map(|claim| claim["metadata"]["name"].as_str()));
+        assert_eq!(mounted, there, "{file}");
+        assert_eq!(set["spec"]["selector"]["matchLabels"], set["spec"]["template"]["metadata"]["labels"], "{file}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_unit() {
+    let unit = read("config/systemd/rollmill.service");
+    for line in ["StateDirectoryMode=0700", "NoNewPrivileges=yes", "ProtectSystem=strict", "ExecReload=/bin/kill -HUP $MAINPID"] {
+        assert!(unit.contains(line), "{line}");
+    }
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/")).expect("it starts something");
+    let words: Vec<&str> = start.split(' ').collect();
+    assert_eq!((words[0], words[1]), ("rollmill", "serve"));
+    let help = Server::cli(&["serve", "--help"]);
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    words[2..].iter().filter(|word| word.starts_with("--")).for_each(|flag| assert!(help.contains(flag), "{flag}"));
+
+    // Under a program that is there, which systemd asks for.
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("rollmill.service");
+    std::fs::write(&file, unit.replace("/usr/local/bin/rollmill", "/bin/true")).expect("written");
+    let Ok(verified) = Command::new("systemd-analyze").arg("verify").arg(&file).output() else {
+        eprintln!("skipped: systemd-analyze is not installed");
+        return;
+    };
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    let ours: Vec<&str> = said.lines().filter(|line| line.contains("rollmill.service")).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+}
+
+#[test]
+fn a_node_starts_beside_a_kubernetes_service_of_its_own_name() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let env = [("service_host", "10.96.0.7"), ("port", "tcp://10.96.0.7:8080"), ("service_port_http", "8080")];
+    let server = Server::start(&dir.path().join("data"), &env);
+    until("it is ready", || server.get("/readyz").0 == 200);
+}
