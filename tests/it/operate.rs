@@ -56,7 +56,11 @@ fn every_metric_is_documented() {
         let row = format!("| `{}` | {kind} | {label} | {} |", metric.name, metric.help);
         assert!(page.contains(&row), "docs/metrics.md lacks: {row}");
     }
-    assert_eq!(page.lines().filter(|line| line.starts_with("| `rollmill_")).count(), METRICS.len(), "docs/metrics.md has rows too many");
+    assert_eq!(
+        page.lines().filter(|line| line.starts_with("| `rollmill_")).count(),
+        METRICS.len(),
+        "docs/metrics.md has rows too many"
+    );
 }
 
 #[test]
@@ -204,7 +208,8 @@ fn kubernetes_manifests_set_keys_that_exist_and_probe_what_is_there() {
             ("ROLLMILL_CLUSTER_COOKIE".to_owned(), "0".repeat(64)),
         ]);
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rollmill.toml");
-        let variables = if kinds == 2 { variables.into_iter().filter(|(n, _)| n != "ROLLMILL_STORE_URL").collect() } else { variables };
+        let variables =
+            if kinds == 2 { variables.into_iter().filter(|(n, _)| n != "ROLLMILL_STORE_URL").collect() } else { variables };
         let config = Config::load(Some(&path), variables.into_iter(), &[]).unwrap_or_else(|why| panic!("{file}: {why}"));
         assert_eq!(config.text("server.listen"), "0.0.0.0:8080");
         for (probe, route) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
@@ -214,7 +219,8 @@ fn kubernetes_manifests_set_keys_that_exist_and_probe_what_is_there() {
         assert_eq!(image, concat!("rollmill:", env!("CARGO_PKG_VERSION")), "{file}");
         let mounted: BTreeSet<&str> =
             container["volumeMounts"].as_vec().expect("mounts").iter().filter_map(|m| m["name"].as_str()).collect();
-        let mut there: BTreeSet<&str> = pod["volumes"].as_vec().expect("volumes").iter().filter_map(|v| v["name"].as_str()).collect();
+        let mut there: BTreeSet<&str> =
+            pod["volumes"].as_vec().expect("volumes").iter().filter_map(|v| v["name"].as_str()).collect();
         let claims = set["spec"]["volumeClaimTemplates"].as_vec();
         there.extend(claims.into_iter().flatten().filter_map(|claim| claim["metadata"]["name"].as_str()));
         assert_eq!(mounted, there, "{file}");
