@@ -2,6 +2,10 @@
 //!
 //! Everything in the table stands at zero from the start: `increase()` over a counter that begins with its first event is 0.
 
+mod repeated;
+
+pub use repeated::RepeatedLog;
+
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -22,13 +22,16 @@ use crate::persistence::log::EventLog;
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::series::Admission;
 use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
-use crate::telemetry;
+use crate::telemetry::{self, RepeatedLog};
 
 /// Payload bytes pulled in one step: bounds how long the write side of the slot's lock is held.
 const PULL_BYTES: usize = 512 * 1024;
 
 /// An archive that cannot be reached is asked again after this time.
 const HEAL_AGAIN_MS: i64 = 1_000;
+
+/// While the store is away, no shard of the node has anything to say that another has not said.
+static FLUSH_FAILED: RepeatedLog = RepeatedLog::new();
 
 /// What a shard actor needs.
 #[derive(Clone)]
@@ -385,7 +388,9 @@ impl ShardActor {
                 self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;
             }
             Err(StoreError::Failed(why) | StoreError::Unavailable(why)) => {
-                tracing::warn!(shard = self.shard.0, %why, "flush failed, it is tried again");
+                if let Some(silent) = FLUSH_FAILED.tell(&why) {
+                    tracing::warn!(shard = self.shard.0, silent, %why, "flush failed, it is tried again (told once a minute)");
+                }
                 self.with_state(|state| state.step(Input::CommitFailed, &mut Vec::new()))?;
             }
             Err(error) => return Err(error.into()),

@@ -1,0 +1,98 @@
+//! At most one log line a minute for what repeats: while a server is away, sixty-four shards have nothing new to say twice a second.
+//!
+//! What is told first is told at once. What differs in numbers alone (ports, durations, offsets, shards) is the same.
+
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Stopwatch;
+
+/// How long one thing is told once.
+const EVERY: Duration = Duration::from_secs(60);
+/// Things that are told apart at a time; the one that was told longest ago gives way to a new one.
+const MAX_KINDS: usize = 32;
+
+/// What was told already. Meant for a `static` beside the line that repeats.
+#[derive(Debug)]
+pub struct RepeatedLog {
+    started: LazyLock<Stopwatch>,
+    told: Mutex<Told>,
+}
+
+impl Default for RepeatedLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RepeatedLog {
+    /// Nothing was told yet.
+    pub const fn new() -> Self {
+        Self { started: LazyLock::new(Stopwatch::start), told: Mutex::new(Told(Vec::new())) }
+    }
+
+    /// Whether `what` is to be told now; with it, how often it was kept back since it was told last.
+    pub fn tell(&self, what: &str) -> Option<u64> {
+        let now = self.started.elapsed();
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).tell(what, now)
+    }
+}
+
+/// Kinds of things, each with when it was told, and how often it was not since.
+#[derive(Debug)]
+struct Told(Vec<(String, Duration, u64)>);
+
+impl Told {
+    fn tell(&mut self, what: &str, now: Duration) -> Option<u64> {
+        let kind: String = what.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if let Some((_, at, silent)) = self.0.iter_mut().find(|(known, ..)| *known == kind) {
+            if now.saturating_sub(*at) < EVERY {
+                *silent += 1;
+                return None;
+            }
+            *at = now;
+            return Some(std::mem::take(silent));
+        }
+        if self.0.len() >= MAX_KINDS
+            && let Some(oldest) = (0..self.0.len()).min_by_key(|at| self.0[*at].1)
+        {
+            self.0.swap_remove(oldest);
+        }
+        self.0.push((kind, now, 0));
+        Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_repeats_is_told_once_a_minute_and_counted() {
+        let mut told = Told(Vec::new());
+        let at = Duration::from_secs;
+        assert_eq!(told.tell("port 5432 is closed", at(5)), Some(0));
+        assert_eq!(told.tell("port 5433 is closed", at(6)), None, "another number");
+        assert_eq!(told.tell("no password", at(6)), Some(0), "another thing");
+        assert_eq!(told.tell("port 1 is closed", at(64)), None);
+        assert_eq!(told.tell("port 5432 is closed", at(65)), Some(2));
+        assert_eq!(told.tell("port 5432 is closed", at(66)), None);
+        assert_eq!(told.tell("no password", at(500)), Some(0));
+    }
+
+    #[test]
+    fn ever_new_things_need_no_memory() {
+        let mut told = Told(Vec::new());
+        for n in 0..1000 {
+            let what: String = std::iter::repeat_n('x', n).collect();
+            assert_eq!(told.tell(&what, Duration::from_secs(n as u64)), Some(0));
+        }
+        assert_eq!(told.0.len(), MAX_KINDS);
+    }
+
+    #[test]
+    fn the_first_is_told_at_once() {
+        static LOG: RepeatedLog = RepeatedLog::new();
+        assert_eq!((LOG.tell("it fell"), LOG.tell("it fell")), (Some(0), None));
+    }
+}
