@@ -76,6 +76,32 @@ fn duckdb_reads_the_archive_and_agrees_with_the_query_api() {
     assert_eq!(duck, serde_json::Value::from(ours));
 }
 
+/// The tools of analysts, with their own defaults: a folder, no options.
+#[test]
+fn pyarrow_pandas_and_polars_read_the_archive_as_it_lies() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &[("archive.max_delay", "200ms"), ("flush.interval", "200ms")]);
+    send(&server, 0, 1_000);
+    wait_archived(&data, 1_000);
+    let script = "import sys, json, pandas, polars, pyarrow.parquet\n\
+        root = sys.argv[1] + '/archive/raw'\n\
+        arrow = pyarrow.parquet.read_table(root)\n\
+        frame = pandas.read_parquet(root)\n\
+        lazy = polars.read_parquet(root + '/**/*.parquet')\n\
+        country = lambda labels: json.loads(labels)['country']\n\
+        counted = lambda labels: sorted(sum(country(l) == c for l in labels) for c in ('DE', 'FR'))\n\
+        print(json.dumps([[arrow.num_rows, len(frame), lazy.height],\n\
+            [counted(arrow['labels'].to_pylist()), counted(frame['labels']), counted(lazy['labels'].to_list())],\n\
+            [str(sum(v for v in arrow['value'].to_pylist() if v is not None)), str(frame['value'].dropna().sum())]]))";
+    let output = Command::new(python()).args(["-c", script]).arg(&data).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let read: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let answer = server.await_query("/v1/query?metric=sales&step=all&agg=count,sum", |_| true);
+    let sum = format!("{:.9}", answer["series"][0]["points"][0]["sum"].as_f64().expect("a sum"));
+    assert_eq!(read, serde_json::json!([[1000, 1000, 1000], [[333, 334], [333, 334], [333, 334]], [sum, sum]]));
+}
+
 #[test]
 fn the_manifest_tiles_the_log_over_kills() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -28,15 +28,17 @@ use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
 /// The columns, version 1. New columns go behind; a change of meaning is a new version.
+///
+/// Objects of older releases begin with a column `shard`, which is the folder's name as well: pyarrow, and pandas with it, refuse a column
+/// that is in both as another type. Their labels are of the logical type JSON, which some readers take for bytes.
 pub const SCHEMA: &str = "message rollmill_event {
-  required int32 shard;
   required int64 offset;
   required int32 index;
   required int64 received (TIMESTAMP(MILLIS,true));
   optional int64 event_time (TIMESTAMP(MILLIS,true));
   optional binary tenant (STRING);
   optional binary metric (STRING);
-  optional binary labels (JSON);
+  optional binary labels (STRING);
   optional binary series_id (STRING);
   optional binary id (STRING);
   optional binary user (STRING);
@@ -123,7 +125,7 @@ pub fn encode(
         summary.add(&rows[start..]);
         pending += record.payload.len();
         if rows.len() >= GROUP_ROWS || pending >= GROUP_BYTES || at + 1 == records.len() {
-            write_group(writer.next_row_group().map_err(bad)?, shard, &mut rows).map_err(bad)?;
+            write_group(writer.next_row_group().map_err(bad)?, &mut rows).map_err(bad)?;
             rows.clear();
             pending = 0;
         }
@@ -164,9 +166,8 @@ fn properties(pairs: Vec<(&'static str, String)>) -> Result<WriterProperties, Co
 type Group<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
 /// Writes the rows, and takes their texts out of them.
-fn write_group(mut group: Group<'_>, shard: ShardId, rows: &mut [Row]) -> Result<(), ParquetError> {
+fn write_group(mut group: Group<'_>, rows: &mut [Row]) -> Result<(), ParquetError> {
     let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
-    put::<Int32Type>(&mut group, &vec![shard.0 as i32; rows.len()], None)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
     put::<Int32Type>(&mut group, &rows.iter().map(|r| r.index as i32).collect::<Vec<_>>(), None)?;
     put::<Int64Type>(&mut group, &rows.iter().map(|r| r.received).collect::<Vec<_>>(), None)?;
@@ -303,7 +304,8 @@ impl Columns<'_> {
 
 fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
     let rows = usize::try_from(group.metadata().num_rows()).map_err(|e| ParquetError::General(e.to_string()))?;
-    let mut columns = Columns { group, rows, next: 1 };
+    let older = group.metadata().column(0).column_descr().name() == "shard";
+    let mut columns = Columns { group, rows, next: usize::from(older) };
     let offset = columns.required::<Int64Type>()?;
     let index = columns.required::<Int32Type>()?;
     let received = columns.required::<Int64Type>()?;
@@ -404,12 +406,15 @@ pub(crate) mod tests {
     }
 
     fn with_footer(pairs: Vec<(&'static str, String)>, shard: ShardId, records: &[LogRecord]) -> Bytes {
-        let schema = Arc::new(parse_message_type(SCHEMA).expect("a schema"));
+        let older = SCHEMA.replace("{\n", "{\n  required int32 shard;\n").replace("labels (STRING)", "labels (JSON)");
+        let schema = Arc::new(parse_message_type(&older).expect("a schema"));
         let properties = Arc::new(properties(pairs).expect("properties"));
         let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).expect("a writer");
         let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
         records.iter().for_each(|record| maker.push_rows(record, &mut rows));
-        write_group(writer.next_row_group().expect("a group"), shard, &mut rows).expect("written");
+        let mut group = writer.next_row_group().expect("a group");
+        put::<Int32Type>(&mut group, &vec![shard.0 as i32; rows.len()], None).expect("written");
+        write_group(group, &mut rows).expect("written");
         writer.into_inner().expect("bytes").into()
     }
 
@@ -421,6 +426,14 @@ pub(crate) mod tests {
         assert_eq!((&old.records[..], old.decisions, old.sealed), (&records[..], None, false));
         assert_eq!(decode(bytes, &old.row), Ok(records.to_vec()));
         assert_eq!(old.row, ManifestRow { bytes: old.row.bytes, crc32c: old.row.crc32c, ..object(&records).1 });
+    }
+
+    #[test]
+    fn no_column_has_the_name_of_a_folder() {
+        let path = ManifestRow::object_path(LOG, ShardId(5), OffsetRange { from: 0, to: 1 }, EPOCH);
+        for folder in path.split('/').filter_map(|part| part.split_once('=')).map(|(name, _)| name) {
+            assert!(!SCHEMA.contains(&format!(" {folder}")), "{folder} is a column and a folder");
+        }
     }
 
     #[test]
