@@ -76,6 +76,14 @@ metrics_table! {
     Histogram QUERY_SECONDS = "rollmill_query_duration_seconds": "How long a query took in the engine.";
     Histogram VISIBLE_SECONDS = "rollmill_visible_delay_seconds":
         "From the append of a record to the moment from which queries hold it, for the oldest record of each pull.";
+    Counter WRITES_REFUSED = "rollmill_writes_refused_total" by "reason" in [
+        "overloaded", "disk_full", "no_descriptors", "disk_failed", "log_closed", "outcome_unknown",
+    ]: "Write requests that the log did not take, by the code of the answer.";
+    Gauge DISK_FREE = "rollmill_disk_free_bytes":
+        "Free bytes of the file system that has least of them, of those that hold log, store and archive on this machine.";
+    Gauge LOG_SIZE = "rollmill_log_size_bytes": "Bytes of the log on this node's disk; 0 if it is Kafka.";
+    Gauge STORE_SIZE = "rollmill_store_size_bytes": "Bytes of the store; 0 if it does not say.";
+    Gauge ARCHIVE_SIZE = "rollmill_archive_size_bytes": "Bytes of the archive's objects, as the manifest lists them; 0 if the store does not say.";
     Counter LOG_COMMITS = "rollmill_log_commits_total": "Durable commits of the embedded log.";
     Counter LOG_BYTES = "rollmill_log_bytes_total": "Bytes appended to the log.";
     Counter LOG_HEALINGS = "rollmill_log_healings_total" by "outcome" in ["begun", "done", "refused"]:

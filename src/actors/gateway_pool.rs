@@ -21,12 +21,12 @@ const FORGIVEN_MS: i64 = 5_000;
 pub struct AppendHealth(AtomicI64);
 
 impl AppendHealth {
-    /// Notes an outcome. A full queue or disk is no failure of this node's way to the log, and is answered as what it is.
+    /// Notes an outcome. A full queue is no failure of the log, and is answered as what it is.
     pub fn note(&self, outcome: &Result<i64, AppendError>, now: Millis) {
         match outcome {
             Ok(_) => self.0.store(0, Ordering::Release),
-            Err(AppendError::Closed(_) | AppendError::Unknown(_)) => self.0.store(now, Ordering::Release),
-            Err(AppendError::Overloaded { .. } | AppendError::DiskFull) => {}
+            Err(AppendError::Overloaded { .. }) => {}
+            Err(_) => self.0.store(now, Ordering::Release),
         }
     }
 
@@ -127,8 +127,11 @@ mod tests {
     fn a_log_that_failed_is_tried_again_after_a_while() {
         let health = AppendHealth::default();
         assert!(health.takes_appends(7));
-        health.note(&Err(AppendError::DiskFull), 10);
+        health.note(&Err(AppendError::Overloaded { waiting_bytes: 2, limit: 1 }), 10);
         assert!(health.takes_appends(10));
+        health.note(&Err(AppendError::DiskFull), 10);
+        assert!(!health.takes_appends(10));
+        health.note(&Ok(11), 11);
         health.note(&Err(AppendError::Closed("gone".to_owned())), 10);
         assert!(!health.takes_appends(10 + FORGIVEN_MS - 1));
         assert!(health.takes_appends(10 + FORGIVEN_MS));

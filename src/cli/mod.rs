@@ -5,6 +5,7 @@ mod bench;
 mod client;
 mod health;
 mod keys;
+mod log;
 mod logging;
 mod migrate;
 mod pipe;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors};
+use crate::node::private;
 
 /// Exact metrics from billions of events: takes events over HTTP, answers time series a second later.
 #[derive(Debug, Parser)]
@@ -66,6 +68,8 @@ enum Command {
     Quarantine(quarantine::QuarantineArgs),
     /// API keys: make, list and revoke them
     Keys(keys::KeysArgs),
+    /// The log of an embedded node
+    Log(log::LogArgs),
     /// The store in PostgreSQL: its roles and its tables
     Store(store::StoreArgs),
     /// The log on Kafka: make its topic and check it
@@ -113,6 +117,7 @@ pub fn check(args: &[&str]) -> Result<(), String> {
 /// Runs the command line: 0 done, 1 failed, 2 wrong usage, 141 when nobody reads the output any more.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
+    private::umask();
     pipe::quietly(|| match run(command) {
         Ok(code) => code,
         Err(error) => {
@@ -136,6 +141,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => return status::run(&args),
         Command::Quarantine(args) => quarantine::run(&args)?,
         Command::Keys(args) => keys::run(&args)?,
+        Command::Log(args) => log::run(&args)?,
         Command::Store(args) => store::run(&args)?,
         Command::Topic(args) => return topic::run(&args),
         Command::Migrate(args) => {

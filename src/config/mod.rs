@@ -145,6 +145,14 @@ impl Config {
         self
     }
 
+    /// With a number that is no larger than this.
+    pub fn lowered(mut self, name: &str, most: u64) -> Self {
+        if let Some(Value::Number(number)) = self.0.get_mut(name) {
+            *number = most.min(*number);
+        }
+        self
+    }
+
     /// Whether log or store belong to this process alone.
     fn is_embedded(&self) -> bool {
         self.text("store.url").is_empty() || self.text("kafka.brokers").is_empty()
@@ -305,6 +313,19 @@ mod tests {
         {
             assert!(all.contains(part), "{part} in {all}");
         }
+    }
+
+    #[test]
+    fn what_needs_a_name_is_refused_without_one() {
+        let named: Vec<_> = KEYS.iter().filter(|key| key.kind == Kind::Text && !key.default.is_empty()).collect();
+        assert!(["data.dir", "server.listen", "kafka.topic"].iter().all(|name| named.iter().any(|key| key.name == *name)));
+        for key in named {
+            for empty in ["", "  "] {
+                let ConfigErrors(mistakes) = load("", &[(&key.env(), empty)]).expect_err(key.name);
+                assert!(mistakes[0].contains(key.name) && mistakes[0].contains("must not be empty"), "{mistakes:?}");
+            }
+        }
+        assert!(load("", &[("ROLLMILL_AUTH_KEYS_FILE", "")]).is_ok(), "no keys are a choice");
     }
 
     #[test]

@@ -29,6 +29,10 @@ const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 <<
 /// Parses the text of a key and checks its range.
 pub fn parse(key: &Key, text: &str) -> Result<Value, String> {
     let (number, make): (u64, fn(u64) -> Value) = match key.kind {
+        // Where empty means something, it is the default.
+        Kind::Text if text.trim().is_empty() && !key.default.is_empty() => {
+            return Err(format!("must not be empty: leave it out for {}", key.default));
+        }
         Kind::Text => return Ok(Value::Text(text.to_owned())),
         Kind::Number => (text.parse().map_err(|_| "expected a whole number")?, Value::Number),
         Kind::Bytes => (with_unit(text, SIZES).ok_or("expected a size such as 64MiB")?, Value::Number),

@@ -220,11 +220,11 @@ async fn durable(gateway: &Gateway, submit: &dyn Submit, batch: ValidBatch) -> R
 }
 
 fn unavailable(error: AppendError) -> ApiError {
-    let (code, seconds) = match error {
-        AppendError::Overloaded { .. } => ("overloaded", 1),
-        AppendError::DiskFull => ("disk_full", 10),
-        AppendError::Closed(_) => ("log_closed", 2),
-        AppendError::Unknown(_) => ("outcome_unknown", 1),
+    let seconds = match error {
+        AppendError::DiskFull | AppendError::ReadOnly | AppendError::DiskFailed(_) => 10,
+        AppendError::Closed(_) => 2,
+        AppendError::Overloaded { .. } | AppendError::NoDescriptors | AppendError::Unknown(_) => 1,
     };
-    ApiError::unavailable(code, error.to_string(), seconds)
+    metrics::counter!(telemetry::WRITES_REFUSED, "reason" => error.code()).increment(1);
+    ApiError::unavailable(error.code(), error.to_string(), seconds)
 }

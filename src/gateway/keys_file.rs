@@ -1,17 +1,19 @@
 //! The keys file on disk: read as a whole, replaced as a whole.
 //!
 //! What always holds: a reader sees the old file or the new one, never a part, because the new one is written beside it, made durable
-//! and renamed; nobody but its owner may read it; of two editors at once the second waits. It never holds a key, only hashes. On failure
-//! the old file stands.
+//! and renamed; nobody but its owner may read it, and one that others may write is refused, because they could let themselves in; of two
+//! editors at once the second waits. It never holds a key, only hashes. On failure the old file stands, or the error says that it does not.
 
 use std::fs::{DirBuilder, File};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::auth::{KeysError, KeysFile};
+
+const WRITE_OF_OTHERS: u32 = 0o022;
 
 fn error(path: &Path, why: impl std::fmt::Display) -> KeysError {
     KeysError { path: path.display().to_string(), why: why.to_string() }
@@ -26,6 +28,10 @@ fn is_json(path: &Path) -> bool {
 /// # Errors
 /// If it cannot be read or holds mistakes.
 pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
+    let mode = std::fs::metadata(path).map_err(|e| error(path, e))?.permissions().mode();
+    if mode & WRITE_OF_OTHERS != 0 {
+        return Err(error(path, format!("others may write it (mode {:04o}), and so make themselves keys: chmod go-w", mode & 0o7777)));
+    }
     let text = std::fs::read_to_string(path).map_err(|e| error(path, e))?;
     let file: KeysFile = if is_json(path) {
         serde_json::from_str(&text).map_err(|e| error(path, e))?
@@ -54,7 +60,7 @@ pub fn edit<T>(path: &Path, change: impl FnOnce(&mut KeysFile) -> Result<T, Stri
     };
     let answer = change(&mut file).map_err(|why| error(path, why))?;
     replace(path, &file).map_err(|e| error(path, e))?;
-    held.sync_all().map_err(|e| error(path, e))?;
+    held.sync_all().map_err(|e| error(path, format!("it was changed, but a power cut may undo that: {e}")))?;
     Ok(answer)
 }
 
@@ -88,8 +94,6 @@ fn replace(path: &Path, file: &KeysFile) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
     use crate::gateway::auth::{Scope, StoredKey};
 
@@ -131,6 +135,20 @@ mod tests {
         std::fs::write(&path, "keys = 7").expect("written");
         assert!(add(&path, "b").is_err(), "a broken file is not emptied");
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "keys = 7");
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("keys.toml");
+        add(&path, "a").expect("written");
+        for (mode, taken) in [(0o600, true), (0o644, true), (0o664, false), (0o666, false), (0o602, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("set");
+            let outcome = read(&path);
+            assert_eq!(outcome.is_ok(), taken, "{mode:o}");
+            assert_eq!(add(&path, "b").is_ok(), taken, "{mode:o}");
+            assert!(outcome.is_ok() || outcome.expect_err("refused").to_string().contains("chmod go-w"));
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::DataDir;
+use super::{DataDir, private};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::persistence::archive::Archive;
@@ -131,10 +131,7 @@ fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyh
         log_id_if_new,
         clock: clock.clone(),
     };
-    let (log, recovery) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
-    if recovery.torn_bytes > 0 {
-        tracing::info!(bytes = recovery.torn_bytes, "cut a torn commit off the log; it was never acknowledged");
-    }
+    let (log, _) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
     Ok(log)
 }
 
@@ -222,6 +219,9 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
 
 /// Where the tiers of the archive are.
 fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Option<Location>)> {
+    if let Some(path) = config.path("archive.credentials_file") {
+        private::secret("archive.credentials_file", &path)?;
+    }
     let location = |url: &str| Location {
         url: url.to_owned(),
         endpoint: config.text("archive.endpoint").to_owned(),

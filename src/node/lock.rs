@@ -1,10 +1,13 @@
 //! The lock of a data directory: one process at a time.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
+
+use super::private;
 
 /// Holds the directory until dropped, or until the process ends in whatever way.
 #[derive(Debug)]
@@ -15,9 +18,13 @@ pub struct DataLock(#[allow(dead_code)] File); // held for its lock, never read
 /// # Errors
 /// If it cannot be created, or another process holds it.
 pub fn lock(dir: &Path) -> anyhow::Result<DataLock> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create the data directory {}", dir.display()))?;
+    private::directory(dir)?;
     let path = dir.join("LOCK");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    // On a disk that takes no writes it is there already, and to hold it takes no writing.
+    let file = File::options().create(true).truncate(false).write(true).open(&path).or_else(|why| match why.kind() {
+        ErrorKind::ReadOnlyFilesystem => File::open(&path),
+        _ => Err(why),
+    });
     let file = file.with_context(|| format!("cannot open the lock file {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("another process holds the lock of the data directory {}: stop it, or use another --data", dir.display());

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 
-use super::{limits, name, tree};
+use super::{limits, name, private, tree};
 use crate::actors::live::LiveReader;
 use crate::actors::mesh::directory::Directory;
 use crate::actors::mesh::membership::{Cookie, Mesh, MeshOptions};
@@ -91,7 +91,10 @@ fn options(config: &Config) -> anyhow::Result<MeshOptions> {
         bail!("cluster.peers holds {bad:?}: it takes host:port,host:port");
     }
     let tls = match (config.path("cluster.cert"), config.path("cluster.key"), config.path("cluster.ca")) {
-        (Some(cert), Some(key), Some(ca)) => Some(Tls::load(&cert, &key, &ca).map_err(|why| anyhow!(why))?),
+        (Some(cert), Some(key), Some(ca)) => {
+            private::secret("cluster.key", &key)?;
+            Some(Tls::load(&cert, &key, &ca).map_err(|why| anyhow!(why))?)
+        }
         _ => None,
     };
     Ok(MeshOptions {
@@ -109,6 +112,7 @@ fn options(config: &Config) -> anyhow::Result<MeshOptions> {
 fn cookie(config: &Config) -> anyhow::Result<Cookie> {
     let (place, text) = match (config.path("cluster.cookie_file"), std::env::var(COOKIE)) {
         (Some(path), _) => {
+            private::secret("cluster.cookie_file", &path)?;
             let text = std::fs::read_to_string(&path);
             let place = format!("cluster.cookie_file {}", path.display());
             (place.clone(), text.with_context(|| format!("cannot read {place}"))?)

@@ -4,6 +4,8 @@
 //! and only then leaves the log.
 
 pub mod backends;
+mod descriptors;
+mod disk;
 mod gateway;
 mod gauges;
 pub mod keys;
@@ -13,6 +15,7 @@ mod mesh;
 pub mod migrate;
 pub mod offline;
 mod open;
+pub mod private;
 mod query;
 mod ready;
 pub mod rebuild;
@@ -103,6 +106,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// As [`serve`].
 pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
+    let config = &descriptors::fit(config);
     let data = DataDir::new(config.text("data.dir"));
     let _lock = lock::lock(data.root())?;
     migrate::mark::refuse(config, &data)?;
@@ -190,6 +194,7 @@ impl Node {
         let queries = if roles.query { query::role(config, &ports, live, limits)? } else { query::absent() };
         let ready = Arc::new(Readiness {
             roles,
+            log: log.clone(),
             appends: gateways.as_ref().map(|gateways| gateways.health.clone()),
             slots: slots.clone(),
             stale_after_ms: config.millis("query.stale_after"),
@@ -233,7 +238,8 @@ impl Node {
         let (handle, shard_children) = shards.map(|shards| (shards.handle, shards.children)).unzip();
         children.extend(shard_children.into_iter().flatten());
         let (root, tree_ended) = tree::start(children, limits::restarts(config), clock).await?;
-        let mut tasks = vec![tokio::spawn(keys.watch())];
+        let disk = disk::DiskWatch::new(config, log.clone(), ports.store.clone());
+        let mut tasks = vec![tokio::spawn(keys.watch()), tokio::spawn(disk.run())];
         tasks.extend(handle.as_ref().map(|handle: &shards::Handle| handle.pulse(config, &slots)));
         tasks.extend(queries.probe.map(tokio::spawn));
         let (stop, stopping) = watch::channel(false);

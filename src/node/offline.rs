@@ -1,9 +1,9 @@
 //! The parts of a data directory, opened for reading beside the process that may be serving from it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use super::{DataDir, backends};
 use crate::clock::SystemClock;
@@ -43,6 +43,21 @@ pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()>
         bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
     }
     Ok(SqliteStore::open_read_only(data.store())?.back_up(to)?)
+}
+
+/// Gives up the damaged last commit of the embedded log: the file that keeps it, and its bytes. `None` if the last commit is good.
+///
+/// # Errors
+/// If a node is running, there is no log, it is damaged elsewhere, or the disk refuses.
+pub fn cut_log(config: &Config, data: &DataDir) -> anyhow::Result<Option<(PathBuf, u64)>> {
+    if !config.text("kafka.brokers").is_empty() {
+        bail!("the log is on Kafka: there is nothing on this disk to cut");
+    }
+    if !data.log().is_dir() {
+        bail!("{} is no data directory: it has no log; name one with --data", data.root().display());
+    }
+    let _lock = super::lock::lock(data.root())?;
+    EmbeddedLog::cut_damaged(&data.log()).map_err(|why| anyhow!(why))
 }
 
 /// Opens the archive of a data directory, or the object storage that the configuration names.

@@ -7,11 +7,14 @@ use crate::actors::gateway_pool::AppendHealth;
 use crate::actors::slots::Slots;
 use crate::clock::Clock;
 use crate::config::Roles;
+use crate::persistence::log::EventLog;
 
 /// What readiness depends on.
 pub(super) struct Readiness {
     /// The node's roles.
     pub roles: Roles,
+    /// The log, which may know that it takes no writes.
+    pub log: Arc<dyn EventLog>,
     /// What became of appends; none without the gateway role.
     pub appends: Option<Arc<AppendHealth>>,
     /// Where the shards stand.
@@ -47,6 +50,9 @@ impl Readiness {
     }
 
     fn one(&self, role: &str) -> Result<(), String> {
+        if let Some(why) = self.log.refuses().filter(|_| role == "gateway") {
+            return Err(format!("gateway: {}: {why}", why.code()));
+        }
         let (ready, why) = match role {
             "gateway" => {
                 let takes = self.appends.as_ref().is_some_and(|appends| appends.takes_appends(self.clock.now()));

@@ -16,6 +16,7 @@ mod archive;
 mod basics;
 mod bench;
 mod container;
+mod disk;
 mod flights;
 mod hostile;
 mod kafka;

@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod memory;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -37,15 +38,50 @@ pub enum AppendError {
         /// `log.max_waiting`.
         limit: u64,
     },
-    /// The disk is full; nothing was written.
+    /// The disk has no space or no inodes left, or a quota is used up; nothing was written.
     #[error("the disk of the log is full: free space or lower retention, writes continue by themselves")]
     DiskFull,
+    /// The file system of the log is read-only; nothing was written.
+    #[error("the file system of the log is read-only: mount it writable, writes continue by themselves")]
+    ReadOnly,
+    /// The process has no file descriptors left; nothing was written.
+    #[error("no file descriptors are left for the log: raise their limit (ulimit -n, LimitNOFILE), writes continue by themselves")]
+    NoDescriptors,
+    /// The disk refused for another reason; nothing was written.
+    #[error("the disk of the log fails, nothing was written: {0}")]
+    DiskFailed(String),
     /// The log is closed or failed; nothing of this request was written.
     #[error("the log takes no more appends: {0}")]
     Closed(String),
     /// The request may or may not be durable.
     #[error("it is unknown whether the append is durable: {0}")]
     Unknown(String),
+}
+
+impl AppendError {
+    /// Why a disk refused a step after which nothing of a request is in the log.
+    pub fn of_disk(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Self::DiskFull,
+            io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
+            _ => match rustix::io::Errno::from_io_error(error) {
+                Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => Self::NoDescriptors,
+                _ => Self::DiskFailed(error.to_string()),
+            },
+        }
+    }
+
+    /// Its code in answers and metrics. A client does the same about every disk that takes no writes; the message says which it is.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Overloaded { .. } => "overloaded",
+            Self::DiskFull | Self::ReadOnly => "disk_full",
+            Self::NoDescriptors => "no_descriptors",
+            Self::DiskFailed(_) => "disk_failed",
+            Self::Closed(_) => "log_closed",
+            Self::Unknown(_) => "outcome_unknown",
+        }
+    }
 }
 
 /// Why a log that nodes share was not opened.
@@ -107,6 +143,10 @@ pub trait EventLog: Send + Sync + 'static {
     /// # Errors
     /// If nothing of the request was or will be written.
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError>;
+    /// Why the log takes no writes now, if it knows without being asked to append: it looks again by itself.
+    fn refuses(&self) -> Option<AppendError> {
+        None
+    }
     /// First offset kept.
     fn start(&self, shard: ShardId) -> Offset;
     /// First offset behind the last durable record.

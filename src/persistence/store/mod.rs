@@ -110,6 +110,15 @@ pub struct MetricInfo {
     pub last: Option<Hour>,
 }
 
+/// How large things are, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// The store; 0 if it does not say.
+    pub store: u64,
+    /// The objects that the manifest lists.
+    pub archive: u64,
+}
+
 /// Shown each rollup with its stored bytes.
 pub type VisitBytes<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
 
@@ -218,6 +227,13 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Invalid`] if the store is not being rebuilt.
     fn restore(&self, shard: &Restored) -> Result<(), StoreError>;
+    /// How large the store and the archive are. Cheap enough to be asked every few seconds.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn sizes(&self) -> Result<Sizes, StoreError> {
+        Ok(Sizes::default())
+    }
     /// The ids of the shard's admitted series by tenant, for the cardinality limit.
     ///
     /// # Errors

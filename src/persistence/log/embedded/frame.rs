@@ -143,6 +143,12 @@ fn put_run(run: &Run, entry: &mut [u8]) {
     entry[20..24].copy_from_slice(&run.crc.to_le_bytes());
 }
 
+/// How long the frame at the start of `bytes` says that it is, if that may be; its other bytes need not be good.
+pub fn claimed_len(bytes: &[u8]) -> Option<usize> {
+    let len = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
+    (HEADER..=MAX_FRAME).contains(&len).then_some(len)
+}
+
 /// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
 pub fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
     let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);

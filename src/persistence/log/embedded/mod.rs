@@ -2,29 +2,35 @@
 //!
 //! One thread writes: while one fdatasync runs, the next group of requests gathers, and becomes one frame, whole or not at all.
 //! Frames are written and made durable strictly one after the other, so a crash can tear only the last one. A failed fdatasync
-//! ends the log at once: what is on disk is then unknown, and only a start that reads it again may go on.
+//! ends the log at once: what is on disk is then unknown, and only a start that reads it again may go on. A disk that takes no writes
+//! ends nothing: the log is read, and tries again ([`tail`]).
 
 mod cache;
 mod frame;
 mod payload;
 mod recovery;
 mod segment;
+mod tail;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::{oneshot, watch};
 
 use self::cache::TailCache;
+use self::recovery::Purpose;
 pub use self::recovery::Recovery;
-use self::segment::{Header, RunAt, Segment, sync_dir};
-use self::writer::Queue;
+use self::segment::{Header, RunAt, Segment, Unread};
+use self::tail::{Dir, Failure, Tail};
+use self::writer::{Position, Queue, Writer};
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
 use crate::clock::Clock;
 use crate::model::flush::LogRecord;
@@ -59,6 +65,10 @@ struct Shared {
     ends: Vec<AtomicU64>,
     cache: Mutex<TailCache>,
     queue: Queue,
+    /// Why the disk takes no writes, since it was last tried.
+    refusal: Mutex<Option<AppendError>>,
+    /// None of a log that was opened to be read.
+    dir: Option<Arc<Dir>>,
     appended: watch::Sender<u64>,
     /// One process has the directory, so it owns every shard, for ever.
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
@@ -71,17 +81,31 @@ pub struct EmbeddedLog {
 }
 
 impl EmbeddedLog {
-    /// Opens or creates a log and starts its writer.
+    /// Opens or creates a log and starts its writer. A log that is there is opened also if the disk takes no writes.
     ///
     /// # Errors
     /// If the directory cannot be used, or what is in it is damaged: names the file, the position and the way out.
     pub fn open(options: LogOptions) -> Result<(Arc<Self>, Recovery), String> {
         let named = |e: std::io::Error| format!("{}: {e}", options.dir.display());
-        std::fs::create_dir_all(&options.dir).map_err(named)?;
-        let found = recovery::find(&options.dir, true)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&options.dir).map_err(named)?;
+        let mut found = recovery::find(&options.dir, Purpose::Write)?;
         let recovery = found.recovery;
-        let (shared, position) = Self::shared(options, found, true)?;
-        let thread = writer::start(shared.clone(), position)?;
+        let dir = Arc::new(Dir::open(&options.dir).map_err(named)?);
+        let (id, ends) = Self::found(&options, &found)?;
+        let tail = match found.segments.back() {
+            Some(last) => Tail::of(dir.clone(), last.clone(), &found, options.segment_bytes).map_err(named)?,
+            None => {
+                let header = Header { log: id, number: 0, first_sequence: found.sequence, firsts: ends.clone() };
+                let tail = Tail::begin(dir.clone(), header, options.segment_bytes);
+                tail.map_err(|failure| format!("{}: {}", options.dir.display(), told(failure)))?
+            }
+        };
+        if found.segments.is_empty() {
+            found.segments.push_back(tail.segment().clone());
+        }
+        let position = Position { sequence: found.sequence, appended: found.appended, ends: ends.clone() };
+        let shared = Self::shared(options, found, (id, ends), Some(dir));
+        let thread = Writer::new(shared.clone(), position, tail)?.start()?;
         Ok((Arc::new(Self { shared, writer: Mutex::new(Some(thread)) }), recovery))
     }
 
@@ -90,7 +114,7 @@ impl EmbeddedLog {
     /// # Errors
     /// As [`EmbeddedLog::open`], and if there is no log.
     pub fn open_read_only(dir: &std::path::Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, String> {
-        let found = recovery::find(dir, false)?;
+        let found = recovery::find(dir, Purpose::Read)?;
         let shard_count = found.segments.back().map_or(0, |s| s.header.firsts.len() as u32);
         if shard_count == 0 {
             return Err(format!("{}: there is no log", dir.display()));
@@ -105,16 +129,22 @@ impl EmbeddedLog {
             log_id_if_new: [0; 16],
             clock,
         };
-        let (shared, _) = Self::shared(options, found, false)?;
+        let known = Self::found(&options, &found)?;
+        let shared = Self::shared(options, found, known, None);
         shared.queue.close("it was opened to be read");
         Ok(Arc::new(Self { shared, writer: Mutex::new(None) }))
     }
 
-    fn shared(
-        options: LogOptions,
-        mut found: recovery::Found,
-        writable: bool,
-    ) -> Result<(Arc<Shared>, writer::Position), String> {
+    /// Gives up the last commit of a log that nobody has open, if it is damaged or not whole: the file that keeps it, and its bytes.
+    ///
+    /// # Errors
+    /// If the log is damaged elsewhere, or the disk refuses.
+    pub fn cut_damaged(dir: &std::path::Path) -> Result<Option<(PathBuf, u64)>, String> {
+        tail::cut(dir, &recovery::find(dir, Purpose::Cut)?)
+    }
+
+    /// The identity of what was found, and the end of every shard.
+    fn found(options: &LogOptions, found: &recovery::Found) -> Result<(LogId, Vec<Offset>), String> {
         let shards = options.shard_count;
         if let Some(other) = found.segments.back().map(|s| s.header.firsts.len() as u32).filter(|&n| n != shards) {
             return Err(format!(
@@ -123,16 +153,19 @@ impl EmbeddedLog {
                 options.dir.display()
             ));
         }
-        let last = found.segments.back().cloned();
-        let id = last.as_ref().map_or(LogId(options.log_id_if_new), |s| s.header.log);
-        let end = |shard: u32| last.as_ref().map_or(0, |s| s.end(ShardId(shard)));
-        let ends: Vec<Offset> = (0..shards).map(end).collect();
-        if writable {
-            Self::make_writable(&options, &mut found, id, &ends)?;
-        }
-        let position =
-            writer::Position { at: found.position, sequence: found.sequence, appended: found.appended, ends: ends.clone() };
-        let shared = Shared {
+        let last = found.segments.back();
+        let id = last.map_or(LogId(options.log_id_if_new), |s| s.header.log);
+        Ok((id, (0..shards).map(|shard| last.map_or(0, |s| s.end(ShardId(shard)))).collect()))
+    }
+
+    fn shared(
+        options: LogOptions,
+        found: recovery::Found,
+        (id, ends): (LogId, Vec<Offset>),
+        dir: Option<Arc<Dir>>,
+    ) -> Arc<Shared> {
+        let shards = options.shard_count;
+        Arc::new(Shared {
             id,
             salt: frame::salt(id),
             cache: Mutex::new(TailCache::new(options.tail_cache_bytes)),
@@ -140,31 +173,18 @@ impl EmbeddedLog {
             segments: RwLock::new(found.segments),
             ends: ends.into_iter().map(AtomicU64::new).collect(),
             queue: Queue::default(),
+            refusal: Mutex::default(),
+            dir,
             appended: watch::Sender::new(0),
             assigned: watch::Sender::new(Arc::new((0..shards).map(ShardId).collect())),
-        };
-        Ok((Arc::new(shared), position))
+        })
     }
+}
 
-    /// Cuts a torn tail, or begins a segment where the last one is sealed or none is there.
-    fn make_writable(options: &LogOptions, found: &mut recovery::Found, id: LogId, ends: &[Offset]) -> Result<(), String> {
-        let named = |e: std::io::Error| format!("{}: {e}", options.dir.display());
-        if let Some(last) = found.segments.back().filter(|_| !found.sealed) {
-            let reserved = last.file.metadata().map_err(named)?.len();
-            if found.recovery.torn_bytes > 0 {
-                last.file.set_len(found.position).map_err(named)?;
-                last.file.set_len(reserved).map_err(named)?;
-                last.file.sync_all().map_err(named)?;
-                tracing::warn!(bytes = found.recovery.torn_bytes, "cut a torn commit, never acknowledged, off the log");
-            }
-            return Ok(());
-        }
-        let number = found.segments.back().map_or(0, |s| s.header.number + 1);
-        let header = Header { log: id, number, first_sequence: found.sequence, firsts: ends.to_vec() };
-        found.position = Header::len(ends.len());
-        let segment = Segment::create(&options.dir, header, options.segment_bytes).map_err(named)?;
-        found.segments.push_back(Arc::new(segment));
-        Ok(())
+fn told(failure: Failure) -> String {
+    match failure {
+        Failure::Refused(error) => error.to_string(),
+        Failure::Fatal(why) => why,
     }
 }
 
@@ -177,9 +197,27 @@ impl Shared {
         self.segments.read().map(|all| all.iter().cloned().collect()).unwrap_or_default()
     }
 
-    fn payload(&self, segment: &Segment, run: &RunAt) -> Result<bytes::Bytes, LogError> {
+    fn payload(&self, segment: &Segment, shard: ShardId, run: &RunAt) -> Result<bytes::Bytes, LogError> {
         let cached = self.cache.lock().ok().and_then(|cache| cache.get(segment.header.number, run));
-        cached.map_or_else(|| segment.payload(run).map_err(LogError::Corrupt), Ok)
+        let read = cached.map_or_else(|| segment.payload(run), Ok);
+        read.map_err(|unread| match unread {
+            Unread::Gone => LogError::Released { shard, from: run.first, start: segment.end(shard) },
+            Unread::Io(why) => LogError::Io(why),
+            Unread::Damaged(why) => LogError::Corrupt(why),
+        })
+    }
+
+    fn refusal(&self) -> std::sync::MutexGuard<'_, Option<AppendError>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refusing(&self) -> Option<AppendError> {
+        self.refusal().clone()
+    }
+
+    /// Notes why the disk takes no writes, or that it does; what was noted before.
+    fn refuse(&self, why: Option<AppendError>) -> Option<AppendError> {
+        std::mem::replace(&mut *self.refusal(), why)
     }
 }
 
@@ -199,6 +237,10 @@ impl EventLog for EmbeddedLog {
         }
         self.shared.queue.push(request, reply, self.shared.options.max_waiting_bytes)?;
         Ok(ticket)
+    }
+
+    fn refuses(&self) -> Option<AppendError> {
+        self.shared.queue.closed().map(AppendError::Closed).or_else(|| self.shared.refusing())
     }
 
     fn start(&self, shard: ShardId) -> Offset {
@@ -227,7 +269,7 @@ impl EventLog for EmbeddedLog {
         let mut left = max_bytes as i64;
         for segment in segments.iter().filter(|s| s.end(shard) > from) {
             for run in segment.runs_from(shard, from, left.max(1) as usize) {
-                let payload = self.shared.payload(segment, &run)?;
+                let payload = self.shared.payload(segment, shard, &run)?;
                 let damaged = || LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()));
                 records.extend(frame::records_of(run.first, run.appended, &payload, from).ok_or_else(damaged)?);
                 left -= payload.len() as i64;
@@ -246,6 +288,7 @@ impl EventLog for EmbeddedLog {
 
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
         let failed = |e: std::io::Error| LogError::Io(e.to_string());
+        let Some(dir) = &self.shared.dir else { return Ok(0) };
         let mut freed = 0;
         loop {
             let mut segments =
@@ -255,12 +298,13 @@ impl EventLog for EmbeddedLog {
             if !(0u32..).zip(floors).all(done) || floors.len() != self.shared.ends.len() {
                 break;
             }
-            freed += oldest.file.metadata().map_err(failed)?.len();
+            let size = oldest.size().map_err(failed)?;
             std::fs::remove_file(&oldest.path).map_err(failed)?;
             segments.pop_front();
-        }
-        if freed > 0 {
-            sync_dir(&self.shared.options.dir).map_err(failed)?;
+            drop(segments);
+            // One after the other: a start refuses a log in whose middle a segment is missing.
+            dir.sync().map_err(failed)?;
+            freed += size;
         }
         Ok(freed)
     }
@@ -270,7 +314,7 @@ impl EventLog for EmbeddedLog {
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        self.shared.segments().iter().filter_map(|s| s.file.metadata().ok()).map(|m| m.len()).sum()
+        self.shared.segments().iter().filter_map(|s| s.size().ok()).sum()
     }
 
     fn close(&self) {

@@ -1,4 +1,9 @@
-//! What a start finds: sealed segments by their index, the last one by a scan; a torn tail is cut, real damage refused.
+//! What a start finds: sealed segments by their index, the last one by a scan.
+//!
+//! A tear and a flipped bit cannot always be told apart. What always holds: a frame that a good one follows, and one that is there to its
+//! last byte and wrong inside, is damage and refused, because it may have been acknowledged; what else stands behind the last good frame
+//! may be a torn commit, and is cut off before the next one is written, but never thrown away ([`super::tail`]).
+//! Nothing is changed here, so that a log can be read on a disk that takes no writes.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
@@ -6,15 +11,43 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{self, aligned};
-use super::segment::{Header, Segment};
+use super::segment::{self, Header, Index, Segment};
+use crate::model::offset::ShardId;
+
+/// The least that a disk writes whole or not at all.
+const SECTOR: usize = 512;
 
 /// What was found at start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Recovery {
     /// Bytes of the last segment that were scanned.
     pub scanned_bytes: u64,
-    /// Bytes of a torn commit, never acknowledged, that were cut off.
+    /// Bytes of a damaged or torn commit behind them.
     pub torn_bytes: u64,
+}
+
+/// What is done about a damaged end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Another process may be writing: what is not whole yet is not looked at.
+    Read,
+    /// Damage is refused.
+    Write,
+    /// A person has said that the last commit, damaged or not whole, is to be cut off.
+    Cut,
+}
+
+/// What stands behind the last good frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// Zeros: the next frame goes there.
+    Nothing,
+    /// A damaged or torn commit of so many bytes.
+    Commit(u64),
+    /// What is left of an index that was never whole, or that a frame was written over: the frames say all that it said.
+    Index,
+    /// The index of a sealed segment.
+    Sealed,
 }
 
 /// The state of a log on disk.
@@ -27,8 +60,8 @@ pub struct Found {
     pub sequence: u64,
     /// Append time of the last frame.
     pub appended: i64,
-    /// Whether the last segment is sealed.
-    pub sealed: bool,
+    /// What stands at `position`.
+    pub behind: Behind,
     /// What happened.
     pub recovery: Recovery,
 }
@@ -37,39 +70,37 @@ pub struct Found {
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
-pub fn find(dir: &Path, writable: bool) -> Result<Found, String> {
+pub fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
     let paths = segment_paths(dir)?;
     let mut found = Found {
         segments: VecDeque::new(),
         position: 0,
         sequence: 0,
         appended: i64::MIN,
-        sealed: true,
+        behind: Behind::Sealed,
         recovery: Recovery::default(),
     };
     let last = paths.len();
+    let mut index = Index::Absent;
     for (number, path) in paths.iter().enumerate() {
-        let segment = match Segment::open(path, writable) {
+        let segment = match Segment::open(path) {
             Ok(segment) => segment,
-            // A crash between creating a segment and writing its header leaves an empty one at the end: nothing was in it.
-            Err(_) if number + 1 == last && number > 0 && is_blank(path) => {
-                if writable {
-                    std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
-                }
-                continue;
-            }
+            // Older versions could leave an empty one at the end: nothing was in it, and the next segment takes its name.
+            Err(_) if number + 1 == last && number > 0 && is_blank(path) => continue,
             Err(why) => return Err(why),
         };
         follows(found.segments.back(), &segment)?;
-        let sealed = segment.load_index()?;
-        if !sealed && number + 1 < last && !paths[number + 1..].iter().all(|p| is_blank(p)) {
+        index = segment.load_index()?;
+        if index != Index::Loaded && number + 1 < last && !paths[number + 1..].iter().all(|p| is_blank(p)) {
             return Err(format!("{}: the index of this older segment is missing or damaged", path.display()));
         }
-        found.sealed = sealed;
+        if let Some(before) = found.segments.back() {
+            before.hold(None);
+        }
         found.segments.push_back(Arc::new(segment));
     }
     let Some(segment) = found.segments.back().cloned() else { return Ok(found) };
-    scan(&segment, &mut found)?;
+    scan(&segment, index, purpose, &mut found)?;
     Ok(found)
 }
 
@@ -78,7 +109,7 @@ fn segment_paths(dir: &Path) -> Result<Vec<PathBuf>, String> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| format!("{}: {e}", dir.display()))?.path();
-        if path.extension().is_some_and(|e| e == "seg") {
+        if path.extension().is_some_and(|e| e == segment::EXTENSION) {
             paths.push(path);
         }
     }
@@ -87,7 +118,11 @@ fn segment_paths(dir: &Path) -> Result<Vec<PathBuf>, String> {
 }
 
 fn is_blank(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|bytes| bytes.iter().all(|&b| b == 0))
+    std::fs::read(path).is_ok_and(|bytes| is_zero(&bytes))
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&b| b == 0)
 }
 
 fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), String> {
@@ -99,7 +134,7 @@ fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), Strin
     if segment.header.number != before.header.number + 1 {
         return Err(named("the segment before it is missing"));
     }
-    let ends = (0..).map(crate::model::offset::ShardId).zip(&segment.header.firsts);
+    let ends = (0..).map(ShardId).zip(&segment.header.firsts);
     if ends.into_iter().any(|(shard, &first)| before.end(shard) != first) {
         return Err(named("does not continue where the segment before it ends"));
     }
@@ -107,11 +142,12 @@ fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), Strin
 }
 
 /// Scans the last segment. A sealed one is only walked for its last frame's sequence number and time.
-fn scan(segment: &Arc<Segment>, found: &mut Found) -> Result<(), String> {
+fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Found) -> Result<(), String> {
     let named = |why: String| format!("{}: {why}", segment.path.display());
-    let size = segment.file.metadata().map_err(|e| named(e.to_string()))?.len();
+    let file = segment.file().map_err(|e| named(e.to_string()))?;
+    let size = file.metadata().map_err(|e| named(e.to_string()))?.len();
     let mut bytes = vec![0; size as usize];
-    segment.file.read_exact_at(&mut bytes, 0).map_err(|e| named(e.to_string()))?;
+    file.read_exact_at(&mut bytes, 0).map_err(|e| named(e.to_string()))?;
     let mut at = Header::len(segment.header.firsts.len()) as usize;
     found.sequence = segment.header.first_sequence;
     let salt = frame::salt(segment.header.log);
@@ -119,7 +155,7 @@ fn scan(segment: &Arc<Segment>, found: &mut Found) -> Result<(), String> {
         if frame.sequence != found.sequence {
             return Err(named(format!("byte {at}: frame {} stands where {} is due", frame.sequence, found.sequence)));
         }
-        if !found.sealed {
+        if index != Index::Loaded {
             segment.note(at as u64, &frame);
         }
         found.sequence += 1;
@@ -128,19 +164,83 @@ fn scan(segment: &Arc<Segment>, found: &mut Found) -> Result<(), String> {
     }
     found.position = at as u64;
     found.recovery.scanned_bytes = at as u64;
-    if !found.sealed {
-        let rest = bytes.get(at..).unwrap_or_default();
-        if let Some(later) = valid_frame_after(salt, rest, found.sequence) {
-            return Err(named(format!(
-                "byte {at}: a damaged frame is followed by a good one at byte {}: this is no torn write but lost data; restore \
-                 the file from a backup, or move it away and rebuild from the archive",
-                at + later
-            )));
+    if index == Index::Loaded {
+        return Ok(());
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    if let Some(later) = valid_frame_after(salt, rest, found.sequence) {
+        return Err(named(format!(
+            "byte {at}: a damaged frame is followed by a good one at byte {}: this is no torn write but lost data; restore \
+             the file from a backup, or move it away and rebuild from the archive",
+            at + later
+        )));
+    }
+    found.behind = behind(segment, index, at, rest);
+    match found.behind {
+        Behind::Sealed => return Err(named("the index is damaged".to_owned())),
+        _ if purpose == Purpose::Read => found.behind = Behind::Nothing,
+        Behind::Commit(len) => {
+            if purpose == Purpose::Write && is_whole(at, rest) {
+                return Err(named(format!(
+                    "byte {at}: the last commit is there to its last byte, and damaged inside: this is no torn write, and it may have \
+                     been acknowledged; restore the file from a backup, or give the commit up with `rollmill log cut`, which keeps its \
+                     {len} bytes in a file beside the log"
+                )));
+            }
+            found.recovery.torn_bytes = len;
         }
-        let torn = rest.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-        found.recovery.torn_bytes = torn as u64;
+        Behind::Nothing | Behind::Index => {}
     }
     Ok(())
+}
+
+/// What stands behind the frames, which end at `at`, of a segment whose index was not loaded. [`Behind::Sealed`] is an index that is
+/// damaged for another reason than that it was never whole, or written over.
+fn behind(segment: &Segment, index: Index, at: usize, rest: &[u8]) -> Behind {
+    let Some(last) = rest.iter().rposition(|&b| b != 0) else { return Behind::Nothing };
+    // Versions up to 0.1 wrote frames over the index of a sealed segment when the next one could not be made.
+    if matches!(index, Index::Damaged { position: Some(position) } if at as u64 > position) {
+        return Behind::Index;
+    }
+    let whole = segment.index(at as u64);
+    if parts_of(&rest[..=last], &whole, at) {
+        return Behind::Index;
+    }
+    match index {
+        Index::Damaged { .. } => Behind::Sealed,
+        Index::Absent | Index::Loaded => Behind::Commit(last as u64 + 1),
+    }
+}
+
+/// Whether `found` at position `at` is what a crash leaves of `written`: some of its sectors are there, the others are not.
+fn parts_of(found: &[u8], written: &[u8], at: usize) -> bool {
+    let mut from = 0;
+    while from < found.len() {
+        let to = (from + SECTOR - (at + from) % SECTOR).min(found.len());
+        if !is_zero(&found[from..to]) && written.get(from..to) != Some(&found[from..to]) {
+            return false;
+        }
+        from = to;
+    }
+    true
+}
+
+/// Whether the frame at position `at`, which is not good, is there to its last byte, and no sector of it is missing.
+fn is_whole(at: usize, rest: &[u8]) -> bool {
+    let Some(len) = frame::claimed_len(rest) else { return false };
+    let Some((frame, behind)) = rest.split_at_checked(aligned(len)) else { return false };
+    if frame[len - 1] == 0 {
+        return false;
+    }
+    let mut from = 0;
+    while from < len {
+        let to = (from + SECTOR - (at + from) % SECTOR).min(len);
+        if is_zero(&frame[from..to]) {
+            return false;
+        }
+        from = to;
+    }
+    is_zero(behind)
 }
 
 /// Position of an undamaged frame of a later sequence number in `rest`, where a frame was due.

@@ -7,9 +7,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::frame::{Frame, aligned};
 use super::payload::unpack;
@@ -22,7 +22,12 @@ const VERSION: u32 = 2;
 const OLDEST_VERSION: u32 = 1;
 const FIXED: usize = 64;
 const ENTRY: usize = 40;
-const FOOTER: usize = 32;
+/// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client sent never stands in its place.
+pub const FOOTER: usize = 32;
+/// The files that a start reads.
+pub const EXTENSION: &str = "seg";
+/// Those that it does not.
+const UNPUBLISHED: &str = "seg-new";
 
 /// Where a run stands in its segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,62 +118,129 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 pub struct Segment {
     /// Its path.
     pub path: PathBuf,
-    /// Its file.
-    pub file: File,
     /// Its header.
     pub header: Header,
+    /// The open file of the newest segment; older ones are opened for each reading, so that a long log does not use up descriptors.
+    held: Mutex<Option<Arc<File>>>,
     runs: RwLock<Vec<Vec<RunAt>>>,
 }
 
-impl Segment {
-    /// The path of a segment.
-    pub fn path(dir: &Path, number: u64) -> PathBuf {
-        dir.join(format!("{number:012}.seg"))
-    }
+/// A segment that is durable under a name at which no start looks.
+pub struct Unpublished {
+    header: Header,
+    path: PathBuf,
+    beside: PathBuf,
+    file: File,
+}
 
-    /// Creates a segment and makes it durable: its blocks are reserved, so that a full disk shows here and not in the middle.
+impl Unpublished {
+    /// Writes a segment beside the log: its blocks are reserved, so that a full disk shows here and not in the middle.
     ///
     /// # Errors
-    /// If the disk refuses; nothing is left behind then.
+    /// If the disk refuses; nothing is left behind then that the next attempt does not replace.
     pub fn create(dir: &Path, header: Header, reserve: u64) -> io::Result<Self> {
-        let path = Self::path(dir, header.number);
+        let path = Segment::path(dir, header.number);
+        let beside = path.with_extension(UNPUBLISHED);
         let made = (|| {
-            let file = File::options().create_new(true).read(true).write(true).open(&path)?;
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, reserve.max(Header::len(header.firsts.len())))?;
+            let file = File::options().create(true).truncate(true).read(true).write(true).mode(0o600).open(&beside)?;
+            self::reserve(&file, reserve.max(Header::len(header.firsts.len()) + FOOTER as u64))?;
             file.write_all_at(&header.encode(), 0)?;
             file.sync_all()?;
-            sync_dir(dir)?;
             Ok(file)
         })();
         match made {
-            Ok(file) => {
-                let runs = RwLock::new(vec![Vec::new(); header.firsts.len()]);
-                Ok(Self { path, file, header, runs })
-            }
+            Ok(file) => Ok(Self { header, path, beside, file }),
             Err(error) => {
-                if let Err(left) = std::fs::remove_file(&path) {
-                    tracing::debug!(%left, path = %path.display(), "an unfinished segment stays; its header tells it apart");
+                if let Err(left) = std::fs::remove_file(&beside) {
+                    tracing::debug!(%left, path = %beside.display(), "an unfinished segment stays; the next attempt writes over it");
                 }
                 Err(error)
             }
         }
     }
 
-    /// Opens a segment and reads its header.
+    /// Gives it its name. That is durable only once the directory is.
+    ///
+    /// # Errors
+    /// If the disk refuses; nothing has changed then.
+    pub fn publish(self) -> io::Result<(Segment, Arc<File>)> {
+        std::fs::rename(&self.beside, &self.path)?;
+        let file = Arc::new(self.file);
+        let segment = Segment::of(self.path, self.header);
+        segment.hold(Some(file.clone()));
+        Ok((segment, file))
+    }
+}
+
+/// Reserves the blocks up to `end`; where a file system cannot, the file is only as long.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn reserve(file: &File, end: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, end) {
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(end),
+        other => Ok(other?),
+    }
+}
+
+/// What became of an index that was to be written.
+pub enum Sealed {
+    /// It is durable.
+    Durable,
+    /// A part of it may stand behind the frames.
+    Partly(io::Error),
+    /// It is not known whether it is durable.
+    Unknown(io::Error),
+}
+
+impl Segment {
+    /// The path of a segment.
+    pub fn path(dir: &Path, number: u64) -> PathBuf {
+        dir.join(format!("{number:012}.{EXTENSION}"))
+    }
+
+    fn of(path: PathBuf, header: Header) -> Self {
+        let runs = RwLock::new(vec![Vec::new(); header.firsts.len()]);
+        Self { path, header, held: Mutex::new(None), runs }
+    }
+
+    /// Opens a segment to be read, and reads its header.
     ///
     /// # Errors
     /// If it cannot be read, or is no segment.
-    pub fn open(path: &Path, writable: bool) -> Result<Self, String> {
+    pub fn open(path: &Path) -> Result<Self, String> {
         let named = |why: String| format!("{}: {why}", path.display());
-        let file = File::options().read(true).write(writable).open(path).map_err(|e| named(e.to_string()))?;
+        let file = File::open(path).map_err(|e| named(e.to_string()))?;
         let mut start = vec![0; FIXED];
         read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
         let shards = (long(&start, 8) >> 32) as usize;
         start.resize((Header::len(shards) as usize).min(1 << 20), 0);
         read_some(&file, &mut start, 0).map_err(|e| named(e.to_string()))?;
-        let header = Header::decode(&start).map_err(named)?;
-        let runs = RwLock::new(vec![Vec::new(); header.firsts.len()]);
-        Ok(Self { path: path.to_owned(), file, header, runs })
+        let segment = Self::of(path.to_owned(), Header::decode(&start).map_err(named)?);
+        segment.hold(Some(Arc::new(file)));
+        Ok(segment)
+    }
+
+    /// Keeps this file open for readers, or none.
+    pub fn hold(&self, file: Option<Arc<File>>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = file;
+    }
+
+    /// Its file, to be read.
+    ///
+    /// # Errors
+    /// If it cannot be opened; it may have been released.
+    pub fn file(&self) -> io::Result<Arc<File>> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        held.map_or_else(|| File::open(&self.path).map(Arc::new), Ok)
+    }
+
+    /// Bytes of its file.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(std::fs::metadata(&self.path)?.len())
     }
 
     /// Notes the runs of a frame that stands at `position`.
@@ -215,21 +287,34 @@ impl Segment {
     ///
     /// # Errors
     /// If it cannot be read or is damaged.
-    pub fn payload(&self, run: &RunAt) -> Result<bytes::Bytes, String> {
+    pub fn payload(&self, run: &RunAt) -> Result<bytes::Bytes, Unread> {
         let mut payload = vec![0; run.len as usize];
         let named = |why: String| format!("{} at byte {}: {why}", self.path.display(), run.at);
-        self.file.read_exact_at(&mut payload, run.at).map_err(|e| named(e.to_string()))?;
+        let file = self.file().map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => Unread::Gone,
+            _ => Unread::Io(named(e.to_string())),
+        })?;
+        file.read_exact_at(&mut payload, run.at).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof => Unread::Damaged(named(e.to_string())),
+            _ => Unread::Io(named(e.to_string())),
+        })?;
         if crc32c::crc32c(&payload) != run.crc {
-            return Err(named("the records are damaged (checksum)".to_owned()));
+            return Err(Unread::Damaged(named("the records are damaged (checksum)".to_owned())));
         }
-        unpack(payload.into()).ok_or_else(|| named("the records do not decompress".to_owned()))
+        unpack(payload.into()).ok_or_else(|| Unread::Damaged(named("the records do not decompress".to_owned())))
     }
 
     /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it durable.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn seal(&self, end: u64) -> io::Result<()> {
+    pub fn seal(&self, file: &File, end: u64) -> Sealed {
+        let index = self.index(end);
+        if let Err(error) = file.write_all_at(&index, end).and_then(|()| file.set_len(end + index.len() as u64)) {
+            return Sealed::Partly(error);
+        }
+        file.sync_all().map_or_else(Sealed::Unknown, |()| Sealed::Durable)
+    }
+
+    /// Index and footer behind frames that end at `end`.
+    pub(super) fn index(&self, end: u64) -> Vec<u8> {
         let mut out = Vec::new();
         let mut count = 0u64;
         if let Ok(runs) = self.runs.read() {
@@ -252,35 +337,33 @@ impl Segment {
         out.extend_from_slice(&index_crc.to_le_bytes());
         let crc = crc32c::crc32c(&out[at..]);
         out.extend_from_slice(&crc.to_le_bytes());
-        self.file.write_all_at(&out, end)?;
-        self.file.set_len(end + out.len() as u64)?;
-        self.file.sync_all()
+        out
     }
 
-    /// Loads the index of a sealed segment; `false` if there is no footer, as in the segment that was written last.
+    /// Loads the index of a sealed segment.
     ///
     /// # Errors
-    /// If there is a footer but the index is damaged.
-    pub fn load_index(&self) -> Result<bool, String> {
+    /// If it cannot be read, or does not fit the header.
+    pub fn load_index(&self) -> Result<Index, String> {
         let named = |why: &str| format!("{}: {why}", self.path.display());
-        let size = self.file.metadata().map_err(|e| named(&e.to_string()))?.len();
-        let Some(at) = size.checked_sub(FOOTER as u64) else { return Ok(false) };
+        let file = self.file().map_err(|e| named(&e.to_string()))?;
+        let size = file.metadata().map_err(|e| named(&e.to_string()))?.len();
+        let Some(at) = size.checked_sub(FOOTER as u64) else { return Ok(Index::Absent) };
         let mut footer = [0; FOOTER];
-        self.file.read_exact_at(&mut footer, at).map_err(|e| named(&e.to_string()))?;
+        file.read_exact_at(&mut footer, at).map_err(|e| named(&e.to_string()))?;
         if &footer[..8] != END_MAGIC {
-            return Ok(false);
-        }
-        if crc32c::crc32c(&footer[..28]) != (long(&footer, 24) >> 32) as u32 {
-            return Err(named("the footer is damaged"));
+            return Ok(Index::Absent);
         }
         let (position, count) = (long(&footer, 8), long(&footer, 16));
-        if position.checked_add(count.saturating_mul(ENTRY as u64)) != Some(at) {
-            return Err(named("the footer does not fit the file"));
+        if crc32c::crc32c(&footer[..28]) != (long(&footer, 24) >> 32) as u32
+            || position.checked_add(count.saturating_mul(ENTRY as u64)) != Some(at)
+        {
+            return Ok(Index::Damaged { position: None });
         }
         let mut index = vec![0; (at - position) as usize];
-        self.file.read_exact_at(&mut index, position).map_err(|e| named(&e.to_string()))?;
+        file.read_exact_at(&mut index, position).map_err(|e| named(&e.to_string()))?;
         if crc32c::crc32c(&index) != long(&footer, 24) as u32 {
-            return Err(named("the index is damaged"));
+            return Ok(Index::Damaged { position: Some(position) });
         }
         if let Ok(mut runs) = self.runs.write() {
             for entry in index.chunks_exact(ENTRY) {
@@ -296,8 +379,32 @@ impl Segment {
                 runs.get_mut(words as u32 as usize).ok_or_else(|| named("the index names an unknown shard"))?.push(run);
             }
         }
-        Ok(true)
+        Ok(Index::Loaded)
     }
+}
+
+/// What stands at the end of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Index {
+    /// No footer: the segment that was written last.
+    Absent,
+    /// Its runs are noted.
+    Loaded,
+    /// There is a footer, but it or the index before it is not what was written.
+    Damaged {
+        /// Where the frames ended when it was written, if the footer says so.
+        position: Option<u64>,
+    },
+}
+
+/// Why a run was not read.
+pub enum Unread {
+    /// The segment was released.
+    Gone,
+    /// The disk or the process refused.
+    Io(String),
+    /// The bytes are not those that were written.
+    Damaged(String),
 }
 
 /// Reads until the buffer is full or the file ends; the rest of the buffer stays as it was.
@@ -310,12 +417,4 @@ fn read_some(file: &File, buffer: &mut [u8], position: u64) -> io::Result<usize>
         }
     }
     Ok(filled)
-}
-
-/// Makes creations and removals in a directory durable.
-///
-/// # Errors
-/// If the disk refuses.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }

@@ -1,9 +1,10 @@
 //! The writer: gathers requests into groups, commits each group as one frame, answers.
+//!
+//! While the disk takes no writes, it looks again every second, also when nobody asks: only then does the log say that it takes them again.
 
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -11,9 +12,17 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::frame;
 use super::segment::{Header, Segment};
+use super::tail::{Failure, Tail};
+use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 use crate::persistence::log::{AppendError, AppendRequest};
 use crate::telemetry;
+
+/// How often a disk that takes no writes is tried.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+/// A log takes writes if there is room for such a part of a segment, or for the largest commit: a small event that fits into what is
+/// left is no sign that the next one does.
+const ROOM: u64 = 8;
 
 type Reply = oneshot::Sender<Result<i64, AppendError>>;
 
@@ -64,14 +73,27 @@ impl Queue {
         self.woken.notify_one();
     }
 
-    /// The next group; none when closed and empty.
-    fn group(&self, max_bytes: u64) -> Option<Vec<(AppendRequest, Reply)>> {
+    /// Why nothing more is taken, if nothing is.
+    pub fn closed(&self) -> Option<String> {
+        self.lock().closed.clone()
+    }
+
+    /// The next group, an empty one after `patience`; none when closed and empty.
+    fn group(&self, max_bytes: u64, patience: Option<Duration>) -> Option<Vec<(AppendRequest, Reply)>> {
         let mut waiting = self.lock();
         while waiting.requests.is_empty() {
             if waiting.closed.is_some() {
                 return None;
             }
-            waiting = self.woken.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            let Some(patience) = patience else {
+                waiting = self.woken.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let (woken, timeout) = self.woken.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
+            waiting = woken;
+            if timeout.timed_out() && waiting.requests.is_empty() && waiting.closed.is_none() {
+                return Some(Vec::new());
+            }
         }
         let mut group = Vec::new();
         let mut bytes = 0;
@@ -100,10 +122,8 @@ fn answer(reply: Reply, outcome: Result<i64, AppendError>) {
     let _ = reply.send(outcome);
 }
 
-/// Where the next frame goes.
+/// What the next frame is.
 pub struct Position {
-    /// Position in the last segment.
-    pub at: u64,
     /// Sequence number.
     pub sequence: u64,
     /// Append time of the last frame.
@@ -112,36 +132,102 @@ pub struct Position {
     pub ends: Vec<Offset>,
 }
 
-/// Starts the writer's thread.
-pub fn start(shared: Arc<Shared>, position: Position) -> Result<std::thread::JoinHandle<()>, String> {
-    let encoder = frame::Encoder::new(shared.salt)?;
-    let writer = Writer { shared, position, encoder };
-    std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run()).map_err(|e| e.to_string())
-}
-
-struct Writer {
+/// Writes the log.
+pub struct Writer {
     shared: Arc<Shared>,
     position: Position,
+    tail: Tail,
     encoder: frame::Encoder,
+    tried: Stopwatch,
+    /// Requests refused since the disk took the last one.
+    refused: u64,
 }
 
 impl Writer {
+    /// A writer that has found out whether the disk takes writes.
+    ///
+    /// # Errors
+    /// If there is no memory, or the disk does not say what is durable.
+    pub fn new(shared: Arc<Shared>, position: Position, tail: Tail) -> Result<Self, String> {
+        let encoder = frame::Encoder::new(shared.salt)?;
+        let mut writer = Self { shared, position, tail, encoder, tried: Stopwatch::start(), refused: 0 };
+        match writer.try_disk() {
+            Err(Failure::Fatal(why)) => Err(why),
+            Ok(()) | Err(Failure::Refused(_)) => Ok(writer),
+        }
+    }
+
+    /// Starts its thread.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn start(self) -> Result<std::thread::JoinHandle<()>, String> {
+        std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || self.run()).map_err(|e| e.to_string())
+    }
+
     fn run(mut self) {
-        while let Some(group) = self.shared.queue.group(self.shared.options.max_commit_bytes as u64) {
+        let max_bytes = self.shared.options.max_commit_bytes as u64;
+        loop {
+            let refusing = self.shared.refusing().is_some();
+            let Some(group) = self.shared.queue.group(max_bytes, refusing.then_some(TRY_EVERY)) else { return };
             let (requests, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+            let mut tried = Ok(());
+            if refusing && self.tried.elapsed() >= TRY_EVERY {
+                tried = self.try_disk();
+            }
+            if let Err(Failure::Fatal(why)) = tried {
+                return self.end(&why, replies);
+            }
+            if replies.is_empty() {
+                continue;
+            }
             let records: Vec<(ShardId, Bytes)> = requests.into_iter().flat_map(|r| r.records).collect();
             match self.commit(&records) {
                 Ok(appended) => replies.into_iter().for_each(|reply| answer(reply, Ok(appended))),
-                Err(Failure::NothingWritten(error)) => {
+                Err(Failure::Refused(error)) => {
+                    self.refused += replies.len() as u64;
+                    self.refuse(&error);
                     replies.into_iter().for_each(|reply| answer(reply, Err(error.clone())));
                 }
-                Err(Failure::Fatal(why)) => {
-                    tracing::error!(%why, "the log stops: what is durable is unknown until it is read again");
-                    replies.into_iter().for_each(|reply| answer(reply, Err(AppendError::Unknown(why.clone()))));
-                    self.shared.queue.fail_all(&why);
-                    return;
-                }
+                Err(Failure::Fatal(why)) => return self.end(&why, replies),
             }
+        }
+    }
+
+    fn end(&self, why: &str, replies: Vec<Reply>) {
+        tracing::error!(%why, "the log stops: what is durable is unknown until it is read again");
+        replies.into_iter().for_each(|reply| answer(reply, Err(AppendError::Unknown(why.to_owned()))));
+        self.shared.queue.fail_all(why);
+    }
+
+    /// Finds out whether the disk takes writes.
+    fn try_disk(&mut self) -> Result<(), Failure> {
+        self.tried = Stopwatch::start();
+        let options = &self.shared.options;
+        let room = (options.max_commit_bytes as u64).min(options.segment_bytes / ROOM);
+        let begun = self.tail.probe(room, |number| header(&self.shared, &self.position, number));
+        match self.listed(begun) {
+            Ok(()) => self.take_again(),
+            Err(Failure::Refused(error)) => {
+                self.refuse(&error);
+                return Err(Failure::Refused(error));
+            }
+            Err(fatal) => return Err(fatal),
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, error: &AppendError) {
+        let before = self.shared.refuse(Some(error.clone()));
+        if before.as_ref() != Some(error) {
+            tracing::warn!(code = error.code(), "the log refuses writes: {error}");
+        }
+    }
+
+    fn take_again(&mut self) {
+        if self.shared.refuse(None).is_some() {
+            let refused = std::mem::take(&mut self.refused);
+            tracing::warn!(refused, "the log takes writes again");
         }
     }
 
@@ -149,17 +235,11 @@ impl Writer {
         let appended = self.shared.options.clock.now().max(self.position.appended);
         let sequence = self.position.sequence;
         let (frame, plain) = self.encoder.encode(sequence, appended, records, &self.position.ends);
-        let segment = self.segment_for(self.encoder.bytes.len() as u64)?;
-        let at = self.position.at;
-        if let Err(error) = segment.file.write_all_at(&self.encoder.bytes, at) {
-            // A part may stand there: without cutting it off, a later start could not tell it from damage.
-            let cut = segment.file.metadata().and_then(|m| segment.file.set_len(at).and_then(|()| segment.file.set_len(m.len())));
-            return Err(match cut {
-                Ok(()) => nothing_written(&error),
-                Err(_) => Failure::Fatal(error.to_string()),
-            });
-        }
-        segment.file.sync_data().map_err(|e| Failure::Fatal(format!("fdatasync failed: {e}")))?;
+        let begun =
+            self.tail.make_room(self.encoder.bytes.len() as u64, |number| header(&self.shared, &self.position, number));
+        self.listed(begun)?;
+        let at = self.tail.write(&self.encoder.bytes)?;
+        let segment = self.tail.segment();
         segment.note(at, &frame);
         if let Ok(mut cache) = self.shared.cache.lock() {
             let records = Bytes::copy_from_slice(&self.encoder.plain);
@@ -174,48 +254,23 @@ impl Writer {
         }
         metrics::counter!(telemetry::LOG_COMMITS).increment(1);
         metrics::counter!(telemetry::LOG_BYTES).increment(self.encoder.bytes.len() as u64);
-        self.position.at = at + self.encoder.bytes.len() as u64;
         self.position.sequence += 1;
         self.position.appended = appended;
         self.shared.appended.send_modify(|commits| *commits += 1);
         Ok(appended)
     }
 
-    /// The segment that takes the next frame: the last one, or a new one when that is full.
-    fn segment_for(&mut self, len: u64) -> Result<Arc<Segment>, Failure> {
-        let lost = || Failure::Fatal("the list of segments is lost".to_owned());
-        let last = self.shared.segments.read().ok().and_then(|s| s.back().cloned()).ok_or_else(lost)?;
-        let header_len = Header::len(self.position.ends.len());
-        if self.position.at == header_len || self.position.at + len <= self.shared.options.segment_bytes {
-            return Ok(last);
+    /// Shows readers the segment that was begun, if one was.
+    fn listed(&self, begun: Result<Option<Arc<Segment>>, Failure>) -> Result<(), Failure> {
+        if let Some(segment) = begun? {
+            let lost = || Failure::Fatal("the list of segments is lost".to_owned());
+            self.shared.segments.write().map_err(|_| lost())?.push_back(segment);
         }
-        let header = Header {
-            log: self.shared.id,
-            number: last.header.number + 1,
-            first_sequence: self.position.sequence,
-            firsts: self.position.ends.clone(),
-        };
-        // Sealed first: an older segment without its index would be refused at the next start.
-        last.seal(self.position.at).map_err(|e| nothing_written(&e))?;
-        let reserve = self.shared.options.segment_bytes.max(header_len + len);
-        let next = Segment::create(&self.shared.options.dir, header, reserve).map_err(|e| nothing_written(&e))?;
-        let next = Arc::new(next);
-        self.shared.segments.write().map_err(|_| lost())?.push_back(next.clone());
-        self.position.at = header_len;
-        Ok(next)
+        Ok(())
     }
 }
 
-enum Failure {
-    /// Nothing of the group is on disk; the next group may succeed.
-    NothingWritten(AppendError),
-    /// The log cannot go on.
-    Fatal(String),
-}
-
-fn nothing_written(error: &io::Error) -> Failure {
-    Failure::NothingWritten(match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => AppendError::DiskFull,
-        _ => AppendError::Closed(error.to_string()),
-    })
+/// The header of the segment that begins with the next frame.
+fn header(shared: &Shared, position: &Position, number: u64) -> Header {
+    Header { log: shared.id, number, first_sequence: position.sequence, firsts: position.ends.clone() }
 }

@@ -103,6 +103,12 @@ fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Bytes of all objects that the manifest lists.
+pub(super) fn archived_bytes(connection: &Connection) -> Result<u64, StoreError> {
+    let sum = one(connection, "SELECT coalesce(sum(bytes), 0) FROM manifest", [], |r| r.get::<_, i64>(0))?;
+    Ok(sum.unwrap_or(0).unsigned_abs())
+}
+
 pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
     let sql = "UPDATE manifest SET tier = ? WHERE shard = ? AND from_offset = ? AND path = ?";
     let place = params![codec::tier_number(tier), row.shard.0, row.range.from as i64, row.path];

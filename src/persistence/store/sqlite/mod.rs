@@ -14,14 +14,16 @@ mod pool;
 mod schema;
 mod snapshot;
 
-use std::path::Path;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use self::catalogue::Known;
 use self::pool::Pool;
-use super::{RollupStore, StoreError, StoreSnapshot};
+use super::{RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::CodecError;
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
@@ -46,8 +48,9 @@ impl From<CodecError> for StoreError {
 /// Rollups, catalogue and checkpoints in one SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    /// `None` if opened to be read only.
-    writer: Option<Mutex<Writer>>,
+    path: PathBuf,
+    /// `None` if opened to be read only; nothing inside while the disk takes no writes.
+    writer: Option<Mutex<Option<Writer>>>,
     readers: Pool,
     matched: snapshot::MatchCache,
     rebuilding: bool,
@@ -57,10 +60,25 @@ pub struct SqliteStore {
 struct Writer {
     connection: Connection,
     known: Known,
+    /// Bytes of the archive's objects, once somebody has asked.
+    archived: Option<u64>,
+}
+
+/// The writer, until dropped.
+struct Writing<'a>(MutexGuard<'a, Option<Writer>>);
+
+impl Writer {
+    fn open(path: &Path, state: schema::State) -> Result<Self, StoreError> {
+        let mut connection = Connection::open(path)
+            .map_err(|e| StoreError::Failed(format!("cannot open {}: {e}: check the path and its rights", path.display())))?;
+        schema::prepare(&mut connection, path, state)?;
+        Ok(Self { connection, known: Known::default(), archived: None })
+    }
 }
 
 impl SqliteStore {
-    /// Opens the store, or creates it.
+    /// Opens the store, or creates it. One that is there is opened also if the disk takes no writes: it can be read, and writes fail
+    /// until the disk takes them.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if it cannot be opened.
@@ -77,12 +95,21 @@ impl SqliteStore {
     }
 
     fn open_as(path: &Path, state: schema::State) -> Result<Arc<Self>, StoreError> {
-        let mut connection = Connection::open(path)
-            .map_err(|e| StoreError::Failed(format!("cannot open {}: {e}: check the path and its rights", path.display())))?;
-        schema::prepare(&mut connection, path, state)?;
-        let writer = Some(Mutex::new(Writer { connection, known: Known::default() }));
-        let (readers, matched) = (Pool::new(path, READERS), snapshot::MatchCache::default());
-        Ok(Arc::new(Self { writer, readers, matched, rebuilding: state == schema::State::Rebuilding }))
+        let readers = Pool::new(path, READERS);
+        let writer = match Writer::open(path, state) {
+            Ok(writer) => {
+                readers.thaw()?;
+                Some(writer)
+            }
+            Err(StoreError::Failed(why)) if state == schema::State::Complete && path.is_file() => {
+                schema::check_version(readers.take()?.connection()?, path)?;
+                tracing::warn!(%why, "the store can be read and not written: writing is tried again by itself");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let (path, writer, matched) = (path.to_owned(), Some(Mutex::new(writer)), snapshot::MatchCache::default());
+        Ok(Arc::new(Self { path, writer, readers, matched, rebuilding: state == schema::State::Rebuilding }))
     }
 
     /// The rebuild is done: from now on the file is a store like any other, all of it in one file.
@@ -93,7 +120,7 @@ impl SqliteStore {
         if !self.rebuilding {
             return Err(super::not_being_rebuilt());
         }
-        schema::complete(&self.writer()?.connection)
+        schema::complete(&self.writer()?.get()?.connection)
     }
 
     /// Copies the store as it is at this moment into a new file, beside the process that writes it.
@@ -109,10 +136,12 @@ impl SqliteStore {
         if part.exists() {
             std::fs::remove_file(&part).map_err(|e| failed(&e))?;
         }
+        // SQLite writes into an empty file that is there, and leaves its rights as they are.
+        File::options().write(true).create_new(true).mode(0o600).open(&part).map_err(|e| failed(&e))?;
         let reader = self.readers.take()?;
         // One read transaction, however long it takes and whatever is written meanwhile.
         reader.connection()?.execute("VACUUM INTO ?", [part.to_string_lossy()]).map_err(|e| failed(&e))?;
-        std::fs::File::open(&part).and_then(|file| file.sync_all()).map_err(|e| failed(&e))?;
+        File::open(&part).and_then(|file| file.sync_all()).map_err(|e| failed(&e))?;
         std::fs::rename(&part, to).map_err(|e| failed(&e))
     }
 
@@ -122,33 +151,45 @@ impl SqliteStore {
     /// As [`SqliteStore::open`], and if there is no store.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         let path = path.as_ref();
-        let connection = schema::open_reader(path)?;
-        schema::check_version(&connection, path)?;
         let (readers, matched) = (Pool::new(path, READERS), snapshot::MatchCache::default());
-        Ok(Arc::new(Self { writer: None, readers, matched, rebuilding: false }))
+        schema::check_version(readers.take()?.connection()?, path)?;
+        Ok(Arc::new(Self { path: path.to_owned(), writer: None, readers, matched, rebuilding: false }))
     }
 
     // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says nothing.
-    fn writer(&self) -> Result<MutexGuard<'_, Writer>, StoreError> {
+    fn writer(&self) -> Result<Writing<'_>, StoreError> {
         let writer = self.writer.as_ref().ok_or_else(|| {
             StoreError::Failed("the store was opened to be read only: open it with SqliteStore::open".to_owned())
         })?;
-        Ok(writer.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if writer.is_none() {
+            // A reader that sees the file as it stands must be gone before anything is written to it.
+            self.readers.thaw()?;
+            let state = if self.rebuilding { schema::State::Rebuilding } else { schema::State::Complete };
+            *writer = Some(Writer::open(&self.path, state)?);
+            tracing::warn!("the store can be written again");
+        }
+        Ok(Writing(writer))
     }
 }
 
-impl Writer {
+impl Writing<'_> {
+    fn get(&mut self) -> Result<&mut Writer, StoreError> {
+        self.0.as_mut().ok_or_else(|| StoreError::Failed("the store is not open for writing".to_owned()))
+    }
+
     /// Runs `body` in one transaction. What it returns is trusted only after the commit.
     fn transaction<T>(
         &mut self,
         body: impl FnOnce(&Connection, &mut catalogue::Catalogue<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut catalogue = catalogue::Catalogue::new(&tx, &self.known);
+        let Writer { connection, known, .. } = self.get()?;
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut catalogue = catalogue::Catalogue::new(&tx, known);
         let answer = body(&tx, &mut catalogue)?;
         let fresh = catalogue.finish()?;
         tx.commit().map_err(|e| StoreError::Unknown(format!("sqlite: COMMIT: {e}")))?;
-        self.known.add(fresh);
+        known.add(fresh);
         Ok(answer)
     }
 }
@@ -179,7 +220,10 @@ impl RollupStore for SqliteStore {
     }
 
     fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
-        self.writer()?.transaction(|tx, _| admin::archived(tx, owner, row))
+        let mut writer = self.writer()?;
+        writer.transaction(|tx, _| admin::archived(tx, owner, row))?;
+        writer.get()?.archived.iter_mut().for_each(|bytes| *bytes += row.bytes);
+        Ok(())
     }
 
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
@@ -187,7 +231,10 @@ impl RollupStore for SqliteStore {
     }
 
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
-        self.writer()?.transaction(|tx, _| admin::expired(tx, row))
+        let mut writer = self.writer()?;
+        let gone = writer.transaction(|tx, _| admin::expired(tx, row))?;
+        writer.get()?.archived.iter_mut().filter(|_| gone).for_each(|bytes| *bytes = bytes.saturating_sub(row.bytes));
+        Ok(gone)
     }
 
     fn settle_quarantine(
@@ -214,6 +261,21 @@ impl RollupStore for SqliteStore {
     fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
         Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.matched)?)))
+    }
+
+    fn sizes(&self) -> Result<Sizes, StoreError> {
+        // With its journal: what the disk holds.
+        let file = |path: &Path| std::fs::metadata(path).map_or(0, |found| found.len());
+        let mut journal = self.path.clone().into_os_string();
+        journal.push("-wal");
+        let store = file(&self.path) + file(Path::new(&journal));
+        let mut writer = self.writer()?;
+        let writer = writer.get()?;
+        let archive = match writer.archived {
+            Some(bytes) => bytes,
+            None => *writer.archived.insert(admin::archived_bytes(&writer.connection)?),
+        };
+        Ok(Sizes { store, archive })
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

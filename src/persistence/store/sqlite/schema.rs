@@ -4,6 +4,7 @@
 //! hour and series: a query over a range of hours is one scan. Sketches lie apart, so that figures stay dense.
 //! A file of the version before is brought up to date; one of an unknown version is refused and never changed.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
@@ -104,12 +105,40 @@ pub(super) fn complete(connection: &Connection) -> Result<(), StoreError> {
 
 /// Opens a connection that cannot write.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)
-        .map_err(|e| StoreError::Failed(format!("cannot open {} for reading: {e}", path.display())))?;
+    set_up(open_to_read(path, OpenFlags::empty(), path.as_os_str().to_owned())?)
+}
+
+/// Opens a connection that reads the file as it stands, without the journal beside it, which a full disk may not take. Right only while
+/// nobody writes to the file, and if there is nothing in a journal.
+pub(super) fn open_frozen(path: &Path) -> Result<Connection, StoreError> {
+    let mut journal = path.as_os_str().to_owned();
+    journal.push("-wal");
+    if std::fs::metadata(&journal).is_ok_and(|journal| journal.len() > 0) {
+        return Err(StoreError::Failed(format!("{} is in use", Path::new(&journal).display())));
+    }
+    let mut uri = std::ffi::OsString::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte).to_string()),
+            other => uri.push(format!("%{other:02x}")),
+        }
+    }
+    uri.push("?immutable=1");
+    set_up(open_to_read(path, OpenFlags::SQLITE_OPEN_URI, uri)?)
+}
+
+fn open_to_read(path: &Path, more: OpenFlags, name: std::ffi::OsString) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
+    Connection::open_with_flags(name, flags)
+        .map_err(|e| StoreError::Failed(format!("cannot open {} for reading: {e}", path.display())))
+}
+
+fn set_up(connection: Connection) -> Result<Connection, StoreError> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "cache_size", -65_536)?;
+    // What opens the journal beside the file.
+    version(&connection)?;
     Ok(connection)
 }
 

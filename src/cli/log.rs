@@ -1,0 +1,41 @@
+//! `rollmill log`: what a person decides about a damaged log.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::config::Config;
+use crate::node::{DataDir, offline};
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  rollmill log cut --data ./data")]
+pub(super) struct LogArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Give up the last commit of a log that is damaged there, while no node runs; its bytes are kept in a file beside the log
+    Cut {
+        /// Data directory [default: data.dir of the configuration]
+        #[arg(long)]
+        data: Option<String>,
+        /// The server's configuration file, if it has one
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
+    let Command::Cut { data, config } = &args.command;
+    let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
+    let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
+    match offline::cut_log(&config, &DataDir::new(config.text("data.dir")))? {
+        Some((kept, bytes)) => println!("cut the last commit of {bytes} bytes off; they are kept in {}", kept.display()),
+        None => println!("the last commit is whole: nothing was changed"),
+    }
+    Ok(())
+}

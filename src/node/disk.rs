@@ -1,0 +1,78 @@
+//! How much there is on disk and how much is left, for `/metrics`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::DataDir;
+use crate::config::Config;
+use crate::persistence::log::EventLog;
+use crate::persistence::store::RollupStore;
+use crate::telemetry;
+
+/// How often it is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// What is looked at.
+pub(super) struct DiskWatch {
+    places: Vec<PathBuf>,
+    log: Arc<dyn EventLog>,
+    store: Option<Arc<dyn RollupStore>>,
+}
+
+impl DiskWatch {
+    /// Of a node that keeps what is local below `data`.
+    pub(super) fn new(config: &Config, log: Arc<dyn EventLog>, store: Option<Arc<dyn RollupStore>>) -> Self {
+        let data = DataDir::new(config.text("data.dir"));
+        let archive = Some(data.archive()).filter(|_| config.text("archive.url").is_empty());
+        // Each may be a file system of its own; what is not there yet will be made on that of the directory.
+        let places = [Some(data.root().to_owned()), Some(data.log()), archive].into_iter().flatten().collect();
+        Self { places, log, store }
+    }
+
+    /// Looks for as long as the node runs.
+    pub(super) async fn run(self) {
+        let watch = Arc::new(self);
+        loop {
+            let looking = watch.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || looking.look()).await {
+                tracing::error!(%error, "looking at the disk crashed");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn look(&self) {
+        if let Some(free) = self.places.iter().filter_map(free).min() {
+            metrics::gauge!(telemetry::DISK_FREE).set(free as f64);
+        }
+        metrics::gauge!(telemetry::LOG_SIZE).set(self.log.bytes_on_disk() as f64);
+        match self.store.as_ref().map(|store| store.sizes()) {
+            None => {}
+            Some(Ok(sizes)) => {
+                metrics::gauge!(telemetry::STORE_SIZE).set(sizes.store as f64);
+                metrics::gauge!(telemetry::ARCHIVE_SIZE).set(sizes.archive as f64);
+            }
+            // That the store does not answer is told where queries fail.
+            Some(Err(why)) => tracing::debug!(%why, "the store does not say how large it is"),
+        }
+    }
+}
+
+/// Bytes that this process may still write there; none where that cannot be told.
+fn free(place: &PathBuf) -> Option<u64> {
+    let stats = rustix::fs::statvfs(place).ok()?;
+    (stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_space_is_told_where_there_is_some() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(free(&dir.path().to_owned()).is_some_and(|bytes| bytes > 0));
+        assert_eq!(free(&dir.path().join("nowhere")), None);
+    }
+}

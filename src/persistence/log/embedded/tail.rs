@@ -1,0 +1,318 @@
+//! The end of the log on disk: where the next frame goes, and how a segment ends and the next one begins.
+//!
+//! What always holds: memory knows what stands on disk after every step, also after one that failed. Whatever may need space, inodes or
+//! descriptors comes first and changes nothing that is there: the next segment is made durable under another name, then the last one gets
+//! its index, then the next one its name. A frame is written only where nothing but zeros stands. What stands there and is no frame is
+//! cut off first; of what may have been a commit, a copy is made durable before.
+//!
+//! On failure: [`Failure::Refused`] if nothing of the frame is in the log, and it may be tried again; [`Failure::Fatal`] if the disk did
+//! not say whether something is durable.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::recovery::{Behind, Found};
+use super::segment::{self, FOOTER, Header, Sealed, Segment, Unpublished};
+use crate::persistence::log::AppendError;
+
+/// Segments that are made smaller, because the disk has little space, are at least so large.
+const LEAST_SEGMENT: u64 = 1 << 20;
+/// An open segment that cannot end yet grows by so much at least.
+const GROWTH: u64 = 1 << 20;
+/// Most bytes of a damaged commit that are kept: more than a commit has.
+const MAX_ASIDE: u64 = 64 << 20;
+/// Damaged commits that are kept; the oldest goes when there is another.
+const MAX_ASIDES: usize = 8;
+/// What files of damaged commits are called.
+const ASIDE: &str = "damaged";
+
+/// Why a step failed.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nothing of it is in the log; it may work later.
+    Refused(AppendError),
+    /// The log cannot go on.
+    Fatal(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Failure::Refused(AppendError::of_disk(&error))
+    }
+}
+
+/// What the file of the last segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing stands behind the last frame.
+    Open,
+    /// Something that is no frame may stand there; so many bytes of it may have been a commit.
+    Dirty {
+        /// Bytes to keep.
+        aside: u64,
+    },
+    /// The index stands there.
+    Sealed,
+}
+
+/// The directory of the log, held open, because making an entry durable must not need a descriptor.
+#[derive(Debug)]
+pub struct Dir {
+    path: PathBuf,
+    file: File,
+}
+
+impl Dir {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// If the disk or the process refuses.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: File::open(path)? })
+    }
+
+    /// Makes creations, renamings and removals in it durable.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Bytes that are free; `None` where the file system does not say.
+    fn free(&self) -> Option<u64> {
+        let stats = rustix::fs::fstatvfs(&self.file).ok()?;
+        (stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize))
+    }
+
+    /// How much a new segment reserves: what is wanted, or half of what is free, because store and archive need space too, and only
+    /// what they have written is ever released.
+    fn reserve(&self, wanted: u64, least: u64) -> Result<u64, Failure> {
+        let reserve = self.free().map_or(wanted, |free| wanted.min(free / 2));
+        if reserve < least { Err(Failure::Refused(AppendError::DiskFull)) } else { Ok(reserve) }
+    }
+}
+
+/// The end of the log.
+pub struct Tail {
+    dir: Arc<Dir>,
+    segment_bytes: u64,
+    segment: Arc<Segment>,
+    /// To write the last segment; opened when it is needed, because a disk that takes no writes can still be read.
+    file: Option<Arc<File>>,
+    at: u64,
+    capacity: u64,
+    state: State,
+}
+
+impl Tail {
+    /// The first segment of a new log.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn begin(dir: Arc<Dir>, header: Header, segment_bytes: u64) -> Result<Self, Failure> {
+        let (segment, file, capacity) = make(&dir, header, segment_bytes, 0)?;
+        let at = Header::len(segment.header.firsts.len());
+        Ok(Self { dir, segment_bytes, segment, file: Some(file), at, capacity, state: State::Open })
+    }
+
+    /// The end of a log that is there, whose last segment is `segment`.
+    ///
+    /// # Errors
+    /// If the segment is gone.
+    pub fn of(dir: Arc<Dir>, segment: Arc<Segment>, found: &Found, segment_bytes: u64) -> io::Result<Self> {
+        let state = match found.behind {
+            Behind::Nothing => State::Open,
+            Behind::Commit(aside) => State::Dirty { aside },
+            Behind::Index => State::Dirty { aside: 0 },
+            Behind::Sealed => State::Sealed,
+        };
+        let capacity = segment.size()?.min(segment_bytes).max(found.position);
+        Ok(Self { dir, segment_bytes, segment, file: None, at: found.position, capacity, state })
+    }
+
+    /// The last segment.
+    pub fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// Whether a frame of so many bytes fits into the last segment.
+    fn fits(&self, len: u64) -> bool {
+        self.state == State::Open && self.at + len + FOOTER as u64 <= self.capacity
+    }
+
+    /// Whether the disk takes a frame of so many bytes, as far as can be known without writing one: makes room for it, and writes zeros
+    /// where zeros stand.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn probe(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
+        let begun = self.make_room(len, header)?;
+        let at = self.at;
+        self.writable()?.write_all_at(&[0; FOOTER], at)?;
+        Ok(begun)
+    }
+
+    /// Sees to it that a frame of so many bytes fits; the segment that was begun for it, if one was. `header` is that of the segment
+    /// with the number it is given.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn make_room(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
+        self.clean()?;
+        if self.fits(len) {
+            return Ok(None);
+        }
+        if self.state == State::Open && self.at == Header::len(self.segment.header.firsts.len()) {
+            self.extend(len)?;
+            return Ok(None);
+        }
+        match self.next(len, header(self.segment.header.number + 1)) {
+            // The log must not stop for something that others have used up: this segment ends later.
+            Err(Failure::Refused(AppendError::NoDescriptors)) if self.state == State::Open && self.file.is_some() => {
+                self.extend(len)?;
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+            Ok(()) => Ok(Some(self.segment.clone())),
+        }
+    }
+
+    /// Writes a frame for which there is room, and makes it durable; its position.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub fn write(&mut self, frame: &[u8]) -> Result<u64, Failure> {
+        let at = self.at;
+        let file = self.writable()?;
+        if let Err(error) = file.write_all_at(frame, at) {
+            self.state = State::Dirty { aside: 0 };
+            self.clean_or_later();
+            return Err(error.into());
+        }
+        file.sync_data().map_err(|e| Failure::Fatal(format!("fdatasync failed: {e}")))?;
+        self.at = at + frame.len() as u64;
+        Ok(at)
+    }
+
+    fn writable(&mut self) -> io::Result<Arc<File>> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::options().read(true).write(true).open(&self.segment.path)?);
+        self.segment.hold(Some(file.clone()));
+        self.file = Some(file.clone());
+        Ok(file)
+    }
+
+    /// Reserves more of the last segment.
+    fn extend(&mut self, len: u64) -> Result<(), Failure> {
+        let end = self.at + (len + FOOTER as u64).max(GROWTH.min(self.segment_bytes));
+        segment::reserve(&*self.writable()?, end)?;
+        self.capacity = self.capacity.max(end);
+        Ok(())
+    }
+
+    /// Ends the last segment and begins the next.
+    fn next(&mut self, len: u64, header: Header) -> Result<(), Failure> {
+        let unpublished = prepare(&self.dir, header, self.segment_bytes, len)?;
+        if self.state == State::Open {
+            let file = self.writable()?;
+            match self.segment.seal(&file, self.at) {
+                Sealed::Durable => self.state = State::Sealed,
+                Sealed::Partly(error) => {
+                    self.state = State::Dirty { aside: 0 };
+                    self.clean_or_later();
+                    return Err(error.into());
+                }
+                Sealed::Unknown(error) => return Err(Failure::Fatal(format!("fsync of an index failed: {error}"))),
+            }
+        }
+        let (segment, file, capacity) = publish(&self.dir, unpublished)?;
+        self.segment.hold(None);
+        self.at = Header::len(segment.header.firsts.len());
+        (self.segment, self.file, self.capacity, self.state) = (segment, Some(file), capacity, State::Open);
+        Ok(())
+    }
+
+    fn clean_or_later(&mut self) {
+        if let Err(why) = self.clean() {
+            tracing::debug!(?why, "what a failed write left is cut off before the next one");
+        }
+    }
+
+    /// Cuts off what stands behind the last frame and is none.
+    fn clean(&mut self) -> Result<(), Failure> {
+        let State::Dirty { aside } = self.state else { return Ok(()) };
+        let file = self.writable()?;
+        if aside > 0 {
+            let kept = put_aside(&self.dir, &self.segment, &file, self.at, aside)?;
+            tracing::warn!(
+                segment = %self.segment.path.display(), byte = self.at, bytes = aside, kept_in = %kept.display(),
+                "cut a damaged or torn commit off the log: if it was torn it was never acknowledged, and if the disk damaged it, it may have been"
+            );
+            self.state = State::Dirty { aside: 0 };
+        }
+        file.set_len(self.at)?;
+        // Zeros stand behind the last frame also where the disk has no blocks for them: a write that fails there is cut off again.
+        file.set_len(self.capacity.max(self.at + FOOTER as u64))?;
+        file.sync_all().map_err(|e| Failure::Fatal(format!("fsync of a cut failed: {e}")))?;
+        self.state = State::Open;
+        Ok(())
+    }
+}
+
+fn prepare(dir: &Dir, header: Header, segment_bytes: u64, len: u64) -> Result<(Unpublished, u64), Failure> {
+    let floor = Header::len(header.firsts.len()) + len + FOOTER as u64;
+    let wanted = segment_bytes.max(floor);
+    let reserve = dir.reserve(wanted, floor.max(LEAST_SEGMENT.min(segment_bytes)))?;
+    Ok((Unpublished::create(&dir.path, header, reserve)?, reserve))
+}
+
+fn publish(dir: &Dir, (unpublished, capacity): (Unpublished, u64)) -> Result<(Arc<Segment>, Arc<File>, u64), Failure> {
+    let (segment, file) = unpublished.publish()?;
+    dir.sync().map_err(|e| Failure::Fatal(format!("fsync of the log's directory failed: {e}")))?;
+    Ok((Arc::new(segment), file, capacity))
+}
+
+fn make(dir: &Dir, header: Header, segment_bytes: u64, len: u64) -> Result<(Arc<Segment>, Arc<File>, u64), Failure> {
+    publish(dir, prepare(dir, header, segment_bytes, len)?)
+}
+
+/// Copies a damaged commit into a file beside the log, and makes it durable.
+fn put_aside(dir: &Dir, segment: &Segment, file: &File, at: u64, bytes: u64) -> io::Result<PathBuf> {
+    let mut commit = vec![0; bytes.min(MAX_ASIDE) as usize];
+    file.read_exact_at(&mut commit, at)?;
+    let path = dir.path.join(format!("{:012}-{at}.{ASIDE}", segment.header.number));
+    let mut others: Vec<_> = std::fs::read_dir(&dir.path)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|other| other.extension().is_some_and(|e| e == ASIDE) && *other != path)
+        .collect();
+    others.sort();
+    let surplus = (others.len() + 1).saturating_sub(MAX_ASIDES);
+    others.iter().take(surplus).try_for_each(std::fs::remove_file)?;
+    let copy = File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+    copy.write_all_at(&commit, 0)?;
+    copy.sync_all()?;
+    dir.sync()?;
+    Ok(path)
+}
+
+/// Cuts the damaged last commit of a log that nobody has open off, and keeps it; the file it is in, and its bytes. `None` if there is none.
+///
+/// # Errors
+/// If the log is damaged elsewhere, or the disk refuses.
+pub fn cut(dir: &Path, found: &Found) -> Result<Option<(PathBuf, u64)>, String> {
+    let (Some(segment), Behind::Commit(bytes)) = (found.segments.back(), found.behind) else { return Ok(None) };
+    let named = |e: io::Error| format!("{}: {e}", segment.path.display());
+    let dir = Dir::open(dir).map_err(named)?;
+    let file = File::options().read(true).write(true).open(&segment.path).map_err(named)?;
+    let kept = put_aside(&dir, segment, &file, found.position, bytes).map_err(named)?;
+    let len = file.metadata().map_err(named)?.len();
+    let cut = file.set_len(found.position).and_then(|()| file.set_len(len)).and_then(|()| file.sync_all());
+    cut.map_err(named)?;
+    Ok(Some((kept, bytes)))
+}

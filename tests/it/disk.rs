@@ -1,0 +1,372 @@
+//! Disks that take no writes: full, without inodes, read-only, the store's alone; and a process without file descriptors. Each with a
+//! restart in it. What holds in all of them: nothing acknowledged is lost, nothing counts twice, queries are answered throughout, writes
+//! that cannot be kept are refused by name, and everything goes on by itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{Server, agent, free_port, until};
+
+/// A file system of its own, gone with the value.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None` where a test may not mount: said loudly, because nothing is tested then.
+    fn mount(at: PathBuf, options: &str) -> Option<Self> {
+        std::fs::create_dir_all(&at).expect("a mount point");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&at).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(at)),
+            other => {
+                eprintln!("SKIPPED: this machine lets no test mount a file system, so full disks are not tested: {other:?}");
+                None
+            }
+        }
+    }
+
+    fn remount(&self, options: &str) {
+        until("the file system is mounted anew", || {
+            let mount = Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.0).output();
+            mount.expect("mount runs").status.success()
+        });
+    }
+
+    /// Takes every byte that is left.
+    fn fill(&self) {
+        for size in [1 << 20, 4 << 10, 1] {
+            for n in 0.. {
+                if std::fs::write(self.0.join(format!("ballast-{size}-{n}")), vec![7; size]).is_err() {
+                    break;
+                }
+                assert!(n < 100_000, "the disk does not become full");
+            }
+        }
+    }
+
+    /// Takes every file that may still be made.
+    fn use_up_inodes(&self) {
+        for n in 0.. {
+            if std::fs::write(self.0.join(format!("ballast-inode-{n}")), "").is_err() {
+                return;
+            }
+            assert!(n < 100_000, "there are always more inodes");
+        }
+    }
+
+    fn free(&self) {
+        for entry in std::fs::read_dir(&self.0).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ballast-")) {
+                std::fs::remove_file(path).expect("removed");
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: whoever failed may still hold files.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// What was acknowledged.
+#[derive(Default)]
+struct Ledger {
+    sent: u64,
+    acked: u64,
+}
+
+impl Ledger {
+    /// Sends one event of about `size` bytes that do not compress; status and code of the answer.
+    fn send(&mut self, server: &Server, size: usize) -> (u16, String) {
+        self.sent += 1;
+        let noise: String = (0..size as u64 / 64 + 1)
+            .map(|n| blake3::hash(&[self.sent.to_le_bytes(), n.to_le_bytes()].concat()).to_hex().to_string())
+            .collect();
+        let noise = &noise[..size.min(noise.len())];
+        let (status, answer) = server.post(&format!(r#"{{"metric":"m","id":"{}","properties":"{noise}"}}"#, self.sent));
+        self.acked += u64::from(status == 202);
+        (status, answer["error"]["code"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn send_some(&mut self, server: &Server) {
+        for _ in 0..20 {
+            assert_eq!(self.send(server, 2_000).0, 202);
+        }
+    }
+
+    /// Sends until the answer is no success; it must be this code.
+    fn send_until_refused(&mut self, server: &Server, code: &str) {
+        loop {
+            let (status, found) = self.send(server, 6_000);
+            if status != 202 {
+                assert_eq!((status, &*found), (503, code));
+                return;
+            }
+            assert!(self.sent < 20_000, "nothing is refused");
+        }
+    }
+
+    /// Every answer is one, and in the end a complete one with exactly what was acknowledged.
+    fn is_counted(&self, server: &Server) {
+        until("a complete answer has everything that was acknowledged", || {
+            let (status, answer) = server.get("/v1/query?metric=m&step=all");
+            assert_eq!(status, 200, "{answer}");
+            let count = answer["series"][0]["points"][0]["count"].as_u64().unwrap_or(0);
+            assert!(count <= self.acked, "{count} of {}: {answer}", self.acked);
+            answer["completeness"]["partial"] == false && count == self.acked
+        });
+    }
+}
+
+fn log_of(data: &Path) -> String {
+    std::fs::read_to_string(data.with_extension("server.log")).unwrap_or_default()
+}
+
+fn metric(server: &Server, name: &str) -> Option<f64> {
+    let (_, text) = server.get("/metrics");
+    let text = text.as_str()?.to_owned();
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
+/// Not ready for writes, and says why.
+fn refuses_writes(server: &Server, ledger: &mut Ledger, code: &str) {
+    until("it is not ready for writes and names the reason", || {
+        let (status, why) = server.get("/readyz?role=gateway");
+        status == 503 && why.to_string().contains(code)
+    });
+    let (status, found) = ledger.send(server, 6_000);
+    assert_eq!((status, &*found), (503, code));
+    assert_eq!(server.get("/healthz").0, 200);
+}
+
+const SMALL: &[(&str, &str)] = &[
+    ("shards.count", "2"),
+    ("log.segment_bytes", "2MiB"),
+    ("flush.interval", "200ms"),
+    ("archive.max_delay", "2s"),
+    ("supervision.backoff_max", "1s"),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Term,
+    Kill,
+}
+
+impl End {
+    fn of(self, server: Server) {
+        match self {
+            End::Term => assert_eq!(server.stop(), Some(0)),
+            End::Kill => server.kill(),
+        }
+    }
+}
+
+/// One disk that takes no writes any more, and a node that runs, ends, starts and goes on on it.
+struct Trial<'a> {
+    options: &'a str,
+    breaks: &'a dyn Fn(&Disk),
+    mends: &'a dyn Fn(&Disk),
+    /// A node that runs cannot see it: only a start.
+    at_rest: bool,
+}
+
+impl Trial<'_> {
+    fn run(&self, end: End) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().join("data");
+        let Some(disk) = Disk::mount(data.clone(), self.options) else { return };
+        let mut ledger = Ledger::default();
+        let server = Server::start(&data, SMALL);
+        ledger.send_some(&server);
+        until("a part is in the store", || server.accounted()[0] > 0);
+        ledger.send_some(&server);
+        if !self.at_rest {
+            (self.breaks)(&disk);
+            ledger.send_until_refused(&server, "disk_full");
+            // What fits into what the log has reserved may still be taken; it must then be there for good.
+            for _ in 0..5 {
+                ledger.send(&server, 10);
+            }
+            ledger.is_counted(&server);
+            refuses_writes(&server, &mut ledger, "disk_full");
+        }
+        end.of(server);
+        (self.breaks)(&disk);
+
+        let mut server = Server::spawn(&data, free_port(), SMALL);
+        server.wait_alive();
+        refuses_writes(&server, &mut ledger, "disk_full");
+        ledger.is_counted(&server);
+        assert!(metric(&server, r#"rollmill_writes_refused_total{reason="disk_full"}"#).is_some_and(|refused| refused >= 1.0));
+        // Once more: a start on such a disk changes nothing.
+        end.of(server);
+        (self.breaks)(&disk);
+        let mut server = Server::spawn(&data, free_port(), SMALL);
+        server.wait_alive();
+        ledger.is_counted(&server);
+
+        (self.mends)(&disk);
+        server.wait_ready("gateway");
+        ledger.send_some(&server);
+        server.wait_ready("shards");
+        ledger.is_counted(&server);
+        until("everything is in the store", || server.accounted()[0] == ledger.acked);
+        assert!(metric(&server, "rollmill_disk_free_bytes").is_some_and(|free| free > 0.0));
+        assert!(metric(&server, "rollmill_log_size_bytes").is_some_and(|bytes| bytes > 0.0));
+        assert!(metric(&server, "rollmill_store_size_bytes").is_some_and(|bytes| bytes > 0.0));
+        assert_eq!(server.stop(), Some(0));
+        let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
+        let said = String::from_utf8_lossy(&verified.stdout).into_owned() + &String::from_utf8_lossy(&verified.stderr);
+        assert_eq!(verified.status.code(), Some(0), "{said}");
+        let log = log_of(&data);
+        for line in ["WARN", "the log refuses writes", "the log takes writes again"] {
+            assert!(log.contains(line), "{line:?} is not in:\n{log}");
+        }
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+#[test]
+fn a_full_disk_costs_nothing_acknowledged_and_no_answer() {
+    let trial = Trial { options: "size=24m,nr_inodes=4k", breaks: &Disk::fill, mends: &Disk::free, at_rest: false };
+    trial.run(End::Term);
+    trial.run(End::Kill);
+}
+
+#[test]
+fn a_disk_without_inodes_costs_nothing_acknowledged_and_no_answer() {
+    let trial = Trial { options: "size=64m,nr_inodes=400", breaks: &Disk::use_up_inodes, mends: &Disk::free, at_rest: false };
+    trial.run(End::Term);
+    trial.run(End::Kill);
+}
+
+#[test]
+fn a_read_only_disk_costs_nothing_acknowledged_and_no_answer() {
+    let trial = Trial {
+        options: "size=64m",
+        breaks: &|disk| disk.remount("ro"),
+        mends: &|disk| disk.remount("rw"),
+        at_rest: true,
+    };
+    trial.run(End::Term);
+    trial.run(End::Kill);
+}
+
+/// The disk of field report A: as large as a few segments, filled by the node itself, grown afterwards.
+#[test]
+fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
+    for end in [End::Term, End::Kill] {
+        for small in [0, 1, 5] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let data = dir.path().join("data");
+            let Some(disk) = Disk::mount(data.clone(), "size=12m") else { return };
+            // Nothing is released, so that the log does fill it.
+            let keeps = &[&SMALL[..2], &[("archive.max_delay", "1h"), ("flush.interval", "1h")]].concat();
+            let mut ledger = Ledger::default();
+            let server = Server::start(&data, keeps);
+            ledger.send_until_refused(&server, "disk_full");
+            (0..small).for_each(|_| drop(ledger.send(&server, 10)));
+            end.of(server);
+            disk.remount("size=100m");
+            let server = Server::start(&data, keeps);
+            ledger.is_counted(&server);
+            ledger.send_some(&server);
+            ledger.is_counted(&server);
+            End::Term.of(server);
+            let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
+            assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stderr));
+        }
+    }
+}
+
+/// The log has a disk of its own that has room: writes are taken, the store waits.
+#[test]
+fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
+    for end in [End::Term, End::Kill] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path().join("data");
+        let Some(disk) = Disk::mount(data.clone(), "size=16m,mode=0700") else { return };
+        let Some(_log) = Disk::mount(data.join("log"), "size=64m,mode=0700") else { return };
+        let mut ledger = Ledger::default();
+        let server = Server::start(&data, SMALL);
+        ledger.send_some(&server);
+        until("a part is in the store", || server.accounted()[0] > 0);
+        disk.fill();
+        ledger.send_some(&server);
+        ledger.is_counted(&server);
+        end.of(server);
+        disk.fill();
+
+        let server = Server::start(&data, SMALL);
+        ledger.send_some(&server);
+        ledger.is_counted(&server);
+        disk.free();
+        let mut server = server;
+        server.wait_ready("shards");
+        until("everything is in the store", || server.accounted()[0] == ledger.acked);
+        ledger.is_counted(&server);
+        assert_eq!(server.stop(), Some(0));
+        let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
+        assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stderr));
+    }
+}
+
+/// Starts a node with so few descriptors; both limits, so that it cannot help itself.
+fn with_descriptors(data: &Path, port: u16, limits: &str, env: &[(&str, &str)]) -> Server {
+    let mut command = Command::new("sh");
+    let serve = format!("ulimit {limits}; exec \"$@\"");
+    command.args(["-c", &serve, "sh", env!("CARGO_BIN_EXE_rollmill"), "serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]);
+    command.arg(data);
+    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
+    command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
+    Server::run(command, data, port)
+}
+
+#[test]
+fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_they_are_enough_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let limit = |server: &Server| {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).expect("proc");
+        limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit").to_owned()
+    };
+    let mut server = with_descriptors(&dir.path().join("soft"), free_port(), "-Sn 256; ulimit -Hn 2048", SMALL);
+    server.wait_ready("gateway");
+    assert!(limit(&server).matches("2048").count() == 2, "{}", limit(&server));
+    assert_eq!(server.stop(), Some(0));
+    assert!(log_of(&dir.path().join("soft")).contains("server.max_connections is lowered"));
+
+    // As many idle connections as it takes, and more: writes go on, and the log grows over several segments.
+    let data = dir.path().join("hard");
+    let mut server = with_descriptors(&data, free_port(), "-n 256", SMALL);
+    server.wait_ready("gateway");
+    let log = log_of(&data);
+    assert!(log.contains("server.max_connections is lowered") && log.contains("connections=156"), "{log}");
+    let mut ledger = Ledger::default();
+    let address = server.url.trim_start_matches("http://").to_owned();
+    // One connection is ours before the others come, as that of a client that writes all the time.
+    let (agent, url) = (agent(), format!("{}/v1/events", server.url));
+    let write = |n: u64| {
+        let noise: String = (0..90u64).map(|i| blake3::hash(&[n.to_le_bytes(), i.to_le_bytes()].concat()).to_hex().to_string()).collect();
+        let body = format!(r#"{{"metric":"m","id":"{n}","properties":"{noise}"}}"#);
+        agent.post(&url).header("content-type", "application/json").send(body).expect("an answer").status().as_u16()
+    };
+    ledger.acked += u64::from(write(0) == 202);
+    let idle: Vec<_> = (0..400).filter_map(|_| std::net::TcpStream::connect(&address).ok()).collect();
+    for n in 1..1_500 {
+        let status = write(n);
+        assert_eq!(status, 202, "write {n}");
+        ledger.acked += 1;
+    }
+    drop(idle);
+    ledger.is_counted(&server);
+    server.kill();
+    let mut server = with_descriptors(&data, free_port(), "-n 256", SMALL);
+    server.wait_ready("shards");
+    ledger.is_counted(&server);
+    assert!(!log_of(&data).contains("the log stops"), "{}", log_of(&data));
+}
