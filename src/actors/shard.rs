@@ -3,6 +3,9 @@
 //! A commit of unknown outcome, a refusal or a diverged log ends the actor: its memory is dropped, and the next start reloads the
 //! checkpoint. Nothing is ever retried whose outcome is not known.
 //!
+//! Where no other process can own the shard, it does not need a store that takes writes to answer queries: unclaimed, it reads on from the
+//! stored checkpoint under its last owner's epoch, and where it would flush it tries to claim. Once that works, it begins anew.
+//!
 //! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there.
 
 use std::sync::Arc;
@@ -79,6 +82,16 @@ pub struct ShardShell {
     /// While the log lacks what comes next and the archive has it.
     healing: Option<Healing>,
     heal_again_at: Millis,
+    /// The store took no claim: nothing is flushed.
+    unclaimed: bool,
+}
+
+/// What a new owner begins with.
+struct Loaded {
+    claim: Claim,
+    state: ShardState,
+    healing: Option<Healing>,
+    unclaimed: bool,
 }
 
 impl ractor::Message for ShardMessage {}
@@ -90,11 +103,11 @@ impl Actor for ShardActor {
 
     async fn pre_start(&self, _: ActorRef<ShardMessage>, (): ()) -> Result<ShardShell, ActorProcessingErr> {
         let actor = self.clone();
-        let (claim, state, healing) = tokio::task::spawn_blocking(move || actor.load()).await??;
+        let Loaded { claim, state, healing, unclaimed } = tokio::task::spawn_blocking(move || actor.load()).await??;
         let slot = self.slot();
         slot.begin(&claim, state);
         slot.pulsed.store(false, Ordering::Release);
-        Ok(ShardShell { healing, ..ShardShell::default() })
+        Ok(ShardShell { healing, unclaimed, ..ShardShell::default() })
     }
 
     async fn handle(
@@ -130,9 +143,12 @@ impl ShardActor {
     }
 
     /// Claims the shard and loads what a new owner needs: the checkpoint, the recent ids, the admitted series.
-    fn load(&self) -> Result<(Claim, ShardState, Option<Healing>), ActorProcessingErr> {
+    fn load(&self) -> Result<Loaded, ActorProcessingErr> {
         let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
-        let claim = self.store.claim(self.shard, self.log.id(), nonce)?;
+        let (claim, unclaimed) = match self.store.claim(self.shard, self.log.id(), nonce) {
+            Err(why) if self.log.is_exclusive() => (self.unclaimed(why)?, true),
+            claim => (claim?, false),
+        };
         let checkpoint = claim.checkpoint;
         // As they are now: the owner before may have flushed what this node has not heard of yet.
         let (start, end) = self.log.bounds(self.shard)?;
@@ -147,7 +163,37 @@ impl ShardActor {
             return Err(StoreError::Refused { shard: self.shard }.into());
         }
         let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admission, end);
-        Ok((claim, state, healing))
+        Ok(Loaded { claim, state, healing, unclaimed })
+    }
+
+    /// The checkpoint as it stands, of a store that takes no writes. Nobody counts this start: an event that crashes the process does so
+    /// again until the store can be written.
+    fn unclaimed(&self, why: StoreError) -> Result<Claim, ActorProcessingErr> {
+        if !matches!(why, StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unknown(_)) {
+            return Err(why.into());
+        }
+        let stored = self.store.snapshot()?.checkpoints()?.into_iter().find(|(shard, _)| *shard == self.shard);
+        // A shard that never had an owner has nothing to go on from.
+        let Some((_, checkpoint)) = stored.filter(|(_, at)| at.log == self.log.id()) else { return Err(why.into()) };
+        tracing::warn!(shard = self.shard.0, %why, "the store takes no writes: the shard answers queries, and flushes when it does");
+        Ok(Claim { checkpoint, attempts: 0, suspects: Vec::new() })
+    }
+
+    /// Where an owner would flush: whether the store takes writes again.
+    fn claim_again(&self, myself: &ActorRef<ShardMessage>) -> Result<(), ActorProcessingErr> {
+        let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
+        let (store, shard, log, myself) = (self.store.clone(), self.shard, self.log.id(), myself.clone());
+        tokio::task::spawn_blocking(move || {
+            let outcome = match store.claim(shard, log, nonce) {
+                Ok(_) => StoreError::Unknown("the store takes writes again, and the shard has an owner anew".to_owned()),
+                Err(StoreError::Unknown(why)) => StoreError::Failed(why),
+                Err(why) => why,
+            };
+            if let Err(gone) = myself.cast(ShardMessage::CommitEnded(Err(outcome))) {
+                tracing::debug!(%gone, "nobody waits for this claim any more");
+            }
+        });
+        Ok(())
     }
 
     /// What the log lost above the checkpoint, if it did.
@@ -313,6 +359,10 @@ impl ShardActor {
             }
             Effect::Commit { guard, batch, forget_ids_before } => {
                 shell.committing = Some((guard.range.to, Stopwatch::start()));
+                if shell.unclaimed {
+                    self.claim_again(myself)?;
+                    return Ok(false);
+                }
                 let (store, myself) = (self.store.clone(), myself.clone());
                 tokio::task::spawn_blocking(move || {
                     let outcome = store.flush(guard, &batch, forget_ids_before);

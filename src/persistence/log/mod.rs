@@ -143,6 +143,10 @@ pub trait EventLog: Send + Sync + 'static {
     /// # Errors
     /// If nothing of the request was or will be written.
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError>;
+    /// Whether this process alone has the log, so that no other can own one of its shards.
+    fn is_exclusive(&self) -> bool {
+        false
+    }
     /// Why the log takes no writes now, if it knows without being asked to append: it looks again by itself.
     fn refuses(&self) -> Option<AppendError> {
         None

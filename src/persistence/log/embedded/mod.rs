@@ -239,6 +239,10 @@ impl EventLog for EmbeddedLog {
         Ok(ticket)
     }
 
+    fn is_exclusive(&self) -> bool {
+        self.shared.dir.is_some()
+    }
+
     fn refuses(&self) -> Option<AppendError> {
         self.shared.queue.closed().map(AppendError::Closed).or_else(|| self.shared.refusing())
     }

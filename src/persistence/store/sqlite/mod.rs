@@ -2,7 +2,8 @@
 //!
 //! What always holds: every write is one IMMEDIATE transaction with `synchronous=FULL`, and begins with its compare-and-set; nothing
 //! derived from a transaction is remembered before it committed. A snapshot is a read transaction in WAL mode: it sees one state.
-//! On failure: an error before COMMIT is [`StoreError::Failed`] (rolled back), one of COMMIT itself is [`StoreError::Unknown`].
+//! On failure: an error before COMMIT is [`StoreError::Failed`] (rolled back), and so is a full disk in COMMIT; any other error of COMMIT
+//! is [`StoreError::Unknown`].
 //! Unsigned 64-bit numbers are stored as the integer of the same bits.
 
 mod admin;
@@ -188,7 +189,11 @@ impl Writing<'_> {
         let mut catalogue = catalogue::Catalogue::new(&tx, known);
         let answer = body(&tx, &mut catalogue)?;
         let fresh = catalogue.finish()?;
-        tx.commit().map_err(|e| StoreError::Unknown(format!("sqlite: COMMIT: {e}")))?;
+        tx.commit().map_err(|e| match e.sqlite_error_code() {
+            // It is rolled back, and the next transaction writes over what a part of it may have left in the journal.
+            Some(rusqlite::ErrorCode::DiskFull) => e.into(),
+            _ => StoreError::Unknown(format!("sqlite: COMMIT: {e}")),
+        })?;
         known.add(fresh);
         Ok(answer)
     }
