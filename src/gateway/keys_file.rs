@@ -30,7 +30,10 @@ fn is_json(path: &Path) -> bool {
 pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     let mode = std::fs::metadata(path).map_err(|e| error(path, e))?.permissions().mode();
     if mode & WRITE_OF_OTHERS != 0 {
-        return Err(error(path, format!("others may write it (mode {:04o}), and so make themselves keys: chmod go-w", mode & 0o7777)));
+        return Err(error(
+            path,
+            format!("others may write it (mode {:04o}), and so make themselves keys: chmod go-w", mode & 0o7777),
+        ));
     }
     let text = std::fs::read_to_string(path).map_err(|e| error(path, e))?;
     let file: KeysFile = if is_json(path) {

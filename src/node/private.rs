@@ -30,7 +30,9 @@ pub(super) fn directory(dir: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     match std::fs::set_permissions(dir, Permissions::from_mode(0o700)) {
-        Ok(()) => tracing::warn!(dir = %dir.display(), "everybody could look into the data directory: now only its owner can (0700)"),
+        Ok(()) => {
+            tracing::warn!(dir = %dir.display(), "everybody could look into the data directory: now only its owner can (0700)")
+        }
         Err(why) => {
             tracing::warn!(dir = %dir.display(), %why, "everybody can look into the data directory, and it cannot be closed: chmod 0700");
         }
@@ -64,7 +66,9 @@ mod tests {
     #[test]
     fn a_data_directory_is_closed_to_others_and_stays_open_to_a_group() {
         let dir = tempfile::tempdir().expect("a directory");
-        for (before, after) in [(None, 0o700), (Some(0o755), 0o700), (Some(0o777), 0o700), (Some(0o750), 0o750), (Some(0o700), 0o700)] {
+        for (before, after) in
+            [(None, 0o700), (Some(0o755), 0o700), (Some(0o777), 0o700), (Some(0o750), 0o750), (Some(0o700), 0o700)]
+        {
             let path = dir.path().join(format!("{before:?}"));
             if let Some(before) = before {
                 std::fs::create_dir(&path).expect("made");

@@ -214,9 +214,9 @@ impl Trial<'_> {
         server.wait_ready("shards");
         ledger.is_counted(&server);
         until("everything is in the store", || server.accounted()[0] == ledger.acked);
-        assert!(metric(&server, "rollmill_disk_free_bytes").is_some_and(|free| free > 0.0));
-        assert!(metric(&server, "rollmill_log_size_bytes").is_some_and(|bytes| bytes > 0.0));
-        assert!(metric(&server, "rollmill_store_size_bytes").is_some_and(|bytes| bytes > 0.0));
+        for name in ["rollmill_disk_free_bytes", "rollmill_log_size_bytes", "rollmill_store_size_bytes"] {
+            until(name, || metric(&server, name).is_some_and(|bytes| bytes > 0.0));
+        }
         assert_eq!(server.stop(), Some(0));
         let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
         let said = String::from_utf8_lossy(&verified.stdout).into_owned() + &String::from_utf8_lossy(&verified.stderr);
@@ -245,12 +245,8 @@ fn a_disk_without_inodes_costs_nothing_acknowledged_and_no_answer() {
 
 #[test]
 fn a_read_only_disk_costs_nothing_acknowledged_and_no_answer() {
-    let trial = Trial {
-        options: "size=64m",
-        breaks: &|disk| disk.remount("ro"),
-        mends: &|disk| disk.remount("rw"),
-        at_rest: true,
-    };
+    let trial =
+        Trial { options: "size=64m", breaks: &|disk| disk.remount("ro"), mends: &|disk| disk.remount("rw"), at_rest: true };
     trial.run(End::Term);
     trial.run(End::Kill);
 }
@@ -318,7 +314,16 @@ fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
 fn with_descriptors(data: &Path, port: u16, limits: &str, env: &[(&str, &str)]) -> Server {
     let mut command = Command::new("sh");
     let serve = format!("ulimit {limits}; exec \"$@\"");
-    command.args(["-c", &serve, "sh", env!("CARGO_BIN_EXE_rollmill"), "serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]);
+    command.args([
+        "-c",
+        &serve,
+        "sh",
+        env!("CARGO_BIN_EXE_rollmill"),
+        "serve",
+        "--listen",
+        &format!("127.0.0.1:{port}"),
+        "--data",
+    ]);
     command.arg(data);
     std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
         command.env_remove(name);
@@ -351,7 +356,8 @@ fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_th
     // One connection is ours before the others come, as that of a client that writes all the time.
     let (agent, url) = (agent(), format!("{}/v1/events", server.url));
     let write = |n: u64| {
-        let noise: String = (0..90u64).map(|i| blake3::hash(&[n.to_le_bytes(), i.to_le_bytes()].concat()).to_hex().to_string()).collect();
+        let noise: String =
+            (0..90u64).map(|i| blake3::hash(&[n.to_le_bytes(), i.to_le_bytes()].concat()).to_hex().to_string()).collect();
         let body = format!(r#"{{"metric":"m","id":"{n}","properties":"{noise}"}}"#);
         agent.post(&url).header("content-type", "application/json").send(body).expect("an answer").status().as_u16()
     };

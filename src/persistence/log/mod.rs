@@ -45,7 +45,9 @@ pub enum AppendError {
     #[error("the file system of the log is read-only: mount it writable, writes continue by themselves")]
     ReadOnly,
     /// The process has no file descriptors left; nothing was written.
-    #[error("no file descriptors are left for the log: raise their limit (ulimit -n, LimitNOFILE), writes continue by themselves")]
+    #[error(
+        "no file descriptors are left for the log: raise their limit (ulimit -n, LimitNOFILE), writes continue by themselves"
+    )]
     NoDescriptors,
     /// The disk refused for another reason; nothing was written.
     #[error("the disk of the log fails, nothing was written: {0}")]

@@ -235,8 +235,7 @@ impl Writer {
         let appended = self.shared.options.clock.now().max(self.position.appended);
         let sequence = self.position.sequence;
         let (frame, plain) = self.encoder.encode(sequence, appended, records, &self.position.ends);
-        let begun =
-            self.tail.make_room(self.encoder.bytes.len() as u64, |number| header(&self.shared, &self.position, number));
+        let begun = self.tail.make_room(self.encoder.bytes.len() as u64, |number| header(&self.shared, &self.position, number));
         self.listed(begun)?;
         let at = self.tail.write(&self.encoder.bytes)?;
         let segment = self.tail.segment();

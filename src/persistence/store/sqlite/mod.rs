@@ -72,6 +72,10 @@ impl Writer {
     fn open(path: &Path, state: schema::State) -> Result<Self, StoreError> {
         let mut connection = Connection::open(path)
             .map_err(|e| StoreError::Failed(format!("cannot open {}: {e}: check the path and its rights", path.display())))?;
+        // SQLite gives a connection that only reads where a file cannot be written, and it never writes, whatever becomes of the disk.
+        if connection.is_readonly(rusqlite::MAIN_DB)? {
+            return Err(StoreError::Failed(format!("{} cannot be written", path.display())));
+        }
         schema::prepare(&mut connection, path, state)?;
         Ok(Self { connection, known: Known::default(), archived: None })
     }

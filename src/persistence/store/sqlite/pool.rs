@@ -80,7 +80,9 @@ impl Pool {
     pub(super) fn thaw(&self) -> Result<(), StoreError> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if free.frozen > 0 {
-            return Err(StoreError::Failed("queries still read the file as it stands: it is written when they have ended".to_owned()));
+            return Err(StoreError::Failed(
+                "queries still read the file as it stands: it is written when they have ended".to_owned(),
+            ));
         }
         free.thawed = true;
         Ok(())
