@@ -60,6 +60,7 @@ fn state() -> ShardState {
         flush_interval_ms: 10_000,
         max_delta_bytes: 1 << 30,
         keep_flushed_ms: 0,
+        shard_count: 1,
         panic_on_user: None,
     };
     let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 } };

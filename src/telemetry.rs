@@ -100,6 +100,10 @@ metrics_table! {
     Counter ACTOR_RESTARTS = "rollmill_actor_restarts_total" by "actor" in [
         "gateway", "gateways", "shard", "shards", "archiver", "upkeep", "mesh",
     ]: "Restarts of actors, by actor.";
+    Gauge SHARD_STOPPED = "rollmill_shard_stopped" by "shard" in []:
+        "Whether the shard stands still here until somebody mends what it stands before: 1, or 0.";
+    Counter QUARANTINED = "rollmill_quarantined_total" by "what" in ["event", "record"]:
+        "Events, or whole records that no gateway wrote, that were set aside and are not counted.";
     Counter INVARIANT_VIOLATIONS = "rollmill_invariant_violations_total" by "id" in [
         "I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I9", "I10", "I11", "I12",
     ]: "Violations of an invariant. Anything but zero is a bug.";

@@ -21,10 +21,13 @@ use crate::persistence::archive::chain::Chains;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
-use crate::telemetry;
+use crate::telemetry::{self, RepeatedLog};
 
 /// How often the archiver looks for due shards, at the least often.
 const LOOK_EVERY_MS: i64 = 1_000;
+
+/// A storage that is away, or records that are gone, are the same for all shards of the node, at every look.
+static FAILED: RepeatedLog = RepeatedLog::new();
 
 /// When an object is cut.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +103,9 @@ impl Archiver {
                 Ok(wrote) => written |= wrote,
                 Err(why) => {
                     metrics::counter!(telemetry::ARCHIVE_FAILURES, "step" => "write").increment(1);
-                    tracing::warn!(shard = shard.0, %why, "archiving failed, it is tried again");
+                    if let Some(silent) = FAILED.tell(&why.to_string()) {
+                        tracing::warn!(shard = shard.0, %why, silent, "archiving failed, it is tried again (told once a minute)");
+                    }
                 }
             }
         }

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,7 +22,7 @@ use crate::model::flush::{Claim, FlushBatch, LogRecord};
 use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
-use crate::persistence::log::EventLog;
+use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
 use crate::shards::series::Admission;
 use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
@@ -35,6 +36,9 @@ const HEAL_AGAIN_MS: i64 = 1_000;
 
 /// While the store is away, no shard of the node has anything to say that another has not said.
 static FLUSH_FAILED: RepeatedLog = RepeatedLog::new();
+
+/// A log that is damaged where the shard stands is read again after this time: somebody may have mended it.
+const DAMAGED_AGAIN: Duration = Duration::from_secs(5);
 
 /// What a shard actor needs.
 #[derive(Clone)]
@@ -84,6 +88,8 @@ pub struct ShardShell {
     heal_again_at: Millis,
     /// The store took no claim: nothing is flushed.
     unclaimed: bool,
+    /// Since the log was read last where it is damaged.
+    damaged: Option<Stopwatch>,
 }
 
 /// What a new owner begins with.
@@ -103,9 +109,12 @@ impl Actor for ShardActor {
 
     async fn pre_start(&self, _: ActorRef<ShardMessage>, (): ()) -> Result<ShardShell, ActorProcessingErr> {
         let actor = self.clone();
-        let Loaded { claim, state, healing, unclaimed } = tokio::task::spawn_blocking(move || actor.load()).await??;
+        let loaded = tokio::task::spawn_blocking(move || actor.load()).await?;
+        let Loaded { claim, state, healing, unclaimed } = loaded.inspect_err(|error| self.note_end(None, error))?;
         let slot = self.slot();
         slot.begin(&claim, state);
+        // What it stands before, it has still before it.
+        self.slots.goes_on(self.shard, Some(claim.checkpoint.next));
         slot.pulsed.store(false, Ordering::Release);
         Ok(ShardShell { healing, unclaimed, ..ShardShell::default() })
     }
@@ -116,12 +125,13 @@ impl Actor for ShardActor {
         message: ShardMessage,
         shell: &mut ShardShell,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
+        let outcome = match message {
             ShardMessage::Pulse => self.on_pulse(&myself, shell).await,
             ShardMessage::CommitEnded(outcome) => self.on_commit_ended(&myself, shell, outcome).await,
             ShardMessage::Confirmed(outcome) => self.on_confirmed(outcome),
             ShardMessage::Drain(reply) => self.on_drain(&myself, shell, reply).await,
-        }
+        };
+        outcome.inspect_err(|error| self.note_end(self.with_state(|state| state.next()).ok(), error))
     }
 
     async fn post_stop(&self, _: ActorRef<ShardMessage>, _: &mut ShardShell) -> Result<(), ActorProcessingErr> {
@@ -137,13 +147,29 @@ pub fn was_refused(error: &ActorProcessingErr) -> bool {
     matches!(error.downcast_ref::<StoreError>(), Some(StoreError::Refused { .. }))
 }
 
+/// Whether an actor ended because its shard cannot be served, here or elsewhere, until somebody mends its log, its store or its archive.
+pub fn cannot_be_served(error: &ActorProcessingErr) -> bool {
+    let log = error.downcast_ref::<LogError>().is_some_and(|e| matches!(e, LogError::Corrupt(_) | LogError::Replaced(_)));
+    let store = error.downcast_ref::<StoreError>().is_some_and(|e| matches!(e, StoreError::Invalid(_)));
+    let healing = error.downcast_ref::<Unhealed>().is_some_and(|e| matches!(e, Unhealed::Diverged(_)));
+    log || store || healing || error.downcast_ref::<Diverged>().is_some()
+}
+
 impl ShardActor {
+    /// An end that no new start mends stops the shard.
+    fn note_end(&self, before: Option<Offset>, error: &ActorProcessingErr) {
+        if cannot_be_served(error) {
+            self.slots.stop(self.shard, before, &error.to_string());
+        }
+    }
+
     fn slot(&self) -> &Arc<Slot> {
         self.slots.slot(self.shard)
     }
 
     /// Claims the shard and loads what a new owner needs: the checkpoint, the recent ids, the admitted series.
     fn load(&self) -> Result<Loaded, ActorProcessingErr> {
+        self.look_first()?;
         let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
         let (claim, unclaimed) = match self.store.claim(self.shard, self.log.id(), nonce) {
             Err(why) if self.log.is_exclusive() => (self.unclaimed(why)?, true),
@@ -196,6 +222,18 @@ impl ShardActor {
         Ok(())
     }
 
+    /// A shard that could not be served is not claimed before it can: each claim is a new epoch, and counts as an attempt.
+    fn look_first(&self) -> Result<(), ActorProcessingErr> {
+        if self.slot().stopped().is_none() {
+            return Ok(());
+        }
+        let stands = self.store.snapshot()?.checkpoints()?.into_iter().find(|(shard, _)| *shard == self.shard);
+        if let Some((_, checkpoint)) = stands.filter(|(_, at)| at.log == self.log.id()) {
+            self.heals(&checkpoint, self.log.bounds(self.shard)?)?;
+        }
+        Ok(())
+    }
+
     /// What the log lost above the checkpoint, if it did.
     fn heals(&self, at: &Checkpoint, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
         let count = |outcome: &'static str| metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => outcome).increment(1);
@@ -211,10 +249,7 @@ impl ShardActor {
                 );
                 count("begun");
             }
-            Err(Unhealed::Diverged(lost @ Diverged::Lost { .. })) => {
-                tracing::error!(shard = self.shard.0, "the shard stops: {lost}");
-                count("refused");
-            }
+            Err(Unhealed::Diverged(Diverged::Lost { .. })) => count("refused"),
             Ok(None) | Err(_) => {}
         }
         healing
@@ -251,7 +286,7 @@ impl ShardActor {
             self.step(myself, shell, Input::Records(&records)).await?;
             metrics::counter!(telemetry::LOG_HEALED_RECORDS).increment(records.len() as u64);
         } else {
-            let mut records = self.log.read(self.shard, next, PULL_BYTES)?;
+            let Some(mut records) = self.read_log(shell, next)? else { return Ok(false) };
             records.truncate(credit);
             self.step(myself, shell, Input::Records(&records)).await?;
             if let Some(oldest) = records.first() {
@@ -263,7 +298,25 @@ impl ShardActor {
         }
         self.slots.look(self.shard, slot);
         let next = self.with_state(|state| state.next())?;
+        self.slots.goes_on(self.shard, Some(next));
         Ok(next < self.log.end(self.shard))
+    }
+
+    /// Records of the log; none where it is damaged. The shard stands still there and lives: what lies below is flushed and answered, and
+    /// a start would find the same.
+    fn read_log(&self, shell: &mut ShardShell, next: Offset) -> Result<Option<Vec<LogRecord>>, ActorProcessingErr> {
+        if shell.damaged.is_some_and(|since| since.elapsed() < DAMAGED_AGAIN) {
+            return Ok(None);
+        }
+        shell.damaged = None;
+        match self.log.read(self.shard, next, PULL_BYTES) {
+            Err(LogError::Corrupt(why)) => {
+                self.slots.stop(self.shard, Some(next), &LogError::Corrupt(why).to_string());
+                shell.damaged = Some(Stopwatch::start());
+                Ok(None)
+            }
+            read => Ok(Some(read?)),
+        }
     }
 
     /// Records that the log lost; none while the archive cannot be reached: the outage waits, no actor dies of it.
@@ -345,6 +398,10 @@ impl ShardActor {
         match effect {
             Effect::Confirm { next } => {
                 self.confirm(myself, next)?;
+                Ok(false)
+            }
+            Effect::Stop(unread @ Diverged::Unread { offset, .. }) => {
+                self.slots.stop(self.shard, Some(offset), &unread.to_string());
                 Ok(false)
             }
             Effect::Stop(diverged) => Err(diverged.into()),
@@ -478,4 +535,17 @@ fn count_events(batch: &FlushBatch) {
     metrics::counter!(telemetry::EVENTS_OVERFLOWED).increment(overflowed.map(|delta| delta.rollup.figures.count).sum());
     metrics::counter!(telemetry::EVENTS_AGGREGATED).increment(batch.accounting.iter().map(|row| row.aggregated).sum());
     metrics::counter!(telemetry::EVENTS_DEDUPLICATED).increment(batch.accounting.iter().map(|row| row.deduplicated).sum());
+    let Some(first) = batch.quarantined.first() else { return };
+    let records = batch.quarantined.iter().filter(|row| row.tenant.is_empty()).count();
+    let events = batch.quarantined.len() - records;
+    metrics::counter!(telemetry::QUARANTINED, "what" => "record").increment(records as u64);
+    metrics::counter!(telemetry::QUARANTINED, "what" => "event").increment(events as u64);
+    tracing::warn!(
+        shard = first.shard.0,
+        offset = first.offset,
+        reason = first.reason,
+        records,
+        events,
+        "records or events were set aside, and are not counted: `rollmill quarantine list`; the first one's place and reason"
+    );
 }

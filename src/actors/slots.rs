@@ -4,7 +4,7 @@
 //! mailbox call per shard and query would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per query).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::clock::Clock;
 use crate::model::flush::{AccountingDelta, Claim, SeriesInfo};
@@ -39,6 +39,16 @@ pub struct Slot {
     pub attempts: AtomicU32,
     /// When the shard entered this node's assignment; 0 if it is not in it.
     pub given_at: AtomicI64,
+    /// Why it cannot be served, here or elsewhere, until somebody mends it.
+    stopped: Mutex<Option<Stop>>,
+}
+
+/// What a shard stands still at.
+#[derive(Debug)]
+struct Stop {
+    /// The record that it does not get over; none if it cannot even begin.
+    before: Option<Offset>,
+    why: String,
 }
 
 impl Slot {
@@ -65,6 +75,25 @@ impl Slot {
         self.caught_up_at.store(0, Ordering::Release);
         self.attempts.store(0, Ordering::Release);
         *owned = None;
+    }
+
+    /// The shard stands still: before this record, or at its start. Whether that is news.
+    fn stop(&self, before: Option<Offset>, why: &str) -> bool {
+        let stop = Stop { before, why: why.to_owned() };
+        let former = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).replace(stop);
+        former.is_none_or(|former| former.why != why)
+    }
+
+    /// It has got over what stopped it, if its next record is this one; or it is not stopped here any more. Whether that is news.
+    fn goes_on(&self, next: Option<Offset>) -> bool {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = |stop: &Stop| next.is_none_or(|next| stop.before.is_none_or(|before| next > before));
+        stopped.take_if(|stop| over(stop)).is_some()
+    }
+
+    /// Why the shard cannot be served until somebody mends it, if so.
+    pub fn stopped(&self) -> Option<String> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|stop| stop.why.clone())
     }
 
     /// The owner of this epoch has archived everything below `to`; a former owner's news count no longer.
@@ -113,6 +142,25 @@ impl Slots {
         &self.slots[shard.0 as usize]
     }
 
+    /// Epoch of the shard's owner here.
+    pub fn epoch(&self, shard: ShardId) -> Option<Epoch> {
+        self.slots.get(shard.0 as usize)?.epoch()
+    }
+
+    /// The shard cannot be served until somebody mends it: it stands still before this record, or at its start.
+    pub fn stop(&self, shard: ShardId, before: Option<Offset>, why: &str) {
+        if self.slot(shard).stop(before, why) {
+            tracing::error!(shard = shard.0, "the shard stops: {why}");
+        }
+    }
+
+    /// The shard has got over what stopped it, if its next record is this one; without one, it is not stopped here any more.
+    pub fn goes_on(&self, shard: ShardId, next: Option<Offset>) {
+        if self.slot(shard).goes_on(next) {
+            tracing::info!(shard = shard.0, "the shard has got over what stopped it, or is another node's");
+        }
+    }
+
     /// Every shard and its slot.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, &Arc<Slot>)> {
         (0..).map(ShardId).zip(&self.slots)
@@ -130,11 +178,16 @@ impl Slots {
 
     /// Whether every shard of this node's assignment is owned here and has applied everything appended more than `stale_after_ms` ago.
     /// A node that was fresh gets as long for a shard that is assigned to it: taking over from another node does not make it unready.
+    /// A shard that cannot be served anywhere is not looked at, unless there are only such: it must not take the others' node away.
     pub fn all_fresh(&self, stale_after_ms: i64) -> bool {
         let now = self.clock.now();
         let floor = now - stale_after_ms;
         let assigned = self.log.assignment().borrow().clone();
-        let slots = || assigned.iter().filter_map(|shard| self.slots.get(shard.0 as usize));
+        let all = || assigned.iter().filter_map(|shard| self.slots.get(shard.0 as usize));
+        let slots = || all().filter(|slot| slot.stopped().is_none());
+        if slots().next().is_none() && all().next().is_some() {
+            return false;
+        }
         let fresh = |slot: &Arc<Slot>| slot.epoch().is_some() && slot.caught_up_at.load(Ordering::Acquire) >= floor;
         if slots().all(fresh) {
             self.was_fresh.store(true, Ordering::Release);

@@ -151,6 +151,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             config.iter().for_each(|(key, value)| println!("{key} = {value}"));
+            let refused = crate::node::refusals(&config);
+            anyhow::ensure!(refused.is_empty(), "`rollmill serve` refuses this configuration:\n  {}", refused.join("\n  "));
         }
         Command::Version => {
             println!("rollmill {}\nfeatures: {}", env!("CARGO_PKG_VERSION"), features());

@@ -110,6 +110,9 @@ fn problem(answer: &Value) -> Option<String> {
         (0, 0) => {}
         (without, stale) => lines.push(format!("{without} shards have no owner, {stale} are stale")),
     }
+    for shard in rows(&answer["shards"]).iter().filter(|shard| shard["problem"] == "stopped") {
+        lines.push(format!("shard {} stands still: {}", shown(&shard["shard"]), shown(&shard["why"])));
+    }
     match answer["store"].as_str() {
         None | Some("reachable") => {}
         Some(why) => lines.push(format!("the store does not answer ({why}): shards of other nodes are not known")),
@@ -139,7 +142,8 @@ mod tests {
             "shards": [
                 {"shard": 0, "owner": "here", "node": "a", "epoch": 3, "next": 9, "end": 10, "lag": 1, "age_ms": 12_000,
                  "archived": 4, "archive_lag": 5, "attempts": 0, "problem": "stale"},
-                {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"}],
+                {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"},
+                {"shard": 2, "owner": "here", "node": "a", "problem": "stopped", "why": "the log is corrupt"}],
         });
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let lines: Vec<_> = shards(&answer).lines().map(words).collect();
@@ -148,5 +152,6 @@ mod tests {
         assert!(nodes(&answer).contains("gateway,shards"));
         let problem = problem(&answer).expect("a problem");
         assert!(problem.contains("1 shards have no owner, 1 are stale") && problem.contains("the store failed"), "{problem}");
+        assert!(problem.contains("shard 2 stands still: the log is corrupt"), "{problem}");
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use crate::config::Config;
-use crate::node::backends;
+use crate::node::{backends, move_topic};
 use crate::persistence::log::kafka::topic::Description;
 
 #[derive(Debug, Args)]
@@ -33,6 +33,23 @@ enum Command {
     },
     /// Show the topic, and what is not as it must be
     Describe(Options),
+    /// Take the cluster from another topic to the one of the configuration; all nodes must be stopped
+    #[command(after_help = "Example:
+  rollmill topic move --config rollmill.toml --from rollmill --dry-run     # kafka.topic is the new one, which is not there yet
+
+Everything in the old topic is flushed and archived first. Offsets stay what they are: retries are recognised, and `rollmill verify` covers
+old and new records. It may be killed at any moment: run it again. No node serves before it has ended. The old topic is not deleted, and no
+node opens it any more. For `rollmill rebuild`, the old log is a --former-log.")]
+    Move {
+        /// The topic that the cluster comes from
+        #[arg(long, value_name = "TOPIC")]
+        from: String,
+        /// Look at both sides and say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        options: Options,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -47,12 +64,15 @@ struct Options {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
-    let (Command::Create { options, .. } | Command::Describe(options)) = &args.command;
+    let (Command::Create { options, .. } | Command::Describe(options) | Command::Move { options, .. }) = &args.command;
+    if let Command::Move { from, dry_run, .. } = &args.command {
+        return move_from(from, *dry_run, options);
+    }
     let config = Config::load_part(options.config.as_deref(), std::env::vars(), &[])?;
     let description = match &args.command {
         Command::Create { if_missing: true, .. } if backends::topic_exists(&config)? => backends::describe_topic(&config)?,
         Command::Create { .. } => backends::create_topic(&config)?,
-        Command::Describe(_) => backends::describe_topic(&config)?,
+        Command::Describe(_) | Command::Move { .. } => backends::describe_topic(&config)?,
     };
     if options.json {
         println!("{}", json(&description));
@@ -61,8 +81,49 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
         if let Some(refusal) = description.refusal(config.text("kafka.brokers")) {
             println!("{refusal}");
         }
+        description.notes().for_each(|note| println!("{note}"));
     }
-    Ok(if description.differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let wrong = match &args.command {
+        // What nodes serve on all the same stops no set-up.
+        Command::Create { .. } => description.differences.iter().any(|d| !d.is_harmless),
+        Command::Describe(_) | Command::Move { .. } => !description.differences.is_empty(),
+    };
+    Ok(if wrong { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode> {
+    let load = |flags: &[(&str, &str)]| {
+        let flags: Vec<(&str, String)> = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
+        Config::load(options.config.as_deref(), std::env::vars(), &flags)
+    };
+    let topic = ("kafka.topic", old);
+    let (old, new) = (load(&[topic])?, load(&[])?);
+    let at_once = load(&[topic, ("flush.interval", "100ms"), ("archive.max_delay", "100ms")])?;
+    let mut said = None;
+    let moved = move_topic::run(&move_topic::Topics { old: &old, at_once: &at_once, new: &new }, dry, &mut |step, _, _| {
+        if said.replace(step) != Some(step) && !options.json {
+            eprintln!("{}", step.words().0);
+        }
+    })?;
+    let to = moved.to.map(|log| log.to_string());
+    if options.json {
+        let (unflushed, unarchived) = moved.waiting;
+        let outcome = if dry { "planned" } else if moved.done_before { "was done before" } else { "done" };
+        let shown = serde_json::json!({ "outcome": outcome, "from": moved.from.to_string(), "to": to, "offsets": moved.offsets,
+            "unflushed": unflushed, "unarchived": unarchived });
+        println!("{shown}");
+    } else if let Some(to) = to {
+        println!("the cluster goes on in topic {} (log {to}); its log was {}", new.text("kafka.topic"), moved.from);
+    } else {
+        let (unflushed, unarchived) = moved.waiting;
+        println!(
+            "nothing was changed. To be flushed first: {unflushed} records; to be archived first: {unarchived}. The new topic will begin behind \
+             {} records",
+            moved.offsets
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn table(topic: &Description) -> comfy_table::Table {
@@ -88,13 +149,18 @@ fn table(topic: &Description) -> comfy_table::Table {
 }
 
 fn json(topic: &Description) -> serde_json::Value {
-    let difference = |d: &crate::persistence::log::kafka::topic::Difference| serde_json::json!({ "what": d.what, "found": d.found, "wanted": d.wanted, "why": d.why });
+    let difference = |d: &crate::persistence::log::kafka::topic::Difference| {
+        serde_json::json!({ "what": d.what, "found": d.found, "wanted": d.wanted, "why": d.why,
+            "nodes_serve": d.is_harmless })
+    };
     let numbers = |shards: &[crate::model::offset::ShardId]| shards.iter().map(|shard| shard.0).collect::<Vec<_>>();
     serde_json::json!({
         "topic": topic.topic,
         "cluster": topic.cluster,
         "log": topic.log.map(|log| log.to_string()),
         "partitions": topic.partitions,
+        "surplus_partitions": topic.surplus.iter().map(|(shard, records)| serde_json::json!({ "partition": shard.0, "records": records }))
+            .collect::<Vec<_>>(),
         "replication": topic.replication,
         "under_replicated": numbers(&topic.under_replicated),
         "leaderless": numbers(&topic.leaderless),

@@ -108,6 +108,36 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
+/// `kafka.passed_gaps`: ranges of offsets of which a person says that Rollmill has written nothing there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gaps(Vec<(u32, std::ops::Range<u64>)>);
+
+impl Gaps {
+    /// Reads `shard:from-to,shard:from-to`; the first offset is in the gap, the last one behind it.
+    ///
+    /// # Errors
+    /// Names what is not of this form.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let gap = |text: &str| {
+            let (shard, range) = text.split_once(':')?;
+            let (from, to) = range.split_once('-')?;
+            let range = from.trim().parse().ok()?..to.trim().parse().ok()?;
+            (range.start < range.end).then_some((shard.trim().parse().ok()?, range))
+        };
+        let all = text.split(',').map(str::trim).filter(|text| !text.is_empty());
+        all.map(|text| {
+            gap(text).ok_or_else(|| format!("kafka.passed_gaps: {text:?} is no gap: write SHARD:FROM-TO, as the log names it"))
+        })
+        .collect::<Result<_, _>>()
+        .map(Self)
+    }
+
+    /// Whether all of `[from, to)` of the shard is in one of them.
+    pub fn covers(&self, shard: u32, from: u64, to: u64) -> bool {
+        self.0.iter().any(|(of, range)| *of == shard && range.start <= from && to <= range.end)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,6 +188,17 @@ mod tests {
             [&[("security.protocol", "SASL_SSL")][..], &[("security.protocol", "sasl_ssl"), ("sasl.mechanism", "GSSAPI")][..]]
         {
             assert!(checked(pairs, true).is_err_and(|why| why.contains("sasl.mechanism")));
+        }
+    }
+
+    #[test]
+    fn gaps_are_named_by_shard_and_offsets() {
+        let gaps = Gaps::parse("3:120-122, 7:0-1,").expect("two");
+        assert!(gaps.covers(3, 120, 122) && gaps.covers(3, 121, 122) && gaps.covers(7, 0, 1));
+        assert!(!gaps.covers(3, 119, 121) && !gaps.covers(3, 121, 123) && !gaps.covers(2, 120, 121));
+        assert_eq!(Gaps::parse(""), Ok(Gaps::default()));
+        for wrong in ["3", "3:5", "3:5-5", "3:6-5", "x:1-2", "3:-1-2", "3:1-2;4:1-2"] {
+            assert!(Gaps::parse(wrong).is_err_and(|why| why.contains("SHARD:FROM-TO")), "{wrong}");
         }
     }
 }

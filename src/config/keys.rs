@@ -213,6 +213,11 @@ pub const KEYS: &[Key] = &[
         "",
         "More settings of the client, `name=value,name=value`, such as those of SASL and TLS; never shown.",
     ),
+    text(
+        "kafka.passed_gaps",
+        "",
+        "Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks for it: docs/operations.md, \"Kafka\".",
+    ),
     key("kafka.timeout", Kind::Duration, "5s", 100, 600000, "Patience with one request to Kafka."),
     key(
         "kafka.session_timeout",

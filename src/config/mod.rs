@@ -12,7 +12,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use kafka::Properties;
+pub use kafka::{Gaps, Properties};
 pub use keys::{KEYS, Key, Kind};
 pub use roles::Roles;
 use service_links::is_service_link;
@@ -107,6 +107,7 @@ impl Config {
         }
         self.check_cluster(mistakes);
         mistakes.extend(Properties::parse(self.text("kafka.properties")).err());
+        mistakes.extend(Gaps::parse(self.text("kafka.passed_gaps")).err());
         if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }

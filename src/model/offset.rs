@@ -110,6 +110,17 @@ pub enum Diverged {
         /// The checkpoint, or the end of the archive.
         checkpoint: Offset,
     },
+    /// A record of a version that this build does not read. Bytes that are no record at all are set aside instead.
+    #[error(
+        "the record at offset {offset} is of version {version}, which this build does not read: run the release of Rollmill that wrote it, or \
+         a newer one; the shard stands still before it, and nothing is passed over"
+    )]
+    Unread {
+        /// Where it is.
+        offset: Offset,
+        /// Its version.
+        version: u64,
+    },
     /// Another log altogether.
     #[error("the store belongs to log {expected}, but the log is {found}: put back the one that belongs to the other")]
     OtherLog {

@@ -89,6 +89,30 @@ impl RecordEvent<'_> {
     }
 }
 
+/// The version of a record that this build does not read, if the bytes are such a record. Every version is an array that begins with its
+/// number and the tenant; whatever else the bytes are, they are no record at all.
+pub fn unknown_version(bytes: &[u8]) -> Option<u64> {
+    let rest = match bytes {
+        [0x92..=0x9f, rest @ ..] | [0xdc, _, _, rest @ ..] | [0xdd, _, _, _, _, rest @ ..] => rest,
+        _ => return None,
+    };
+    let (version, rest) = match rest {
+        [small @ ..=0x7f, rest @ ..] => (u64::from(*small), rest),
+        [0xcc, a, rest @ ..] => (u64::from(*a), rest),
+        [0xcd, a, b, rest @ ..] => (u64::from(u16::from_be_bytes([*a, *b])), rest),
+        [0xce, a, b, c, d, rest @ ..] => (u64::from(u32::from_be_bytes([*a, *b, *c, *d])), rest),
+        [0xcf, rest @ ..] => (u64::from_be_bytes(*rest.first_chunk()?), &rest[8..]),
+        _ => return None,
+    };
+    let tenant_follows = matches!(rest, [0xa0..=0xbf | 0xd9..=0xdb, ..]);
+    (tenant_follows && !is_known(version)).then_some(version)
+}
+
+/// Whether [`decode`] reads this version.
+fn is_known(version: u64) -> bool {
+    version == u64::from(VERSION)
+}
+
 /// Appends the MessagePack form.
 pub fn encode(record: &Record<'_>, out: &mut Vec<u8>) {
     // Writing to a Vec cannot fail and the types hold nothing that MessagePack cannot express.
@@ -102,8 +126,11 @@ pub fn encode(record: &Record<'_>, out: &mut Vec<u8>) {
 /// If the version is unknown, the bytes do not decode, an id is not 16 bytes or a series index points nowhere.
 pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     let bad = |why: String| CodecError::new("record", why);
+    if let Some(version) = unknown_version(bytes) {
+        return Err(bad(format!("version {version} is unknown, this build reads {VERSION}")));
+    }
     let record: Record<'_> = rmp_serde::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-    if record.version != VERSION {
+    if !is_known(record.version.into()) {
         return Err(bad(format!("version {} is unknown, this build reads {VERSION}", record.version)));
     }
     if record.series.iter().any(|s| s.id.len() != 16) {
@@ -150,4 +177,37 @@ fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decim
         }
     }
     deserializer.deserialize_any(Units)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(version: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(&Record { version, tenant: "shop", gateway: 7, series: vec![], events: vec![] }, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn records_of_versions_that_are_not_known_are_told_from_bytes_that_are_no_record() {
+        assert_eq!(unknown_version(&bytes(VERSION)), None);
+        for version in [0, 100, 127, 128, 255] {
+            assert_eq!(unknown_version(&bytes(version)), Some(version.into()));
+            let why = decode(&bytes(version)).expect_err("refused").to_string();
+            assert!(why.contains(&format!("version {version} is unknown")), "{why}");
+        }
+        // Of a form that this build knows nothing of: more elements, wider numbers, a longer head.
+        assert_eq!(unknown_version(b"\x97\x63\xa4shop\xc0\xc0\xc0\xc0\xc0"), Some(99));
+        assert_eq!(unknown_version(b"\xdc\x00\x02\xcd\x01\x00\xd9\x01t"), Some(256));
+        assert_eq!(unknown_version(b"\xdd\x00\x00\x00\x02\xce\x00\x01\x00\x00\xa0"), Some(65_536));
+        assert_eq!(unknown_version(b"\x92\xcf\x00\x00\x00\x01\x00\x00\x00\x00\xa1t"), Some(1 << 32));
+        for garbage in
+            [&b""[..], b"\x95", b"\x95\x63", b"\x95\x63\x01", b"\x95\xff\xa1t", b"\x91\x63", b"{\"version\":9}", b"\x92\xcf\x01"]
+        {
+            assert_eq!(unknown_version(garbage), None, "{garbage:x?}");
+            assert!(decode(garbage).is_err());
+        }
+        assert!(decode(&bytes(VERSION)[..8]).is_err_and(|why| !why.to_string().contains("unknown")), "a known one, cut off");
+    }
 }

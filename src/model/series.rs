@@ -114,6 +114,11 @@ impl Series {
         strings.all(|string| take(&mut key).is_ok_and(|found| found == string)) && key.is_empty()
     }
 
+    /// Whether canonical bytes are of this tenant.
+    pub fn key_is_of_tenant(mut key: &[u8], tenant: &str) -> bool {
+        take(&mut key).is_ok_and(|found| found == tenant)
+    }
+
     /// Whether canonical bytes are of this tenant and metric.
     pub fn key_is_of(mut key: &[u8], tenant: &str, metric: &str) -> bool {
         [tenant, metric].iter().all(|name| take(&mut key).is_ok_and(|found| found == *name))
@@ -199,5 +204,7 @@ mod tests {
             assert!(!Series::key_is_of(&key, tenant, metric), "{tenant} {metric}");
         }
         assert!(!Series::key_is_of(b"", "", ""));
+        let of_tenant = ["default", "defaul", "defaultp", ""].map(|tenant| Series::key_is_of_tenant(&key, tenant));
+        assert_eq!((of_tenant, Series::key_is_of_tenant(b"", "")), ([true, false, false, false], false));
     }
 }

@@ -11,11 +11,11 @@ use crate::persistence::archive::Archive;
 use crate::persistence::archive::location::Location;
 use crate::persistence::archive::objects::{ObjectArchive, Place};
 use crate::persistence::cache::PartCache;
-use crate::persistence::cache::redis::{RedisCache, RedisOptions};
+use crate::persistence::cache::redis::{self, RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::log::kafka::topic::{Admin, Description, Wish};
-use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, Properties, reach};
+use crate::persistence::log::kafka::{Connection, Gaps, KafkaLog, KafkaOptions, Properties, reach};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
@@ -53,6 +53,7 @@ pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bo
         safety: config.duration("log.safety"),
         replication: wish.replication,
         min_isr: wish.min_isr,
+        passed_gaps: Gaps::parse(config.text("kafka.passed_gaps")).map_err(|why| anyhow::anyhow!(why))?,
         clock: clock.clone(),
     };
     let log = KafkaLog::open(options).context("cannot open the log")?;
@@ -90,6 +91,20 @@ fn admin(config: &Config) -> anyhow::Result<Admin> {
     let connection = connection(config)?;
     reach::reach(&connection)?;
     Admin::new(&connection).map_err(|why| anyhow::anyhow!(why))
+}
+
+/// What is wrong with the addresses of servers, as far as it shows without asking them.
+///
+/// # Errors
+/// Names the key.
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+    if let Some(options) = postgres(config) {
+        options.place()?;
+    }
+    match config.text("query.redis") {
+        "" => Ok(()),
+        url => redis::check(url).map_err(|why| anyhow::anyhow!("query.redis: {why}")),
+    }
 }
 
 /// Makes the topic of the log.

@@ -60,6 +60,8 @@ impl Gauges {
         });
         let unarchived = reach.map_or(0, |reach| reach.next.saturating_sub(slot.archived.load(Ordering::Acquire)));
         let name = shard.0.to_string();
+        let stopped = if slot.stopped().is_some() { 1.0 } else { 0.0 };
+        metrics::gauge!(telemetry::SHARD_STOPPED, "shard" => name.clone()).set(stopped);
         metrics::gauge!(telemetry::SHARD_LAG_RECORDS, "shard" => name.clone()).set(lag as f64);
         metrics::gauge!(telemetry::SHARD_AGE_SECONDS, "shard" => name.clone()).set(age_ms as f64 / 1000.0);
         metrics::gauge!(telemetry::SHARD_UNARCHIVED_RECORDS, "shard" => name).set(unarchived as f64);

@@ -10,13 +10,14 @@ use crate::query::engine::QueryLimits;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
 
-pub(super) fn shard(config: &Config, faults: Faults) -> ShardLimits {
+pub(super) fn shard(config: &Config, shard_count: u32, faults: Faults) -> ShardLimits {
     ShardLimits {
         dedup_horizon_ms: config.millis("dedup.horizon"),
         dedup_max_ids: config.number("dedup.max_ids") as usize,
         flush_interval_ms: config.millis("flush.interval"),
         max_delta_bytes: (config.number("flush.max_delta_bytes") / config.number("shards.count")) as usize,
         keep_flushed_ms: config.millis("query.deadline"),
+        shard_count,
         panic_on_user: faults.panic_on_user,
     }
 }

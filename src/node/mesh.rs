@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 
+use super::ready::Knows;
 use super::{limits, name, private, tree};
 use crate::actors::live::LiveReader;
 use crate::actors::mesh::directory::Directory;
@@ -16,6 +17,7 @@ use crate::actors::mesh::tls::Tls;
 use crate::actors::slots::Slots;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::model::offset::LogId;
 use crate::query::status::{NodeStatus, Peers, Status};
 use crate::supervision::supervisor::ChildSpec;
 
@@ -28,6 +30,8 @@ pub(super) struct Role {
     pub live: Arc<dyn LiveReader>,
     /// The other nodes.
     pub peers: Arc<dyn Peers>,
+    /// Whether all shards are known.
+    pub knows: Option<Knows>,
     /// The actor.
     pub child: ChildSpec,
     status: Arc<OnceLock<Arc<Status>>>,
@@ -45,12 +49,17 @@ impl Role {
 ///
 /// # Errors
 /// Names the key and the way out.
-pub(super) async fn role(config: &Config, slots: &Arc<Slots>, clock: &Arc<dyn Clock>) -> anyhow::Result<Option<Role>> {
+pub(super) async fn role(
+    config: &Config,
+    slots: &Arc<Slots>,
+    clock: &Arc<dyn Clock>,
+    log: LogId,
+) -> anyhow::Result<Option<Role>> {
     let address = config.text("cluster.listen");
     if address.is_empty() {
         return Ok(None);
     }
-    let options = Arc::new(options(config)?);
+    let options = Arc::new(options(config, log)?);
     let resolved: Vec<_> = tokio::net::lookup_host(address)
         .await
         .with_context(|| format!("cannot resolve cluster.listen = {address}: it takes HOST:PORT"))?
@@ -71,9 +80,11 @@ pub(super) async fn role(config: &Config, slots: &Arc<Slots>, clock: &Arc<dyn Cl
     let server = Server { slots: slots.clone(), clock: clock.clone(), max_answer, card: Arc::new(card) };
     let live = MeshReader { slots: slots.clone(), directory: directory.clone(), clock: clock.clone(), call_timeout };
     let peers = Arc::new(Known(directory.clone()));
+    let (here, there) = (slots.clone(), directory.clone());
+    let knows = Some(Knows::new(move || here.iter().all(|(shard, slot)| slot.epoch().is_some() || there.knows(shard))));
     let mesh = Mesh { options, listener: Arc::new(listener), directory, server, clock: clock.clone() };
     let child = tree::mesh(mesh, limits::restarts(config), clock.clone());
-    Ok(Some(Role { live: Arc::new(live), peers, child, status }))
+    Ok(Some(Role { live: Arc::new(live), peers, knows, child, status }))
 }
 
 /// What is wrong with the settings of the mesh is told before anything is waited for.
@@ -81,10 +92,10 @@ pub(super) async fn role(config: &Config, slots: &Arc<Slots>, clock: &Arc<dyn Cl
 /// # Errors
 /// Names the key and the way out.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
-    if config.text("cluster.listen").is_empty() { Ok(()) } else { options(config).map(drop) }
+    if config.text("cluster.listen").is_empty() { Ok(()) } else { options(config, LogId([0; 16])).map(drop) }
 }
 
-fn options(config: &Config) -> anyhow::Result<MeshOptions> {
+fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
     let peers = config.text("cluster.peers").split(',').map(str::trim).filter(|peer| !peer.is_empty());
     let peers: Vec<String> = peers.map(str::to_owned).collect();
     if let Some(bad) = peers.iter().find(|peer| peer.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
@@ -98,6 +109,7 @@ fn options(config: &Config) -> anyhow::Result<MeshOptions> {
         _ => None,
     };
     Ok(MeshOptions {
+        log,
         name: name(config),
         peers,
         cookie: cookie(config)?,

@@ -13,6 +13,7 @@ mod limits;
 pub mod lock;
 mod mesh;
 pub mod migrate;
+pub mod move_topic;
 pub mod offline;
 mod open;
 pub mod private;
@@ -114,6 +115,13 @@ pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     runtime.block_on(run(config, &data, faults))
 }
 
+/// What `serve` would refuse in this configuration though every key by itself is right: addresses, files and secrets that it names. Nobody
+/// is asked for anything.
+pub fn refusals(config: &Config) -> Vec<String> {
+    let checks = [keys::load(config).map(drop), mesh::check(config), backends::check(config)];
+    checks.into_iter().filter_map(Result::err).map(|why| format!("{why:#}")).collect()
+}
+
 /// What a node stands on; a role that needs a port which is not there cannot start.
 pub struct Ports {
     /// The log.
@@ -184,12 +192,12 @@ impl Node {
         listener: TcpListener,
         faults: Faults,
     ) -> anyhow::Result<Self> {
-        let (roles, limits) = (config.roles(), limits::shard(config, faults));
         let (log, clock) = (ports.log.clone(), ports.clock.clone());
+        let (roles, limits) = (config.roles(), limits::shard(config, log.shard_count(), faults));
         let slots = Slots::new(log.clone(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
         let shards = if roles.shards { Some(shards::role(config, &ports, &slots, &limits)?) } else { None };
-        let mesh = mesh::role(config, &slots, &clock).await?;
+        let mut mesh = mesh::role(config, &slots, &clock, log.id()).await?;
         let live = mesh.as_ref().map_or(slots.clone() as Arc<dyn LiveReader>, |mesh| mesh.live.clone());
         let queries = if roles.query { query::role(config, &ports, live, limits)? } else { query::absent() };
         let ready = Arc::new(Readiness {
@@ -199,6 +207,7 @@ impl Node {
             slots: slots.clone(),
             stale_after_ms: config.millis("query.stale_after"),
             store: queries.store.clone(),
+            knows: mesh.as_mut().and_then(|mesh| mesh.knows.take()),
             clock: clock.clone(),
             stopping: false.into(),
         });

@@ -2,12 +2,43 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::actors::gateway_pool::AppendHealth;
 use crate::actors::slots::Slots;
-use crate::clock::Clock;
+use crate::clock::{Clock, Stopwatch};
 use crate::config::Roles;
 use crate::persistence::log::EventLog;
+
+/// A node whose shards are not all known by then answers without the others: some may have no owner at all.
+const KNOWN_WITHIN: Duration = Duration::from_secs(15);
+
+/// Whether a node that answers for all shards of the cluster knows of all of them: before that its answers are partial.
+pub(super) struct Knows {
+    all: Box<dyn Fn() -> bool + Send + Sync>,
+    since: Stopwatch,
+    known: AtomicBool,
+}
+
+impl Knows {
+    /// As `all` says, from now on.
+    pub(super) fn new(all: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { all: Box::new(all), since: Stopwatch::start(), known: AtomicBool::new(false) }
+    }
+
+    /// Once it knew them, a shard that moves or dies is a matter of each answer, not of the node.
+    fn enough(&self, patience: Duration) -> bool {
+        if self.known.load(Ordering::Acquire) {
+            return true;
+        }
+        let all = (self.all)();
+        let enough = all || self.since.elapsed() >= patience;
+        if enough && !self.known.swap(true, Ordering::AcqRel) && !all {
+            tracing::warn!("ready for queries though some shards are not known yet: answers are partial and name them");
+        }
+        enough
+    }
+}
 
 /// What readiness depends on.
 pub(super) struct Readiness {
@@ -23,6 +54,8 @@ pub(super) struct Readiness {
     pub stale_after_ms: i64,
     /// Whether the store answers.
     pub store: Arc<AtomicBool>,
+    /// Whether all shards are known; none for a node that answers for its own alone.
+    pub knows: Option<Knows>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The node is about to stop.
@@ -59,10 +92,32 @@ impl Readiness {
                 (takes, "gateway: the log took no appends lately")
             }
             "shards" => (self.slots.all_fresh(self.stale_after_ms), "shards: the shard readers do not make progress"),
-            "query" => (self.store.load(Ordering::Acquire), "query: the store does not answer"),
+            "query" if !self.store.load(Ordering::Acquire) => (false, "query: the store does not answer"),
+            "query" => {
+                let known = self.knows.as_ref().is_none_or(|knows| knows.enough(KNOWN_WITHIN));
+                (known, "query: the owners of some shards are not known yet, answers would be partial")
+            }
             // Replays run when somebody asks for one; nothing waits for them.
             _ => (true, ""),
         };
         if ready { Ok(()) } else { Err(why.to_owned()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_when_it_knows_all_shards_or_has_waited_long_enough() {
+        let knows_now = Arc::new(AtomicBool::new(false));
+        let asked = knows_now.clone();
+        let knows = Knows::new(move || asked.load(Ordering::Acquire));
+        assert!(!knows.enough(Duration::from_secs(3_600)));
+        knows_now.store(true, Ordering::Release);
+        assert!(knows.enough(Duration::from_secs(3_600)));
+        knows_now.store(false, Ordering::Release);
+        assert!(knows.enough(Duration::from_secs(3_600)), "a shard that moves later is a matter of each answer");
+        assert!(Knows::new(|| false).enough(Duration::ZERO), "some shards may have no owner at all");
     }
 }

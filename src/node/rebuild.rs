@@ -77,7 +77,7 @@ impl Prepared {
     /// If something cannot be read or written; what is done is kept, and the next attempt goes on there.
     pub fn run(&self, config: &Config, archive_only: bool, progress: &mut dyn FnMut(u64)) -> anyhow::Result<Report> {
         let nonce = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
-        let shards = limits::shard(config, Faults::default());
+        let shards = limits::shard(config, self.log.shard_count(), Faults::default());
         let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
         let max_delta_bytes = (config.number("flush.max_delta_bytes") / SHARE_OF_DELTAS) as usize;
         let run = |store: &dyn RollupStore, progress: &mut dyn FnMut(u64)| {
@@ -85,7 +85,7 @@ impl Prepared {
                 store,
                 archive: self.archive.as_ref(),
                 log: self.log.as_ref(),
-                rules: FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes },
+                rules: FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes, shard_count: self.log.shard_count() },
                 max_series: limits::max_series(config, self.log.shard_count()),
                 max_ahead_ms: config.millis("accept.max_ahead"),
                 nonce,

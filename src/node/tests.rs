@@ -2,6 +2,7 @@
 
 mod moves;
 mod roles;
+mod stopped;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

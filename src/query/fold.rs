@@ -18,6 +18,8 @@ pub struct FoldRules {
     pub dedup_max_ids: usize,
     /// Bytes of deltas at which a batch is due.
     pub max_delta_bytes: usize,
+    /// Number of shards.
+    pub shard_count: u32,
 }
 
 impl FoldRules {
@@ -29,6 +31,7 @@ impl FoldRules {
             flush_interval_ms: i64::MAX,
             max_delta_bytes: self.max_delta_bytes,
             keep_flushed_ms: 0,
+            shard_count: self.shard_count,
             panic_on_user: None,
         }
     }

@@ -56,6 +56,9 @@ pub struct NodeStatus {
     pub not_ready: Option<String>,
     /// The shards that it owns.
     pub shards: Vec<OwnedShard>,
+    /// Those of its shards that cannot be served until somebody mends something, with the reason. Older releases do not say.
+    #[serde(default)]
+    pub stopped: Vec<(u32, String)>,
 }
 
 /// The other nodes.
@@ -124,6 +127,7 @@ impl Status {
             uptime_ms: self.started.elapsed().as_millis() as u64,
             not_ready: (self.ready)().err(),
             shards: self.slots.iter().filter_map(owned).collect(),
+            stopped: self.slots.iter().filter_map(|(shard, slot)| Some((shard.0, slot.stopped()?))).collect(),
         }
     }
 
@@ -176,6 +180,15 @@ fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> V
     })
 }
 
+/// A shard that stands still says why.
+fn with_stop(mut shown: Value, shard: ShardId, nodes: &[NodeStatus]) -> Value {
+    if let Some((_, why)) = nodes.iter().flat_map(|node| &node.stopped).find(|(stopped, _)| *stopped == shard.0) {
+        shown["problem"] = "stopped".into();
+        shown["why"] = why.as_str().into();
+    }
+    shown
+}
+
 fn node(status: &NodeStatus) -> Value {
     json!({
         "name": status.name, "roles": status.roles, "version": status.version, "uptime_ms": status.uptime_ms,
@@ -203,7 +216,7 @@ impl StatusService for Status {
             .map(ShardId)
             .map(|shard| {
                 let checkpoint = checkpoints.as_ref().and_then(|all| all.get(&shard));
-                match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
+                let shown = match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
                     Some((name, standing)) => {
                         let here = nodes[0].shards.iter().any(|own| own.shard == shard.0 && own.epoch == standing.epoch);
                         owned(name, here, standing, now, self.stale_after_ms)
@@ -213,7 +226,8 @@ impl StatusService for Status {
                         let never_claimed = checkpoints.is_some() && checkpoint.is_none();
                         stored(shard, checkpoint, !(mine || peers_known || never_claimed))
                     }
-                }
+                };
+                with_stop(shown, shard, &nodes)
             })
             .collect();
         let healthy = known && shards.iter().all(|shard| shard["problem"].is_null());

@@ -289,6 +289,7 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
         flush_interval_ms: 1,
         max_delta_bytes: 1,
         keep_flushed_ms: 1,
+        shard_count: 1,
         panic_on_user: None,
     };
     let quarantine = Quarantine::new(store, limits);

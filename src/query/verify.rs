@@ -53,6 +53,17 @@ pub enum VerifyError {
     },
 }
 
+impl VerifyError {
+    /// Whether the other shards can be verified all the same.
+    fn is_of_one_shard(&self) -> bool {
+        match self {
+            VerifyError::Incomplete { .. } => true,
+            VerifyError::Archive(error) => matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::Missing(_)),
+            VerifyError::Store(_) | VerifyError::Released | VerifyError::Log(_) => false,
+        }
+    }
+}
+
 /// What is read.
 pub struct Sources<'a> {
     /// The totals.
@@ -65,6 +76,8 @@ pub struct Sources<'a> {
     pub dedup_horizon_ms: i64,
     /// `dedup.max_ids`, as the server has it.
     pub dedup_max_ids: usize,
+    /// This shard and no other.
+    pub only: Option<ShardId>,
 }
 
 /// A row that is not what the records say.
@@ -93,6 +106,22 @@ pub struct Report {
     pub differences: Vec<Difference>,
     /// The windows of the range that lie below the archive floor.
     pub not_verifiable: Option<NotVerifiable>,
+    /// Shards whose records could not all be read, with the reason: their rows were not compared, nor were overflow series, which shards
+    /// share.
+    pub unverified: Vec<(ShardId, String)>,
+    /// Events, and whole records, that are set aside: they are in no row, and recomputing leaves them out, too.
+    pub set_aside: u64,
+}
+
+impl Report {
+    fn is_verified(&self, shard: ShardId) -> bool {
+        self.unverified.iter().all(|(unverified, _)| *unverified != shard)
+    }
+
+    /// Whether every row that was asked for equals its records.
+    pub fn is_equal(&self) -> bool {
+        self.differences.is_empty() && self.unverified.is_empty()
+    }
 }
 
 /// Windows whose records have expired.
@@ -127,19 +156,38 @@ struct Stand {
 pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
     let mut stand = stand(sources.store, &hours)?;
     let log = (sources.open_log)().map_err(VerifyError::Log)?;
-    let shards = stand.checkpoints.len() as u64;
+    let shard_count = log.shard_count();
+    let asked: Vec<(usize, ShardId, Checkpoint)> = (0..)
+        .zip(&stand.checkpoints)
+        .map(|(at, (shard, checkpoint))| (at, *shard, *checkpoint))
+        .filter(|(_, shard, _)| sources.only.is_none_or(|only| only == *shard))
+        .collect();
+    let shards = asked.len() as u64;
     let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), sources.dedup_horizon_ms)?;
-    let mut report = Report { rows: stand.rows.len() as u64, shards, not_verifiable, ..Report::default() };
+    let set_aside = stand.quarantine.iter().filter(|row| sources.only.is_none_or(|only| only == row.shard)).count() as u64;
+    let mut report = Report { shards, not_verifiable, set_aside, ..Report::default() };
     let mut missing = std::mem::take(&mut stand.rows);
     // Several shards may write to one overflow series: those rows are compared when all shards are folded.
     let mut shared = Rows::default();
-    for (at, (shard, checkpoint)) in stand.checkpoints.iter().enumerate() {
+    for (done, (at, shard, checkpoint)) in (1..).zip(&asked) {
         let of_shard = |row: &&QuarantineRow| row.shard == *shard;
         let suspects = stand.quarantine.iter().filter(of_shard).map(|row| Suspect::certain(row.offset, row.index)).collect();
-        let mut fold = Fold::new(sources, *shard, checkpoint, suspects, stand.admissions[at].clone(), hours.clone());
+        let mut fold =
+            Fold::new(sources, *shard, checkpoint, suspects, stand.admissions[*at].clone(), hours.clone(), shard_count);
         let rows: Vec<&ManifestRow> = stand.manifest.iter().filter(|row| row.shard == *shard).collect();
         let floor = stand.floors.get(shard).map_or(0, |floor| floor.offset);
-        fold.run(sources, log.as_ref(), floor, &rows)?;
+        match fold.run(sources, log.as_ref(), floor, &rows) {
+            Ok(()) => {}
+            Err(why) if why.is_of_one_shard() => {
+                report.unverified.push((*shard, why.to_string()));
+                progress(done, shards);
+                continue;
+            }
+            Err(why) => return Err(why),
+        }
+        report.rows +=
+            missing.values().filter(|row| !row.info.series.is_overflow() && row.info.id.shard(shard_count) == *shard).count()
+                as u64;
         report.records += fold.records;
         for (key, (info, rollup)) in fold.rows {
             if info.series.is_overflow() {
@@ -148,8 +196,18 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
                 report.differences.extend(compare(missing.remove(&key), info, key.1, &rollup));
             }
         }
-        progress(at as u64 + 1, shards);
+        progress(done, shards);
     }
+    let all = sources.only.is_none() && report.unverified.is_empty();
+    let left_out = |row: &StoredRow| match row.info.series.is_overflow() {
+        true => !all,
+        false => !asked.iter().any(|(_, shard, _)| *shard == row.info.id.shard(shard_count) && report.is_verified(*shard)),
+    };
+    missing.retain(|_, row| !left_out(row));
+    if !all {
+        shared.clear();
+    }
+    report.rows += missing.values().filter(|row| row.info.series.is_overflow()).count() as u64;
     for (key, (info, rollup)) in shared {
         report.differences.extend(compare(missing.remove(&key), info, key.1, &rollup));
     }
@@ -178,7 +236,12 @@ impl Stand {
             before = before.max(first_verifiable(floor, rows, horizon_ms));
             let checkpoint = self.checkpoints.iter().find(|(id, _)| id == shard).map(|(_, checkpoint)| checkpoint);
             let Some(at) = checkpoint.filter(|at| at.archived < at.next) else { continue };
-            let log_begins = log.read(*shard, at.archived, 1).map_err(read_failed)?.first().map(|record| record.appended);
+            let first = match log.read(*shard, at.archived, 1) {
+                Err(LogError::Released { .. }) => return Err(VerifyError::Released),
+                // The fold of the shard says it.
+                first => first.unwrap_or_default(),
+            };
+            let log_begins = first.first().map(|record| record.appended);
             if log_begins.is_some_and(|begin| begin.saturating_sub(floor.appended) <= horizon_ms) {
                 before = Hour(i32::MAX);
             }
@@ -251,9 +314,10 @@ impl Fold {
         suspects: Vec<Suspect>,
         admissions: Vec<(SeriesId, Offset)>,
         hours: Range<Hour>,
+        shard_count: u32,
     ) -> Self {
         let (dedup_horizon_ms, dedup_max_ids) = (sources.dedup_horizon_ms, sources.dedup_max_ids);
-        let limits = FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes: usize::MAX }.limits();
+        let limits = FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes: usize::MAX, shard_count }.limits();
         Self {
             shard,
             until: checkpoint.next,
@@ -283,7 +347,9 @@ impl Fold {
             return Err(VerifyError::Released);
         }
         let log_begins = match self.archived < self.until {
-            true => log.read(self.shard, self.archived, 1).map_err(read_failed)?.first().map(|record| record.appended),
+            true => {
+                log.read(self.shard, self.archived, 1).map_err(|e| self.read_failed(e))?.first().map(|record| record.appended)
+            }
             false => None,
         };
         let first = first_needed(&below, &self.hours, log_begins, self.horizon_ms);
@@ -296,14 +362,33 @@ impl Fold {
             self.apply(&mut state, &records)?;
         }
         while state.next() < self.until {
-            let records = log.read(self.shard, state.next(), READ_BYTES).map_err(read_failed)?;
+            let records = log.read(self.shard, state.next(), READ_BYTES).map_err(|e| self.read_failed(e))?;
             if records.is_empty() {
+                let (_, end) = log.bounds(self.shard).map_err(|e| self.read_failed(e))?;
+                if end > state.next() {
+                    return Err(VerifyError::Log(format!(
+                        "shard {}: the log does not hand out record {}",
+                        self.shard,
+                        state.next()
+                    )));
+                }
                 let why = format!("the log ends at {}, below the checkpoint {}", state.next(), self.until);
                 return Err(VerifyError::Incomplete { shard: self.shard, why });
             }
             self.apply(&mut state, &records)?;
         }
         Ok(())
+    }
+
+    /// Damage and loss are the shard's; a log that is away is nobody's.
+    fn read_failed(&self, error: LogError) -> VerifyError {
+        match error {
+            LogError::Released { .. } => VerifyError::Released,
+            LogError::Io(why) => VerifyError::Log(why),
+            LogError::Corrupt(_) | LogError::Replaced(_) | LogError::BeyondEnd { .. } => {
+                VerifyError::Incomplete { shard: self.shard, why: error.to_string() }
+            }
+        }
     }
 
     fn apply(&mut self, state: &mut ShardState, records: &[LogRecord]) -> Result<(), VerifyError> {
@@ -350,13 +435,6 @@ fn read_object(sources: &Sources<'_>, row: &ManifestRow) -> Result<Vec<LogRecord
             Err(if expired { VerifyError::Released } else { ArchiveError::Missing(path).into() })
         }
         read => Ok(read?),
-    }
-}
-
-fn read_failed(error: LogError) -> VerifyError {
-    match error {
-        LogError::Released { .. } => VerifyError::Released,
-        other => VerifyError::Log(other.to_string()),
     }
 }
 

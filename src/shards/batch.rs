@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use hashbrown::hash_map::Entry;
 use hashbrown::{HashMap, HashSet};
 
 use super::series::Admission;
@@ -33,6 +34,17 @@ struct OpenDelta {
     series: u32,
     hour: Hour,
     rollup: Rollup,
+}
+
+/// What a batch knows of a series whose key has its id.
+#[derive(Debug)]
+pub enum Known {
+    /// Its place, or that of the overflow series that stands in for it.
+    Slot(u32),
+    /// It was in the batch before.
+    Before(Arc<SeriesInfo>),
+    /// Nothing.
+    Not,
 }
 
 /// The series of a batch that was frozen.
@@ -98,26 +110,48 @@ impl OpenBatch {
         self.bytes
     }
 
-    /// The place of a series, or of the overflow series that stands in for it.
+    /// What is known of a series.
     ///
     /// # Errors
-    /// If the key does not decode or does not have this id.
+    /// If the key does not have this id. What is decided must not depend on the batch.
+    pub fn known(&self, id: SeriesId, key: &[u8]) -> Result<Known, CodecError> {
+        if let Some(&slot) = self.slots.get(&id) {
+            // Of an overflow series it is not the key, but it may well be that of the id.
+            if !self.series[slot as usize].series.has_key(key) {
+                of_key(id, key)?;
+            }
+            return Ok(Known::Slot(slot));
+        }
+        let before = self.before.slots.get(&id).map(|&slot| &self.before.series[slot as usize]);
+        match before.filter(|info| info.id == id && info.series.has_key(key)) {
+            Some(info) => Ok(Known::Before(info.clone())),
+            None => of_key(id, key).map(|()| Known::Not),
+        }
+    }
+
+    /// The place of a series, or of the overflow series that stands in for it. Its key has this id.
+    ///
+    /// # Errors
+    /// If the key does not decode.
     pub fn series_slot(
         &mut self,
-        id: SeriesId,
-        key: &[u8],
+        (id, key): (SeriesId, &[u8]),
+        known: &Known,
         admission: &mut Admission,
         offset: Offset,
     ) -> Result<u32, CodecError> {
-        if let Some(&slot) = self.slots.get(&id) {
-            // Of an overflow series it is not the key, but it may well be that of the id. What is decided must not depend on the batch.
-            return if self.series[slot as usize].series.has_key(key) { Ok(slot) } else { of_key(id, key).map(|()| slot) };
-        }
-        let info = self.info(id, key)?;
-        let known = admission.knows(id, offset);
-        if known || admission.admit(id, &info.series, offset) {
-            let slot = self.insert(info, (!known).then_some(offset));
-            self.slots.insert(id, slot);
+        let info = match known {
+            Known::Slot(slot) => return Ok(*slot),
+            Known::Before(info) => info.clone(),
+            Known::Not => Arc::new(SeriesInfo { id, series: Series::from_key(key)? }),
+        };
+        // A record may name a series twice.
+        let Entry::Vacant(place) = self.slots.entry(id) else { return Ok(self.slots[&id]) };
+        let is_known = admission.knows(id, offset);
+        if is_known || admission.admit(id, &info.series, offset) {
+            let slot = place.insert(self.series.len() as u32);
+            let slot = *slot;
+            self.insert(info, (!is_known).then_some(offset));
             return Ok(slot);
         }
         let slot = self.overflow_slot(&info.series.overflow(), admission, offset);
@@ -125,15 +159,6 @@ impl OpenBatch {
             self.slots.insert(id, slot);
         }
         Ok(slot)
-    }
-
-    fn info(&self, id: SeriesId, key: &[u8]) -> Result<Arc<SeriesInfo>, CodecError> {
-        let before = self.before.slots.get(&id).map(|&slot| &self.before.series[slot as usize]);
-        if let Some(info) = before.filter(|info| info.id == id && info.series.has_key(key)) {
-            return Ok(info.clone());
-        }
-        of_key(id, key)?;
-        Ok(Arc::new(SeriesInfo { id, series: Series::from_key(key)? }))
     }
 
     fn overflow_slot(&mut self, overflow: &Series, admission: &mut Admission, offset: Offset) -> u32 {
@@ -295,6 +320,11 @@ mod tests {
         OffsetRange { from, to }
     }
 
+    fn slot(open: &mut OpenBatch, id: SeriesId, key: &[u8], admission: &mut Admission, at: Offset) -> Result<u32, CodecError> {
+        let known = open.known(id, key)?;
+        open.series_slot((id, key), &known, admission, at)
+    }
+
     #[test]
     fn an_id_with_the_key_of_another_series_is_refused_in_every_batch() {
         let ((id, key), (second, second_key)) = (keyed("a"), keyed("b"));
@@ -303,11 +333,11 @@ mod tests {
         let mut open = OpenBatch::new(0);
         for at in 0..4 {
             for (id, right, wrong) in [(id, &key, &second_key), (second, &second_key, &key)] {
-                assert!(open.series_slot(id, wrong, &mut admission, at).is_err(), "before it is known, record {at}");
-                let slot = open.series_slot(id, right, &mut admission, at).expect("its own key");
-                assert!(open.series_slot(id, wrong, &mut admission, at).is_err(), "when it is known, record {at}");
-                assert_eq!(open.series_slot(id, right, &mut admission, at), Ok(slot));
-                open.add(slot, Hour(7), None, None);
+                assert!(slot(&mut open, id, wrong, &mut admission, at).is_err(), "before it is known, record {at}");
+                let place = slot(&mut open, id, right, &mut admission, at).expect("its own key");
+                assert!(slot(&mut open, id, wrong, &mut admission, at).is_err(), "when it is known, record {at}");
+                assert_eq!(slot(&mut open, id, right, &mut admission, at), Ok(place));
+                open.add(place, Hour(7), None, None);
             }
             if at % 2 == 1 {
                 let (frozen, behind) = open.freeze(range(at - 1, at + 1));
@@ -318,14 +348,23 @@ mod tests {
     }
 
     #[test]
+    fn a_series_that_a_record_names_twice_has_one_place() {
+        let (mut admission, mut open) = (Admission::limited(10, Vec::new()), OpenBatch::new(0));
+        let (id, key) = keyed("a");
+        let known = [open.known(id, &key), open.known(id, &key)].map(|known| known.expect("its own key"));
+        let places = known.map(|known| open.series_slot((id, &key), &known, &mut admission, 0).expect("it decodes"));
+        assert_eq!((places, open.series.len(), open.admitted.len()), ([0, 0], 1, 1));
+    }
+
+    #[test]
     fn a_series_that_comes_again_is_kept_once() {
         let mut admission = Admission::limited(10, Vec::new());
         let mut open = OpenBatch::new(0);
         let mut kept: Vec<Arc<SeriesInfo>> = Vec::new();
         for at in 0..3 {
             let (id, key) = keyed("a");
-            let slot = open.series_slot(id, &key, &mut admission, at).expect("its own key");
-            open.add(slot, Hour(7), None, None);
+            let place = slot(&mut open, id, &key, &mut admission, at).expect("its own key");
+            open.add(place, Hour(7), None, None);
             let (frozen, behind) = open.freeze(range(at, at + 1));
             assert_eq!((behind.from(), behind.bytes(), frozen.admitted.len()), (at + 1, 0, usize::from(at == 0)));
             kept.push(frozen.deltas[0].series.clone());

@@ -100,6 +100,7 @@ mod tests {
             flush_interval_ms: 1,
             max_delta_bytes: 1 << 20,
             keep_flushed_ms: 1,
+            shard_count: 1,
             panic_on_user: None,
         }
     }

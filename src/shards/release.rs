@@ -29,7 +29,10 @@ pub fn fold(
 ) -> Result<Arc<FlushBatch>, Unreleasable> {
     let events = record::decode(&row.record).map_err(|e| Unreleasable(format!("it cannot be read: {e}")))?.events.len();
     if events != 1 {
-        return Err(Unreleasable(format!("it is a whole record of {events} events")));
+        return Err(Unreleasable(format!(
+            "it is a whole record of {events} events: no gateway of this cluster wrote it, or no build could read it then, and whether its \
+             events were counted since, by a retry under the same ids, is not known; if they are missing, send them again, and discard it"
+        )));
     }
     // Only the offset counts: the batch is merged under the row of the quarantine, not under a checkpoint.
     let checkpoint =
@@ -64,6 +67,7 @@ mod tests {
         flush_interval_ms: 1,
         max_delta_bytes: 1 << 20,
         keep_flushed_ms: 1,
+        shard_count: 1,
         panic_on_user: None,
     };
 

@@ -7,6 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::offset::ShardId;
 
+/// The shards of an assignment that there are: a log may speak of more, and nobody writes or reads those.
+pub fn known(assigned: &BTreeSet<ShardId>, shard_count: u32) -> BTreeSet<ShardId> {
+    assigned.iter().filter(|shard| shard.0 < shard_count).copied().collect()
+}
+
 /// How far a shard's actor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -204,6 +209,12 @@ mod tests {
         ownership.assign(&shards.iter().copied().collect());
         shards.iter().for_each(|&shard| assert_eq!(ownership.started(shard), []));
         ownership
+    }
+
+    #[test]
+    fn shards_that_do_not_exist_are_nobodys() {
+        assert_eq!(known(&[A, B, ShardId(2), ShardId(u32::MAX)].into(), 2), [A, B].into());
+        assert_eq!(known(&BTreeSet::new(), 2), BTreeSet::new());
     }
 
     #[test]

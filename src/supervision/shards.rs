@@ -12,11 +12,11 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SpawnErr, SupervisionEvent};
 use tokio::sync::{Semaphore, watch};
 
-use super::ownership::{Ownership, Step};
+use super::ownership::{Ownership, Step, known};
 use super::policy::{Decision, History, RestartPolicy};
 use super::supervisor::{ChildSpec, random};
 use crate::actors::pulse::ShardRefs;
-use crate::actors::shard::{ShardMessage, was_refused};
+use crate::actors::shard::{ShardMessage, cannot_be_served, was_refused};
 use crate::actors::slots::Slots;
 use crate::clock::Clock;
 use crate::model::offset::ShardId;
@@ -79,6 +79,8 @@ pub struct ShardsState {
     actors: BTreeMap<ShardId, ActorCell>,
     shards: HashMap<ActorId, ShardId>,
     histories: HashMap<ShardId, History>,
+    /// Shards that failed last because of what no new start mends.
+    lasting: BTreeSet<ShardId>,
     starting: Arc<Semaphore>,
     leaving: Vec<RpcReplyPort<()>>,
     left: bool,
@@ -90,7 +92,8 @@ impl Actor for ShardsSupervisor {
     type Arguments = ShardsSpec;
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, mut spec: ShardsSpec) -> Result<ShardsState, ActorProcessingErr> {
-        let first = spec.assignment.borrow_and_update().clone();
+        let count = spec.slots.iter().count() as u32;
+        let first = known(&spec.assignment.borrow_and_update(), count);
         let changes = spec.assignment.clone();
         let mut state = ShardsState {
             spec,
@@ -98,6 +101,7 @@ impl Actor for ShardsSupervisor {
             actors: BTreeMap::new(),
             shards: HashMap::new(),
             histories: HashMap::new(),
+            lasting: BTreeSet::new(),
             starting: Arc::new(Semaphore::new(STARTS_AT_ONCE)),
             leaving: Vec::new(),
             left: false,
@@ -126,7 +130,7 @@ impl Actor for ShardsSupervisor {
         match message {
             ShardsMessage::Assigned if state.left => {}
             ShardsMessage::Assigned => {
-                let assigned = state.spec.assignment.borrow().clone();
+                let assigned = known(&state.spec.assignment.borrow(), state.spec.refs.len() as u32);
                 let steps = state.ownership.assign(&assigned);
                 state.perform(&myself, steps)?;
                 // What came and went before anybody looked has no actor that could end: its group would wait for nobody.
@@ -166,6 +170,27 @@ impl Actor for ShardsSupervisor {
             _ => {}
         }
         state.answer_if_empty()
+    }
+}
+
+/// Why an actor ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// Another owner has claimed the shard.
+    Refused,
+    /// The shard cannot be served until somebody mends something.
+    Lasting,
+    /// Anything else: a new start may help.
+    Passing,
+}
+
+impl Failure {
+    fn of(error: &ActorProcessingErr) -> Self {
+        match (was_refused(error), cannot_be_served(error)) {
+            (true, _) => Self::Refused,
+            (_, true) => Self::Lasting,
+            _ => Self::Passing,
+        }
     }
 }
 
@@ -224,6 +249,7 @@ impl ShardsState {
                 Step::Vacate(shard) => {
                     self.spec.refs[shard.0 as usize].store(None);
                     self.spec.slots.slot(shard).vacate();
+                    self.spec.slots.goes_on(shard, None);
                 }
                 Step::LetGo(shard) => {
                     self.histories.remove(&shard);
@@ -262,15 +288,15 @@ impl ShardsState {
                 // One that ended before it was known here has no event that would tell.
                 let ended = matches!(actor.get_status(), ActorStatus::Stopping | ActorStatus::Stopped);
                 if ended {
-                    return self.on_failed(myself, shard, false, "it ended at once");
+                    return self.on_failed(myself, shard, Failure::Passing, "it ended at once");
                 }
                 self.shards.insert(actor.get_id(), shard);
                 self.actors.insert(shard, actor);
                 let steps = self.ownership.started(shard);
                 self.perform(myself, steps)
             }
-            Err(SpawnErr::StartupFailed(error)) => self.on_failed(myself, shard, was_refused(&error), &error.to_string()),
-            Err(error) => self.on_failed(myself, shard, false, &error.to_string()),
+            Err(SpawnErr::StartupFailed(error)) => self.on_failed(myself, shard, Failure::of(&error), &error.to_string()),
+            Err(error) => self.on_failed(myself, shard, Failure::Passing, &error.to_string()),
         }
     }
 
@@ -284,18 +310,24 @@ impl ShardsState {
         let Some(shard) = self.shards.remove(&id) else { return Ok(()) };
         self.actors.remove(&shard);
         let why = error.map_or_else(|| "it was stopped".to_owned(), ToString::to_string);
-        self.on_failed(myself, shard, error.is_some_and(was_refused), &why)
+        self.on_failed(myself, shard, error.map_or(Failure::Passing, Failure::of), &why)
     }
 
     fn on_failed(
         &mut self,
         myself: &ActorRef<ShardsMessage>,
         shard: ShardId,
-        refused: bool,
+        failure: Failure,
         why: &str,
     ) -> Result<(), ActorProcessingErr> {
-        let steps = self.ownership.failed(shard, refused);
-        if steps.iter().any(|step| matches!(step, Step::Retry { .. })) {
+        let steps = self.ownership.failed(shard, failure == Failure::Refused);
+        if failure == Failure::Lasting {
+            // It has said so itself, once. No haste brings back what is missing.
+            self.lasting.insert(shard);
+        } else {
+            self.lasting.remove(&shard);
+        }
+        if failure != Failure::Lasting && steps.iter().any(|step| matches!(step, Step::Retry { .. })) {
             metrics::counter!(crate::telemetry::ACTOR_RESTARTS, "actor" => "shard").increment(1);
             tracing::warn!(child = %(self.spec.child)(shard).name, error = why, "child failed, it starts again");
         }
@@ -313,6 +345,9 @@ impl ShardsState {
         if refused {
             policy.backoff_min_ms = self.spec.refused_delay_ms;
             policy.backoff_max_ms = policy.backoff_max_ms.max(self.spec.refused_delay_ms);
+        }
+        if self.lasting.contains(&shard) {
+            policy.backoff_min_ms = policy.backoff_max_ms;
         }
         match self.histories.entry(shard).or_default().failed(&policy, self.spec.clock.now(), random()) {
             Decision::RestartAfter(delay) => {

@@ -326,6 +326,18 @@ fn the_database_gets_its_roles_and_passwords() {
 }
 
 #[test]
+fn the_two_configurations_of_nginx_differ_in_addresses_alone() {
+    let rules = |file: &str| {
+        let text = read(file);
+        text[text.find("map $http_upgrade").expect("what both have")..].to_owned()
+    };
+    let here = (1..=3).fold(rules("config/nginx.conf"), |text, node| {
+        text.replace(&format!("127.0.0.1:@HTTP{node}@"), &format!("node-{node}:8080"))
+    });
+    assert_eq!(here.replace("127.0.0.1:@FRONT@", "8080"), rules("docker/nginx.conf"));
+}
+
+#[test]
 fn nginx_takes_its_configuration() {
     let tools = root().join("data-sets/tools/bin/nginx");
     let installed = ["/usr/sbin/nginx", "/usr/bin/nginx"].map(PathBuf::from);

@@ -39,4 +39,5 @@ mod startup;
 mod status;
 mod store_postgres;
 mod tenants;
+mod topic_move;
 mod waiting;

@@ -107,6 +107,14 @@ impl Node {
         (output.status.code(), text)
     }
 
+    /// Starts a command and kills it after this time, if it lives so long.
+    pub fn killed_after(&self, args: &[&str], time: Duration) {
+        let mut child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        std::thread::sleep(time);
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+    }
+
     pub fn succeeds(&self, args: &[&str]) -> String {
         let (code, text) = self.cli(args);
         assert_eq!(code, Some(0), "{args:?}: {text}");

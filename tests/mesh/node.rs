@@ -237,6 +237,7 @@ fn limits() -> ShardLimits {
         flush_interval_ms: HOUR,
         max_delta_bytes: 1 << 30,
         keep_flushed_ms: HOUR,
+        shard_count: SHARDS,
         panic_on_user: None,
     }
 }
@@ -278,6 +279,7 @@ async fn build(spec: &Spec) -> Parts {
         .as_ref()
         .map(|dir| Tls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem")).expect("certificates"));
     let options = MeshOptions {
+        log: LogId([7; 16]),
         name: spec.name.clone(),
         peers: spec.peers.clone(),
         cookie: Cookie::new(&spec.cookie).expect("long enough"),

@@ -49,6 +49,7 @@ impl Setup {
             flush_interval_ms: 1_000_000,
             max_delta_bytes: 1 << 20,
             keep_flushed_ms: 1_000_000,
+            shard_count: 1,
             ..drawn.limits
         };
         let rates = Rates::default();
@@ -76,6 +77,7 @@ impl Setup {
             flush_interval_ms: rng.pick(&[1, 40, 200]),
             max_delta_bytes: rng.pick(&[700, 1 << 20]),
             keep_flushed_ms: rng.pick(&[0, 50, 10_000]),
+            shard_count: 1,
             panic_on_user: Some(xxhash_rust::xxh3::xxh3_64(POISON.as_bytes())),
         };
         let rates = Rates {
@@ -88,7 +90,7 @@ impl Setup {
             archive_takeover: rate(rng, 100),
         };
         let poisonous = rng.chance(30);
-        Self {
+        let mut setup = Self {
             shards: rng.pick(&[1, 2]),
             nodes: rng.pick(&[1, 2, 2]),
             // A poison event costs about fifteen lives.
@@ -113,6 +115,8 @@ impl Setup {
             without_id: rate(rng, 150),
             engine: rng.chance(80),
             parquet: rng.chance(1),
-        }
+        };
+        setup.limits.shard_count = setup.shards;
+        setup
     }
 }

@@ -117,6 +117,12 @@ impl Kafka {
         self.end(id);
     }
 
+    /// SIGSTOP, SIGCONT.
+    pub fn signal(&self, id: usize, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid(id)).expect("a pid");
+        rustix::process::kill_process(pid, signal).expect("signal");
+    }
+
     fn pid(&self, id: usize) -> i32 {
         let pid = std::fs::read_to_string(self.dir.join(id.to_string()).join("pid")).expect("a pid");
         pid.trim().parse().expect("a number")

@@ -38,6 +38,12 @@ impl Directory {
         self.peers.load_full()
     }
 
+    /// Whether a node that answers has said that it owns the shard.
+    pub fn knows(&self, shard: ShardId) -> bool {
+        let announces = |peer: &Arc<Peer>| peer.announced().is_some_and(|announced| announced.shards.contains_key(&shard.0));
+        self.peers.load().iter().any(|peer| peer.answers() && announces(peer))
+    }
+
     /// Whom to ask for a shard: whoever announced the epoch, or else whoever announced the latest one.
     pub fn owner(peers: &[Arc<Peer>], shard: ShardId, epoch: Epoch) -> Option<&Arc<Peer>> {
         let announced = |peer: &Arc<Peer>| {
@@ -68,6 +74,7 @@ mod tests {
     use crate::actors::mesh::door::DoorMessage;
     use crate::actors::mesh::wire::{self, Announcement, Place, Reach, Reply, Stand};
     use crate::clock::SystemClock;
+    use crate::model::offset::LogId;
 
     const SHARD: ShardId = ShardId(3);
 
@@ -127,6 +134,16 @@ mod tests {
         assert_eq!(owner(&[&silent("mute", 2).await], epoch(2)), None, "it has announced nothing");
         let other: Vec<_> = vec![new];
         assert!(Directory::owner(&other, ShardId(4), epoch(2)).is_none(), "nobody has announced this shard");
+        let directory = Directory::default();
+        assert!(!directory.knows(SHARD));
+        directory.join(old.clone());
+        assert!(directory.knows(SHARD) && !directory.knows(ShardId(4)));
+        assert_eq!(old.belongs_elsewhere(LogId([8; 16])), Some(LogId([7; 16])));
+        assert!(!old.answers() && !directory.knows(SHARD), "another cluster's node is not asked");
+        assert_eq!(old.belongs_elsewhere(LogId([7; 16])), None);
+        assert!(old.answers() && directory.knows(SHARD));
+        old.leave();
+        assert!(!directory.knows(SHARD), "it is gone");
     }
 
     #[tokio::test]

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::ActorRef;
-use ractor_cluster::{NetworkStream, NodeServerMessage};
+use ractor_cluster::NodeServerMessage;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::gate::{Connection, Gates};
 use super::tls::Tls;
 
 /// Handshakes at once: a cluster has fewer nodes; one connection more is closed at once.
@@ -20,7 +21,13 @@ const MAX_HANDSHAKES: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections for as long as it runs, and hands those that pass the handshake to the server of sessions.
-pub async fn run(listener: Arc<TcpListener>, tls: Option<Tls>, server: ActorRef<NodeServerMessage>, handshake: Duration) {
+pub async fn run(
+    listener: Arc<TcpListener>,
+    tls: Option<Tls>,
+    gates: Arc<Gates>,
+    server: ActorRef<NodeServerMessage>,
+    handshake: Duration,
+) {
     let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
         let (stream, address) = match listener.accept().await {
@@ -32,11 +39,11 @@ pub async fn run(listener: Arc<TcpListener>, tls: Option<Tls>, server: ActorRef<
             }
         };
         let Ok(permit) = handshakes.clone().try_acquire_owned() else { continue };
-        let (tls, server) = (tls.clone(), server.clone());
+        let (tls, gates, server) = (tls.clone(), gates.clone(), server.clone());
         tokio::spawn(async move {
-            match tokio::time::timeout(handshake, accepted(stream, address, tls)).await {
+            match tokio::time::timeout(handshake, accepted(stream, address, tls, &gates)).await {
                 Ok(Ok(stream)) => {
-                    let opened = NodeServerMessage::ConnectionOpened { stream: Box::new(stream), is_server: true };
+                    let opened = NodeServerMessage::ConnectionOpenedExternal { stream: Box::new(stream), is_server: true };
                     // A server that is gone takes its sessions with it; the mesh starts again.
                     let _ = server.cast(opened);
                 }
@@ -48,12 +55,17 @@ pub async fn run(listener: Arc<TcpListener>, tls: Option<Tls>, server: ActorRef<
     }
 }
 
-async fn accepted(stream: TcpStream, peer_addr: SocketAddr, tls: Option<Tls>) -> std::io::Result<NetworkStream> {
+async fn accepted(stream: TcpStream, peer: SocketAddr, tls: Option<Tls>, gates: &Gates) -> std::io::Result<Connection> {
     stream.set_nodelay(true)?;
-    let local_addr = stream.local_addr()?;
     Ok(match tls {
-        None => NetworkStream::Raw { peer_addr, local_addr, stream },
-        Some(tls) => NetworkStream::TlsServer { peer_addr, local_addr, stream: tls.acceptor.accept(stream).await? },
+        None => {
+            let (reader, writer) = stream.into_split();
+            gates.guard(peer.to_string(), reader, writer)
+        }
+        Some(tls) => {
+            let (reader, writer) = tokio::io::split(tls.acceptor.accept(stream).await?);
+            gates.guard(peer.to_string(), reader, writer)
+        }
     })
 }
 
@@ -61,14 +73,17 @@ async fn accepted(stream: TcpStream, peer_addr: SocketAddr, tls: Option<Tls>) ->
 ///
 /// # Errors
 /// What failed.
-pub async fn connect(address: &str, tls: Option<&Tls>) -> Result<NetworkStream, String> {
+pub async fn connect(address: &str, tls: Option<&Tls>, gates: &Gates) -> Result<Connection, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let peer_addr = stream.peer_addr().map_err(|e| e.to_string())?;
-    let local_addr = stream.local_addr().map_err(|e| e.to_string())?;
-    let Some(tls) = tls else { return Ok(NetworkStream::Raw { peer_addr, local_addr, stream }) };
+    let peer = stream.peer_addr().map_err(|e| e.to_string())?.to_string();
+    let Some(tls) = tls else {
+        let (reader, writer) = stream.into_split();
+        return Ok(gates.guard(peer, reader, writer));
+    };
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
     let name = tokio_rustls::rustls::pki_types::ServerName::try_from(host).map_err(|e| e.to_string())?;
     let stream = tls.connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
-    Ok(NetworkStream::TlsClient { peer_addr, local_addr, stream })
+    let (reader, writer) = tokio::io::split(stream);
+    Ok(gates.guard(peer, reader, writer))
 }

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `membership/` | the actor that dials, accepts, watches and drops peers |
-//! | `listener.rs` | where other nodes come in |
+//! | `listener.rs`, `gate.rs` | where other nodes come in, and what they may bring before they have shown the cookie |
 //! | `peer.rs`, `directory.rs` | what is known of each, and who owns which shard |
 //! | `reader.rs` | the asking side: one call per node and query |
 //! | `door.rs`, `serve.rs` | the answering side |
@@ -15,6 +15,7 @@
 
 pub mod directory;
 pub mod door;
+mod gate;
 mod listener;
 pub mod membership;
 pub mod peer;

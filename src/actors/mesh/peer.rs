@@ -20,7 +20,7 @@ use super::wire::{self, Announcement, Reply, Request, Stand};
 use crate::actors::live::LiveError;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
-use crate::model::offset::Checkpoint;
+use crate::model::offset::{Checkpoint, LogId};
 use crate::model::window::{Hour, Millis};
 use crate::shards::batch::metric_hash;
 use crate::telemetry;
@@ -102,6 +102,8 @@ pub struct Peer {
     trusted: AtomicBool,
     failures: AtomicU64,
     gone: AtomicBool,
+    /// What it has announced last is of another log: it is another cluster's.
+    foreign: AtomicBool,
     /// Asks for a heartbeat before its time.
     pub nudged: Notify,
 }
@@ -126,6 +128,7 @@ impl Peer {
             trusted: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             gone: AtomicBool::new(false),
+            foreign: AtomicBool::new(false),
             nudged: Notify::new(),
         })
     }
@@ -137,7 +140,15 @@ impl Peer {
 
     /// Whether it is worth asking.
     pub fn answers(&self) -> bool {
-        self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire)
+        self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire) && !self.foreign.load(Ordering::Acquire)
+    }
+
+    /// Looks whether its shards are of this log; if not, it is not asked, and the other log is returned.
+    pub fn belongs_elsewhere(&self, log: LogId) -> Option<LogId> {
+        let announced = self.announced.load_full()?;
+        let other = announced.shards.values().map(|stand| stand.from.checkpoint().log).find(|other| *other != log);
+        self.foreign.store(other.is_some(), Ordering::Release);
+        other
     }
 
     /// Whether its session has ended.

@@ -68,7 +68,7 @@ impl MeshReader {
         let peers = self.directory.peers();
         let (mut here, mut calls) = (Vec::new(), Vec::<Call>::new());
         for &(shard, checkpoint) in asked {
-            let owned = self.slots.slot(shard).epoch();
+            let owned = self.slots.epoch(shard);
             let elsewhere = match checkpoint {
                 Some(at) if owned != Some(at.epoch) => Directory::owner(&peers, shard, at.epoch).map(|peer| (peer, at)),
                 _ => None,

@@ -45,6 +45,7 @@ fn limits() -> ShardLimits {
         flush_interval_ms: HOUR_MS,
         max_delta_bytes: 1 << 30,
         keep_flushed_ms: HOUR_MS,
+        shard_count: SHARDS,
         panic_on_user: None,
     }
 }

@@ -89,6 +89,7 @@ fn begin(slot: &Slot, claim: &Claim) {
         flush_interval_ms: 1 << 40,
         max_delta_bytes: 1 << 30,
         keep_flushed_ms: 1,
+        shard_count: 2,
         panic_on_user: None,
     };
     let fresh = Claim { attempts: 1, ..claim.clone() };
@@ -217,4 +218,28 @@ fn a_node_that_takes_over_stays_ready_for_a_while() {
     assert!(slots.all_fresh(10));
     log.assign(BTreeSet::new());
     assert!(slots.all_fresh(10), "who owns nothing is not behind");
+}
+
+#[test]
+fn a_shard_that_cannot_be_served_does_not_make_its_node_unready() {
+    let clock = ManualClock::at(T0);
+    let log = MemoryLog::new(LOG, 2, clock.clone());
+    let slots = Slots::new(log.clone(), clock.clone());
+    let (slot, other) = (slots.slot(SHARD), ShardId(1));
+    begin(slot, &claim(0, 1));
+    slots.look(SHARD, slot);
+    assert!(!slots.all_fresh(10), "nobody owns the other one");
+    slots.stop(other, None, "its records are nowhere");
+    assert!(slots.all_fresh(10), "no node could serve it");
+    assert_eq!(slots.slot(other).stopped().as_deref(), Some("its records are nowhere"));
+    slots.stop(SHARD, Some(5), "a record that nobody reads");
+    assert!(!slots.all_fresh(10), "no shard of this node can be served");
+    for next in [4, 5] {
+        slots.goes_on(SHARD, Some(next));
+        assert!(slot.stopped().is_some(), "it stands before it still");
+    }
+    slots.goes_on(SHARD, Some(6));
+    assert!(slot.stopped().is_none() && slots.all_fresh(10));
+    slots.goes_on(other, Some(0));
+    assert!(slots.slot(other).stopped().is_none() && !slots.all_fresh(10), "it has begun, and must keep up like any other");
 }

@@ -12,7 +12,7 @@
 //! 7. the mark says that it is done.
 
 pub mod mark;
-mod rest;
+pub(super) mod rest;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -193,7 +193,7 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
         "the topic {} is open, but the database of store.url is not the one that its rollups went to: name that one",
         topic.connection.topic
     );
-    let mut stand = rest::stand(source)?;
+    let mut stand = rest::stand(&source.config, &source.data)?;
     let mut report = report(source, target, &stand, &topic, cluster)?;
     report.log = mark.as_ref().map(|mark| mark.log.clone());
     if dry || mark.as_ref().is_some_and(|mark| mark.done) {
@@ -272,7 +272,7 @@ fn same_target(source: &Source, mark: &Mark, place: &(String, String), target: &
     )
 }
 
-fn described(topic: &NewTopic) -> anyhow::Result<Option<Description>> {
+pub(super) fn described(topic: &NewTopic) -> anyhow::Result<Option<Description>> {
     if !topic.admin.exists().map_err(|why| anyhow::anyhow!(why))? {
         return Ok(None);
     }
@@ -376,7 +376,7 @@ fn copy_archive(moving: &Moving, rows: &[ManifestRow], tell: Tell<'_>) -> anyhow
 }
 
 /// Makes the topic, and brings its partitions to the offsets at which the shards ended.
-fn fill_topic(topic: &NewTopic, identity: u64, stand: &Stand, tell: Tell<'_>) -> anyhow::Result<()> {
+pub(super) fn fill_topic(topic: &NewTopic, identity: u64, stand: &Stand, tell: Tell<'_>) -> anyhow::Result<()> {
     let all: u64 = stand.ends.iter().sum();
     tell(Step::Topic, 0, all);
     let failed = |why: String| anyhow::anyhow!(why);

@@ -13,11 +13,14 @@ use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
 use crate::model::window::Millis;
-use crate::node::{Faults, Ports, backends, check_log, limits, offline, shards, tree};
+use crate::config::Config;
+use crate::node::{DataDir, Faults, Ports, backends, check_log, limits, offline, shards, tree};
 use crate::persistence::log::EventLog;
 
 /// Without any progress for this long something is wrong: an event that kills its shard again and again is set aside in less.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A node that was killed is a member of Kafka's group for its session, and other members are given no shards meanwhile.
+const MEMBERS: Duration = Duration::from_secs(60);
 /// Between two looks at the shards.
 const LOOK: Duration = Duration::from_millis(50);
 /// Flushes and objects are not to wait for more.
@@ -25,7 +28,7 @@ const AT_ONCE: &str = "100ms";
 
 /// Where the parts of an embedded node stand.
 #[derive(Debug, Clone)]
-pub(super) struct Stand {
+pub(in crate::node) struct Stand {
     /// Its log.
     pub log: LogId,
     /// Where the shards end.
@@ -41,12 +44,12 @@ pub(super) struct Stand {
 }
 
 /// Reads where it stands, also beside a server that runs.
-pub(super) fn stand(source: &Source) -> anyhow::Result<Stand> {
-    let store = offline::store(&source.config, &source.data)?;
+pub(in crate::node) fn stand(config: &Config, data: &DataDir) -> anyhow::Result<Stand> {
+    let store = offline::store(config, data)?;
     let mut snapshot = store.snapshot()?;
     let checkpoints: BTreeMap<ShardId, Checkpoint> = snapshot.checkpoints()?.into_iter().collect();
     let (rows, floors) = (snapshot.manifest(None)?, snapshot.archive_floors()?);
-    let log = offline::log(&source.config, &source.data).map_err(|why| anyhow::anyhow!(why))?;
+    let log = offline::log(config, data).map_err(|why| anyhow::anyhow!(why))?;
     let shards: Vec<ShardId> = (0..log.shard_count()).map(ShardId).collect();
     let ends: Vec<Offset> = shards.iter().map(|shard| log.end(*shard)).collect();
     let (mut unflushed, mut unarchived) = (0, 0);
@@ -70,37 +73,47 @@ pub(super) fn stand(source: &Source) -> anyhow::Result<Stand> {
 
 /// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller holds the lock of the directory.
 pub(super) fn rest(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<Stand> {
-    let before = stand(source)?;
+    let at_once = source.config_with(&[("flush.interval", AT_ONCE), ("archive.max_delay", AT_ONCE)])?;
+    rest_of(&source.config, &at_once, &source.data, tell)
+}
+
+/// Brings to rest what a configuration names; `at_once` is the same with short times for flushes and objects.
+pub(in crate::node) fn rest_of(
+    config: &Config,
+    at_once: &Config,
+    data: &DataDir,
+    tell: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Stand> {
+    let before = stand(config, data)?;
     if before.unflushed > 0 || before.unarchived > 0 {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-        runtime.block_on(drain(source, tell))?;
+        runtime.block_on(drain(at_once, data, tell))?;
     }
-    let after = stand(source)?;
+    let after = stand(config, data)?;
     anyhow::ensure!(
         after.unflushed == 0 && after.unarchived == 0,
-        "{} is not at rest: {} records are not in the store, {} not in the archive",
-        source.data.root().display(),
+        "it is not at rest: {} records are not in the store, {} not in the archive",
         after.unflushed,
         after.unarchived
     );
     Ok(after)
 }
 
-async fn drain(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
-    let config = source.config_with(&[("flush.interval", AT_ONCE), ("archive.max_delay", AT_ONCE)])?;
+async fn drain(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let log = backends::log(&config, &source.data, &clock, true)?;
-    let store = backends::store(&config, &source.data, &clock)?;
-    let archive = backends::archive(&config, &source.data)?;
-    check_log(&config, &source.data, log.as_ref(), store.as_ref(), Some(archive.as_ref()))?;
+    let log = backends::log(config, data, &clock, true)?;
+    let store = backends::store(config, data, &clock)?;
+    let archive = backends::archive(config, data)?;
+    check_log(config, data, log.as_ref(), store.as_ref(), Some(archive.as_ref()))?;
     let render_metrics = Arc::new(String::new);
     let ports = Ports { log: log.clone(), store: Some(store), archive: Some(archive), clock: clock.clone(), render_metrics };
     let slots = Slots::new(log.clone(), clock.clone());
-    let shards::Shards { handle, children } = shards::role(&config, &ports, &slots, &limits::shard(&config, Faults::default()))?;
+    let shards::Shards { handle, children } =
+        shards::role(config, &ports, &slots, &limits::shard(config, log.shard_count(), Faults::default()))?;
     // Without the upkeep: nothing is moved or expires under way.
     let [supervisor, archiver, _] = children;
-    let (root, mut ended) = tree::start(vec![supervisor, archiver], limits::restarts(&config), clock).await?;
-    let pulse = handle.pulse(&config, &slots);
+    let (root, mut ended) = tree::start(vec![supervisor, archiver], limits::restarts(config), clock).await?;
+    let pulse = handle.pulse(config, &slots);
     let outcome = tokio::select! {
         outcome = at_rest(&slots, log.as_ref(), tell) => outcome,
         _ = &mut ended => Err(anyhow::anyhow!("the shards failed too often: the messages above say why")),
@@ -118,6 +131,7 @@ async fn drain(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Resul
 async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
     use std::sync::atomic::Ordering::Acquire;
     let mut progress = (0, Stopwatch::start());
+    let began = Stopwatch::start();
     let mut look = tokio::time::interval(LOOK);
     loop {
         look.tick().await;
@@ -129,6 +143,10 @@ async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u6
         }
         tell(done, all);
         let Some((shard, records)) = behind else { return Ok(()) };
+        let elsewhere = log.shard_count() as usize - log.assignment().borrow().len();
+        if elsewhere > 0 && began.elapsed() > MEMBERS {
+            bail!("{elsewhere} shards are other nodes': stop all nodes of the cluster first, the gateways too");
+        }
         if done > progress.0 {
             progress = (done, Stopwatch::start());
         }

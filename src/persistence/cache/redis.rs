@@ -58,6 +58,22 @@ struct Shared {
     puts: Arc<Semaphore>,
 }
 
+/// Nobody is connected to yet.
+///
+/// # Errors
+/// If the address is none of Redis; it is not repeated, because a password may be in it.
+fn client(url: &str) -> Result<Client, String> {
+    Client::open(url).map_err(|_| "expected redis://[[user]:password@]host[:port][/database]".to_owned())
+}
+
+/// Whether it is an address of Redis; nobody is asked.
+///
+/// # Errors
+/// As [`RedisCache::open`].
+pub fn check(url: &str) -> Result<(), String> {
+    client(url).map(drop)
+}
+
 impl Drop for RedisCache {
     fn drop(&mut self) {
         // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be: inside of another runtime.
@@ -73,7 +89,7 @@ impl RedisCache {
     /// # Errors
     /// If the address is none of Redis; it is not repeated, because a password may be in it.
     pub fn open(url: &str, options: RedisOptions) -> Result<Self, String> {
-        let client = Client::open(url).map_err(|_| "expected redis://[[user]:password@]host[:port][/database]".to_owned())?;
+        let client = client(url)?;
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("redis").enable_all().build();
         let runtime = runtime.map_err(|e| format!("cannot start its runtime: {e}"))?;
         let shared = Arc::new(Shared {

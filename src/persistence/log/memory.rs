@@ -5,7 +5,7 @@
 //! What always holds: a request is kept whole or not at all, and append times never decrease. Several nodes may stand on one log, each
 //! with an assignment of its own, which only tests change.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -45,6 +45,8 @@ impl Kept {
 #[derive(Debug)]
 struct State {
     shards: Vec<Kept>,
+    /// From this record on, what the shard holds cannot be read.
+    damaged: BTreeMap<ShardId, Offset>,
     appended: Millis,
 }
 
@@ -71,7 +73,7 @@ impl MemoryLog {
     /// An empty log whose append times come from `clock`. Its node owns every shard.
     pub fn new(id: LogId, shard_count: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
         let shards = (0..shard_count).map(|_| Kept::default()).collect();
-        let state = Arc::new(Mutex::new(State { shards, appended: Millis::MIN }));
+        let state = Arc::new(Mutex::new(State { shards, damaged: BTreeMap::new(), appended: Millis::MIN }));
         Self::over(id, clock, state, watch::Sender::new(0), (0..shard_count).map(ShardId).collect())
     }
 
@@ -119,6 +121,15 @@ impl MemoryLog {
     pub fn lose_tail(&self, shard: ShardId, end: Offset) {
         if let Some(kept) = self.lock().shards.get_mut(shard.0 as usize) {
             kept.records.truncate(end.saturating_sub(kept.start) as usize);
+        }
+    }
+
+    /// From this record on, the shard cannot be read, as behind a gap; none mends it.
+    pub fn damage(&self, shard: ShardId, from: Option<Offset>) {
+        let mut state = self.lock();
+        match from {
+            Some(from) => _ = state.damaged.insert(shard, from),
+            None => _ = state.damaged.remove(&shard),
         }
     }
 
@@ -204,9 +215,13 @@ impl EventLog for MemoryLog {
         if from < kept.start {
             return Err(LogError::Released { shard, from, start: kept.start });
         }
+        let damaged = state.damaged.get(&shard).copied().unwrap_or(Offset::MAX);
+        if from >= damaged && from < kept.end() {
+            return Err(LogError::Corrupt(format!("shard {shard}: offset {from} is not there")));
+        }
         let mut left = max_bytes.max(1);
         let wanted = kept.records.iter().skip((from - kept.start) as usize).take_while(|record| {
-            let more = left > 0;
+            let more = left > 0 && record.offset < damaged;
             left = left.saturating_sub(record.payload.len().max(1));
             more
         });

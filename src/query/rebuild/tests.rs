@@ -16,15 +16,18 @@ use crate::persistence::store::memory::{Fault, MemoryStore, Write};
 
 const LOG: LogId = LogId([4; 16]);
 const SHARDS: u32 = 2;
-const RULES: FoldRules = FoldRules { dedup_horizon_ms: 50_000, dedup_max_ids: 100, max_delta_bytes: 1 };
+const RULES: FoldRules = FoldRules { dedup_horizon_ms: 50_000, dedup_max_ids: 100, max_delta_bytes: 1, shard_count: SHARDS };
 /// Series of a tenant that a shard admits.
 const MAX_SERIES: u64 = 3;
 const RECORDS: u64 = 24;
 
 /// A record of two events: series and ids come again.
 fn payload(shard: u32, n: u64) -> bytes::Bytes {
-    let series: Vec<Series> =
-        [(n / 2) % 7, (n / 3) % 5].map(|page| Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}"))])).into();
+    let here = |page: u64| {
+        let mut all = (0..).map(|turn| Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}/{turn}"))]));
+        all.find(|series| SeriesId::of_key(&series.key()).shard(SHARDS) == ShardId(shard)).expect("one")
+    };
+    let series: Vec<Series> = [(n / 2) % 7, (n / 3) % 5].map(here).into();
     let keys: Vec<(Vec<u8>, SeriesId)> = series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
     let ids = [format!("a{}", n / 2), format!("b{n}")];
     let event = |at: usize| RecordEvent {

@@ -1,10 +1,13 @@
 //! How records are applied: whole, or after crashes event by event; what cannot be applied is set aside.
 
 use super::{Alone, Effect, ShardState};
+use crate::model::CodecError;
 use crate::model::flush::{LogRecord, QuarantineRow};
-use crate::model::offset::{Due, due};
+use crate::model::offset::{Diverged, Due, due};
 use crate::model::record::{self, Record};
+use crate::model::series::Series;
 use crate::model::window::Hour;
+use crate::shards::batch::Known;
 use crate::shards::poison::{Mode, convicted};
 
 impl ShardState {
@@ -15,6 +18,7 @@ impl ShardState {
         for record in records {
             match due(self.next, record.offset) {
                 Ok(Due::Skip) => {}
+                Ok(Due::Apply) if self.cannot_be_read(record, effects) => return,
                 Ok(Due::Apply) if self.mode == Mode::Alone => {
                     self.alone = Some(Alone { record: record.clone(), index: 0 });
                     self.mark(effects);
@@ -32,6 +36,20 @@ impl ShardState {
         }
     }
 
+    /// Whether the record is of a version that this build does not read. One that an older build has set aside stays so.
+    fn cannot_be_read(&mut self, record: &LogRecord, effects: &mut Vec<Effect>) -> bool {
+        let Some(version) = record::unknown_version(&record.payload) else { return false };
+        if convicted(&self.suspects, record.offset, 0) {
+            return false;
+        }
+        if self.stands_still.is_none() {
+            let unread = Diverged::Unread { offset: record.offset, version };
+            self.stands_still = Some(unread);
+            effects.push(Effect::Stop(unread));
+        }
+        true
+    }
+
     fn passed(&mut self, record: &LogRecord) {
         self.next = record.offset + 1;
         self.last_appended = record.appended;
@@ -40,15 +58,34 @@ impl ShardState {
 
     fn apply_record(&mut self, log_record: &LogRecord) {
         self.dedup.advance(log_record.appended);
-        match record::decode(&log_record.payload) {
-            Ok(record) => {
-                let mut local = vec![None; record.series.len()];
+        match self.read(&log_record.payload) {
+            Ok((record, mut local)) => {
                 for index in 0..record.events.len() {
                     self.apply_event(log_record, &record, index, &mut local);
                 }
             }
             Err(error) => self.quarantine(log_record, 0, "", &error.to_string(), log_record.payload.to_vec()),
         }
+    }
+
+    /// The record, if it can be one that a gateway has written, and what is known of its series. Events of others would count for another
+    /// tenant, or twice.
+    fn read<'r>(&self, payload: &'r [u8]) -> Result<(Record<'r>, Vec<Known>), CodecError> {
+        let record = record::decode(payload)?;
+        let foreign = |why: String| Err(CodecError::new("record", format!("no gateway wrote it: {why}")));
+        let mut local = Vec::with_capacity(record.series.len());
+        for entry in &record.series {
+            let id = entry.series_id();
+            if !Series::key_is_of_tenant(entry.key, record.tenant) {
+                return foreign(format!("series {id} is not of its tenant {:?}", record.tenant));
+            }
+            let shard = id.shard(self.limits.shard_count);
+            if shard != self.shard {
+                return foreign(format!("series {id} belongs to shard {shard}, not to {}", self.shard));
+            }
+            local.push(self.open.known(id, entry.key)?);
+        }
+        Ok((record, local))
     }
 
     /// The next event of a record applied alone: notes it in the store first, or passes over what is no event of it.
@@ -61,10 +98,9 @@ impl ShardState {
     fn apply_marked(&mut self, effects: &mut Vec<Effect>) {
         let Some(mut alone) = self.alone.take() else { return };
         let payload = alone.record.payload.clone();
-        let events = match record::decode(&payload) {
-            Ok(record) => {
+        let events = match self.read(&payload) {
+            Ok((record, mut local)) => {
                 self.dedup.advance(alone.record.appended);
-                let mut local = vec![None; record.series.len()];
                 let index = alone.index as usize;
                 if index < record.events.len() {
                     self.apply_event(&alone.record, &record, index, &mut local);
@@ -85,7 +121,7 @@ impl ShardState {
         }
     }
 
-    fn apply_event(&mut self, log_record: &LogRecord, record: &Record<'_>, index: usize, local: &mut [Option<u32>]) {
+    fn apply_event(&mut self, log_record: &LogRecord, record: &Record<'_>, index: usize, local: &mut [Known]) {
         let event = &record.events[index];
         let entry = &record.series[event.series as usize];
         let original = entry.series_id();
@@ -102,17 +138,15 @@ impl ShardState {
             self.quarantine(log_record, index as u32, record.tenant, reason, single(record, index));
             return;
         }
-        let slot = match local[event.series as usize] {
-            Some(slot) => slot,
-            None => match self.open.series_slot(original, entry.key, &mut self.admission, log_record.offset) {
-                Ok(slot) => slot,
-                Err(error) => {
-                    self.quarantine(log_record, index as u32, record.tenant, &error.to_string(), single(record, index));
-                    return;
-                }
-            },
+        let known = &mut local[event.series as usize];
+        let slot = match self.open.series_slot((original, entry.key), known, &mut self.admission, log_record.offset) {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.quarantine(log_record, index as u32, record.tenant, &error.to_string(), single(record, index));
+                return;
+            }
         };
-        local[event.series as usize] = Some(slot);
+        *known = Known::Slot(slot);
         let user = event.user_hash();
         assert!(user.is_none() || user != self.limits.panic_on_user, "fault injection: panic_on_user");
         self.open.add(slot, Hour::of(event.timestamp), event.value, user);

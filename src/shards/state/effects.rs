@@ -52,6 +52,7 @@ pub enum Effect {
         /// Up to here this owner has committed.
         next: Offset,
     },
-    /// Stop loudly: the log does not continue where the store stands.
+    /// Stop loudly: the log does not continue where the store stands. Before a record that this build does not read
+    /// ([`Diverged::Unread`]) the state stands still of itself, and lives: what lies below is flushed and answered.
     Stop(Diverged),
 }

@@ -3,6 +3,8 @@
 mod apply;
 mod effects;
 mod live;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use super::poison::{Mode, mode};
 use super::series::Admission;
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, Suspect};
 use crate::model::manifest::Decisions;
-use crate::model::offset::{Epoch, LogId, Offset, OffsetRange, ShardId};
+use crate::model::offset::{Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
 /// The limits of one shard.
@@ -32,6 +34,8 @@ pub struct ShardLimits {
     pub max_delta_bytes: usize,
     /// How long a committed batch is kept for queries that hold an older snapshot: the longest time a query may take.
     pub keep_flushed_ms: i64,
+    /// Number of shards, which says where a series belongs.
+    pub shard_count: u32,
     /// Fault injection for tests of the quarantine: applying an event of the user with this hash panics.
     pub panic_on_user: Option<u64>,
 }
@@ -78,6 +82,8 @@ pub struct ShardState {
     applied_since_flush: usize,
     suspects: Vec<Suspect>,
     alone: Option<Alone>,
+    /// What comes next cannot be read by this build.
+    stands_still: Option<Diverged>,
 }
 
 impl ShardState {
@@ -114,6 +120,7 @@ impl ShardState {
             applied_since_flush: 0,
             suspects: claim.suspects.clone(),
             alone: None,
+            stands_still: None,
         }
     }
 
@@ -139,9 +146,13 @@ impl ShardState {
         self.open.bytes()
     }
 
-    /// How many records it takes now: 0 while its memory bound is reached or, after crashes, until the commit in flight ends.
+    /// How many records it takes now: 0 while its memory bound is reached, before a record that it cannot read or, after crashes, until
+    /// the commit in flight ends.
     pub fn credit(&self) -> usize {
-        if self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2) || self.alone.is_some() {
+        if self.stands_still.is_some()
+            || self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2)
+            || self.alone.is_some()
+        {
             return 0;
         }
         match self.mode.step() {

@@ -1,5 +1,6 @@
 //! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
 
+mod balancer;
 mod brokers;
 mod faults;
 mod partition;
@@ -81,6 +82,9 @@ impl Cli {
     /// One look at whether the store is what its records say; an attempt during which Kafka, the store or the archive was away says nothing.
     pub fn audit(&self) -> bool {
         let Some(report) = self.json(&["verify"]) else { return false };
+        if report["unverified"].as_array().is_some_and(|shards| !shards.is_empty()) {
+            return false;
+        }
         assert_eq!(report["equal"], true, "the store is no fold of its prefix: {report}");
         true
     }

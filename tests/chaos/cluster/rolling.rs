@@ -1,60 +1,13 @@
 //! Restarts that nobody notices: nodes stop in order behind a load balancer, under load.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::balancer::Balancer;
 use super::{Cluster, FULL, PATIENCE};
 use crate::ledger::Ledger;
 use crate::load::{Asked, StopOnDrop, check, get, patient_client, reader};
-use crate::support::{agent, free_port};
-
-/// nginx with the configuration of `make cluster`.
-struct Balancer {
-    child: Child,
-    url: String,
-}
-
-impl Balancer {
-    fn start(cluster: &Cluster, dir: &Path) -> Self {
-        let port = free_port();
-        std::fs::create_dir_all(dir).expect("a directory");
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let mut text = std::fs::read_to_string(root.join("config/nginx.conf")).expect("the configuration");
-        text = text.replace("@DIR@", &dir.display().to_string()).replace("@FRONT@", &port.to_string());
-        for at in 0..FULL {
-            text = text.replace(&format!("@HTTP{}@", at + 1), &cluster.port(at).to_string());
-        }
-        if rustix::process::geteuid().is_root() {
-            text.insert_str(0, "user root;\n");
-        }
-        let file = dir.join("nginx.conf");
-        std::fs::write(&file, text).expect("written");
-        let path =
-            format!("{}:/usr/sbin:{}", root.join("data-sets/tools/bin").display(), std::env::var("PATH").unwrap_or_default());
-        let mut command = Command::new("nginx");
-        command.env("PATH", path).arg("-p").arg(dir).arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
-        command.args(["-g", "daemon off;"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("nginx is there: `make tools` gets it");
-        let balancer = Self { child, url: format!("http://127.0.0.1:{port}") };
-        let deadline = Instant::now() + PATIENCE;
-        while agent().get(format!("{}/readyz", balancer.url)).call().map_or(true, |answer| answer.status() != 200) {
-            assert!(Instant::now() < deadline, "nginx did not come up");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        balancer
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
-        // Its workers end with it only if it is asked to.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-    }
-}
+use crate::support::agent;
 
 /// Waits until every node has shards and all are served. A node is ready before the group has given it any: without them its stop would show
 /// nothing, and a stop in the middle of a rebalance would show two moves.

@@ -9,6 +9,7 @@ use ractor_cluster::NodeId;
 use super::{MeshMessage, MeshOptions};
 use crate::actors::mesh::peer::{BeatError, Peer};
 use crate::clock::Stopwatch;
+use crate::telemetry::{self, RepeatedLog};
 
 /// Least time between heartbeats, however often one is asked for.
 const LEAST_GAP: Duration = Duration::from_millis(100);
@@ -17,10 +18,23 @@ const LEAST_GAP: Duration = Duration::from_millis(100);
 pub(super) async fn beats(peer: Arc<Peer>, id: NodeId, options: Arc<MeshOptions>, mesh: ActorRef<MeshMessage>) {
     let mut answered = Stopwatch::start();
     let mut said = None;
+    let foreign = RepeatedLog::new();
     loop {
         let beat = Stopwatch::start();
         match peer.beat(options.dead_after.saturating_sub(answered.elapsed())).await {
-            Ok(()) => answered = Stopwatch::start(),
+            Ok(()) => {
+                answered = Stopwatch::start();
+                if let Some(other) = peer.belongs_elsewhere(options.log)
+                    && foreign.tell(&other.to_string()).is_some()
+                {
+                    metrics::counter!(telemetry::MESH_REFUSED).increment(1);
+                    tracing::error!(
+                        peer = %peer.name, log = %other, ours = %options.log,
+                        "another node has this cluster's cookie and another log: it belongs to another cluster, and is not asked; give each \
+                         cluster a cookie of its own, and look at cluster.peers"
+                    );
+                }
+            }
             Err(BeatError::Silent) => {}
             Err(BeatError::Refused(why)) => {
                 answered = Stopwatch::start();

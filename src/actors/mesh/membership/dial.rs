@@ -9,6 +9,9 @@ use crate::clock::Stopwatch;
 /// Least and longest time until a peer is dialled again.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// Failures in a row that are no coincidence.
+const SPURIOUS: u32 = 4;
+
 /// Where a dial stands.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -50,6 +53,17 @@ impl Dial {
         (self.phase, self.since, self.delay) = (Phase::Waiting, Stopwatch::start(), jittered(delay));
     }
 
+    /// The other side has closed the connection. Once or twice that is two nodes that dial each other at the same moment, or a node that
+    /// starts: one session is kept of both.
+    pub(super) fn closed(&mut self, why: &str) {
+        if self.failures + 1 < SPURIOUS {
+            self.failures += 1;
+            self.wait();
+        } else {
+            self.failed(why);
+        }
+    }
+
     pub(super) fn failed(&mut self, why: &str) {
         self.failures = self.failures.saturating_add(1);
         if self.said.as_deref() != Some(why) {
@@ -68,4 +82,23 @@ fn random() -> u64 {
 /// From half to one and a half of the time.
 fn jittered(time: Duration) -> Duration {
     time / 2 + time.mul_f64((random() % 1_000) as f64 / 1_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_closed_once_or_twice_is_no_other_cookie() {
+        let mut dial = Dial::new("b:1");
+        for _ in 1..SPURIOUS {
+            dial.closed("another cookie");
+            assert_eq!((dial.said.as_deref(), &dial.phase), (None, &Phase::Waiting));
+        }
+        dial.closed("another cookie");
+        assert_eq!(dial.said.as_deref(), Some("another cookie"));
+        let mut refused = Dial::new("b:1");
+        refused.failed("connection refused");
+        assert_eq!(refused.said.as_deref(), Some("connection refused"), "what is clear is said at once");
+    }
 }

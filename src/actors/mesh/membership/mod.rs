@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use ractor_cluster::node::NodeServerSessionInformation;
-use ractor_cluster::{NetworkStream, NodeEventSubscription, NodeId, NodeServer, NodeServerMessage};
+use ractor_cluster::{NodeEventSubscription, NodeId, NodeServer, NodeServerMessage};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -25,6 +25,7 @@ pub use sessions::MeshState;
 
 use super::directory::Directory;
 use super::door::Door;
+use super::gate::{Connection, Gates};
 use super::listener;
 use super::peer::Peer;
 use super::serve::Server;
@@ -79,7 +80,7 @@ pub enum MeshMessage {
     /// Something happened to a session.
     Session(Happened, Box<NodeServerSessionInformation>),
     /// A dial has a connection.
-    Dialled(usize, Box<NetworkStream>),
+    Dialled(usize, Box<Connection>),
     /// A dial failed.
     DialFailed(usize, String),
     /// A peer has not answered for `cluster.dead_after`.
@@ -137,12 +138,13 @@ impl Actor for Mesh {
         let (server, _) = Actor::spawn_linked(None, server, (), myself.get_cell()).await?;
         let subscription = Box::new(Events(myself.clone()));
         server.cast(NodeServerMessage::SubscribeToEvents { id: SCOPE.to_owned(), subscription })?;
-        let accepting = listener::run(self.listener.clone(), options.tls.clone(), server.clone(), HANDSHAKE);
+        let gates = Arc::new(Gates::default());
+        let accepting = listener::run(self.listener.clone(), options.tls.clone(), gates.clone(), server.clone(), HANDSHAKE);
         let accepting = Task(tokio::spawn(accepting).abort_handle());
         myself.send_interval(TICK, || MeshMessage::Tick);
         let dials = options.peers.iter().map(|address| Dial::new(address)).collect();
         let (sessions, refused, door) = (HashMap::new(), HashSet::new(), door.get_id());
-        Ok(MeshState { server, door, me, sessions, dials, refused, _accepting: accepting })
+        Ok(MeshState { server, door, me, sessions, dials, refused, gates, _accepting: accepting })
     }
 
     async fn handle(
@@ -196,16 +198,17 @@ impl Mesh {
         }
         for dial in 0..state.dials.len() {
             if state.is_due(dial) {
-                self.dial(myself, &mut state.dials[dial], dial);
+                self.dial(myself, state, dial);
             }
         }
     }
 
-    fn dial(&self, myself: &ActorRef<MeshMessage>, dial: &mut Dial, number: usize) {
+    fn dial(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, number: usize) {
+        let (dial, gates) = (&mut state.dials[number], state.gates.clone());
         (dial.phase, dial.since) = (Phase::Connecting(None), Stopwatch::start());
         let (address, tls, myself) = (dial.address.clone(), self.options.tls.clone(), myself.clone());
         tokio::spawn(async move {
-            let connected = tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref())).await;
+            let connected = tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref(), &gates)).await;
             let told = match connected {
                 Ok(Ok(stream)) => myself.cast(MeshMessage::Dialled(number, Box::new(stream))),
                 Ok(Err(why)) => myself.cast(MeshMessage::DialFailed(number, why)),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::actors::mesh::tls::Tls;
+use crate::model::offset::LogId;
 
 /// The secret that nodes of one cluster share.
 #[derive(Clone)]
@@ -37,6 +38,8 @@ impl Cookie {
 /// How a node takes part.
 #[derive(Debug, Clone)]
 pub struct MeshOptions {
+    /// The log of its cluster.
+    pub log: LogId,
     /// Its name, for people.
     pub name: String,
     /// `cluster.peers`: the addresses to dial; its own may be among them.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use ractor::{ActorId, ActorProcessingErr, ActorRef};
 use ractor_cluster::node::NodeServerSessionInformation;
-use ractor_cluster::{NetworkStream, NodeId, NodeServerMessage, NodeSessionMessage};
+use ractor_cluster::{NodeId, NodeServerMessage, NodeSessionMessage};
 use tokio::task::AbortHandle;
 
 use super::HANDSHAKE;
 use super::dial::{Dial, Phase};
+use crate::actors::mesh::gate::{Connection, Gates};
 use crate::actors::mesh::peer::Peer;
 use crate::clock::Stopwatch;
 
@@ -55,6 +56,7 @@ pub struct MeshState {
     pub(super) sessions: HashMap<NodeId, Session>,
     pub(super) dials: Vec<Dial>,
     pub(super) refused: HashSet<String>,
+    pub(super) gates: Arc<Gates>,
     pub(super) _accepting: Task,
 }
 
@@ -93,14 +95,11 @@ impl MeshState {
         }
     }
 
-    pub(super) fn on_dialled(&mut self, dial: usize, stream: Box<NetworkStream>) -> Result<(), ActorProcessingErr> {
-        let address = match &*stream {
-            NetworkStream::Raw { peer_addr, .. } | NetworkStream::TlsClient { peer_addr, .. } => peer_addr.to_string(),
-            NetworkStream::TlsServer { .. } | NetworkStream::External { .. } => return Ok(()),
-        };
+    pub(super) fn on_dialled(&mut self, dial: usize, stream: Box<Connection>) -> Result<(), ActorProcessingErr> {
+        let address = stream.peer.clone();
         // Before the server of sessions can say that it is open.
         self.dials[dial].phase = Phase::Connecting(Some(address));
-        Ok(self.server.cast(NodeServerMessage::ConnectionOpened { stream, is_server: false })?)
+        Ok(self.server.cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server: false })?)
     }
 
     pub(super) fn on_opened(&mut self, info: &NodeServerSessionInformation) {
@@ -127,6 +126,7 @@ impl MeshState {
     }
 
     pub(super) fn on_authenticated(&mut self, info: &NodeServerSessionInformation) {
+        self.gates.open(&info.peer_addr);
         if let Some(session) = self.sessions.get_mut(&info.node_id) {
             session.authenticated = true;
             session.name = info.peer_name.as_ref().map(|name| name.name.clone());
@@ -152,7 +152,7 @@ impl MeshState {
             dial.wait();
         } else {
             let why = "it closed the connection before it was authenticated: do both nodes have the same cookie, and both TLS or neither?";
-            dial.failed(why);
+            dial.closed(why);
         }
     }
 

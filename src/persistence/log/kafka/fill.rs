@@ -10,12 +10,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
 use super::marks::{Ask, Asker, partition};
-use super::settings::{Connection, MESSAGE_BYTES, note};
+use super::settings::{self, Connection, MESSAGE_BYTES, note};
 use super::topic::Admin;
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
@@ -72,6 +72,10 @@ struct Context(Arc<Outcomes>);
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         note(&error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        settings::log(level, facility, message);
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
@@ -13,12 +14,15 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::watch;
 
 use super::marks::{partition, shard};
-use super::settings::{KafkaOptions, note};
+use super::rarely::Rarely;
+use super::settings::{self, KafkaOptions, note};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 
 /// How often positions are committed, for tools that show lag. Nothing reads them back.
 const COMMIT_EVERY: Duration = Duration::from_secs(5);
+/// Partitions that are no shards are named again after this time.
+const SURPLUS_EVERY: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(100);
 
 /// The shards of this node.
@@ -40,6 +44,8 @@ pub struct Membership {
     /// Behind the last record that was read, by shard.
     positions: Vec<AtomicU64>,
     topic: String,
+    /// Partitions that were assigned and are no shards.
+    surplus: Rarely<BTreeSet<ShardId>>,
 }
 
 impl Membership {
@@ -53,7 +59,23 @@ impl Membership {
             closing: AtomicBool::new(false),
             positions: (0..options.shard_count).map(|_| AtomicU64::new(0)).collect(),
             topic: options.connection.topic.clone(),
+            surplus: Rarely::once_in(SURPLUS_EVERY),
         }
+    }
+
+    /// The shards among these partitions: somebody may have added partitions to the topic, which nobody writes or reads.
+    fn shards_among(&self, partitions: BTreeSet<ShardId>) -> BTreeSet<ShardId> {
+        let (shards, surplus): (BTreeSet<_>, BTreeSet<_>) =
+            partitions.into_iter().partition(|shard| (shard.0 as usize) < self.positions.len());
+        if !surplus.is_empty() && self.surplus.due(surplus.clone()).is_some() {
+            tracing::error!(
+                topic = self.topic,
+                partitions = ?surplus.iter().map(|partition| partition.0).collect::<Vec<_>>(),
+                shards = self.positions.len(),
+                "the topic has more partitions than there are shards (shards.count): they are left alone; `rollmill topic describe`"
+            );
+        }
+        shards
     }
 
     fn shards(&self) -> MutexGuard<'_, Shards> {
@@ -156,11 +178,16 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         note(&error, reason);
     }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        settings::log(level, facility, message);
+    }
 }
 
 impl ConsumerContext for Context {
     fn rebalance(&self, member: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let shards: BTreeSet<ShardId> = list.elements().iter().map(|found| shard(found.partition())).collect();
+        let partitions = list.elements().iter().map(|found| shard(found.partition())).collect();
+        let shards = self.membership.shards_among(partitions);
         let done = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.membership.own(&shards);
             // Assigned, because the protocol wants it, at the end and paused: reading is done elsewhere.

@@ -6,6 +6,7 @@
 //! | [`topic`] | makes and checks the topic, gives the log its identity, deletes what is released |
 //! | `produce` | appends: idempotent, acknowledged by all in-sync replicas, one acknowledgement per request |
 //! | `read` | reads by manual assignment at the position asked for |
+//! | `gaps` | whether a gap holds nothing but what Kafka itself wrote there |
 //! | `marks` | starts and ends of the shards, and how old that knowledge is |
 //! | `times` | the append time: the running maximum of Kafka's `LogAppendTime` |
 //! | [`fill`] | makes a new topic begin at the offsets of another log |
@@ -14,9 +15,11 @@
 //! The position of a shard always comes from the store's checkpoint. Offsets committed to the group are for tools that show lag.
 
 pub mod fill;
+mod gaps;
 mod group;
 mod marks;
 mod produce;
+mod rarely;
 pub mod reach;
 mod read;
 mod settings;
@@ -37,8 +40,9 @@ use tokio::sync::watch;
 use self::group::Membership;
 use self::marks::{Ask, Asker, Marks};
 use self::produce::Appending;
+use self::rarely::Rarely;
 use self::read::Reading;
-pub use self::settings::{Connection, KafkaOptions, MESSAGE_BYTES, Properties};
+pub use self::settings::{Connection, Gaps, KafkaOptions, MESSAGE_BYTES, Properties};
 use self::topic::{Admin, Wish};
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError, Unopened};
 use crate::clock::Stopwatch;
@@ -56,6 +60,10 @@ const REST: Duration = Duration::from_secs(1);
 const NEW_TOPIC: Duration = Duration::from_secs(2);
 /// The identity of the topic is looked at this often.
 const IDENTITY_EVERY: Duration = Duration::from_secs(30);
+/// A record is appended behind a gap at most this often: an outage may look like one.
+const GAPS_EVERY: Duration = Duration::from_secs(15);
+/// What is wrong with the topic is said again after this time.
+const SAID_EVERY: Duration = Duration::from_secs(600);
 /// Records are deleted at most this often while `log.safety` keeps a day of them anyway.
 const RELEASE_EVERY: Duration = Duration::from_secs(60);
 
@@ -85,6 +93,10 @@ struct Shared {
     reading: Reading,
     membership: Arc<Membership>,
     released: Mutex<Every>,
+    /// What is wrong with the topic.
+    said: Rarely<String>,
+    /// Gaps at the end of shards.
+    gaps: Rarely<ShardId>,
     stopping: AtomicBool,
     bell: Arc<Bell>,
 }
@@ -155,6 +167,8 @@ impl KafkaLog {
             reading,
             options,
             released: Mutex::default(),
+            said: Rarely::once_in(SAID_EVERY),
+            gaps: Rarely::once_in(GAPS_EVERY),
             stopping: AtomicBool::new(false),
             bell: Arc::default(),
         });
@@ -259,7 +273,11 @@ impl Shared {
 
     fn look_up(&self, leaders: &mut Vec<Led>) {
         match self.asker.leaders() {
-            Ok(found) => *leaders = found.into_iter().map(|shards| Led { shards, silent: None }).collect(),
+            Ok(mut found) => {
+                // Somebody may have added partitions that are no shards.
+                found.iter_mut().for_each(|shards| shards.retain(|shard| shard.0 < self.options.shard_count));
+                *leaders = found.into_iter().map(|shards| Led { shards, silent: None }).collect();
+            }
             Err(error) => tracing::warn!(%error, "the leaders of the topic are not known, it is tried again"),
         }
     }
@@ -307,10 +325,25 @@ impl Shared {
                         "the topic's identity is gone: if a tool reset it, put it back"
                     );
                 }
-                if let Some(why) = found.refusal(brokers) {
-                    tracing::error!("{why}");
+                for why in found.refusal(brokers).into_iter().chain(found.notes()) {
+                    if self.said.due(why.clone()).is_some() {
+                        tracing::error!("{why}");
+                    }
                 }
             }
+        }
+    }
+
+    /// Appends a record without events behind a gap at the end of a shard that is ours: only what comes behind shows that nothing else will.
+    fn show_the_gap(&self, shard: ShardId) {
+        if !self.membership.owned().contains(&shard) || self.gaps.due(shard).is_none() {
+            return;
+        }
+        let request = AppendRequest { records: vec![(shard, gaps::stand_in().into())] };
+        match self.appending.append(&request) {
+            // It is read like any other.
+            Ok(ticket) => drop(ticket),
+            Err(why) => tracing::debug!(shard = shard.0, %why, "no record can be appended behind a gap"),
         }
     }
 
@@ -326,6 +359,7 @@ impl Shared {
 /// The log of a topic that keeps the promises.
 fn fit(admin: &Admin, wish: &Wish, brokers: &str) -> Result<LogId, Unopened> {
     let description = admin.describe(wish)?;
+    description.notes().for_each(|note| tracing::error!("{note}"));
     match (description.refusal(brokers), description.log) {
         (None, Some(id)) => Ok(id),
         (refusal, _) => Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned()))),
@@ -408,6 +442,8 @@ impl EventLog for KafkaLog {
         let records = in_place(|| self.shared.reading.read(shard, from, max_bytes))?;
         if let Some(last) = records.last() {
             self.shared.membership.read_up_to(shard, last.offset + 1);
+        } else if self.shared.reading.ends_in_a_gap(shard) {
+            self.shared.show_the_gap(shard);
         }
         Ok(records)
     }

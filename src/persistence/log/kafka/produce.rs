@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rdkafka::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::marks::{Marks, partition, shard};
-use super::settings::{KafkaOptions, note};
+use super::settings::{self, KafkaOptions, note};
 use crate::clock::Clock;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
@@ -96,6 +96,10 @@ pub struct Context(Arc<Deliveries>);
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         note(&error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        settings::log(level, facility, message);
     }
 }
 

@@ -16,17 +16,20 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 
+use super::gaps::{kept_by_the_broker, stand_in, time_below};
 use super::marks::{Ask, Asker, Marks, partition};
-use super::settings::{KafkaOptions, LANES, Quiet};
+use super::settings::{Gaps, KafkaOptions, LANES, Quiet};
 use super::times::maximum_below;
 use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
-use crate::model::offset::{Offset, ShardId};
+use crate::model::offset::{Offset, OffsetRange, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::log::LogError;
 
 /// A read gives up after this and returns nothing: the pulse comes back.
 const WAIT: Duration = Duration::from_secs(1);
+/// Reads in a row that get nothing of what is said to be there, before anything is made of it.
+const IN_VAIN: u32 = 2;
 /// A cursor rests when nobody has taken for so long what lies ahead of it.
 const REST_AFTER: Duration = Duration::from_secs(1);
 /// What a read returned is kept for the next one up to this size: the archiver looks at one record again and again until it is due.
@@ -46,6 +49,10 @@ struct Cursor {
     placed: bool,
     /// When its queue was asked last; none while it rests, and nothing is fetched.
     asked: Option<Stopwatch>,
+    /// The client has been at the end of the partition since it was told where to fetch from.
+    at_end: bool,
+    /// Reads in a row that got nothing although the client is at the end and more is said to be there.
+    in_vain: u32,
     /// When it was used last, counted in reads.
     used: u64,
 }
@@ -91,6 +98,7 @@ pub struct Reading {
     asker: Arc<Asker>,
     lanes: Vec<Lane>,
     reads: std::sync::atomic::AtomicU64,
+    passed_gaps: Gaps,
 }
 
 impl Reading {
@@ -105,7 +113,14 @@ impl Reading {
             Ok(Lane { consumer: Arc::new(consumer), cursors })
         };
         let lanes = (0..LANES).map(lane).collect::<KafkaResult<Vec<_>>>()?;
-        Ok(Self { topic: options.connection.topic.clone(), marks, asker, lanes, reads: std::sync::atomic::AtomicU64::new(0) })
+        Ok(Self {
+            topic: options.connection.topic.clone(),
+            marks,
+            asker,
+            lanes,
+            reads: std::sync::atomic::AtomicU64::new(0),
+            passed_gaps: options.passed_gaps.clone(),
+        })
     }
 
     /// Serves the events of the consumers; their records come through the queues of the cursors.
@@ -142,13 +157,13 @@ impl Reading {
     pub fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
         let (lane, mut cursor) = self.cursor(shard, from)?;
         cursor.used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let watch = Stopwatch::start();
         // A record left over from an earlier position is told from a gap by placing the cursor anew, once.
         for last in [false, true] {
+            let watch = Stopwatch::start();
             if !cursor.covers(from) {
                 self.place(lane, shard, &mut cursor, from)?;
             }
-            match self.fill(lane, shard, &mut cursor, from, max_bytes, &watch) {
+            match self.fill((lane, shard), &mut cursor, (from, max_bytes), &watch, last) {
                 Ok(()) => break,
                 Err(LogError::Corrupt(why)) if !last => {
                     tracing::debug!(shard = shard.0, %why, "placing the cursor anew");
@@ -161,6 +176,12 @@ impl Reading {
             }
         }
         Ok(cursor.take(max_bytes))
+    }
+
+    /// Whether the last offsets of the shard are none that a client is given, as far as can be seen: a record behind them would show it.
+    pub fn ends_in_a_gap(&self, shard: ShardId) -> bool {
+        let cursors = self.lanes.iter().filter_map(|lane| lane.cursors.get(shard.0 as usize)?.try_lock().ok());
+        cursors.into_iter().any(|cursor| cursor.placed && cursor.in_vain >= IN_VAIN)
     }
 
     /// Stops reading shards that are somebody else's now.
@@ -235,20 +256,20 @@ impl Reading {
         while let Some(queue) = &cursor.queue
             && queue.poll(Duration::ZERO).is_some()
         {}
+        cursor.at_end = false;
         lane.consumer.incremental_assign(&self.list(shard, Some(first)).map_err(failed)?).map_err(failed)?;
         cursor.asked = Some(Stopwatch::start());
         Ok(())
     }
 
-    /// Waits until the buffer holds the record at `from`, and takes what else is there.
+    /// Waits until the buffer holds the record at `from`, and takes what else is there. `anew` says that the cursor was placed for this.
     fn fill(
         &self,
-        lane: &Lane,
-        shard: ShardId,
+        (lane, shard): (&Lane, ShardId),
         cursor: &mut Cursor,
-        from: Offset,
-        max_bytes: usize,
+        (from, max_bytes): (Offset, usize),
         watch: &Stopwatch,
+        anew: bool,
     ) -> Result<(), LogError> {
         let mut bytes = cursor.forget_below(from);
         while bytes < max_bytes.max(1) {
@@ -261,6 +282,10 @@ impl Reading {
             let message = match queue.poll(wait) {
                 None => break,
                 Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    cursor.at_end = true;
+                    continue;
+                }
                 Some(Err(error)) => match self.failure(shard, from, &error) {
                     None => continue,
                     Some(error) => return Err(error),
@@ -271,11 +296,12 @@ impl Reading {
                 continue;
             }
             if offset > cursor.next {
-                let expected = cursor.next;
-                return Err(LogError::Corrupt(format!(
-                    "shard {shard}: offset {expected} is not there, the next record is {offset}; a transaction or compaction of another \
-                     program made a gap: only Rollmill may write to the topic"
-                )));
+                if bytes > 0 {
+                    // What lies below the gap comes first.
+                    cursor.placed = false;
+                    break;
+                }
+                bytes += self.pass(shard, cursor, from, offset, anew)?;
             }
             self.advance(shard, cursor, time)?;
             if offset >= from {
@@ -284,7 +310,55 @@ impl Reading {
             }
             self.marks.seen(shard, offset + 1);
         }
+        let in_vain = bytes == 0 && cursor.at_end && cursor.next < self.marks.end(shard) && watch.elapsed() >= WAIT;
+        cursor.in_vain = if in_vain { cursor.in_vain + 1 } else { 0 };
         Ok(())
+    }
+
+    /// Goes over the offsets up to `to`, which the client does not hand out, if they are the broker's own or a person has said so. The bytes
+    /// of what stands in for those from `from` on.
+    fn pass(&self, shard: ShardId, cursor: &mut Cursor, from: Offset, to: Offset, anew: bool) -> Result<usize, LogError> {
+        let gap = OffsetRange { from: cursor.next, to };
+        let lost = || {
+            let OffsetRange { from, to } = gap;
+            LogError::Corrupt(format!(
+                "shard {shard}: the records [{from}, {to}) are not there; compaction or another program made a gap, and nothing proves that it \
+                 held nothing of Rollmill's. If that is certain, kafka.passed_gaps = {shard}:{from}-{to} passes it: docs/operations.md, \"Kafka\""
+            ))
+        };
+        // A record left over from an earlier position makes a gap that a second look does not find.
+        if !anew {
+            return Err(lost());
+        }
+        let since = |time| self.asker.one(shard, Ask::Since(time));
+        let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
+        let known = Some(cursor.appended).filter(|time| *time != Millis::MIN);
+        let below = time_below(gap, self.marks.start(shard), known, since).map_err(failed)?;
+        let times = match kept_by_the_broker(gap, below, since).map_err(failed)? {
+            Some(times) => times,
+            None if self.passed_gaps.covers(shard.0, gap.from, gap.to) => {
+                vec![maximum_below(gap.to, below, since).map_err(failed)?; gap.len() as usize]
+            }
+            None => return Err(lost()),
+        };
+        tracing::warn!(
+            shard = shard.0,
+            "the records [{}, {}) are the broker's own (ends of transactions of another program), or passed by kafka.passed_gaps: the shard \
+             goes on behind them; only Rollmill may write to the topic",
+            gap.from,
+            gap.to
+        );
+        let (payload, mut bytes) = (Bytes::from(stand_in()), 0);
+        for (offset, time) in (gap.from..gap.to).zip(times) {
+            cursor.appended = cursor.appended.max(time);
+            if offset >= from {
+                bytes += payload.len();
+                cursor.buffer.push_back(LogRecord { offset, appended: cursor.appended, payload: payload.clone() });
+            }
+        }
+        cursor.next = gap.to;
+        self.marks.seen(shard, gap.to);
+        Ok(bytes)
     }
 
     /// One record further, whose leader wrote `time`.
@@ -304,7 +378,6 @@ impl Reading {
     fn failure(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
         let code = match error {
             KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => *code,
-            KafkaError::PartitionEOF(_) => return None,
             _ => return Some(LogError::Io(format!("shard {shard}: {error}"))),
         };
         match code {

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
-pub use crate::config::Properties;
+pub use crate::config::{Gaps, Properties};
+use crate::telemetry::RepeatedLog;
 
 /// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB, but one event may be larger.
 pub const MESSAGE_BYTES: usize = 2 << 20;
@@ -64,6 +65,8 @@ pub struct KafkaOptions {
     pub replication: u32,
     /// In-sync replicas without which the topic must refuse writes.
     pub min_isr: u32,
+    /// Gaps that hold nothing of Rollmill's, as a person has said.
+    pub passed_gaps: Gaps,
     /// Time.
     pub clock: std::sync::Arc<dyn crate::clock::Clock>,
 }
@@ -74,12 +77,44 @@ pub struct Quiet;
 
 /// An error of the client as a whole, such as a broker that cannot be reached: it tries again by itself.
 pub fn note(error: &KafkaError, reason: &str) {
-    tracing::warn!(%error, reason, "Kafka");
+    if let Some(silent) = SAID.tell(in_essence(reason)) {
+        tracing::warn!(%error, reason, silent, "Kafka (told once a minute)");
+    }
+}
+
+/// What the clients say of themselves: there are several to a node, and while a broker is away each says so many times a second.
+static SAID: RepeatedLog = RepeatedLog::new();
+
+/// A line of the client's own log.
+pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    let matters = matches!(
+        level,
+        RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning
+    );
+    // Of each rebalance that takes something from a member that has nothing: it means nothing.
+    if !matters || message.contains("Can't subtract from empty assignment") {
+        tracing::debug!(facility, message, "Kafka");
+    } else if let Some(silent) = SAID.tell(in_essence(message)) {
+        tracing::warn!(facility, message, silent, "Kafka (told once a minute)");
+    }
+}
+
+/// Without what is in brackets at the end, which counts and measures.
+fn in_essence(message: &str) -> &str {
+    message.rsplit_once(" (").map_or(message, |(before, _)| before)
 }
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
         note(&error, reason);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
     }
 }
 
@@ -141,6 +176,8 @@ impl KafkaOptions {
         let mut config = self.connection.client();
         config.set("group.id", self.group.as_deref().unwrap_or("rollmill-reader"));
         config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+        // Told apart: nothing is there, and what is there is not for readers.
+        config.set("enable.partition.eof", "true");
         config.set("auto.offset.reset", "error").set("check.crcs", "true").set("isolation.level", "read_uncommitted");
         // The client's bound is per partition, and may be overshot by one fetch; both lanes together stay within the whole.
         let each = self.prefetch_bytes / (u64::from(self.shard_count.max(1)) * LANES as u64) / 2;
@@ -174,6 +211,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn lines_that_differ_by_what_is_in_brackets_say_the_same() {
+        let line = |port: u32, ms: u32| {
+            format!("[thrd:127.0.0.1:{port}/1]: Connect to 127.0.0.1:{port} failed: refused (after {ms}ms in state CONNECT)")
+        };
+        assert_eq!(in_essence(&line(9092, 0)), in_essence(&line(9092, 17)));
+        assert_ne!(in_essence(&line(9092, 0)), in_essence("1/1 brokers are down"));
+    }
+
+    #[test]
     fn what_is_fetched_ahead_stays_within_the_whole() {
         let connection = Connection {
             brokers: String::new(),
@@ -195,6 +241,7 @@ mod tests {
             safety: zero,
             replication: 1,
             min_isr: 1,
+            passed_gaps: Gaps::default(),
             clock: std::sync::Arc::new(crate::clock::SystemClock),
         };
         let of = |options: &KafkaOptions, name: &str| options.reader().get(name).and_then(|text| text.parse::<u64>().ok());

@@ -20,6 +20,8 @@ use crate::model::record;
 mod support;
 use support::Kafka;
 
+mod foreign;
+
 const MEMBER: &str = "ROLLMILL_TEST_MEMBER";
 
 fn options(brokers: &str, topic: &str) -> KafkaOptions {
@@ -41,6 +43,7 @@ fn options(brokers: &str, topic: &str) -> KafkaOptions {
         safety: Duration::ZERO,
         replication: 1,
         min_isr: 1,
+        passed_gaps: Gaps::default(),
         clock: Arc::new(SystemClock),
     }
 }

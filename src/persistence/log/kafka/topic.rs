@@ -24,6 +24,9 @@ const IDENTITY_BIT: u64 = 1 << 62;
 /// identity yet, and no node uses it.
 const MIGRATED_BIT: u64 = 1 << 61;
 
+/// What stands in the place of an identity that was taken away.
+const RETIRED: u64 = 1;
+
 /// What the topic must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish {
@@ -48,6 +51,8 @@ pub struct Difference {
     pub why: &'static str,
     /// Whether `kafka-configs` mends it.
     pub is_setting: bool,
+    /// Whether nodes serve all the same.
+    pub is_harmless: bool,
 }
 
 /// The topic as it is.
@@ -65,6 +70,8 @@ pub struct Description {
     pub under_replicated: Vec<ShardId>,
     /// Partitions without a leader now.
     pub leaderless: Vec<ShardId>,
+    /// Partitions beyond those that are wished for, each with the number of records that it holds.
+    pub surplus: Vec<(ShardId, u64)>,
     /// The settings that matter.
     pub settings: BTreeMap<String, String>,
     /// The identity, if the topic was made by `rollmill topic create`.
@@ -135,9 +142,9 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
     let mut all = Vec::new();
     let mut shape = |what: &str, found: u32, wanted: u32, why| {
         let (found, wanted) = (found.to_string(), wanted.to_string());
-        all.push(Difference { what: what.to_owned(), found, wanted, why, is_setting: false });
+        all.push(Difference { what: what.to_owned(), found, wanted, why, is_setting: false, is_harmless: false });
     };
-    if description.partitions != wish.partitions {
+    if description.partitions < wish.partitions {
         shape("partitions", description.partitions, wish.partitions, "shard n is partition n, and shards.count is fixed");
     }
     if description.replication < wish.replication {
@@ -151,7 +158,7 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
     for (name, wanted, why) in settings(wish) {
         let found = description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
         if !suffices(name, &found, &wanted) {
-            all.push(Difference { what: name.to_owned(), found, wanted, why, is_setting: true });
+            all.push(Difference { what: name.to_owned(), found, wanted, why, is_setting: true, is_harmless: false });
         }
     }
     if description.log.is_none() {
@@ -161,9 +168,42 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
             Some(_) => "`rollmill migrate` fills the topic and has not ended: run it again, it goes on where it was",
             None => "the topic has no identity: it was not made by `rollmill topic create`, or a tool has reset its settings",
         };
-        all.push(Difference { what: IDENTITY_KEY.to_owned(), found, wanted, why, is_setting: false });
+        all.push(Difference { what: IDENTITY_KEY.to_owned(), found, wanted, why, is_setting: false, is_harmless: false });
     }
+    all.extend(surplus(description, wish));
     all
+}
+
+/// Partitions beyond the shards. While they are empty, nobody is misled by them; records in them may be another cluster's, or this one's
+/// under another number of shards.
+fn surplus(description: &Description, wish: &Wish) -> Option<Difference> {
+    if description.partitions <= wish.partitions {
+        return None;
+    }
+    let held: Vec<String> =
+        description.surplus.iter().filter(|(_, n)| *n > 0).map(|(shard, n)| format!("{n} records in {shard}")).collect();
+    let (found, is_harmless) = match held.is_empty() {
+        true => (format!("{}, those beyond are empty", description.partitions), true),
+        false => (format!("{}, with {}", description.partitions, held.join(", ")), false),
+    };
+    let why = match is_harmless {
+        true => {
+            "shard n is partition n, and shards.count is fixed: somebody has added partitions, which Kafka cannot take away; they are never \
+             written or read, and nodes serve"
+        }
+        false => {
+            "somebody has written beyond the shards: is shards.count right, or who else writes to this topic? If the records may go, \
+             delete them (kafka-delete-records.sh), and nodes serve"
+        }
+    };
+    Some(Difference {
+        what: "partitions".to_owned(),
+        found,
+        wanted: wish.partitions.to_string(),
+        why,
+        is_setting: false,
+        is_harmless,
+    })
 }
 
 impl Description {
@@ -174,18 +214,28 @@ impl Description {
         (!wrong.is_empty()).then(|| setting_command(brokers, &self.topic, &wrong.join(",")))
     }
 
+    /// What is not as it must be, though nodes serve all the same.
+    pub fn notes(&self) -> impl Iterator<Item = String> {
+        let harmless = self.differences.iter().filter(|d| d.is_harmless);
+        harmless.map(|d| format!("{} of the topic {} is {}, must be {}: {}", d.what, self.topic, d.found, d.wanted, d.why))
+    }
+
     /// Why a node must not use the topic, with the way out; nothing if it may.
     pub fn refusal(&self, brokers: &str) -> Option<String> {
-        if self.differences.is_empty() {
+        if self.differences.iter().all(|d| d.is_harmless) {
             return None;
         }
-        let lines = self.differences.iter().map(|d| format!("  {} is {}, must be {}: {}", d.what, d.found, d.wanted, d.why));
+        let lines = self
+            .differences
+            .iter()
+            .filter(|d| !d.is_harmless)
+            .map(|d| format!("  {} is {}, must be {}: {}", d.what, d.found, d.wanted, d.why));
         let mut text = format!("the topic {} cannot keep Rollmill's promises:\n", self.topic);
         text.push_str(&lines.collect::<Vec<_>>().join("\n"));
         if let Some(command) = self.mending_command(brokers) {
             text.push_str(&format!("\nmend it with: {command}"));
         }
-        if self.differences.iter().any(|d| !d.is_setting) {
+        if self.differences.iter().any(|d| !d.is_setting && !d.is_harmless) {
             text.push_str("\nwhat no setting mends: docs/operations.md, \"Kafka\"");
         }
         Some(text)
@@ -269,14 +319,7 @@ impl Admin {
     /// # Errors
     /// If the cluster refuses, or does not show it in time.
     pub fn finish(&self, wish: &Wish, identity: u64) -> Result<Description, String> {
-        let (number, settings) = (identity.to_string(), settings(wish));
-        // Kafka sets back what is not named.
-        let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic)).set(IDENTITY_KEY, &number);
-        let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
-        let answer = block_on(self.client.alter_configs([&new], &self.options())).map_err(|e| self.failed("alter", &e))?;
-        for outcome in answer {
-            outcome.map_err(|(_, code)| self.failed("alter", &code))?;
-        }
+        self.set_identity(wish, identity)?;
         let watch = Stopwatch::start();
         loop {
             match self.describe(wish) {
@@ -286,6 +329,23 @@ impl Admin {
                 Err(why) => return Err(why.to_string()),
             }
         }
+    }
+
+    fn set_identity(&self, wish: &Wish, number: u64) -> Result<(), String> {
+        let (number, settings) = (number.to_string(), settings(wish));
+        // Kafka sets back what is not named.
+        let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic)).set(IDENTITY_KEY, &number);
+        let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
+        let answer = block_on(self.client.alter_configs([&new], &self.options())).map_err(|e| self.failed("alter", &e))?;
+        answer.into_iter().try_for_each(|outcome| outcome.map(drop).map_err(|(_, code)| self.failed("alter", &code)))
+    }
+
+    /// Takes the identity from a topic whose records went on elsewhere: no node opens it any more.
+    ///
+    /// # Errors
+    /// If the cluster refuses.
+    pub fn retire(&self, wish: &Wish) -> Result<(), String> {
+        self.set_identity(wish, RETIRED)
     }
 
     /// Whether there is such a topic.
@@ -350,6 +410,7 @@ impl Admin {
         let mut description = Description {
             topic: topic.clone(),
             partitions: partitions.len() as u32,
+            surplus: self.records_beyond(wish.partitions, partitions.len() as u32).map_err(|e| away(&e))?,
             replication: partitions.iter().map(|p| p.replicas().len() as u32).min().unwrap_or(0),
             under_replicated: shards(|p| p.isr().len() < p.replicas().len()),
             leaderless: shards(|p| p.leader() < 0),
@@ -361,6 +422,16 @@ impl Admin {
         };
         description.differences = differences(&description, wish);
         Ok(description)
+    }
+
+    /// The partitions from this one on, each with the number of records that it holds.
+    fn records_beyond(&self, first: u32, partitions: u32) -> Result<Vec<(ShardId, u64)>, KafkaError> {
+        let held = |shard: ShardId| {
+            let (client, timeout) = (self.client.inner(), self.connection.timeout);
+            let (start, end) = client.fetch_watermarks(&self.connection.topic, partition(shard), timeout)?;
+            Ok((shard, end.saturating_sub(start).unsigned_abs()))
+        };
+        (first..partitions).map(ShardId).map(held).collect()
     }
 
     fn settings(&self) -> Result<BTreeMap<String, String>, Unopened> {
@@ -407,20 +478,25 @@ impl Admin {
 mod tests {
     use super::*;
 
-    fn described(change: impl FnOnce(&mut Description)) -> Vec<String> {
-        let wish = Wish { partitions: 4, replication: 3, min_isr: 2 };
-        let mut description = Description {
+    fn right(wish: &Wish) -> Description {
+        Description {
             topic: "t".to_owned(),
             cluster: "c".to_owned(),
             partitions: 4,
+            surplus: vec![],
             replication: 3,
             under_replicated: vec![],
             leaderless: vec![],
-            settings: settings(&wish).into_iter().map(|(name, value, _)| (name.to_owned(), value)).collect(),
+            settings: settings(wish).into_iter().map(|(name, value, _)| (name.to_owned(), value)).collect(),
             log: Some(log_id("c", "t", IDENTITY_BIT | 5)),
             unfinished: None,
             differences: vec![],
-        };
+        }
+    }
+
+    fn described(change: impl FnOnce(&mut Description)) -> Vec<String> {
+        let wish = Wish { partitions: 4, replication: 3, min_isr: 2 };
+        let mut description = right(&wish);
         change(&mut description);
         differences(&description, &wish).into_iter().map(|d| d.what).collect()
     }
@@ -444,9 +520,29 @@ mod tests {
         }
         assert!(described(set("min.insync.replicas", "3")).is_empty(), "more is better");
         assert_eq!(described(|d| d.partitions = 5), ["partitions"]);
+        assert_eq!(described(|d| d.partitions = 3), ["partitions"]);
         assert_eq!(described(|d| d.replication = 2), ["replicas"]);
         assert_eq!(described(|d| d.log = None), [IDENTITY_KEY]);
         assert_eq!(described(|d| d.settings.clear()).len(), 7, "what is not known is not right");
+    }
+
+    #[test]
+    fn partitions_that_were_added_are_named_and_refuse_nothing_while_they_are_empty() {
+        let wish = Wish { partitions: 4, replication: 3, min_isr: 2 };
+        let with = |surplus: &[(u32, u64)]| {
+            let mut found = right(&wish);
+            found.partitions += surplus.len() as u32;
+            found.surplus = surplus.iter().map(|(partition, records)| (ShardId(*partition), *records)).collect();
+            found.differences = differences(&found, &wish);
+            (found.refusal("k:9092"), found.notes().collect::<Vec<_>>())
+        };
+        assert_eq!(with(&[]), (None, vec![]));
+        let (refusal, notes) = with(&[(4, 0), (5, 0)]);
+        assert_eq!((refusal, notes.len()), (None, 1));
+        assert!(notes[0].contains("partitions") && notes[0].contains("is 6, those beyond are empty, must be 4"), "{notes:?}");
+        let (refusal, notes) = with(&[(4, 0), (5, 7)]);
+        let refusal = refusal.expect("they hold records");
+        assert!(notes.is_empty() && refusal.contains("7 records in 5") && refusal.contains("shards.count"), "{refusal}");
     }
 
     #[test]

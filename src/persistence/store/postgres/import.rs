@@ -57,6 +57,30 @@ impl PostgresStore {
         contents(self.writers.take()?.session()?)
     }
 
+    /// Every shard goes on in another log, which begins at these offsets: where the store and the archive stand, or nothing is changed.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] if a shard stands elsewhere; [`StoreError::Unknown`] if the outcome is: [`PostgresStore::contents`] then says it.
+    pub fn go_on_in(&self, from: LogId, to: LogId, ends: &[Offset]) -> Result<(), StoreError> {
+        let mut lease = self.writers.begin(BEGIN)?;
+        let session = lease.session()?;
+        // Owners that still run wait here, and then find another epoch.
+        session.batch("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
+        for row in &session.query("SELECT shard, log, next, archived FROM shards ORDER BY shard", params![])? {
+            let (shard, log) = (get::<i32>(row, 0)?, LogId(get::<Id>(row, 1)?.0));
+            let stands = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
+            let end = usize::try_from(shard).ok().and_then(|at| ends.get(at));
+            if log != from || end.is_none_or(|end| stands != (*end, *end)) {
+                return Err(StoreError::Failed(format!(
+                    "shard {shard} stands at {} of log {log}, archived up to {}, instead of {end:?} of log {from}: does a node still run?",
+                    stands.0, stands.1
+                )));
+            }
+        }
+        session.execute("UPDATE shards SET log = $1, epoch = epoch + 1, attempts = 0", params![Id(to.0)])?;
+        session.commit()
+    }
+
     /// Takes over what `source` hands over, with rollups of these UTC days, and the checkpoints as those of `log`.
     ///
     /// # Errors

@@ -1,0 +1,110 @@
+//! `rollmill topic move`: a cluster goes on in another topic, and every event stays counted once.
+//!
+//! As with a migration (docs/adr/0017-migrate.md), the offsets are kept: the new topic begins in each partition where the old one ends. The
+//! steps, each of which may be killed and is done again, or gone on with, by the next run:
+//!
+//! 1. this process owns all shards until everything in the old topic is in the store and in the archive;
+//! 2. the new topic is made, without an identity, and filled: no node opens it;
+//! 3. the store's checkpoints speak of the new topic, in one transaction: from now on no shard goes on in the old one;
+//! 4. the old topic loses its identity: no node opens it any more;
+//! 5. the new topic gets its identity.
+
+use anyhow::{bail, ensure};
+
+use super::backends;
+use super::migrate::rest::{Stand, rest_of, stand};
+use super::migrate::{Step, Tell, described, fill_topic};
+use super::{DataDir, lock, offline};
+use crate::config::Config;
+use crate::model::offset::{LogId, ShardId};
+use crate::persistence::log::kafka::topic;
+use crate::persistence::store::postgres::Contents;
+
+/// What went where.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    /// Whether anything was done by this run.
+    pub done_before: bool,
+    /// The old log.
+    pub from: LogId,
+    /// The new one; none if it was only looked at.
+    pub to: Option<LogId>,
+    /// Records of the old topic, over all shards: the new one begins behind them.
+    pub offsets: u64,
+    /// Records that are not in the store, and not in the archive, before it begins.
+    pub waiting: (u64, u64),
+}
+
+/// The configurations of the cluster before and after; `at_once` is the one before with short times for flushes and objects.
+pub struct Topics<'a> {
+    /// With the old topic.
+    pub old: &'a Config,
+    /// The same, in haste.
+    pub at_once: &'a Config,
+    /// With the new topic.
+    pub new: &'a Config,
+}
+
+/// Moves, or goes on with a move that was interrupted; with `dry` it only looks.
+///
+/// # Errors
+/// Names the thing and the way out. What was done stays, and the next run goes on.
+pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Moved> {
+    let Topics { old, at_once, new } = topics;
+    let name = |config: &Config| config.text("kafka.topic").to_owned();
+    ensure!(!new.text("kafka.brokers").is_empty(), "the log is not Kafka's: kafka.brokers is empty");
+    ensure!(name(old) != name(new), "kafka.topic is {} before and after: name the new one there, the old one with --from", name(new));
+    let data = DataDir::new(old.text("data.dir"));
+    let _lock = lock::lock(data.root())?;
+    let topic = backends::new_topic(new)?;
+    let cluster = topic.admin.cluster().map_err(|why| anyhow::anyhow!(why))?;
+    let Some(store) = backends::import_target(old, true)? else { bail!("the database of store.url holds no store") };
+    let Contents::Log(current) = store.contents()? else { bail!("the database of store.url holds no checkpoints") };
+    let log_of = |identity| topic::log_id(&cluster, &name(new), identity);
+    let identity = match described(&topic)? {
+        Some(found) if found.log == Some(current) => {
+            return Ok(Moved { done_before: true, from: current, to: Some(current), offsets: 0, waiting: (0, 0) });
+        }
+        Some(found) => match found.unfinished {
+            Some(identity) => identity,
+            None => bail!("the topic {} is there already, and it is another log: name a new one with kafka.topic", name(new)),
+        },
+        None => topic::migrated_identity(getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the identity: {e}"))?),
+    };
+    let to = log_of(identity);
+    let mut moved = Moved { done_before: false, from: current, to: Some(to), offsets: 0, waiting: (0, 0) };
+    if current != to {
+        let before = stand(old, &data)?;
+        ensure!(before.log == current, "the store belongs to log {current}, but the topic {} is log {}", name(old), before.log);
+        moved.offsets = before.ends.iter().sum();
+        moved.waiting = (before.unflushed, before.unarchived);
+        if dry {
+            moved.to = None;
+            return Ok(moved);
+        }
+        tell(Step::Rest, 0, before.unflushed.max(before.unarchived));
+        let stand = rest_of(old, at_once, &data, &mut |done, all| tell(Step::Rest, done, all))?;
+        fill_topic(&topic, identity, &stand, tell)?;
+        nobody_writes(old, &data, &stand)?;
+        store.go_on_in(current, to, &stand.ends)?;
+    }
+    tell(Step::Open, 0, 1);
+    let former = backends::new_topic(old)?;
+    if described(&former)?.is_some() {
+        former.admin.retire(&former.wish).map_err(|why| anyhow::anyhow!(why))?;
+    }
+    let opened = topic.admin.finish(&topic.wish, identity).map_err(|why| anyhow::anyhow!(why))?;
+    ensure!(opened.log == Some(to), "the topic shows another log than {to}");
+    tell(Step::Open, 1, 1);
+    Ok(moved)
+}
+
+/// A gateway that still runs would have writes acknowledged that nobody reads.
+fn nobody_writes(old: &Config, data: &DataDir, stand: &Stand) -> anyhow::Result<()> {
+    let log = offline::log(old, data).map_err(|why| anyhow::anyhow!(why))?;
+    for (shard, end) in (0..).map(ShardId).zip(&stand.ends) {
+        let (_, now) = log.bounds(shard)?;
+        ensure!(now == *end, "shard {shard} of the old topic grows: stop all nodes, the gateways too, and run the same again");
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! What others do to the topic: more partitions, transactions.
+
+use rdkafka::admin::{AdminClient, NewPartitions};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use super::*;
+use crate::model::flush::LogRecord;
+
+fn add_partitions(options: &KafkaOptions, partitions: usize) {
+    let raw: AdminClient<settings::Quiet> = options.connection.client().create_with_context(settings::Quiet).expect("a client");
+    let wait = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
+    let more = NewPartitions::new(&options.connection.topic, partitions);
+    futures::executor::block_on(raw.create_partitions([&more], &wait)).expect("answered")[0].as_ref().expect("added");
+    let admin = Admin::new(&options.connection).expect("settings");
+    soon("they are known", 20, || admin.describe(&wish(options)).is_ok_and(|found| found.partitions == partitions as u32));
+}
+
+fn producer(options: &KafkaOptions, transactional: bool) -> BaseProducer {
+    let mut config = options.connection.client();
+    if transactional {
+        config.set("transactional.id", format!("{}.foreign", options.connection.topic));
+    }
+    config.create().expect("a producer")
+}
+
+fn send(producer: &BaseProducer, topic: &str, partition: i32) {
+    let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(topic).partition(partition).payload(b"foreign".as_slice());
+    producer.send(record).map_err(|(error, _)| error).expect("queued");
+    producer.flush(Duration::from_secs(20)).expect("sent");
+}
+
+#[test]
+fn partitions_that_somebody_has_added_are_nobodys_and_nodes_serve_and_start() {
+    let options = fresh();
+    let first = open(&options);
+    soon("the first owns everything", 30, || owned(&first) == all());
+    append(&*first, &[(0, "before"), (3, "before")]);
+    add_partitions(&options, SHARDS as usize + 2);
+    // A start, and a meeting of the group that divides all partitions.
+    let second = open(&options);
+    soon("the group has met", 60, || {
+        let gone: BTreeSet<ShardId> = all().difference(&owned(&first)).copied().collect();
+        first.let_go(&gone);
+        let both: BTreeSet<ShardId> = owned(&first).union(&owned(&second)).copied().collect();
+        assert!(both.is_subset(&all()), "{both:?}");
+        both == all() && !owned(&second).is_empty()
+    });
+    append(&*second, &[(0, "after"), (3, "after")]);
+    assert_eq!(
+        (texts(&*first, 0), texts(&*second, 3)),
+        (vec!["before".to_owned(), "after".to_owned()], vec!["before".to_owned(), "after".to_owned()])
+    );
+    let admin = Admin::new(&options.connection).expect("settings");
+    let described = admin.describe(&wish(&options)).expect("described");
+    assert_eq!((described.refusal("k"), described.surplus), (None, vec![(ShardId(SHARDS), 0), (ShardId(SHARDS + 1), 0)]));
+    assert!(described.differences.iter().any(|d| d.what == "partitions" && d.is_harmless), "{:?}", described.differences);
+    // Records in them are somebody's, and whose has to be found out before a node starts.
+    send(&producer(&options, false), &options.connection.topic, SHARDS as i32);
+    soon("it is seen", 20, || admin.describe(&wish(&options)).is_ok_and(|found| found.surplus[0].1 == 1));
+    assert!(refusal(options.clone()).contains("1 records in 4"));
+    admin.delete_below(&[(ShardId(SHARDS), 1)]).expect("deleted");
+    soon("it opens again", 20, || KafkaLog::open(options.clone()).is_ok());
+}
+
+/// Reads a shard up to its end, as an owner and as an archiver far behind do.
+fn everything(log: &KafkaLog, from: Offset) -> Vec<LogRecord> {
+    let mut records: Vec<LogRecord> = Vec::new();
+    soon("everything is read", 30, || {
+        let next = records.last().map_or(from, |record| record.offset + 1);
+        records.extend(log.read(ShardId(0), next, usize::MAX).expect("no gap is left"));
+        records.last().map_or(from, |record| record.offset + 1) >= log.bounds(ShardId(0)).expect("known").1
+    });
+    records
+}
+
+#[test]
+fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
+    let options = fresh();
+    let log = open(&options);
+    soon("it owns the shard", 30, || owned(&log) == all());
+    let foreign = producer(&options, true);
+    let pause = || std::thread::park_timeout(Duration::from_millis(30));
+    let transaction = |commit: bool| {
+        // Later than what lies before, as it is unless both happen within a millisecond.
+        pause();
+        foreign.begin_transaction().expect("begun");
+        send(&foreign, &options.connection.topic, 0);
+        pause();
+        match commit {
+            true => foreign.commit_transaction(Duration::from_secs(20)).expect("committed"),
+            false => foreign.abort_transaction(Duration::from_secs(20)).expect("aborted"),
+        }
+        pause();
+    };
+    foreign.init_transactions(Duration::from_secs(60)).expect("a coordinator");
+    append(&*log, &[(0, "a")]);
+    transaction(true);
+    append(&*log, &[(0, "b")]);
+    transaction(false);
+    append(&*log, &[(0, "c")]);
+    let records = everything(&log, 0);
+    let said: Vec<(Offset, Vec<u8>)> = records.iter().map(|record| (record.offset, record.payload.to_vec())).collect();
+    let nothing = gaps::stand_in();
+    let wanted = [b"a".as_slice(), b"foreign", &nothing, b"b", b"foreign", &nothing, b"c"];
+    assert_eq!(said, (0..).zip(wanted.map(<[u8]>::to_vec)).collect::<Vec<_>>(), "dense, and what was acknowledged is there");
+    assert!(records.windows(2).all(|two| two[0].appended <= two[1].appended), "{records:?}");
+    // Whoever begins in the middle, in the gap or behind it, reads the same, times included.
+    for from in 1..=6 {
+        let other = open(&KafkaOptions { group: None, ..options.clone() });
+        assert_eq!(everything(&other, from), records[from as usize..], "from {from}");
+    }
+    // At the end nothing shows what is behind the last record, until the owner writes something there.
+    transaction(true);
+    let tail = everything(&log, 7);
+    let payloads: Vec<&[u8]> = tail.iter().map(|record| &*record.payload).collect();
+    assert_eq!(payloads, [b"foreign".as_slice(), &nothing, &nothing]);
+}

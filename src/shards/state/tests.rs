@@ -1,0 +1,143 @@
+//! Records that no gateway of this cluster wrote, or that another release did: what they may not do.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::model::flush::{LogRecord, QuarantineRow};
+use crate::model::offset::{Checkpoint, Diverged};
+use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+use crate::model::series::{Series, SeriesId};
+
+const SHARDS: u32 = 4;
+
+/// A record of one event for each of the entries.
+fn payload(tenant: &str, entries: &[(SeriesId, Vec<u8>)], id: &str) -> Vec<u8> {
+    let series = entries.iter().map(|(id, key)| SeriesEntry { id: &id.0, key }).collect();
+    let event = |at| RecordEvent { series: at, timestamp: 0, value: None, user: None, id: Some(id), raw: b"{}" };
+    let events = (0..entries.len() as u32).map(event).collect();
+    let mut bytes = Vec::new();
+    record::encode(&Record { version: record::VERSION, tenant, gateway: 0, series, events }, &mut bytes);
+    bytes
+}
+
+/// The first series of the tenant that belongs to this shard, from `turn` on.
+fn entry(tenant: &str, shard: u32, turn: u32) -> (SeriesId, Vec<u8>) {
+    let mut all = (turn..).map(|page| {
+        let key = Series::new(tenant, "views", [("page".to_owned(), page.to_string())]).key();
+        (SeriesId::of_key(&key), key)
+    });
+    all.find(|(id, _)| id.shard(SHARDS) == ShardId(shard)).expect("one")
+}
+
+fn ours(id: &str) -> Vec<u8> {
+    payload("shop", &[entry("shop", 1, 0)], id)
+}
+
+/// A record of a release to come.
+fn newer(id: &str) -> Vec<u8> {
+    let mut bytes = ours(id);
+    assert_eq!(bytes[1], record::VERSION);
+    bytes[1] = 100;
+    bytes
+}
+
+struct Run {
+    state: ShardState,
+    effects: Vec<Effect>,
+}
+
+impl Run {
+    fn new(attempts: u32, suspects: Vec<Suspect>) -> Self {
+        let limits = ShardLimits {
+            dedup_horizon_ms: 1_000,
+            dedup_max_ids: 100,
+            flush_interval_ms: 1,
+            max_delta_bytes: 1 << 20,
+            keep_flushed_ms: 1,
+            shard_count: SHARDS,
+            panic_on_user: None,
+        };
+        let epoch = Epoch { counter: 1, nonce: 1 };
+        let checkpoint = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch };
+        let claim = Claim { checkpoint, attempts, suspects };
+        let admission = Admission::limited(9, vec![]);
+        Self { state: ShardState::new(limits, ShardId(1), &claim, vec![], admission, 100), effects: Vec::new() }
+    }
+
+    fn feed(&mut self, from: Offset, payloads: Vec<Vec<u8>>) {
+        let record = |(offset, payload)| LogRecord { offset, appended: 5, payload: Bytes::from(payload) };
+        let records: Vec<LogRecord> = (from..).zip(payloads).map(record).collect();
+        self.state.step(Input::Records(&records), &mut self.effects);
+    }
+
+    fn stops(&self) -> Vec<Diverged> {
+        self.effects.iter().filter_map(|effect| if let Effect::Stop(why) = effect { Some(*why) } else { None }).collect()
+    }
+
+    /// What a flush holds now: events counted, and what was set aside.
+    fn flush(&mut self) -> (OffsetRange, u64, Vec<QuarantineRow>) {
+        self.effects.clear();
+        self.state.step(Input::Tick { now: 0, drain: true }, &mut self.effects);
+        let Some(Effect::Commit { guard, batch, .. }) = self.effects.pop() else { panic!("no commit: {:?}", self.effects) };
+        self.state.step(Input::Committed { now: 0 }, &mut self.effects);
+        (guard.range, batch.deltas.iter().map(|delta| delta.rollup.figures.count).sum(), batch.quarantined.clone())
+    }
+}
+
+#[test]
+fn a_record_of_an_unknown_version_stops_the_shard_and_what_lies_below_is_flushed() {
+    for attempts in [1, 100] {
+        let mut run = Run::new(attempts, vec![]);
+        // Alone, event by event, after many starts: the same.
+        run.feed(0, vec![newer("x"), ours("c")]);
+        assert_eq!(run.stops(), [Diverged::Unread { offset: 0, version: 100 }], "start {attempts}");
+        assert_eq!((run.state.next(), run.state.credit()), (0, 0));
+    }
+    let mut run = Run::new(1, vec![]);
+    run.feed(0, vec![ours("a"), ours("b"), newer("x"), ours("c")]);
+    assert_eq!((run.stops().len(), run.state.next(), run.state.credit()), (1, 2, 0));
+    run.feed(2, vec![newer("x"), ours("c")]);
+    assert_eq!((run.stops().len(), run.state.next()), (1, 2), "it is said once");
+    assert_eq!(run.flush(), (OffsetRange { from: 0, to: 2 }, 2, vec![]), "nothing is passed over, nothing is lost");
+    let said = Diverged::Unread { offset: 2, version: 100 }.to_string();
+    assert!(said.contains("offset 2") && said.contains("version 100"), "{said}");
+}
+
+#[test]
+fn what_an_older_build_has_set_aside_stays_so_when_its_record_is_folded_once_more() {
+    let mut run = Run::new(1, vec![Suspect::certain(1, 0)]);
+    run.feed(0, vec![ours("a"), newer("x"), ours("b")]);
+    let (range, counted, set_aside) = run.flush();
+    assert_eq!((range.to, counted, run.stops().len(), set_aside.len()), (3, 2, 0, 1));
+    assert!(set_aside[0].reason.contains("version 100"), "{}", set_aside[0].reason);
+}
+
+#[test]
+fn bytes_that_are_no_record_are_set_aside_and_their_neighbours_count() {
+    let mut run = Run::new(1, vec![]);
+    run.feed(0, vec![ours("a"), vec![], b"garbage".to_vec(), b"{\"version\":9}".to_vec(), ours("b")]);
+    let (range, counted, set_aside) = run.flush();
+    assert_eq!((range.to, counted, run.stops().len(), set_aside.len()), (5, 2, 0, 3));
+}
+
+#[test]
+fn a_record_that_no_gateway_wrote_is_set_aside_whole() {
+    let (mine, of_evil, elsewhere) = (entry("shop", 1, 0), entry("evil", 1, 0), entry("shop", 2, 0));
+    let second = entry("shop", 1, 50);
+    let lying = (mine.0, second.1.clone());
+    let cases = [
+        (payload("evil", &[of_evil.clone(), mine.clone()], "1"), "not of its tenant"),
+        (payload("shop", &[mine.clone(), of_evil], "2"), "not of its tenant"),
+        (payload("shop", &[mine.clone(), elsewhere], "3"), "belongs to shard 2, not to 1"),
+        (payload("shop", &[second, lying], "later"), "not the hash of its key"),
+    ];
+    for (foreign, why) in cases {
+        let mut run = Run::new(1, vec![]);
+        run.feed(0, vec![ours("a"), foreign.clone(), ours("later")]);
+        let (range, counted, set_aside) = run.flush();
+        assert_eq!((range.to, counted, set_aside.len()), (3, 2, 1), "{why}: its ids make no duplicates of others");
+        let QuarantineRow { offset, index, tenant, reason, record, .. } = &set_aside[0];
+        assert_eq!((*offset, *index, tenant.as_str(), record), (1, 0, "", &foreign), "whole, and nobody's");
+        assert!(reason.contains(why), "{reason}");
+    }
+}

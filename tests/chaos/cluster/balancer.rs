@@ -1,0 +1,172 @@
+//! The load balancer that ships (`config/nginx.conf`), and what its clients notice when what stands behind it is frozen or away.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::{Cluster, FULL, PATIENCE};
+use crate::load::{StopOnDrop, get};
+use crate::support::{agent, free_port};
+
+/// No write takes longer: nginx gives up after 4 s, and the machine may be busy. Without its limits it is 20 to 60 s.
+const STALL: Duration = Duration::from_secs(9);
+
+/// nginx with the configuration of `make cluster`.
+pub struct Balancer {
+    child: Child,
+    pub url: String,
+}
+
+impl Balancer {
+    pub fn start(cluster: &Cluster, dir: &Path) -> Self {
+        let port = free_port();
+        std::fs::create_dir_all(dir).expect("a directory");
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let mut text = std::fs::read_to_string(root.join("config/nginx.conf")).expect("the configuration");
+        text = text.replace("@DIR@", &dir.display().to_string()).replace("@FRONT@", &port.to_string());
+        for at in 0..FULL {
+            text = text.replace(&format!("@HTTP{}@", at + 1), &cluster.port(at).to_string());
+        }
+        if rustix::process::geteuid().is_root() {
+            text.insert_str(0, "user root;\n");
+        }
+        let file = dir.join("nginx.conf");
+        std::fs::write(&file, text).expect("written");
+        let path =
+            format!("{}:/usr/sbin:{}", root.join("data-sets/tools/bin").display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("nginx");
+        command.env("PATH", path).arg("-p").arg(dir).arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
+        command.args(["-g", "daemon off;"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().expect("nginx is there: `make tools` gets it");
+        let balancer = Self { child, url: format!("http://127.0.0.1:{port}") };
+        let deadline = Instant::now() + PATIENCE;
+        while agent().get(format!("{}/readyz", balancer.url)).call().map_or(true, |answer| answer.status() != 200) {
+            assert!(Instant::now() < deadline, "nginx did not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        balancer
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+        // Its workers end with it only if it is asked to.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+/// What the writes of one phase met.
+#[derive(Default)]
+struct Met {
+    acked: u64,
+    /// 503 with `Retry-After`.
+    refused: u64,
+    slowest: Duration,
+}
+
+/// Sends one event after the other, each until it is acknowledged; every answer must be one that the docs name.
+fn write(front: &str, met: &Mutex<Met>, stop: &AtomicBool) -> u64 {
+    let client: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(90))).build().into();
+    let mut sent = 0;
+    while !stop.load(Ordering::SeqCst) {
+        let body = format!(r#"{{"metric":"front","id":"{sent}"}}"#);
+        let begun = Instant::now();
+        let answer = client.post(format!("{front}/v1/events")).header("content-type", "application/json").send(&body);
+        let mut answer = answer.expect("nginx itself is there");
+        let (status, took) = (answer.status().as_u16(), begun.elapsed());
+        let text = answer.body_mut().read_to_string().expect("a body");
+        let mut met = met.lock().expect("no panic");
+        met.slowest = met.slowest.max(took);
+        match status {
+            202 => {
+                met.acked += 1;
+                sent += 1;
+            }
+            503 => {
+                assert!(answer.headers().contains_key("retry-after"), "{text}");
+                let code = serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["error"]["code"].clone();
+                assert!(["outcome_unknown", "overloaded", "log_closed", "starting"].iter().any(|known| code == *known), "{text}");
+                met.refused += 1;
+            }
+            other => panic!("{other}: {text}"),
+        }
+        drop(met);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    sent
+}
+
+#[test]
+fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
+    let mut cluster = Cluster::start(&[]);
+    let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
+    let (front, met, stop, answered) =
+        (balancer.url.clone(), Mutex::new(Met::default()), AtomicBool::new(false), AtomicU64::new(0));
+    let mut sent = 0;
+    std::thread::scope(|scope| {
+        let (front, met, stop, answered) = (&front, &met, &stop, &answered);
+        let stops = StopOnDrop(stop);
+        let writer = scope.spawn(move || write(front, met, stop));
+        scope.spawn(move || {
+            // Queries that fail must take no node from the writes.
+            while !stop.load(Ordering::SeqCst) {
+                let answer = get(&agent(), &format!("{front}/v1/query?metric=front&step=all"));
+                answered.fetch_add(u64::from(answer.is_some_and(|(status, _)| status == 200)), Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let mut phase = |what: &str, trouble: &mut dyn FnMut(&mut Cluster)| {
+            *met.lock().expect("no panic") = Met::default();
+            trouble(&mut cluster);
+            let met = std::mem::take(&mut *met.lock().expect("no panic"));
+            println!(
+                "{what}: {} writes acknowledged, {} answered 503, the slowest after {:.1?}",
+                met.acked, met.refused, met.slowest
+            );
+            assert!(met.slowest < STALL, "{what}: a write took {:.1?}", met.slowest);
+            met
+        };
+        let pause = |seconds| std::thread::sleep(Duration::from_secs(seconds));
+        let calm = phase("nothing", &mut |_| pause(2));
+        assert!(calm.refused == 0 && calm.acked > 0);
+        let without_store = phase("PostgreSQL away", &mut |cluster| cluster.postgres.kill_and_restart(Duration::from_secs(4)));
+        assert!(without_store.refused == 0 && without_store.acked > 10, "writes need no store");
+        let frozen = phase("a node frozen", &mut |cluster| {
+            cluster.signal(0, Signal::STOP);
+            pause(12);
+            cluster.signal(0, Signal::CONT);
+        });
+        assert!(frozen.refused == 0 && frozen.acked > 20, "the others take them");
+        let broker = phase("the broker frozen", &mut |cluster| {
+            cluster.kafka.signal(1, Signal::STOP);
+            pause(8);
+            cluster.kafka.signal(1, Signal::CONT);
+            pause(4);
+        });
+        assert!(broker.refused > 0, "nothing can be acknowledged without a broker");
+        phase("afterwards", &mut |cluster| (0..FULL).for_each(|at| cluster.await_ready(at)));
+        drop(stops);
+        sent = writer.join().expect("a write met what no document names, see above");
+    });
+    assert!(answered.load(Ordering::SeqCst) > 0);
+    // Each was acknowledged in the end, some after several attempts: they count once.
+    let deadline = Instant::now() + PATIENCE;
+    let counted = || get(&agent(), &format!("{front}/v1/query?metric=front&step=all")).map(|(_, answer)| answer);
+    loop {
+        let answer = counted().unwrap_or_default();
+        let count =
+            answer["series"][0]["points"].as_array().map_or(0, |points| points.iter().filter_map(|p| p["count"].as_u64()).sum());
+        if answer["completeness"]["partial"] == false && count == sent {
+            break;
+        }
+        assert!(count <= sent && Instant::now() < deadline, "{count} counted, {sent} acknowledged: {answer}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
