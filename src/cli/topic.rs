@@ -109,7 +109,13 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
     let to = moved.to.map(|log| log.to_string());
     if options.json {
         let (unflushed, unarchived) = moved.waiting;
-        let outcome = if dry { "planned" } else if moved.done_before { "was done before" } else { "done" };
+        let outcome = if dry {
+            "planned"
+        } else if moved.done_before {
+            "was done before"
+        } else {
+            "done"
+        };
         let shown = serde_json::json!({ "outcome": outcome, "from": moved.from.to_string(), "to": to, "offsets": moved.offsets,
             "unflushed": unflushed, "unarchived": unarchived });
         println!("{shown}");

@@ -53,7 +53,11 @@ pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Mov
     let Topics { old, at_once, new } = topics;
     let name = |config: &Config| config.text("kafka.topic").to_owned();
     ensure!(!new.text("kafka.brokers").is_empty(), "the log is not Kafka's: kafka.brokers is empty");
-    ensure!(name(old) != name(new), "kafka.topic is {} before and after: name the new one there, the old one with --from", name(new));
+    ensure!(
+        name(old) != name(new),
+        "kafka.topic is {} before and after: name the new one there, the old one with --from",
+        name(new)
+    );
     let data = DataDir::new(old.text("data.dir"));
     let _lock = lock::lock(data.root())?;
     let topic = backends::new_topic(new)?;

@@ -10,10 +10,10 @@ use anyhow::{Context, bail};
 use super::Source;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
+use crate::config::Config;
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
 use crate::model::window::Millis;
-use crate::config::Config;
 use crate::node::{DataDir, Faults, Ports, backends, check_log, limits, offline, shards, tree};
 use crate::persistence::log::EventLog;
 
