@@ -17,6 +17,7 @@ mod basics;
 mod bench;
 mod container;
 mod disk;
+mod docs;
 mod flights;
 mod hostile;
 mod kafka;
