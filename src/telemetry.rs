@@ -90,6 +90,8 @@ metrics_table! {
         "Shards whose log lost its beginning above their checkpoint: begun, done (read from the archive), refused (not all is there).";
     Counter LOG_HEALED_RECORDS = "rollmill_log_healed_records_total": "Records read from the archive because the log lost them.";
     Counter FLUSHES = "rollmill_flushes_total" by "outcome" in ["committed", "refused", "failed", "unknown", "invalid"]: "Flushes, by outcome.";
+    Gauge FLUSHES_FAILING = "rollmill_flushes_failing":
+        "Shards of this node whose flushes fail again and again: what they hold is not in the store, and waits.";
     Counter FLUSH_ROWS = "rollmill_flush_rows_total": "Rows written by flushes.";
     Histogram FLUSH_SECONDS = "rollmill_flush_duration_seconds": "How long a committed flush took.";
     Counter ARCHIVE_OBJECTS = "rollmill_archive_objects_total": "Archive objects written.";

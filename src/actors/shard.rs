@@ -478,7 +478,7 @@ impl ShardActor {
         let committing = shell.committing.take();
         let label = match &outcome {
             Ok(()) => "committed",
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_)) => "failed",
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => "failed",
             Err(StoreError::Refused { .. }) => "refused",
             Err(StoreError::Unknown(_)) => "unknown",
             Err(StoreError::Invalid(_)) => "invalid",
@@ -492,9 +492,11 @@ impl ShardActor {
                     self.slot().attempts.store(0, Ordering::Release);
                 }
                 shell.alone = None;
+                self.slot().note_flush(Ok(()));
                 self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;
             }
-            Err(StoreError::Failed(why) | StoreError::Unavailable(why)) => {
+            Err(StoreError::Failed(why) | StoreError::Unavailable(why) | StoreError::TooLong(why)) => {
+                self.slot().note_flush(Err(&why));
                 if let Some(silent) = FLUSH_FAILED.tell(&why) {
                     tracing::warn!(shard = self.shard.0, silent, %why, "flush failed, it is tried again (told once a minute)");
                 }
@@ -502,6 +504,7 @@ impl ShardActor {
             }
             Err(error) => return Err(error.into()),
         }
+        metrics::gauge!(telemetry::FLUSHES_FAILING).set(self.slots.failing() as f64);
         shell.draining.drain(..).filter(|reply| !reply.is_closed()).try_for_each(|reply| reply.send(()))?;
         Ok(())
     }

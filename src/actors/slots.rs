@@ -41,6 +41,9 @@ pub struct Slot {
     pub given_at: AtomicI64,
     /// Why it cannot be served, here or elsewhere, until somebody mends it.
     stopped: Mutex<Option<Stop>>,
+    /// Flushes that failed since the last that did not.
+    pub flush_failures: AtomicU32,
+    flush_failure: Mutex<Option<String>>,
 }
 
 /// What a shard stands still at.
@@ -50,6 +53,9 @@ struct Stop {
     before: Option<Offset>,
     why: String,
 }
+
+/// So many failures in a row are no passing hitch.
+pub const FAILING: u32 = 3;
 
 impl Slot {
     /// A new owner: its positions and its state, in one step. What an earlier life had caught up with counts no longer: what it held in
@@ -62,6 +68,7 @@ impl Slot {
         self.archived.store(claim.checkpoint.archived, Ordering::Release);
         self.caught_up_at.store(0, Ordering::Release);
         self.attempts.store(claim.attempts, Ordering::Release);
+        self.note_flush(Ok(()));
         *owned = Some(state);
     }
 
@@ -74,6 +81,7 @@ impl Slot {
         }
         self.caught_up_at.store(0, Ordering::Release);
         self.attempts.store(0, Ordering::Release);
+        self.note_flush(Ok(()));
         *owned = None;
     }
 
@@ -94,6 +102,21 @@ impl Slot {
     /// Why the shard cannot be served until somebody mends it, if so.
     pub fn stopped(&self) -> Option<String> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|stop| stop.why.clone())
+    }
+
+    /// Notes how a flush ended.
+    pub fn note_flush(&self, outcome: Result<(), &str>) {
+        let mut failure = self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(()) => self.flush_failures.store(0, Ordering::Release),
+            Err(_) => _ = self.flush_failures.fetch_add(1, Ordering::AcqRel),
+        }
+        *failure = outcome.err().map(str::to_owned);
+    }
+
+    /// Why the newest flush failed, if it did.
+    pub fn flush_failure(&self) -> Option<String> {
+        self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The owner of this epoch has archived everything below `to`; a former owner's news count no longer.
@@ -159,6 +182,11 @@ impl Slots {
         if self.slot(shard).goes_on(next) {
             tracing::info!(shard = shard.0, "the shard has got over what stopped it, or is another node's");
         }
+    }
+
+    /// Shards whose flushes fail again and again.
+    pub fn failing(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.flush_failures.load(Ordering::Acquire) >= FAILING).count()
     }
 
     /// Every shard and its slot.

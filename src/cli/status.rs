@@ -113,6 +113,11 @@ fn problem(answer: &Value) -> Option<String> {
     for shard in rows(&answer["shards"]).iter().filter(|shard| shard["problem"] == "stopped") {
         lines.push(format!("shard {} stands still: {}", shown(&shard["shard"]), shown(&shard["why"])));
     }
+    let failing = count("flush_failing");
+    if failing > 0 {
+        let why = rows(&answer["shards"]).iter().find_map(|shard| shard["flush_failure"].as_str());
+        lines.push(format!("flushes of {failing} shards fail again and again ({})", why.unwrap_or("their nodes' logs say why")));
+    }
     match answer["store"].as_str() {
         None | Some("reachable") => {}
         Some(why) => lines.push(format!("the store does not answer ({why}): shards of other nodes are not known")),

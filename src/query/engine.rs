@@ -261,6 +261,10 @@ fn store_error(error: StoreError) -> QueryError {
             QueryError::new(QueryErrorKind::TooLarge, "too_many_series", why)
         }
         StoreError::Invalid(why) => QueryError::new(QueryErrorKind::Internal, "store_invalid", why),
+        StoreError::TooLong(why) => {
+            let why = format!("the store did not finish this question within store.timeout: ask for less at once ({why})");
+            QueryError::new(QueryErrorKind::Unavailable, "query_too_slow", why)
+        }
         other => QueryError::new(QueryErrorKind::Unavailable, "store_unavailable", other.to_string()),
     }
 }

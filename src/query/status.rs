@@ -2,8 +2,8 @@
 //!
 //! The store's checkpoint names the epoch of the last owner; the node whose slot has this epoch owns the shard. Other nodes tell of
 //! theirs through [`Peers`]; without them a shard that is not owned here is owned elsewhere, by whom is not known. A shard without an
-//! owner, or whose owner is further behind than `query.stale_after`, is a problem. While the store cannot be reached, what the nodes
-//! say of themselves is all there is.
+//! owner, whose owner is further behind than `query.stale_after`, or whose flushes fail again and again is a problem. While the store cannot
+//! be reached, what the nodes say of themselves is all there is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::service::{QueryError, StatusService};
-use crate::actors::slots::Slots;
+use crate::actors::slots::{FAILING, Slots};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
@@ -39,6 +39,12 @@ pub struct OwnedShard {
     pub archived: Offset,
     /// Starts at the checkpoint without progress.
     pub attempts: u32,
+    /// Flushes that failed since the last that did not.
+    #[serde(default)]
+    pub flush_failures: u32,
+    /// Why the newest failed; told by the node itself alone.
+    #[serde(skip)]
+    pub flush_failure: Option<String>,
 }
 
 /// A node as it sees itself.
@@ -118,6 +124,8 @@ impl Status {
                 committed: slot.committed.load(Ordering::Acquire),
                 archived: slot.archived.load(Ordering::Acquire),
                 attempts: slot.attempts.load(Ordering::Acquire),
+                flush_failures: slot.flush_failures.load(Ordering::Acquire),
+                flush_failure: slot.flush_failure(),
             })
         };
         NodeStatus {
@@ -160,12 +168,16 @@ fn time(millis: Millis) -> Value {
 /// A shard whose owner is known.
 fn owned(name: &str, here: bool, owned: &OwnedShard, now: Millis, stale_after_ms: i64) -> Value {
     let age = now.saturating_sub(owned.as_of).max(0);
+    let problem = match owned.flush_failures {
+        FAILING.. => Some("flush_failing"),
+        _ => (age > stale_after_ms).then_some("stale"),
+    };
     json!({
         "shard": owned.shard, "owner": if here { "here" } else { "elsewhere" }, "node": name,
         "epoch": owned.epoch.0, "next": owned.next, "end": owned.end, "lag": owned.end.saturating_sub(owned.next),
         "as_of": time(owned.as_of), "age_ms": age, "committed": owned.committed, "archived": owned.archived,
         "archive_lag": owned.next.saturating_sub(owned.archived), "attempts": owned.attempts,
-        "problem": (age > stale_after_ms).then_some("stale"),
+        "flush_failures": owned.flush_failures, "flush_failure": owned.flush_failure, "problem": problem,
     })
 }
 
@@ -175,7 +187,8 @@ fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> V
         "shard": shard.0, "owner": if elsewhere { "elsewhere" } else { "none" }, "node": null,
         "epoch": checkpoint.map(|c| c.epoch.counter), "next": checkpoint.map(|c| c.next), "end": null, "lag": null,
         "as_of": null, "age_ms": null, "committed": checkpoint.map(|c| c.next), "archived": checkpoint.map(|c| c.archived),
-        "archive_lag": checkpoint.map(|c| c.next.saturating_sub(c.archived)), "attempts": null,
+        "archive_lag": checkpoint.map(|c| c.next.saturating_sub(c.archived)), "attempts": null, "flush_failures": null,
+        "flush_failure": null,
         "problem": (!elsewhere).then_some("no_owner"),
     })
 }

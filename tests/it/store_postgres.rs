@@ -69,3 +69,29 @@ fn roles_and_tables_by_command() {
     let nobody = Server::cli(&["store", "migrate"]);
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("store.url"));
 }
+
+/// Whatever makes a flush fail for ever is told: by the status, a metric, and not by queries that answer as before.
+#[test]
+fn flushes_that_fail_for_ever_are_told() {
+    let server = postgres::shared();
+    let database = server.database();
+    let url = server.url(&database);
+    let dir = tempfile::tempdir().expect("a directory");
+    let node =
+        Server::start(&dir.path().join("data"), &[("store.url", &url), ("shards.count", "1"), ("flush.interval", "100ms")]);
+    let send = |id: u32| assert_eq!(node.post(&format!(r#"{{"metric":"m","id":"{id}"}}"#)).0, 202);
+    send(1);
+    until("the first event is in the store", || node.accounted()[0] == 1);
+    server.psql(&database, "ALTER TABLE rollmill.accounting ADD CONSTRAINT never CHECK (false) NOT VALID").expect("a limit");
+    send(2);
+    let shard = || node.get("/v1/status").1["shards"][0].clone();
+    until("the status tells", || shard()["problem"] == "flush_failing");
+    assert!(shard()["flush_failure"].as_str().is_some_and(|why| why.contains("23514")), "{}", shard());
+    let metrics = || node.get("/metrics").1.as_str().unwrap_or_default().to_owned();
+    let failing = |n: &str| metrics().contains(&format!("rollmill_flushes_failing {n}\n"));
+    until("the metric tells", || failing("1"));
+    server.psql(&database, "ALTER TABLE rollmill.accounting DROP CONSTRAINT never").expect("no limit");
+    until("it goes on by itself", || node.accounted()[0] == 2);
+    until("nothing is told any more", || shard()["problem"].is_null() && failing("0"));
+    assert_eq!(node.stop(), Some(0));
+}

@@ -144,7 +144,7 @@ impl RollupStore for SimStore {
         let moved = checkpoint(&*self.inner, guard.shard).map(|c| c.next) != before;
         match &outcome {
             Ok(()) | Err(StoreError::Invalid(_)) => {}
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_)) => self.hit(Fault::FlushFailed),
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => self.hit(Fault::FlushFailed),
             Err(StoreError::Refused { .. }) => self.hit(Fault::FlushFenced),
             Err(StoreError::Unknown(_)) if moved => self.hit(Fault::FlushUnknownApplied),
             Err(StoreError::Unknown(_)) => self.hit(Fault::FlushUnknownNotApplied),
@@ -168,7 +168,7 @@ impl RollupStore for SimStore {
         let applied = checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
         match &outcome {
             Ok(()) | Err(StoreError::Invalid(_)) => {}
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_)) => self.hit(Fault::ManifestFailed),
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => self.hit(Fault::ManifestFailed),
             Err(StoreError::Refused { .. }) => self.hit(Fault::ManifestFenced),
             Err(StoreError::Unknown(_)) if applied => self.hit(Fault::ManifestUnknownApplied),
             Err(StoreError::Unknown(_)) => self.hit(Fault::ManifestUnknownNotApplied),

@@ -376,7 +376,9 @@ impl World {
                 self.nodes[n].slots.slot(ShardId(s as u32)).committed.store(to, Ordering::Release);
                 self.step(n, s, Input::Committed { now: self.now })
             }
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_)) => self.step(n, s, Input::CommitFailed),
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
+                self.step(n, s, Input::CommitFailed)
+            }
             Err(error) => {
                 self.die(n, s, &error.to_string());
                 Ok(())

@@ -34,6 +34,9 @@ pub enum StoreError {
     /// Certainly not applied: nobody answers, or the server says that it cannot now. Works again by itself.
     #[error("the store is away, nothing was written: {0}")]
     Unavailable(String),
+    /// Certainly not applied: it takes longer than it may. The store is there; the same question has the same answer later.
+    #[error("it takes longer than it may, nothing was written: {0}")]
+    TooLong(String),
     /// May have been applied.
     #[error("the outcome of the transaction is unknown: {0}")]
     Unknown(String),

@@ -21,6 +21,11 @@ use crate::model::manifest::Decisions;
 use crate::model::offset::{Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
+/// A flush that failed twice waits so long, then twice as long each time: a store that fails for a reason is not to be kept busy with it.
+const RETRY_MS: i64 = 500;
+/// The longest wait: how much later than the store a shard may be there.
+const RETRY_MAX_MS: i64 = 8_000;
+
 /// The limits of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardLimits {
@@ -76,6 +81,9 @@ pub struct ShardState {
     flushed: ImmutableQueue<Flushed>,
     in_flight: bool,
     retry: bool,
+    /// Flushes that failed since the last that did not, and since when the next one waits.
+    failures: u32,
+    waits_since: Option<Millis>,
     mode: Mode,
     /// Careful modes end when everything that was in the log at the start has been passed.
     careful_until: Offset,
@@ -114,6 +122,8 @@ impl ShardState {
             flushed: ImmutableQueue::new(),
             in_flight: false,
             retry: false,
+            failures: 0,
+            waits_since: None,
             // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
             mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
             careful_until: log_end,
@@ -171,8 +181,20 @@ impl ShardState {
             Input::CommitFailed => {
                 self.in_flight = false;
                 self.retry = true;
+                self.failures = self.failures.saturating_add(1);
+                self.waits_since = None;
             }
         }
+    }
+
+    /// Whether a flush that failed is to wait still. The first is tried again at once; a clock that went back ends the wait.
+    fn waits(&mut self, now: Millis) -> bool {
+        let pause = match self.failures {
+            0 | 1 => 0,
+            more => (RETRY_MS << (more - 2).min(8)).min(RETRY_MAX_MS),
+        };
+        let since = *self.waits_since.get_or_insert(now);
+        (0..pause).contains(&now.saturating_sub(since))
     }
 
     fn on_tick(&mut self, now: Millis, drain: bool, effects: &mut Vec<Effect>) {
@@ -181,6 +203,9 @@ impl ShardState {
             return;
         }
         if self.retry {
+            if !drain && self.waits(now) {
+                return;
+            }
             self.retry = false;
             self.offer_again(effects);
             return;
@@ -244,6 +269,7 @@ impl ShardState {
 
     fn on_committed(&mut self, now: Millis) {
         self.in_flight = false;
+        self.failures = 0;
         if self.next >= self.careful_until {
             self.mode = Mode::Normal;
         } else if self.mode == Mode::Alone {
@@ -269,5 +295,82 @@ impl ShardState {
                 _ => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::offset::Checkpoint;
+    use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+    use crate::model::series::{Series, SeriesId};
+
+    /// A shard with a flush in flight.
+    fn flushing() -> ShardState {
+        let limits = ShardLimits {
+            dedup_horizon_ms: 1,
+            dedup_max_ids: 1,
+            flush_interval_ms: 1,
+            max_delta_bytes: 1 << 20,
+            keep_flushed_ms: 1,
+            panic_on_user: None,
+        };
+        let checkpoint = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 } };
+        let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
+        let series = Series::new("t", "m", []);
+        let key = series.key();
+        let id = SeriesId::of_key(&key);
+        let admission = Admission::recorded(vec![(id, 0)]);
+        let mut state = ShardState::new(limits, ShardId(0), &claim, Vec::new(), admission, 0);
+        let event = RecordEvent { series: 0, timestamp: 0, value: None, user: None, id: None, raw: b"{}" };
+        let series = vec![SeriesEntry { id: &id.0, key: &key }];
+        let mut payload = Vec::new();
+        record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events: vec![event] }, &mut payload);
+        let one = LogRecord { offset: 0, appended: 0, payload: payload.into() };
+        let mut effects = Vec::new();
+        state.step(Input::Records(&[one]), &mut effects);
+        state.step(Input::Tick { now: 0, drain: true }, &mut effects);
+        assert!(matches!(effects[..], [Effect::Commit { .. }]), "{effects:?}");
+        state
+    }
+
+    /// Whether a tick offers the flush again.
+    fn offers(state: &mut ShardState, now: Millis, drain: bool) -> bool {
+        let mut effects = Vec::new();
+        state.step(Input::Tick { now, drain }, &mut effects);
+        !effects.is_empty()
+    }
+
+    #[test]
+    fn a_flush_that_fails_again_and_again_is_tried_ever_less_often() {
+        let mut state = flushing();
+        let mut tries = Vec::new();
+        state.step(Input::CommitFailed, &mut Vec::new());
+        for now in (0..60_000).step_by(100) {
+            if offers(&mut state, now, false) {
+                tries.push(now);
+                state.step(Input::CommitFailed, &mut Vec::new());
+            }
+        }
+        assert_eq!(tries[..6], [0, 600, 1_700, 3_800, 7_900, 16_000], "a pause begins at the tick behind the failure");
+        assert_eq!(tries.len(), 11);
+    }
+
+    #[test]
+    fn the_pause_ends_at_drain_at_success_and_when_the_clock_goes_back() {
+        let failed = || {
+            let mut state = flushing();
+            for _ in 0..5 {
+                state.step(Input::CommitFailed, &mut Vec::new());
+            }
+            assert!(!offers(&mut state, 1_000_000, false));
+            state
+        };
+        assert!(offers(&mut failed(), 1_000_001, true));
+        assert!(offers(&mut failed(), 5, false));
+        let mut state = failed();
+        state.step(Input::Committed { now: 1_000_001 }, &mut Vec::new());
+        state.step(Input::CommitFailed, &mut Vec::new());
+        assert!(!state.waits(1_000_002));
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | before COMMIT was sent | anything | `Failed`: a transaction that was not committed is rolled back, by us or by the end of its connection |
 //! | … | nobody answers, or the server says that it starts, stops, or is full | `Unavailable`: the same, and waiting mends it |
+//! | … | the server cut a statement at its time limit | `TooLong`: the same; waiting does not mend it |
 //! | at COMMIT | the server says that it rolled back (class 40, class 23) | `Unavailable`, `Failed` |
 //! | at COMMIT | anything else: connection lost, deadline, the server shutting down | `Unknown` |
 //! | any time | data or index damaged (XX001, XX002), tables not as this build knows them (42P01, 42703) | `Invalid` |
@@ -47,6 +48,8 @@ impl Failure {
     fn passes(&self) -> bool {
         let Failure::Said(error) = self else { return true };
         match error.code().map(SqlState::code) {
+            // A limit of the server's configuration: it stays until a person raises it.
+            Some("53400") => false,
             // Shutting down, starting up, crashed; too many connections; the connection broke; another transaction was in the way.
             Some(state) => ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class)),
             None => error.is_closed() || is_broken(error),
@@ -90,6 +93,7 @@ impl From<Failure> for StoreError {
             Some(state) if *state == SqlState::UNDEFINED_TABLE || *state == SqlState::UNDEFINED_COLUMN => {
                 StoreError::Invalid(format!("{text}: run `rollmill store migrate` as the owner of the tables"))
             }
+            Some(state) if *state == SqlState::QUERY_CANCELED => StoreError::TooLong(text),
             _ if failure.passes() => StoreError::Unavailable(text),
             _ => StoreError::Failed(text),
         }
@@ -100,6 +104,7 @@ impl From<Failure> for StoreError {
 fn way_out(state: &SqlState) -> &'static str {
     match state.code() {
         "53100" => ": free space on the server's disk; what is not flushed waits in the log",
+        "53400" => ": raise that limit of the server; until then it fails again and again",
         "53300" => ": raise max_connections of the server, or lower store.flush_connections and store.read_connections",
         "53200" => ": the server is out of memory, or max_locks_per_transaction is too small for so many partitions",
         "40001" | "40P01" => ": another transaction was in the way, it is tried again",
@@ -113,5 +118,15 @@ fn way_out(state: &SqlState) -> &'static str {
         "28P01" | "28000" => ": check user and password of store.url",
         "3D000" => ": create the database, docs/operations.md says how",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_the_server_is_told_with_its_way_out() {
+        assert!(way_out(&SqlState::CONFIGURATION_LIMIT_EXCEEDED).contains("raise that limit"));
     }
 }
