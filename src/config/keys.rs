@@ -310,7 +310,7 @@ pub const KEYS: &[Key] = &[
         "30s",
         100,
         3600000,
-        "Time of one transaction, waiting for a connection included. A commit not answered by then is unknown, and the shard starts again.",
+        "Time of one transaction, waiting for a connection included; each 8,192 rows of a flush have it anew. A commit not answered by then is unknown, and the shard starts again.",
     ),
     key("store.lock_timeout", Kind::Duration, "5s", 10, 600000, "Time to wait for a lock of another transaction."),
     key(
@@ -327,7 +327,15 @@ pub const KEYS: &[Key] = &[
         "0",
         0,
         3153600000000,
-        "Weeks older than this are compressed, if the server is a TimescaleDB whose licence has that; 0 is never.",
+        "Weeks older than this are compressed, and again after late events, if the server is a TimescaleDB whose licence has that; 0 is never.",
+    ),
+    key(
+        "store.compress_timeout",
+        Kind::Duration,
+        "1h",
+        1_000,
+        86_400_000,
+        "Time to compress one chunk (a week of rollups, or of sketches). Late events of that week wait for it, queries do not.",
     ),
     key(
         "rollups.keep",

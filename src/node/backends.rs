@@ -184,6 +184,7 @@ pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
         read_connections: config.number("store.read_connections") as usize,
         connect_timeout: config.duration("store.connect_timeout"),
         timeout: config.duration("store.timeout"),
+        compress_timeout: config.duration("store.compress_timeout"),
         lock_timeout: config.duration("store.lock_timeout"),
         idle_timeout: config.duration("store.idle_timeout"),
         tls_ca: config.path("store.tls_ca"),

@@ -37,7 +37,9 @@ pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupSt
 /// If there is none, or the file is there or cannot be written.
 pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()> {
     if backends::postgres(config).is_some() {
-        bail!("the store is in PostgreSQL: back it up with `pg_dump --schema=rollmill --format=custom`");
+        bail!(
+            "the store is in PostgreSQL: back up the whole database with `pg_dump --format=custom` (docs/operations.md, Backup)"
+        );
     }
     if !data.store().is_file() {
         bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());

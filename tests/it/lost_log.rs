@@ -127,8 +127,7 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     send(&server, 0..20);
     at_rest(&server, 20);
     assert_eq!(server.stop(), Some(0));
-    postgres.psql("postgres", &format!("DROP DATABASE {after}")).expect("dropped");
-    postgres.psql("postgres", &format!("CREATE DATABASE {after} TEMPLATE {before}")).expect("copied");
+    postgres.copy(&before, &after);
     let server = start(&data, &with(true, &before));
     send(&server, 20..40);
     at_rest(&server, 40);

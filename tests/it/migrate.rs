@@ -158,6 +158,7 @@ impl Case {
             read_connections: 2,
             connect_timeout: seconds(10),
             timeout: seconds(30),
+            compress_timeout: seconds(60),
             lock_timeout: seconds(10),
             idle_timeout: seconds(20),
             tls_ca: None,

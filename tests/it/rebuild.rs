@@ -418,12 +418,12 @@ fn an_older_dump_of_postgres_goes_on_without_loss_or_doubles() {
     assert_eq!(running.post(&flights(0, 1_000)).0, 202);
     node.flushed();
     let dump = node.root.join("rollmill.dump").display().to_string();
-    server.tool("pg_dump", &first, &["--schema=rollmill", "--format=custom", "--file", &dump]);
+    postgres::dump(&server.url(&first), &dump);
     assert_eq!(running.post(&flights(800, 2_400)).0, 202);
     node.flushed();
     running.kill();
 
-    server.tool("pg_restore", &second, &["--exit-on-error", &dump]);
+    postgres::restore(&server.url(&second), &dump);
     node.configure(&server.url(&second));
     node.goes_on();
 }

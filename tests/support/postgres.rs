@@ -38,6 +38,32 @@ pub fn shared() -> &'static Postgres {
     SERVER.get_or_init(|| Postgres::start("shared"))
 }
 
+/// Dumps a whole database, as docs/operations.md says.
+pub fn dump(url: &str, file: &str) {
+    tool("pg_dump", &["--format=custom", "--file", file, url]);
+}
+
+/// Restores what [`dump`] wrote into an empty database, as docs/operations.md says.
+pub fn restore(url: &str, file: &str) {
+    let extension =
+        tool("psql", &["-X", "-A", "-t", "-c", "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'", url]);
+    let around = |function: &str| {
+        if extension.trim() == "1" {
+            tool("psql", &["-X", "-c", &format!("SELECT {function}()"), url]);
+        }
+    };
+    around("timescaledb_pre_restore");
+    tool("pg_restore", &["--exit-on-error", "--dbname", url, file]);
+    around("timescaledb_post_restore");
+}
+
+/// Runs one of PostgreSQL's tools; what it prints.
+fn tool(program: &str, args: &[&str]) -> String {
+    let run = Command::new(bin().join(program)).args(args).output().expect("it runs");
+    assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8_lossy(&run.stdout).into_owned()
+}
+
 fn bin() -> PathBuf {
     if let Some(dir) = std::env::var_os("ROLLMILL_TEST_POSTGRES_BIN") {
         return PathBuf::from(dir);
@@ -81,7 +107,17 @@ impl Postgres {
         }
         let mut server = Self { guard: None, dir, port: ports::free(ports::POSTGRES) };
         server.run();
+        server.renew_extension();
         server
+    }
+
+    /// What single-user mode made counts as a part of PostgreSQL, which no dump holds: an extension of template1 is made as users do.
+    fn renew_extension(&self) {
+        let built_in = "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb' AND oid < 16384";
+        if self.psql("template1", built_in) == Ok("1".into()) {
+            self.psql("template1", "DROP EXTENSION timescaledb").expect("dropped");
+            self.psql("template1", "CREATE EXTENSION timescaledb").expect("made");
+        }
     }
 
     /// Starts it again after [`Self::kill`], and waits until it answers.
@@ -185,11 +221,11 @@ impl Postgres {
         self.psql(database, script).expect("roles");
     }
 
-    /// Runs one of PostgreSQL's tools on a database.
-    pub fn tool(&self, program: &str, database: &str, args: &[&str]) {
-        let place = ["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-d", database].map(str::to_owned);
-        let run = Command::new(bin().join(program)).args(place).args(args).output().expect("it runs");
-        assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
+    /// A copy of a database, dumped and restored, in an empty one.
+    pub fn copy(&self, from: &str, to: &str) {
+        let file = self.dir.join(format!("{to}.dump")).display().to_string();
+        dump(&self.url(from), &file);
+        restore(&self.url(to), &file);
     }
 
     /// An empty database of its own.

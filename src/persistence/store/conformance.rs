@@ -297,7 +297,7 @@ fn postgres_conforms() {
 fn timescale_conforms() {
     let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
     for case in CASES {
-        case(&*postgres::tests::timescale::store(&url));
+        case(&*postgres::tests::timescale::store(&url).0);
     }
 }
 

@@ -141,3 +141,52 @@ fn a_record_that_no_gateway_wrote_is_set_aside_whole() {
         assert!(reason.contains(why), "{reason}");
     }
 }
+
+/// A shard with a flush in flight.
+fn flushing() -> ShardState {
+    let mut run = Run::new(1, vec![]);
+    run.feed(0, vec![ours("a")]);
+    run.state.step(Input::Tick { now: 0, drain: true }, &mut run.effects);
+    assert!(matches!(run.effects[..], [Effect::Commit { .. }]), "{:?}", run.effects);
+    run.state
+}
+
+/// Whether a tick offers the flush again.
+fn offers(state: &mut ShardState, now: Millis, drain: bool) -> bool {
+    let mut effects = Vec::new();
+    state.step(Input::Tick { now, drain }, &mut effects);
+    !effects.is_empty()
+}
+
+#[test]
+fn a_flush_that_fails_again_and_again_is_tried_ever_less_often() {
+    let mut state = flushing();
+    let mut tries = Vec::new();
+    state.step(Input::CommitFailed, &mut Vec::new());
+    for now in (0..60_000).step_by(100) {
+        if offers(&mut state, now, false) {
+            tries.push(now);
+            state.step(Input::CommitFailed, &mut Vec::new());
+        }
+    }
+    assert_eq!(tries[..6], [0, 600, 1_700, 3_800, 7_900, 16_000], "a pause begins at the tick behind the failure");
+    assert_eq!(tries.len(), 11);
+}
+
+#[test]
+fn the_pause_ends_at_drain_at_success_and_when_the_clock_goes_back() {
+    let failed = || {
+        let mut state = flushing();
+        for _ in 0..5 {
+            state.step(Input::CommitFailed, &mut Vec::new());
+        }
+        assert!(!offers(&mut state, 1_000_000, false));
+        state
+    };
+    assert!(offers(&mut failed(), 1_000_001, true));
+    assert!(offers(&mut failed(), 5, false));
+    let mut state = failed();
+    state.step(Input::Committed { now: 1_000_001 }, &mut Vec::new());
+    state.step(Input::CommitFailed, &mut Vec::new());
+    assert!(!state.waits(1_000_002));
+}

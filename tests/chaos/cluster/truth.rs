@@ -128,6 +128,7 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
         read_connections: 1,
         connect_timeout: Duration::from_secs(5),
         timeout: Duration::from_secs(60),
+        compress_timeout: Duration::from_secs(60),
         lock_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(60),
         tls_ca: None,

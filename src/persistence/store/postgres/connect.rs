@@ -23,7 +23,8 @@ const OLDEST: i32 = 140_000;
 
 /// Who this session is to the server, and which start of which server it speaks with.
 const BACKEND: &str = "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
-    pg_postmaster_start_time(), current_setting('server_version_num')::integer";
+    pg_postmaster_start_time(), current_setting('server_version_num')::integer,
+    EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')";
 
 /// What sessions of one pool have in common.
 #[derive(Clone)]
@@ -64,7 +65,8 @@ impl Connector {
             client.batch_execute(&setup).await?;
             let row = client.query_one(BACKEND, &[]).await?;
             let started: SystemTime = row.try_get(2)?;
-            let backend = Backend { pid: row.try_get(0)?, started: row.try_get(1)?, server: micros(started) };
+            let (pid, began, timescale) = (row.try_get(0)?, row.try_get(1)?, row.try_get(4)?);
+            let backend = Backend { pid, started: began, server: micros(started), timescale };
             Ok::<_, Error>((client, guard, backend, row.try_get::<_, i32>(3)?))
         };
         let failure = match self.hands.run(self.limit, connecting) {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::StoreError;
 use super::catalogue::{self, Growth, Known, Numbers};
 use super::codec::{CopyRows, Id, get};
+use super::compressed::Compressed;
 use super::schema::WEEK;
 use super::session::{Param, Session, params};
 use crate::model::decimal::Decimal;
@@ -33,10 +34,17 @@ const MERGE_ROLLUPS: &str = "INSERT INTO rollups AS r (metric_no, hour, series_n
     ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET count = r.count + excluded.count,
     value_count = r.value_count + excluded.value_count, sum = r.sum + excluded.sum, min = least(r.min, excluded.min),
     max = greatest(r.max, excluded.max)";
+// The hours are of one week, so that no other is looked at: without them every row of the statement goes through all weeks there are.
 // OFFSET 0 makes it one look-up in the key per row, whatever the planner believes of tables that were never analysed.
-const READ_SKETCHES: &str = "SELECT s.metric_no, s.hour, s.series_no, k.distinct_users, k.quantiles FROM pg_temp.staged_rollups s
+pub(super) const READ_SKETCHES: &str =
+    "SELECT s.metric_no, s.hour, s.series_no, k.distinct_users, k.quantiles FROM pg_temp.staged_rollups s
     CROSS JOIN LATERAL (SELECT distinct_users, quantiles FROM sketches k WHERE k.metric_no = s.metric_no AND k.hour = s.hour
-    AND k.series_no = s.series_no OFFSET 0) k";
+    AND k.series_no = s.series_no AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k WHERE s.hour >= $1 AND s.hour <= $2";
+// The same in a compressed week: a look-up unpacks a batch, so it is one for each hour of a metric.
+pub(super) const READ_PACKED_SKETCHES: &str = "SELECT k.metric_no, k.hour, k.series_no, k.distinct_users, k.quantiles
+    FROM (SELECT metric_no, hour, array_agg(series_no) AS nos FROM pg_temp.staged_rollups WHERE hour >= $1 AND hour <= $2
+    GROUP BY metric_no, hour OFFSET 0) s CROSS JOIN LATERAL (SELECT * FROM sketches k WHERE k.metric_no = s.metric_no
+    AND k.hour = s.hour AND k.series_no = ANY (s.nos) AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k";
 const STAGE_SKETCHES: &str = "COPY pg_temp.staged_sketches FROM STDIN BINARY";
 const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, distinct_users, quantiles)
     SELECT metric_no, hour, series_no, distinct_users, quantiles FROM pg_temp.staged_sketches ORDER BY metric_no, hour, series_no
@@ -45,6 +53,14 @@ const CLEAR: &str = "TRUNCATE pg_temp.staged_rollups, pg_temp.staged_sketches";
 
 /// Rows merged at once: bounds the memory of sketches read back, which are 16 KiB at most each.
 const PART: usize = 8_192;
+/// Of these, rows that fall into compressed weeks. Each may unpack a batch of a thousand rows, and all that is done within `store.timeout`.
+const PACKED_PART: usize = 512;
+
+/// Late events unpack as much of a compressed week as they need: the server's limit (100,000 rows) would fail the flush for ever. Versions
+/// of the extension that know no limit refuse to hear of it.
+pub(super) const UNLIMITED: &str = "
+    DO $$ BEGIN PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', false);
+    EXCEPTION WHEN undefined_object OR invalid_name THEN NULL; END $$;";
 
 /// Weeks that a flush writes to, as the partitions count them.
 pub(super) fn weeks(deltas: &[Delta]) -> BTreeSet<i32> {
@@ -54,7 +70,7 @@ pub(super) fn weeks(deltas: &[Delta]) -> BTreeSet<i32> {
 /// Writes one flush; what was numbered is to be remembered after the commit.
 pub(super) fn flush(
     session: &mut Session,
-    known: &Known,
+    (known, compressed): (&Known, &Compressed),
     guard: FlushGuard,
     batch: &FlushBatch,
     forget_ids_before: Millis,
@@ -79,7 +95,7 @@ pub(super) fn flush(
     }
     let at = (guard.shard, guard.range.from);
     let (numbers, growth) = catalogue::number(session, known, &batch.admitted, &batch.deltas, at)?;
-    let touched = merge(session, &batch.deltas, &numbers)?;
+    let touched = merge(session, compressed, &batch.deltas, &numbers)?;
     let mut writes: Vec<(&str, Vec<Param>)> = vec![("DELETE FROM suspects WHERE shard = $1", params![shard])];
     if let Some(block) = &batch.dedup {
         writes.push((
@@ -105,7 +121,7 @@ pub(super) fn flush(
 /// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself: the batch's is not used.
 pub(super) fn settle(
     session: &mut Session,
-    known: &Known,
+    (known, compressed): (&Known, &Compressed),
     (shard, offset, index): (ShardId, Offset, u32),
     delta: Option<&FlushBatch>,
 ) -> Result<Option<Numbers>, StoreError> {
@@ -122,7 +138,7 @@ pub(super) fn settle(
     let Some(row) = waiting.first() else { return Ok(None) };
     let Some(batch) = delta else { return Ok(Some(Numbers::new())) };
     let (numbers, growth) = catalogue::number(session, known, &[], &batch.deltas, (shard, offset))?;
-    let touched = merge(session, &batch.deltas, &numbers)?;
+    let touched = merge(session, compressed, &batch.deltas, &numbers)?;
     let sql = "INSERT INTO accounting AS a VALUES ($1, $2, 1, 0, 0) ON CONFLICT (tenant, hour) DO UPDATE SET
         aggregated = a.aggregated + 1, quarantined = greatest(a.quarantined - 1, 0)";
     let hour = Hour::of(get(row, 1)?).0;
@@ -214,8 +230,8 @@ impl Touched {
 }
 
 /// Merges growth into rows, in the order of their keys.
-fn merge(session: &mut Session, deltas: &[Delta], numbers: &Numbers) -> Result<Touched, StoreError> {
-    let mut rows: Vec<(RowKey, std::borrow::Cow<'_, Rollup>)> = Vec::with_capacity(deltas.len());
+fn merge(session: &mut Session, compressed: &Compressed, deltas: &[Delta], numbers: &Numbers) -> Result<Touched, StoreError> {
+    let mut rows: Vec<Row<'_>> = Vec::with_capacity(deltas.len());
     let mut touched = Touched::default();
     for delta in deltas {
         let id = delta.series.id;
@@ -234,19 +250,39 @@ fn merge(session: &mut Session, deltas: &[Delta], numbers: &Numbers) -> Result<T
         }
         equal
     });
-    for (at, part) in rows.chunks(PART).enumerate() {
-        if at > 0 {
+    let packed = compressed.weeks(session)?;
+    let mut rest: &[Row<'_>] = &rows;
+    while !rest.is_empty() {
+        let (part, behind) = rest.split_at(part(rest, &packed));
+        merge_figures(session, part)?;
+        merge_sketches(session, part, &packed)?;
+        if !behind.is_empty() {
             session.batch(CLEAR.to_owned())?;
         }
-        merge_figures(session, part)?;
-        merge_sketches(session, part)?;
+        // A flush that makes progress is not to be begun anew, which would never end.
+        session.allow_again();
+        rest = behind;
     }
     Ok(touched)
 }
 
-type Part<'a, 'b> = &'a [(RowKey, std::borrow::Cow<'b, Rollup>)];
+type Row<'a> = (RowKey, std::borrow::Cow<'a, Rollup>);
 
-fn merge_figures(session: &mut Session, rows: Part<'_, '_>) -> Result<(), StoreError> {
+fn week(row: &Row<'_>) -> i32 {
+    row.0.1.div_euclid(WEEK)
+}
+
+/// How many of the rows are merged next.
+fn part(rows: &[Row<'_>], packed: &BTreeSet<i32>) -> usize {
+    let most = rows.len().min(PART);
+    if packed.is_empty() {
+        return most;
+    }
+    let late = rows[..most].iter().enumerate().filter(|(_, row)| packed.contains(&week(row)));
+    late.map(|(at, _)| at + 1).nth(PACKED_PART - 1).unwrap_or(most)
+}
+
+fn merge_figures(session: &mut Session, rows: &[Row<'_>]) -> Result<(), StoreError> {
     let mut copy = CopyRows::new();
     for (key, rollup) in rows {
         let figures = &rollup.figures;
@@ -269,15 +305,33 @@ pub(super) fn put_key(copy: &mut CopyRows, key: RowKey) {
     copy.bigint(key.2);
 }
 
-fn merge_sketches(session: &mut Session, rows: Part<'_, '_>) -> Result<(), StoreError> {
+fn has_sketches(row: &Row<'_>) -> bool {
+    !row.1.distinct.is_empty() || !row.1.quantiles.is_empty()
+}
+
+/// The first and last hour of each week in which rows have sketches.
+fn spans(rows: &[Row<'_>]) -> BTreeMap<i32, (i32, i32)> {
+    let mut spans: BTreeMap<i32, (i32, i32)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| has_sketches(row)) {
+        let hour = row.0.1;
+        let span = spans.entry(week(row)).or_insert((hour, hour));
+        *span = (span.0.min(hour), span.1.max(hour));
+    }
+    spans
+}
+
+fn merge_sketches(session: &mut Session, rows: &[Row<'_>], packed: &BTreeSet<i32>) -> Result<(), StoreError> {
     let mut stored: BTreeMap<RowKey, (Distinct, Quantiles)> = BTreeMap::new();
-    session.each(READ_SKETCHES, params![], |row| {
-        let sketches = (Distinct::decode(get(row, 3)?)?, Quantiles::decode(get(row, 4)?)?);
-        stored.insert((get(row, 0)?, get(row, 1)?, get(row, 2)?), sketches);
-        Ok(())
-    })?;
+    for (week, (first, last)) in spans(rows) {
+        let sql = if packed.contains(&week) { READ_PACKED_SKETCHES } else { READ_SKETCHES };
+        session.each(sql, params![first, last], |row| {
+            let sketches = (Distinct::decode(get(row, 3)?)?, Quantiles::decode(get(row, 4)?)?);
+            stored.insert((get(row, 0)?, get(row, 1)?, get(row, 2)?), sketches);
+            Ok(())
+        })?;
+    }
     let (mut copy, mut any) = (CopyRows::new(), false);
-    for (key, growth) in rows.iter().filter(|(_, growth)| !growth.distinct.is_empty() || !growth.quantiles.is_empty()) {
+    for (key, growth) in rows.iter().filter(|row| has_sketches(row)) {
         any = true;
         copy.begin_row(5);
         put_key(&mut copy, *key);
@@ -299,4 +353,35 @@ fn merge_sketches(session: &mut Session, rows: Part<'_, '_>) -> Result<(), Store
         session.execute(MERGE_SKETCHES, params![])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    fn row(hour: i32, series: i64, users: bool) -> Row<'static> {
+        let mut rollup = Rollup::default();
+        rollup.add(None, users.then_some(7));
+        ((1, hour, series), Cow::Owned(rollup))
+    }
+
+    #[test]
+    fn parts_hold_few_rows_of_compressed_weeks() {
+        let rows: Vec<Row<'_>> = (0..20_000).map(|n| row(n / 10, i64::from(n % 10), false)).collect();
+        assert_eq!(part(&rows, &BTreeSet::new()), PART);
+        assert_eq!(part(&rows[..9], &BTreeSet::new()), 9);
+        // The week 2 begins at hour 336, which is row 3,360.
+        assert_eq!(part(&rows, &BTreeSet::from([2])), 3_360 + PACKED_PART);
+        assert_eq!(part(&rows[3_360..], &BTreeSet::from([2])), PACKED_PART);
+        assert_eq!(part(&rows, &BTreeSet::from([90])), PART);
+    }
+
+    #[test]
+    fn every_week_is_read_by_its_own_hours() {
+        let rows =
+            [row(-1, 1, true), row(0, 1, false), row(5, 1, true), row(160, 2, true), row(168, 1, true), row(400, 1, false)];
+        assert_eq!(spans(&rows), BTreeMap::from([(-1, (-1, -1)), (0, (5, 160)), (1, (168, 168))]));
+    }
 }

@@ -1,11 +1,13 @@
 //! What keeps the store small: dropping rollups older than `rollups.keep`, and compressing old chunks where that is wanted.
 //!
 //! It is the node that does it, not a job of the database: jobs fail on some servers, and a policy on the database's clock would drop
-//! what a replay has just put back. Every node may run it at the same time.
+//! what a replay has just put back. One node at a time: it holds an advisory lock as long as its session lives, and the others pass. A chunk
+//! is compressed in a transaction of its own, so that nothing waits for more than one, and what was done is done.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
+use super::session::{Session, params};
 use super::{PostgresStore, StoreError};
 use crate::clock::{Clock, Millis};
 use crate::model::window::Hour;
@@ -13,6 +15,11 @@ use crate::model::window::Hour;
 /// The first round comes soon after the start, the others at this distance: weeks do not end more often.
 const FIRST: Duration = Duration::from_secs(60);
 const EVERY: Duration = Duration::from_secs(3600);
+/// Nodes that start together come one after the other.
+const SPREAD: Duration = Duration::from_secs(60);
+
+/// Held for a round.
+const TURN: &str = "SELECT pg_try_advisory_lock(7094703)";
 
 /// How long things are kept.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +41,60 @@ fn hour(now: Millis, age: Duration) -> Hour {
     Hour::of(now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)))
 }
 
+/// A part of [`SPREAD`] that is a node's own.
+fn spread(node: &str) -> Duration {
+    let hash = node.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    SPREAD.mul_f64((hash >> 40) as f64 / f64::from(1_u32 << 24))
+}
+
 impl PostgresStore {
+    /// Compresses the chunks that end at or before `before`, and those again that got late rows, if the server is a TimescaleDB whose
+    /// licence has compression. How many. A chunk that is in use for long is left to the next round.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; what was compressed before stays so.
+    pub fn compress_before(&self, before: Hour) -> Result<u32, StoreError> {
+        let mut session = self.writers.connector.connect()?;
+        session.allow(self.limit);
+        let chunks = session.query("SELECT c FROM rollmill.compressible($1) AS c", params![before.0])?;
+        let (mut compressed, mut failed) = (0, None);
+        for chunk in chunks.iter().map(|row| row.get::<_, String>(0)) {
+            match self.compress(&mut session, &chunk) {
+                Ok(done) => compressed += u32::from(done),
+                Err(why) => {
+                    session.rollback();
+                    if !session.is_reusable() {
+                        return Err(why);
+                    }
+                    tracing::info!(chunk, %why, "a chunk could not be compressed now, it is left to the next round");
+                    failed = failed.or(Some(why));
+                }
+            }
+        }
+        self.compressed.forget();
+        *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        match failed {
+            Some(why @ (StoreError::Failed(_) | StoreError::TooLong(_))) => Err(why),
+            _ => Ok(compressed),
+        }
+    }
+
+    fn compress(&self, session: &mut Session, chunk: &str) -> Result<bool, StoreError> {
+        session.allow(self.compress_limit);
+        session.begin(format!("BEGIN; SET LOCAL statement_timeout = {}", self.compress_limit.as_millis()))?;
+        let rows = session.query("SELECT rollmill.compress_chunk($1)", params![chunk.to_owned()])?;
+        session.commit()?;
+        Ok(rows.first().is_some_and(|row| row.get::<_, bool>(0)))
+    }
+
+    /// The right to do a round, as long as the session lives; none while another node has it.
+    pub(super) fn turn(&self) -> Result<Option<Session>, StoreError> {
+        let mut session = self.writers.connector.connect()?;
+        session.allow(self.limit);
+        let is_ours = session.query(TURN, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
+        Ok(is_ours.then_some(session))
+    }
+
     /// One round. Dropped and compressed partitions or chunks.
     ///
     /// # Errors
@@ -50,9 +110,9 @@ impl PostgresStore {
     /// # Errors
     /// [`StoreError::Failed`] if the store is closed.
     pub fn maintain_regularly(self: &Arc<Self>, clock: Arc<dyn Clock>, keep: Keep) -> Result<(), StoreError> {
-        let store = Arc::downgrade(self);
+        let (store, spread) = (Arc::downgrade(self), spread(&self.node));
         self.hands()?.spawn(async move {
-            let mut pause = FIRST;
+            let mut pause = FIRST + spread;
             loop {
                 tokio::time::sleep(pause).await;
                 pause = EVERY;
@@ -71,10 +131,29 @@ impl PostgresStore {
 /// Whether the store still lives.
 fn round(store: &Weak<PostgresStore>, now: Millis, keep: Keep) -> bool {
     let Some(store) = store.upgrade() else { return false };
-    match store.maintain(now, keep) {
+    let done = store.turn().and_then(|turn| match turn {
+        Some(_turn) => store.maintain(now, keep),
+        None => {
+            tracing::debug!("another node maintains the store's old weeks");
+            Ok((0, 0))
+        }
+    });
+    match done {
         Ok((0, 0)) => {}
         Ok((dropped, compressed)) => tracing::info!(dropped, compressed, "maintained the store's old weeks"),
         Err(why) => tracing::warn!(%why, "the store's old weeks could not be maintained; the next round comes in an hour"),
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_come_one_after_the_other() {
+        let waits = ["n1", "n2", "n3"].map(spread);
+        assert!(waits.iter().all(|wait| *wait < SPREAD));
+        assert!(waits[0] != waits[1] && waits[1] != waits[2] && waits[0] != waits[2], "{waits:?}");
+    }
 }

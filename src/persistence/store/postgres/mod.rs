@@ -9,6 +9,7 @@
 mod admin;
 mod catalogue;
 mod codec;
+mod compressed;
 mod connect;
 mod errors;
 mod flush;
@@ -16,6 +17,7 @@ mod import;
 mod maintenance;
 mod options;
 mod pool;
+mod rollups;
 mod schema;
 mod session;
 mod snapshot;
@@ -33,6 +35,7 @@ pub use self::options::PostgresOptions;
 pub use self::schema::{Holds, ROLES};
 
 use self::catalogue::{Known, Numbers};
+use self::compressed::Compressed;
 use self::connect::Connector;
 use self::pool::Pool;
 use self::session::{Session, params};
@@ -53,9 +56,12 @@ pub struct PostgresStore {
     /// Weeks that have their partitions, by the start of the server that said so.
     weeks: Mutex<(i64, BTreeSet<i32>)>,
     matched: snapshot::MatchCache,
+    compressed: Compressed,
     patience: String,
     /// `store.timeout`: of a transaction, and of each step of an import.
     limit: Duration,
+    /// `store.compress_timeout`.
+    compress_limit: Duration,
     worker: Worker,
     rebuilding: bool,
 }
@@ -70,7 +76,8 @@ impl PostgresStore {
     /// Connects, and lays or migrates the tables if this role may.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] if the URL, the server or the schema cannot be used, [`StoreError::Failed`] if no host takes writes.
+    /// [`StoreError::Invalid`] if the URL, the server or the schema cannot be used, or the rollups were lost; [`StoreError::Failed`] if
+    /// no host takes writes.
     pub fn open(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.writers.connector.place;
@@ -81,6 +88,7 @@ impl PostgresStore {
             schema::migrate(lease.session()?, place)?;
             lease.session()?.commit()?;
         }
+        schema::refuse_lost_rollups(lease.session()?, place)?;
         drop(lease);
         // A reader that may not connect is a mistake of the start, not of the first query.
         store.readers.take()?;
@@ -150,9 +158,9 @@ impl PostgresStore {
         let connector = |key: &str, url: &str, role: &str, setup: String| -> Result<Connector, StoreError> {
             Connector::new(options.config(key, url, role)?, options.tls_ca.as_deref(), setup, hands.clone())
         };
-        let writing = options.settings(options.idle_timeout) + flush::STAGING;
+        let writing = options.settings(options.idle_timeout) + flush::UNLIMITED + flush::STAGING;
         // A query may think between two reads; it holds no lock that a flush waits for.
-        let reading = options.settings(options.timeout) + "SET default_transaction_read_only = on;";
+        let reading = options.settings(options.timeout) + "SET default_transaction_read_only = on; SET enable_sort = off;";
         let (read_key, read_url) =
             options.read_url.as_deref().map_or(("store.url", &*options.url), |url| ("store.read_url", url));
         let writers = connector("store.url", &options.url, "writer", writing)?;
@@ -165,8 +173,10 @@ impl PostgresStore {
             known: Known::default(),
             weeks: Mutex::default(),
             matched: snapshot::MatchCache::default(),
+            compressed: Compressed::default(),
             patience: format!("SET LOCAL lock_timeout = {patience};"),
             limit: options.timeout,
+            compress_limit: options.compress_timeout,
             worker,
             rebuilding: false,
         })
@@ -244,15 +254,6 @@ impl PostgresStore {
         self.old_weeks("SELECT rollmill.drop_before($1)", before)
     }
 
-    /// Compresses whole weeks that end at or before `before`, if the server is a TimescaleDB whose licence has compression. How many
-    /// chunks.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub fn compress_before(&self, before: Hour) -> Result<u32, StoreError> {
-        self.old_weeks("SELECT rollmill.compress_before($1)", before)
-    }
-
     fn old_weeks(&self, sql: &str, before: Hour) -> Result<u32, StoreError> {
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
@@ -260,6 +261,7 @@ impl PostgresStore {
         session.commit()?;
         drop(lease);
         *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+        self.compressed.forget();
         Ok(rows.first().map_or(0, |row| row.get::<_, i32>(0)).unsigned_abs())
     }
 
@@ -303,7 +305,7 @@ impl RollupStore for PostgresStore {
     fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
         self.ensure_weeks(&flush::weeks(&batch.deltas))?;
         let flushed = self.numbering(guard.shard, |session| {
-            flush::flush(session, &self.known, guard, batch, forget_ids_before).map(|numbers| (numbers, ()))
+            flush::flush(session, (&self.known, &self.compressed), guard, batch, forget_ids_before).map(|numbers| (numbers, ()))
         });
         self.forget_weeks(flushed)
     }
@@ -335,7 +337,7 @@ impl RollupStore for PostgresStore {
             self.ensure_weeks(&flush::weeks(&batch.deltas))?;
         }
         let settled = self.numbering(shard, |session| {
-            let numbers = flush::settle(session, &self.known, (shard, offset, index), delta)?;
+            let numbers = flush::settle(session, (&self.known, &self.compressed), (shard, offset, index), delta)?;
             let settled = numbers.is_some();
             Ok((numbers.unwrap_or_default(), settled))
         });
@@ -351,12 +353,12 @@ impl RollupStore for PostgresStore {
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         let lease = self.readers.begin(snapshot::BEGIN)?;
-        Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched)?))
+        Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?))
     }
 
     fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN)? else { return Ok(None) };
-        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched)?)))
+        Ok(Some(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?)))
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

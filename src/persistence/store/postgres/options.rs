@@ -25,8 +25,10 @@ pub struct PostgresOptions {
     pub read_connections: usize,
     /// Time to connect, and to find a host that takes writes.
     pub connect_timeout: Duration,
-    /// Time of one transaction, waiting for a connection included.
+    /// Time of one transaction, waiting for a connection included; each part of a large flush has it anew.
     pub timeout: Duration,
+    /// Time to compress one chunk of TimescaleDB.
+    pub compress_timeout: Duration,
     /// Time to wait for a lock.
     pub lock_timeout: Duration,
     /// Silence inside a transaction after which the server ends it, and after which a connection counts as broken.
@@ -108,13 +110,14 @@ impl PostgresOptions {
         Ok(Place::of(&self.config("store.url", &self.url, "writer")?).to_string())
     }
 
-    /// What a session is told first.
+    /// What a session is told first. Plans are made for the hours that a statement names: one for all hours locks every week there is.
     pub(super) fn settings(&self, silence: Duration) -> String {
         format!(
             "SET search_path = rollmill, pg_temp; SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
              SET idle_in_transaction_session_timeout = {silence}; SET tcp_user_timeout = {broken}; \
              SET client_connection_check_interval = {broken}; \
-             SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;",
+             SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
+             SET plan_cache_mode = force_custom_plan;",
             statement = self.timeout.as_millis(),
             lock = self.lock_timeout.as_millis(),
             silence = silence.as_millis(),
@@ -142,6 +145,7 @@ mod tests {
             read_connections: 1,
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
+            compress_timeout: Duration::from_secs(1),
             lock_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
             tls_ca: None,

@@ -9,8 +9,9 @@ use super::options::Place;
 use super::session::{Session, params};
 
 /// Migrations in order; the number of the last is the version of this build. What was released is never changed.
-const MIGRATIONS: &[&str] = &[include_str!("sql/0001_tables.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("sql/0001_tables.sql"), include_str!("sql/0002_comments.sql")];
 const FUNCTIONS: &str = include_str!("sql/functions.sql");
+const VIEWS: &str = include_str!("sql/views.sql");
 const GRANTS: &str = include_str!("sql/grants.sql");
 /// Creates the roles; run by a person, before the first start.
 pub const ROLES: &str = include_str!("sql/roles.sql");
@@ -92,7 +93,43 @@ pub(super) fn end_rebuild(session: &mut Session) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether the version is the one of this build.
+/// The catalogue speaks of rollups, but there is none: what a dump leaves that has only our schema, because the chunks of TimescaleDB are in
+/// another. Answers would be empty and say that they are whole. Or the rows are there, but the tables are hypertables no more: what a dump
+/// of all those schemas leaves without the extension's own catalogue. Rows would be written beside those that they belong to.
+///
+/// # Errors
+/// [`StoreError::Invalid`] if that is so.
+pub(super) fn refuse_lost_rollups(session: &mut Session, place: &Place) -> Result<(), StoreError> {
+    let bare = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'rollmill'
+        AND c.relname IN ('rollups', 'sketches') AND c.relkind <> 'p')";
+    let hypertables = "SELECT count(*) = 2 FROM timescaledb_information.hypertables WHERE hypertable_schema = 'rollmill'
+        AND hypertable_name IN ('rollups', 'sketches')";
+    if is_true(session, bare)? && !(session.backend.timescale && is_true(session, hypertables)?) {
+        return Err(StoreError::Invalid(format!(
+            "the rollups of {place} are neither partitioned nor a hypertable, as after a restore without the catalogue of TimescaleDB: \
+             restore a dump of the whole database (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
+        )));
+    }
+    let sql =
+        "SELECT EXISTS (SELECT FROM rollmill.metrics WHERE first_hour IS NOT NULL) AND NOT EXISTS (SELECT FROM rollmill.rollups)";
+    if !is_true(session, sql)? {
+        return Ok(());
+    }
+    Err(StoreError::Invalid(format!(
+        "{place} has metrics with rollups in its catalogue, but not one rollup. A dump of the schema rollmill alone leaves this on \
+         TimescaleDB: restore one of the whole database (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
+    )))
+}
+
+/// Whether the views are missing where this role may lay them: an administrator has made their schema after the migration.
+fn lacks_views(session: &mut Session) -> Result<bool, StoreError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'rollmill_views'
+        AND has_schema_privilege(n.oid, 'CREATE') AND pg_has_role(n.nspowner, 'MEMBER')
+        AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'hourly'))";
+    is_true(session, sql)
+}
+
+/// Whether the version is the one of this build, and nothing is left to be laid by this role.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if the version is newer, or a rebuild has not finished.
@@ -105,7 +142,7 @@ pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, S
             "{place} holds what a rebuild has not finished: run `rollmill rebuild` again, or `DROP SCHEMA rollmill CASCADE`"
         )));
     }
-    is_newest(session, place)
+    Ok(is_newest(session, place)? && !lacks_views(session)?)
 }
 
 fn is_newest(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
@@ -145,13 +182,23 @@ fn not_laid(place: &Place, failure: Failure) -> StoreError {
 }
 
 fn lay(session: &mut Session) -> Result<(), Failure> {
+    let is = |session: &mut Session, sql: &str| -> Result<bool, Failure> {
+        Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
+    };
     // Everything belongs to the owner, also if a superuser does the work: the functions run with the rights of their owner.
     let owner = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_owner'
         AND pg_has_role(current_user, oid, 'MEMBER') AND has_schema_privilege(oid, 'rollmill', 'CREATE'))";
-    let schema = session.query("SELECT to_regnamespace('rollmill') IS NOT NULL", params![])?;
-    if !schema.first().is_some_and(|row| row.get::<_, bool>(0)) {
+    let is_new = !is(session, "SELECT to_regnamespace('rollmill') IS NOT NULL")?;
+    let for_owner = !is_new && is(session, owner)?;
+    if is_new {
         session.batch("CREATE SCHEMA rollmill".to_owned())?;
-    } else if session.query(owner, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)) {
+    }
+    // Who may not make a schema lays the tables all the same; `store roles` makes this one.
+    if is(session, "SELECT has_database_privilege(current_database(), 'CREATE') AND to_regnamespace('rollmill_views') IS NULL")? {
+        let of = if for_owner { " AUTHORIZATION rollmill_owner" } else { "" };
+        session.batch(format!("CREATE SCHEMA rollmill_views{of}"))?;
+    }
+    if for_owner {
         session.batch("SET LOCAL ROLE rollmill_owner".to_owned())?;
     }
     session.batch(
@@ -171,6 +218,14 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
         session.execute("INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2)", params![version, by])?;
     }
     session.batch(FUNCTIONS.to_owned())?;
+    let views = "SELECT coalesce(has_schema_privilege(to_regnamespace('rollmill_views'), 'CREATE'), false)";
+    if is(session, views)? {
+        session.batch(VIEWS.to_owned())?;
+    } else {
+        tracing::warn!(
+            "the views for people are not laid, this role may not: run `rollmill store roles | psql` and `store migrate`"
+        );
+    }
     session.batch(GRANTS.to_owned())?;
     session.batch("RESET ROLE".to_owned())?;
     Ok(())

@@ -43,6 +43,8 @@ pub(super) struct Backend {
     /// When the server was started, in microseconds. What is committed stays true until the server is started again or another takes its
     /// place: then this number differs.
     pub(super) server: i64,
+    /// Whether the database has the extension.
+    pub(super) timescale: bool,
 }
 
 /// A connection.
@@ -79,6 +81,16 @@ impl Session {
     /// Gives the next statements, together, this much time.
     pub(super) fn allow(&mut self, limit: Duration) {
         (self.watch, self.limit) = (Stopwatch::start(), limit);
+    }
+
+    /// Gives the next statements the same time again: what makes progress may take longer than one part of it.
+    pub(super) fn allow_again(&mut self) {
+        self.watch = Stopwatch::start();
+    }
+
+    /// Whether the time is over, or so nearly that a statement was not begun or was cut for it.
+    pub(super) fn is_late(&self) -> bool {
+        self.watch.elapsed() >= self.limit
     }
 
     /// Whether the next caller may have it.

@@ -1,8 +1,8 @@
 //! One consistent view: a REPEATABLE READ READ ONLY transaction on a session of the readers' pool.
 //!
 //! Which series match a query is remembered per metric and matchers, together with the number of series of the metric: series are only
-//! ever added, in an order in which the number grows, so an equal number on the same start of a server is an equal set. Rollups are read
-//! by seeks when few series match, by one scan otherwise; rows come in parts, so that a long range needs no memory.
+//! ever added, in an order in which the number grows, so an equal number on the same start of a server is an equal set. How rollups are
+//! read says [`super::rollups`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_postgres::Row;
 
-use super::codec::{self, Id, get};
+use super::codec::{Id, get};
+use super::compressed::Compressed;
 use super::pool::Lease;
+use super::rollups::Reading;
 use super::session::{Param, Session, params};
 use super::{StoreError, admin};
 use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
@@ -49,17 +51,16 @@ const CACHE_ENTRIES: usize = 256;
 pub(super) struct PostgresSnapshot<'a> {
     lease: Lease<'a>,
     cache: &'a MatchCache,
+    compressed: &'a Compressed,
 }
 
-/// Where the rows of a query go.
-type Visit<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup) + 'v;
 type VisitBytes<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
 
 impl<'a> PostgresSnapshot<'a> {
     /// `lease` is inside a transaction that began with [`BEGIN`].
-    pub(super) fn new(mut lease: Lease<'a>, cache: &'a MatchCache) -> Result<Self, StoreError> {
+    pub(super) fn new(mut lease: Lease<'a>, cache: &'a MatchCache, compressed: &'a Compressed) -> Result<Self, StoreError> {
         lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
-        Ok(Self { lease, cache })
+        Ok(Self { lease, cache, compressed })
     }
 
     fn sql(&mut self) -> Result<&mut Session, StoreError> {
@@ -135,76 +136,13 @@ impl<'a> PostgresSnapshot<'a> {
         Ok(series)
     }
 
-    /// One look-up in the key for every hour and series, in this order whatever the planner believes (OFFSET 0).
-    fn seek(
-        &mut self,
-        metric_no: i32,
-        series: &Matched,
-        query: &RollupQuery<'_>,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), StoreError> {
-        let sql = format!(
-            "SELECT {} FROM generate_series($2::integer, $3::integer - 1) AS h (hour) CROSS JOIN unnest($4::bigint[]) AS w (no)
-             CROSS JOIN LATERAL (SELECT * FROM rollups r WHERE r.metric_no = $1 AND r.hour = h.hour AND r.series_no = w.no OFFSET 0) r
-             {} ORDER BY r.hour",
-            columns(query),
-            sketches(query)
-        );
-        let nos: Vec<i64> = series.iter().map(|(no, _)| *no).collect();
-        self.visit(&sql, params![metric_no, query.from.0, query.to.0, nos], series, query, visit)
-    }
-
-    fn scan(
-        &mut self,
-        metric_no: i32,
-        series: &Matched,
-        query: &RollupQuery<'_>,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), StoreError> {
-        let sql = format!(
-            "SELECT {} FROM rollups r {} WHERE r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3 ORDER BY r.hour",
-            columns(query),
-            sketches(query)
-        );
-        self.visit(&sql, params![metric_no, query.from.0, query.to.0], series, query, visit)
-    }
-
-    fn visit(
-        &mut self,
-        sql: &str,
-        params: Vec<Param>,
-        series: &Matched,
-        query: &RollupQuery<'_>,
-        visit: &mut Visit<'_>,
-    ) -> Result<(), StoreError> {
-        self.sql()?.each(sql, params, |row| {
-            let no: i64 = get(row, 1)?;
-            if let Ok(at) = series.binary_search_by_key(&no, |(no, _)| *no) {
-                visit(&series[at].1, Hour(get(row, 0)?), rollup(row, query)?);
-            }
-            Ok(())
-        })
-    }
-
     /// All rollups of a metric, of one hour after the other, of one series id after the other.
     fn metric_bytes(&mut self, metric_no: i32, (from, to): (Hour, Hour), visit: &mut VisitBytes<'_>) -> Result<(), StoreError> {
         let series = self.series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], |_| true)?;
         let series: HashMap<i64, Arc<SeriesInfo>> = series.into_iter().collect();
-        let all = RollupQuery {
-            tenant: "",
-            metric: "",
-            matchers: &[],
-            from,
-            to,
-            distinct: true,
-            quantiles: true,
-            max_series: usize::MAX,
-        };
-        let sql = format!(
-            "SELECT {} FROM rollups r {} WHERE r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3 ORDER BY r.hour",
-            columns(&all),
-            sketches(&all)
-        );
+        let count = series.len() as u64;
+        let hours = (from, to);
+        let all = Reading { metric_no, hours, series: count, few: None, distinct: true, quantiles: true, patient: true };
         // Numbers are not in the order of ids: one hour at a time is sorted.
         let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) = (from, BTreeMap::new());
         let mut bytes = Vec::new();
@@ -215,17 +153,16 @@ impl<'a> PostgresSnapshot<'a> {
                 visit(info, hour.0, rollup, &bytes);
             }
         };
-        self.sql()?.each(&sql, params![metric_no, from.0, to.0], |row| {
-            let next = Hour(get(row, 0)?);
+        let compressed = self.compressed;
+        all.run(self.sql()?, compressed, &mut |next, no, rollup| {
             if next != hour.0 {
                 finish(&mut hour);
                 hour.0 = next;
             }
-            let no: i64 = get(row, 1)?;
             let info = series.get(&no).ok_or_else(|| {
                 StoreError::Invalid(format!("series number {no} has rollups but no catalogue row: rebuild the store"))
             })?;
-            hour.1.insert(info.id, (info, rollup(row, &all)?));
+            hour.1.insert(info.id, (info, rollup));
             Ok(())
         })?;
         finish(&mut hour);
@@ -233,35 +170,12 @@ impl<'a> PostgresSnapshot<'a> {
     }
 }
 
-/// Hour, series number, figures, and the sketches that are wanted.
-fn columns(query: &RollupQuery<'_>) -> &'static str {
-    match (query.distinct, query.quantiles) {
-        (false, false) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max",
-        (true, false) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, k.distinct_users, NULL::bytea",
-        (false, true) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, NULL::bytea, k.quantiles",
-        (true, true) => "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, k.distinct_users, k.quantiles",
+/// The server answered when the view began, so it is the question that takes long.
+fn too_long(why: StoreError) -> StoreError {
+    match why {
+        StoreError::Unavailable(why) => StoreError::TooLong(why),
+        other => other,
     }
-}
-
-/// The sketches beside the figures, if any are wanted. Naming the range twice spares the plan all other partitions.
-fn sketches(query: &RollupQuery<'_>) -> &'static str {
-    if query.distinct || query.quantiles {
-        // OFFSET 0 makes it one look-up in the key per row: of tables that were never analysed the planner believes that they are
-        // nearly empty, and compares each row with each other. The range leaves out partitions before anything is read.
-        "LEFT JOIN LATERAL (SELECT s.distinct_users, s.quantiles FROM sketches s WHERE s.metric_no = r.metric_no AND s.hour = r.hour \
-         AND s.series_no = r.series_no AND s.hour >= $2 AND s.hour < $3 OFFSET 0) k ON true"
-    } else {
-        ""
-    }
-}
-
-fn rollup(row: &Row, query: &RollupQuery<'_>) -> Result<Rollup, StoreError> {
-    let figures = codec::figures(row, 2)?;
-    if !query.distinct && !query.quantiles {
-        return Ok(Rollup { figures, ..Rollup::default() });
-    }
-    let (users, values) = (get::<Option<&[u8]>>(row, 7)?, get::<Option<&[u8]>>(row, 8)?);
-    Ok(Rollup::with_sketches(figures, users.unwrap_or(&[]), values.unwrap_or(&[]))?)
 }
 
 fn range(row: &Row, first: usize) -> Result<OffsetRange, StoreError> {
@@ -310,11 +224,25 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         // A seek costs about as much as eight rows of a scan; a far longer range than data exists is no reason to seek.
         let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
         let few = (matched.len() as i64) < count / 8 || (matched.len() as i64).saturating_mul(hours) <= 32;
-        if few && hours <= 24 * 366 {
-            self.seek(metric_no, &matched, query, visit)
-        } else {
-            self.scan(metric_no, &matched, query, visit)
-        }
+        let nos: Vec<i64> = matched.iter().map(|(no, _)| *no).collect();
+        let reading = Reading {
+            metric_no,
+            hours: (query.from, query.to),
+            series: count.unsigned_abs(),
+            few: (few && hours <= 24 * 366).then_some(&*nos),
+            distinct: query.distinct,
+            quantiles: query.quantiles,
+            patient: false,
+        };
+        let compressed = self.compressed;
+        let session = self.sql()?;
+        let read = reading.run(session, compressed, &mut |hour, no, rollup| {
+            if let Ok(at) = matched.binary_search_by_key(&no, |(no, _)| *no) {
+                visit(&matched[at].1, hour, rollup);
+            }
+            Ok(())
+        });
+        read.map_err(|why| if session.is_late() { too_long(why) } else { why })
     }
 
     fn rollup_bytes(
@@ -325,6 +253,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     ) -> Result<(), StoreError> {
         let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY t.name, m.name";
         for row in self.sql()?.query(sql, params![])? {
+            self.sql()?.allow_again();
             self.metric_bytes(get(&row, 0)?, (from, to), visit)?;
         }
         Ok(())

@@ -59,30 +59,50 @@ BEGIN
   RETURN dropped;
 END $$;
 
--- Compresses the chunks that end at or before an hour, where the server's licence has compression; 0 otherwise.
-CREATE OR REPLACE FUNCTION rollmill.compress_before(before integer) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER
+-- The chunks that end at or before an hour and are to be compressed, oldest first: those that are not, and those that got late rows since
+-- (status 2: out of order, 8: partly). Empty where there is no TimescaleDB, or its licence has no compression.
+CREATE OR REPLACE FUNCTION rollmill.compressible(before integer) RETURNS SETOF text LANGUAGE plpgsql STABLE SECURITY DEFINER
+  SET search_path = rollmill, pg_temp AS $$
+DECLARE
+  late text := 'false';
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')
+    OR current_setting('timescaledb.license', true) IS DISTINCT FROM 'timescale' THEN
+    RETURN;
+  END IF;
+  IF to_regprocedure('_timescaledb_functions.chunk_status(regclass)') IS NOT NULL THEN
+    late := '_timescaledb_functions.chunk_status(format(''%I.%I'', chunk_schema, chunk_name)::regclass) & 10 <> 0';
+  END IF;
+  RETURN QUERY EXECUTE 'SELECT format(''%I.%I'', chunk_schema, chunk_name) FROM timescaledb_information.chunks
+    WHERE hypertable_schema = ''rollmill'' AND hypertable_name IN (''rollups'', ''sketches'') AND range_end_integer <= $1
+    AND CASE WHEN is_compressed THEN ' || late || ' ELSE true END ORDER BY range_end_integer, hypertable_name' USING before;
+END $$;
+
+-- Compresses one of these chunks, or what late rows have undone of it; false if there is nothing to do any more. A transaction of its own
+-- for each chunk keeps queries and flushes of all others going; it waits at most 2 s for those of this one, because they queue behind it.
+CREATE OR REPLACE FUNCTION rollmill.compress_chunk(chunk text) RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = rollmill, pg_temp SET lock_timeout = '2s' AS $$
 DECLARE
   parent text;
-  compressed integer := 0;
-  done integer;
   timescale text;
 BEGIN
-  SELECT n.nspname INTO timescale FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb';
-  IF timescale IS NULL OR current_setting('timescaledb.license', true) IS DISTINCT FROM 'timescale' THEN
-    RETURN 0;
+  IF NOT EXISTS (SELECT FROM rollmill.compressible(2147483647) AS c WHERE c = chunk) THEN
+    RETURN false;
   END IF;
-  PERFORM pg_advisory_xact_lock(7094702);
-  FOREACH parent IN ARRAY ARRAY['rollups', 'sketches'] LOOP
-    IF NOT (SELECT compression_enabled FROM timescaledb_information.hypertables
-            WHERE hypertable_schema = 'rollmill' AND hypertable_name = parent) THEN
-      EXECUTE format('ALTER TABLE rollmill.%I SET (timescaledb.compress, timescaledb.compress_segmentby = ''metric_no'',
-        timescaledb.compress_orderby = ''hour, series_no'')', parent);
-    END IF;
-    EXECUTE format('SELECT count(%I.compress_chunk(format(''%%I.%%I'', chunk_schema, chunk_name)::regclass, if_not_compressed => true))
-      FROM timescaledb_information.chunks WHERE hypertable_schema = ''rollmill'' AND hypertable_name = %L
-      AND NOT is_compressed AND range_end_integer <= $1', timescale, parent) INTO done USING before;
-    compressed := compressed + done;
-  END LOOP;
-  RETURN compressed;
+  SELECT n.nspname INTO timescale FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'timescaledb';
+  SELECT hypertable_name INTO parent FROM timescaledb_information.chunks
+    WHERE hypertable_schema = 'rollmill' AND format('%I.%I', chunk_schema, chunk_name) = chunk;
+  -- Ordered by hour first: a range of hours is read batch by batch, in its order.
+  IF NOT (SELECT compression_enabled FROM timescaledb_information.hypertables
+          WHERE hypertable_schema = 'rollmill' AND hypertable_name = parent) THEN
+    EXECUTE format('ALTER TABLE rollmill.%I SET (timescaledb.compress, timescaledb.compress_segmentby = ''metric_no'',
+      timescaledb.compress_orderby = ''hour, series_no'')', parent);
+  END IF;
+  EXECUTE format('SELECT %I.compress_chunk(%L::regclass, if_not_compressed => true)', timescale, chunk);
+  RETURN true;
 END $$;
+
+-- The same for all of them at once, for people; nodes take one transaction for each chunk. How many.
+CREATE OR REPLACE FUNCTION rollmill.compress_before(before integer) RETURNS integer LANGUAGE sql SECURITY DEFINER
+  SET search_path = rollmill, pg_temp AS
+  'SELECT count(*)::integer FROM rollmill.compressible(before) AS c WHERE rollmill.compress_chunk(c)';

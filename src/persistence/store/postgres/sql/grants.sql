@@ -1,5 +1,6 @@
 -- The least that each role needs; roles that do not exist get nothing. Laid anew by every migration.
-REVOKE ALL ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer),
+  rollmill.compressible(integer), rollmill.compress_chunk(text) FROM PUBLIC;
 DO $$
 BEGIN
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_writer') THEN
@@ -12,11 +13,14 @@ BEGIN
       rollmill.accounting, rollmill.quarantine, rollmill.archive_floors TO rollmill_writer;
     GRANT UPDATE (tier) ON rollmill.manifest TO rollmill_writer;
     GRANT DELETE ON rollmill.suspects, rollmill.dedup, rollmill.quarantine, rollmill.manifest TO rollmill_writer;
-    GRANT EXECUTE ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer)
-      TO rollmill_writer;
+    GRANT EXECUTE ON FUNCTION rollmill.ensure_week(integer), rollmill.drop_before(integer), rollmill.compress_before(integer),
+      rollmill.compressible(integer), rollmill.compress_chunk(text) TO rollmill_writer;
   END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_reader') THEN
     GRANT USAGE ON SCHEMA rollmill TO rollmill_reader;
     GRANT SELECT ON ALL TABLES IN SCHEMA rollmill TO rollmill_reader;
+    IF has_schema_privilege(to_regnamespace('rollmill_views'), 'CREATE') THEN
+      GRANT USAGE ON SCHEMA rollmill_views TO rollmill_reader;
+    END IF;
   END IF;
 END $$;

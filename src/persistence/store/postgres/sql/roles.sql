@@ -20,3 +20,7 @@ END $$;
 CREATE SCHEMA IF NOT EXISTS rollmill AUTHORIZATION rollmill_owner;
 REVOKE ALL ON SCHEMA rollmill FROM PUBLIC;
 GRANT USAGE ON SCHEMA rollmill TO rollmill_writer, rollmill_reader;
+-- Views for people; GRANT USAGE ON SCHEMA rollmill_views TO a role of yours is all that it needs to read them.
+CREATE SCHEMA IF NOT EXISTS rollmill_views AUTHORIZATION rollmill_owner;
+REVOKE ALL ON SCHEMA rollmill_views FROM PUBLIC;
+GRANT USAGE ON SCHEMA rollmill_views TO rollmill_reader;

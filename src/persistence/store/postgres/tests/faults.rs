@@ -229,3 +229,77 @@ fn works_inside_another_runtime() {
         assert_eq!(state(&*store, 0), (0, 0));
     });
 }
+
+/// What the server says to a statement, as this store understands it.
+fn said(store: &PostgresStore, sql: &str) -> StoreError {
+    let mut lease = store.writers.begin("BEGIN").expect("a transaction");
+    lease.session().expect("a session").batch(sql.to_owned()).expect_err("it fails").into()
+}
+
+#[test]
+fn what_no_waiting_mends_is_not_said_to_pass() {
+    let (store, _) = store();
+    let raise = |state: &str| format!("DO $$ BEGIN RAISE EXCEPTION 'too much' USING ERRCODE = '{state}'; END $$");
+    let limit = said(&store, &raise("53400"));
+    assert!(matches!(&limit, StoreError::Failed(why) if why.contains("raise that limit")), "{limit:?}");
+    assert!(matches!(said(&store, &raise("53300")), StoreError::Unavailable(_)));
+    let cut = said(&store, "SET LOCAL statement_timeout = 10; SELECT pg_sleep(60)");
+    assert!(matches!(&cut, StoreError::TooLong(why) if why.contains("store.timeout")), "{cut:?}");
+}
+
+#[test]
+fn a_question_that_takes_long_is_not_a_store_that_is_away() {
+    let (direct, url) = store();
+    let epoch = direct.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    direct.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("a flush");
+    let hasty = PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(2), ..options(&url) }).expect("a store");
+    let mut snapshot = hasty.snapshot().expect("a snapshot");
+    // A lock stands for work that takes longer than the limit.
+    let mut lease = direct.writers.begin("BEGIN").expect("a transaction");
+    lease.session().expect("a session").batch("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE".to_owned()).expect("a lock");
+    let query = crate::persistence::store::RollupQuery {
+        tenant: "acme",
+        metric: "views",
+        matchers: &[],
+        from: Hour(0),
+        to: Hour(9),
+        distinct: true,
+        quantiles: true,
+        max_series: 9,
+    };
+    let late = snapshot.rollups(&query, &mut |_, _, _| ()).expect_err("it takes too long");
+    assert!(matches!(late, StoreError::TooLong(_)), "{late:?}");
+}
+
+#[test]
+fn a_round_of_maintenance_is_one_nodes() {
+    let (first, url) = store();
+    let second = PostgresStore::open(&options(&url)).expect("a store");
+    let turn = first.turn().expect("asked").expect("it is free");
+    assert!(second.turn().expect("asked").is_none());
+    drop(turn);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while second.turn().expect("asked").is_none() {
+        assert!(Instant::now() < deadline, "the session has ended, and its lock has not");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A flush may take longer than `store.timeout`, as long as each of its parts does not.
+#[test]
+fn a_large_flush_has_the_time_that_it_needs() {
+    let (direct, url) = store();
+    // Each statement that merges figures takes 0.7 s.
+    let slow =
+        "CREATE FUNCTION rollmill.dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END';
+        CREATE TRIGGER dawdle AFTER INSERT ON rollmill.rollups FOR EACH STATEMENT EXECUTE FUNCTION rollmill.dawdle()";
+    server::shared().psql(url.rsplit('/').next().expect("a name"), slow).expect("a slow table");
+    let epoch = direct.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let store = PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(4), ..options(&url) }).expect("a store");
+    let deltas = |pages: i32| (0..pages).flat_map(|page| (0..168).map(move |hour| delta(&page.to_string(), hour, 1))).collect();
+    store.flush(guard(0, 0, epoch), &batch(deltas(1)), 0).expect("a flush");
+    let watch = Instant::now();
+    store.flush(guard(0, 1, epoch), &batch(deltas(350)), 0).expect("eight parts of 0.7 s and more");
+    assert!(watch.elapsed() > Duration::from_secs(5), "{:?}", watch.elapsed());
+    assert_eq!(state(&*direct, 0), (2, 168 + 350 * 168));
+}

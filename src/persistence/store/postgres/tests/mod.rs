@@ -1,13 +1,16 @@
 //! The store on a real PostgreSQL of the tests' own, and on a TimescaleDB named by `ROLLMILL_TEST_TIMESCALE_URL`.
 #![allow(clippy::disallowed_methods)] // real servers are waited for in real time
 
+mod backup;
 mod faults;
+mod long;
 mod parity;
 mod partitions;
 mod roles;
 mod takeover;
 pub(in crate::persistence::store) mod timescale;
 mod tls;
+mod views;
 
 #[path = "../../../../../tests/support/postgres.rs"]
 pub(in crate::persistence::store) mod server;
@@ -41,6 +44,7 @@ pub(in crate::persistence::store) fn options(url: &str) -> PostgresOptions {
         read_connections: 4,
         connect_timeout: Duration::from_secs(10),
         timeout: Duration::from_secs(30),
+        compress_timeout: Duration::from_secs(120),
         lock_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(20),
         tls_ca: None,

@@ -2,6 +2,7 @@
 
 use super::super::Contents;
 use super::rng::Rng;
+use super::timescale::Own;
 use super::*;
 use crate::model::flush::{DedupBlock, QuarantineRow};
 use crate::model::manifest::{ManifestRow, Tier};
@@ -223,12 +224,23 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
     }
 }
 
-/// `nice cargo test --release --lib flush_rate -- --ignored --nocapture`
+/// `nice cargo test --release --lib flush_rate -- --ignored --nocapture`: on a store of one week and on one of 208, of each kind that there is.
 #[test]
 #[ignore = "prints figures"]
 fn flush_rate() {
-    let (store, _) = store();
+    for weeks in [1, 208] {
+        for own in Own::on_each() {
+            let store = PostgresStore::open(&options(&own.url)).expect("a store");
+            println!("{weeks} weeks: {}", store.place());
+            flush_rate_of(&store, weeks);
+        }
+    }
+}
+
+fn flush_rate_of(store: &PostgresStore, weeks: i32) {
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let history = (1..weeks).map(|week| delta("page-0", -168 * week, 1)).collect();
+    store.flush(guard(0, 0, epoch), &batch(history), 0).expect("a row in each week");
     let deltas = |hour: i32, sketches: bool| -> Vec<Delta> {
         let one = |n: i32| {
             let mut delta = delta(&format!("page-{n}"), hour, i128::from(n) * 10_000_000);
@@ -250,7 +262,7 @@ fn flush_rate() {
         ("insert figures", 3, false),
         ("update figures", 3, false),
     ];
-    for (offset, (what, hour, sketches)) in (0..).zip(rounds) {
+    for (offset, (what, hour, sketches)) in (1..).zip(rounds) {
         let batch = batch(deltas(hour, sketches));
         let started = std::time::Instant::now();
         store.flush(guard(0, offset, epoch), &batch, 0).expect("a flush");

@@ -1,5 +1,6 @@
 //! What is different with the extension: hypertables, chunks, compression. Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a server.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio_postgres::NoTls;
@@ -7,9 +8,10 @@ use tokio_postgres::NoTls;
 use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::persistence::store::postgres::Keep;
+use crate::persistence::store::{Matcher, RollupQuery};
 
 /// Runs statements; the first column of the last rows.
-fn run(url: &str, sql: &str) -> Vec<String> {
+pub(super) fn run(url: &str, sql: &str) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
@@ -24,30 +26,74 @@ fn run(url: &str, sql: &str) -> Vec<String> {
     })
 }
 
-/// A database of its own on the server, with the extension.
-fn database(url: &str) -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let name = format!("rollmill_test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    run(url, &format!("CREATE DATABASE {name}"));
-    let (server, _) = url.rsplit_once('/').expect("postgres://USER@HOST/DATABASE");
-    let own = format!("{server}/{name}");
-    run(&own, "CREATE EXTENSION IF NOT EXISTS timescaledb");
-    own
+/// A database of its own on a server, dropped when the test ends.
+pub(in crate::persistence::store) struct Own {
+    admin: String,
+    name: String,
+    pub(in crate::persistence::store) url: String,
+}
+
+impl Own {
+    /// On the server of `admin`, which may create databases; with the extension if wanted.
+    pub(super) fn new(admin: &str, extension: bool) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("rollmill_test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        run(admin, &format!("CREATE DATABASE {name}"));
+        let (server, _) = admin.rsplit_once('/').expect("postgres://USER@HOST/DATABASE");
+        let own = Self { url: format!("{server}/{name}"), admin: admin.to_owned(), name };
+        if extension {
+            run(&own.url, "CREATE EXTENSION IF NOT EXISTS timescaledb");
+        }
+        own
+    }
+
+    /// On each kind of server that there is.
+    pub(super) fn on_each() -> Vec<Self> {
+        let plain = Self::new(&server::shared().url("postgres"), false);
+        let timescale = std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok().map(|url| Self::new(&url, true));
+        std::iter::once(plain).chain(timescale).collect()
+    }
+
+    /// Blocks that were touched in it so far. Sessions tell when they end.
+    pub(super) fn blocks(&self) -> i64 {
+        let sessions =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND application_name ^@ 'rollmill:'", self.name);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while run(&self.admin, &sessions) != ["0"] {
+            assert!(std::time::Instant::now() < deadline, "sessions stay open");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let blocks = format!("SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = '{}'", self.name);
+        run(&self.admin, &blocks)[0].parse().expect("a number")
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        run(&self.admin, &format!("DROP DATABASE {} WITH (FORCE)", self.name));
+    }
 }
 
 /// A store on a hypertable.
-pub(in crate::persistence::store) fn store(url: &str) -> Arc<PostgresStore> {
-    PostgresStore::open(&options(&database(url))).expect("a store")
+pub(in crate::persistence::store) fn store(admin: &str) -> (Arc<PostgresStore>, Own) {
+    let own = Own::new(admin, true);
+    (PostgresStore::open(&options(&own.url)).expect("a store"), own)
+}
+
+/// A store on a server whose licence has compression, if there is one.
+fn compressing() -> Option<(Arc<PostgresStore>, Own)> {
+    let (store, own) = store(&std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok()?);
+    (run(&own.url, "SHOW timescaledb.license") == ["timescale"]).then_some((store, own))
 }
 
 #[test]
 fn chunks_are_made_compressed_and_dropped() {
     let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
-    let url = database(&url);
-    let store = PostgresStore::open(&options(&url)).expect("a store");
+    let (store, own) = store(&url);
+    let url = &own.url;
     let tables =
         "SELECT hypertable_name FROM timescaledb_information.hypertables WHERE hypertable_schema = 'rollmill' ORDER BY 1";
-    assert_eq!(run(&url, tables), ["rollups", "sketches"]);
+    assert_eq!(run(url, tables), ["rollups", "sketches"]);
     let now = SystemClock.now();
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let hours = [20, 10, 2, 0].map(|weeks| Hour::of(now).0 - weeks * 168);
@@ -57,10 +103,131 @@ fn chunks_are_made_compressed_and_dropped() {
     let keep = Keep { rollups: Some(100 * day), compress: Some(30 * day) };
     let (dropped, compressed) = store.maintain(now, keep).expect("a round");
     assert_eq!(dropped, 2, "a week of two tables");
-    let licence = run(&url, "SHOW timescaledb.license");
-    assert_eq!(compressed, if licence == ["timescale"] { 2 } else { 0 });
+    let licensed = run(url, "SHOW timescaledb.license") == ["timescale"];
+    assert_eq!(compressed, if licensed { 2 } else { 0 });
     assert_eq!(store.maintain(now, keep), Ok((0, 0)));
     assert_eq!(state(&*store, 0), (1, 3));
     store.flush(guard(0, 1, epoch), &batch(deltas()), 0).expect("late events reach compressed and dropped weeks");
     assert_eq!(state(&*store, 0), (2, 7));
+    let (_, again) = store.maintain(now, Keep { rollups: None, ..keep }).expect("a round");
+    assert_eq!(again, if licensed { 4 } else { 0 }, "what got late rows is compressed again, and what they made anew");
+    assert_eq!(state(&*store, 0), (2, 7));
+}
+
+/// Rows of a query, by page and hour.
+fn rows(store: &PostgresStore, matchers: &[Matcher], hours: (i32, i32), sketches: bool) -> BTreeMap<(String, i32), Rollup> {
+    let query = RollupQuery {
+        tenant: "acme",
+        metric: "views",
+        matchers,
+        from: Hour(hours.0),
+        to: Hour(hours.1),
+        distinct: sketches,
+        quantiles: sketches,
+        max_series: 10_000,
+    };
+    let mut rows = BTreeMap::new();
+    let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup| {
+        assert!(rows.insert((info.series.label("page").to_owned(), hour.0), rollup).is_none(), "a row twice");
+    };
+    store.snapshot().expect("a snapshot").rollups(&query, &mut visit).expect("rollups");
+    rows
+}
+
+/// Everything that queries and `verify` see.
+fn seen(store: &PostgresStore) -> Vec<String> {
+    let mut seen = Vec::new();
+    let one = || Matcher::Equal("page".to_owned(), "7".to_owned());
+    let some = || Matcher::Regex("page".to_owned(), regex::Regex::new("^(?:[1-3])$").expect("a regex"));
+    for matchers in [vec![], vec![one()], vec![some()]] {
+        for hours in [(0, 600), (3, 4), (160, 340)] {
+            for sketches in [false, true] {
+                seen.push(format!("{:?}", rows(store, &matchers, hours, sketches)));
+            }
+        }
+    }
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    let mut visit =
+        |info: &Arc<SeriesInfo>, hour: Hour, _: Rollup, bytes: &[u8]| seen.push(format!("{} {hour:?} {bytes:?}", info.id));
+    snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("bytes");
+    seen
+}
+
+#[test]
+fn compressed_weeks_answer_as_others_do() {
+    let Some((store, own)) = compressing() else { return };
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let all = |from: i32, to: i32| {
+        let pages = (0..40).flat_map(move |page| (from..to).step_by(3).map(move |hour| (page, hour)));
+        pages.map(|(page, hour)| delta(&page.to_string(), hour, i128::from(page * 1_000 + hour))).collect::<Vec<_>>()
+    };
+    store.flush(guard(0, 0, epoch), &batch(all(0, 500)), 0).expect("a flush");
+    let before = seen(&store);
+    assert_eq!(store.compress_before(Hour(336)), Ok(4), "two weeks of two tables");
+    let fresh = || PostgresStore::open(&options(&own.url)).expect("a store");
+    assert_eq!(seen(&fresh()), before);
+    // Late events of some pages, merged with what is there; the week is compressed in part.
+    let late = || all(100, 200).into_iter().filter(|delta| delta.series.series.label("page").len() == 1).collect::<Vec<_>>();
+    store.flush(guard(0, 1, epoch), &batch(late()), 0).expect("late events");
+    let merged = seen(&fresh());
+    assert_ne!(merged, before);
+    let counted = |rows: &BTreeMap<_, Rollup>| rows.values().map(|rollup| rollup.figures.count).sum::<u64>();
+    let expected = all(0, 500).len() + late().len();
+    assert_eq!(counted(&rows(&store, &[], (0, 600), true)), expected as u64);
+    assert_eq!(store.compress_before(Hour(336)), Ok(4), "what got late rows is compressed again");
+    assert_eq!(store.compress_before(Hour(336)), Ok(0));
+    assert_eq!(seen(&fresh()), merged);
+}
+
+#[test]
+fn late_events_unpack_more_than_the_servers_limit() {
+    let Some((store, own)) = compressing() else { return };
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let pages = |hour: i32| (0..1_000).map(|page| delta(&page.to_string(), hour, 5)).collect::<Vec<_>>();
+    store.flush(guard(0, 0, epoch), &batch(pages(0)), 0).expect("a flush");
+    // 1,000 series in 101 hours: the event of one device in each hour unpacks all of them.
+    run(
+        &own.url,
+        "INSERT INTO rollmill.rollups SELECT metric_no, h, series_no, count, value_count, sum, min, max
+        FROM rollmill.rollups, generate_series(1, 100) h",
+    );
+    run(
+        &own.url,
+        "INSERT INTO rollmill.sketches SELECT metric_no, h, series_no, distinct_users, quantiles
+        FROM rollmill.sketches, generate_series(1, 100) h",
+    );
+    assert_eq!(store.compress_before(Hour(168)), Ok(2));
+    let late = (0..101).map(|hour| delta("7", hour, 5)).collect();
+    store.flush(guard(0, 1, epoch), &batch(late), 0).expect("it is not stuck");
+    assert_eq!(state(&*store, 0), (2, 101_101));
+    let page = [Matcher::Equal("page".to_owned(), "7".to_owned())];
+    assert!(
+        rows(&store, &page, (0, 168), true).values().all(|rollup| rollup.figures.count == 2 && rollup.distinct.estimate() == 1)
+    );
+}
+
+#[test]
+fn a_chunk_in_use_holds_up_no_other() {
+    let Some((store, own)) = compressing() else { return };
+    let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+    let deltas = Vec::from([5, 200, 400].map(|hour| delta("a", hour, 1)));
+    store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
+    assert_eq!(store.compress_before(Hour(168)), Ok(2));
+    let reader = PostgresStore::open(&options(&own.url)).expect("a store");
+    let mut snapshot = reader.snapshot().expect("a snapshot");
+    let query = RollupQuery {
+        tenant: "acme",
+        metric: "views",
+        matchers: &[],
+        from: Hour(168),
+        to: Hour(336),
+        distinct: false,
+        quantiles: false,
+        max_series: 10,
+    };
+    snapshot.rollups(&query, &mut |_, _, _| ()).expect("it holds the figures of the second week");
+    assert_eq!(store.compress_before(Hour(504)), Ok(3), "all but the one in use");
+    assert_eq!(rows(&store, &[], (0, 600), true).len(), 3, "nobody waits for what was done");
+    drop(snapshot);
+    assert_eq!(store.compress_before(Hour(504)), Ok(1), "the next round does the rest");
 }

@@ -1,0 +1,350 @@
+//! Reading rollups: which statements a range of hours is cut into, and how figures meet their sketches.
+//!
+//! Figures and sketches are two tables. A join of them was one look-up a row, which on TimescaleDB excludes every chunk anew and unpacks
+//! a batch where the chunk is compressed. So each is read by itself, in the order of its hours, by statements that name their hours;
+//! figures wait here for their sketches, a bounded number at a time.
+//!
+//! | way | when | statement |
+//! |---|---|---|
+//! | scan | most series of the metric match | the range, in the order of the key |
+//! | seek | few match | one look-up for each hour and series, which is what an index is for |
+//! | sift | few match, in a compressed week | the range with a filter: each batch is unpacked once |
+
+use super::StoreError;
+use super::codec::{self, get};
+use super::compressed::Compressed;
+use super::schema::WEEK;
+use super::session::{Param, Session, params};
+use crate::model::rollup::{Figures, Rollup};
+use crate::model::window::Hour;
+
+/// Rows that wait for their sketches at a time, about; a statement of more hours costs nothing, one of fewer rows does.
+const ROWS: u64 = 32_768;
+
+/// What is read of one metric.
+pub(super) struct Reading<'r> {
+    pub(super) metric_no: i32,
+    /// First hour, and the one behind the last.
+    pub(super) hours: (Hour, Hour),
+    /// Series of the metric: more rows an hour cannot have.
+    pub(super) series: u64,
+    /// Numbers of the series that are wanted, if they are few.
+    pub(super) few: Option<&'r [i64]>,
+    /// Whether the sketch of distinct users is wanted.
+    pub(super) distinct: bool,
+    /// Whether the sketch of quantiles is wanted.
+    pub(super) quantiles: bool,
+    /// Whether each part has the time of a transaction anew: of what reads a whole store, as long as it takes.
+    pub(super) patient: bool,
+}
+
+/// Where rows go: hour, number of the series, rollup; of one series in ascending hours.
+pub(super) type Visit<'v> = dyn FnMut(Hour, i64, Rollup) -> Result<(), StoreError> + 'v;
+
+/// How a statement finds its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Scan,
+    Seek,
+    Sift,
+}
+
+impl Reading<'_> {
+    /// Reads it all, in parts that stay small.
+    ///
+    /// # Errors
+    /// See [`StoreError`], and what `visit` says.
+    pub(super) fn run(&self, session: &mut Session, compressed: &Compressed, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        match self.few {
+            Some(few) => self.each_piece(session, few, compressed, visit),
+            None if self.distinct || self.quantiles => self.scan(session, visit),
+            None => {
+                let (from, to) = (self.hours.0.0, self.hours.1.0);
+                self.figures(session, Way::Scan, (from, to), None, &mut |(hour, no), figures| {
+                    visit(Hour(hour), no, Rollup { figures, ..Rollup::default() })
+                })
+            }
+        }
+    }
+
+    /// Part after part, each as long as the one before leads to expect: how full the hours are is not known, and may change.
+    fn scan(&self, session: &mut Session, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        // Lets at least one whole hour through, if the catalogue counts its series right.
+        let mut limit = ROWS + self.series;
+        let (mut from, to) = (self.hours.0.0, self.hours.1.0);
+        let mut hours = (ROWS / self.series.max(1)).max(1);
+        while from < to {
+            if self.patient {
+                session.allow_again();
+            }
+            let mut end = i32::try_from(i64::from(from).saturating_add_unsigned(hours)).unwrap_or(i32::MAX).min(to);
+            let mut waiting = Waiting::default();
+            self.figures(session, Way::Scan, (from, end), Some(limit), &mut |key, figures| {
+                waiting.add(key, figures);
+                Ok(())
+            })?;
+            let found = waiting.rows.len() as u64;
+            if found >= limit {
+                // The last hour may be cut: it is the first of the next part.
+                end = waiting.drop_last_hour().unwrap_or(end);
+                if end <= from {
+                    limit = limit.saturating_mul(2);
+                    continue;
+                }
+            }
+            self.sketches(session, Way::Scan, (from, end), &mut waiting, visit)?;
+            let read = i64::from(end).abs_diff(i64::from(from));
+            hours = if found >= limit {
+                read.max(1)
+            } else if found < ROWS / 2 {
+                read.saturating_mul(2)
+            } else {
+                read
+            };
+            from = end;
+        }
+        Ok(())
+    }
+
+    /// A part for each week, because every look-up goes through the chunks that its statement names.
+    fn each_piece(
+        &self,
+        session: &mut Session,
+        few: &[i64],
+        compressed: &Compressed,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
+        let weeks = compressed.weeks(session)?;
+        let most = ROWS / (few.len() as u64).max(1);
+        for piece in pieces((self.hours.0.0, self.hours.1.0), most, session.backend.timescale) {
+            let way = if weeks.contains(&piece.0.div_euclid(WEEK)) { Way::Sift } else { Way::Seek };
+            if self.distinct || self.quantiles {
+                let mut waiting = Waiting::default();
+                self.figures(session, way, piece, None, &mut |key, figures| {
+                    waiting.add(key, figures);
+                    Ok(())
+                })?;
+                self.sketches(session, way, piece, &mut waiting, visit)?;
+            } else {
+                self.figures(session, way, piece, None, &mut |(hour, no), figures| {
+                    visit(Hour(hour), no, Rollup { figures, ..Rollup::default() })
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn params(&self, way: Way, (from, to): (i32, i32), limit: Option<u64>) -> Vec<Param> {
+        let mut params = params![self.metric_no, from, to];
+        if way != Way::Scan {
+            params.push(Box::new(self.few.unwrap_or_default().to_vec()));
+        }
+        if let Some(limit) = limit {
+            params.push(Box::new(i64::try_from(limit).unwrap_or(i64::MAX)));
+        }
+        params
+    }
+
+    fn figures(
+        &self,
+        session: &mut Session,
+        way: Way,
+        piece: (i32, i32),
+        limit: Option<u64>,
+        take: &mut dyn FnMut((i32, i64), Figures) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut sql = statement("rollups", "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max", way);
+        if limit.is_some() {
+            sql.push_str(" LIMIT $4");
+        }
+        session.each(&sql, self.params(way, piece, limit), |row| take((get(row, 0)?, get(row, 1)?), codec::figures(row, 2)?))
+    }
+
+    /// Reads the sketches of a part and hands out its rows.
+    fn sketches(
+        &self,
+        session: &mut Session,
+        way: Way,
+        piece: (i32, i32),
+        waiting: &mut Waiting,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
+        if waiting.rows.is_empty() {
+            return Ok(());
+        }
+        waiting.rows.sort_unstable_by_key(|(key, _)| *key);
+        let columns = match (self.distinct, self.quantiles) {
+            (true, false) => "r.hour, r.series_no, r.distinct_users, NULL::bytea",
+            (false, _) => "r.hour, r.series_no, NULL::bytea, r.quantiles",
+            (true, true) => "r.hour, r.series_no, r.distinct_users, r.quantiles",
+        };
+        session.each(&statement("sketches", columns, way), self.params(way, piece, None), |row| {
+            let (users, values) = (get::<Option<&[u8]>>(row, 2)?, get::<Option<&[u8]>>(row, 3)?);
+            waiting.meet((get(row, 0)?, get(row, 1)?), (users.unwrap_or(&[]), values.unwrap_or(&[])), visit)
+        })?;
+        waiting.finish(visit)
+    }
+}
+
+/// $1 metric, $2 first hour, $3 the one behind the last, $4 series. Naming the range in every scan spares the plan all other weeks.
+pub(super) fn statement(table: &str, columns: &str, way: Way) -> String {
+    let range = "r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3";
+    match way {
+        Way::Scan => format!("SELECT {columns} FROM {table} r WHERE {range} ORDER BY r.hour, r.series_no"),
+        Way::Sift => format!("SELECT {columns} FROM {table} r WHERE {range} AND r.series_no = ANY($4) ORDER BY r.hour"),
+        // OFFSET 0 makes it one look-up in the key for every hour and series, in the order of the hours, whatever the planner believes of
+        // tables that were never analysed.
+        Way::Seek => format!(
+            "SELECT {columns} FROM generate_series($2::integer, $3::integer - 1) AS h (hour)
+             CROSS JOIN LATERAL (SELECT r.* FROM unnest($4::bigint[]) AS w (no)
+             CROSS JOIN LATERAL (SELECT * FROM {table} r WHERE {range} AND r.hour = h.hour AND r.series_no = w.no OFFSET 0) r
+             OFFSET 0) r"
+        ),
+    }
+}
+
+/// Cuts hours into parts of at most `most`, and at the ends of weeks if wanted.
+fn pieces((from, to): (i32, i32), most: u64, by_week: bool) -> impl Iterator<Item = (i32, i32)> {
+    let most = i32::try_from(most).unwrap_or(i32::MAX).max(1);
+    let mut next = from;
+    std::iter::from_fn(move || {
+        if next >= to {
+            return None;
+        }
+        let mut end = next.saturating_add(most).min(to);
+        if by_week {
+            end = end.min(next.div_euclid(WEEK).saturating_add(1).saturating_mul(WEEK));
+        }
+        let piece = (next, end);
+        next = end;
+        Some(piece)
+    })
+}
+
+/// Figures that wait for their sketches, by hour and number of the series.
+#[derive(Debug, Default)]
+struct Waiting {
+    rows: Vec<((i32, i64), Option<Figures>)>,
+    /// Rows before this one were handed out.
+    done: usize,
+    /// Hour of the last sketches.
+    last: Option<i32>,
+}
+
+impl Waiting {
+    fn add(&mut self, key: (i32, i64), figures: Figures) {
+        self.rows.push((key, Some(figures)));
+    }
+
+    /// Forgets the last hour, which is then the first that is missing.
+    fn drop_last_hour(&mut self) -> Option<i32> {
+        let last = self.rows.iter().map(|(key, _)| key.0).max()?;
+        self.rows.retain(|(key, _)| key.0 < last);
+        Some(last)
+    }
+
+    /// Hands out what these sketches belong to, and before it what has none in earlier hours.
+    fn meet(&mut self, key: (i32, i64), (users, values): (&[u8], &[u8]), visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        if self.last.is_some_and(|last| key.0 < last) {
+            return Err(StoreError::Failed(format!("the database gave sketches of hour {} behind later ones", key.0)));
+        }
+        self.last = Some(key.0);
+        self.hand_out(|row| row.0 < key.0, visit)?;
+        // Sketches without figures, or of a series that is not wanted, belong to nobody.
+        let Ok(at) = self.rows[self.done..].binary_search_by_key(&key, |(key, _)| *key) else { return Ok(()) };
+        match self.rows[self.done + at].1.take() {
+            Some(figures) => visit(Hour(key.0), key.1, Rollup::with_sketches(figures, users, values)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands out what is left: it has no sketches.
+    fn finish(&mut self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.hand_out(|_| true, visit)
+    }
+
+    fn hand_out(&mut self, mut due: impl FnMut((i32, i64)) -> bool, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        while let Some((key, figures)) = self.rows.get_mut(self.done).filter(|(key, _)| due(*key)) {
+            self.done += 1;
+            if let Some(figures) = figures.take() {
+                visit(Hour(key.0), key.1, Rollup { figures, ..Rollup::default() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decimal::Decimal;
+
+    fn rollup(value: i128) -> Rollup {
+        let mut rollup = Rollup::default();
+        rollup.add(Some(Decimal::from_units(value)), Some(value as u64));
+        rollup
+    }
+
+    /// What comes out for figures of these keys, and sketches of those.
+    fn merged(figures: &[(i32, i64)], sketches: &[(i32, i64)]) -> Result<Vec<(i32, i64, bool)>, StoreError> {
+        let mut waiting = Waiting::default();
+        figures.iter().for_each(|key| waiting.add(*key, rollup(i128::from(key.1)).figures));
+        waiting.rows.sort_unstable_by_key(|(key, _)| *key);
+        let mut out = Vec::new();
+        let mut visit = |hour: Hour, no: i64, found: Rollup| -> Result<(), StoreError> {
+            let whole = found == rollup(i128::from(no));
+            assert_eq!(found.figures, rollup(i128::from(no)).figures);
+            assert!(whole || found.distinct.is_empty());
+            out.push((hour.0, no, whole));
+            Ok(())
+        };
+        for key in sketches {
+            let of = rollup(i128::from(key.1));
+            let (mut users, mut values) = (Vec::new(), Vec::new());
+            of.distinct.encode(&mut users);
+            of.quantiles.encode(&mut values);
+            waiting.meet(*key, (&users, &values), &mut visit)?;
+        }
+        waiting.finish(&mut visit)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn figures_meet_their_sketches_in_the_order_of_the_hours() {
+        let out = merged(&[(5, 2), (5, 1), (6, 1), (7, 1), (7, 2), (9, 3)], &[(5, 2), (7, 2), (7, 1), (8, 1)]).expect("merged");
+        assert_eq!(out, [(5, 2, true), (5, 1, false), (6, 1, false), (7, 2, true), (7, 1, true), (9, 3, false)]);
+        assert_eq!(merged(&[], &[(1, 1)]), Ok(vec![]));
+        assert_eq!(merged(&[(1, 1)], &[]), Ok(vec![(1, 1, false)]));
+    }
+
+    #[test]
+    fn sketches_out_of_order_are_an_error_and_not_a_number() {
+        let wrong = merged(&[(5, 1), (6, 1)], &[(6, 1), (5, 1)]).expect_err("out of order");
+        assert!(wrong.to_string().contains("hour 5"), "{wrong}");
+    }
+
+    #[test]
+    fn a_part_that_was_cut_ends_before_its_last_hour() {
+        let mut waiting = Waiting::default();
+        [(5, 1), (6, 1), (6, 2)].iter().for_each(|key| waiting.add(*key, Figures::default()));
+        assert_eq!(waiting.drop_last_hour(), Some(6));
+        assert_eq!(waiting.rows.len(), 1);
+    }
+
+    #[test]
+    fn pieces_cover_a_range_once_and_stay_in_their_week() {
+        for (range, most, by_week) in
+            [((-400, 400), 168, true), ((-1, 1), 50_000, true), ((0, 336), 100, true), ((7, 1000), 10, false), ((5, 5), 1, true)]
+        {
+            let mut next = range.0;
+            for (from, to) in pieces(range, most, by_week) {
+                assert!(from == next && from < to && i64::from(to - from) <= most as i64);
+                assert!(!by_week || from.div_euclid(WEEK) == (to - 1).div_euclid(WEEK));
+                next = to;
+            }
+            assert_eq!(next, range.1);
+        }
+        assert_eq!(pieces((i32::MIN, i32::MAX), u64::MAX, false).count(), 3);
+        assert_eq!(pieces((i32::MAX - 1, i32::MAX), 5, true).collect::<Vec<_>>(), [(i32::MAX - 1, i32::MAX)]);
+    }
+}

@@ -1,0 +1,129 @@
+//! A store of four years costs no more than one of a week, counted in what the server touches, on each kind of server.
+
+use super::timescale::Own;
+use super::*;
+use crate::persistence::store::postgres::session::Param;
+use crate::persistence::store::postgres::session::params;
+use crate::persistence::store::postgres::{flush, rollups};
+use crate::persistence::store::{Matcher, RollupQuery};
+
+const WEEKS: i32 = 208;
+/// The newest week.
+const NOW: i32 = 2_900;
+const SERIES: i32 = 20;
+
+/// Rows of a week: each series in six hours of its first day.
+fn week(no: i32) -> impl Iterator<Item = Delta> {
+    (0..6).flat_map(move |hour| (0..SERIES).map(move |page| delta(&page.to_string(), no * 168 + hour, i128::from(hour + page))))
+}
+
+/// Flushes once more.
+fn flush_again(store: &PostgresStore, deltas: Vec<Delta>) {
+    let at = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint;
+    store.flush(guard(0, at.next, at.epoch), &batch(deltas), 0).expect("a flush");
+}
+
+/// A store of so many weeks.
+fn store_of(own: &Own, weeks: i32) {
+    let store = PostgresStore::open(&options(&own.url)).expect("a store");
+    for part in (NOW - weeks + 1..=NOW).collect::<Vec<_>>().chunks(52) {
+        flush_again(&store, part.iter().flat_map(|no| week(*no)).collect());
+    }
+}
+
+/// Rows with their sketches.
+fn year(store: &PostgresStore, matchers: &[Matcher]) -> usize {
+    let (from, to) = (Hour((NOW - 52) * 168), Hour((NOW + 1) * 168));
+    let query =
+        RollupQuery { tenant: "acme", metric: "views", matchers, from, to, distinct: true, quantiles: true, max_series: 1_000 };
+    let mut rows = 0;
+    store.snapshot().expect("a snapshot").rollups(&query, &mut |_, _, _| rows += 1).expect("rollups");
+    rows
+}
+
+fn verify(store: &PostgresStore) -> usize {
+    let mut rows = 0;
+    let mut snapshot = store.snapshot().expect("a snapshot");
+    snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |_, _, _, _| rows += 1).expect("bytes");
+    rows
+}
+
+/// Blocks that one more `work` touches, without those of the beginning.
+fn cost(own: &Own, work: &dyn Fn(&PostgresStore)) -> i64 {
+    let times = |n: u32| {
+        let before = own.blocks();
+        let store = PostgresStore::open(&options(&own.url)).expect("a store");
+        (0..n).for_each(|_| work(&store));
+        drop(store);
+        own.blocks() - before
+    };
+    // What the server does by itself meanwhile is counted too, sometimes.
+    (0..3).map(|_| (times(4) - times(1)) / 3).min().unwrap_or(0)
+}
+
+#[test]
+fn four_years_cost_no_more_than_a_week() {
+    let (short, long) = (Own::on_each(), Own::on_each());
+    let mut figures = Vec::new();
+    for (short, long) in short.iter().zip(&long) {
+        store_of(short, 1);
+        store_of(long, WEEKS);
+        let per_row = |own: &Own, work: &dyn Fn(&PostgresStore) -> usize| {
+            let store = PostgresStore::open(&options(&own.url)).expect("a store");
+            let rows = work(&store) as i64;
+            drop(store);
+            assert!(rows > 0);
+            (1_000 * cost(own, &|store| _ = work(store)) / rows, rows)
+        };
+        let queries = (per_row(short, &|store| year(store, &[])), per_row(long, &|store| year(store, &[])));
+        let verifies = (per_row(short, &verify), per_row(long, &verify));
+        assert_eq!((queries.1.1, verifies.1.1), (53 * 120, i64::from(WEEKS) * 120));
+        let few = [Matcher::Equal("page".to_owned(), "7".to_owned())];
+        assert_eq!(year(&PostgresStore::open(&options(&long.url)).expect("a store"), &few), 53 * 6);
+        let seeks = cost(long, &|store| _ = year(store, &few));
+        // Last, because what it writes again leaves dead rows behind.
+        let flush = |own: &Own| cost(own, &|store| flush_again(store, week(NOW).collect()));
+        let flushes = (flush(short), flush(long));
+        println!("blocks of a flush {flushes:?}, of 1,000 rows of a year {queries:?}, of verify {verifies:?}, of seeks {seeks}");
+        assert!(flushes.1 <= flushes.0 * 3 / 2, "a flush: {flushes:?} blocks");
+        assert!(queries.1.0 <= queries.0.0 * 3 / 2, "a query: {queries:?} blocks for 1,000 rows");
+        assert!(verifies.1.0 <= verifies.0.0 * 3 / 2, "verify: {verifies:?} blocks for 1,000 rows");
+        let all = |(per_1000, rows): (i64, i64)| per_1000 * rows / 1_000;
+        figures.push([flushes.1, all(queries.1), all(verifies.1), seeks]);
+    }
+    if let [plain, timescale] = figures[..] {
+        // For each chunk of a plan the extension reads its own catalogue, which weighs much beside the few rows that lie in each here.
+        let chunks = [2, 2 * 53, 2 * i64::from(WEEKS), 2 * 53];
+        let within = (0..4).all(|at| timescale[at] <= plain[at] * 3 / 2 + chunks[at] * 20);
+        assert!(within, "TimescaleDB {timescale:?}, PostgreSQL {plain:?}");
+    }
+}
+
+/// Partitions and chunks that a statement's plan looks at.
+fn looked_at(store: &PostgresStore, sql: &str, params: Vec<Param>) -> usize {
+    let mut lease = store.writers.begin("BEGIN").expect("a transaction");
+    let plan = lease.session().expect("a session").query(&format!("EXPLAIN (COSTS OFF) {sql}"), params).expect("a plan");
+    let lines = plan.iter().map(|row| row.get::<_, String>(0));
+    let tables = ["on rollups_", "on sketches_", "on _hyper_"];
+    lines
+        .filter(|line| line.contains("Scan") && tables.iter().any(|table| line.contains(table)) && !line.contains("Bitmap Index"))
+        .count()
+}
+
+#[test]
+fn statements_look_at_the_weeks_that_they_name() {
+    for own in Own::on_each() {
+        store_of(&own, 60);
+        let store = PostgresStore::open(&options(&own.url)).expect("a store");
+        let hour = NOW * 168;
+        assert_eq!(looked_at(&store, flush::READ_SKETCHES, params![hour, hour + 5]), 1);
+        assert_eq!(looked_at(&store, flush::READ_PACKED_SKETCHES, params![hour, hour + 5]), 1);
+        for table in ["rollups", "sketches"] {
+            let of = |way, params| looked_at(&store, &rollups::statement(table, "r.hour", way), params);
+            assert_eq!(of(rollups::Way::Scan, params![1, hour, hour + 168]), 1);
+            assert_eq!(of(rollups::Way::Scan, params![1, hour - 52 * 168, hour + 168]), 53);
+            assert_eq!(of(rollups::Way::Seek, params![1, hour, hour + 168, vec![7_i64]]), 1);
+            assert_eq!(of(rollups::Way::Sift, params![1, hour, hour + 168, vec![7_i64]]), 1);
+        }
+    }
+}

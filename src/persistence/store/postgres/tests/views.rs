@@ -1,0 +1,85 @@
+//! What people read with SQL.
+
+use super::timescale::{Own, run};
+use super::*;
+use crate::persistence::store::postgres;
+
+fn sold(page: &str, hour: i32, values: &[Option<i128>]) -> Delta {
+    let mut sold = Delta { rollup: Rollup::default(), ..delta(page, hour, 1) };
+    values.iter().for_each(|value| sold.rollup.add(value.map(Decimal::from_units), None));
+    sold
+}
+
+#[test]
+fn views_show_names_times_labels_and_exact_figures() {
+    for own in Own::on_each() {
+        let store = PostgresStore::open(&options(&own.url)).expect("a store");
+        let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+        let long = "ä".repeat(100);
+        let deltas = vec![
+            sold("home", 490_896, &[Some(100_000_000), Some(200_000_000), Some(1_000_000_001)]),
+            sold("home", 490_897, &[None]),
+            sold("", 490_898, &[Some(-5_000_000_000)]),
+            sold(&long, 490_899, &[Some(1)]),
+            sold("home", 480_000, &[Some(1)]),
+        ];
+        store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
+        let sql = "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI'), tenant, metric, labels, count, value_count,
+            trim_scale(sum), coalesce(trim_scale(avg)::text, '-'), coalesce(trim_scale(min)::text, '-'), coalesce(trim_scale(max)::text, '-'))
+            FROM rollmill_views.rollups('2026-01-01T00:00Z', '2026-01-01T04:00Z') ORDER BY \"time\"";
+        let expected = [
+            "2026-01-01T00:00 acme views {\"page\": \"home\"} 3 3 1.300000001 0.433333334 0.1 1.000000001".to_owned(),
+            "2026-01-01T01:00 acme views {\"page\": \"home\"} 1 0 0 - - -".to_owned(),
+            "2026-01-01T02:00 acme views {} 1 1 -5 -5 -5 -5".to_owned(),
+            format!("2026-01-01T03:00 acme views {{\"page\": \"{long}\"}} 1 1 0.000000001 0.000000001 0.000000001 0.000000001"),
+        ];
+        assert_eq!(run(&own.url, sql), expected);
+        let all = "SELECT count(*) FROM rollmill_views.hourly WHERE metric = 'views' AND labels->>'page' = 'home'";
+        assert_eq!(run(&own.url, all), ["3"]);
+        // A range of time reads its weeks alone, whatever form it is given in.
+        for to in ["timestamptz '2026-01-02T00:00Z'", "now()"] {
+            let plan = format!(
+                "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT * FROM rollmill_views.rollups(timestamptz '2026-01-01T00:00Z', {to})"
+            );
+            let read = run(&own.url, &plan).into_iter().filter(|line| {
+                line.contains("Scan")
+                    && (line.contains("on rollups_") || line.contains("on _hyper_"))
+                    && !line.contains("never executed")
+            });
+            assert_eq!(read.filter(|line| !line.contains("Bitmap Index")).count(), 1, "{plan}: {:?}", run(&own.url, &plan));
+        }
+    }
+}
+
+#[test]
+fn a_role_may_be_given_the_views_alone() {
+    let server = server::shared();
+    let database = server.database();
+    server.make_roles(&database, postgres::ROLES);
+    drop(PostgresStore::open(&options(&server.url_as("rollmill_owner", &database))).expect("the owner lays the tables"));
+    server.psql(&database, "CREATE ROLE dashboards LOGIN; GRANT USAGE ON SCHEMA rollmill_views TO dashboards").expect("a role");
+    for role in ["dashboards", "rollmill_reader"] {
+        for sql in
+            ["SELECT count(*) FROM rollmill_views.hourly", "SELECT count(*) FROM rollmill_views.rollups('2026-01-01', now())"]
+        {
+            assert_eq!(server.psql_as(role, &database, sql), Ok("0".into()), "{role}: {sql}");
+        }
+    }
+    let refused =
+        server.psql_as("dashboards", &database, "SELECT count(*) FROM rollmill.rollups").expect_err("its tables are not for it");
+    assert!(refused.contains("permission denied"), "{refused}");
+}
+
+/// A database whose administrator made the roles of an older version, which had no schema for views.
+#[test]
+fn views_come_when_their_schema_is_made_later() {
+    let server = server::shared();
+    let database = server.database();
+    server.make_roles(&database, postgres::ROLES);
+    server.psql(&database, "DROP SCHEMA rollmill_views").expect("as it was");
+    let owner = options(&server.url_as("rollmill_owner", &database));
+    drop(PostgresStore::open(&owner).expect("the tables are laid without"));
+    server.make_roles(&database, postgres::ROLES);
+    drop(PostgresStore::open(&owner).expect("and the views now"));
+    assert_eq!(server.psql_as("rollmill_reader", &database, "SELECT count(*) FROM rollmill_views.hourly"), Ok("0".into()));
+}
