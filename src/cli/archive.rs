@@ -9,9 +9,6 @@ use crate::model::manifest::ManifestRow;
 use crate::node::{DataDir, offline};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  rollmill archive ls --data ./data
-  rollmill archive ls --data ./data --json")]
 pub(super) struct ArchiveArgs {
     #[command(subcommand)]
     command: Command,
@@ -20,6 +17,9 @@ pub(super) struct ArchiveArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List the objects
+    #[command(after_help = "Examples:
+  rollmill archive ls --data ./data
+  rollmill archive ls --data ./data --json")]
     Ls {
         /// Data directory [default: data.dir of the configuration]
         #[arg(long)]

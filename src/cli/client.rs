@@ -1,51 +1,241 @@
-//! A small client of the server's operator routes.
+//! A small client of the server: the address as people write it, proxies, and errors as sentences.
 
+use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
+use ureq::http::Uri;
 
-/// Which server, and with which key.
-#[derive(Debug, Args)]
+use super::UsageError;
+
+const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+/// Longest answer that is read.
+const MAX_ANSWER: u64 = 1 << 30;
+
+/// Which server, and with which key. The variables are not read by clap: it would show what they set in the usage of every mistake.
+#[derive(Debug, Clone, Default, Args)]
 pub(super) struct ServerArgs {
-    /// The server
-    #[arg(long, env = "ROLLMILL_URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// API key
-    #[arg(long, env = "ROLLMILL_KEY", hide_env_values = true)]
+    /// The server [env: ROLLMILL_URL] [default: http://127.0.0.1:8080]
+    #[arg(long)]
+    url: Option<Address>,
+    /// API key [env: ROLLMILL_KEY]
+    #[arg(long)]
     key: Option<String>,
 }
 
+/// The address of a server, without a slash at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address(String);
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no address of a server: write http://HOST:PORT");
+        let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let whole = whole.trim_end_matches('/');
+        let uri: Uri = whole.parse().map_err(|_| wrong())?;
+        let named = uri.host().is_some_and(|host| !host.is_empty());
+        match uri.scheme_str() {
+            Some("http" | "https") if named && uri.query().is_none() => Ok(Self(whole.to_owned())),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A variable that is set to nothing is not set.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 impl ServerArgs {
-    pub(super) fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
-        self.answer(self.agent().get(format!("{}{path}", self.url)).header("authorization", self.bearer()).call())
+    /// The server that is meant, asked with this patience.
+    pub(super) fn server(&self, patience: Duration) -> anyhow::Result<Server> {
+        let address = match (&self.url, variable("ROLLMILL_URL")) {
+            (Some(url), _) => url.clone(),
+            (None, Some(text)) => text.parse().map_err(|why| UsageError(format!("ROLLMILL_URL: {why}")))?,
+            (None, None) => Address(DEFAULT_URL.to_owned()),
+        };
+        let key = self.key.clone().filter(|key| !key.is_empty()).or_else(|| variable("ROLLMILL_KEY"));
+        Ok(Server::new(address, key, patience))
+    }
+
+    pub(super) fn get(&self, path: &str, parameters: &[(&str, String)]) -> anyhow::Result<serde_json::Value> {
+        self.server(PATIENCE)?.get_json(path, parameters)
     }
 
     pub(super) fn post(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<serde_json::Value> {
-        let request = self.agent().post(format!("{}{path}", self.url)).header("authorization", self.bearer());
-        self.answer(request.header("content-type", "application/json").send(body.to_string()))
+        let server = self.server(PATIENCE)?;
+        let answer = server.post(path, "application/json", body.to_string().as_bytes()).map_err(anyhow::Error::msg)?;
+        server.json(answer)
+    }
+}
+
+/// For commands that ask once.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server that is asked.
+pub(super) struct Server {
+    pub(super) address: Address,
+    key: Option<String>,
+    agent: ureq::Agent,
+    /// The proxy that stands between, as people know it.
+    proxy: Option<String>,
+}
+
+/// An answer, whatever its status.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// Seconds.
+    pub(super) retry_after: Option<u64>,
+    pub(super) text: String,
+}
+
+impl Answer {
+    /// Code and message of an error in the server's own shape.
+    pub(super) fn error(&self) -> Option<(String, String)> {
+        let parsed: serde_json::Value = serde_json::from_str(&self.text).ok()?;
+        let part = |name: &str| parsed["error"][name].as_str().map(str::to_owned);
+        Some((part("code")?, part("message")?))
     }
 
-    fn agent(&self) -> ureq::Agent {
-        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(60))).build().into()
-    }
-
-    /// A server without keys does not look at it.
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.key.as_deref().unwrap_or_default())
-    }
-
-    fn answer(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> anyhow::Result<serde_json::Value> {
-        let mut answer = answer.with_context(|| format!("cannot reach {}: is `rollmill serve` running?", self.url))?;
-        let text = answer.body_mut().with_config().limit(1 << 30).read_to_string().context("the answer ended early")?;
-        let status = answer.status().as_u16();
-        let parsed = serde_json::from_str::<serde_json::Value>(&text);
-        match parsed {
-            Ok(parsed) if status == 200 => Ok(parsed),
-            Ok(error) if error["error"]["message"].is_string() => {
-                bail!("{} ({status})", error["error"]["message"].as_str().unwrap_or_default())
+    /// An error as a sentence.
+    pub(super) fn sentence(&self) -> String {
+        match self.error() {
+            Some((code, message)) => format!("{message} ({} {code})", self.status),
+            None => {
+                let text: String = self.text.trim().chars().take(200).collect();
+                format!("the server answered {} and not as Rollmill does: {text}", self.status)
             }
-            _ => bail!("{} answered {status}: {text}", self.url),
         }
+    }
+}
+
+impl Server {
+    fn new(address: Address, key: Option<String>, patience: Duration) -> Self {
+        let uri: Option<Uri> = address.0.parse().ok();
+        // A proxy cannot reach this machine's own loopback.
+        let here = uri.as_ref().and_then(Uri::host).is_some_and(is_loopback);
+        let proxy = if here { None } else { ureq::Proxy::try_from_env() };
+        let used = proxy.as_ref().filter(|proxy| uri.as_ref().is_some_and(|uri| !proxy.is_no_proxy(uri)));
+        let named = used.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
+        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(patience)).proxy(proxy).build();
+        Self { address, key, agent: config.into(), proxy: named }
+    }
+
+    /// # Errors
+    /// In words, why there is no answer.
+    pub(super) fn get(&self, path: &str, parameters: &[(&str, String)]) -> Result<Answer, String> {
+        let mut request = self.agent.get(format!("{}{path}", self.address));
+        for (name, value) in parameters {
+            request = request.query(*name, value);
+        }
+        if let Some(bearer) = self.bearer() {
+            request = request.header("authorization", bearer);
+        }
+        self.answer(request.call())
+    }
+
+    /// # Errors
+    /// As [`Self::get`].
+    pub(super) fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<Answer, String> {
+        let mut request = self.agent.post(format!("{}{path}", self.address)).header("content-type", kind);
+        if let Some(bearer) = self.bearer() {
+            request = request.header("authorization", bearer);
+        }
+        self.answer(request.send(body))
+    }
+
+    fn bearer(&self) -> Option<String> {
+        self.key.as_ref().map(|key| format!("Bearer {key}"))
+    }
+
+    fn answer(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, String> {
+        let mut answer = answer.map_err(|error| match &self.proxy {
+            None => format!("cannot reach {}: is `rollmill serve` running there? ({error})", self.address),
+            Some(proxy) => format!(
+                "cannot reach {} through the proxy {proxy}, which HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names (NO_PROXY names hosts \
+                 without one): {error}",
+                self.address
+            ),
+        })?;
+        let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()).and_then(|v| v.parse().ok());
+        let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
+        let text = text.map_err(|error| format!("the answer of {} ended early: {error}", self.address))?;
+        Ok(Answer { status: answer.status().as_u16(), retry_after, text })
+    }
+
+    /// The text of a good answer.
+    ///
+    /// # Errors
+    /// The server's own words; wrong usage if it says that the question was wrong.
+    pub(super) fn good(&self, answer: Answer) -> anyhow::Result<String> {
+        match answer.status {
+            200 => Ok(answer.text),
+            400 => Err(UsageError(answer.sentence()).into()),
+            _ => Err(anyhow::Error::msg(answer.sentence())),
+        }
+    }
+
+    pub(super) fn json(&self, answer: Answer) -> anyhow::Result<serde_json::Value> {
+        let text = self.good(answer)?;
+        serde_json::from_str(&text).with_context(|| format!("the answer of {} is not JSON", self.address))
+    }
+
+    pub(super) fn get_json(&self, path: &str, parameters: &[(&str, String)]) -> anyhow::Result<serde_json::Value> {
+        self.json(self.get(path, parameters).map_err(anyhow::Error::msg)?)
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let named = bare.eq_ignore_ascii_case("localhost") || bare.to_ascii_lowercase().ends_with(".localhost");
+    named || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_as_people_write_them() {
+        for (text, url) in [
+            ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+            ("127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("localhost", "http://localhost"),
+            ("https://mill.example/metrics//", "https://mill.example/metrics"),
+            ("http://[::1]:8080", "http://[::1]:8080"),
+        ] {
+            assert_eq!(text.parse::<Address>().map(|address| address.0), Ok(url.to_owned()), "{text}");
+        }
+        for text in ["", "http://", "ftp://a", "http://a b", "http://a/?x=1"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_this_machine() {
+        for (host, is) in [("127.0.0.1", true), ("127.9.9.9", true), ("[::1]", true), ("localhost", true), ("LocalHost", true)] {
+            assert_eq!(is_loopback(host), is, "{host}");
+        }
+        for host in ["10.0.0.1", "localhost.example", "example", "[::2]", "0.0.0.0"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn errors_are_sentences() {
+        let answer = |text: &str| Answer { status: 503, retry_after: None, text: text.to_owned() };
+        let ours = answer("{\"error\":{\"code\":\"disk_full\",\"message\":\"the disk is full: make room\",\"details\":{}}}");
+        assert_eq!(ours.sentence(), "the disk is full: make room (503 disk_full)");
+        assert!(answer("<html>").sentence().contains("503 and not as Rollmill does: <html>"));
     }
 }

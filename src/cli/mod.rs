@@ -3,6 +3,7 @@
 mod archive;
 mod bench;
 mod client;
+mod figures;
 mod health;
 mod keys;
 mod log;
@@ -11,12 +12,14 @@ mod migrate;
 mod pipe;
 mod quarantine;
 mod query;
+mod reads;
 mod rebuild;
 mod send;
 mod status;
 mod store;
 mod topic;
 mod verify;
+mod when;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,10 +51,18 @@ enum Command {
   rollmill serve
   rollmill serve --config config/demo.toml --data ./data --listen 127.0.0.1:8080")]
     Serve(ServeArgs),
-    /// Send events from a file or standard input
+    /// Send events from files or standard input
     Send(send::SendArgs),
     /// Ask for a metric
     Query(query::QueryArgs),
+    /// Metrics, with their labels and number of series
+    Metrics(reads::MetricsArgs),
+    /// Labels of a metric, or values of a label
+    Labels(reads::LabelsArgs),
+    /// Every limit of a server
+    Limits(reads::LimitsArgs),
+    /// What became of the events, by hour of receipt
+    Accounting(reads::AccountingArgs),
     /// Recompute rollups from the raw events and compare them with the store, to the bit
     Verify(verify::VerifyArgs),
     /// Make a lost store anew from the archive and the log
@@ -76,16 +87,24 @@ enum Command {
     Topic(topic::TopicArgs),
     /// Take the data directory of an embedded node into a cluster
     Migrate(migrate::MigrateArgs),
-    /// Check a configuration and print it with every default
-    #[command(after_help = "Example:
-  rollmill check-config config/rollmill.toml")]
+    /// Check a configuration and print it with every default, as a file that can be used
+    #[command(after_help = "Examples:
+  rollmill check-config config/rollmill.toml
+  ROLLMILL_ACCEPT_MAX_AGE=30d rollmill check-config > rollmill.toml")]
     CheckConfig {
         /// The file
         file: Option<PathBuf>,
     },
-    /// Print the version and the features of the build
+    /// Print the version, the commit and the features of the build
+    #[command(after_help = "Example:
+  rollmill version")]
     Version,
 }
+
+/// Wrong usage that the parser of the command line cannot see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct UsageError(String);
 
 #[derive(Debug, Args)]
 struct ServeArgs {
@@ -122,7 +141,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("rollmill: {error:#}");
-            if error.is::<ConfigErrors>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            let wrong_usage = error.is::<ConfigErrors>() || error.is::<UsageError>();
+            if wrong_usage { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     })
 }
@@ -132,7 +152,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve(args)?,
         Command::Send(args) => send::run(&args)?,
-        Command::Query(args) => query::run(&args)?,
+        Command::Query(args) => return query::run(&args),
+        Command::Metrics(args) => reads::metrics(&args)?,
+        Command::Labels(args) => reads::labels(&args)?,
+        Command::Limits(args) => reads::limits(&args)?,
+        Command::Accounting(args) => reads::accounting(&args)?,
         Command::Rebuild(args) => rebuild::run(&args)?,
         Command::Archive(args) => archive::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
@@ -150,15 +174,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::CheckConfig { file } => {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
-            config.iter().for_each(|(key, value)| println!("{key} = {value}"));
+            print!("{}", config.to_toml());
             let refused = crate::node::refusals(&config);
             anyhow::ensure!(refused.is_empty(), "`rollmill serve` refuses this configuration:\n  {}", refused.join("\n  "));
         }
         Command::Version => {
-            println!("rollmill {}\nfeatures: {}", env!("CARGO_PKG_VERSION"), features());
+            println!("rollmill {}\ncommit: {}\nfeatures: {}", env!("CARGO_PKG_VERSION"), commit(), features());
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `build.rs` was told or has found.
+fn commit() -> &'static str {
+    option_env!("BUILD_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown")
 }
 
 /// The optional features of this build.
@@ -182,4 +211,65 @@ fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     logging::start(args.log_json);
     crate::node::serve(&config)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every command that can be run, with its path.
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+        let path = format!("{path} {}", command.get_name()).trim().to_owned();
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        if command.has_subcommands() {
+            command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(|sub| leaves(sub, &path, found));
+        } else {
+            found.push((path, help));
+        }
+    }
+
+    /// The words of a command line; quotes of a shell are taken off.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+        for c in line.chars() {
+            match (quote, c) {
+                (Some(open), c) if c == open => quote = None,
+                (None, '\'' | '"') => {
+                    quote = Some(c);
+                    word.get_or_insert_default();
+                }
+                (None, ' ') => words.extend(word.take()),
+                (_, c) => word.get_or_insert_default().push(c),
+            }
+        }
+        words.extend(word);
+        words
+    }
+
+    #[test]
+    fn every_command_has_examples_and_they_are_right() {
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "", &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for (path, help) in found {
+            let lines: Vec<&str> = help.lines().map(str::trim).filter(|line| line.contains("rollmill ")).collect();
+            assert!(help.starts_with("Example") && lines.iter().any(|line| line.contains(&path)), "{path} has no example:\n{help}");
+            for line in lines {
+                let Some(at) = line.find("rollmill ").filter(|_| line.contains(&path)) else { continue };
+                // What a shell does before, behind and beside it, and remarks, are no part of the command.
+                let own = line[at..].split(" | ").next().unwrap_or_default().split(" > ").next().unwrap_or_default();
+                let own = own.split("   ").next().unwrap_or_default().trim_end_matches(')');
+                if let Err(error) = Cli::try_parse_from(words(own)) {
+                    assert_eq!(error.exit_code(), 0, "{own}: {error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
 }

@@ -98,7 +98,7 @@ pub(super) fn run(args: &QuarantineArgs) -> anyhow::Result<()> {
 
 #[allow(clippy::print_stdout)] // the output of the command
 fn list(server: &ServerArgs, all: bool, json: bool) -> anyhow::Result<()> {
-    let answer = server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" })?;
+    let answer = server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" }, &[])?;
     println!("{}", if json { answer.to_string() } else { table(&answer) });
     Ok(())
 }
@@ -140,7 +140,7 @@ fn table(answer: &Value) -> String {
 
 /// The events that wait. The answer is bounded, so whoever wants all asks again.
 fn waiting(server: &ServerArgs) -> anyhow::Result<(Vec<Place>, bool)> {
-    let answer = server.get("/v1/quarantine")?;
+    let answer = server.get("/v1/quarantine", &[])?;
     let place = |row: &Value| format!("{}/{}/{}", row["shard"], row["offset"], row["index"]).parse::<Place>();
     let places = events(&answer).iter().map(place).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
     Ok((places, answer["more"].as_u64().is_some_and(|more| more > 0)))

@@ -1,20 +1,35 @@
-//! `rollmill query`: a metric as a table, a plot, or JSON.
+//! `rollmill query`: a metric as a table, a drawing, CSV, or JSON.
+
+mod plot;
+
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use jiff::tz::TimeZone;
 use serde_json::value::RawValue;
+
+use super::client::{PATIENCE, Server, ServerArgs};
+use super::figures::{grouped, short};
+use super::{UsageError, when};
+use crate::clock::{Clock, Millis, SystemClock};
+use crate::model::near::near;
 
 /// Shards named in the warning about a partial answer.
 const NAMED: usize = 5;
 /// Series drawn by `--plot`.
 const PLOTS: usize = 8;
+/// Characters of a line where no terminal says how many.
+const WIDTH: u16 = 80;
 
 /// The answer of the server; figures stay text, so that sums keep all their digits.
 #[derive(Debug, serde::Deserialize)]
 struct Answer {
+    step: String,
+    from: String,
+    to: String,
     series: Vec<SeriesPoints>,
     completeness: Completeness,
 }
@@ -42,6 +57,8 @@ impl Point {
 struct Completeness {
     partial: bool,
     missing: Vec<Missing>,
+    /// Events of the metric whose labels were given up, if the question is about labels.
+    overflow: Option<u64>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -50,109 +67,143 @@ struct Missing {
     reason: String,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// Figures with all their digits, for spreadsheets
+    Csv,
+    /// The answer as it came
+    Json,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill query page_view
-  rollmill query page_view --agg count,p95 --by country --step 1d --from 2026-01-01T00:00:00Z --plot
-  rollmill query page_view --where '{page=~\"/blog/.*\"}' --json")]
+  rollmill query page_view --agg count,p95 --by country --step 1d --from 2026-01-01 --plot
+  rollmill query page_view --from -7d --step 1d --tz Europe/Berlin
+  rollmill query page_view --by page --step all --order desc --limit 10
+  rollmill query page_view --where '{page=~\"/blog/.*\"}' --output csv")]
 pub(super) struct QueryArgs {
     /// The metric
     metric: String,
-    /// First time, inclusive: RFC 3339 or milliseconds [default: a day ago]
-    #[arg(long)]
+    /// First time, inclusive: 2026-01-01, RFC 3339, milliseconds, or -7d [default: a day ago]
+    #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     from: Option<String>,
     /// Last time, exclusive [default: now]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     to: Option<String>,
-    /// 1h, 6h, 1d, 1w, 1mo or all
-    #[arg(long)]
+    /// Length of a window [default: 1h]
+    #[arg(long, value_parser = ["1h", "6h", "1d", "1w", "1mo", "all"])]
     step: Option<String>,
-    /// Time zone of the steps
-    #[arg(long)]
-    tz: Option<String>,
-    /// count, sum, avg, min, max, distinct, rate, p50, p90, p95, p99, p99.9
-    #[arg(long)]
-    agg: Option<String>,
+    /// Time zone of the steps, of dates without one, and of the times shown [default: UTC]
+    #[arg(long, value_name = "ZONE", value_parser = zone)]
+    tz: Option<Zone>,
+    /// What to compute, with commas between [default: count]
+    #[arg(long, value_delimiter = ',', value_parser = AGGS)]
+    agg: Vec<String>,
     /// Labels to group by
-    #[arg(long)]
+    #[arg(long, value_name = "LABELS")]
     by: Option<String>,
     /// Matchers
-    #[arg(long = "where")]
+    #[arg(long = "where", value_name = "MATCHERS")]
     matchers: Option<String>,
-    /// At most this many series
-    #[arg(long)]
-    limit: Option<String>,
-    /// Print the answer as it came
-    #[arg(long)]
+    /// In which order series come: by labels, or by the first aggregate [default: labels]
+    #[arg(long, value_parser = ["labels", "desc", "asc"])]
+    order: Option<String>,
+    /// At most this many series: the first ones of the order
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// As --output json
+    #[arg(long, conflicts_with = "output")]
     json: bool,
     /// Draw the first aggregate over time
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     plot: bool,
-    /// The server
-    #[arg(long, env = "ROLLMILL_URL", default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// API key
-    #[arg(long, env = "ROLLMILL_KEY", hide_env_values = true)]
-    key: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
-pub(super) fn run(args: &QueryArgs) -> anyhow::Result<()> {
-    let text = fetch(args)?;
-    if args.json {
-        return print(&text);
+const AGGS: [&str; 12] = ["count", "sum", "avg", "min", "max", "distinct", "rate", "p50", "p90", "p95", "p99", "p99.9"];
+
+/// A zone and its name.
+#[derive(Debug, Clone)]
+struct Zone(String, TimeZone);
+
+fn zone(name: &str) -> Result<Zone, String> {
+    TimeZone::get(name).map(|zone| Zone(name.to_owned(), zone)).map_err(|_| "no such time zone".to_owned())
+}
+
+pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
+    let output = if args.json { Output::Json } else { args.output };
+    if args.plot && output != Output::Table {
+        bail!(UsageError("--plot draws for people: it goes with --output table alone".to_owned()));
+    }
+    let server = args.server.server(PATIENCE)?;
+    let text = server.good(server.get("/v1/query", &parameters(args, SystemClock.now())?).map_err(anyhow::Error::msg)?)?;
+    if output == Output::Json {
+        print(&text);
+        return Ok(ExitCode::SUCCESS);
     }
     let answer: Answer = serde_json::from_str(&text).context("the answer is not what this version understands")?;
-    print(&table(args, &answer))?;
-    if args.plot {
-        print(&plot(args, &answer))?;
+    warnings(&answer.completeness).iter().for_each(|warning| eprintln!("{warning}"));
+    match output {
+        Output::Csv => print(csv(args, &answer)?.trim_end()),
+        _ if answer.series.is_empty() => match nothing(args, &server) {
+            Nothing::Here(why) => print(&why),
+            Nothing::NoSuchMetric(why) => bail!("{why}"),
+        },
+        _ => print(&table(args, &answer)),
     }
-    if answer.completeness.partial {
-        eprintln!("{}", warning(&answer.completeness.missing));
+    if args.plot && !answer.series.is_empty() {
+        print(&drawing(args, &answer));
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 #[allow(clippy::print_stdout)] // the output of the command
-fn print(text: &str) -> anyhow::Result<()> {
+fn print(text: &str) {
     println!("{text}");
-    Ok(())
 }
 
-fn fetch(args: &QueryArgs) -> anyhow::Result<String> {
-    let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(60))).build();
-    let mut request = ureq::Agent::from(config).get(format!("{}/v1/query", args.url)).query("metric", &args.metric);
+fn parameters(args: &QueryArgs, now: Millis) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let tz = args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone());
+    let time = |name: &str, text: &Option<String>| {
+        let parsed = text.as_ref().map(|text| when::parse(text, now, &tz)).transpose();
+        parsed.map(|time| time.map(|time| time.to_string())).map_err(|why| UsageError(format!("--{name}: {why}")))
+    };
     let optional = [
-        ("from", &args.from),
-        ("to", &args.to),
-        ("step", &args.step),
-        ("tz", &args.tz),
-        ("agg", &args.agg),
-        ("by", &args.by),
-        ("where", &args.matchers),
-        ("limit", &args.limit),
+        ("from", time("from", &args.from)?),
+        ("to", time("to", &args.to)?),
+        ("step", args.step.clone()),
+        ("tz", args.tz.as_ref().map(|Zone(name, _)| name.clone())),
+        ("agg", (!args.agg.is_empty()).then(|| args.agg.join(","))),
+        ("by", args.by.clone()),
+        ("where", args.matchers.clone()),
+        ("order", args.order.clone()),
+        ("limit", args.limit.map(|limit| limit.to_string())),
     ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            request = request.query(name, value);
-        }
-    }
-    if let Some(key) = &args.key {
-        request = request.header("authorization", format!("Bearer {key}"));
-    }
-    let mut response = request.call().with_context(|| format!("cannot reach {}: is `rollmill serve` running?", args.url))?;
-    let text = response.body_mut().with_config().limit(1 << 30).read_to_string().context("the answer ended early")?;
-    if response.status() != 200 {
-        bail!("{} answered {}: {text}", args.url, response.status());
-    }
-    Ok(text)
+    let given = optional.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    Ok(std::iter::once(("metric", args.metric.clone())).chain(given).collect())
 }
 
 fn aggs(args: &QueryArgs) -> Vec<&str> {
-    args.agg.as_deref().unwrap_or("count").split(',').map(str::trim).filter(|a| !a.is_empty()).collect()
+    if args.agg.is_empty() { vec!["count"] } else { args.agg.iter().map(String::as_str).collect() }
+}
+
+fn labels(args: &QueryArgs) -> Vec<&str> {
+    args.by.as_deref().map(|by| by.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()).unwrap_or_default()
+}
+
+fn time(args: &QueryArgs, text: &str) -> String {
+    when::shown(text, args.tz.as_ref().map(|Zone(_, tz)| tz))
 }
 
 fn table(args: &QueryArgs, answer: &Answer) -> String {
-    let by: Vec<&str> = args.by.as_deref().map(|by| by.split(',').map(str::trim).collect()).unwrap_or_default();
+    let by = labels(args);
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(std::iter::once("time").chain(by.iter().copied()).chain(aggs(args)));
@@ -160,58 +211,186 @@ fn table(args: &QueryArgs, answer: &Answer) -> String {
         for point in &series.points {
             let labels = by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
             let values = aggs(args).into_iter().map(|agg| point.figure(agg).map_or_else(|| "-".to_owned(), |v| shown(agg, v)));
-            table.add_row(std::iter::once(point.text("t").to_owned()).chain(labels).chain(values));
+            table.add_row(std::iter::once(time(args, point.text("t"))).chain(labels).chain(values));
         }
     }
     for column in table.column_iter_mut().skip(1 + by.len()) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
-    if table.is_empty() { format!("no data for {} in this range", args.metric) } else { table.to_string() }
+    table.to_string()
 }
 
-/// Exact figures as they came; averages and quantiles, which are not, with three digits for the eye.
+/// A row for each point, figures with all the digits that came.
+fn csv(args: &QueryArgs, answer: &Answer) -> anyhow::Result<String> {
+    let by = labels(args);
+    let mut rows = csv::Writer::from_writer(Vec::new());
+    rows.write_record(std::iter::once("time").chain(by.iter().copied()).chain(aggs(args)))?;
+    for series in &answer.series {
+        for point in &series.points {
+            let labels = by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
+            let values = aggs(args).into_iter().map(|agg| point.figure(agg).unwrap_or_default().to_owned());
+            rows.write_record(std::iter::once(time(args, point.text("t"))).chain(labels).chain(values))?;
+        }
+    }
+    String::from_utf8(rows.into_inner().context("cannot write CSV")?).context("the answer is not UTF-8")
+}
+
+/// Exact figures with all their digits; averages and quantiles, which are not, with six.
 fn shown(agg: &str, value: &str) -> String {
     match (agg, value.parse::<f64>()) {
-        ("count" | "sum" | "min" | "max" | "distinct", _) | (_, Err(_)) => value.to_owned(),
-        (_, Ok(number)) => format!("{number:.3}"),
+        ("count" | "sum" | "min" | "max" | "distinct", _) | (_, Err(_)) => grouped(value),
+        (_, Ok(number)) => short(number),
     }
 }
 
-/// Which shards an answer lacks, in one line.
-fn warning(missing: &[Missing]) -> String {
+/// What an answer lacks, a line for each reason.
+fn warnings(completeness: &Completeness) -> Vec<String> {
+    let missing = &completeness.missing;
     let named: Vec<String> = missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
     let more = missing.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("partial: shards {}{more} are missing or behind; ask again, or see --json", named.join(", "))
+    let partial = completeness.partial.then(|| {
+        format!("partial: shards {}{more} are missing or behind; ask again, or see --output json", named.join(", "))
+    });
+    let overflow = completeness.overflow.filter(|events| *events > 0).map(|events| {
+        let events = grouped(&events.to_string());
+        format!("{events} events of this metric have lost their labels (tenants.max_series): they are in none of the groups")
+    });
+    partial.into_iter().chain(overflow).collect()
 }
 
-fn plot(args: &QueryArgs, answer: &Answer) -> String {
-    use textplots::{Chart, Plot, Shape};
-    let agg = aggs(args).first().copied().unwrap_or("count");
-    let mut out = String::new();
-    for series in answer.series.iter().take(PLOTS) {
-        let at = |point: &Point| point.figure(agg).and_then(|v| v.parse::<f32>().ok());
-        let points: Vec<(f32, f32)> =
-            (0u16..).zip(&series.points).filter_map(|(x, p)| at(p).map(|y| (f32::from(x), y))).collect();
-        let (Some(first), Some(last)) = (series.points.first(), series.points.last()) else { continue };
-        if points.len() < 2 {
-            continue;
-        }
-        let (low, high) = points.iter().fold((f32::MAX, f32::MIN), |(low, high), (_, y)| (low.min(*y), high.max(*y)));
-        let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
-        let mut chart = Chart::new(140, 40, 0.0, (points.len() - 1) as f32);
-        let shape = Shape::Lines(&points);
-        let drawn = chart.lineplot(&shape);
-        drawn.axis();
-        drawn.figures();
-        let drawn = drawn.to_string();
-        // The last line numbers the points; people read times.
-        let (lines, _) = drawn.trim_end().rsplit_once('\n').unwrap_or((&drawn, ""));
-        let (from, to) = (first.text("t"), last.text("t"));
-        out += &format!("\n{}: {agg}{}, {low} to {high}\n{lines}\n{from}{to:>50}\n", args.metric, labels.concat());
+/// Why an answer is empty.
+enum Nothing {
+    Here(String),
+    NoSuchMetric(String),
+}
+
+fn nothing(args: &QueryArgs, server: &Server) -> Nothing {
+    let metric = &args.metric;
+    let here = Nothing::Here(format!("no data for {metric} in this range"));
+    let Ok(known) = server.get_json("/v1/metrics", &[]) else { return here };
+    let rows = known["metrics"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let name = |row: &serde_json::Value| row["metric"].as_str().unwrap_or_default().to_owned();
+    if let Some(row) = rows.iter().find(|row| name(row) == *metric) {
+        let end = |field: &str| row[field].as_str().map(|text| time(args, text));
+        let known = match (end("first"), end("last")) {
+            (Some(first), Some(last)) => format!(": it has data from the window of {first} to that of {last}"),
+            _ => String::new(),
+        };
+        return Nothing::Here(format!("no data for {metric} in this range{known}"));
     }
+    // A list that was cut does not say that a name is missing.
+    if known.as_object().is_some_and(|fields| fields.iter().any(|(name, value)| name != "metrics" && !value.is_null())) {
+        return here;
+    }
+    let hint = near(metric, rows.iter().map(name)).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    Nothing::NoSuchMetric(format!("there is no metric {metric}{hint} (`rollmill metrics` lists them; a new one shows after its first flush)"))
+}
+
+fn drawing(args: &QueryArgs, answer: &Answer) -> String {
+    let agg = aggs(args)[0];
+    let windows = Windows::of(answer, args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone()));
+    let lines: Vec<plot::Line> = answer.series.iter().take(PLOTS).map(|series| {
+        let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let mut values = vec![None; windows.count];
+        for point in &series.points {
+            let at = windows.index(point.text("t")).filter(|at| *at < values.len());
+            if let (Some(at), Some(value)) = (at, point.figure(agg).and_then(|figure| figure.parse::<f64>().ok())) {
+                values[at] = Some(value);
+            }
+        }
+        plot::Line { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
+    }).collect();
+    let width = comfy_table::Table::new().width().or_else(|| std::env::var("COLUMNS").ok()?.parse().ok()).unwrap_or(WIDTH);
+    let mut out = plot::draw(&lines, &time(args, &answer.from), &time(args, &answer.to), usize::from(width.max(40)));
     if answer.series.len() > PLOTS {
         out += &format!("\n{} more series are not drawn: narrow down with --where or --limit\n", answer.series.len() - PLOTS);
     }
     out
+}
+
+/// The windows of an answer, those without data too.
+struct Windows {
+    from: jiff::ZonedDateTime,
+    step: String,
+    count: usize,
+}
+
+impl Windows {
+    fn of(answer: &Answer, tz: TimeZone) -> Self {
+        let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap_or_default().to_zoned_datetime(tz.clone());
+        let mut windows = Self { from: time(&answer.from), step: answer.step.clone(), count: 0 };
+        let to = time(&answer.to);
+        // The last window begins before the end.
+        let last = to.checked_sub(jiff::Span::new().milliseconds(1)).map_or(0, |last| windows.at(&last));
+        windows.count = last + 1;
+        windows
+    }
+
+    fn index(&self, text: &str) -> Option<usize> {
+        Some(self.at(&text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(self.from.time_zone().clone())))
+    }
+
+    /// The number of the window that holds a time. Days are counted by the calendar: they may have 23 or 25 hours.
+    fn at(&self, time: &jiff::ZonedDateTime) -> usize {
+        let hours = (time.timestamp().as_millisecond() - self.from.timestamp().as_millisecond()).div_euclid(3_600_000);
+        let days = || i64::from((time.date() - self.from.date()).get_days());
+        let quarters = |time: &jiff::ZonedDateTime| i64::from(time.hour()) / 6;
+        let number = match self.step.as_str() {
+            "1h" => hours,
+            "6h" => days() * 4 + quarters(time) - quarters(&self.from),
+            "1d" => days(),
+            "1w" => days().div_euclid(7),
+            "1mo" => {
+                let months = |date: jiff::civil::Date| i64::from(date.year()) * 12 + i64::from(date.month());
+                months(time.date()) - months(self.from.date())
+            }
+            _ => 0,
+        };
+        usize::try_from(number).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(step: &str, from: &str, to: &str, tz: &str) -> Windows {
+        let completeness = Completeness { partial: false, missing: Vec::new(), overflow: None };
+        let answer = Answer { step: step.to_owned(), from: from.to_owned(), to: to.to_owned(), series: Vec::new(), completeness };
+        Windows::of(&answer, TimeZone::get(tz).expect("a zone"))
+    }
+
+    #[test]
+    fn windows_are_counted_by_the_calendar() {
+        let days = windows("1d", "2026-03-27T23:00:00Z", "2026-03-30T22:00:00Z", "Europe/Berlin");
+        assert_eq!((days.count, days.index("2026-03-29T22:00:00Z")), (3, Some(2)), "the 29th has 23 hours");
+        let quarters = windows("6h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin");
+        assert_eq!((quarters.count, quarters.index("2026-03-29T04:00:00Z")), (4, Some(1)));
+        assert_eq!(windows("1h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin").count, 23);
+        let months = windows("1mo", "2025-11-01T00:00:00Z", "2026-03-01T00:00:00Z", "UTC");
+        assert_eq!((months.count, months.index("2026-02-01T00:00:00Z")), (4, Some(3)));
+        assert_eq!(windows("1w", "2026-01-05T00:00:00Z", "2026-01-26T00:00:00Z", "UTC").count, 3);
+        assert_eq!(windows("all", "2026-01-05T03:00:00Z", "2026-01-26T00:00:00Z", "UTC").count, 1);
+    }
+
+    #[test]
+    fn exact_figures_keep_all_digits_and_others_say_something() {
+        for (agg, value, text) in [
+            ("sum", "123456789012345678.423456789", "123,456,789,012,345,678.423456789"),
+            ("count", "1234", "1,234"),
+            ("avg", "0.0004", "0.0004"),
+            ("p99.9", "1022.25000001", "1,022.25"),
+        ] {
+            assert_eq!(shown(agg, value), text);
+        }
+    }
+
+    #[test]
+    fn what_an_answer_lacks_is_said() {
+        let missing = (0..7).map(|shard| Missing { shard, reason: "behind".to_owned() }).collect();
+        let said = warnings(&Completeness { partial: true, missing, overflow: Some(1456) });
+        assert!(said[0].contains("0 (behind), 1 (behind)") && said[0].contains("and 2 more"), "{said:?}");
+        assert!(said[1].starts_with("1,456 events"), "{said:?}");
+    }
 }

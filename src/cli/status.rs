@@ -24,7 +24,7 @@ pub(super) struct StatusArgs {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let answer = args.server.get("/v1/status")?;
+    let answer = args.server.get("/v1/status", &[])?;
     let Some(healthy) = answer["healthy"].as_bool() else { bail!("the answer is not what this version understands: {answer}") };
     if args.json {
         println!("{answer}");

@@ -8,10 +8,6 @@ use crate::config::Config;
 use crate::node::{DataDir, backends, offline};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  rollmill store backup /backups/store-2026-01-01.sqlite --data ./data
-  rollmill store roles | psql rollmill
-  ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill store migrate")]
 pub(super) struct StoreArgs {
     #[command(subcommand)]
     command: Command,
@@ -20,6 +16,8 @@ pub(super) struct StoreArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Copy the embedded store, as it is at one moment, while the server runs
+    #[command(after_help = "Example:
+  rollmill store backup /backups/store-2026-01-01.sqlite --data ./data")]
     Backup {
         /// The new file
         to: PathBuf,
@@ -31,8 +29,12 @@ enum Command {
         config: Option<PathBuf>,
     },
     /// Print the statements that create rollmill_owner, rollmill_writer and rollmill_reader
+    #[command(after_help = "Example:
+  rollmill store roles | psql rollmill")]
     Roles,
     /// Lay or migrate the tables, as the role that owns them
+    #[command(after_help = "Example:
+  ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill store migrate")]
     Migrate {
         /// URL of the database, without a password in it if others see this machine's processes [default: store.url]
         #[arg(long)]

@@ -10,12 +10,6 @@ use crate::node::{backends, move_topic};
 use crate::persistence::log::kafka::topic::Description;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  rollmill topic create --config rollmill.toml
-  ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 rollmill topic create
-  rollmill topic describe --config rollmill.toml --json
-
-describe, and create of a topic that is there, exit with 1 if something is not as a node wants it, and say how to mend it.")]
 pub(super) struct TopicArgs {
     #[command(subcommand)]
     command: Command,
@@ -24,6 +18,11 @@ pub(super) struct TopicArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make the topic: as many partitions as shards, unlimited retention, the log's own append times, an identity
+    #[command(after_help = "Examples:
+  rollmill topic create --config rollmill.toml
+  ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 rollmill topic create --if-missing
+
+Exit code 1: a topic that is there already is not as a node wants it. The output says how to mend it.")]
     Create {
         /// One that is there already is shown, and checked as describe does
         #[arg(long)]
@@ -32,6 +31,11 @@ enum Command {
         options: Options,
     },
     /// Show the topic, and what is not as it must be
+    #[command(after_help = "Examples:
+  rollmill topic describe --config rollmill.toml
+  rollmill topic describe --config rollmill.toml --json
+
+Exit code 1: something is not as a node wants it. The output says how to mend it.")]
     Describe(Options),
     /// Take the cluster from another topic to the one of the configuration; all nodes must be stopped
     #[command(after_help = "Example:

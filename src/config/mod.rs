@@ -18,6 +18,8 @@ pub use roles::Roles;
 use service_links::is_service_link;
 use values::{Value, parse};
 
+use crate::model::near::near;
+
 /// The configuration, checked.
 #[derive(Debug, Clone)]
 pub struct Config(BTreeMap<&'static str, Value>);
@@ -221,6 +223,24 @@ impl Config {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
+    /// The whole of it as a file that gives the same configuration. A password is not shown: its key is a remark.
+    pub fn to_toml(&self) -> String {
+        let mut out = String::new();
+        for key in KEYS {
+            let Some(value) = self.0.get(key.name) else { continue };
+            let written = match value {
+                Value::Text(text) if shown(key.name, text.clone()) != *text => {
+                    let hidden = Value::Text(shown(key.name, text.clone()));
+                    format!("# holds a password, which is not shown: {} = {}", key.name, values::to_toml(key, &hidden))
+                }
+                _ => format!("{} = {}", key.name, values::to_toml(key, value)),
+            };
+            out.push_str(&written);
+            out.push('\n');
+        }
+        out
+    }
+
     /// Every key with its value as text, to be shown: the password of an address is not.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
         self.0.iter().map(|(key, value)| (*key, shown(key, value.to_string())))
@@ -259,8 +279,7 @@ fn nearest(name: &str, spelled: impl Fn(&Key) -> String) -> String {
 }
 
 fn nearest_of(name: &str, known: impl Iterator<Item = String>) -> String {
-    let best = known.max_by(|a, b| strsim::jaro_winkler(name, a).total_cmp(&strsim::jaro_winkler(name, b)));
-    best.map(|best| format!("; did you mean {best}?")).unwrap_or_default()
+    near(name, known).map(|best| format!("; did you mean {best}?")).unwrap_or_default()
 }
 
 fn read_file(path: &Path) -> Result<Vec<(String, String)>, String> {
@@ -300,6 +319,31 @@ mod tests {
         let environment = [("ROLLMILL_ACCEPT_MAX_AGE", "400d"), ("ROLLMILL_ARCHIVE_KEEP", "400d")];
         let config = load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &environment).expect("valid");
         assert_eq!((config.millis("accept.max_age"), config.number("shards.count")), (400 * 86_400_000, 8));
+    }
+
+    #[test]
+    fn what_is_printed_gives_the_same_configuration() {
+        let demo = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.toml")).expect("reads");
+        let odd = "accept.max_age = \"36h\"\narchive.keep = 0\naccept.max_body = \"1025B\"\nnode.name = \"a \\\"b\\\"\"\n";
+        for text in ["", demo.as_str(), odd] {
+            let config = load(text, &[]).expect("valid");
+            let printed = config.to_toml();
+            let again = load(&printed, &[]).unwrap_or_else(|why| panic!("{why}\n{printed}"));
+            assert_eq!(again.0, config.0);
+        }
+        let printed = load("store.url = \"postgres://me:secret@db/r\"\n", &[]).expect("valid").to_toml();
+        assert!(printed.contains("# holds a password, which is not shown: store.url") && !printed.contains("secret"), "{printed}");
+        assert!(printed.contains("accept.max_age = \"365d\"\n") && printed.contains("accept.max_body = \"20MiB\"\n"), "{printed}");
+    }
+
+    #[test]
+    fn a_directory_is_never_empty() {
+        for text in ["data.dir = \"\"\n", "data.dir = \" \"\n", "server.listen = \"\"\n"] {
+            let ConfigErrors(mistakes) = load(text, &[]).expect_err("empty");
+            assert!(mistakes[0].contains("must not be empty"), "{mistakes:?}");
+        }
+        assert!(load("", &[("ROLLMILL_DATA_DIR", "")]).is_err(), "a variable that is set to nothing");
+        assert!(load("node.name = \"\"\n", &[]).is_ok(), "empty by default");
     }
 
     #[test]

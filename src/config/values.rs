@@ -54,6 +54,20 @@ fn show(key: &Key, number: u64) -> String {
     }
 }
 
+/// A value as it is written in a file.
+pub fn to_toml(key: &Key, value: &Value) -> String {
+    let largest = |number: u64, units: &[(&str, u64)]| {
+        let whole = units.iter().filter(|(_, unit)| number > 0 && number % unit == 0).max_by_key(|(_, unit)| *unit);
+        whole.map_or_else(|| "\"0\"".to_owned(), |(name, unit)| format!("\"{}{name}\"", number / unit))
+    };
+    match (value, key.kind) {
+        (Value::Text(text), _) => toml::Value::from(text.as_str()).to_string(),
+        (Value::Millis(millis), _) => largest(millis.unsigned_abs(), DURATIONS),
+        (Value::Number(number), Kind::Bytes) => largest(*number, SIZES),
+        (Value::Number(number), _) => number.to_string(),
+    }
+}
+
 fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     // Nothing is nothing in every unit.
     if text == "0" {

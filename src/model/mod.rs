@@ -8,6 +8,7 @@ pub mod distinct;
 pub mod event;
 pub mod flush;
 pub mod manifest;
+pub mod near;
 pub mod offset;
 pub mod quantiles;
 pub mod record;

@@ -12,6 +12,11 @@ mod s3;
 #[path = "../support/redis.rs"]
 mod redis_server;
 
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/rng.rs"]
+mod rng;
+
 mod archive;
 mod basics;
 mod bench;
@@ -36,6 +41,7 @@ mod redis_cache;
 mod rest_proxy;
 mod restored_log;
 mod s3_archive;
+mod send;
 mod startup;
 mod status;
 mod store_postgres;

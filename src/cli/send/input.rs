@@ -1,165 +1,271 @@
-//! Lines of a file as events.
+//! One input on its way into batches: opened, told what it is, cut into records, each made an event or a reason why it is none.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::SendArgs;
+use super::feed::{AHEAD, Fed, Feed};
+use super::position::Entry;
+use super::sniff::{self, Wanted};
+use super::sources::Source;
+use super::split::{Flaw, Format, Record, Splitter};
+use super::table::{Columns, Table};
+use super::times::Times;
+use super::{SendArgs, event};
 
-/// Counts the bytes that pass.
-struct Counted<R>(R, Arc<AtomicU64>);
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let n = self.0.read(buffer)?;
-        self.1.fetch_add(n as u64, Ordering::Relaxed);
-        Ok(n)
-    }
+/// What is noted of an input when a batch that reaches so far is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) entry: usize,
+    pub(super) offset: u64,
+    pub(super) hash: String,
 }
 
-enum Format {
-    Ndjson(Box<dyn BufRead>),
-    Csv(Box<csv::Reader<Box<dyn BufRead>>>, Mapping),
+/// What an input yields.
+pub(super) enum Yield {
+    /// A record; its event is at the end of the given buffer, unless it was refused.
+    Event { record: Record, made_up: bool, refused: Option<(&'static str, String)> },
+    /// Nothing yet.
+    Nothing,
+    End,
 }
 
-/// Columns of a CSV file.
-struct Mapping {
-    metric: String,
-    time: Option<usize>,
-    value: Option<usize>,
-    user: Option<usize>,
-    id: Option<usize>,
-    labels: Vec<(String, usize)>,
+/// An input that is being sent.
+pub(super) struct Input {
+    pub(super) name: String,
+    source: Source,
+    feed: Feed,
+    entry: usize,
+    number: u64,
+    run: String,
+    /// What was read while its format was unknown.
+    head: Vec<u8>,
+    splitter: Option<Splitter>,
+    columns: Option<Columns>,
+    wanted: Wanted,
+    table: Option<Table>,
+    header: Option<Vec<u8>>,
+    pub(super) times: Times,
+    /// In before: so many bytes, and what they are.
+    before: Entry,
+    check: Option<(u64, blake3::Hasher)>,
+    /// Events that a position of an earlier release says are in.
+    old_events: u64,
+    /// Records passed over because they are in.
+    pub(super) passed: u64,
+    /// The line behind them.
+    pub(super) new_from: u64,
+    pub(super) sent: u64,
+    /// An unfinished last line is left for the next run.
+    pub(super) may_grow: bool,
+    pub(super) left: Option<u64>,
+    ended: bool,
 }
 
-/// Events of an input, one after the other.
-pub(super) struct Lines {
-    format: Format,
-    fingerprint: String,
-    line: u64,
-    read: Arc<AtomicU64>,
-    total: Option<u64>,
-}
-
-impl Lines {
-    pub(super) fn open(args: &SendArgs) -> anyhow::Result<Self> {
-        let read = Arc::new(AtomicU64::new(0));
-        let (raw, total): (Box<dyn Read>, _) = if args.file.as_os_str() == "-" {
-            (Box::new(std::io::stdin()), None)
-        } else {
-            let file = File::open(&args.file).with_context(|| format!("cannot open {}", args.file.display()))?;
-            let size = file.metadata().map(|m| m.len()).ok();
-            (Box::new(file), size)
-        };
-        let counted = Counted(raw, read.clone());
-        let unpacked: Box<dyn BufRead> = if args.file.extension().is_some_and(|e| e == "gz") {
-            Box::new(BufReader::new(flate2::read::MultiGzDecoder::new(counted)))
-        } else {
-            Box::new(BufReader::new(counted))
-        };
-        let format = match &args.metric {
-            None => Format::Ndjson(unpacked),
-            Some(metric) => {
-                let mut reader = csv::Reader::from_reader(unpacked);
-                let mapping = Mapping::new(args, metric, reader.headers().context("cannot read the CSV header")?)?;
-                Format::Csv(Box::new(reader), mapping)
-            }
-        };
-        // The name of the input identifies its lines; standard input has none, so its lines get no made-up ids.
-        let name = args.file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let fingerprint = if total.is_some() { blake3::hash(name.as_bytes()).to_hex()[..12].to_owned() } else { String::new() };
-        Ok(Self { format, fingerprint, line: 0, read, total })
-    }
-
-    pub(super) fn total_bytes(&self) -> Option<u64> {
-        self.total
-    }
-
-    pub(super) fn read_bytes(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// The next event as JSON on one line.
-    pub(super) fn next_event(&mut self) -> anyhow::Result<Option<String>> {
-        self.line += 1;
-        let id = (!self.fingerprint.is_empty()).then(|| format!("{}-{}", self.fingerprint, self.line));
-        match &mut self.format {
-            Format::Ndjson(reader) => {
-                let mut text = String::new();
-                loop {
-                    text.clear();
-                    if reader.read_line(&mut text).with_context(|| format!("cannot read line {}", self.line))? == 0 {
-                        return Ok(None);
-                    }
-                    if !text.trim().is_empty() {
-                        return Ok(Some(with_id(text.trim(), id)));
-                    }
-                }
-            }
-            Format::Csv(reader, mapping) => {
-                let mut row = csv::StringRecord::new();
-                let more = reader.read_record(&mut row).with_context(|| format!("cannot read row {}", self.line))?;
-                more.then(|| mapping.event(&row, id)).transpose()
-            }
-        }
-    }
-}
-
-/// Adds an id to an event that has none; a line that is no JSON object goes as it is, so that the server names it.
-fn with_id(line: &str, id: Option<String>) -> String {
-    let parsed: Option<BTreeMap<String, &serde_json::value::RawValue>> = serde_json::from_str(line).ok();
-    match (parsed, id) {
-        (Some(event), Some(id)) if !event.contains_key("id") && line.starts_with('{') && !event.is_empty() => {
-            format!("{{\"id\":\"{id}\",{}", &line[1..])
-        }
-        _ => line.to_owned(),
-    }
-}
-
-impl Mapping {
-    fn new(args: &SendArgs, metric: &str, headers: &csv::StringRecord) -> anyhow::Result<Self> {
-        let column = |name: &str| match headers.iter().position(|h| h == name) {
-            Some(at) => Ok(at),
-            None => bail!("there is no column {name:?}; there are {}", headers.iter().collect::<Vec<_>>().join(", ")),
-        };
-        let optional = |name: &Option<String>| name.as_deref().map(column).transpose();
-        let labels = args.label.iter().map(|pair| {
-            let (label, name) = pair.split_once('=').with_context(|| format!("--label takes LABEL=COLUMN, not {pair:?}"))?;
-            Ok((label.to_owned(), column(name)?))
-        });
+impl Input {
+    pub(super) fn open(args: &SendArgs, source: &Source, entry: (usize, &Entry), run: &str, read: Arc<AtomicU64>) -> anyhow::Result<Self> {
+        let (at, entry) = entry;
+        let columns = args.columns();
         Ok(Self {
-            metric: metric.to_owned(),
-            time: optional(&args.time)?,
-            value: optional(&args.value)?,
-            user: optional(&args.user)?,
-            id: optional(&args.id)?,
-            labels: labels.collect::<anyhow::Result<_>>()?,
+            name: source.name(),
+            source: source.clone(),
+            feed: Feed::open(source, read)?,
+            entry: at,
+            number: entry.source,
+            run: run.to_owned(),
+            head: Vec::new(),
+            splitter: None,
+            wanted: Wanted { csv: columns.is_some(), delimiter: args.delimiter },
+            columns,
+            table: None,
+            header: None,
+            times: Times::new(args.time_unit, args.tz.clone()),
+            check: (entry.offset > 0).then(|| (entry.offset, blake3::Hasher::new())),
+            before: entry.clone(),
+            old_events: 0,
+            passed: 0,
+            new_from: 1,
+            sent: 0,
+            may_grow: args.resume.is_some() && matches!(source, Source::File(_)),
+            left: None,
+            ended: false,
         })
     }
 
-    fn event(&self, row: &csv::StringRecord, id: Option<String>) -> anyhow::Result<String> {
-        let cell = |at: Option<usize>| at.and_then(|at| row.get(at)).filter(|text| !text.is_empty());
-        let mut event = serde_json::Map::new();
-        event.insert("metric".to_owned(), self.metric.clone().into());
-        if let Some(time) = cell(self.time) {
-            event.insert("timestamp".to_owned(), time.parse::<i64>().map_or_else(|_| time.into(), Into::into));
-        }
-        if self.value.is_some() {
-            event.insert("value".to_owned(), cell(self.value).map_or(serde_json::Value::Null, Into::into));
-        }
-        let labels = self.labels.iter().filter_map(|(label, at)| Some((label.clone(), cell(Some(*at))?.into())));
-        let labels: serde_json::Map<String, serde_json::Value> = labels.collect();
-        event.insert("labels".to_owned(), labels.into());
-        if let Some(user) = cell(self.user) {
-            event.insert("user".to_owned(), user.into());
-        }
-        if let Some(id) = cell(self.id).map(str::to_owned).or(id) {
-            event.insert("id".to_owned(), id.into());
-        }
-        serde_json::to_string(&event).context("an event always serialises")
+    pub(super) fn pass_old_events(&mut self, events: u64) {
+        self.old_events = events;
     }
+
+    pub(super) fn header(&self) -> Option<&[u8]> {
+        self.header.as_deref()
+    }
+
+    pub(super) fn bytes(&self, record: &Record) -> &[u8] {
+        self.splitter.as_ref().map_or(&[], |splitter| splitter.bytes(record))
+    }
+
+    pub(super) fn is_stdin(&self) -> bool {
+        self.source == Source::Stdin
+    }
+
+    /// How far it has come.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        let (offset, hash) = self.splitter.as_ref()?.mark();
+        (offset >= self.before.offset).then_some(Mark { entry: self.entry, offset, hash })
+    }
+
+    /// The next event, written behind what `out` holds.
+    pub(super) fn next(&mut self, wait: Duration, out: &mut Vec<u8>) -> anyhow::Result<Yield> {
+        loop {
+            while let Some(record) = self.splitter.as_mut().and_then(Splitter::next) {
+                if let Some(found) = self.take(record, out)? {
+                    return Ok(found);
+                }
+            }
+            if self.ended {
+                return self.end(out);
+            }
+            match self.feed.next(wait) {
+                Fed::Part(part) => self.push(&part)?,
+                Fed::Nothing => return Ok(Yield::Nothing),
+                Fed::End => self.finish()?,
+                Fed::Failed(error) => {
+                    bail!("cannot read {} behind byte {}: {error}", self.name, self.splitter.as_ref().map_or(0, Splitter::offset))
+                }
+            }
+        }
+    }
+
+    /// No more is read; what has come is still given. A line that has not ended yet is an event only if it is whole JSON.
+    /// Whether that was all.
+    pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
+        for _ in 0..=AHEAD {
+            match self.feed.next(Duration::ZERO) {
+                Fed::Part(part) => self.push(&part)?,
+                Fed::End => return self.finish().map(|()| true),
+                Fed::Nothing | Fed::Failed(_) => break,
+            }
+        }
+        if self.splitter.is_none() {
+            self.tell(true)?;
+        }
+        (self.ended, self.old_events) = (true, 0);
+        if let Some(splitter) = self.splitter.as_mut().filter(|splitter| splitter.format() == Format::Ndjson)
+            && is_json(splitter.pending())
+        {
+            splitter.finish();
+        }
+        Ok(false)
+    }
+
+    fn push(&mut self, part: &[u8]) -> anyhow::Result<()> {
+        if let Some((left, hasher)) = &mut self.check {
+            let of_it = usize::try_from(*left).unwrap_or(usize::MAX).min(part.len());
+            hasher.update(&part[..of_it]);
+            *left -= of_it as u64;
+            if *left == 0 {
+                if hasher.finalize().to_hex().as_str() != self.before.hash {
+                    bail!(self.before.differs());
+                }
+                self.check = None;
+            }
+        }
+        match &mut self.splitter {
+            Some(splitter) => splitter.push(part),
+            None => {
+                self.head.extend_from_slice(part);
+                self.tell(false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the format, once enough has come.
+    fn tell(&mut self, complete: bool) -> anyhow::Result<()> {
+        let told = sniff::format_of(&self.head, complete, self.wanted);
+        let told = told.map_err(anyhow::Error::msg).with_context(|| format!("{} cannot be sent", self.name))?;
+        if let Some(format) = told {
+            self.splitter = Some(Splitter::new(format, std::mem::take(&mut self.head)));
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> anyhow::Result<()> {
+        self.ended = true;
+        if self.check.is_some() {
+            bail!(self.before.differs());
+        }
+        if self.splitter.is_none() {
+            self.tell(true)?;
+        }
+        let Some(splitter) = &mut self.splitter else { return Ok(()) };
+        let pending = splitter.pending().trim_ascii();
+        if self.may_grow && splitter.format() == Format::Ndjson && !pending.is_empty() && !is_json(pending) {
+            self.left = Some(splitter.line_number());
+            return Ok(());
+        }
+        splitter.finish();
+        Ok(())
+    }
+
+    /// At the end: an array that was not closed is a mistake, although all that it holds could be read.
+    fn end(&mut self, out: &mut Vec<u8>) -> anyhow::Result<Yield> {
+        if self.old_events > self.passed {
+            bail!(
+                "{} holds {} events, and the position says that {} are in: it belongs to another input",
+                self.name,
+                self.passed,
+                self.old_events
+            );
+        }
+        let open = self.splitter.as_mut().and_then(Splitter::take_open_array);
+        let Some(record) = open else { return Ok(Yield::End) };
+        Ok(self.take(record, out)?.unwrap_or(Yield::End))
+    }
+
+    fn take(&mut self, record: Record, out: &mut Vec<u8>) -> anyhow::Result<Option<Yield>> {
+        let Some(splitter) = &self.splitter else { return Ok(None) };
+        let bytes = splitter.bytes(&record);
+        if let (Some(columns), Format::Csv(delimiter), None) = (&self.columns, splitter.format(), &self.table) {
+            let table = Table::new(bytes, delimiter, columns).map_err(anyhow::Error::msg);
+            self.table = Some(table.with_context(|| format!("{} cannot be sent", self.name))?);
+            self.header = Some(bytes.to_vec());
+            return Ok(None);
+        }
+        let known = record.offset < self.before.offset || self.passed < self.old_events;
+        if known && record.flaw != Some(Flaw::OpenArray) {
+            if self.before.offset > 0 && record.offset + record.range.len() as u64 > self.before.offset {
+                bail!("{}: line {} was sent as it stood at the end of the file, and has grown since", self.name, record.line);
+            }
+            self.passed += 1;
+            return Ok(None);
+        }
+        if self.sent == 0 {
+            self.new_from = record.line;
+        }
+        self.sent += 1;
+        if let Some(flaw) = record.flaw {
+            let refused = Some(("event_unreadable", flaw.reason().to_owned()));
+            return Ok(Some(Yield::Event { record, made_up: false, refused }));
+        }
+        let made_up = format!("{}-{:x}-{:x}", self.run, self.number, record.offset);
+        let before = out.len();
+        let made = match &self.table {
+            Some(table) => table.event(bytes, &made_up, &mut self.times, out),
+            None => event::one_line(bytes, &made_up, &mut self.times, out),
+        };
+        Ok(Some(match made {
+            Ok(made_up) => Yield::Event { record, made_up, refused: None },
+            Err(refused) => {
+                out.truncate(before);
+                Yield::Event { record, made_up: false, refused: Some(refused) }
+            }
+        }))
+    }
+}
+
+fn is_json(bytes: &[u8]) -> bool {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
 }

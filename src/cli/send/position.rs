@@ -1,0 +1,204 @@
+//! Which part of which inputs is in, kept beside them (`--resume`).
+//!
+//! A position belongs to its inputs by content: it holds the hash of all that was sent of each, so another file under the same name is
+//! told from one that has grown. It holds the run's id, too: what was sent and not noted when a run ended gets the same ids again.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use super::feed::Identity;
+
+const VERSION: u32 = 2;
+
+/// What is noted of one input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// Part of the ids of its events; never given to another input.
+    pub(super) source: u64,
+    /// Absolute path; `-` is standard input.
+    pub(super) name: String,
+    #[serde(flatten)]
+    pub(super) identity: Option<Identity>,
+    /// Bytes that are in, unpacked.
+    pub(super) offset: u64,
+    /// Their hash.
+    pub(super) hash: String,
+}
+
+/// A position.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Position {
+    version: u32,
+    /// Random, made once.
+    pub(super) run: String,
+    pub(super) inputs: Vec<Entry>,
+    /// Of a position that an earlier release has kept: so many events of the one input are in.
+    #[serde(skip)]
+    pub(super) old_events: Option<u64>,
+}
+
+impl Position {
+    /// The beginning of a new run.
+    pub(super) fn new(run: String) -> Self {
+        Self { version: VERSION, run, inputs: Vec::new(), old_events: None }
+    }
+
+    /// Reads a position; none if there is no file.
+    pub(super) fn read(path: &Path, new_run: &str) -> anyhow::Result<Option<Self>> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        if let Ok(events) = text.trim().parse() {
+            return Ok(Some(Self { old_events: Some(events), ..Self::new(new_run.to_owned()) }));
+        }
+        let position: Self =
+            serde_json::from_str(&text).with_context(|| format!("{} does not hold a position of `rollmill send`", path.display()))?;
+        if position.version != VERSION {
+            bail!("{} is a position of version {}; this release knows {VERSION}", path.display(), position.version);
+        }
+        Ok(Some(position))
+    }
+
+    /// Replaces the file as a whole: a crash leaves the old or the new position.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let next = PathBuf::from(format!("{}.next", path.display()));
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&next)?;
+            file.write_all(format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&next, path)
+        };
+        write().with_context(|| format!("cannot keep the position in {}", path.display()))
+    }
+
+    /// Finds the entry of each input, or makes one. `begins` says whether an input begins with what an entry says is in.
+    ///
+    /// # Errors
+    /// An input that has the name of an entry, and another beginning.
+    pub(super) fn resolve(
+        &mut self,
+        inputs: &[(String, Option<Identity>)],
+        mut begins: impl FnMut(usize, &Entry) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Vec<usize>> {
+        let mut found: Vec<Option<usize>> = vec![None; inputs.len()];
+        // Files first, wherever they have been moved: a log that was rotated leaves its name to another one.
+        for (at, (name, identity)) in inputs.iter().enumerate() {
+            let same = |entry: &Entry| identity.is_some() && entry.identity == *identity;
+            let Some(entry) = self.inputs.iter().position(same) else { continue };
+            if begins(at, &self.inputs[entry])? {
+                self.inputs[entry].name.clone_from(name);
+                found[at] = Some(entry);
+            }
+        }
+        for (at, (name, identity)) in inputs.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>() {
+            let taken = |entry: usize| found.contains(&Some(entry));
+            let named = (0..self.inputs.len()).find(|entry| self.inputs[*entry].name == *name && !taken(*entry));
+            found[at] = match named {
+                // What a stream holds is seen only when it is read.
+                Some(entry) if identity.is_none() || begins(at, &self.inputs[entry])? => {
+                    self.inputs[entry].identity = *identity;
+                    Some(entry)
+                }
+                Some(entry) => bail!(self.inputs[entry].differs()),
+                None => Some(self.add(name, *identity)),
+            };
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    fn add(&mut self, name: &str, identity: Option<Identity>) -> usize {
+        let source = self.inputs.iter().map(|entry| entry.source + 1).max().unwrap_or(0);
+        let hash = blake3::Hasher::new().finalize().to_hex().to_string();
+        self.inputs.push(Entry { source, name: name.to_owned(), identity, offset: 0, hash });
+        self.inputs.len() - 1
+    }
+}
+
+impl Entry {
+    /// What to say of an input that has its name, and another beginning.
+    pub(super) fn differs(&self) -> String {
+        let name = if self.name == STDIN { "standard input" } else { &self.name };
+        format!(
+            "{name} is not what this position belongs to: its first {} bytes differ from those that were sent. If it holds other events, \
+             give it a position of its own: --resume with another file",
+            self.offset
+        )
+    }
+}
+
+/// The name of standard input.
+pub(super) const STDIN: &str = "-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(inode: u64) -> Option<Identity> {
+        Some(Identity { device: 1, inode })
+    }
+
+    #[test]
+    fn a_position_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.pos");
+        assert_eq!(Position::read(&path, "r").expect("no file"), None);
+        let mut position = Position::new("r".to_owned());
+        position.add("/a", identity(7));
+        position.add("-", None);
+        position.write(&path).expect("written");
+        assert_eq!(Position::read(&path, "other").expect("read"), Some(position));
+        for other in ["{}", "nothing", "{\"version\":9,\"run\":\"\",\"inputs\":[]}"] {
+            std::fs::write(&path, other).expect("written");
+            assert!(Position::read(&path, "r").is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_position_of_an_earlier_release_is_a_number_of_events() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.pos");
+        std::fs::write(&path, "336776").expect("written");
+        assert_eq!(Position::read(&path, "r").expect("read").and_then(|position| position.old_events), Some(336_776));
+    }
+
+    /// The entries of files, by name, inode and content.
+    fn resolve(position: &mut Position, files: &[(&str, u64, &str)]) -> anyhow::Result<Vec<u64>> {
+        let inputs: Vec<_> = files.iter().map(|(name, inode, _)| ((*name).to_owned(), identity(*inode))).collect();
+        let begins = |at: usize, entry: &Entry| {
+            let content = files[at].2.as_bytes();
+            Ok(content.get(..entry.offset as usize).is_some_and(|sent| blake3::hash(sent).to_hex().as_str() == entry.hash))
+        };
+        let found = position.resolve(&inputs, begins)?;
+        for (at, (_, _, content)) in found.iter().zip(files) {
+            position.inputs[*at].offset = content.len() as u64;
+            position.inputs[*at].hash = blake3::hash(content.as_bytes()).to_hex().to_string();
+        }
+        Ok(found.into_iter().map(|at| position.inputs[at].source).collect())
+    }
+
+    #[test]
+    fn an_input_is_known_by_what_was_sent_of_it() {
+        let mut position = Position::new("r".to_owned());
+        assert_eq!(resolve(&mut position, &[("/a", 1, "abc"), ("/b", 2, "b")]).expect("new"), [0, 1]);
+        assert_eq!(resolve(&mut position, &[("/a", 1, "abcd")]).expect("grown"), [0]);
+        assert_eq!(resolve(&mut position, &[("/a", 9, "abcde")]).expect("copied back under its name"), [0]);
+        let why = resolve(&mut position, &[("/a", 9, "xyz")]).expect_err("rewritten").to_string();
+        assert!(why.contains("/a is not what this position belongs to"), "{why}");
+        assert!(resolve(&mut position, &[("/a", 9, "ab")]).is_err(), "shorter");
+        assert!(resolve(&mut position, &[("/a", 8, "xyzxyz")]).is_err(), "another file under the name");
+    }
+
+    #[test]
+    fn a_log_that_is_rotated_keeps_its_entry_and_the_new_one_has_its_own() {
+        let mut position = Position::new("r".to_owned());
+        assert_eq!(resolve(&mut position, &[("/log", 1, "abc")]).expect("new"), [0]);
+        assert_eq!(resolve(&mut position, &[("/log", 2, "xyz"), ("/log.1", 1, "abcd")]).expect("rotated"), [1, 0]);
+        assert_eq!(resolve(&mut position, &[("/log.2", 1, "abcd"), ("/log.1", 2, "xyz")]).expect("again"), [0, 1]);
+        assert_eq!(resolve(&mut position, &[("/other", 2, "new")]).expect("a number that is given again"), [2]);
+    }
+}

@@ -1,0 +1,378 @@
+//! A run: inputs one after the other, events in batches, what is in noted, what is refused kept.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use std::ops::Range;
+
+use anyhow::{Context, bail};
+
+use super::SendArgs;
+use super::feed::{self, Fed, Feed};
+use super::input::{Input, Mark, Yield};
+use super::position::{Entry, Position, STDIN};
+use super::post::{Delivered, Poster};
+use super::rejects::{Reject, Rejects};
+use super::sources::{self, Source};
+use super::stop::Stop;
+use crate::cli::UsageError;
+use crate::cli::client::PATIENCE;
+use crate::cli::figures::counted;
+use crate::clock::Stopwatch;
+
+/// What has come is sent after this time, however little it is.
+const LINGER: Duration = Duration::from_secs(1);
+/// Between two looks at whether an end was asked for.
+const LOOK: Duration = Duration::from_millis(100);
+/// Bytes of a batch; a server takes at least 20 MiB by default.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// A record of the batch.
+struct Item {
+    input: usize,
+    line: u64,
+    /// Where it stands in [`Batch::raw`].
+    raw: Range<usize>,
+    refused: Option<(String, String)>,
+}
+
+/// What is delivered together.
+#[derive(Default)]
+struct Batch {
+    body: Vec<u8>,
+    /// Lines of the body, each with its end.
+    lines: Vec<Range<usize>>,
+    /// The item of each line.
+    sent: Vec<usize>,
+    items: Vec<Item>,
+    raw: Vec<u8>,
+    since: Option<Stopwatch>,
+}
+
+impl Batch {
+    fn is_full(&self, events: u32) -> bool {
+        self.lines.len() >= events as usize
+            || self.items.len() >= 10_000
+            || self.body.len() >= BATCH_BYTES
+            || self.raw.len() >= BATCH_BYTES
+    }
+
+    fn clear(&mut self) {
+        self.body.clear();
+        self.lines.clear();
+        self.sent.clear();
+        self.items.clear();
+        self.raw.clear();
+        self.since = None;
+    }
+}
+
+/// What is known of an input that has ended, for refusals that come later.
+struct Known {
+    name: String,
+    header: Option<Vec<u8>>,
+}
+
+struct Run<'a> {
+    args: &'a SendArgs,
+    poster: Poster,
+    stop: Stop,
+    position: Position,
+    rejects: Rejects,
+    batch: Batch,
+    inputs: Vec<Known>,
+    /// Of inputs whose last events are in the batch.
+    marks: Vec<Mark>,
+    accepted: u64,
+    passed: u64,
+    /// Events that got an id of the run.
+    made_up: u64,
+    notes: Vec<String>,
+    /// An end was asked for before the inputs were through.
+    interrupted: bool,
+    read: Arc<AtomicU64>,
+    progress: indicatif::ProgressBar,
+    sized: bool,
+}
+
+pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
+    let mut notes = Vec::new();
+    let sources = sources::expand(&args.files, &mut notes)?;
+    let id = getrandom::u64().map_err(|error| anyhow::anyhow!("no randomness for the run's id: {error}"))?;
+    let (position, entries) = begin(args, &sources, &format!("{id:016x}"))?;
+    let stop = Stop::listen()?;
+    let poster = Poster::new(args.server.server(PATIENCE)?, Duration::from_secs(args.patience), stop.clone());
+    let (progress, sized) = progress(&sources);
+    let mut run = Run {
+        args,
+        poster,
+        stop,
+        position,
+        rejects: Rejects::new(args.rejects.as_deref())?,
+        batch: Batch::default(),
+        inputs: Vec::new(),
+        marks: Vec::new(),
+        accepted: 0,
+        passed: 0,
+        made_up: 0,
+        notes,
+        interrupted: false,
+        read: Arc::new(AtomicU64::new(0)),
+        progress,
+        sized,
+    };
+    if let Some(path) = &args.resume {
+        // Before anything is sent: what is sent and not noted gets the same ids again.
+        run.position.write(path)?;
+    }
+    let ended = run.all(&sources, &entries);
+    run.progress.finish_and_clear();
+    run.report(ended)
+}
+
+/// Where each input stands, by the position if there is one.
+fn begin(args: &SendArgs, sources: &[Source], id: &str) -> anyhow::Result<(Position, Vec<usize>)> {
+    let kept = args.resume.as_deref().map(|path| Position::read(path, id)).transpose()?.flatten();
+    let mut position = kept.unwrap_or_else(|| Position::new(id.to_owned()));
+    if position.old_events.is_some() && sources.len() != 1 {
+        let message = "the position is one of an earlier release, which knew one input: name that one alone";
+        bail!(UsageError(message.to_owned()));
+    }
+    let named = sources.iter().map(|source| {
+        let Source::File(path) = source else { return Ok((STDIN.to_owned(), None)) };
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Ok((absolute.display().to_string(), feed::identity_of(source)?))
+    });
+    let named: Vec<_> = named.collect::<anyhow::Result<_>>()?;
+    let entries = position.resolve(&named, |at, entry| begins(&sources[at], entry))?;
+    Ok((position, entries))
+}
+
+/// Whether an input begins with what was sent of it.
+fn begins(source: &Source, entry: &Entry) -> anyhow::Result<bool> {
+    let feed = Feed::open(source, Arc::default())?;
+    let (mut left, mut hasher) = (entry.offset, blake3::Hasher::new());
+    while left > 0 {
+        match feed.next(Duration::from_secs(3600)) {
+            Fed::Part(part) => {
+                let of_it = usize::try_from(left).unwrap_or(usize::MAX).min(part.len());
+                hasher.update(&part[..of_it]);
+                left -= of_it as u64;
+            }
+            Fed::Nothing => {}
+            Fed::End => return Ok(false),
+            Fed::Failed(error) => return Err(error).with_context(|| format!("cannot read {}", source.name())),
+        }
+    }
+    Ok(hasher.finalize().to_hex().as_str() == entry.hash)
+}
+
+impl Run<'_> {
+    fn all(&mut self, sources: &[Source], entries: &[usize]) -> anyhow::Result<()> {
+        for (at, (source, entry)) in sources.iter().zip(entries).enumerate() {
+            let entry = (*entry, &self.position.inputs[*entry]);
+            let mut input = Input::open(self.args, source, entry, &self.position.run, self.read.clone())?;
+            input.pass_old_events(self.position.old_events.unwrap_or(0));
+            self.inputs.push(Known { name: input.name.clone(), header: None });
+            self.one(&mut input)?;
+            if self.stop.asked() {
+                self.interrupted |= at + 1 < sources.len();
+                break;
+            }
+        }
+        self.flush(None)
+    }
+
+    fn one(&mut self, input: &mut Input) -> anyhow::Result<()> {
+        let mut stopping = false;
+        loop {
+            if !stopping && self.stop.asked() {
+                stopping = true;
+                self.interrupted = !input.stop()?;
+            }
+            let due = self.batch.since.as_ref().map(|since| LINGER.saturating_sub(since.elapsed()));
+            let from = self.batch.body.len();
+            let next = input.next(due.unwrap_or(LOOK).min(LOOK), &mut self.batch.body);
+            if next.is_err() {
+                // What stands before a mistake is none.
+                self.flush(Some(input))?;
+            }
+            match next? {
+                Yield::Event { record, made_up, refused } => {
+                    let raw = self.batch.raw.len();
+                    self.batch.raw.extend_from_slice(input.bytes(&record));
+                    let refused = refused.map(|(code, message)| (code.to_owned(), message));
+                    if refused.is_none() {
+                        self.batch.body.push(b'\n');
+                        self.batch.lines.push(from..self.batch.body.len());
+                        self.batch.sent.push(self.batch.items.len());
+                        self.made_up += u64::from(made_up);
+                    }
+                    let item = Item { input: self.inputs.len() - 1, line: record.line, raw: raw..self.batch.raw.len(), refused };
+                    self.batch.items.push(item);
+                    self.batch.since.get_or_insert_with(Stopwatch::start);
+                    if self.batch.is_full(self.args.batch) {
+                        self.flush(Some(input))?;
+                    }
+                }
+                Yield::Nothing => {}
+                Yield::End => break,
+            }
+            if self.batch.since.as_ref().is_some_and(|since| since.elapsed() >= LINGER) {
+                self.flush(Some(input))?;
+            }
+        }
+        self.ended(input);
+        Ok(())
+    }
+
+    /// Notes what is to be said of an input that has ended.
+    fn ended(&mut self, input: &Input) {
+        if let Some(known) = self.inputs.last_mut() {
+            known.header = input.header().map(<[u8]>::to_vec);
+        }
+        self.marks.extend(input.mark());
+        self.passed += input.passed;
+        let name = &input.name;
+        match (input.passed, input.sent) {
+            (0, _) => {}
+            (passed, 0) => self.notes.push(format!("{name}: {} in before, nothing new", are(passed))),
+            (passed, new) => {
+                let from = input.new_from;
+                self.notes.push(format!("{name}: {} in before, {} new, from line {from} on", are(passed), are(new)));
+            }
+        }
+        if let Some(unit) = input.times.guessed() {
+            self.notes.push(format!("{name}: times that are numbers were read as {unit} since 1970 (--time-unit)"));
+        }
+        if let Some(line) = input.left {
+            self.notes.push(format!("{name}: line {line} has not ended yet and was left for the next run"));
+        }
+    }
+
+    /// Delivers the batch, keeps what was refused, then notes how far the inputs are in.
+    fn flush(&mut self, current: Option<&Input>) -> anyhow::Result<()> {
+        let mut done = Delivered::default();
+        let delivered = self.poster.deliver(&self.batch.body, &self.batch.lines, &mut done);
+        self.accepted += done.accepted;
+        delivered?;
+        for (index, code, message) in done.refused {
+            self.batch.items[self.batch.sent[index]].refused = Some((code, message));
+        }
+        for item in &self.batch.items {
+            let Some((code, message)) = &item.refused else { continue };
+            let known = &self.inputs[item.input];
+            let last = item.input + 1 == self.inputs.len();
+            let header = if last { current.and_then(Input::header).or(known.header.as_deref()) } else { known.header.as_deref() };
+            let raw = &self.batch.raw[item.raw.clone()];
+            self.rejects.add(&Reject { input: &known.name, line: item.line, code, message, raw, header })?;
+        }
+        self.batch.clear();
+        self.marks.extend(current.and_then(Input::mark));
+        for mark in self.marks.drain(..) {
+            let entry = &mut self.position.inputs[mark.entry];
+            (entry.offset, entry.hash) = (mark.offset, mark.hash);
+        }
+        if let Some(path) = &self.args.resume {
+            self.position.write(path)?;
+        }
+        self.show();
+        Ok(())
+    }
+
+    fn show(&self) {
+        let events = counted(self.accepted, "event");
+        self.progress.set_message(events);
+        if self.sized {
+            self.progress.set_position(self.read.load(Ordering::Relaxed));
+        } else {
+            self.progress.set_position(self.accepted);
+        }
+    }
+
+    /// The summary, and how the run ended.
+    fn report(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
+        let extra = [
+            (self.passed > 0).then(|| format!("{} in before", are(self.passed))),
+            (self.poster.retries > 0).then(|| counted(self.poster.retries, "retry").replace("retrys", "retries")),
+        ];
+        let extra: String = extra.into_iter().flatten().map(|text| format!(", {text}")).collect();
+        let refused = format!("{} refused", if self.rejects.count == 1 { "1 was".to_owned() } else { were(self.rejects.count) });
+        eprintln!("{} in, {refused}{extra}", are_events(self.accepted));
+        self.notes.iter().for_each(|note| eprintln!("  {note}"));
+        self.rejects.report().iter().for_each(|line| eprintln!("{line}"));
+        let waiting = self.batch.lines.len() as u64;
+        if let Err(error) = ended {
+            let way = self.way_on();
+            let lost = if waiting > 0 { format!("; {} read and not sent", are_events(waiting)) } else { String::new() };
+            return Err(error.context(format!("not everything was sent{lost}{way}")));
+        }
+        if self.args.resume.is_none() && self.made_up > 0 {
+            eprintln!("  these are new events: sent again, they count again; --resume FILE keeps what was sent");
+        }
+        if self.interrupted && !self.is_stream() {
+            bail!("ended by a signal before everything was sent{}", self.way_on());
+        }
+        if self.rejects.count > 0 {
+            bail!("{} refused", were_events(self.rejects.count));
+        }
+        Ok(())
+    }
+
+    /// Whether a stream was being read last, which has no end but a signal.
+    fn is_stream(&self) -> bool {
+        self.inputs.last().is_some_and(|known| known.name == Source::Stdin.name())
+    }
+
+    /// How to go on. Who has not asked for a position beforehand needs one now.
+    fn way_on(&self) -> String {
+        if let Some(path) = &self.args.resume {
+            return format!("; run it again to go on ({})", path.display());
+        }
+        if self.accepted == 0 || self.is_stream() {
+            return String::new();
+        }
+        let path = format!("rollmill-{}.sent", self.position.run);
+        match self.position.write(Path::new(&path)) {
+            Ok(()) => format!("; to go on, run it again with --resume {path}"),
+            Err(error) => format!("; and where it stands could not be kept: {error:#}"),
+        }
+    }
+}
+
+fn are(n: u64) -> String {
+    let verb = if n == 1 { "is" } else { "are" };
+    format!("{} {verb}", crate::cli::figures::grouped(&n.to_string()))
+}
+
+fn were(n: u64) -> String {
+    format!("{} were", crate::cli::figures::grouped(&n.to_string()))
+}
+
+fn are_events(n: u64) -> String {
+    format!("{} {}", counted(n, "event"), if n == 1 { "is" } else { "are" })
+}
+
+fn were_events(n: u64) -> String {
+    format!("{} {}", counted(n, "event"), if n == 1 { "was" } else { "were" })
+}
+
+/// A bar of bytes if all inputs are files, else what is true of a stream: how many events are in.
+fn progress(sources: &[Source]) -> (indicatif::ProgressBar, bool) {
+    let size = |source: &Source| match source {
+        Source::Stdin => None,
+        Source::File(path) => std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len()),
+    };
+    let total: Option<u64> = sources.iter().map(size).sum();
+    let (bar, template) = match total {
+        Some(total) => {
+            let template = "{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}, {msg}";
+            (indicatif::ProgressBar::new(total), template)
+        }
+        None => (indicatif::ProgressBar::no_length(), "{spinner} {msg}, {per_sec}, {elapsed}"),
+    };
+    let style = indicatif::ProgressStyle::with_template(template);
+    (bar.with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())), total.is_some())
+}

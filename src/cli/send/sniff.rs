@@ -1,0 +1,130 @@
+//! What an input is, told by how it begins; what `send` cannot read is refused by its name.
+
+use super::split::{BOM, Format};
+use super::table::delimiter_of;
+
+/// Bytes by which an input that is no text is told.
+const FOREIGN: &[(&[u8], &str, &str)] = &[
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet", "unpack it, or save it as CSV"),
+    (b"BZh", "packed with bzip2", "unpack it on the way: `bzcat FILE | rollmill send -`"),
+    (b"\xfd7zXZ\0", "packed with xz", "unpack it on the way: `xzcat FILE | rollmill send -`"),
+    (b"7z\xbc\xaf\x27\x1c", "packed with 7-Zip", "unpack it first"),
+    (b"\x04\x22\x4d\x18", "packed with lz4", "unpack it on the way: `lz4cat FILE | rollmill send -`"),
+    (b"PAR1", "a Parquet file", "write it as CSV or NDJSON first, as with DuckDB"),
+    (b"Obj\x01", "an Avro file", "write it as NDJSON first"),
+    (b"SQLite format 3\0", "an SQLite database", "export it as CSV first"),
+    (b"\xff\xfe", "UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8 FILE | rollmill send -`"),
+    (b"\xfe\xff", "UTF-16", "convert it: `iconv -f UTF-16 -t UTF-8 FILE | rollmill send -`"),
+];
+
+/// Lines by which CSV is told from lines of which the first one is bad.
+const LOOKED_AT: usize = 5;
+
+/// What is asked for on the command line.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// A metric or its column is named, so it has to be CSV.
+    pub(super) csv: bool,
+    pub(super) delimiter: Option<u8>,
+}
+
+/// The format of an input that begins so; none if that cannot be told yet.
+///
+/// # Errors
+/// What it is instead.
+pub(super) fn format_of(head: &[u8], complete: bool, wanted: Wanted) -> Result<Option<Format>, String> {
+    if let Some((_, what, way)) = FOREIGN.iter().find(|(magic, ..)| head.starts_with(magic)) {
+        return Err(format!("it is {what}: {way}"));
+    }
+    let text = head.strip_prefix(BOM).unwrap_or(head).trim_ascii_start();
+    let line_end = memchr::memchr2(b'\n', b'\r', text);
+    let undecided = !complete && head.len() < super::split::MAX_RECORD;
+    let Some(first) = text.first().copied() else {
+        return Ok(complete.then_some(if wanted.csv { Format::Csv(b',') } else { Format::Ndjson }));
+    };
+    if undecided && line_end.is_none() && (wanted.csv || head.len() < 16) {
+        return Ok(None);
+    }
+    let line = &text[..line_end.unwrap_or(text.len())];
+    match (first, wanted.csv) {
+        (b'{' | b'[', true) => Err("it begins like JSON, and --metric and --metric-column are for CSV".to_owned()),
+        (_, true) => Ok(Some(Format::Csv(wanted.delimiter.unwrap_or_else(|| delimiter_of(line))))),
+        (b'[', false) => Ok(Some(Format::Values)),
+        (b'{', false) if line.trim_ascii() == b"{" => Ok(Some(Format::Values)),
+        (0x80..=0xa0 | 0xdc..=0xdf, false) if std::str::from_utf8(line).is_err() => {
+            Err("it looks like MessagePack, which POST /v1/events takes: see docs/api.md".to_owned())
+        }
+        (_, false) => match csv_header(text) {
+            Some(columns) => Err(format!(
+                "it looks like CSV with the columns {columns}: name the metric with --metric NAME, or the column that holds it with \
+                 --metric-column COLUMN"
+            )),
+            None => Ok(Some(Format::Ndjson)),
+        },
+    }
+}
+
+/// The columns, if these lines are CSV: none begins like JSON, and each has the delimiters that the first one has.
+fn csv_header(text: &[u8]) -> Option<String> {
+    let mut lines = text.split(|byte| *byte == b'\n').take(LOOKED_AT).map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let header = lines.next()?;
+    let delimiter = delimiter_of(header);
+    let count = |line: &[u8]| memchr::memchr_iter(delimiter, line).count();
+    // What follows may have been cut in the middle of a line.
+    let second = lines.next()?;
+    let alike = count(header) > 0 && count(second) == count(header) && !second.starts_with(b"{");
+    let columns = String::from_utf8_lossy(header);
+    alike.then(|| columns.split(char::from(delimiter)).map(|name| name.trim_matches('"')).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(head: &[u8], csv: bool) -> Result<Option<Format>, String> {
+        format_of(head, true, Wanted { csv, delimiter: None })
+    }
+
+    #[test]
+    fn json_is_told_by_its_beginning() {
+        for (head, format) in [
+            (&b"{\"metric\":\"m\"}\n"[..], Format::Ndjson),
+            (b"\xef\xbb\xbf{\"metric\":\"m\"}", Format::Ndjson),
+            (b"\xef\xbb\xbf [{\"metric\":\"m\"}]", Format::Values),
+            (b"{\n  \"metric\": \"m\"\n}", Format::Values),
+            (b"started, version 1\n{\"metric\":\"m\"}\n", Format::Ndjson),
+            (b"hello\n", Format::Ndjson),
+            (b"", Format::Ndjson),
+        ] {
+            assert_eq!(told(head, false), Ok(Some(format)), "{}", String::from_utf8_lossy(head));
+        }
+    }
+
+    #[test]
+    fn csv_needs_a_metric_and_a_metric_needs_csv() {
+        assert_eq!(told(b"a;b\n1;2\n", true), Ok(Some(Format::Csv(b';'))));
+        assert_eq!(format_of(b"a;b\n", true, Wanted { csv: true, delimiter: Some(b',') }), Ok(Some(Format::Csv(b','))));
+        let why = told(b"time,\"value\"\n1,2\n", false).expect_err("CSV");
+        assert!(why.contains("columns time, value") && why.contains("--metric-column"), "{why}");
+        assert!(told(b"{\"metric\":\"m\"}", true).expect_err("JSON").contains("for CSV"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_by_name() {
+        for (head, name) in [
+            (&b"PK\x03\x04xxxx"[..], "ZIP"),
+            (b"\xff\xfe{\0", "UTF-16"),
+            (b"PAR1....", "Parquet"),
+            (b"\x81\xa6metric\xa1m\xff", "MessagePack"),
+        ] {
+            assert!(told(head, false).expect_err(name).contains(name));
+        }
+    }
+
+    #[test]
+    fn a_beginning_that_tells_nothing_is_waited_for() {
+        let early = |head: &[u8], csv| format_of(head, false, Wanted { csv, delimiter: None });
+        assert_eq!((early(b"", false), early(b" \n", false), early(b"{", false), early(b"a;b", true)), (Ok(None), Ok(None), Ok(None), Ok(None)));
+        assert_eq!(early(b"{}\n", false), Ok(Some(Format::Ndjson)));
+    }
+}

@@ -1,0 +1,181 @@
+//! What is to be sent: files, directories, patterns, standard input.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::cli::UsageError;
+
+/// One input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    Stdin,
+    File(PathBuf),
+}
+
+impl Source {
+    /// As people know it, in messages.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Stdin => "standard input".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Names of files that a directory is searched for, with or without an ending of compression.
+const ENDINGS: [&str; 5] = [".ndjson", ".jsonl", ".json", ".csv", ".tsv"];
+const COMPRESSED: [&str; 3] = [".gz", ".zst", ".zstd"];
+
+/// The inputs that are named, each once, in the order named; those of a directory or a pattern by name. `notes` says what is left out.
+pub(super) fn expand(named: &[PathBuf], notes: &mut Vec<String>) -> anyhow::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for path in named {
+        if path.as_os_str() == "-" {
+            sources.push(Source::Stdin);
+        } else if path.is_dir() {
+            let before = sources.len();
+            directory(path, &mut sources, notes)?;
+            if sources.len() == before {
+                notes.push(format!("{} holds no file to send", path.display()));
+            }
+        } else if path.exists() || !is_pattern(path) {
+            sources.push(Source::File(path.clone()));
+        } else {
+            let found = matching(path)?;
+            if found.is_empty() {
+                bail!(UsageError(format!("no file matches {}", path.display())));
+            }
+            sources.extend(found.into_iter().map(Source::File));
+        }
+    }
+    let mut known = Vec::new();
+    sources.retain(|source| {
+        let identity = match source {
+            Source::Stdin => None,
+            Source::File(path) => Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())),
+        };
+        let new = !known.contains(&identity);
+        if new {
+            known.push(identity);
+        } else {
+            notes.push(format!("{} is named twice and sent once", source.name()));
+        }
+        new
+    });
+    Ok(sources)
+}
+
+/// Files below a directory that are data by their names; hidden ones are not.
+fn directory(path: &Path, sources: &mut Vec<Source>, notes: &mut Vec<String>) -> anyhow::Result<()> {
+    for path in entries(path)? {
+        let name = name_of(&path);
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            directory(&path, sources, notes)?;
+        } else if is_data(&name) {
+            sources.push(Source::File(path));
+        } else {
+            notes.push(format!("{} is left alone: its name ends in none of {}", path.display(), ENDINGS.join(", ")));
+        }
+    }
+    Ok(())
+}
+
+fn is_data(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let plain = COMPRESSED.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
+    ENDINGS.iter().any(|ending| plain.ends_with(ending))
+}
+
+fn entries(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let read = || -> std::io::Result<Vec<PathBuf>> {
+        let mut paths: Vec<PathBuf> =
+            std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+        paths.sort();
+        Ok(paths)
+    };
+    read().with_context(|| format!("cannot read the directory {}", path.display()))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn is_pattern(path: &Path) -> bool {
+    path.to_string_lossy().contains(['*', '?'])
+}
+
+/// The files that a pattern means, for a shell that has not expanded it.
+fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = vec![PathBuf::new()];
+    for part in pattern.components() {
+        let text = part.as_os_str().to_string_lossy();
+        let mut next = Vec::new();
+        for path in found {
+            if !text.contains(['*', '?']) {
+                next.push(path.join(part));
+                continue;
+            }
+            let within = if path.as_os_str().is_empty() { Path::new(".") } else { &path };
+            if within.is_dir() {
+                let names = entries(within)?.into_iter().map(|entry| name_of(&entry));
+                let visible = names.filter(|name| !name.starts_with('.') || text.starts_with('.'));
+                next.extend(visible.filter(|name| matches(text.as_bytes(), name.as_bytes())).map(|name| path.join(name)));
+            }
+        }
+        found = next;
+    }
+    found.retain(|path| path.is_file());
+    Ok(found)
+}
+
+/// `*` is any number of bytes, `?` one.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.first(), name.first()) {
+        (None, None) => true,
+        (Some(b'*'), _) => matches(&pattern[1..], name) || (!name.is_empty() && matches(pattern, &name[1..])),
+        (Some(b'?'), Some(_)) => matches(&pattern[1..], &name[1..]),
+        (Some(a), Some(b)) if a == b => matches(&pattern[1..], &name[1..]),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(sources: &[Source], root: &Path) -> Vec<String> {
+        let relative = |source: &Source| source.name().replace(&format!("{}/", root.display()), "");
+        sources.iter().map(relative).collect()
+    }
+
+    #[test]
+    fn directories_and_patterns_are_files_by_name_and_each_is_sent_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path();
+        for file in ["b/2.csv", "b/1.csv.gz", "b/deep/3.ndjson", "b/.hidden.csv", "b/notes.md", "c/1.csv"] {
+            let path = root.join(file);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            std::fs::write(path, "x").expect("written");
+        }
+        let mut notes = Vec::new();
+        let sources = expand(&[root.join("c/1.csv"), root.join("b")], &mut notes).expect("sources");
+        assert_eq!(names(&sources, root), ["c/1.csv", "b/1.csv.gz", "b/2.csv", "b/deep/3.ndjson"]);
+        assert!(notes.len() == 1 && notes[0].contains("notes.md is left alone"), "{notes:?}");
+        let sources = expand(&[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()], &mut notes).expect("sources");
+        assert_eq!(names(&sources, root), ["b/2.csv", "c/1.csv", "standard input"]);
+        assert!(notes[1].contains("2.csv is named twice") && notes[2].contains("standard input is named twice"), "{notes:?}");
+        assert!(expand(&[root.join("none*")], &mut notes).is_err());
+        assert_eq!(expand(&[root.join("none")], &mut notes).expect("opened later").len(), 1);
+    }
+
+    #[test]
+    fn stars_match_as_in_a_shell() {
+        for (pattern, name, is) in [("*", "", true), ("a*c", "abbc", true), ("a*c", "ab", false), ("?b", "ab", true), ("?", "", false)] {
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), is, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! Bytes cut into records: lines of NDJSON, rows of CSV, values of JSON.
+//!
+//! A record knows where it stands, by byte and by line, so that an id and a message can name it. What is consumed is hashed on the way:
+//! that is how a position knows the input it belongs to. Memory is bounded: a record beyond [`MAX_RECORD`] is a bad one.
+
+use std::ops::Range;
+
+/// More bytes than any server takes for one event (`accept.max_event_bytes` is at most 1 MiB).
+pub(super) const MAX_RECORD: usize = 1 << 20;
+
+/// How an input is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// One JSON object a line.
+    Ndjson,
+    /// JSON values in an array, or one after the other.
+    Values,
+    /// CSV with this delimiter.
+    Csv(u8),
+}
+
+/// Why a record is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// Longer than [`MAX_RECORD`]; only its beginning is there.
+    TooLong,
+    /// A quoted cell of CSV without an end.
+    OpenQuote,
+    /// A JSON value without an end: nothing behind it can be told apart.
+    Unfinished,
+    /// An array without an end: what it holds could be read, and more may be missing.
+    OpenArray,
+}
+
+impl Flaw {
+    /// For people.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::TooLong => "longer than 1 MiB, which no server takes; only its beginning is kept",
+            Self::OpenQuote => "a quoted cell begins here and does not end",
+            Self::Unfinished => "the JSON that begins here does not end: what stands behind it cannot be told apart",
+            Self::OpenArray => "the array that begins here does not end: the file is cut off",
+        }
+    }
+}
+
+/// A record, as a range of what the splitter holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) range: Range<usize>,
+    /// Byte of the input at which it begins.
+    pub(super) offset: u64,
+    /// Line of the input at which it begins, from 1.
+    pub(super) line: u64,
+    /// Whether its end was seen; the last line of an input may lack it.
+    pub(super) ended: bool,
+    pub(super) flaw: Option<Flaw>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cell {
+    Begin,
+    Plain,
+    Quoted,
+    QuoteInQuoted,
+}
+
+/// What a scan knows of a record that has not ended yet.
+#[derive(Debug, Clone, Copy)]
+struct Scan {
+    at: usize,
+    cell: Cell,
+    depth: usize,
+    quoted: bool,
+    escaped: bool,
+}
+
+impl Scan {
+    fn from(at: usize) -> Self {
+        Self { at, cell: Cell::Begin, depth: 0, quoted: false, escaped: false }
+    }
+}
+
+/// Cuts one input.
+pub(super) struct Splitter {
+    format: Format,
+    held: Vec<u8>,
+    /// What lies before it is consumed.
+    start: usize,
+    scan: Scan,
+    offset: u64,
+    line: u64,
+    hasher: blake3::Hasher,
+    /// What lies before it is in the hash.
+    hashed: usize,
+    complete: bool,
+    /// The rest of a line that was too long.
+    skip_line: bool,
+    /// Nothing more can be told apart.
+    skip_all: bool,
+    arrays: usize,
+    /// Where the outermost array that is open begins.
+    array_at: (u64, u64),
+}
+
+impl Splitter {
+    /// The byte order mark of UTF-8, if `held` begins with it, belongs to no record.
+    pub(super) fn new(format: Format, held: Vec<u8>) -> Self {
+        let mut new = Self {
+            format,
+            held,
+            start: 0,
+            scan: Scan::from(0),
+            offset: 0,
+            line: 1,
+            hasher: blake3::Hasher::new(),
+            hashed: 0,
+            complete: false,
+            skip_line: false,
+            skip_all: false,
+            arrays: 0,
+            array_at: (0, 1),
+        };
+        if new.held.starts_with(BOM) {
+            new.consume(BOM.len());
+        }
+        new
+    }
+
+    /// More of the input. Ranges of earlier records end here.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.hasher.update(&self.held[self.hashed..self.start]);
+        self.held.drain(..self.start);
+        self.scan.at -= self.start;
+        (self.start, self.hashed) = (0, 0);
+        self.held.extend_from_slice(bytes);
+    }
+
+    /// There is no more.
+    pub(super) fn finish(&mut self) {
+        self.complete = true;
+    }
+
+    pub(super) fn bytes(&self, record: &Record) -> &[u8] {
+        &self.held[record.range.clone()]
+    }
+
+    /// How far it has come, and the hash of everything before.
+    pub(super) fn mark(&self) -> (u64, String) {
+        let mut hasher = self.hasher.clone();
+        hasher.update(&self.held[self.hashed..self.start]);
+        (self.offset, hasher.finalize().to_hex().to_string())
+    }
+
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(super) fn line_number(&self) -> u64 {
+        self.line
+    }
+
+    /// Bytes of a record that has begun and not ended.
+    pub(super) fn pending(&self) -> &[u8] {
+        &self.held[self.start..]
+    }
+
+    /// The next record that is whole, or with [`Self::finish`] the last one. Blank ones are passed over.
+    pub(super) fn next(&mut self) -> Option<Record> {
+        loop {
+            if self.skip_all {
+                self.consume(self.held.len() - self.start);
+                return None;
+            }
+            if self.skip_line {
+                let end = newline(&self.held[self.start..]);
+                self.consume(end.map_or(self.held.len() - self.start, |at| at + 1));
+                self.skip_line = end.is_none();
+                if self.skip_line {
+                    return None;
+                }
+            }
+            let record = match self.format {
+                Format::Ndjson => self.line(),
+                Format::Csv(delimiter) => self.row(delimiter),
+                Format::Values => self.value(),
+            }?;
+            if record.flaw.is_some() || !blank(self.bytes(&record)) {
+                return Some(record);
+            }
+        }
+    }
+
+    /// Moves on by `n` bytes.
+    fn consume(&mut self, n: usize) {
+        self.line += memchr::memchr_iter(b'\n', &self.held[self.start..self.start + n]).count() as u64;
+        self.offset += n as u64;
+        self.start += n;
+        self.scan = Scan::from(self.start);
+    }
+
+    /// A record of the next `length` bytes, `with_end` of which are consumed.
+    fn take(&mut self, length: usize, with_end: usize, flaw: Option<Flaw>) -> Record {
+        let range = self.start..self.start + length;
+        let record = Record { range, offset: self.offset, line: self.line, ended: with_end > length, flaw };
+        self.consume(with_end);
+        record
+    }
+
+    fn line(&mut self) -> Option<Record> {
+        let held = self.held.len() - self.start;
+        match newline(&self.held[self.scan.at..]) {
+            Some(at) => {
+                let length = self.scan.at + at - self.start;
+                Some(if length > MAX_RECORD { self.too_long(length) } else { self.take(length, length + 1, None) })
+            }
+            None if held > MAX_RECORD => {
+                self.skip_line = true;
+                Some(self.take(MAX_RECORD, MAX_RECORD, Some(Flaw::TooLong)))
+            }
+            None if self.complete && held > 0 => Some(self.take(held, held, None)),
+            None => {
+                self.scan.at = self.held.len();
+                None
+            }
+        }
+    }
+
+    /// A whole line that is too long.
+    fn too_long(&mut self, length: usize) -> Record {
+        let mut record = self.take(MAX_RECORD, length + 1, Some(Flaw::TooLong));
+        record.ended = true;
+        record
+    }
+
+    fn row(&mut self, delimiter: u8) -> Option<Record> {
+        while self.scan.at < self.held.len() {
+            let byte = self.held[self.scan.at];
+            let cell = match (self.scan.cell, byte) {
+                (Cell::Quoted, b'"') => Cell::QuoteInQuoted,
+                (Cell::Quoted, _) => Cell::Quoted,
+                (_, b'\n' | b'\r') => {
+                    let length = self.scan.at - self.start;
+                    return Some(self.take(length, length + 1, None));
+                }
+                (Cell::Begin | Cell::QuoteInQuoted, b'"') => Cell::Quoted,
+                (_, byte) if byte == delimiter => Cell::Begin,
+                _ => Cell::Plain,
+            };
+            self.scan.cell = cell;
+            self.scan.at += 1;
+            if self.scan.at - self.start > MAX_RECORD {
+                return Some(self.bad_row());
+            }
+        }
+        if !self.complete || self.start == self.held.len() {
+            return None;
+        }
+        if self.scan.cell == Cell::Quoted {
+            return Some(self.bad_row());
+        }
+        let length = self.held.len() - self.start;
+        Some(self.take(length, length, None))
+    }
+
+    /// A row without an end: its first line is bad, and the next line is a row again.
+    fn bad_row(&mut self) -> Record {
+        let open = self.scan.cell == Cell::Quoted;
+        let flaw = if open { Flaw::OpenQuote } else { Flaw::TooLong };
+        match newline(&self.held[self.start..self.scan.at]) {
+            Some(length) => self.take(length, length + 1, Some(flaw)),
+            None => {
+                self.skip_line = true;
+                let length = (self.scan.at - self.start).min(MAX_RECORD);
+                self.take(length, length, Some(flaw))
+            }
+        }
+    }
+
+    fn value(&mut self) -> Option<Record> {
+        if self.scan.at == self.start && self.scan.depth == 0 && !self.pass_punctuation() {
+            return None;
+        }
+        while self.scan.at < self.held.len() {
+            let byte = self.held[self.scan.at];
+            let scan = &mut self.scan;
+            scan.at += 1;
+            match byte {
+                _ if scan.escaped => scan.escaped = false,
+                b'\\' if scan.quoted => scan.escaped = true,
+                b'"' => scan.quoted = !scan.quoted,
+                _ if scan.quoted => {}
+                b'{' => scan.depth += 1,
+                b'[' if scan.depth > 0 => scan.depth += 1,
+                b'}' | b']' if scan.depth > 1 => scan.depth -= 1,
+                b'}' if scan.depth == 1 => {
+                    let length = scan.at - self.start;
+                    return Some(self.take_value(length));
+                }
+                b',' | b']' | b' ' | b'\n' | b'\r' | b'\t' if scan.depth == 0 => {
+                    let length = scan.at - 1 - self.start;
+                    return Some(self.take_value(length));
+                }
+                _ => {}
+            }
+            if self.scan.at - self.start > MAX_RECORD {
+                self.skip_all = true;
+                return Some(self.take(MAX_RECORD, MAX_RECORD, Some(Flaw::Unfinished)));
+            }
+        }
+        if !self.complete {
+            return None;
+        }
+        let length = self.held.len() - self.start;
+        let flaw = (self.scan.depth > 0 || self.scan.quoted).then_some(Flaw::Unfinished);
+        self.skip_all |= flaw.is_some();
+        Some(self.take(length, length, flaw))
+    }
+
+    fn take_value(&mut self, length: usize) -> Record {
+        let mut record = self.take(length, length, None);
+        record.ended = true;
+        record
+    }
+
+    /// Passes over what stands between values. False if there is no value yet.
+    fn pass_punctuation(&mut self) -> bool {
+        while let Some(byte) = self.held.get(self.start).copied() {
+            match byte {
+                b'[' => {
+                    if self.arrays == 0 {
+                        self.array_at = (self.offset, self.line);
+                    }
+                    self.arrays += 1;
+                }
+                b']' => self.arrays = self.arrays.saturating_sub(1),
+                b',' | b' ' | b'\n' | b'\r' | b'\t' => {}
+                _ => return true,
+            }
+            self.consume(1);
+        }
+        false
+    }
+
+    /// The array that the input has not closed, once it is at its end: a record of nothing, where the array begins.
+    pub(super) fn take_open_array(&mut self) -> Option<Record> {
+        let open = self.complete && self.arrays > 0 && !self.skip_all;
+        self.arrays = 0;
+        let (offset, line) = self.array_at;
+        let range = self.start..self.start;
+        open.then_some(Record { range, offset, line, ended: false, flaw: Some(Flaw::OpenArray) })
+    }
+}
+
+pub(super) const BOM: &[u8] = b"\xef\xbb\xbf";
+
+fn newline(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr(b'\n', bytes)
+}
+
+fn blank(bytes: &[u8]) -> bool {
+    bytes.iter().all(u8::is_ascii_whitespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a splitter makes of an input that comes in parts of this size: text, byte, line, flaw.
+    fn split(format: Format, input: &[u8], part: usize) -> Vec<(String, u64, u64, Option<Flaw>)> {
+        let mut splitter = Splitter::new(format, Vec::new());
+        let mut found = Vec::new();
+        let mut drain = |splitter: &mut Splitter| {
+            while let Some(record) = splitter.next() {
+                let text = String::from_utf8_lossy(splitter.bytes(&record)).into_owned();
+                found.push((text, record.offset, record.line, record.flaw));
+            }
+        };
+        for part in input.chunks(part) {
+            splitter.push(part);
+            drain(&mut splitter);
+        }
+        splitter.finish();
+        drain(&mut splitter);
+        assert_eq!(splitter.mark(), (input.len() as u64, blake3::hash(input).to_hex().to_string()), "all is consumed and hashed");
+        found
+    }
+
+    fn named(found: &[(String, u64, u64, Option<Flaw>)]) -> Vec<(&str, u64, u64)> {
+        found.iter().map(|(text, offset, line, _)| (text.as_str(), *offset, *line)).collect()
+    }
+
+    #[test]
+    fn lines_know_where_they_stand() {
+        let input = b"{1}\n\n  \r\n{2}\r\n{3}";
+        for part in 1..=input.len() {
+            let found = split(Format::Ndjson, input, part);
+            assert_eq!(named(&found), [("{1}", 0, 1), ("{2}\r", 9, 4), ("{3}", 14, 5)]);
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_belongs_to_no_record() {
+        let mut splitter = Splitter::new(Format::Ndjson, b"\xef\xbb\xbf{1}\n".to_vec());
+        let record = splitter.next().expect("a record");
+        assert_eq!((splitter.bytes(&record), record.offset, record.line), (&b"{1}"[..], 3, 1));
+    }
+
+    #[test]
+    fn rows_may_hold_lines_and_delimiters() {
+        let input = b"a;b\n1;\"x\ny;\"\"z\"\"\"\r\n\n2;5\"\n3;4";
+        for part in 1..=input.len() {
+            let found = split(Format::Csv(b';'), input, part);
+            let expected = [("a;b", 0, 1), ("1;\"x\ny;\"\"z\"\"\"", 4, 2), ("2;5\"", 20, 5), ("3;4", 25, 6)];
+            assert_eq!(named(&found), expected);
+        }
+    }
+
+    #[test]
+    fn a_quote_without_an_end_costs_one_row() {
+        for part in [1, 7, 64] {
+            let found = split(Format::Csv(b','), b"v\n1\n\"2\n3\n4\n", part);
+            assert_eq!(found[2], ("\"2".to_owned(), 4, 3, Some(Flaw::OpenQuote)));
+            assert_eq!(named(&found)[3..], [("3", 7, 4), ("4", 9, 5)]);
+        }
+    }
+
+    #[test]
+    fn values_of_an_array_or_one_after_the_other_are_found() {
+        let array = b"[\n  {\"a\": \"]}\\\"\",\n   \"b\": [{}]},\n  {\"c\":1} , 7\n]\n";
+        for part in 1..=array.len() {
+            let found = split(Format::Values, array, part);
+            let expected = [("{\"a\": \"]}\\\"\",\n   \"b\": [{}]}", 4, 2), ("{\"c\":1}", 35, 4), ("7", 45, 4)];
+            assert_eq!(named(&found), expected);
+        }
+        assert_eq!(named(&split(Format::Values, b"{\n}\n{\n}{}", 3)), [("{\n}", 0, 1), ("{\n}", 4, 3), ("{}", 7, 4)]);
+    }
+
+    #[test]
+    fn json_without_an_end_is_said_to_have_none() {
+        let found = split(Format::Values, b"[{\"a\":1},{\"b\":", 4);
+        assert_eq!((found.len(), found[1].3), (2, Some(Flaw::Unfinished)));
+        let mut splitter = Splitter::new(Format::Values, b"[{},\n{}".to_vec());
+        splitter.finish();
+        assert_eq!(std::iter::from_fn(|| splitter.next()).count(), 2);
+        let open = splitter.take_open_array().expect("a mistake");
+        assert_eq!((open.flaw, open.line, splitter.take_open_array()), (Some(Flaw::OpenArray), 1, None));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_next_line_is_found() {
+        for format in [Format::Ndjson, Format::Csv(b',')] {
+            let mut splitter = Splitter::new(format, Vec::new());
+            let mut found = Vec::new();
+            for _ in 0..200 {
+                splitter.push(&[b'x'; 64 * 1024]);
+                found.extend(std::iter::from_fn(|| splitter.next()));
+                assert!(splitter.held.len() <= MAX_RECORD + 2 * 64 * 1024, "{}", splitter.held.len());
+            }
+            splitter.push(b"\ny\n");
+            let last = std::iter::from_fn(|| splitter.next()).last().expect("the next line");
+            assert_eq!((found.len(), found[0].flaw, last.line), (1, Some(Flaw::TooLong), 2), "{format:?}");
+            assert_eq!(splitter.bytes(&last), b"y");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_are_those_of_the_csv_crate(input in "[a\",;\r\n]{0,40}", part in 1usize..9) {
+            let found = split(Format::Csv(b','), input.as_bytes(), part);
+            prop_assume!(found.iter().all(|(_, _, _, flaw)| flaw.is_none()));
+            let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(input.as_bytes());
+            let theirs: Vec<u64> = reader.records().map(|row| row.unwrap().position().unwrap().byte()).collect();
+            // A row of theirs may begin with the line feed behind a carriage return.
+            let starts = |at: u64| at + input.as_bytes()[at as usize..].iter().take_while(|b| matches!(b, b'\r' | b'\n')).count() as u64;
+            prop_assert_eq!(found.iter().map(|row| row.1).collect::<Vec<_>>(), theirs.into_iter().map(starts).collect::<Vec<_>>());
+        }
+    }
+}
