@@ -20,7 +20,8 @@ fn from_git() -> Option<String> {
         String::from_utf8(output.stdout).ok().map(|text| text.trim().to_owned())
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).filter(|commit| !commit.is_empty())?;
-    for path in [git(&["rev-parse", "--git-path", "HEAD"]), git(&["rev-parse", "--git-path", "logs/HEAD"])].into_iter().flatten() {
+    for path in [git(&["rev-parse", "--git-path", "HEAD"]), git(&["rev-parse", "--git-path", "logs/HEAD"])].into_iter().flatten()
+    {
         println!("cargo:rerun-if-changed={path}");
     }
     let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|changes| !changes.is_empty());

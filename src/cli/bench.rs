@@ -29,6 +29,9 @@ use self::server::Server;
   rollmill bench --compare victoria-metrics          the same events and questions for both, in one run
   rollmill bench --url 127.0.0.1:8080 --json
 
+A connection that is lost is made again, and the same events are sent again with the same ids, for a minute: a server may be killed meanwhile.
+Exit code 0: what was acknowledged is what is counted. 1: it is not, or some requests had no answer.
+
 Without --url it starts a server of its own on a temporary directory, and can then tell its CPU, memory and disk too.
 Load generator and server share this machine: CPU seconds per million events are the sturdier figure.")]
 pub(super) struct BenchArgs {
@@ -93,12 +96,12 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         println!("{}", if args.json { comparison.json().to_string() } else { comparison.table() });
         return Ok(());
     }
-    let figures = runtime.block_on(measure(args))?;
+    let (figures, verdict) = runtime.block_on(measure(args))?;
     if args.json {
         let object: serde_json::Map<String, serde_json::Value> =
             figures.iter().map(|(n, v, _)| ((*n).to_owned(), (*v).into())).collect();
         println!("{}", serde_json::Value::Object(object));
-        return Ok(());
+        return verdict;
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -109,19 +112,35 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }
     println!("{table}");
-    Ok(())
+    verdict
 }
 
 fn readable(value: f64) -> String {
     if value.fract() != 0.0 && value.abs() < 1_000.0 {
         return format!("{value:.2}");
     }
-    let digits = format!("{value:.0}");
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
-    groups.join(",")
+    super::figures::grouped(&format!("{value:.0}"))
 }
 
-async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
+/// Whether what was acknowledged is what was counted. Events of requests without an answer may be counted or not.
+fn verdict(acked: u64, unanswered: u64, counted: u64) -> anyhow::Result<()> {
+    let [acked, unanswered, counted, most] =
+        [acked, unanswered, counted, acked + unanswered].map(|n| (n, super::figures::grouped(&n.to_string())));
+    if counted.0 < acked.0 || counted.0 > most.0 {
+        bail!("{} events were acknowledged, {} are in the rollups: this must never be", acked.1, counted.1);
+    }
+    if unanswered.0 > 0 {
+        bail!(
+            "{} events had no answer until the end: {} were acknowledged, and all of them are counted, {} in all",
+            unanswered.1,
+            acked.1,
+            counted.1
+        );
+    }
+    Ok(())
+}
+
+async fn measure(args: &BenchArgs) -> anyhow::Result<(Figures, anyhow::Result<()>)> {
     let own = match args.url {
         Some(_) => None,
         None => Some(Server::start(args.data.as_deref(), args.config.as_deref(), args.series).await?),
@@ -131,7 +150,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
     let shape = Shape { bytes: args.bytes as usize, batch: args.batch as usize, series: args.series, users: args.users, run };
     let target = load::Target { address, key: args.key.clone(), wire: wire::Wire::Rollmill };
     if args.queries {
-        return queries::measure(&target, &shape, args.connections).await;
+        return queries::measure(&target, &shape, args.connections).await.map(|figures| (figures, Ok(())));
     }
     let (mut warm_events, mut admitted) = (0, None);
     if args.warm_up {
@@ -150,10 +169,9 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
     let cpu = own.as_ref().map(Server::cpu_seconds).transpose()?.zip(cpu_before).map(|(after, before)| after - before);
     let sent = warm_events + outcome.acked;
     let counted = load::count_of(&target, &shape, sent).await?;
-    if counted != sent {
-        bail!("{sent} events were acknowledged, {counted} are in the rollups: this must never be");
-    }
+    let verdict = verdict(sent, outcome.unanswered, counted);
     let mut figures = outcome.figures(&shape);
+    figures.insert(1, ("events_counted", counted as f64, "in the rollups"));
     figures.extend(admitted.map(|rate| ("new_series_per_second", rate, "/s, before the rest was measured")));
     if let (Some(server), Some(cpu)) = (&own, cpu) {
         let [log, store, archive] = server.disk()?.map(|bytes| bytes as f64 / sent as f64);
@@ -166,5 +184,24 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<Figures> {
             ("disk_archive_per_event", archive, "bytes"),
         ]);
     }
-    Ok(figures)
+    Ok((figures, verdict))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ledger_is_balanced_or_says_why_not() {
+        assert!(verdict(1_000, 0, 1_000).is_ok());
+        for (acked, unanswered, counted, word) in [
+            (1_000, 0, 999, "must never be"),
+            (1_000, 0, 1_001, "must never be"),
+            (1_000, 100, 1_101, "must never be"),
+            (1_000, 100, 1_050, "had no answer"),
+        ] {
+            let why = verdict(acked, unanswered, counted).expect_err(word).to_string();
+            assert!(why.contains(word), "{why}");
+        }
+    }
 }

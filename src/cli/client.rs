@@ -127,7 +127,8 @@ impl Server {
         let proxy = if here { None } else { ureq::Proxy::try_from_env() };
         let used = proxy.as_ref().filter(|proxy| uri.as_ref().is_some_and(|uri| !proxy.is_no_proxy(uri)));
         let named = used.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
-        let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(patience)).proxy(proxy).build();
+        let config =
+            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(patience)).proxy(proxy).build();
         Self { address, key, agent: config.into(), proxy: named }
     }
 

@@ -4,10 +4,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
+use super::UsageError;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::gateway::auth::{Scope, StoredKey, new_key};
@@ -116,7 +117,8 @@ impl FileArgs {
             return Ok(path.clone());
         }
         let config = Config::load(self.config.as_deref(), std::env::vars(), &[])?;
-        config.path("auth.keys_file").context("no keys file is configured: set auth.keys_file, or name a file with --file")
+        let none = || UsageError("no keys file is configured: set auth.keys_file, or name a file with --file".to_owned());
+        Ok(config.path("auth.keys_file").ok_or_else(none)?)
     }
 }
 

@@ -255,12 +255,16 @@ mod tests {
         assert!(found.len() > 20, "{found:?}");
         for (path, help) in found {
             let lines: Vec<&str> = help.lines().map(str::trim).filter(|line| line.contains("rollmill ")).collect();
-            assert!(help.starts_with("Example") && lines.iter().any(|line| line.contains(&path)), "{path} has no example:\n{help}");
+            assert!(
+                help.starts_with("Example") && lines.iter().any(|line| line.contains(&path)),
+                "{path} has no example:\n{help}"
+            );
             for line in lines {
-                let Some(at) = line.find("rollmill ").filter(|_| line.contains(&path)) else { continue };
+                let Some(at) = line.find(&path) else { continue };
                 // What a shell does before, behind and beside it, and remarks, are no part of the command.
-                let own = line[at..].split(" | ").next().unwrap_or_default().split(" > ").next().unwrap_or_default();
-                let own = own.split("   ").next().unwrap_or_default().trim_end_matches(')');
+                let own =
+                    [" | ", " > ", " && ", "   "].iter().fold(&line[at..], |own, end| own.split(end).next().unwrap_or_default());
+                let own = own.trim_end_matches(')');
                 if let Err(error) = Cli::try_parse_from(words(own)) {
                     assert_eq!(error.exit_code(), 0, "{own}: {error}");
                 }

@@ -2,7 +2,6 @@
 
 mod plot;
 
-
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -249,9 +248,9 @@ fn warnings(completeness: &Completeness) -> Vec<String> {
     let named: Vec<String> = missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
     let more = missing.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let partial = completeness.partial.then(|| {
-        format!("partial: shards {}{more} are missing or behind; ask again, or see --output json", named.join(", "))
-    });
+    let partial = completeness
+        .partial
+        .then(|| format!("partial: shards {}{more} are missing or behind; ask again, or see --output json", named.join(", ")));
     let overflow = completeness.overflow.filter(|events| *events > 0).map(|events| {
         let events = grouped(&events.to_string());
         format!("{events} events of this metric have lost their labels (tenants.max_series): they are in none of the groups")
@@ -284,23 +283,30 @@ fn nothing(args: &QueryArgs, server: &Server) -> Nothing {
         return here;
     }
     let hint = near(metric, rows.iter().map(name)).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
-    Nothing::NoSuchMetric(format!("there is no metric {metric}{hint} (`rollmill metrics` lists them; a new one shows after its first flush)"))
+    Nothing::NoSuchMetric(format!(
+        "there is no metric {metric}{hint} (`rollmill metrics` lists them; a new one shows after its first flush)"
+    ))
 }
 
 fn drawing(args: &QueryArgs, answer: &Answer) -> String {
     let agg = aggs(args)[0];
     let windows = Windows::of(answer, args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone()));
-    let lines: Vec<plot::Line> = answer.series.iter().take(PLOTS).map(|series| {
-        let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
-        let mut values = vec![None; windows.count];
-        for point in &series.points {
-            let at = windows.index(point.text("t")).filter(|at| *at < values.len());
-            if let (Some(at), Some(value)) = (at, point.figure(agg).and_then(|figure| figure.parse::<f64>().ok())) {
-                values[at] = Some(value);
+    let lines: Vec<plot::Line> = answer
+        .series
+        .iter()
+        .take(PLOTS)
+        .map(|series| {
+            let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+            let mut values = vec![None; windows.count];
+            for point in &series.points {
+                let at = windows.index(point.text("t")).filter(|at| *at < values.len());
+                if let (Some(at), Some(value)) = (at, point.figure(agg).and_then(|figure| figure.parse::<f64>().ok())) {
+                    values[at] = Some(value);
+                }
             }
-        }
-        plot::Line { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
-    }).collect();
+            plot::Line { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
+        })
+        .collect();
     let width = comfy_table::Table::new().width().or_else(|| std::env::var("COLUMNS").ok()?.parse().ok()).unwrap_or(WIDTH);
     let mut out = plot::draw(&lines, &time(args, &answer.from), &time(args, &answer.to), usize::from(width.max(40)));
     if answer.series.len() > PLOTS {

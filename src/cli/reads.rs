@@ -208,7 +208,9 @@ fn limit(name: &str, value: &Value) -> String {
         Some("bytes") => &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)],
         _ => &[],
     };
-    let whole = |number: u64| units.iter().find(|(_, unit)| number > 0 && number % unit == 0).map(|(name, unit)| format!("{} {name}", number / unit));
+    let whole = |number: u64| {
+        units.iter().find(|(_, unit)| number > 0 && number % unit == 0).map(|(name, unit)| format!("{} {name}", number / unit))
+    };
     match (value.as_u64().and_then(whole), name.ends_with("_ms")) {
         (Some(text), _) => text,
         (None, true) if value.is_u64() => format!("{} ms", shown(value)),

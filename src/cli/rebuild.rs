@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 
+use super::UsageError;
 use crate::clock::Stopwatch;
 use crate::config::Config;
 use crate::model::offset::LogId;
@@ -71,8 +71,8 @@ pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
 
 fn log_id(text: &str) -> anyhow::Result<LogId> {
     let id = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32);
-    let id =
-        id.with_context(|| format!("{text:?} is no id of a log: the archive's folders `log=…` have 32 hexadecimal digits"))?;
+    let why = || UsageError(format!("{text:?} is no id of a log: the archive's folders `log=…` have 32 hexadecimal digits"));
+    let id = id.ok_or_else(why)?;
     Ok(LogId(id.to_be_bytes()))
 }
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
+use jiff::tz::TimeZone;
 
-use crate::clock::Stopwatch;
+use super::{UsageError, when};
+use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::model::decimal::Decimal;
 use crate::model::offset::ShardId;
@@ -35,11 +36,11 @@ pub(super) struct VerifyArgs {
     /// The server's configuration file, if it has one: the limits of de-duplication must be the same
     #[arg(long)]
     config: Option<PathBuf>,
-    /// First window, inclusive: RFC 3339 [default: the first]
-    #[arg(long)]
+    /// First window, inclusive: 2026-01-01, RFC 3339, milliseconds, or -7d [default: the first]
+    #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     from: Option<String>,
     /// Last window, exclusive [default: the last]
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
     to: Option<String>,
     /// Verify this shard alone; overflow series, which shards share, are left out
     #[arg(long, value_name = "N")]
@@ -86,11 +87,12 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
 
 fn hour(text: Option<&str>, default: Hour) -> anyhow::Result<Hour> {
     let Some(text) = text else { return Ok(default) };
-    let time: jiff::Timestamp = text.parse().with_context(|| format!("{text:?} is no time: write 2026-01-01T00:00:00Z"))?;
-    if time.as_millisecond() % HOUR_MS != 0 {
-        anyhow::bail!("{text} is not the start of an hour");
+    let time = when::parse(text, SystemClock.now(), &TimeZone::UTC).map_err(UsageError)?;
+    // So long ago is some minute of an hour; a time that somebody has written down is meant.
+    if time % HOUR_MS != 0 && !text.starts_with('-') && text != "now" {
+        return Err(UsageError(format!("{text} is not the start of an hour")).into());
     }
-    Ok(Hour::of(time.as_millisecond()))
+    Ok(Hour::of(time))
 }
 
 fn sum(figures: &Figures) -> String {

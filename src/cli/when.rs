@@ -24,7 +24,9 @@ pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, St
     }
     let civil = text.parse::<DateTime>().ok().and_then(|civil| civil.to_zoned_datetime(tz.clone()).ok());
     civil.map(|zoned| zoned.timestamp().as_millisecond()).ok_or_else(|| {
-        format!("{text:?} is no time: write 2026-01-01, 2026-01-01T10:00:00Z, milliseconds since 1970, now, or -7d for seven days ago")
+        format!(
+            "{text:?} is no time: write 2026-01-01, 2026-01-01T10:00:00Z, milliseconds since 1970, now, or -7d for seven days ago"
+        )
     })
 }
 

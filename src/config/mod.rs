@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn what_is_printed_gives_the_same_configuration() {
         let demo = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.toml")).expect("reads");
-        let odd = "accept.max_age = \"36h\"\narchive.keep = 0\naccept.max_body = \"1025B\"\nnode.name = \"a \\\"b\\\"\"\n";
+        let odd = "accept.max_age = \"36h\"\narchive.keep = 0\naccept.max_body = \"20971521B\"\nnode.name = \"a \\\"b\\\"\"\n";
         for text in ["", demo.as_str(), odd] {
             let config = load(text, &[]).expect("valid");
             let printed = config.to_toml();
@@ -332,8 +332,14 @@ mod tests {
             assert_eq!(again.0, config.0);
         }
         let printed = load("store.url = \"postgres://me:secret@db/r\"\n", &[]).expect("valid").to_toml();
-        assert!(printed.contains("# holds a password, which is not shown: store.url") && !printed.contains("secret"), "{printed}");
-        assert!(printed.contains("accept.max_age = \"365d\"\n") && printed.contains("accept.max_body = \"20MiB\"\n"), "{printed}");
+        assert!(
+            printed.contains("# holds a password, which is not shown: store.url") && !printed.contains("secret"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("accept.max_age = \"365d\"\n") && printed.contains("accept.max_body = \"20MiB\"\n"),
+            "{printed}"
+        );
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! `rollmill bench --compare` as people run it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::support::Server;
+use crate::support::{Server, free_port, until};
 
 /// VictoriaMetrics, as `make tools` leaves it or the system has it.
 fn victoria() -> Option<PathBuf> {
@@ -63,4 +63,41 @@ fn both_servers_are_measured_in_one_run() {
     assert!(queries.len() == 2 && queries.values().all(|q| q["queries_per_second"].as_f64() > Some(0.0)), "{answer}");
     let left: Vec<_> = std::fs::read_dir(temporary.path()).expect("readable").collect();
     assert!(left.is_empty(), "the servers' directories are removed: {left:?}");
+}
+
+#[test]
+fn a_server_that_is_killed_under_load_has_counted_what_it_acknowledged() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (data, port) = (dir.path().join("data"), free_port());
+    let server = Server::start_on(&data, port, &[]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+    let address = format!("127.0.0.1:{port}");
+    command.args([
+        "bench",
+        "--url",
+        &address,
+        "--seconds",
+        "6",
+        "--rate",
+        "2000",
+        "--connections",
+        "4",
+        "--batch",
+        "20",
+        "--json",
+    ]);
+    let bench = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+    let loaded = || server.get("/v1/metrics").1["metrics"].as_array().is_some_and(|metrics| !metrics.is_empty());
+    let watch = std::time::Instant::now();
+    // A metric shows after its first flush; a second of load does as well.
+    until("load", || loaded() || watch.elapsed() > std::time::Duration::from_secs(2));
+    server.kill();
+    let server = Server::start_on(&data, port, &[]);
+    let output = bench.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(answer["connections_lost"].as_f64() > Some(0.0), "{answer}");
+    assert!(answer["events"].as_f64() > Some(0.0) && answer["events"] == answer["events_counted"], "{answer}");
+    drop(server);
 }

@@ -47,8 +47,14 @@ impl Client {
         self.exchange(head.as_bytes()).await
     }
 
-    /// Writes a whole request and reads the answer: status and body.
+    /// Writes a whole request and reads the answer: status and body. After a failure the next one has a new connection.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
+        let answer = self.exchange_once(request).await;
+        self.closes |= answer.is_err();
+        answer
+    }
+
+    async fn exchange_once(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         if std::mem::take(&mut self.closes) {
             self.stream = open(self.address).await?;
         }

@@ -16,8 +16,10 @@ use crate::model::window::HOUR_MS;
 
 /// Between two measurements of freshness.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
-/// Until a request that was refused is sent again.
+/// Until a request that was refused, or had no answer, is sent again.
 const REFUSED_FOR: Duration = Duration::from_millis(20);
+/// How long a server may be away.
+const AWAY: Duration = Duration::from_secs(60);
 
 /// Where the load goes.
 #[derive(Clone)]
@@ -58,7 +60,10 @@ pub(super) struct Outcome {
     pub(super) acked: u64,
     pub(super) seconds: f64,
     pub(super) next: Begin,
+    /// Events of requests that had no answer until the end: counted or not, nobody knows.
+    pub(super) unanswered: u64,
     refusals: u64,
+    lost: u64,
     ack_us: Vec<u32>,
     fresh_us: Vec<u32>,
 }
@@ -68,7 +73,9 @@ struct Tally {
     next: Cell<u64>,
     probes: Cell<u64>,
     acked: Cell<u64>,
+    unanswered: Cell<u64>,
     refusals: Cell<u64>,
+    lost: Cell<u64>,
     ack_us: RefCell<Vec<u32>>,
     fresh_us: RefCell<Vec<u32>>,
 }
@@ -106,7 +113,9 @@ pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome>
         acked: tally.acked.get(),
         seconds,
         next: Begin { events: tally.next.get(), probes: tally.probes.get() },
+        unanswered: tally.unanswered.get(),
         refusals: tally.refusals.get(),
+        lost: tally.lost.get(),
         ack_us: tally.ack_us.take(),
         fresh_us: tally.fresh_us.take(),
     };
@@ -127,21 +136,46 @@ impl Line {
         Body::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
     }
 
-    /// Sends a request until it is taken, the same events each time: whatever was taken is not counted twice. How often it was refused.
-    pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<u64> {
-        let mut refusals = 0;
-        loop {
-            let (status, answer) = self.client.exchange(request).await?;
-            match status {
-                _ if self.wire.takes(status) => return Ok(refusals),
-                429 | 503 => {
-                    refusals += 1;
-                    tokio::time::sleep(REFUSED_FOR).await;
-                }
-                _ => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
-            }
+    /// Sends a request until it is taken, the same events each time: whatever was taken is not counted twice.
+    pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
+        match self.try_to_send(request).await? {
+            Tries { unanswered: Some(why), .. } => Err(why),
+            _ => Ok(()),
         }
     }
+
+    /// As [`Self::send`]; a server that is away for too long is no error of the load.
+    async fn try_to_send(&mut self, request: &[u8]) -> anyhow::Result<Tries> {
+        let mut tries = Tries::default();
+        let mut away: Option<Stopwatch> = None;
+        loop {
+            match self.client.exchange(request).await {
+                Ok((status, _)) if self.wire.takes(status) => return Ok(tries),
+                Ok((429 | 503, _)) => {
+                    away = None;
+                    tries.refusals += 1;
+                }
+                Ok((status, answer)) => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
+                Err(why) => {
+                    tries.lost += u64::from(away.is_none());
+                    if away.get_or_insert_with(Stopwatch::start).elapsed() > AWAY {
+                        return Ok(Tries { unanswered: Some(why), ..tries });
+                    }
+                }
+            }
+            tokio::time::sleep(REFUSED_FOR).await;
+        }
+    }
+}
+
+/// What it took to send a request.
+#[derive(Default)]
+struct Tries {
+    refusals: u64,
+    /// Connections that ended without an answer; attempts to make them again are not counted.
+    lost: u64,
+    /// Why there is no answer after all.
+    unanswered: Option<anyhow::Error>,
 }
 
 /// At most so many events per second since the first of the round.
@@ -170,8 +204,13 @@ async fn connection(
         }
         body.patch(&shape, first, SystemClock.now());
         let asked = watch.elapsed();
-        let refusals = line.send(&body.bytes).await?;
-        tally.refusals.set(tally.refusals.get() + refusals);
+        let tries = line.try_to_send(&body.bytes).await?;
+        tally.refusals.set(tally.refusals.get() + tries.refusals);
+        tally.lost.set(tally.lost.get() + tries.lost);
+        if tries.unanswered.is_some() {
+            tally.unanswered.set(tally.unanswered.get() + shape.batch as u64);
+            return Ok(());
+        }
         tally.ack_us.borrow_mut().push(micros(watch.elapsed() - asked));
         tally.acked.set(tally.acked.get() + shape.batch as u64);
     }
@@ -195,16 +234,17 @@ async fn freshness(probe: (Line, Client), run: u32, seconds: u32, tally: Rc<Tall
     while watch.elapsed() < until {
         let body = wire.probe(&metric, tally.probes.get(), SystemClock.now());
         let request = [writer.post_head(wire, body.len()), body.into_bytes()].concat();
-        let (status, _) = writer.exchange(&request).await?;
-        if !wire.takes(status) {
+        let taken = writer.exchange(&request).await.is_ok_and(|(status, _)| wire.takes(status));
+        if !taken {
             tokio::time::sleep(PROBE_EVERY).await;
             continue;
         }
         tally.probes.set(tally.probes.get() + 1);
         let acked = watch.elapsed();
-        while !shows(&mut reader, wire, &metric, tally.probes.get()).await? {
+        // A server that is away shows nothing.
+        while !shows(&mut reader, wire, &metric, tally.probes.get()).await.unwrap_or(false) {
             // Ours is waited for; a server that shows events after seconds would make the round longer than its load.
-            if wire != Wire::Rollmill && watch.elapsed() >= until {
+            if watch.elapsed() >= until && (wire != Wire::Rollmill || watch.elapsed() - acked > AWAY) {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -234,7 +274,14 @@ pub(super) async fn count_between(target: &Target, shape: &Shape, from: i64, to:
     let watch = Stopwatch::start();
     let path = target.wire.count_path(&shape.metric(), from, to);
     loop {
-        let (status, answer) = client.get(&path).await?;
+        let (status, answer) = match client.get(&path).await {
+            Ok(answer) => answer,
+            Err(why) if watch.elapsed() > AWAY => return Err(why.context("the server was not there to count")),
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
         if (400..500).contains(&status) && status != 429 {
             bail!("the server refused to count: {status}: {}", String::from_utf8_lossy(&answer));
         }
@@ -261,6 +308,8 @@ impl Outcome {
         self.seconds += other.seconds;
         self.next = other.next;
         self.refusals += other.refusals;
+        self.unanswered += other.unanswered;
+        self.lost += other.lost;
         self.ack_us.extend(other.ack_us);
         self.fresh_us.extend(other.fresh_us);
         self.ack_us.sort_unstable();
@@ -285,7 +334,7 @@ impl Outcome {
     pub(super) fn figures(&self, shape: &Shape) -> Figures {
         let rate = self.acked as f64 / self.seconds;
         vec![
-            ("events", self.acked as f64, "acknowledged, all counted exactly once"),
+            ("events", self.acked as f64, "acknowledged"),
             ("events_per_second", rate, "/s"),
             ("megabytes_per_second", rate * shape.bytes as f64 / 1e6, "MB/s"),
             ("ack_p50", percentile_ms(&self.ack_us, 0.5), "ms"),
@@ -293,6 +342,7 @@ impl Outcome {
             ("fresh_p50", percentile_ms(&self.fresh_us, 0.5), "ms from 202 to being in an answer"),
             ("fresh_p99", percentile_ms(&self.fresh_us, 0.99), "ms"),
             ("overload_answers", self.refusals as f64, "429 or 503, repeated"),
+            ("connections_lost", self.lost as f64, "made again, and the same events sent again"),
         ]
     }
 }

@@ -99,7 +99,10 @@ mod tests {
     fn a_window_without_data_is_a_gap() {
         // The top is six wide for six windows.
         let lines = drawn(&[Some(1.0), None, Some(4.0), None, None, Some(2.0)], 80);
-        assert_eq!(ground(&lines), format!("{}{}{}{}{}", "█".repeat(6), " ".repeat(6), "█".repeat(6), " ".repeat(12), "█".repeat(6)));
+        assert_eq!(
+            ground(&lines),
+            format!("{}{}{}{}{}", "█".repeat(6), " ".repeat(6), "█".repeat(6), " ".repeat(12), "█".repeat(6))
+        );
         assert_eq!(lines[1], "m: count");
         assert!(lines[2].starts_with("4│            ██████"), "{lines:?}");
     }
@@ -107,7 +110,11 @@ mod tests {
     #[test]
     fn the_axis_begins_at_zero_or_says_where() {
         let lines = drawn(&[Some(596.0), Some(1022.0)], 40);
-        assert_eq!(ground(&lines).chars().filter(|c| *c == '█').count(), 12, "half of the highest is no fall to nothing: {lines:?}");
+        assert_eq!(
+            ground(&lines).chars().filter(|c| *c == '█').count(),
+            12,
+            "half of the highest is no fall to nothing: {lines:?}"
+        );
         assert!(lines[1 + ROWS].starts_with("    0│"), "{lines:?}");
         let lines = drawn(&[Some(-5.0), Some(3.0)], 40);
         assert_eq!(lines.last().map(String::as_str), Some("(the axis begins at -5)"));
@@ -129,7 +136,11 @@ mod tests {
                 let lines = drawn(&values, width);
                 let widest = lines.iter().map(|line| line.chars().count()).max().unwrap_or(0);
                 assert!(widest <= width, "{windows} windows in {width}: {widest}");
-                assert_eq!(windows as usize > width, lines.last().is_some_and(|line| line.contains("highest of")), "{windows} {width}");
+                assert_eq!(
+                    windows as usize > width,
+                    lines.last().is_some_and(|line| line.contains("highest of")),
+                    "{windows} {width}"
+                );
             }
         }
     }

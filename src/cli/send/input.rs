@@ -26,7 +26,11 @@ pub(super) struct Mark {
 /// What an input yields.
 pub(super) enum Yield {
     /// A record; its event is at the end of the given buffer, unless it was refused.
-    Event { record: Record, made_up: bool, refused: Option<(&'static str, String)> },
+    Event {
+        record: Record,
+        made_up: bool,
+        refused: Option<(&'static str, String)>,
+    },
     /// Nothing yet.
     Nothing,
     End,
@@ -35,7 +39,6 @@ pub(super) enum Yield {
 /// An input that is being sent.
 pub(super) struct Input {
     pub(super) name: String,
-    source: Source,
     feed: Feed,
     entry: usize,
     number: u64,
@@ -62,15 +65,21 @@ pub(super) struct Input {
     pub(super) may_grow: bool,
     pub(super) left: Option<u64>,
     ended: bool,
+    stopped: bool,
 }
 
 impl Input {
-    pub(super) fn open(args: &SendArgs, source: &Source, entry: (usize, &Entry), run: &str, read: Arc<AtomicU64>) -> anyhow::Result<Self> {
+    pub(super) fn open(
+        args: &SendArgs,
+        source: &Source,
+        entry: (usize, &Entry),
+        run: &str,
+        read: Arc<AtomicU64>,
+    ) -> anyhow::Result<Self> {
         let (at, entry) = entry;
         let columns = args.columns();
         Ok(Self {
             name: source.name(),
-            source: source.clone(),
             feed: Feed::open(source, read)?,
             entry: at,
             number: entry.source,
@@ -91,6 +100,7 @@ impl Input {
             may_grow: args.resume.is_some() && matches!(source, Source::File(_)),
             left: None,
             ended: false,
+            stopped: false,
         })
     }
 
@@ -104,10 +114,6 @@ impl Input {
 
     pub(super) fn bytes(&self, record: &Record) -> &[u8] {
         self.splitter.as_ref().map_or(&[], |splitter| splitter.bytes(record))
-    }
-
-    pub(super) fn is_stdin(&self) -> bool {
-        self.source == Source::Stdin
     }
 
     /// How far it has come.
@@ -124,6 +130,10 @@ impl Input {
                     return Ok(found);
                 }
             }
+            if std::mem::take(&mut self.stopped) {
+                self.last_words();
+                continue;
+            }
             if self.ended {
                 return self.end(out);
             }
@@ -138,8 +148,8 @@ impl Input {
         }
     }
 
-    /// No more is read; what has come is still given. A line that has not ended yet is an event only if it is whole JSON.
-    /// Whether that was all.
+    /// No more is read; what has come is still given. A line that has not ended yet is an event only if it is whole JSON. Returns
+    /// whether the input was at its end.
     pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
         for _ in 0..=AHEAD {
             match self.feed.next(Duration::ZERO) {
@@ -151,13 +161,19 @@ impl Input {
         if self.splitter.is_none() {
             self.tell(true)?;
         }
-        (self.ended, self.old_events) = (true, 0);
-        if let Some(splitter) = self.splitter.as_mut().filter(|splitter| splitter.format() == Format::Ndjson)
-            && is_json(splitter.pending())
-        {
-            splitter.finish();
-        }
+        (self.ended, self.stopped, self.old_events) = (true, true, 0);
         Ok(false)
+    }
+
+    /// What is left when no more is read: an event if it is whole.
+    fn last_words(&mut self) {
+        let Some(splitter) = &mut self.splitter else { return };
+        let pending = splitter.pending().trim_ascii();
+        if splitter.format() == Format::Ndjson && is_json(pending) {
+            splitter.finish();
+        } else if !pending.is_empty() {
+            self.left = Some(splitter.line_number());
+        }
     }
 
     fn push(&mut self, part: &[u8]) -> anyhow::Result<()> {

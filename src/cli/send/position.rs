@@ -56,8 +56,8 @@ impl Position {
         if let Ok(events) = text.trim().parse() {
             return Ok(Some(Self { old_events: Some(events), ..Self::new(new_run.to_owned()) }));
         }
-        let position: Self =
-            serde_json::from_str(&text).with_context(|| format!("{} does not hold a position of `rollmill send`", path.display()))?;
+        let position: Self = serde_json::from_str(&text)
+            .with_context(|| format!("{} does not hold a position of `rollmill send`", path.display()))?;
         if position.version != VERSION {
             bail!("{} is a position of version {}; this release knows {VERSION}", path.display(), position.version);
         }

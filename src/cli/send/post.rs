@@ -38,8 +38,14 @@ pub(super) struct Poster {
 enum Verdict {
     Done(Answer),
     /// The request as a whole: some event in it cannot be read, or there are too many bytes.
-    Spoilt { code: String, message: String },
-    Again { why: String, after: Option<Duration> },
+    Spoilt {
+        code: String,
+        message: String,
+    },
+    Again {
+        why: String,
+        after: Option<Duration>,
+    },
     Never(String),
 }
 
@@ -108,12 +114,15 @@ impl Poster {
         match (answer.status, answer.error()) {
             (202, _) => Verdict::Done(answer),
             (422, None) => Verdict::Done(answer),
-            (400, Some((code, message))) if code == "body_unreadable" => Verdict::Spoilt { code: "event_unreadable".to_owned(), message },
+            (400, Some((code, message))) if code == "body_unreadable" => {
+                Verdict::Spoilt { code: "event_unreadable".to_owned(), message }
+            }
             (413, Some((code, message))) => Verdict::Spoilt { code, message },
             (413, None) => Verdict::Spoilt { code: "body_too_large".to_owned(), message: answer.sentence() },
-            (408 | 429 | 500 | 502 | 503 | 504, _) => {
-                Verdict::Again { why: answer.sentence(), after: answer.retry_after.map(|s| Duration::from_secs(s).min(MAX_DELAY * 12)) }
-            }
+            (408 | 429 | 500 | 502 | 503 | 504, _) => Verdict::Again {
+                why: answer.sentence(),
+                after: answer.retry_after.map(|s| Duration::from_secs(s).min(MAX_DELAY * 12)),
+            },
             _ => Verdict::Never(answer.sentence()),
         }
     }
@@ -133,7 +142,11 @@ impl Poster {
 fn note(answer: &Answer, first: usize, sent: usize, done: &mut Delivered) -> anyhow::Result<()> {
     let parsed: serde_json::Value = serde_json::from_str(&answer.text).unwrap_or_default();
     let (Some(accepted), Some(rejected)) = (parsed["accepted"].as_u64(), parsed["rejected"].as_u64()) else {
-        bail!("the server answered {} and not as Rollmill does: {}", answer.status, answer.text.chars().take(200).collect::<String>());
+        bail!(
+            "the server answered {} and not as Rollmill does: {}",
+            answer.status,
+            answer.text.chars().take(200).collect::<String>()
+        );
     };
     if accepted + rejected != sent as u64 {
         bail!("the server speaks of {accepted} events taken and {rejected} refused, {sent} were sent");

@@ -248,7 +248,7 @@ impl Run<'_> {
             self.notes.push(format!("{name}: times that are numbers were read as {unit} since 1970 (--time-unit)"));
         }
         if let Some(line) = input.left {
-            self.notes.push(format!("{name}: line {line} has not ended yet and was left for the next run"));
+            self.notes.push(format!("{name}: line {line} has not ended and was not sent"));
         }
     }
 

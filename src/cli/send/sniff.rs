@@ -124,7 +124,10 @@ mod tests {
     #[test]
     fn a_beginning_that_tells_nothing_is_waited_for() {
         let early = |head: &[u8], csv| format_of(head, false, Wanted { csv, delimiter: None });
-        assert_eq!((early(b"", false), early(b" \n", false), early(b"{", false), early(b"a;b", true)), (Ok(None), Ok(None), Ok(None), Ok(None)));
+        assert_eq!(
+            (early(b"", false), early(b" \n", false), early(b"{", false), early(b"a;b", true)),
+            (Ok(None), Ok(None), Ok(None), Ok(None))
+        );
         assert_eq!(early(b"{}\n", false), Ok(Some(Format::Ndjson)));
     }
 }

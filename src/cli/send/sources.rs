@@ -174,7 +174,9 @@ mod tests {
 
     #[test]
     fn stars_match_as_in_a_shell() {
-        for (pattern, name, is) in [("*", "", true), ("a*c", "abbc", true), ("a*c", "ab", false), ("?b", "ab", true), ("?", "", false)] {
+        for (pattern, name, is) in
+            [("*", "", true), ("a*c", "abbc", true), ("a*c", "ab", false), ("?b", "ab", true), ("?", "", false)]
+        {
             assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), is, "{pattern} {name}");
         }
     }

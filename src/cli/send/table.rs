@@ -72,7 +72,8 @@ impl Cells {
     }
 
     fn text(&self, at: usize) -> Result<&str, String> {
-        std::str::from_utf8(self.get(at)).map_err(|_| "not UTF-8: convert the file, as with `iconv -f LATIN1 -t UTF-8`".to_owned())
+        std::str::from_utf8(self.get(at))
+            .map_err(|_| "not UTF-8: convert the file, as with `iconv -f LATIN1 -t UTF-8`".to_owned())
     }
 }
 
@@ -169,7 +170,10 @@ impl Table {
                 None => out.extend_from_slice(b"null"),
                 Some(value) if self.decimal_comma => push_text(out, &value.replace('.', "").replace(',', ".")),
                 Some(value) if value.contains(',') => {
-                    return Err(("value_invalid", format!("{value:?} has a comma: say --decimal-comma if 1.234,5 is a number here")));
+                    return Err((
+                        "value_invalid",
+                        format!("{value:?} has a comma: say --decimal-comma if 1.234,5 is a number here"),
+                    ));
                 }
                 Some(value) => push_text(out, value),
             }
@@ -274,7 +278,10 @@ mod tests {
         let wanted = Columns { metric: None, metric_column: Some("what".to_owned()), decimal_comma: true, ..columns() };
         let table = Table::new(b"what;from;time;v", b';', &wanted).expect("all columns");
         let got = event(&table, "speed;a;1767225600;1.234,5").expect("an event");
-        assert_eq!((&got["metric"], &got["value"], &got["timestamp"]), (&json!("speed"), &json!("1234.5"), &json!(1_767_225_600_000i64)));
+        assert_eq!(
+            (&got["metric"], &got["value"], &got["timestamp"]),
+            (&json!("speed"), &json!("1234.5"), &json!(1_767_225_600_000i64))
+        );
         assert_eq!(event(&table, ";a;1767225600;1").expect_err("no metric").0, "metric_invalid");
     }
 

@@ -78,7 +78,10 @@ impl Times {
             (None, Some(unit)) if self.detected.is_none_or(|known| known == unit) => *self.detected.insert(unit),
             (None, Some(unit)) => {
                 let before = self.detected.map_or("", Unit::name);
-                return Err(format!("{text} looks like {} since 1970, times before it like {before}: say --time-unit", unit.name()));
+                return Err(format!(
+                    "{text} looks like {} since 1970, times before it like {before}: say --time-unit",
+                    unit.name()
+                ));
             }
         };
         if unit == Unit::Ms && fraction.is_empty() {
