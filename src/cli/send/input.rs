@@ -15,6 +15,9 @@ use super::table::{Columns, Table};
 use super::times::Times;
 use super::{SendArgs, event};
 
+/// How long a reader that is not scheduled yet is waited for at the end.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// What is noted of an input when a batch that reaches so far is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mark {
@@ -152,7 +155,7 @@ impl Input {
     /// whether the input was at its end.
     pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
         for _ in 0..=AHEAD {
-            match self.feed.next(Duration::ZERO) {
+            match self.feed.next(GRACE) {
                 Fed::Part(part) => self.push(&part)?,
                 Fed::End => return self.finish().map(|()| true),
                 Fed::Nothing | Fed::Failed(_) => break,

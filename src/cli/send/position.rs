@@ -88,8 +88,14 @@ impl Position {
         let mut found: Vec<Option<usize>> = vec![None; inputs.len()];
         // Files first, wherever they have been moved: a log that was rotated leaves its name to another one.
         for (at, (name, identity)) in inputs.iter().enumerate() {
-            let same = |entry: &Entry| identity.is_some() && entry.identity == *identity;
-            let Some(entry) = self.inputs.iter().position(same) else { continue };
+            let same = |at: &usize| {
+                let entry: &Entry = &self.inputs[*at];
+                identity.is_some() && entry.identity == *identity && !found.contains(&Some(*at))
+            };
+            // A file may have two names.
+            let candidates = || (0..self.inputs.len()).filter(same);
+            let named = candidates().find(|at| self.inputs[*at].name == *name);
+            let Some(entry) = named.or_else(|| candidates().next()) else { continue };
             if begins(at, &self.inputs[entry])? {
                 self.inputs[entry].name.clone_from(name);
                 found[at] = Some(entry);
@@ -199,6 +205,8 @@ mod tests {
         assert_eq!(resolve(&mut position, &[("/log", 1, "abc")]).expect("new"), [0]);
         assert_eq!(resolve(&mut position, &[("/log", 2, "xyz"), ("/log.1", 1, "abcd")]).expect("rotated"), [1, 0]);
         assert_eq!(resolve(&mut position, &[("/log.2", 1, "abcd"), ("/log.1", 2, "xyz")]).expect("again"), [0, 1]);
-        assert_eq!(resolve(&mut position, &[("/other", 2, "new")]).expect("a number that is given again"), [2]);
+        assert_eq!(resolve(&mut position, &[("/x", 7, "abc"), ("/y", 7, "abc")]).expect("two names of one file"), [2, 3]);
+        assert_eq!(resolve(&mut position, &[("/y", 7, "abc"), ("/x", 7, "abc")]).expect("again"), [3, 2]);
+        assert_eq!(resolve(&mut position, &[("/other", 2, "new")]).expect("a number that is given again"), [4]);
     }
 }
