@@ -8,8 +8,6 @@ use crate::config::Config;
 use crate::node::{DataDir, offline};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  rollmill log cut --data ./data")]
 pub(super) struct LogArgs {
     #[command(subcommand)]
     command: Command,
@@ -18,6 +16,8 @@ pub(super) struct LogArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Give up the last commit of a log that is damaged there, while no node runs; its bytes are kept in a file beside the log
+    #[command(after_help = "Example:
+  rollmill log cut --data ./data")]
     Cut {
         /// Data directory [default: data.dir of the configuration]
         #[arg(long)]

@@ -151,10 +151,8 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     warnings(&answer.completeness).iter().for_each(|warning| eprintln!("{warning}"));
     match output {
         Output::Csv => print(csv(args, &answer)?.trim_end()),
-        _ if answer.series.is_empty() => match nothing(args, &server) {
-            Nothing::Here(why) => print(&why),
-            Nothing::NoSuchMetric(why) => bail!("{why}"),
-        },
+        // A metric that is new shows in the list after its first flush: that there is none is no failure.
+        _ if answer.series.is_empty() => print(&nothing(args, &server)),
         _ => print(&table(args, &answer)),
     }
     if args.plot && !answer.series.is_empty() {
@@ -259,14 +257,9 @@ fn warnings(completeness: &Completeness) -> Vec<String> {
 }
 
 /// Why an answer is empty.
-enum Nothing {
-    Here(String),
-    NoSuchMetric(String),
-}
-
-fn nothing(args: &QueryArgs, server: &Server) -> Nothing {
+fn nothing(args: &QueryArgs, server: &Server) -> String {
     let metric = &args.metric;
-    let here = Nothing::Here(format!("no data for {metric} in this range"));
+    let here = format!("no data for {metric} in this range");
     let Ok(known) = server.get_json("/v1/metrics", &[]) else { return here };
     let rows = known["metrics"].as_array().map(Vec::as_slice).unwrap_or_default();
     let name = |row: &serde_json::Value| row["metric"].as_str().unwrap_or_default().to_owned();
@@ -276,16 +269,14 @@ fn nothing(args: &QueryArgs, server: &Server) -> Nothing {
             (Some(first), Some(last)) => format!(": it has data from the window of {first} to that of {last}"),
             _ => String::new(),
         };
-        return Nothing::Here(format!("no data for {metric} in this range{known}"));
+        return format!("{here}{known}");
     }
     // A list that was cut does not say that a name is missing.
     if known.as_object().is_some_and(|fields| fields.iter().any(|(name, value)| name != "metrics" && !value.is_null())) {
         return here;
     }
     let hint = near(metric, rows.iter().map(name)).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
-    Nothing::NoSuchMetric(format!(
-        "there is no metric {metric}{hint} (`rollmill metrics` lists them; a new one shows after its first flush)"
-    ))
+    format!("there is no metric {metric}{hint} (`rollmill metrics` lists them; a new one shows after its first flush)")
 }
 
 fn drawing(args: &QueryArgs, answer: &Answer) -> String {

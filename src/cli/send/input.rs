@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::feed::{AHEAD, Fed, Feed};
-use super::position::Entry;
+use super::position::{Entry, OtherInput};
 use super::sniff::{self, Wanted};
 use super::sources::Source;
 use super::split::{Flaw, Format, Record, Splitter};
@@ -256,7 +256,11 @@ impl Input {
         let known = record.offset < self.before.offset || self.passed < self.old_events;
         if known && record.flaw != Some(Flaw::OpenArray) {
             if self.before.offset > 0 && record.offset + record.range.len() as u64 > self.before.offset {
-                bail!("{}: line {} was sent as it stood at the end of the file, and has grown since", self.name, record.line);
+                let why = format!(
+                    "{}: line {} was sent as it stood at the end of the file, and has grown since",
+                    self.name, record.line
+                );
+                bail!(OtherInput(why));
             }
             self.passed += 1;
             return Ok(None);

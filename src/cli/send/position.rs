@@ -127,15 +127,20 @@ impl Position {
 
 impl Entry {
     /// What to say of an input that has its name, and another beginning.
-    pub(super) fn differs(&self) -> String {
+    pub(super) fn differs(&self) -> OtherInput {
         let name = if self.name == STDIN { "standard input" } else { &self.name };
-        format!(
+        OtherInput(format!(
             "{name} is not what this position belongs to: its first {} bytes differ from those that were sent. If it holds other events, \
              give it a position of its own: --resume with another file",
             self.offset
-        )
+        ))
     }
 }
+
+/// An input that is not what the position belongs to: to run it again would not help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct OtherInput(pub(super) String);
 
 /// The name of standard input.
 pub(super) const STDIN: &str = "-";

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use super::SendArgs;
 use super::feed::{self, Fed, Feed};
 use super::input::{Input, Mark, Yield};
-use super::position::{Entry, Position, STDIN};
+use super::position::{Entry, OtherInput, Position, STDIN};
 use super::post::{Delivered, Poster};
 use super::rejects::{Reject, Rejects};
 use super::sources::{self, Source};
@@ -305,6 +305,9 @@ impl Run<'_> {
         self.rejects.report().iter().for_each(|line| eprintln!("{line}"));
         let waiting = self.batch.lines.len() as u64;
         if let Err(error) = ended {
+            if error.is::<OtherInput>() {
+                return Err(error);
+            }
             let way = self.way_on();
             let lost = if waiting > 0 { format!("; {} read and not sent", are_events(waiting)) } else { String::new() };
             return Err(error.context(format!("not everything was sent{lost}{way}")));
