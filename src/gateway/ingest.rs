@@ -129,13 +129,12 @@ impl Request<'_> {
     /// The valid events of a body, and why the others are not.
     ///
     /// # Errors
-    /// 400 if the body cannot be read, 413 for too many events, 429.
+    /// 400 if the body holds no events that can be told apart, 413 for too many events, 429.
     pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
         let max = self.gateway.deps.limits.max_events;
-        let utf8 = |body| std::str::from_utf8(body).map_err(|_| ApiError::unreadable("the body is not UTF-8"));
         let ranges = match self.format {
-            Format::Json => parse::split_json(utf8(body)?, max)?,
-            Format::Ndjson => parse::split_ndjson(utf8(body)?, max)?,
+            Format::Json => parse::split_json(body, max)?,
+            Format::Ndjson => parse::split_ndjson(body, max)?,
             Format::MessagePack => msgpack::split(body, max)?,
         };
         self.read_ranges(body, ranges)
@@ -144,24 +143,26 @@ impl Request<'_> {
     /// As [`Self::read`], the events being known ranges of the body.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// 429.
     pub fn read_ranges(&self, body: &Bytes, ranges: Vec<Range<usize>>) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
         self.gateway.admission.take(self.tenant, ranges.len())?;
         let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
         for (index, range) in ranges.into_iter().enumerate() {
-            match self.read_one(index, &body[range.clone()], range)? {
+            match self.read_one(index, &body[range.clone()], range) {
                 Ok(event) => events.push(event),
                 Err(refusal) => refusals.push(refusal),
             }
         }
+        // What is refused is not kept, and costs nothing.
+        self.gateway.admission.give_back(self.tenant, refusals.len());
         Ok((events, refusals))
     }
 
-    /// One event, or why it is refused; `raw` is where that stands which is kept of it.
+    /// One event; `raw` is where that stands which is kept of it.
     ///
     /// # Errors
-    /// 400 if it cannot be read.
-    pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<Result<ValidEvent, Refusal>, ApiError> {
+    /// Why it is refused.
+    pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<ValidEvent, Refusal> {
         let refuse = |id: Option<String>, error: EventError| {
             metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
             Refusal { index, id, code: error.code.name(), message: error.message }
@@ -169,17 +170,27 @@ impl Request<'_> {
         let max_bytes = self.gateway.deps.limits.event.max_event_bytes;
         if raw.len() > max_bytes {
             let message = format!("the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)", raw.len());
-            return Ok(Err(refuse(None, EventError::new(EventErrorCode::EventTooLarge, message))));
+            let error = EventError::new(EventErrorCode::EventTooLarge, message);
+            return Err(refuse(self.unread_id(index, event), error));
         }
         let fields = match self.format {
             Format::MessagePack => msgpack::event(event),
-            _ => parse::json_event(std::str::from_utf8(event).map_err(|_| ApiError::unreadable("an event is not UTF-8"))?),
+            _ => parse::json_event(event),
         };
-        let fields = fields.map_err(|e| ApiError { message: format!("event {index}: {}", e.message), ..e })?;
-        Ok(match self.id(index, &fields.id) {
-            Err(error) => Err(refuse(None, error)),
-            Ok(id) => self.valid(&fields, id.clone(), raw).map_err(|error| refuse(id, error)),
-        })
+        let fields = fields.map_err(|why| {
+            refuse(self.unread_id(index, event), EventError::new(EventErrorCode::EventUnreadable, why))
+        })?;
+        let id = self.id(index, &fields.id).map_err(|error| refuse(None, error))?;
+        self.valid(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
+    }
+
+    /// The id of an event whose fields were not read.
+    fn unread_id(&self, index: usize, event: &[u8]) -> Option<String> {
+        let id = match self.format {
+            Format::MessagePack => msgpack::id(event),
+            _ => parse::json_id(event),
+        };
+        self.id(index, &id.map_or(Text::Absent, |id| Text::Is(id.into()))).ok().flatten()
     }
 }
 
@@ -195,13 +206,13 @@ pub async fn append(
 ) -> Result<Outcome, ApiError> {
     let accepted = events.len();
     let Some(submit) = &gateway.deps.submit else {
-        gateway.admission.give_back(&tenant, accepted + errors.len());
+        gateway.admission.give_back(&tenant, accepted);
         let message = "this node has no gateway role (node.roles): write to a node that has";
         return Err(ApiError::unavailable("no_gateway_role", message, 1));
     };
     if accepted > 0 {
         if let Err(error) = durable(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events }).await {
-            gateway.admission.give_back(&tenant, accepted + errors.len());
+            gateway.admission.give_back(&tenant, accepted);
             return Err(unavailable(error));
         }
         metrics::counter!(telemetry::EVENTS_ACCEPTED).increment(accepted as u64);

@@ -16,6 +16,7 @@ pub mod msgpack;
 pub mod parse;
 pub mod rest_proxy;
 pub mod routes;
+mod scan;
 pub mod server;
 pub mod starting;
 pub mod ws;

@@ -7,8 +7,8 @@ use std::ops::Range;
 use rmp::Marker;
 
 use super::error::ApiError;
-use super::parse::{Fields, MAX_DEPTH, Number, Text, Time, too_many};
-use crate::model::event::{EventError, EventErrorCode, MAX_LABELS};
+use super::parse::{Fields, LabelList, MAX_DEPTH, Number, Text, Time, too_many};
+use crate::model::event::{EventError, EventErrorCode};
 
 struct Reader<'a> {
     bytes: &'a [u8],
@@ -22,34 +22,34 @@ enum Token<'a> {
     Float32(f32),
     Str(&'a [u8]),
     Other,
+    Reserved,
     Array(u32),
     Map(u32),
 }
 
-fn bad(why: &str) -> ApiError {
-    ApiError::unreadable(format!("not readable MessagePack: {why}"))
-}
+type Why = &'static str;
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], ApiError> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Why> {
         let rest = &self.bytes[self.at..];
-        let (taken, _) = rest.split_at_checked(n).ok_or_else(|| bad("cut off"))?;
+        let (taken, _) = rest.split_at_checked(n).ok_or("cut off")?;
         self.at += n;
         Ok(taken)
     }
-    fn uint(&mut self, n: usize) -> Result<u64, ApiError> {
+    fn uint(&mut self, n: usize) -> Result<u64, Why> {
         Ok(self.take(n)?.iter().fold(0, |v, &b| (v << 8) | u64::from(b)))
     }
-    fn blob(&mut self, width: usize, extra: usize) -> Result<&'a [u8], ApiError> {
-        let len = usize::try_from(self.uint(width)?).map_err(|_| bad("a length is too long"))?;
+    fn blob(&mut self, width: usize, extra: usize) -> Result<&'a [u8], Why> {
+        let len = usize::try_from(self.uint(width)?).map_err(|_| "a length is too long")?;
         self.take(len.saturating_add(extra))
     }
-    fn token(&mut self) -> Result<Token<'a>, ApiError> {
+    fn token(&mut self) -> Result<Token<'a>, Why> {
         let marker = Marker::from_u8(self.take(1)?[0]);
         Ok(match marker {
             Marker::Null => Token::Nil,
             Marker::True | Marker::False => Token::Other,
-            Marker::Reserved => return Err(bad("a reserved marker")),
+            // One byte, whatever it would be: the event that holds it is refused, its neighbours are not.
+            Marker::Reserved => Token::Reserved,
             Marker::FixPos(n) => Token::Int(i128::from(n)),
             Marker::FixNeg(n) => Token::Int(i128::from(n)),
             Marker::U8 => Token::Int(i128::from(self.uint(1)?)),
@@ -85,8 +85,21 @@ impl<'a> Reader<'a> {
             Marker::Map32 => Token::Map(self.uint(4)? as u32),
         })
     }
-    /// Passes over one value. Every element costs at least a byte of the body, so a huge count ends at the body's end.
-    fn skip(&mut self) -> Result<Range<usize>, ApiError> {
+    /// Passes over one value, however deep: of what is open only the number of values that are missing is kept. Every one costs at
+    /// least a byte of the body, so a huge count ends at the body's end.
+    fn pass(&mut self) -> Result<Range<usize>, Why> {
+        let (start, mut missing) = (self.at, 1u64);
+        while missing > 0 {
+            missing = missing.saturating_sub(1).saturating_add(match self.token()? {
+                Token::Array(n) => u64::from(n),
+                Token::Map(n) => u64::from(n) * 2,
+                _ => 0,
+            });
+        }
+        Ok(start..self.at)
+    }
+    /// Passes over one value that is kept: readable, and not too deep for whoever reads the archive later.
+    fn skip(&mut self) -> Result<Range<usize>, Why> {
         let start = self.at;
         let mut open: smallvec::SmallVec<[u64; 16]> = smallvec::smallvec![1];
         while let Some(left) = open.last_mut() {
@@ -98,10 +111,11 @@ impl<'a> Reader<'a> {
             match self.token()? {
                 Token::Array(n) => open.push(u64::from(n)),
                 Token::Map(n) => open.push(u64::from(n) * 2),
+                Token::Reserved => return Err("a reserved marker"),
                 _ => {}
             }
             if open.len() > MAX_DEPTH {
-                return Err(bad("nested too deeply"));
+                return Err("nested too deeply");
             }
         }
         Ok(start..self.at)
@@ -111,19 +125,25 @@ impl<'a> Reader<'a> {
 /// The events of a body, as ranges of it.
 ///
 /// # Errors
-/// 400 if it is not MessagePack, 413 for more than `max` events.
+/// 400 if it is no map or array, or its events cannot be told apart; 413 for more than `max` events.
 pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
     let mut reader = Reader { bytes: body, at: 0 };
-    let count = match reader.token()? {
+    let broken = |at: usize, why: Why| ApiError::unreadable(format!("not readable MessagePack: {why}, at byte {at}"));
+    let count = match reader.token().map_err(|why| broken(0, why))? {
         Token::Array(n) if n as usize > max => return Err(too_many(max)),
         Token::Array(n) => n,
-        _ => {
+        Token::Map(_) => {
             reader.at = 0;
             1
         }
+        _ => return Err(broken(0, "a body is a map or an array of maps")),
     };
-    let events = (0..count).map(|_| reader.skip()).collect::<Result<Vec<_>, _>>()?;
-    if reader.at != body.len() { Err(bad("bytes behind the end")) } else { Ok(events) }
+    let mut events = Vec::new();
+    for _ in 0..count {
+        let at = reader.at;
+        events.push(reader.pass().map_err(|why| broken(at, why))?);
+    }
+    if reader.at != body.len() { Err(broken(reader.at, "bytes behind the end")) } else { Ok(events) }
 }
 
 const NAMES: [&[u8]; 7] = [b"metric", b"timestamp", b"value", b"labels", b"user", b"id", b"properties"];
@@ -131,10 +151,31 @@ const NAMES: [&[u8]; 7] = [b"metric", b"timestamp", b"value", b"labels", b"user"
 /// Reads one event.
 ///
 /// # Errors
-/// 400 if it is no map, or has unknown or repeated fields.
-pub fn event(raw: &[u8]) -> Result<Fields<'_>, ApiError> {
+/// Why it cannot be read: no map, unknown or repeated fields, nested too deeply.
+pub fn event(raw: &[u8]) -> Result<Fields<'_>, String> {
+    fields(raw).map_err(|why| format!("not a readable event: {why}"))
+}
+
+/// The id of an event that cannot be read or is not to be read, if that much can be: it stands there once, before what is broken.
+pub fn id(raw: &[u8]) -> Option<String> {
     let mut reader = Reader { bytes: raw, at: 0 };
-    let Token::Map(count) = reader.token()? else { return Err(bad("an event is a map")) };
+    let Ok(Token::Map(count)) = reader.token() else { return None };
+    let mut found: Option<&[u8]> = None;
+    for _ in 0..count {
+        let (Ok(name), Ok(value)) = (reader.pass(), reader.pass()) else { break };
+        if matches!(Reader { bytes: &raw[name], at: 0 }.token(), Ok(Token::Str(b"id"))) && found.replace(&raw[value]).is_some() {
+            return None;
+        }
+    }
+    match (Reader { bytes: found?, at: 0 }).token() {
+        Ok(Token::Str(id)) => String::from_utf8(id.to_vec()).ok(),
+        _ => None,
+    }
+}
+
+fn fields(raw: &[u8]) -> Result<Fields<'_>, Why> {
+    let mut reader = Reader { bytes: raw, at: 0 };
+    let Token::Map(count) = reader.token()? else { return Err("an event is a map") };
     let mut fields = Fields {
         metric: Text::Absent,
         timestamp: Time::Absent,
@@ -145,10 +186,10 @@ pub fn event(raw: &[u8]) -> Result<Fields<'_>, ApiError> {
     };
     let mut seen = [false; NAMES.len()];
     for _ in 0..count {
-        let Token::Str(name) = reader.token()? else { return Err(bad("a field name is not a string")) };
-        let at = NAMES.iter().position(|n| *n == name).ok_or_else(|| bad("an unknown field"))?;
+        let Token::Str(name) = reader.token()? else { return Err("a field name is not a string") };
+        let at = NAMES.iter().position(|n| *n == name).ok_or("an unknown field")?;
         if std::mem::replace(&mut seen[at], true) {
-            return Err(bad("a field is there twice"));
+            return Err("a field is there twice");
         }
         match at {
             0 => fields.metric = text(reader.token_of_scalar()?),
@@ -167,13 +208,14 @@ pub fn event(raw: &[u8]) -> Result<Fields<'_>, ApiError> {
 
 impl<'a> Reader<'a> {
     /// A scalar; an array or map is passed over and reads as [`Token::Other`].
-    fn token_of_scalar(&mut self) -> Result<Token<'a>, ApiError> {
+    fn token_of_scalar(&mut self) -> Result<Token<'a>, Why> {
         let start = self.at;
         match self.token()? {
             Token::Array(_) | Token::Map(_) => {
                 self.at = start;
                 self.skip().map(|_| Token::Other)
             }
+            Token::Reserved => Err("a reserved marker"),
             scalar => Ok(scalar),
         }
     }
@@ -220,16 +262,10 @@ pub fn labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
         _ => Err(wrong("not a string")),
     };
     let Ok(Token::Map(count)) = reader.token() else { return Err(wrong("not a map")) };
-    if count as usize > MAX_LABELS {
-        return Err(wrong("too many labels"));
-    }
-    let mut found: Vec<(String, String)> = Vec::new();
+    let mut found = LabelList::default();
     for _ in 0..count {
         let (name, value) = (string(&mut reader)?, string(&mut reader)?);
-        if found.iter().any(|(n, _)| *n == name) {
-            return Err(wrong("a label is there twice"));
-        }
-        found.push((name, value));
+        found.push(name, value).map_err(|why| wrong(&why))?;
     }
-    Ok(found)
+    Ok(found.into_labels())
 }

@@ -1,14 +1,18 @@
 //! JSON bodies: one event, an array, or NDJSON. Fields stay slices of the body; no tree is ever built.
+//!
+//! A body is first split into its events, whatever they hold; what is wrong inside one is a reason to refuse it and no other.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::ApiError;
-use crate::model::event::{EventError, EventErrorCode, MAX_LABELS};
+use super::scan::{self, Broken, Members};
+use crate::model::event::{self, EventError, EventErrorCode, MAX_LABELS};
 
 /// Deepest nesting of `properties`: whoever reads the archive later may recurse.
 pub const MAX_DEPTH: usize = 64;
@@ -93,16 +97,15 @@ struct JsonEvent<'a> {
 /// Reads one event.
 ///
 /// # Errors
-/// 400 if it is no object, or has unknown or repeated fields.
-pub fn json_event(text: &str) -> Result<Fields<'_>, ApiError> {
+/// Why it cannot be read: no object, no JSON, unknown or repeated fields, properties that readers of the archive could not decode.
+pub fn json_event(raw: &[u8]) -> Result<Fields<'_>, String> {
     // Serde would take an array of fields for a struct.
-    if !text.trim_start().starts_with('{') {
-        return Err(ApiError::unreadable("an event is an object"));
+    if raw.get(scan::skip_space(raw, 0)) != Some(&b'{') {
+        return Err("an event is an object".to_owned());
     }
-    let event: JsonEvent<'_> = serde_json::from_str(text).map_err(|e| unreadable(&e))?;
-    if event.properties.is_some_and(|p| depth_exceeds(p.get(), MAX_DEPTH)) {
-        return Err(ApiError::unreadable(format!("properties are nested deeper than {MAX_DEPTH}")));
-    }
+    let text = std::str::from_utf8(raw).map_err(|e| format!("not UTF-8 from byte {} of the event on", e.valid_up_to()))?;
+    let event: JsonEvent<'_> = serde_json::from_str(text).map_err(|e| format!("not a readable event: {}", shown(&e)))?;
+    event.properties.map_or(Ok(()), |properties| check_kept("properties", properties.get()))?;
     Ok(Fields {
         metric: string(event.metric),
         timestamp: match event.timestamp.map(RawValue::get) {
@@ -122,10 +125,17 @@ pub fn json_event(text: &str) -> Result<Fields<'_>, ApiError> {
     })
 }
 
-fn unreadable(error: &serde_json::Error) -> ApiError {
-    // The message may quote what the client sent: escaped and cut.
-    let text: String = error.to_string().escape_debug().take(200).collect();
-    ApiError::unreadable(format!("not a readable event: {text}"))
+/// The id of an event that cannot be read or is not to be read, if that much can be: it stands there once, before what is broken.
+pub fn json_id(raw: &[u8]) -> Option<String> {
+    let members = Members::of(raw, scan::skip_space(raw, 0)).map_while(Result::ok);
+    let mut ids = members.filter(|member| &raw[member.name.clone()] == b"\"id\"");
+    let (Some(id), None) = (ids.next(), ids.next()) else { return None };
+    serde_json::from_slice(&raw[id.value]).ok()
+}
+
+/// The message may quote what the client sent: escaped and cut.
+pub(super) fn shown(error: &serde_json::Error) -> String {
+    error.to_string().escape_debug().take(200).collect()
 }
 
 fn string(raw: Option<&RawValue>) -> Text<'_> {
@@ -143,53 +153,113 @@ fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     raw.strip_prefix('"')?.strip_suffix('"').map(Cow::Borrowed)
 }
 
-fn depth_exceeds(json: &str, limit: usize) -> bool {
-    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
-    for byte in json.bytes() {
+/// Checks that what is kept unread can be decoded by whoever reads the archive later; it is valid JSON.
+///
+/// # Errors
+/// If it is nested too deeply, or a string holds half of a surrogate pair, which is no character.
+pub(super) fn check_kept(what: &str, json: &str) -> Result<(), String> {
+    let (bytes, mut depth, mut quoted, mut at) = (json.as_bytes(), 0usize, false, 0);
+    while let Some(byte) = bytes.get(at) {
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
+            b'\\' if quoted => {
+                at += escape_len(&bytes[at..]).ok_or_else(|| format!("a lone surrogate in {what}: it is no character"))?;
+                continue;
+            }
             b'"' => quoted = !quoted,
             b'[' | b'{' if !quoted => depth += 1,
             b']' | b'}' if !quoted => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > limit {
-            return true;
+        if depth > MAX_DEPTH {
+            return Err(format!("{what} nested deeper than {MAX_DEPTH}"));
         }
+        at += 1;
     }
-    false
+    Ok(())
+}
+
+/// Bytes of the escape, or of the pair of escapes, that `text` begins with; none if it is half of a pair.
+fn escape_len(text: &[u8]) -> Option<usize> {
+    let unit = |at: usize| match text.get(at..at + 6)? {
+        [b'\\', b'u', digits @ ..] => u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok(),
+        _ => None,
+    };
+    match unit(0) {
+        None => Some(2),
+        Some(0xd800..=0xdbff) => unit(6).filter(|low| (0xdc00..=0xdfff).contains(low)).map(|_| 12),
+        Some(0xdc00..=0xdfff) => None,
+        Some(_) => Some(6),
+    }
 }
 
 /// The events of a JSON body (an object or an array), as ranges of it.
 ///
 /// # Errors
-/// 400 if it is not JSON, 413 for more than `max` events.
-pub fn split_json(body: &str, max: usize) -> Result<Vec<Range<usize>>, ApiError> {
-    let trimmed = body.trim();
-    if !trimmed.starts_with('[') {
-        return if trimmed.is_empty() {
-            Err(ApiError::unreadable("the body is empty"))
-        } else {
-            Ok(vec![range_in(body, trimmed)])
-        };
-    }
-    let mut input = serde_json::Deserializer::from_str(body);
-    let events = input.deserialize_seq(Elements { max }).map_err(|e| unreadable(&e))?;
-    if events.len() > max {
-        return Err(too_many(max));
-    }
-    input.end().map_err(|e| unreadable(&e))?;
-    Ok(events.into_iter().map(|raw| range_in(body, raw.get())).collect())
+/// 400 if it is neither, or its events cannot be told apart; 413 for more than `max` events.
+pub fn split_json(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
+    split_json_in(body, bom_len(body)..body.len(), max)
 }
 
-/// The events of an NDJSON body, blank lines left out.
+/// The same of a part of a text, whose lines and columns an error names.
+///
+/// # Errors
+/// As [`split_json`].
+pub fn split_json_in(text: &[u8], part: Range<usize>, max: usize) -> Result<Vec<Range<usize>>, ApiError> {
+    let text = &text[..part.end];
+    let start = scan::skip_space(text, part.start);
+    match text.get(start) {
+        None => Err(ApiError::unreadable("the body is empty")),
+        Some(b'[') => split_array(text, start, max),
+        Some(b'{') => match scan::only(text, start) {
+            Ok(event) => Ok(vec![event]),
+            Err(broken) => {
+                let hint = "several events are an array, or lines of application/x-ndjson";
+                Err(ApiError::unreadable(format!("broken JSON: {}; {hint}", broken.shown(text))))
+            }
+        },
+        Some(_) => Err(ApiError::unreadable("a body is an event, an array of events, or lines of them (application/x-ndjson)")),
+    }
+}
+
+/// The elements of the array that begins at `start` and behind which nothing stands.
+///
+/// # Errors
+/// 400 if they cannot be told apart, 413 for more than `max`.
+pub(super) fn split_array(text: &[u8], start: usize, max: usize) -> Result<Vec<Range<usize>>, ApiError> {
+    let broken = |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(text)));
+    let (found, end) = scan::elements(text, start, max).map_err(broken)?;
+    if found.len() > max {
+        return Err(too_many(max));
+    }
+    match scan::skip_space(text, end) {
+        at if at < text.len() => Err(broken(Broken { at, begun: at, why: "something stands behind the end" })),
+        _ => Ok(found),
+    }
+}
+
+/// The events of an NDJSON body, blank lines left out. A line ends at its line feed, whatever it holds.
 ///
 /// # Errors
 /// 413 for more than `max` events.
-pub fn split_ndjson(body: &str, max: usize) -> Result<Vec<Range<usize>>, ApiError> {
-    let lines: Vec<_> = body.lines().map(str::trim).filter(|l| !l.is_empty()).take(max + 1).map(|l| range_in(body, l)).collect();
-    if lines.len() > max { Err(too_many(max)) } else { Ok(lines) }
+pub fn split_ndjson(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
+    let (mut lines, mut start) = (Vec::new(), bom_len(body));
+    for line in body[start..].split(|b| *b == b'\n') {
+        let event = line.trim_ascii();
+        if !event.is_empty() {
+            if lines.len() == max {
+                return Err(too_many(max));
+            }
+            let from = start + line.len() - line.trim_ascii_start().len();
+            lines.push(from..from + event.len());
+        }
+        start += line.len() + 1;
+    }
+    Ok(lines)
+}
+
+/// Bytes of the mark that some editors put at the beginning of a file. It says nothing, and JSON has none.
+pub(super) fn bom_len(body: &[u8]) -> usize {
+    if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 }
 }
 
 /// 413 for too many events.
@@ -197,52 +267,51 @@ pub fn too_many(max: usize) -> ApiError {
     ApiError::too_large(format!("a request holds at most {max} events (accept.max_events): send several"))
 }
 
-/// Where `part`, a slice of `whole`, stands in it.
-pub(super) fn range_in(whole: &str, part: &str) -> Range<usize> {
-    let start = part.as_ptr() as usize - whole.as_ptr() as usize;
-    start..start + part.len()
+/// Labels as they come. An empty value is as good as no label, so it does not count.
+#[derive(Default)]
+pub(super) struct LabelList {
+    labels: Vec<(String, String)>,
+    empty: BTreeSet<String>,
 }
 
-struct Elements {
-    max: usize,
-}
-
-impl<'de> Visitor<'de> for Elements {
-    type Value = Vec<&'de RawValue>;
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("an array of events")
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        let mut events = Vec::new();
-        while let Some(raw) = seq.next_element()? {
-            events.push(raw);
-            if events.len() > self.max {
-                // One too many tells the caller; the rest is only skipped, never kept.
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                break;
-            }
+impl LabelList {
+    /// One more.
+    ///
+    /// # Errors
+    /// If there are too many, it is there already, or its name is none.
+    pub(super) fn push(&mut self, name: String, value: String) -> Result<(), String> {
+        if self.empty.contains(&name) || self.labels.iter().any(|(n, _)| *n == name) {
+            return Err("a label is there twice".to_owned());
         }
-        Ok(events)
+        if value.is_empty() {
+            event::check_label(&name, &value).map_err(|e| e.message)?;
+            self.empty.insert(name);
+            return Ok(());
+        }
+        if self.labels.len() == MAX_LABELS {
+            return Err(format!("more than {MAX_LABELS} labels"));
+        }
+        self.labels.push((name, value));
+        Ok(())
+    }
+
+    /// Those that have a value.
+    pub(super) fn into_labels(self) -> Vec<(String, String)> {
+        self.labels
     }
 }
 
 struct Labels;
 
 impl<'de> Visitor<'de> for Labels {
-    type Value = Vec<(String, String)>;
+    type Value = LabelList;
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("an object of strings")
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut labels: Vec<(String, String)> = Vec::new();
+        let mut labels = LabelList::default();
         while let Some((name, value)) = map.next_entry::<String, String>()? {
-            if labels.len() == MAX_LABELS {
-                return Err(A::Error::custom(format!("more than {MAX_LABELS} labels")));
-            }
-            if labels.iter().any(|(n, _)| *n == name) {
-                return Err(A::Error::custom("a label is there twice"));
-            }
-            labels.push((name, value));
+            labels.push(name, value).map_err(A::Error::custom)?;
         }
         Ok(labels)
     }
@@ -254,8 +323,7 @@ impl<'de> Visitor<'de> for Labels {
 /// `labels_invalid`.
 pub fn json_labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     let mut input = serde_json::Deserializer::from_slice(raw);
-    input.deserialize_map(Labels).map_err(|e| {
-        let why: String = e.to_string().escape_debug().take(200).collect();
-        EventError::new(EventErrorCode::LabelsInvalid, format!("labels are an object of strings: {why}"))
+    input.deserialize_map(Labels).map(LabelList::into_labels).map_err(|e| {
+        EventError::new(EventErrorCode::LabelsInvalid, format!("labels are an object of strings: {}", shown(&e)))
     })
 }

@@ -118,11 +118,12 @@ async fn take(gateway: &Arc<Gateway>, topic: &str, headers: &HeaderMap, body: Bo
             }
         }
     }
+    gateway.admission.give_back(&tenant, refusals.len());
     ingest::append(gateway, tenant.clone(), kept, (events, refusals)).await?;
     Ok(Answer { offsets: entries, key_schema_id: None, value_schema_id: None })
 }
 
-/// The event of a record. Here an unreadable one does not refuse its neighbours.
+/// The event of a record.
 fn valid(
     request: &ingest::Request<'_>,
     index: usize,
@@ -134,7 +135,7 @@ fn valid(
         Refusal { index, id: None, code: "record_invalid", message }
     };
     let Record { event, raw } = record.map_err(refuse)?;
-    request.read_one(index, &kept[event], raw).unwrap_or_else(|error| Err(refuse(error.message)))
+    request.read_one(index, &kept[event], raw)
 }
 
 fn content_type(headers: &HeaderMap) -> String {

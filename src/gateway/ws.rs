@@ -1,16 +1,21 @@
 //! `GET /v1/ws`: events with acknowledgements in order, and subscriptions.
 //!
 //! At most `ws.window` messages are unacknowledged: beyond that nothing more is read. At most `ws.max_subscriptions` answers are being
-//! looked up or wait for the reader: beyond that nothing is looked up. A reader that does not take its answers is closed
-//! with 1013; a key that is revoked or expires closes the connection with 1008 within a second.
+//! looked up or wait for the reader: beyond that nothing is looked up. A connection ends with a close frame that says why, after the
+//! acknowledgements that are due: so a client knows what is durable. Only a reader that does not take its answers is cut at once (1013);
+//! a key that is revoked or expires ends a connection within a second (1008).
+
+mod message;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -20,6 +25,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
+use self::message::{Incoming, Unread};
 use super::auth::Scope;
 use super::decode::Format;
 use super::error::ApiError;
@@ -28,21 +34,21 @@ use crate::clock::Stopwatch;
 
 const GOING_AWAY: u16 = 1001;
 const PROTOCOL: u16 = 1002;
+const UNSUPPORTED: u16 = 1003;
+const NOT_UTF8: u16 = 1007;
 const POLICY: u16 = 1008;
+const TOO_LARGE: u16 = 1009;
 const TRY_LATER: u16 = 1013;
 /// Answers that may wait for a slow reader beyond the window.
 const SLACK: usize = 32;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Incoming<'a> {
-    seq: Option<u64>,
-    #[serde(borrow)]
-    events: Option<&'a RawValue>,
-    subscribe: Option<String>,
-    query: Option<HashMap<String, String>>,
-    unsubscribe: Option<String>,
-}
+/// How long a client may take to answer a close frame, or to take the last one.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long acknowledgements are waited for when the server stops.
+const LAST_ACKS: Duration = Duration::from_secs(5);
+/// Longest reason of a close frame, in bytes.
+const MAX_REASON: usize = 123;
+/// The subprotocol by which a browser sends a key: a script cannot set a header.
+const BEARER: &str = "bearer";
 
 struct Subscription {
     params: Vec<(String, String)>,
@@ -54,6 +60,43 @@ struct Subscription {
 /// A message, and with an update what counts it as unsent until it is dropped.
 type Outgoing = (Message, Option<Arc<()>>);
 type Update = (String, u64, Result<String, ApiError>);
+
+/// How a connection ends.
+#[derive(Debug)]
+enum End {
+    /// The client closes it and is answered.
+    Theirs,
+    /// The client is gone.
+    Gone,
+    /// The reader is too slow: at once, whatever waits for it.
+    TooSlow,
+    /// With this code and reason, after the acknowledgements that are due.
+    Ours(u16, String),
+    /// The same for what is no message, and first the error itself.
+    Refused(u16, ApiError),
+}
+
+impl End {
+    fn ours(code: u16, reason: &str) -> Self {
+        Self::Ours(code, reason.to_owned())
+    }
+
+    /// Of a connection whose frames cannot be read any more. The library's kinds of error are not ours to name, their texts are.
+    fn of(error: &axum::Error) -> Self {
+        let why = error.to_string();
+        let code = if why.contains("Space limit") {
+            TOO_LARGE
+        } else if why.contains("UTF-8") {
+            NOT_UTF8
+        } else if why.contains("WebSocket protocol") && !why.contains("without closing handshake") {
+            PROTOCOL
+        } else {
+            return Self::Gone;
+        };
+        let code_name = if code == TOO_LARGE { "message_too_large" } else { "message_unreadable" };
+        Self::Refused(code, ApiError::new(StatusCode::BAD_REQUEST, code_name, why))
+    }
+}
 
 struct Session {
     gateway: Arc<Gateway>,
@@ -73,22 +116,39 @@ struct Session {
 /// 401, 403; 400 or 426 if it is no WebSocket.
 pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
-    headers: HeaderMap,
+    mut headers: HeaderMap,
     ws: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
+    key_from_protocol(&mut headers)?;
     gateway.tenant(&headers, Scope::Write).or_else(|_| gateway.tenant(&headers, Scope::Read))?;
     // The key first: whether a path speaks WebSocket is nobody else's business.
     let ws = ws.map_err(|refused| ApiError::new(refused.status(), "websocket_expected", refused.body_text()))?;
     let max = gateway.deps.limits.ws_max_message_bytes;
-    Ok(ws.max_message_size(max).max_frame_size(max).on_upgrade(move |socket| run(gateway, headers, socket)))
+    Ok(ws.protocols([BEARER]).max_message_size(max).max_frame_size(max).on_upgrade(move |socket| run(gateway, headers, socket)))
+}
+
+/// Takes the key that a browser sends as the second of two subprotocols: `new WebSocket(url, ["bearer", KEY])`.
+///
+/// # Errors
+/// 400 if there is another key beside it.
+fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let offered: Vec<_> = offered.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let [BEARER, key] = offered[..] else { return Ok(()) };
+    let Ok(bearer) = HeaderValue::from_str(&format!("Bearer {key}")) else { return Ok(()) };
+    if headers.insert(header::AUTHORIZATION, bearer).is_some() {
+        let message = "the key is there twice, in Authorization and in Sec-WebSocket-Protocol";
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "header_repeated", message));
+    }
+    Ok(())
 }
 
 async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
     let limits = gateway.deps.limits.clone();
     let (sink, mut incoming) = socket.split();
     let (out, queue) = mpsc::channel(limits.ws_window + SLACK);
-    let (close, closed) = oneshot::channel();
-    let mut writer = tokio::spawn(write(sink, queue, closed, limits.ws_idle_timeout));
+    let (cut, was_cut) = oneshot::channel();
+    let mut writer = tokio::spawn(write(sink, queue, was_cut, limits.ws_idle_timeout));
     let mut stopping = gateway.stopping.subscribe();
     let mut tick = tokio::time::interval(limits.ws_update_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -103,53 +163,70 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
         generation: 0,
         heard: Stopwatch::start(),
     };
-    let code = loop {
+    let end = loop {
         let step = tokio::select! {
             _ = &mut writer => return,
-            () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(GOING_AWAY),
+            () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(End::ours(GOING_AWAY, "the server stops")),
             message = incoming.next(), if session.acks.len() < limits.ws_window => match message {
                 Some(Ok(message)) => session.on_message(message),
-                Some(Err(_)) | None => Err(PROTOCOL),
+                Some(Err(error)) => Err(End::of(&error)),
+                None => Err(End::Gone),
             },
             Some(ack) = session.acks.next() => session.send(Message::Text(ack.into()), None).await,
             Some(update) = session.updates.next() => session.on_update(update).await,
             _ = tick.tick() => session.on_tick().await,
         };
-        if let Err(code) = step {
-            break code;
+        if let Err(end) = step {
+            break end;
         }
     };
-    // If the writer is gone already there is nobody to tell.
-    let _ = close.send(code);
+    if matches!(end, End::Theirs) {
+        // Reading on is what sends the answer to a close frame.
+        let answered = async { while incoming.next().await.is_some() {} };
+        drop(tokio::time::timeout(FAREWELL, answered).await);
+    }
+    // Kept until the writer has ended, which waits for it beside its queue.
+    let _cut = session.finish(end, cut).await;
     if let Err(error) = writer.await {
         tracing::error!(%error, "the writer of a WebSocket crashed");
     }
+    // Until the client has answered the close frame, or as long as it may take: what it still sends would otherwise be answered with
+    // a reset, which takes the frame from it.
+    let answered = async { while let Some(Ok(_)) = incoming.next().await {} };
+    drop(tokio::time::timeout(FAREWELL, answered).await);
 }
 
+/// Writes what is queued, up to a close frame. Whoever cuts it short says nothing more than that the reader is too slow.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     mut queue: mpsc::Receiver<Outgoing>,
-    mut closed: oneshot::Receiver<u16>,
-    patience: std::time::Duration,
+    mut cut: oneshot::Receiver<()>,
+    patience: Duration,
 ) {
-    let code = loop {
+    loop {
         let (message, _unsent) = tokio::select! {
-            code = &mut closed => break code.unwrap_or(GOING_AWAY),
-            message = queue.recv() => match message { Some(message) => message, None => break GOING_AWAY },
+            Ok(()) = &mut cut => break,
+            message = queue.recv() => match message { Some(message) => message, None => return },
         };
+        let is_last = matches!(message, Message::Close(_));
         tokio::select! {
-            code = &mut closed => break code.unwrap_or(GOING_AWAY),
+            Ok(()) = &mut cut => break,
             sent = tokio::time::timeout(patience, sink.send(message)) => match sent {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return,
-                Err(_) => break TRY_LATER,
+                Ok(Ok(())) if !is_last => {}
+                Ok(_) => return,
+                Err(_) => break,
             },
         }
-    };
-    let frame = Message::Close(Some(CloseFrame { code, reason: "".into() }));
-    if tokio::time::timeout(std::time::Duration::from_secs(1), sink.send(frame)).await.is_err() {
-        tracing::debug!(code, "a WebSocket was cut: its reader does not even take the close frame");
     }
+    let frame = close_frame(TRY_LATER, "the reader is too slow");
+    if tokio::time::timeout(FAREWELL, sink.send(frame)).await.is_err() {
+        tracing::debug!("a WebSocket was cut: its reader does not even take the close frame");
+    }
+}
+
+fn close_frame(code: u16, reason: &str) -> Message {
+    let reason = &reason[..reason.floor_char_boundary(MAX_REASON)];
+    Message::Close(Some(CloseFrame { code, reason: reason.to_owned().into() }))
 }
 
 fn nack(seq: u64, error: &ApiError) -> String {
@@ -157,50 +234,102 @@ fn nack(seq: u64, error: &ApiError) -> String {
         Some(seconds) => serde_json::json!({"nack": seq, "retry_after_ms": seconds * 1000, "code": error.code}).to_string(),
         // Sending it again would not help: the error says why.
         None => {
-            serde_json::json!({"nack": seq, "error": {"code": error.code, "message": error.message, "details": {}}}).to_string()
+            let error = serde_json::json!({"code": error.code, "message": error.message, "details": {}});
+            serde_json::json!({"nack": seq, "final": true, "error": error}).to_string()
         }
     }
 }
 
 impl Session {
     /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
-    async fn send(&mut self, message: Message, unsent: Option<Arc<()>>) -> Result<(), u16> {
+    async fn send(&mut self, message: Message, unsent: Option<Arc<()>>) -> Result<(), End> {
         let patience = self.gateway.deps.limits.ws_idle_timeout;
-        self.out.send_timeout((message, unsent), patience).await.map_err(|_| TRY_LATER)
+        self.out.send_timeout((message, unsent), patience).await.map_err(|_| End::TooSlow)
     }
 
-    fn on_message(&mut self, message: Message) -> Result<(), u16> {
+    /// Says what is still to be said. Nothing more is read, so nothing more becomes due. Unless the writer had to be cut short, what
+    /// would do so comes back.
+    async fn finish(mut self, end: End, cut: oneshot::Sender<()>) -> Option<oneshot::Sender<()>> {
+        let (last, patience) = match end {
+            End::TooSlow => {
+                // If the writer is gone already there is nobody to tell.
+                let _ = cut.send(());
+                return None;
+            }
+            End::Theirs | End::Gone => (vec![], None),
+            End::Ours(code, reason) => (vec![close_frame(code, &reason)], Some(LAST_ACKS)),
+            End::Refused(code, error) => {
+                let why = format!("{}: {}", error.code, error.message);
+                (vec![Message::Text(error.body().into()), close_frame(code, &why)], None)
+            }
+        };
+        // As long as the log may take, except where the server itself cannot wait.
+        let patience = patience.unwrap_or(self.gateway.deps.limits.append_timeout + FAREWELL);
+        let said = async {
+            while let Some(ack) = self.acks.next().await {
+                // Those of a client that is gone are waited for, too: what was read before it went is appended.
+                if !last.is_empty() {
+                    self.send(Message::Text(ack.into()), None).await?;
+                }
+            }
+            Ok(())
+        };
+        let said: Result<(), End> = tokio::time::timeout(patience, said).await.unwrap_or(Ok(()));
+        for message in last {
+            if said.is_err() || self.send(message, None).await.is_err() {
+                let _ = cut.send(());
+                return None;
+            }
+        }
+        Some(cut)
+    }
+
+    fn on_message(&mut self, message: Message) -> Result<(), End> {
         self.heard = Stopwatch::start();
         match message {
-            Message::Text(text) => self.on_text(Bytes::copy_from_slice(text.as_bytes())),
-            Message::Close(_) | Message::Binary(_) => Err(PROTOCOL),
+            Message::Text(text) => self.on_text(Bytes::from(text)),
+            Message::Close(_) => Err(End::Theirs),
+            Message::Binary(_) => {
+                let error = ApiError::unreadable("a message is text, not binary");
+                Err(End::Refused(UNSUPPORTED, error))
+            }
             Message::Ping(_) | Message::Pong(_) => Ok(()),
         }
     }
 
-    fn on_text(&mut self, body: Bytes) -> Result<(), u16> {
-        let Ok(text) = std::str::from_utf8(&body) else { return Err(PROTOCOL) };
-        match serde_json::from_str::<Incoming<'_>>(text) {
-            Ok(Incoming { seq: Some(seq), events: Some(events), .. }) => {
-                let ack = self.events(seq, &body, text, events);
+    fn on_text(&mut self, text: Bytes) -> Result<(), End> {
+        match message::read(&text) {
+            Ok(Incoming::Events { seq, events }) => {
+                let ack = self.events(seq, text, events);
                 self.acks.push_back(ack);
                 Ok(())
             }
-            Ok(Incoming { subscribe: Some(name), query, .. }) => self.subscribe(name, query.unwrap_or_default()),
-            Ok(Incoming { unsubscribe: Some(name), .. }) => {
-                self.subscriptions.remove(&name);
+            Ok(Incoming::Subscribe { name, query }) => self.subscribe(name, query),
+            Ok(Incoming::Unsubscribe(name)) => {
+                if self.subscriptions.remove(&name).is_none() {
+                    let message = format!("there is no subscription {name:.128}");
+                    self.say(ApiError::new(StatusCode::NOT_FOUND, "no_such_subscription", message).body());
+                }
                 Ok(())
             }
-            _ => Err(PROTOCOL),
+            // What cannot be read is refused for good, and its neighbours are answered.
+            Err(Unread { seq: Some(seq), error }) => {
+                self.say(nack(seq, &error));
+                Ok(())
+            }
+            Err(Unread { seq: None, error }) => Err(End::Refused(PROTOCOL, error)),
         }
     }
 
-    fn events(&self, seq: u64, body: &Bytes, text: &str, events: &RawValue) -> BoxFuture<'static, String> {
-        let start = events.get().as_ptr() as usize - text.as_ptr() as usize;
-        let part = body.slice(start..start + events.get().len());
+    /// In the order of what was asked, and within the window.
+    fn say(&mut self, text: String) {
+        self.acks.push_back(Box::pin(std::future::ready(text)));
+    }
+
+    fn events(&self, seq: u64, body: Bytes, events: Range<usize>) -> BoxFuture<'static, String> {
         let gateway = self.gateway.clone();
         let read = gateway.tenant(&self.headers, Scope::Write).and_then(|tenant| {
-            let reservation = gateway.admission.reserve(part.len())?;
+            let reservation = gateway.admission.reserve(body.len())?;
             let now = gateway.deps.clock.now();
             let request = ingest::Request {
                 gateway: &gateway,
@@ -210,15 +339,15 @@ impl Session {
                 default_metric: None,
                 now,
             };
-            let read = parse::split_json(events.get(), gateway.deps.limits.max_events)?;
-            Ok((request.read_ranges(&part, read)?, tenant.clone(), reservation))
+            let ranges = parse::split_json_in(&body, events, gateway.deps.limits.max_events)?;
+            Ok((request.read_ranges(&body, ranges)?, tenant.clone(), reservation))
         });
         let (read, tenant, reservation) = match read {
             Ok(read) => read,
             Err(error) => return Box::pin(std::future::ready(nack(seq, &error))),
         };
         Box::pin(async move {
-            let outcome = ingest::append(&gateway, tenant, part, read).await;
+            let outcome = ingest::append(&gateway, tenant, body, read).await;
             drop(reservation);
             match outcome {
                 Ok(o) => serde_json::json!({"ack": seq, "accepted": o.accepted, "rejected": o.rejected, "errors": o.errors})
@@ -228,19 +357,27 @@ impl Session {
         })
     }
 
-    fn subscribe(&mut self, name: String, query: HashMap<String, String>) -> Result<(), u16> {
-        let full = self.subscriptions.len() >= self.gateway.deps.limits.ws_max_subscriptions;
-        if name.len() > 128 || (full && !self.subscriptions.contains_key(&name)) {
-            return Err(POLICY);
+    fn subscribe(&mut self, name: String, query: Option<Vec<(String, String)>>) -> Result<(), End> {
+        let max = self.gateway.deps.limits.ws_max_subscriptions;
+        if name.len() > 128 {
+            return Err(End::ours(POLICY, "the name of a subscription is at most 128 bytes"));
         }
+        if self.subscriptions.len() >= max && !self.subscriptions.contains_key(&name) {
+            return Err(End::Ours(POLICY, format!("at most {max} subscriptions (ws.max_subscriptions)")));
+        }
+        let Some(params) = query else {
+            self.subscriptions.remove(&name);
+            let error = ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "query is an object of strings");
+            self.say(update(&name, &error.body()));
+            return Ok(());
+        };
         self.generation += 1;
-        let params = query.into_iter().collect();
         let subscription = Subscription { params, last: None, running: false, generation: self.generation };
         self.subscriptions.insert(name, subscription);
         self.ask()
     }
 
-    fn ask(&mut self) -> Result<(), u16> {
+    fn ask(&mut self) -> Result<(), End> {
         let unsent = Arc::strong_count(&self.unsent) - 1;
         let room = self.gateway.deps.limits.ws_max_subscriptions.saturating_sub(unsent + self.updates.len());
         for (name, subscription) in self.subscriptions.iter_mut().filter(|(_, s)| !s.running).take(room) {
@@ -258,7 +395,7 @@ impl Session {
         Ok(())
     }
 
-    async fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), u16> {
+    async fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), End> {
         let Some(subscription) = self.subscriptions.get_mut(&name).filter(|s| s.generation == generation) else { return Ok(()) };
         subscription.running = false;
         let (key, rest) = match answer {
@@ -271,28 +408,32 @@ impl Session {
             return Ok(());
         }
         subscription.last = Some(key);
-        let Some(fields) = rest.trim_start().strip_prefix('{') else { return Err(PROTOCOL) };
-        let update = format!("{{\"update\":{},{fields}", serde_json::Value::from(name));
         let unsent = self.unsent.clone();
-        self.send(Message::Text(update.into()), Some(unsent)).await
+        self.send(Message::Text(update(&name, &rest).into()), Some(unsent)).await
     }
 
-    async fn on_tick(&mut self) -> Result<(), u16> {
+    async fn on_tick(&mut self) -> Result<(), End> {
         let idle = self.gateway.deps.limits.ws_idle_timeout;
         if self.heard.elapsed() > idle && self.acks.is_empty() {
             // Silent because it does not read is too slow; silent though nothing waits for it is gone.
             let waits = Arc::strong_count(&self.unsent) > 1 || self.out.capacity() < self.out.max_capacity();
-            return Err(if waits { TRY_LATER } else { GOING_AWAY });
+            return Err(if waits { End::TooSlow } else { End::ours(GOING_AWAY, "nothing was heard for ws.idle_timeout") });
         }
         self.gateway
             .tenant(&self.headers, Scope::Write)
             .or_else(|_| self.gateway.tenant(&self.headers, Scope::Read))
-            .map_err(|_| POLICY)?;
+            .map_err(|_| End::ours(POLICY, "the key is not valid any more"))?;
         if self.heard.elapsed() > idle / 3 {
             self.send(Message::Ping(Bytes::new()), None).await?;
         }
         self.ask()
     }
+}
+
+/// An answer, an object, as an update of this subscription.
+fn update(name: &str, answer: &str) -> String {
+    let fields = answer.trim_start().strip_prefix('{').unwrap_or("}");
+    format!("{{\"update\":{},{fields}", serde_json::Value::from(name))
 }
 
 /// An answer without what moves by itself (`as_of`): only a change of the rest is worth an update.

@@ -1,8 +1,12 @@
 //! Events as clients send them, and the codes with which they are refused.
 
+use std::borrow::Cow;
+
 /// Why an event is refused. The names are part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventErrorCode {
+    /// What was sent is no event: no JSON or MessagePack, no object, an unknown field, a field twice.
+    EventUnreadable,
     /// No metric, or not a valid name.
     MetricInvalid,
     /// Labels that break a rule or a limit.
@@ -29,6 +33,7 @@ impl EventErrorCode {
     /// The name in answers and metrics.
     pub fn name(self) -> &'static str {
         match self {
+            Self::EventUnreadable => "event_unreadable",
             Self::MetricInvalid => "metric_invalid",
             Self::LabelsInvalid => "labels_invalid",
             Self::ValueInvalid => "value_invalid",
@@ -183,8 +188,15 @@ pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), Ev
 pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
     let bad =
         || EventError::new(EventErrorCode::TimestampInvalid, "a timestamp is RFC 3339 with a zone, or integer milliseconds");
-    let at: jiff::Timestamp = text.parse().map_err(|_| bad())?;
+    let at: jiff::Timestamp = nine_digits(text).parse().map_err(|_| bad())?;
     Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
+}
+
+/// The text without what stands behind nine digits of a fraction, of which RFC 3339 allows any number.
+fn nine_digits(text: &str) -> Cow<'_, str> {
+    let Some((whole, rest)) = text.split_once('.') else { return text.into() };
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    if digits <= 9 { text.into() } else { format!("{whole}.{}{}", &rest[..9], &rest[digits..]).into() }
 }
 
 #[cfg(test)]
@@ -219,6 +231,12 @@ mod tests {
         }
         assert_eq!(parse_rfc3339("2026-01-01T00:00:00.1239Z"), Ok(now + 123));
         assert_eq!(parse_rfc3339("2026-01-01T01:00:00+01:00"), Ok(now));
+        for digits in [1, 9, 10, 30, 5_000] {
+            let time = format!("2026-01-01T00:00:00.{}Z", "9".repeat(digits));
+            assert_eq!(parse_rfc3339(&time), Ok(now + if digits < 3 { 900 } else { 999 }), "{digits} digits");
+        }
+        assert_eq!(parse_rfc3339("1969-12-31T23:59:59.99999999999-00:00"), Ok(-1));
+        assert!(parse_rfc3339("2026-01-01T00:00:00.Z").is_err() && parse_rfc3339("2026-01-01T00:00:00.1234567891").is_err());
         assert!(parse_rfc3339("2026-01-01").is_err() && parse_rfc3339("yesterday").is_err());
     }
 }

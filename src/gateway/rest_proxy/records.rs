@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::super::error::ApiError;
 use super::super::parse;
+use super::super::scan::{self, Broken, Member, Members};
 
 /// Padding is taken and not asked for.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -36,12 +37,6 @@ pub(super) struct Record {
 }
 
 #[derive(Deserialize)]
-struct Produce<'a> {
-    #[serde(borrow, default)]
-    records: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sent<'a> {
     #[serde(borrow, default)]
@@ -57,22 +52,14 @@ struct Sent<'a> {
 /// # Errors
 /// 400 if the body cannot be read, 413 for more than `max` records, 422 for none.
 pub(super) fn read(embedded: Embedded, body: &Bytes, max: usize) -> Result<(Bytes, Vec<Result<Record, String>>), ApiError> {
-    let text = std::str::from_utf8(body).map_err(|_| ApiError::unreadable("the body is not UTF-8"))?;
-    // Serde would take an array for a struct.
-    if !text.trim_start().starts_with('{') {
-        return Err(ApiError::unreadable("a request is an object with records"));
-    }
-    let produce: Produce<'_> =
-        serde_json::from_str(text).map_err(|e| ApiError::unreadable(format!("not a readable request: {}", shown(&e))))?;
-    let records = produce.records.map(RawValue::get).filter(|raw| raw.starts_with('['));
-    let records = records.ok_or_else(|| unprocessable("records is missing or no array"))?;
-    let sent = parse::split_json(records, max)?;
+    let records = records_of(body)?;
+    let sent = parse::split_array(&body[..records.end], records.start, max)?;
     if sent.is_empty() {
         return Err(unprocessable("records is empty"));
     }
-    let sent = sent.into_iter().map(|range| &records[range]);
+    let sent = sent.into_iter().map(|range| &body[range]);
     match embedded {
-        Embedded::Json => Ok((body.clone(), sent.map(|sent| json(text, sent)).collect())),
+        Embedded::Json => Ok((body.clone(), sent.map(|sent| json(body, sent)).collect())),
         Embedded::Binary => {
             let mut kept = Vec::with_capacity(body.len());
             let records = sent.map(|sent| binary(&mut kept, sent)).collect();
@@ -81,36 +68,59 @@ pub(super) fn read(embedded: Embedded, body: &Bytes, max: usize) -> Result<(Byte
     }
 }
 
+/// Where the records of a request stand.
+fn records_of(body: &[u8]) -> Result<Range<usize>, ApiError> {
+    let broken = |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(body)));
+    let start = scan::skip_space(body, parse::bom_len(body));
+    if body.get(start) != Some(&b'{') {
+        return Err(ApiError::unreadable("a request is an object with records"));
+    }
+    scan::only(body, start).map_err(broken)?;
+    let mut records = None;
+    for member in Members::of(body, start) {
+        let Member { name, value } = member.map_err(broken)?;
+        if &body[name] == b"\"records\"" && records.replace(value).is_some() {
+            return Err(ApiError::unreadable("records is there twice"));
+        }
+    }
+    let records = records.filter(|records| body[records.clone()].first() == Some(&b'['));
+    records.ok_or_else(|| unprocessable("records is missing or no array"))
+}
+
 fn unprocessable(message: &str) -> ApiError {
     ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "records_invalid", message)
 }
 
-/// The message may quote what the client sent: escaped and cut.
-fn shown(error: &serde_json::Error) -> String {
-    error.to_string().escape_debug().take(200).collect()
-}
-
 /// Key and value of a record that may be taken.
-fn opened(sent: &str) -> Result<(Option<&str>, &str), String> {
-    if !sent.starts_with('{') {
+fn opened(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
+    if sent.first() != Some(&b'{') {
         return Err("a record is an object with a value".to_owned());
     }
-    let sent: Sent<'_> = serde_json::from_str(sent).map_err(|e| format!("not a readable record: {}", shown(&e)))?;
+    let sent: Sent<'_> =
+        serde_json::from_slice(sent).map_err(|e| format!("not a readable record: {}", parse::shown(&e)))?;
     if sent.partition.is_some() {
         return Err("the series of an event decides on its partition: leave partition out".to_owned());
     }
     let value = sent.value.ok_or("a record without a value holds no event")?;
-    Ok((sent.key.map(RawValue::get), value.get()))
+    let key = sent.key.map(RawValue::get);
+    key.map_or(Ok(()), |key| parse::check_kept("the key", key))?;
+    Ok((key, value.get()))
 }
 
-fn json(body: &str, sent: &str) -> Result<Record, String> {
+fn json(body: &[u8], sent: &[u8]) -> Result<Record, String> {
     let (key, value) = opened(sent)?;
-    let event = parse::range_in(body, value);
-    let raw = if key.is_some() { parse::range_in(body, sent) } else { event.clone() };
+    let event = range_in(body, value.as_bytes());
+    let raw = if key.is_some() { range_in(body, sent) } else { event.clone() };
     Ok(Record { event, raw })
 }
 
-fn binary(kept: &mut Vec<u8>, sent: &str) -> Result<Record, String> {
+/// Where `part`, a slice of `whole`, stands in it.
+fn range_in(whole: &[u8], part: &[u8]) -> Range<usize> {
+    let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+    start..start + part.len()
+}
+
+fn binary(kept: &mut Vec<u8>, sent: &[u8]) -> Result<Record, String> {
     let (key, value) = opened(sent)?;
     let value: String = serde_json::from_str(value).map_err(|_| "a binary value is a string of base64")?;
     let value = BASE64.decode(value).map_err(|_| "a binary value is a string of base64")?;

@@ -142,7 +142,9 @@ async fn half_open_sockets_are_closed_and_answering_ones_stay() {
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut heard)).await.expect("closed").unwrap();
     let frames = heard.windows(4).position(|end| end == b"\r\n\r\n").map(|at| &heard[at + 4..]).unwrap();
     let pings = frames.chunks(2).take_while(|frame| **frame == [0x89, 0]).count();
-    assert!(pings > 0 && frames[pings * 2..] == [0x88, 2, 0x03, 0xe9], "pings, then 1001: {frames:x?}");
+    let close = &frames[pings * 2..];
+    assert!(pings > 0 && close[..4] == [0x88, close.len() as u8 - 2, 0x03, 0xe9], "pings, then 1001: {frames:x?}");
+    assert!(String::from_utf8_lossy(&close[4..]).contains("ws.idle_timeout"), "{close:x?}");
 }
 
 #[tokio::test]
@@ -158,7 +160,7 @@ async fn answers_carry_the_clients_seq_whatever_it_is() {
         ws.send(Message::text(body)).await.unwrap();
     }
     ws.send(Message::text(r#"{"seq":8,"events":7}"#)).await.unwrap();
-    ws.send(Message::text(r#"{"seq":9,"events":[{"metric":"m","metric":"m"}]}"#)).await.unwrap();
+    ws.send(Message::text(r#"{"seq":9,"events":[{]}"#)).await.unwrap();
     for seq in seqs {
         let ack: serde_json::Value = serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
         assert_eq!((&ack["ack"], &ack["accepted"], &ack["rejected"]), (&seq.into(), &1.into(), &2.into()), "{ack}");
@@ -170,35 +172,216 @@ async fn answers_carry_the_clients_seq_whatever_it_is() {
     for seq in [8, 9] {
         let nack: serde_json::Value = serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
         assert_eq!((&nack["nack"], &nack["error"]["code"]), (&seq.into(), &"body_unreadable".into()), "{nack}");
-        assert!(nack.get("retry_after_ms").is_none(), "sending it again would not help: {nack}");
+        assert!(nack.get("retry_after_ms").is_none() && nack["final"] == true, "sending it again would not help: {nack}");
+    }
+}
+
+/// Reads to the close: what was said before, the code and the reason.
+async fn farewell(ws: &mut Socket) -> (Vec<String>, Option<u16>, String) {
+    let mut said = Vec::new();
+    let read = async {
+        loop {
+            match ws.next().await {
+                Some(Ok(Message::Close(Some(frame)))) => return (Some(u16::from(frame.code)), frame.reason.to_string()),
+                Some(Ok(Message::Close(None))) => return (Some(1005), String::new()),
+                Some(Ok(Message::Text(text))) => said.push(text.to_string()),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return (None, String::new()),
+            }
+        }
+    };
+    let (code, reason) = tokio::time::timeout(PATIENCE, read).await.expect("still open");
+    (said, code, reason)
+}
+
+#[tokio::test]
+async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
+    let limits = GatewayLimits { ws_max_message_bytes: 10_000, ws_max_subscriptions: 1, ..GatewayLimits::default() };
+    let (address, _stop) = listen(limits).await;
+    let mut good = connect(address).await;
+    let deep = format!(r#"{{"events":{}"#, "[".repeat(9_000));
+    for bad in [
+        "",
+        "{",
+        "[]",
+        "7",
+        "garbage",
+        r#"{"seq":-1,"events":[]}"#,
+        r#"{"seq":1}"#,
+        r#"{"events":[]}"#,
+        r#"{"x":1}"#,
+        r#"{"subscribe":"a","unsubscribe":"a"}"#,
+        r#"{"subscribe":7}"#,
+        &deep,
+    ] {
+        let mut ws = connect(address).await;
+        for seq in 1..=3 {
+            ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+        }
+        ws.send(Message::text(bad)).await.unwrap();
+        let (said, code, reason) = farewell(&mut ws).await;
+        assert_eq!((said.len(), code), (4, Some(1002)), "{bad:.40}: {said:?}");
+        assert!((1..=3).all(|seq| said[seq - 1].contains(&format!("\"ack\":{seq},"))), "the acks that are due: {said:?}");
+        assert!(said[3].starts_with(r#"{"error":{"#) && said[3].contains("body_unreadable"), "then why: {said:?}");
+        assert!(reason.starts_with("body_unreadable: ") && reason.len() <= 123, "{reason}");
+    }
+    let says = async |message: Message| {
+        let mut ws = connect(address).await;
+        ws.send(message).await.unwrap();
+        farewell(&mut ws).await
+    };
+    let (said, code, reason) = says(Message::binary(vec![0xff; 100])).await;
+    assert!(code == Some(1003) && said[0].contains("text, not binary") && !reason.is_empty(), "{said:?} {reason}");
+    let (said, code, reason) = says(Message::text("x".repeat(20_000))).await;
+    assert!(code == Some(1009) && said[0].contains("message_too_large") && !reason.is_empty(), "{code:?} {said:?} {reason}");
+    let subscribe = |name: &str| Message::text(format!(r#"{{"subscribe":"{name}","query":{{}}}}"#));
+    let mut ws = connect(address).await;
+    ws.send(subscribe("a")).await.unwrap();
+    ws.send(subscribe("b")).await.unwrap();
+    let (_, code, reason) = farewell(&mut ws).await;
+    assert!(code == Some(1008) && reason.contains("ws.max_subscriptions"), "{code:?} {reason}");
+    let (_, code, reason) = says(subscribe(&"n".repeat(129))).await;
+    assert!(code == Some(1008) && reason.contains("128 bytes"), "{code:?} {reason}");
+    acked(&mut good, 1).await;
+}
+
+#[tokio::test]
+async fn frames_that_are_none_are_told_after_the_acks_that_are_due() {
+    let (address, _stop) = listen(GatewayLimits::default()).await;
+    // A frame as a client sends it, masked with zeros.
+    let frame = |first: u8, payload: &[u8]| [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat();
+    let event = frame(0x81, br#"{"seq":1,"events":[{"metric":"m"}]}"#);
+    for (bad, code) in [
+        (frame(0x81, b"{\"seq\":2,\"events\":[\"\xff\"]}"), 1007u16),
+        (frame(0x81, b"\xc0\x80"), 1007),
+        (frame(0xf1, b"x"), 1002),
+        (frame(0x83, b"x"), 1002),
+        (frame(0x80, b"x"), 1002),
+        (vec![0x81, 1, b'x'], 1002),
+    ] {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(&[HANDSHAKE.as_bytes(), &event, &bad].concat()).await.unwrap();
+        let mut heard = Vec::new();
+        tokio::time::timeout(PATIENCE, socket.read_to_end(&mut heard)).await.expect("closed").unwrap();
+        let text = String::from_utf8_lossy(&heard);
+        let places = [r#""ack":1,"#, r#"{"error":{"#, "message_unreadable: "].map(|part| text.find(part));
+        assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{bad:x?}: {text}");
+        assert!(heard.windows(2).any(|bytes| bytes == code.to_be_bytes()), "{code}: {text}");
     }
 }
 
 #[tokio::test]
-async fn a_message_that_is_none_closes_its_socket_alone() {
-    let limits = GatewayLimits { ws_max_message_bytes: 10_000, ws_max_subscriptions: 1, ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
-    let mut good = connect(address).await;
-    let deep = format!(r#"{{"seq":1,"events":{}"#, "[".repeat(9_000));
-    for bad in
-        ["", "{", "[]", "7", r#"{"seq":-1,"events":[]}"#, r#"{"seq":1}"#, r#"{"seq":1,"events":[NaN]}"#, r#"{"x":1}"#, &deep]
-    {
+async fn a_close_frame_is_answered_with_its_own_code() {
+    use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
+    let (address, _stop) = listen(GatewayLimits::default()).await;
+    for (frame, code) in [
+        (Some(CloseFrame { code: CloseCode::Normal, reason: "done".into() }), 1000),
+        (Some(CloseFrame { code: CloseCode::from(4001), reason: "".into() }), 4001),
+        (None, 1005),
+    ] {
         let mut ws = connect(address).await;
-        ws.send(Message::text(bad)).await.unwrap();
-        assert_eq!(close_code(&mut ws).await, Some(1002), "{bad:.40}");
+        acked(&mut ws, 1).await;
+        ws.close(frame).await.unwrap();
+        assert_eq!(farewell(&mut ws).await.1, Some(code));
+        assert!(tokio::time::timeout(PATIENCE, ws.next()).await.expect("ended").is_none(), "a clean end");
     }
+}
+
+#[tokio::test]
+async fn what_was_read_before_a_close_is_appended() {
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (address, _stop) = serve(gateway).await;
     let mut ws = connect(address).await;
-    ws.send(Message::binary(vec![0xff; 100])).await.unwrap();
-    assert_eq!(close_code(&mut ws).await, Some(1002));
-    let mut ws = connect(address).await;
-    ws.send(Message::text("x".repeat(20_000))).await.unwrap();
-    assert!(matches!(close_code(&mut ws).await, Some(1002 | 1009) | None), "larger than ws.max_message");
-    let mut ws = connect(address).await;
-    for name in ["a", "b"] {
-        ws.send(Message::text(format!(r#"{{"subscribe":"{name}","query":{{}}}}"#))).await.unwrap();
+    for seq in 0..20 {
+        ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
     }
-    assert_eq!(close_code(&mut ws).await, Some(1008), "more than ws.max_subscriptions");
-    acked(&mut good, 1).await;
+    ws.close(None).await.unwrap();
+    while ws.next().await.is_some_and(|message| message.is_ok()) {}
+    let all = async {
+        while log.batches.lock().unwrap().len() < 20 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.expect("all were appended");
+}
+
+#[tokio::test]
+async fn a_stop_and_a_revoked_key_say_why() {
+    let (plain, prefix, sha256) = new_key([7; 24]);
+    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write], expires_ms: None };
+    let limits = GatewayLimits { ws_update_interval: Duration::from_millis(20), ..GatewayLimits::default() };
+    let (gateway, _) = gateway(limits, KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (address, stop) = serve(gateway.clone()).await;
+    let open = async || {
+        use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+        let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+        request.headers_mut().insert("authorization", format!("Bearer {plain}").parse().unwrap());
+        tokio_tungstenite::connect_async(request).await.unwrap().0
+    };
+    let mut revoked = open().await;
+    acked(&mut revoked, 1).await;
+    let keys = gateway.deps.keys.swap(Arc::new(KeyTable::of(KeysFile::default())));
+    let (_, code, reason) = farewell(&mut revoked).await;
+    assert_eq!((code, reason.as_str()), (Some(1008), "the key is not valid any more"));
+    gateway.deps.keys.store(keys);
+    let mut stopped = open().await;
+    acked(&mut stopped, 1).await;
+    stop.send_replace(true);
+    let (_, code, reason) = farewell(&mut stopped).await;
+    assert_eq!((code, reason.as_str()), (Some(1001), "the server stops"));
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_none_is_an_error_and_the_socket_stays_open() {
+    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let mut ws = connect(address).await;
+    let mut said = async |message: &str| {
+        ws.send(Message::text(message)).await.unwrap();
+        let said = tokio::time::timeout(PATIENCE, ws.next()).await.expect("an answer").unwrap().unwrap();
+        said.into_text().unwrap().to_string()
+    };
+    let nope = said(r#"{"unsubscribe":"nope"}"#).await;
+    assert!(nope.starts_with(r#"{"error":{"#) && nope.contains("no_such_subscription") && nope.contains("nope"), "{nope}");
+    let wrong = said(r#"{"subscribe":"q","query":{"step":3600}}"#).await;
+    assert!(wrong.starts_with(r#"{"update":"q","error":{"#) && wrong.contains("query_invalid"), "{wrong}");
+    assert!(said(r#"{"unsubscribe":"q"}"#).await.contains("no_such_subscription"), "it was not taken");
+    assert!(said(r#"{"subscribe":"q","query":{"metric":"m"}}"#).await.starts_with(r#"{"update":"q","#));
+    ws.send(Message::text(r#"{"unsubscribe":"q"}"#)).await.unwrap();
+    acked(&mut ws, 9).await;
+}
+
+#[tokio::test]
+async fn a_browser_sends_its_key_as_a_subprotocol() {
+    let (plain, prefix, sha256) = new_key([7; 24]);
+    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write], expires_ms: None };
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (address, _stop) = serve(gateway).await;
+    let open = async |headers: &[(&'static str, String)]| {
+        use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+        let mut request = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        tokio_tungstenite::connect_async(request).await
+    };
+    let protocol = |value: String| ("sec-websocket-protocol", value);
+    let (mut ws, answer) = open(&[protocol(format!("bearer, {plain}"))]).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "bearer", "and never the key");
+    acked(&mut ws, 1).await;
+    assert_eq!(&*log.batches.lock().unwrap()[0].tenant, "acme");
+    let bearer = ("authorization", format!("Bearer {plain}"));
+    for (headers, status) in [
+        (vec![protocol("bearer, wrong".to_owned())], 401),
+        (vec![protocol("bearer".to_owned())], 401),
+        (vec![protocol(plain.clone())], 401),
+        (vec![protocol(format!("{plain}, bearer"))], 401),
+        (vec![protocol(format!("bearer, {plain}")), bearer.clone()], 400),
+    ] {
+        match open(&headers).await {
+            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => assert_eq!(answer.status(), status, "{headers:?}"),
+            other => panic!("{headers:?}: {other:?}"),
+        }
+    }
 }
 
 proptest! {
@@ -214,9 +397,9 @@ proptest! {
                 let mut ws = connect(address).await;
                 ws.send(Message::text(text)).await.unwrap();
                 let answer = tokio::time::timeout(PATIENCE, ws.next()).await.expect("an answer");
-                let closed = matches!(&answer, Some(Ok(Message::Close(Some(frame)))) if u16::from(frame.code) == 1002);
-                let said = matches!(&answer, Some(Ok(Message::Text(said))) if said.contains("\"ack\"") || said.contains("\"nack\"") || said.contains("\"update\""));
-                assert!(closed || said, "{answer:?}");
+                let begins = [r#"{"ack":"#, r#"{"accepted":"#, r#"{"error":"#, r#"{"final":"#, r#"{"nack":"#, r#"{"update":"#];
+                let said = matches!(&answer, Some(Ok(Message::Text(said))) if begins.iter().any(|begin| said.starts_with(begin)));
+                assert!(said, "{answer:?}");
             }
             let mut raw = TcpStream::connect(address).await.unwrap();
             raw.write_all(HANDSHAKE.as_bytes()).await.unwrap();

@@ -1,0 +1,188 @@
+//! What a client says on a WebSocket, read from a text message.
+
+use std::ops::Range;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::super::error::ApiError;
+use super::super::scan::{self, Broken, Member, Members};
+
+/// A message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// Events, to be acknowledged under this number.
+    Events {
+        /// The number.
+        seq: u64,
+        /// Where they stand in the message.
+        events: Range<usize>,
+    },
+    /// A query whose answers are wanted whenever they change.
+    Subscribe {
+        /// What the client calls it.
+        name: String,
+        /// Its parameters as they came; none if they are not an object of strings.
+        query: Option<Vec<(String, String)>>,
+    },
+    /// An end of that.
+    Unsubscribe(String),
+}
+
+/// What is no message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Unread {
+    /// The number of the events that it meant to carry, if that can be read.
+    pub(super) seq: Option<u64>,
+    /// What is wrong.
+    pub(super) error: ApiError,
+}
+
+/// The members that messages have, each at most once.
+#[derive(Default)]
+struct Parts {
+    seq: Option<Range<usize>>,
+    events: Option<Range<usize>>,
+    subscribe: Option<Range<usize>>,
+    query: Option<Range<usize>>,
+    unsubscribe: Option<Range<usize>>,
+}
+
+impl Parts {
+    fn place(&mut self, name: &[u8]) -> Option<&mut Option<Range<usize>>> {
+        match name {
+            b"\"seq\"" => Some(&mut self.seq),
+            b"\"events\"" => Some(&mut self.events),
+            b"\"subscribe\"" => Some(&mut self.subscribe),
+            b"\"query\"" => Some(&mut self.query),
+            b"\"unsubscribe\"" => Some(&mut self.unsubscribe),
+            _ => None,
+        }
+    }
+
+    /// Fills in what stands there, as far as it can be told.
+    fn fill(&mut self, text: &[u8]) -> Result<(), String> {
+        let start = scan::skip_space(text, 0);
+        if text.get(start) != Some(&b'{') {
+            return Err("a message is an object".to_owned());
+        }
+        let broken = |broken: Broken| format!("broken JSON: {}", broken.shown(text));
+        let (mut wrong, mut numbers) = (None, 0);
+        for member in Members::of(text, start) {
+            let Member { name, value } = member.map_err(broken)?;
+            let shown = || String::from_utf8_lossy(&text[name.clone()]).escape_debug().take(80).collect::<String>();
+            match self.place(&text[name.clone()]) {
+                None => wrong = wrong.or_else(|| Some(format!("no message has a member {}", shown()))),
+                Some(place) if place.is_some() => wrong = wrong.or_else(|| Some(format!("{} is there twice", shown()))),
+                Some(place) => *place = Some(value),
+            }
+            numbers += usize::from(&text[name] == b"\"seq\"");
+        }
+        if numbers > 1 {
+            // Which of them the client waits for, nobody knows.
+            self.seq = None;
+        }
+        scan::only(text, start).map_err(broken)?;
+        wrong.map_or(Ok(()), Err)
+    }
+}
+
+/// Reads a message.
+///
+/// # Errors
+/// What is wrong with it, and which events wait for an answer, if that can be told.
+pub(super) fn read(text: &[u8]) -> Result<Incoming, Unread> {
+    let mut parts = Parts::default();
+    let filled = parts.fill(text);
+    let seq = parts.seq.clone().and_then(|seq| serde_json::from_slice(&text[seq]).ok());
+    let unread = |seq, message: &str| Unread { seq, error: ApiError::unreadable(message) };
+    if let Err(why) = filled {
+        return Err(unread(seq, &why));
+    }
+    let name = |name: Range<usize>| {
+        serde_json::from_slice::<String>(&text[name]).map_err(|_| unread(None, "the name of a subscription is a string"))
+    };
+    match parts {
+        Parts { seq: Some(_), events: Some(events), subscribe: None, query: None, unsubscribe: None } => match seq {
+            Some(seq) => Ok(Incoming::Events { seq, events }),
+            None => Err(unread(None, "seq is a whole number from 0 to 2^64-1")),
+        },
+        Parts { seq: None, events: None, subscribe: Some(subscribe), query, unsubscribe: None } => {
+            let query = query.map_or(Some(Vec::new()), |query| strings(&text[query]));
+            Ok(Incoming::Subscribe { name: name(subscribe)?, query })
+        }
+        Parts { seq: None, events: None, subscribe: None, query: None, unsubscribe: Some(gone) } => {
+            Ok(Incoming::Unsubscribe(name(gone)?))
+        }
+        _ => {
+            let message = "a message has seq and events, or subscribe and query, or unsubscribe";
+            Err(unread(seq.filter(|_| parts.events.is_some()), message))
+        }
+    }
+}
+
+struct Strings;
+
+impl<'de> Visitor<'de> for Strings {
+    type Value = Vec<(String, String)>;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object of strings")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(pairs)
+    }
+}
+
+/// The pairs of an object of strings, also those whose name is there twice: what they mean is the query's business.
+fn strings(raw: &[u8]) -> Option<Vec<(String, String)>> {
+    serde_json::Deserializer::from_slice(raw).deserialize_map(Strings).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_told_by_their_members() {
+        let events = br#" {"seq": 7, "events": [{"metric":"m"}]} "#;
+        assert_eq!(read(events), Ok(Incoming::Events { seq: 7, events: 22..38 }));
+        let query = Some(vec![("a".to_owned(), "1".to_owned()), ("a".to_owned(), "2".to_owned())]);
+        let subscribe = br#"{"subscribe":"q","query":{"a":"1","a":"2"}}"#;
+        assert_eq!(read(subscribe), Ok(Incoming::Subscribe { name: "q".to_owned(), query }));
+        let subscribe = |query| Ok(Incoming::Subscribe { name: "q".to_owned(), query });
+        assert_eq!(read(br#"{"subscribe":"q"}"#), subscribe(Some(vec![])));
+        assert_eq!(read(br#"{"subscribe":"q","query":{"step":3600}}"#), subscribe(None));
+        assert_eq!(read(br#"{"subscribe":"q","query":7}"#), subscribe(None));
+        assert_eq!(read(br#"{"unsubscribe":"q"}"#), Ok(Incoming::Unsubscribe("q".to_owned())));
+    }
+
+    #[test]
+    fn what_is_no_message_says_whose_events_it_held() {
+        for (text, seq) in [
+            ("", None),
+            ("garbage", None),
+            ("[]", None),
+            (r#"{"seq":1}"#, None),
+            (r#"{"events":[]}"#, None),
+            (r#"{"seq":-1,"events":[]}"#, None),
+            (r#"{"seq":1.5,"events":[]}"#, None),
+            (r#"{"subscribe":7}"#, None),
+            (r#"{"subscribe":"a","unsubscribe":"a"}"#, None),
+            (r#"{"events":[,"seq":1}"#, None),
+            (r#"{"seq":3,"events":[[["#, Some(3)),
+            (r#"{"seq":3,"events":[{"metric":"m]}"#, Some(3)),
+            (r#"{"seq":3,"events":[]}}"#, Some(3)),
+            (r#"{"seq":3,"events":[],"subscribe":"q"}"#, Some(3)),
+            (r#"{"seq":3,"events":[],"more":1}"#, Some(3)),
+            (r#"{"seq":3,"seq":4,"events":[]}"#, None),
+        ] {
+            let unread = read(text.as_bytes()).unwrap_err();
+            assert_eq!(unread.seq, seq, "{text}: {unread:?}");
+        }
+        let unread = read(b"{\"seq\":1,\n \"events\":[{]}").unwrap_err();
+        assert!(unread.error.message.contains("line 2 column 13"), "{unread:?}");
+    }
+}
