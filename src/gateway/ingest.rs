@@ -177,9 +177,8 @@ impl Request<'_> {
             Format::MessagePack => msgpack::event(event),
             _ => parse::json_event(event),
         };
-        let fields = fields.map_err(|why| {
-            refuse(self.unread_id(index, event), EventError::new(EventErrorCode::EventUnreadable, why))
-        })?;
+        let fields =
+            fields.map_err(|why| refuse(self.unread_id(index, event), EventError::new(EventErrorCode::EventUnreadable, why)))?;
         let id = self.id(index, &fields.id).map_err(|error| refuse(None, error))?;
         self.valid(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
     }

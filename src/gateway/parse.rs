@@ -323,7 +323,8 @@ impl<'de> Visitor<'de> for Labels {
 /// `labels_invalid`.
 pub fn json_labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     let mut input = serde_json::Deserializer::from_slice(raw);
-    input.deserialize_map(Labels).map(LabelList::into_labels).map_err(|e| {
-        EventError::new(EventErrorCode::LabelsInvalid, format!("labels are an object of strings: {}", shown(&e)))
-    })
+    input
+        .deserialize_map(Labels)
+        .map(LabelList::into_labels)
+        .map_err(|e| EventError::new(EventErrorCode::LabelsInvalid, format!("labels are an object of strings: {}", shown(&e))))
 }

@@ -37,10 +37,7 @@ fn position(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let is_first_byte = |b: &&u8| **b & 0xc0 != 0x80;
-    (
-        1 + before.iter().filter(|b| **b == b'\n').count(),
-        1 + before[line_start..].iter().filter(is_first_byte).count(),
-    )
+    (1 + before.iter().filter(|b| **b == b'\n').count(), 1 + before[line_start..].iter().filter(is_first_byte).count())
 }
 
 /// Open brackets.

@@ -96,8 +96,7 @@ fn opened(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
     if sent.first() != Some(&b'{') {
         return Err("a record is an object with a value".to_owned());
     }
-    let sent: Sent<'_> =
-        serde_json::from_slice(sent).map_err(|e| format!("not a readable record: {}", parse::shown(&e)))?;
+    let sent: Sent<'_> = serde_json::from_slice(sent).map_err(|e| format!("not a readable record: {}", parse::shown(&e)))?;
     if sent.partition.is_some() {
         return Err("the series of an event decides on its partition: leave partition out".to_owned());
     }

@@ -77,8 +77,20 @@ async fn a_million_keys_and_endless_nesting_are_refused_at_once() {
             422,
             "labels_invalid",
         ),
-        ("deep arrays, packed", "application/msgpack", packed("properties", &ended(vec![0x91; 1_000_000])), 422, "nested too deeply"),
-        ("deep maps, packed", "application/msgpack", packed("labels", &ended([0x81, 0x01].repeat(500_000))), 422, "nested too deeply"),
+        (
+            "deep arrays, packed",
+            "application/msgpack",
+            packed("properties", &ended(vec![0x91; 1_000_000])),
+            422,
+            "nested too deeply",
+        ),
+        (
+            "deep maps, packed",
+            "application/msgpack",
+            packed("labels", &ended([0x81, 0x01].repeat(500_000))),
+            422,
+            "nested too deeply",
+        ),
         ("deep array of events, packed", "application/msgpack", ended(vec![0x91; 1_000_000]), 422, "an event is a map"),
         ("the same cut off", "application/msgpack", vec![0x91; 1_000_000], 400, "cut off"),
     ];

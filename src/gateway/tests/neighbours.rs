@@ -73,9 +73,25 @@ fn kinds() -> Vec<(Vec<u8>, Fate)> {
         ],
     );
     // Numbers that are none, where the event itself can be told.
-    for number in
-        ["NaN", "-NaN", "nan", "Infinity", "-Infinity", "inf", "01", "-01", "+1", ".5", "1.", "1e", "0x10", "1_000", "--1", "-", "1 000"]
-    {
+    for number in [
+        "NaN",
+        "-NaN",
+        "nan",
+        "Infinity",
+        "-Infinity",
+        "inf",
+        "01",
+        "-01",
+        "+1",
+        ".5",
+        "1.",
+        "1e",
+        "0x10",
+        "1_000",
+        "--1",
+        "-",
+        "1 000",
+    ] {
         add(UNREADABLE, &[&format!(r#"{{"metric":"m","value":{number}}}"#)]);
     }
     add(UNREADABLE, &[r#"{"metric":"m","timestamp":NaN}"#, r#"{"metric":"m","properties":{"a":-Infinity}}"#]);
@@ -380,7 +396,8 @@ async fn an_event_that_cannot_be_read_is_named_by_its_id_if_that_can() {
     request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
     let (_, answer, _) = call(&gateway, request).await;
     assert!(answer.contains(r#""id":"K/1""#), "the id that it would have had: {answer}");
-    for bad in [json!({"id": "x", "metric": "m", "tags": 1}), json!({"id": "x", "metric": "m", "properties": "x".repeat(9_000)})] {
+    for bad in [json!({"id": "x", "metric": "m", "tags": 1}), json!({"id": "x", "metric": "m", "properties": "x".repeat(9_000)})]
+    {
         let (_, answer, _) = call(&gateway, post("application/msgpack", packed(&bad))).await;
         assert!(answer.contains(r#""id":"x""#), "{answer}");
     }
@@ -438,7 +455,8 @@ async fn what_is_kept_of_an_accepted_event_can_be_decoded() {
         let batch = log.batches.lock().unwrap().pop().unwrap();
         serde_json::from_slice::<Value>(&batch.body[batch.events[0].raw.clone()]).unwrap();
     }
-    let records = r#"{"records":[{"key":"\ud800","value":{}},{"key":"k","value":{"properties":"\ud800"}},{"key":"k","value":{}}]}"#;
+    let records =
+        r#"{"records":[{"key":"\ud800","value":{}},{"key":"k","value":{"properties":"\ud800"}},{"key":"k","value":{}}]}"#;
     let mut request = Request::post("/topics/m").body(Body::from(records)).unwrap();
     request.headers_mut().insert("content-type", "application/vnd.kafka.json.v2+json".parse().unwrap());
     let (_, answer, _) = call(&gateway, request).await;
@@ -450,7 +468,8 @@ async fn an_empty_label_is_as_good_as_none_before_they_are_counted() {
     let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
     let sixteen: Vec<_> = (0..16).map(|n| format!(r#""l{n}":"v""#)).collect();
     let empty: Vec<_> = (0..300).map(|n| format!(r#""e{n}":"""#)).collect();
-    let body = format!(r#"{{"metric":"m","labels":{{{},{}}}}}"#, sixteen[..8].join(","), [&empty[..], &sixteen[8..]].concat().join(","));
+    let body =
+        format!(r#"{{"metric":"m","labels":{{{},{}}}}}"#, sixteen[..8].join(","), [&empty[..], &sixteen[8..]].concat().join(","));
     let (status, answer, _) = send(&gateway, body.clone()).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
     let packed = packed(&serde_json::from_str(&body).unwrap());
