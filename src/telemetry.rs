@@ -64,7 +64,7 @@ metrics_table! {
     Counter EVENTS_ACCEPTED = "rollmill_events_accepted_total": "Events accepted by this gateway (durable in the log).";
     Counter EVENTS_REJECTED = "rollmill_events_rejected_total" by "code" in [
         "metric_invalid", "labels_invalid", "value_invalid", "value_out_of_range", "timestamp_invalid", "timestamp_in_future",
-        "timestamp_too_old", "event_too_large", "id_invalid", "user_invalid", "record_invalid",
+        "timestamp_too_old", "event_too_large", "id_invalid", "user_invalid", "record_invalid", "event_unreadable",
     ]: "Events refused by this gateway, by reason.";
     Counter EVENTS_AGGREGATED = "rollmill_events_aggregated_total": "Events aggregated by shards.";
     Counter EVENTS_DEDUPLICATED = "rollmill_events_deduplicated_total": "Events dropped as duplicates by shards.";

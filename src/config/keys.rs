@@ -58,6 +58,11 @@ pub const KEYS: &[Key] = &[
         "127.0.0.1:8080",
         "Where HTTP and WebSocket are served. Without API keys only loopback addresses are taken.",
     ),
+    text(
+        "server.cors_origins",
+        "",
+        "Pages that may send and read, `https://shop.example,http://localhost:3000`: their origins as browsers name them. Empty: none.",
+    ),
     key("server.max_connections", Kind::Number, "4096", 1, 1000000, "Connections at once; one more waits until another ends."),
     key(
         "server.header_timeout",

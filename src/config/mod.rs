@@ -5,6 +5,7 @@
 
 mod kafka;
 mod keys;
+mod origins;
 mod roles;
 mod service_links;
 mod values;
@@ -126,6 +127,7 @@ impl Config {
                     .to_owned(),
             );
         }
+        mistakes.extend(origins::parse(self.text("server.cors_origins")).err().map(|why| format!("server.cors_origins: {why}")));
         match Roles::parse(self.text("node.roles")) {
             Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
             Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
@@ -159,6 +161,12 @@ impl Config {
     /// Whether log or store belong to this process alone.
     fn is_embedded(&self) -> bool {
         self.text("store.url").is_empty() || self.text("kafka.brokers").is_empty()
+    }
+
+    /// `server.cors_origins`
+    pub fn origins(&self) -> Vec<String> {
+        // Checked when the configuration was read.
+        origins::parse(self.text("server.cors_origins")).unwrap_or_default()
     }
 
     /// `node.roles`

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -16,6 +16,8 @@ use super::error::ApiError;
 const STEP: usize = 64 * 1024;
 /// Largest zstd window accepted: 2^23 = 8 MiB, what the usual levels need.
 const ZSTD_WINDOW_LOG: u32 = 23;
+/// Most members of a gzip body and frames of a zstd body: each costs time, also an empty one.
+pub const MAX_MEMBERS: usize = 1_000;
 
 /// The format of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,14 +59,16 @@ impl Reservation {
     }
 }
 
-/// The format named by `Content-Type`.
+/// The format named by `Content-Type`. A page that may use this node (`is_listed`) also sends JSON as text, because `sendBeacon` can
+/// name no other type without asking first.
 ///
 /// # Errors
 /// 415.
-pub fn format_of(headers: &HeaderMap) -> Result<Format, ApiError> {
+pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<Format, ApiError> {
     let named = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     match named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "application/json" => Ok(Format::Json),
+        "text/plain" if is_listed => Ok(Format::Json),
         "application/x-ndjson" | "application/ndjson" => Ok(Format::Ndjson),
         "application/msgpack" | "application/x-msgpack" => Ok(Format::MessagePack),
         _ => Err(unsupported("Content-Type is application/json, application/x-ndjson or application/msgpack")),
@@ -114,6 +118,10 @@ pub async fn read_body(
 
 async fn collect(gateway: &Gateway, mut body: Body) -> Result<(Bytes, Reservation), ApiError> {
     let max = gateway.deps.limits.max_body_bytes;
+    // What the head says is believed before anything is read, and before a client that waits for it is told to go on.
+    if body.size_hint().lower() > max as u64 {
+        return Err(over(max));
+    }
     let (mut whole, mut reservation) = (Vec::new(), Reservation::default());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| ApiError::unreadable(format!("the body broke off: {e}")))?;
@@ -132,26 +140,48 @@ fn over(max: usize) -> ApiError {
 }
 
 fn unpack(gateway: &Gateway, encoding: Encoding, packed: &[u8], reservation: &mut Reservation) -> Result<Bytes, ApiError> {
-    let max = gateway.deps.limits.max_body_bytes;
     let broken = |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
-    let mut reader: Box<dyn Read + '_> = match encoding {
-        Encoding::Zstd => {
-            let mut decoder = zstd::stream::read::Decoder::with_buffer(packed).map_err(broken)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
-            Box::new(decoder)
-        }
-        _ => Box::new(flate2::read::MultiGzDecoder::new(packed)),
-    };
-    let (mut whole, mut chunk) = (Vec::new(), vec![0; STEP]);
-    loop {
-        let n = reader.read(&mut chunk).map_err(broken)?;
-        if n == 0 {
+    let (mut whole, mut rest) = (Vec::new(), packed);
+    for _ in 0..MAX_MEMBERS {
+        rest = match encoding {
+            Encoding::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(rest).map_err(broken)?.single_frame();
+                decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
+                take_member(gateway, &mut decoder, packed.len(), &mut whole, reservation)?;
+                decoder.finish()
+            }
+            _ => {
+                let mut decoder = flate2::bufread::GzDecoder::new(rest);
+                take_member(gateway, &mut decoder, packed.len(), &mut whole, reservation)?;
+                decoder.into_inner()
+            }
+        };
+        if rest.is_empty() {
             return Ok(Bytes::from(whole));
+        }
+    }
+    Err(ApiError::unreadable(format!("a compressed body has at most {MAX_MEMBERS} members")))
+}
+
+/// Appends what a member of a compressed body holds.
+fn take_member(
+    gateway: &Gateway,
+    member: &mut dyn Read,
+    packed_bytes: usize,
+    whole: &mut Vec<u8>,
+    reservation: &mut Reservation,
+) -> Result<(), ApiError> {
+    let max = gateway.deps.limits.max_body_bytes;
+    let mut chunk = vec![0; STEP];
+    loop {
+        let n = member.read(&mut chunk).map_err(|e| ApiError::unreadable(format!("the body does not decompress: {e}")))?;
+        if n == 0 {
+            return Ok(());
         }
         if whole.len() + n > max {
             return Err(over(max));
         }
-        reservation.cover(&gateway.admission, packed.len() + whole.len() + n)?;
+        reservation.cover(&gateway.admission, packed_bytes + whole.len() + n)?;
         whole.extend_from_slice(&chunk[..n]);
     }
 }

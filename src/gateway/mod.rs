@@ -13,11 +13,14 @@ pub mod ingest;
 pub mod interner;
 pub mod keys_file;
 pub mod msgpack;
+mod pack;
 pub mod parse;
 pub mod rest_proxy;
 pub mod routes;
 mod scan;
 pub mod server;
+pub mod sites;
+mod socket;
 pub mod starting;
 pub mod ws;
 
@@ -117,6 +120,8 @@ pub struct GatewayDeps {
     pub queries: Arc<dyn QueryService>,
     /// What was set aside.
     pub quarantine: Arc<dyn QuarantineService>,
+    /// Under which names it answers, and which pages may use it.
+    pub sites: sites::Sites,
     /// The API keys; the node stores a new table when the file changes.
     pub keys: Arc<ArcSwap<auth::KeyTable>>,
     /// The limits.
@@ -140,6 +145,8 @@ pub struct Gateway {
     interner: interner::Interner,
     admission: admission::Admission,
     queries: Arc<tokio::sync::Semaphore>,
+    /// Places for answers that are being packed.
+    packing: Arc<tokio::sync::Semaphore>,
     /// One status at a time, beside the queries: it must answer while they are too many.
     status: tokio::sync::Mutex<()>,
     stopping: tokio::sync::watch::Sender<bool>,
@@ -153,6 +160,7 @@ impl Gateway {
             interner: interner::Interner::new(deps.shard_count, limits.max_interned, limits.max_interned_bytes),
             admission: admission::Admission::new(limits),
             queries: Arc::new(tokio::sync::Semaphore::new(limits.max_queries)),
+            packing: Arc::new(tokio::sync::Semaphore::new(pack::places())),
             status: tokio::sync::Mutex::new(()),
             stopping: tokio::sync::watch::channel(false).0,
             deps,

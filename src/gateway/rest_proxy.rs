@@ -8,6 +8,7 @@ mod records;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -47,12 +48,15 @@ struct Answer {
 }
 
 /// `POST /topics/{topic}`.
-pub async fn produce(State(gateway): State<Arc<Gateway>>, Path(topic): Path<String>, headers: HeaderMap, body: Body) -> Response {
-    let answer = take(&gateway, &topic, &headers, body).await;
-    let kind = if is_v1(&headers) { ANSWER_V1 } else { ANSWER_V2 };
-    match answer {
-        Ok(answer) => axum::Json(answer).into_response().with_type(kind),
-        Err(error) => refuse(error, kind),
+pub async fn produce(
+    State(gateway): State<Arc<Gateway>>,
+    topic: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match take(&gateway, topic, &headers, body).await {
+        Ok(answer) => axum::Json(answer).into_response().with_type(kind_of(&headers)),
+        Err(error) => refuse(error, &headers),
     }
 }
 
@@ -62,7 +66,7 @@ pub async fn produce_to_partition(State(gateway): State<Arc<Gateway>>, headers: 
         let message = "the series of an event decides on its partition, clients do not: POST /topics/{topic}";
         ApiError::new(StatusCode::NOT_FOUND, "partition_not_found", message)
     });
-    refuse(error, if is_v1(&headers) { ANSWER_V1 } else { ANSWER_V2 })
+    refuse(error, &headers)
 }
 
 trait WithType {
@@ -76,8 +80,14 @@ impl WithType for Response {
     }
 }
 
-async fn take(gateway: &Arc<Gateway>, topic: &str, headers: &HeaderMap, body: Body) -> Result<Answer, ApiError> {
+async fn take(
+    gateway: &Arc<Gateway>,
+    topic: Result<Path<String>, PathRejection>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Answer, ApiError> {
     let tenant = gateway.tenant_or_basic(headers, Scope::Write)?;
+    let topic: &str = &routes::part(topic)?;
     let embedded = embedded_of(headers)?;
     event::check_metric(topic).map_err(|error| {
         let message = format!("a topic is the metric of events that name none: {}", error.message);
@@ -143,8 +153,8 @@ fn content_type(headers: &HeaderMap) -> String {
     named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-fn is_v1(headers: &HeaderMap) -> bool {
-    content_type(headers).ends_with("v1+json")
+fn kind_of(headers: &HeaderMap) -> &'static str {
+    if content_type(headers).ends_with("v1+json") { ANSWER_V1 } else { ANSWER_V2 }
 }
 
 /// What the records hold, by `Content-Type`. Version 1 without a format is binary.
@@ -165,7 +175,7 @@ fn embedded_of(headers: &HeaderMap) -> Result<Embedded, ApiError> {
 }
 
 /// An error in the shape of that interface; overload keeps its `Retry-After`.
-fn refuse(error: ApiError, kind: &'static str) -> Response {
+pub(super) fn refuse(error: ApiError, headers: &HeaderMap) -> Response {
     let number = match (error.status.as_u16(), error.code) {
         (401, _) => 40_101,
         (403, _) => 40_301,
@@ -176,7 +186,7 @@ fn refuse(error: ApiError, kind: &'static str) -> Response {
         (status, _) => u32::from(status),
     };
     let body = serde_json::json!({"error_code": number, "message": error.to_string()}).to_string();
-    let mut response = error.into_response().with_type(kind);
+    let mut response = error.into_response().with_type(kind_of(headers));
     *response.body_mut() = Body::from(body);
     response
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{MatchedPath, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::{Gateway, admin, decode, ingest, rest_proxy, ws};
+use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, sites, ws};
 use crate::clock::Stopwatch;
 use crate::model::event;
 use crate::query::service::{QueryError, QueryService};
@@ -48,6 +48,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "no such method here: see /openapi.json")
         })
+        .layer(axum::middleware::from_fn_with_state(gateway.clone(), pack::pack))
+        .layer(axum::middleware::from_fn_with_state(gateway.clone(), sites::guard))
         .layer(axum::middleware::from_fn(count))
         .with_state(gateway)
 }
@@ -83,7 +85,13 @@ impl Gateway {
     /// # Errors
     /// 401, 403.
     pub fn tenant_or_basic(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
-        self.deps.keys.load().authenticate_or_basic(headers, scope, self.deps.clock.now())
+        let keys = self.deps.keys.load();
+        // Browsers send a password by themselves, for whatever page.
+        if !keys.is_open() && auth::is_basic(headers) && self.deps.sites.is_of_another_page(headers) {
+            let message = "a page may not use a password: send the key as Authorization: Bearer KEY";
+            return Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message));
+        }
+        keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
     /// Asks the query engine outside of the event loop.
@@ -126,7 +134,7 @@ impl Gateway {
 
 async fn post_events(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
-    let format = decode::format_of(&headers)?;
+    let format = decode::format_of(&headers, gateway.deps.sites.listed(&headers).is_some())?;
     let idempotency = idempotency_of(&headers)?;
     // Held until the answer, so that what waits for the log stays counted.
     let (body, _reservation) = decode::read_body(&gateway, &headers, body).await?;
@@ -160,6 +168,15 @@ pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiErr
     }
 }
 
+/// A part of the path.
+///
+/// # Errors
+/// 400.
+pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    path.map(|Path(part)| part)
+        .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8"))
+}
+
 /// The parameters of a query string.
 ///
 /// # Errors
@@ -183,10 +200,10 @@ async fn list_metrics(State(gateway): Edge, headers: HeaderMap) -> Result<Respon
 async fn label_values(
     State(gateway): Edge,
     headers: HeaderMap,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     q: Result<Query<Params>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
+    let (tenant, name, params) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, params(q)?);
     let metric = params.into_iter().find(|(k, _)| k == "metric").map(|(_, v)| v);
     gateway.ask(move |queries| queries.label_values(&tenant, &name, metric.as_deref())).await.map(json)
 }
@@ -206,8 +223,10 @@ async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, Ap
     let body = serde_json::json!({
         "accept": {"max_age_ms": l.event.max_age_ms, "max_ahead_ms": l.event.max_ahead_ms, "max_event_bytes": l.event.max_event_bytes},
         "event": {"metric_bytes": event::MAX_METRIC_BYTES, "labels": event::MAX_LABELS, "label_name_bytes": event::MAX_LABEL_NAME_BYTES,
-            "label_value_bytes": event::MAX_LABEL_VALUE_BYTES, "user_bytes": event::MAX_USER_BYTES, "id_bytes": event::MAX_ID_BYTES},
-        "request": {"max_events": l.max_events, "max_body_bytes": l.max_body_bytes, "body_timeout_ms": l.body_timeout.as_millis() as u64},
+            "label_value_bytes": event::MAX_LABEL_VALUE_BYTES, "user_bytes": event::MAX_USER_BYTES, "id_bytes": event::MAX_ID_BYTES,
+            "properties_depth": parse::MAX_DEPTH},
+        "request": {"max_events": l.max_events, "max_body_bytes": l.max_body_bytes, "body_timeout_ms": l.body_timeout.as_millis() as u64,
+            "compressed_members": decode::MAX_MEMBERS},
         "tenant": {"events_per_second": l.events_per_second, "burst": l.burst},
         "query": {"max_concurrent": l.max_queries},
         "ws": {"window": l.ws_window, "max_message_bytes": l.ws_max_message_bytes, "max_subscriptions": l.ws_max_subscriptions},

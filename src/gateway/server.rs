@@ -8,10 +8,11 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
+use super::socket::Socket;
 use super::{Gateway, routes};
 
 /// How long an accept error (no file descriptors) is waited out.
@@ -33,13 +34,10 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
             accepted = accept(&listener, &slots) => accepted,
         };
         match accepted {
-            Ok(Some((stream, slot))) => {
+            Ok(Some(socket)) => {
                 let (router, stopping) = (router.clone(), gateway.stopping.subscribe());
                 let head = gateway.deps.limits.header_timeout;
-                tasks.spawn(async move {
-                    connection(router, stream, head, stopping).await;
-                    drop(slot);
-                });
+                tasks.spawn(connection(router, socket, head, stopping));
             }
             Ok(None) => break,
             Err(error) => {
@@ -66,12 +64,8 @@ pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections
     let (_stop, stopping) = watch::channel(false);
     loop {
         match accept(listener, &slots).await {
-            Ok(Some((stream, slot))) => {
-                let (router, stopping) = (router.clone(), stopping.clone());
-                tokio::spawn(async move {
-                    connection(router, stream, head, stopping).await;
-                    drop(slot);
-                });
+            Ok(Some(socket)) => {
+                tokio::spawn(connection(router.clone(), socket, head, stopping.clone()));
             }
             Ok(None) => std::future::pending().await,
             Err(error) => {
@@ -82,21 +76,18 @@ pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> std::io::Result<Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)>> {
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> std::io::Result<Option<Socket>> {
     let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(None) };
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok(Some((stream, slot)))
+    Ok(Some(Socket::new(stream, slot)))
 }
 
-async fn connection(router: Router, stream: TcpStream, head: Duration, mut stopping: watch::Receiver<bool>) {
+async fn connection(router: Router, socket: Socket, head: Duration, mut stopping: watch::Receiver<bool>) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {

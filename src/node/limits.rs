@@ -5,6 +5,7 @@ use crate::actors::archiver::ArchiveLimits;
 use crate::actors::upkeep::UpkeepLimits;
 use crate::config::Config;
 use crate::gateway::GatewayLimits;
+use crate::gateway::sites::Sites;
 use crate::model::event::EventLimits;
 use crate::query::engine::QueryLimits;
 use crate::shards::state::ShardLimits;
@@ -73,6 +74,10 @@ pub(super) fn gateway(config: &Config) -> GatewayLimits {
         dedup_horizon_ms: config.millis("dedup.horizon"),
         dedup_max_ids: config.number("dedup.max_ids"),
     }
+}
+
+pub(super) fn sites(config: &Config) -> Sites {
+    Sites::new(config.text("server.listen"), config.origins())
 }
 
 pub(super) fn archive(config: &Config) -> ArchiveLimits {

@@ -234,6 +234,7 @@ impl Node {
             queries: queries.service,
             quarantine: queries.quarantine,
             keys: keys.table.clone(),
+            sites: limits::sites(config),
             limits: limits::gateway(config),
             clock: clock.clone(),
             shard_count: log.shard_count(),

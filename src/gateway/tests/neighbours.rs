@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::telemetry;
 
 const GOOD: &str = r#"{"metric":"good","id":"g"}"#;
 
@@ -216,6 +217,8 @@ fn assert_alone(what: &str, answer: &str, code: &str) {
 #[tokio::test]
 async fn in_an_array_and_in_lines() {
     let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let rejected = telemetry::METRICS.iter().find(|metric| metric.name == telemetry::EVENTS_REJECTED).unwrap();
+    let (_, known) = rejected.label.unwrap();
     for (bad, fate) in kinds() {
         let what = String::from_utf8_lossy(&bad[..bad.len().min(200)]).into_owned();
         let (status, answer, _) = call(&gateway, post("application/x-ndjson", between("", &bad, "\n", ""))).await;
@@ -225,6 +228,7 @@ async fn in_an_array_and_in_lines() {
         };
         assert_eq!(status, StatusCode::ACCEPTED, "{what}: {answer}");
         assert_alone(&what, &answer, code);
+        assert!(known.contains(&code), "{code} does not stand at zero from the start");
         let (status, answer, _) = call(&gateway, post("application/json", between("[", &bad, ",", "]"))).await;
         match fate {
             Fate::Endless => {

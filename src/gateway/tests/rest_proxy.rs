@@ -94,7 +94,8 @@ async fn binary_records_are_the_events_that_they_encode() {
             {"value": "***", "key": null, "partition": null}, {"value": 7}]});
         let chunks: Vec<_> =
             records.to_string().as_bytes().chunks(7).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect();
-        let request = produce("t1", kind, Body::from_stream(futures::stream::iter(chunks)));
+        let mut request = produce("t1", kind, Body::from_stream(futures::stream::iter(chunks)));
+        request.headers_mut().insert("host", "localhost".parse().unwrap());
         let response = routes::router(gateway.clone()).oneshot(request).await.unwrap();
         let answer_kind = if round == 0 { "application/vnd.kafka.v2+json" } else { "application/vnd.kafka.v1+json" };
         assert_eq!((response.status(), response.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, answer_kind));
@@ -163,7 +164,10 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
         (plain, StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![scope], expires_ms: None })
     };
     let ((writer, write), (reader, read)) = (stored(1, Scope::Write), stored(2, Scope::Read));
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![write, read] }));
+    let log = Arc::new(Log::default());
+    let mut deps = deps(Some(log.clone()), GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![write, read] }));
+    deps.sites = Sites::new("0.0.0.0:80", vec!["https://rollmill.test".to_owned()]);
+    let gateway = Gateway::new(deps);
     let basic = |text: &str| format!("Basic {}", base64(text));
     let with = |topic: &str, authorization: &str, origin: Option<&str>| {
         let mut request = produce(topic, JSON_V2, r#"{"records":[{"value":{}}]}"#);
@@ -188,6 +192,8 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
         (format!("Bearer any:{writer}"), None, 401, 40_101),
         (basic(&format!("any:{reader}")), None, 403, 40_301),
         (basic(&format!("any:{writer}")), elsewhere, 403, 40_301),
+        // The name in Host proves nothing, and nothing names the scheme.
+        (basic(&format!("any:{writer}")), Some("http://rollmill.test"), 403, 40_301),
     ] {
         for topic in ["t", "t/partitions/1"] {
             let (got, answered) = answer(&gateway, with(topic, &authorization, origin)).await;

@@ -1,0 +1,179 @@
+//! What browsers send: pages of other sites, names pointed at loopback, preflights, beacons.
+
+use axum::http::HeaderMap;
+
+use super::*;
+
+const PAGE: &str = "https://shop.example";
+
+fn listing(keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
+    let log = Arc::new(Log::default());
+    let mut deps = deps(Some(log.clone()), GatewayLimits::default(), keys);
+    deps.sites = Sites::new("127.0.0.1:8080", vec![PAGE.to_owned(), "http://localhost:3000".to_owned()]);
+    (Gateway::new(deps), log)
+}
+
+fn with_key() -> (String, KeyTable) {
+    let (plain, prefix, sha256) = new_key([7; 24]);
+    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write, Scope::Read], expires_ms: None };
+    (plain, KeyTable::of(KeysFile { keys: vec![stored] }))
+}
+
+/// Status and headers of an answer, and its body.
+async fn ask(
+    gateway: &Arc<Gateway>,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &'static str,
+) -> (u16, HeaderMap, String) {
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = routes::router(gateway.clone()).oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&body).into_owned())
+}
+
+const EVENT: &str = r#"{"metric":"m"}"#;
+const ROUTES: [(&str, &str); 6] = [
+    ("POST", "/v1/events"),
+    ("GET", "/v1/query?metric=m"),
+    ("GET", "/v1/ws"),
+    ("GET", "/metrics"),
+    ("POST", "/v1/quarantine/discard"),
+    ("POST", "/topics/m"),
+];
+
+#[tokio::test]
+async fn a_name_that_is_pointed_at_loopback_is_not_the_nodes() {
+    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    for (method, path) in ROUTES {
+        for host in ["evil.example:8080", "evil.example", "localhost.evil.example", "10.0.0.1:8080", ""] {
+            let origin = format!("http://{host}");
+            for headers in [vec![("host", host), ("origin", origin.as_str())], vec![("host", host)]] {
+                let (status, _, answer) = ask(&gateway, method, path, &headers, EVENT).await;
+                assert_eq!(status, 421, "{method} {path} {headers:?}: {answer}");
+                let shape = if path.starts_with("/topics") { "\"error_code\":421" } else { "\"host_unknown\"" };
+                assert!(answer.contains(shape) && answer.contains("rollmill keys"), "{answer}");
+            }
+        }
+    }
+    // The name in the target counts, too.
+    let (status, ..) = ask(&gateway, "GET", "http://evil.example/v1/query?metric=m", &[("host", "localhost")], "").await;
+    assert_eq!(status, 421);
+    assert!(log.batches.lock().unwrap().is_empty());
+    for host in ["localhost", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST:1"] {
+        assert_eq!(ask(&gateway, "POST", "/v1/events", &[("host", host)], EVENT).await.0, 202, "{host}");
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(&gateway, "GET", path, &[("host", "balancer.example")], "").await.0, 200, "{path}");
+    }
+    let (plain, keys) = with_key();
+    let (keyed, _) = super::gateway(GatewayLimits::default(), keys);
+    let bearer = format!("Bearer {plain}");
+    let headers = [("host", "mill.example"), ("authorization", bearer.as_str()), ("origin", "http://mill.example")];
+    assert_eq!(ask(&keyed, "POST", "/v1/events", &headers, EVENT).await.0, 202, "a key is proof enough");
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_may_not_use_a_node_without_keys() {
+    let (open, log) = listing(KeyTable::open());
+    let host = ("host", "127.0.0.1:8080");
+    for (method, path) in ROUTES {
+        for page in [
+            ("origin", "https://evil.example"),
+            ("origin", "null"),
+            ("origin", "http://127.0.0.1:8081"),
+            ("origin", "127.0.0.1:8080"),
+            ("origin", "https://127.0.0.1:8080"),
+            ("origin", "http://localhost:8080"),
+            ("origin", "https://shop.example.evil.example"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+        ] {
+            let (status, headers, answer) = ask(&open, method, path, &[host, page], EVENT).await;
+            assert_eq!(status, 403, "{method} {path} {page:?}: {answer}");
+            let shape = if path.starts_with("/topics") { "40301" } else { "origin_forbidden" };
+            assert!(answer.contains(shape), "{answer}");
+            assert!(headers.get("access-control-allow-origin").is_none());
+        }
+    }
+    assert!(log.batches.lock().unwrap().is_empty());
+    for page in [
+        vec![],
+        vec![("origin", "http://127.0.0.1:8080")],
+        vec![("origin", "http://127.0.0.1:8080"), ("sec-fetch-site", "same-origin")],
+        vec![("sec-fetch-site", "none")],
+        vec![("origin", PAGE), ("sec-fetch-site", "cross-site")],
+        vec![("origin", "http://localhost:3000"), ("sec-fetch-site", "same-site")],
+    ] {
+        let headers = [vec![host], page].concat();
+        assert_eq!(ask(&open, "POST", "/v1/events", &headers, EVENT).await.0, 202, "{headers:?}");
+        assert_eq!(ask(&open, "GET", "/v1/query?metric=m", &headers, "").await.0, 200, "{headers:?}");
+    }
+    let on_80 = [("host", "localhost:80"), ("origin", "http://localhost")];
+    assert_eq!(ask(&open, "POST", "/v1/events", &on_80, EVENT).await.0, 202);
+    for path in ["/", "/openapi.json", "/healthz"] {
+        let link = [host, ("sec-fetch-site", "cross-site")];
+        assert_eq!(ask(&open, "GET", path, &link, "").await.0, 200, "a link to {path}");
+    }
+}
+
+#[tokio::test]
+async fn listed_pages_ask_first_send_and_read() {
+    let (plain, keys) = with_key();
+    let bearer = format!("Bearer {plain}");
+    for keys in [keys, KeyTable::open()] {
+        let (gateway, _) = listing(keys);
+        let from = |origin| [("host", "localhost"), ("origin", origin), ("sec-fetch-site", "cross-site")];
+        let asks = |origin| {
+            let preflight =
+                [("access-control-request-method", "POST"), ("access-control-request-headers", "authorization,content-type")];
+            [&from(origin)[..], &preflight[..]].concat()
+        };
+        for path in ["/v1/events", "/v1/query", "/topics/m"] {
+            let (status, headers, _) = ask(&gateway, "OPTIONS", path, &asks(PAGE), "").await;
+            assert_eq!((status, &headers["access-control-allow-origin"]), (204, &PAGE.parse().unwrap()), "{path}");
+            let said = |name: &str| headers[name].to_str().unwrap();
+            assert!(said("access-control-allow-methods").contains("POST") && said("vary").contains("origin"));
+            assert!(
+                ["authorization", "content-type", "idempotency-key"]
+                    .iter()
+                    .all(|h| said("access-control-allow-headers").contains(h))
+            );
+            let (status, headers, _) = ask(&gateway, "OPTIONS", path, &asks("https://evil.example"), "").await;
+            assert!(matches!(status, 403 | 405) && headers.get("access-control-allow-origin").is_none(), "{path}: {status}");
+        }
+        let private = [&asks(PAGE)[..], &[("access-control-request-private-network", "true")]].concat();
+        let (_, headers, _) = ask(&gateway, "OPTIONS", "/v1/events", &private, "").await;
+        assert_eq!(headers["access-control-allow-private-network"], "true");
+        let sends = [&from(PAGE)[..], &[("authorization", bearer.as_str()), ("content-type", "application/json")]].concat();
+        for (method, path, status) in
+            [("POST", "/v1/events", 202), ("GET", "/v1/query", 200), ("GET", "/none", 404), ("PUT", "/v1/events", 405)]
+        {
+            let (got, headers, _) = ask(&gateway, method, path, &sends, EVENT).await;
+            assert_eq!((got, &headers["access-control-allow-origin"]), (status, &PAGE.parse().unwrap()), "{method} {path}");
+            assert_eq!(headers["access-control-expose-headers"], "retry-after");
+        }
+    }
+    // What is refused can be read, too.
+    let (keyed, _) = listing(with_key().1);
+    let (status, headers, _) = ask(&keyed, "POST", "/v1/events", &[("host", "a"), ("origin", PAGE)], EVENT).await;
+    assert_eq!((status, &headers["access-control-allow-origin"]), (401, &PAGE.parse().unwrap()));
+    let (_, headers, _) = ask(&keyed, "POST", "/v1/events", &[("host", "a")], EVENT).await;
+    assert!(headers.get("access-control-allow-origin").is_none() && headers["vary"] == "origin", "caches must tell them apart");
+}
+
+#[tokio::test]
+async fn a_beacon_is_taken_as_text_from_listed_pages_alone() {
+    let (gateway, log) = listing(KeyTable::open());
+    let beacon = |origin| [("host", "localhost:8080"), ("origin", origin), ("content-type", "text/plain;charset=UTF-8")];
+    assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon(PAGE), EVENT).await.0, 202);
+    assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon("http://localhost:8080"), EVENT).await.0, 415);
+    assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon("https://evil.example"), EVENT).await.0, 403);
+    assert_eq!(ask(&gateway, "POST", "/v1/events", &[("host", "localhost"), ("content-type", "text/plain")], EVENT).await.0, 415);
+    assert_eq!(log.batches.lock().unwrap().len(), 1);
+}
