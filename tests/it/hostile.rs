@@ -122,7 +122,8 @@ fn hostile_bodies_take_no_memory_to_speak_of() {
         assert!(matches!(status, 400 | 422), "{status} {answer}");
     }
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
-    assert!(peak_bytes(&server) - before < 96 << 20, "bombs took {}", peak_bytes(&server) - before);
+    // What a bomb may take once, on each of the few threads that unpack; 10 of them would be 2.5 GiB.
+    assert!(peak_bytes(&server) - before < 160 << 20, "bombs took {}", peak_bytes(&server) - before);
     assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202);
 }
 
