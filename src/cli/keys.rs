@@ -84,8 +84,10 @@ enum ScopeArg {
     Write,
     /// Query
     Read,
-    /// Operate: metrics of the server, quarantine
+    /// Settle the tenant's own events that were set aside
     Admin,
+    /// Operate the node: its metrics and status, records that are nobody's
+    Operator,
 }
 
 impl From<ScopeArg> for Scope {
@@ -94,6 +96,7 @@ impl From<ScopeArg> for Scope {
             ScopeArg::Write => Scope::Write,
             ScopeArg::Read => Scope::Read,
             ScopeArg::Admin => Scope::Admin,
+            ScopeArg::Operator => Scope::Operator,
         }
     }
 }

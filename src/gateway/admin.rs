@@ -1,4 +1,5 @@
-//! Routes of operators: the status and the quarantine. All need a key with the scope `admin`; which events a key reaches is its tenant's business.
+//! The status, for keys with the scope `operator`, and the quarantine: of the tenant's own events with the scope `admin`, of records that are
+//! nobody's with the scope `operator`.
 
 use std::sync::Arc;
 
@@ -12,13 +13,13 @@ use super::auth::Scope;
 use super::error::ApiError;
 use super::routes::{Params, json, params};
 use super::{Gateway, decode};
-use crate::query::service::{EventPlace, QuarantineService, QueryError};
+use crate::query::service::{EventPlace, KeyReach, QuarantineService, QueryError};
 
 type Edge = State<Arc<Gateway>>;
 
 /// `GET /v1/status`
 pub(super) async fn status(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
-    gateway.tenant(&headers, Scope::Admin)?;
+    gateway.tenant(&headers, Scope::Operator)?;
     let _turn = gateway.status.lock().await;
     let status = gateway.deps.status.clone();
     let answer = tokio::task::spawn_blocking(move || status.status()).await.map_err(|error| {
@@ -34,16 +35,16 @@ pub(super) async fn quarantine(
     headers: HeaderMap,
     query: Result<Query<Params>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Admin)?, params(query)?);
+    let (reach, params) = (reach(&gateway, &headers)?, params(query)?);
     let all = params.iter().any(|(name, value)| name == "all" && value == "true");
-    operate(&gateway, move |quarantine| quarantine.list(&tenant, all)).await
+    operate(&gateway, move |quarantine| quarantine.list(&reach, all)).await
 }
 
 /// `POST /v1/quarantine/release`
 pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let tenant = gateway.tenant(&headers, Scope::Admin)?;
+    let reach = reach(&gateway, &headers)?;
     let place = place(&gateway, &headers, body).await?;
-    let answer = operate(&gateway, move |quarantine| quarantine.release(&tenant, place)).await;
+    let answer = operate(&gateway, move |quarantine| quarantine.release(&reach, place)).await;
     if answer.is_ok() {
         tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was released");
     }
@@ -52,13 +53,25 @@ pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, body: Body
 
 /// `POST /v1/quarantine/discard`
 pub(super) async fn discard(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    let tenant = gateway.tenant(&headers, Scope::Admin)?;
+    let reach = reach(&gateway, &headers)?;
     let place = place(&gateway, &headers, body).await?;
-    let answer = operate(&gateway, move |quarantine| quarantine.discard(&tenant, place)).await;
+    let answer = operate(&gateway, move |quarantine| quarantine.discard(&reach, place)).await;
     if answer.is_ok() {
         tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was discarded");
     }
     answer
+}
+
+/// Which events a key reaches: those of its tenant with the scope `admin`, and with `operator` those that are nobody's.
+fn reach(gateway: &Gateway, headers: &HeaderMap) -> Result<KeyReach, ApiError> {
+    let operator = gateway.tenant(headers, Scope::Operator);
+    let unowned = operator.is_ok();
+    match gateway.tenant(headers, Scope::Admin) {
+        Ok(tenant) => Ok(KeyReach { tenant, unowned }),
+        // No tenant has the empty name, so nothing but what is nobody's is reached.
+        Err(_) if unowned => Ok(KeyReach { tenant: Arc::from(""), unowned }),
+        Err(refused) => Err(refused),
+    }
 }
 
 /// JSON said to be JSON: a page of another site cannot send that to a server on loopback without being asked first.

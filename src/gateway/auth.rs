@@ -28,8 +28,10 @@ pub enum Scope {
     Write,
     /// Query.
     Read,
-    /// Operate.
+    /// Settle what was set aside of the tenant's own events.
     Admin,
+    /// Operate the node: `/metrics`, the status, records that are nobody's. No tenant's events.
+    Operator,
 }
 
 /// A key as the keys file holds it.

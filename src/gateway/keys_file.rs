@@ -41,8 +41,11 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     } else {
         toml::from_str(&text).map_err(|e| error(path, e))?
     };
-    match file.keys.iter().find(|k| k.tenant.is_empty() || k.sha256.len() != 64) {
-        Some(key) => Err(error(path, format!("key {} needs a tenant and a sha256 of 64 hexadecimal digits", key.prefix))),
+    let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    match file.keys.iter().find(|k| k.tenant.is_empty() || !is_hash(&k.sha256)) {
+        Some(key) => {
+            Err(error(path, format!("key {} needs a tenant and a sha256 of 64 hexadecimal digits, in lower case", key.prefix)))
+        }
         None => Ok(file),
     }
 }
@@ -138,6 +141,19 @@ mod tests {
         std::fs::write(&path, "keys = 7").expect("written");
         assert!(add(&path, "b").is_err(), "a broken file is not emptied");
         assert_eq!(std::fs::read_to_string(&path).expect("reads"), "keys = 7");
+    }
+
+    #[test]
+    fn a_hash_that_would_never_match_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("keys.toml");
+        for (hash, taken) in
+            [("a1".repeat(32), true), ("A1".repeat(32), false), ("g1".repeat(32), false), ("a1".repeat(31), false)]
+        {
+            let key = StoredKey { sha256: hash.clone(), ..key("a") };
+            std::fs::write(&path, toml::to_string(&KeysFile { keys: vec![key] }).expect("TOML")).expect("written");
+            assert_eq!(read(&path).is_ok(), taken, "{hash}");
+        }
     }
 
     #[test]

@@ -247,7 +247,7 @@ async fn ready(State(gateway): Edge, query: Result<Query<Params>, QueryRejection
 }
 
 async fn prometheus(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
-    gateway.tenant(&headers, Scope::Admin)?;
+    gateway.tenant(&headers, Scope::Operator)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)()).into_response())
 }
 

@@ -28,7 +28,7 @@ use crate::actors::gateway::{Submit, ValidBatch};
 use crate::clock::ManualClock;
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::query::absent::NoQueries;
-use crate::query::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind, QueryService, StatusService};
+use crate::query::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService, StatusService};
 
 const NOW: i64 = 1_767_225_600_000;
 
@@ -75,14 +75,14 @@ impl QueryService for Queries {
 
 struct SetAside;
 impl QuarantineService for SetAside {
-    fn list(&self, tenant: &str, all: bool) -> Result<String, QueryError> {
-        Ok(format!("{tenant} {all}"))
+    fn list(&self, reach: &KeyReach, all: bool) -> Result<String, QueryError> {
+        Ok(format!("{} {} {all}", reach.tenant, reach.unowned))
     }
-    fn release(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError> {
+    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError> {
         assert_ne!(place.index, 13, "a fault to be caught");
-        Ok(format!("{tenant} {place:?}"))
+        Ok(format!("{} {place:?}", reach.tenant))
     }
-    fn discard(&self, _: &str, _: EventPlace) -> Result<String, QueryError> {
+    fn discard(&self, _: &KeyReach, _: EventPlace) -> Result<String, QueryError> {
         Err(QueryError::new(QueryErrorKind::NotFound, "not_quarantined", "gone"))
     }
 }
@@ -288,9 +288,14 @@ async fn keys_alone_name_the_tenant() {
 #[tokio::test]
 async fn the_quarantine_is_for_operators() {
     let (operator, prefix, sha256) = new_key([7; 24]);
+    let (of_the_node, node_prefix, node_hash) = new_key([9; 24]);
     let (reader, read_prefix, read_hash) = new_key([8; 24]);
     let key = |prefix, sha256, scopes| StoredKey { prefix, sha256, tenant: "acme".into(), scopes, expires_ms: None };
-    let keys = vec![key(prefix, sha256, vec![Scope::Admin]), key(read_prefix, read_hash, vec![Scope::Read, Scope::Write])];
+    let keys = vec![
+        key(prefix, sha256, vec![Scope::Admin]),
+        key(read_prefix, read_hash, vec![Scope::Read, Scope::Write]),
+        key(node_prefix, node_hash, vec![Scope::Operator]),
+    ];
     let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys }));
     let ask = async |method: &str, path: &str, key: &str, body: &'static str| {
         let uri = format!("/v1/quarantine{path}");
@@ -300,8 +305,10 @@ async fn the_quarantine_is_for_operators() {
         (status.as_u16(), answer)
     };
     let place = r#"{"shard":1,"offset":2,"index":3}"#;
-    assert_eq!(ask("GET", "", &operator, "").await, (200, "acme false".to_owned()));
-    assert_eq!(ask("GET", "?all=true", &operator, "").await, (200, "acme true".to_owned()));
+    assert_eq!(ask("GET", "", &operator, "").await, (200, "acme false false".to_owned()));
+    // The operator of the node reaches what is nobody's, and no tenant's events.
+    assert_eq!(ask("GET", "", &of_the_node, "").await, (200, " true false".to_owned()));
+    assert_eq!(ask("GET", "?all=true", &operator, "").await, (200, "acme false true".to_owned()));
     let released = ask("POST", "/release", &operator, place).await;
     assert_eq!(released, (200, "acme EventPlace { shard: 1, offset: 2, index: 3 }".to_owned()));
     let (status, answer) = ask("POST", "/discard", &operator, place).await;

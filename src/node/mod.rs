@@ -331,6 +331,13 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
              auth.keys_file, or listen on 127.0.0.1"
         );
     }
+    if resolved.iter().any(|a| !a.ip().is_loopback()) {
+        tracing::warn!(
+            %address,
+            "keys and events travel over plain HTTP, and this address can be reached from other machines: put a proxy that ends TLS in \
+             front (docs/operations.md, \"Security\"), or use a network that nobody else reads"
+        );
+    }
     TcpListener::bind(&resolved[..]).await.with_context(|| {
         format!("cannot listen on {address}: is another process there? stop it, or choose another address with --listen")
     })

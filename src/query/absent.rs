@@ -1,6 +1,6 @@
 //! What a node without the query role answers.
 
-use super::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind, QueryService};
+use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
 
 /// Answers no query: the node has no role for it.
 #[derive(Debug, Clone, Copy)]
@@ -27,13 +27,13 @@ impl QueryService for NoQueries {
 }
 
 impl QuarantineService for NoQueries {
-    fn list(&self, _: &str, _: bool) -> Result<String, QueryError> {
+    fn list(&self, _: &KeyReach, _: bool) -> Result<String, QueryError> {
         absent()
     }
-    fn release(&self, _: &str, _: EventPlace) -> Result<String, QueryError> {
+    fn release(&self, _: &KeyReach, _: EventPlace) -> Result<String, QueryError> {
         absent()
     }
-    fn discard(&self, _: &str, _: EventPlace) -> Result<String, QueryError> {
+    fn discard(&self, _: &KeyReach, _: EventPlace) -> Result<String, QueryError> {
         absent()
     }
 }

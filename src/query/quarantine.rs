@@ -3,14 +3,14 @@
 //! What always holds: an event is counted or set aside, never both, because merging its growth and deleting its row are one
 //! transaction of the store, which also moves accounting and revisions. Its ids stay in de-duplication: a client's retry does not
 //! count beside a release. A tenant's key reaches that tenant's events alone; records that no build could read belong to nobody, and
-//! every admin key sees that they are there, not what they hold. On failure nothing was changed, or, if the outcome is unknown, the
+//! operators see that they are there, not what they hold. On failure nothing was changed, or, if the outcome is unknown, the
 //! list tells.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::service::{EventPlace, QuarantineService, QueryError, QueryErrorKind};
+use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind};
 use crate::model::flush::QuarantineRow;
 use crate::model::offset::ShardId;
 use crate::model::record;
@@ -34,15 +34,15 @@ impl Quarantine {
         Arc::new(Self { store, limits })
     }
 
-    fn rows(&self, tenant: &str) -> Result<Vec<QuarantineRow>, QueryError> {
+    fn rows(&self, reach: &KeyReach) -> Result<Vec<QuarantineRow>, QueryError> {
         let mut rows = self.store.snapshot().and_then(|mut s| s.quarantine()).map_err(failed)?;
-        rows.retain(|row| row.tenant == tenant || row.tenant.is_empty());
+        rows.retain(|row| if row.tenant.is_empty() { reach.unowned } else { row.tenant == *reach.tenant });
         Ok(rows)
     }
 
     /// The row of an event that waits.
-    fn waiting(&self, tenant: &str, place: EventPlace) -> Result<QuarantineRow, QueryError> {
-        let found = self.rows(tenant)?.into_iter().find(|row| place_of(row) == place);
+    fn waiting(&self, reach: &KeyReach, place: EventPlace) -> Result<QuarantineRow, QueryError> {
+        let found = self.rows(reach)?.into_iter().find(|row| place_of(row) == place);
         match found {
             Some(row) if row.discarded => Err(gone(place, "was discarded, which is for good")),
             Some(row) => Ok(row),
@@ -70,15 +70,15 @@ fn failed(error: StoreError) -> QueryError {
 }
 
 impl QuarantineService for Quarantine {
-    fn list(&self, tenant: &str, all: bool) -> Result<String, QueryError> {
-        let mut rows = self.rows(tenant)?;
+    fn list(&self, reach: &KeyReach, all: bool) -> Result<String, QueryError> {
+        let mut rows = self.rows(reach)?;
         rows.retain(|row| all || !row.discarded);
         let events: Vec<Value> = rows.iter().take(MAX_LISTED).map(shown).collect();
         Ok(json!({ "events": events, "more": rows.len() - events.len() }).to_string())
     }
 
-    fn release(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError> {
-        let row = self.waiting(tenant, place)?;
+    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError> {
+        let row = self.waiting(reach, place)?;
         // Whatever was admitted at or below the event's offset was committed before the event's own row was.
         let admissions = self.store.snapshot().and_then(|mut s| s.admissions(row.shard)).map_err(failed)?;
         let batch = release::fold(&self.limits, &row, admissions).map_err(|why| {
@@ -92,8 +92,8 @@ impl QuarantineService for Quarantine {
         Ok(json!({ "released": place, "counted_in": series }).to_string())
     }
 
-    fn discard(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError> {
-        let row = self.waiting(tenant, place)?;
+    fn discard(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError> {
+        let row = self.waiting(reach, place)?;
         if !self.store.settle_quarantine(ShardId(place.shard), row.offset, row.index, None).map_err(failed)? {
             return Err(gone(place, "was settled meanwhile"));
         }

@@ -72,23 +72,32 @@ pub struct EventPlace {
     pub index: u32,
 }
 
+/// Whose events in the quarantine a key reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyReach {
+    /// Those of this tenant.
+    pub tenant: std::sync::Arc<str>,
+    /// And the records that no build could read, which are nobody's.
+    pub unowned: bool,
+}
+
 /// The events that were set aside. A tenant's key sees and moves that tenant's events alone.
 pub trait QuarantineService: Send + Sync {
     /// `GET /v1/quarantine`; `all` shows discarded events too.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn list(&self, tenant: &str, all: bool) -> Result<String, QueryError>;
+    fn list(&self, reach: &KeyReach, all: bool) -> Result<String, QueryError>;
     /// `POST /v1/quarantine/release`: the event is counted after all.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn release(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError>;
+    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError>;
     /// `POST /v1/quarantine/discard`: the event is given up.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn discard(&self, tenant: &str, place: EventPlace) -> Result<String, QueryError>;
+    fn discard(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError>;
 }
 
 /// Where nodes and shards stand.

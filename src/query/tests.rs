@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::engine::{QueryEngine, QueryLimits};
 use super::quarantine::Quarantine;
-use super::service::{EventPlace, QuarantineService, QueryErrorKind, QueryService};
+use super::service::{EventPlace, KeyReach, QuarantineService, QueryErrorKind, QueryService};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::clock::ManualClock;
 use crate::model::decimal::Decimal;
@@ -279,7 +279,7 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
         discarded: false,
         record: b"canary_record".to_vec(),
     };
-    let quarantined = vec![row(0, "a"), row(1, "b")];
+    let quarantined = vec![row(0, "a"), row(1, "b"), row(2, "")];
     let range = OffsetRange { from: 0, to: 1 };
     let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
     store.flush(guard, &FlushBatch { quarantined, ..FlushBatch::default() }, 0).expect("flush");
@@ -294,18 +294,25 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     };
     let quarantine = Quarantine::new(store, limits);
     let (of_a, absent) = (EventPlace { shard: 0, offset: 0, index: 0 }, EventPlace { shard: 0, offset: 0, index: 9 });
+    let reach = |tenant: &str| KeyReach { tenant: tenant.into(), unowned: false };
     let listed = |tenant: &str| {
-        let answer = quarantine.list(tenant, true).expect("listed");
+        let answer = quarantine.list(&reach(tenant), true).expect("listed");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")["events"].as_array().expect("events").len()
     };
     assert_eq!((listed("a"), listed("b"), listed("c")), (1, 1, 0));
-    for refused in [quarantine.release("b", of_a), quarantine.discard("b", of_a), quarantine.discard("b", absent)] {
+    let nobodys = EventPlace { shard: 0, offset: 0, index: 2 };
+    let b = reach("b");
+    let tries = [(of_a, true), (of_a, false), (absent, false), (nobodys, true), (nobodys, false)];
+    for refused in tries.map(|(at, release)| if release { quarantine.release(&b, at) } else { quarantine.discard(&b, at) }) {
         let error = refused.expect_err("not there");
         assert_eq!((error.kind, error.code), (QueryErrorKind::NotFound, "not_quarantined"), "as one that is absent: {error}");
         assert!(!error.message.contains("canary"), "{error}");
     }
     assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
-    assert!(quarantine.discard("a", of_a).is_ok());
+    assert!(quarantine.discard(&reach("a"), of_a).is_ok());
+    let operator = KeyReach { tenant: "".into(), unowned: true };
+    assert!(quarantine.discard(&operator, of_a).is_err(), "an operator reaches no tenant's events");
+    assert!(quarantine.discard(&operator, nobodys).is_ok());
 }
 
 /// Two shards: one holds ten events of tenant `t0` above its checkpoint, of which three were sent twice; the other cannot be reached.

@@ -46,7 +46,8 @@ fn stored(seed: u8, tenant: &str, scopes: &[Scope], expires_ms: Option<i64>) -> 
     (plain, StoredKey { prefix, sha256, tenant: tenant.into(), scopes: scopes.to_vec(), expires_ms })
 }
 
-const SCOPES: [(Scope, &str); 3] = [(Scope::Write, "write"), (Scope::Read, "read"), (Scope::Admin, "admin")];
+const SCOPES: [(Scope, &str); 4] =
+    [(Scope::Write, "write"), (Scope::Read, "read"), (Scope::Admin, "admin"), (Scope::Operator, "operator")];
 
 #[tokio::test]
 async fn every_operation_refuses_every_key_but_the_right_one() {
