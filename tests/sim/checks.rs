@@ -17,7 +17,7 @@ use rollmill::persistence::store::{RollupQuery, RollupStore, StoreSnapshot};
 use rollmill::query::fold::FoldRules;
 use rollmill::query::quarantine::Quarantine;
 use rollmill::query::rebuild::{self, Rebuild};
-use rollmill::query::service::{EventPlace, QuarantineService};
+use rollmill::query::service::{EventPlace, KeyReach, QuarantineService};
 use rollmill::query::verify;
 use rollmill::shards::state::ShardLimits;
 
@@ -302,7 +302,7 @@ impl World {
         let desk = Quarantine::new(self.store.clone(), mended);
         for row in set_aside.iter().filter(|row| !row.tenant.is_empty()) {
             let place = EventPlace { shard: row.shard.0, offset: row.offset, index: row.index };
-            let settled = desk.release(&row.tenant, place);
+            let settled = desk.release(&KeyReach { tenant: row.tenant.as_str().into(), unowned: false }, place);
             ensure(Invariant::ExactEffect, settled.is_ok(), || format!("{place:?} is not released: {settled:?}"))?;
         }
         let by_tenant = |rows: &Rows| {
