@@ -51,6 +51,27 @@ fn views_show_names_times_labels_and_exact_figures() {
     }
 }
 
+/// The statement that docs/operations.md shows for dashboards.
+#[test]
+fn the_statement_of_the_docs_runs() {
+    let docs = include_str!("../../../../../docs/operations.md");
+    let shown = docs.split("```sql\n").find_map(|rest| rest.split("```").next().filter(|sql| sql.contains("$__timeFrom()")));
+    let sql =
+        shown.expect("it is there").replace("$__timeFrom()", "'2026-01-01T00:00Z'").replace("$__timeTo()", "'2026-01-03T00:00Z'");
+    let sql = sql.replace("'default'", "'acme'").replace("'page_view'", "'views'").replace("'country'", "'page'");
+    for own in Own::on_each() {
+        let store = PostgresStore::open(&options(&own.url)).expect("a store");
+        let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
+        let one = |page: &str, hour: i32, value: i128| sold(page, hour, &[Some(value * 1_000_000_000)]);
+        let deltas = vec![one("a", 490_896, 1), one("a", 490_919, 4), one("a", 490_920, 8), one("b", 490_900, 7)];
+        store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
+        let rows = format!(
+            "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', 'DD'), metric, trim_scale(value)) FROM ({sql}) AS s"
+        );
+        assert_eq!(run(&own.url, &rows), ["01 a 2.5", "01 b 7", "02 a 8"]);
+    }
+}
+
 #[test]
 fn a_role_may_be_given_the_views_alone() {
     let server = server::shared();
