@@ -18,6 +18,8 @@ use crate::query::verify::{Difference, NotVerifiable, Report, Sources, VerifyErr
 
 /// Attempts while the server moves records from the log to the archive.
 const ATTEMPTS: u32 = 5;
+/// The exit code when there are rows and none could be compared.
+const NOTHING_COMPARED: u8 = 3;
 /// Differences printed one by one.
 const PRINTED: usize = 50;
 
@@ -26,7 +28,8 @@ const PRINTED: usize = 50;
   rollmill verify --data ./data
   rollmill verify --data ./data --from 2026-01-01T00:00:00Z --to 2026-02-01T00:00:00Z --json
 
-Exit code 0: every row equals its records, to the bit. 1: some row differs, or something could not be read.
+Exit code 0: every row equals its records, to the bit, and the rest of the store holds together. 1: something differs, is damaged, or
+could not be read. 3: there are rows, and not one could be compared.
 Shards whose records cannot all be read are named, and the others are verified.
 Windows whose raw events have expired (archive.keep) are reported as not verifiable and are no difference.")]
 pub(super) struct VerifyArgs {
@@ -82,7 +85,11 @@ pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let seconds = watch.elapsed().as_secs_f64();
     println!("{}", if args.json { json(&report, seconds) } else { text(&report, seconds) });
-    Ok(if report.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match (report.is_equal(), report.is_empty_handed()) {
+        (false, _) => ExitCode::FAILURE,
+        (true, true) => ExitCode::from(NOTHING_COMPARED),
+        (true, false) => ExitCode::SUCCESS,
+    })
 }
 
 fn hour(text: Option<&str>, default: Hour) -> anyhow::Result<Hour> {
@@ -106,7 +113,9 @@ fn json(report: &Report, seconds: f64) -> String {
             "hour": time(d.hour), "stored": figures(&d.stored), "recomputed": figures(&d.recomputed)})
     };
     let differences: Vec<_> = report.differences.iter().map(difference).collect();
-    serde_json::json!({"equal": report.is_equal(), "rows": report.rows, "records": report.records, "shards": report.shards,
+    let damages: Vec<_> = report.damages.iter().map(|d| serde_json::json!({"place": d.place, "why": d.why})).collect();
+    serde_json::json!({"equal": report.is_equal(), "damages": damages, "accounting_compared": report.books_compared,
+        "rows": report.rows, "records": report.records, "shards": report.shards,
         "seconds": seconds, "differences": differences, "set_aside": report.set_aside,
         "unverified": report.unverified.iter().map(|(shard, why)| serde_json::json!({"shard": shard.0, "why": why})).collect::<Vec<_>>(),
         "not_verifiable": report.not_verifiable.map(|n| serde_json::json!({"before": time(n.before), "rows": n.rows}))})
@@ -114,11 +123,14 @@ fn json(report: &Report, seconds: f64) -> String {
 }
 
 fn text(report: &Report, seconds: f64) -> String {
-    let Report { rows, records, shards, differences, not_verifiable, unverified, set_aside } = report;
+    let Report { rows, records, shards, differences, not_verifiable, unverified, set_aside, damages, books_compared } = report;
     let mut of = format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    if !books_compared {
+        of += "\nnot compared: the accounting, because not all records from the first one on were read";
+    }
     if let Some(NotVerifiable { before, rows }) = not_verifiable {
         of += &format!(
-            "\nnot verifiable: {rows} rows of windows before {}, whose raw events are older than archive.keep",
+            "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose raw events are older than archive.keep",
             time(*before)
         );
     }
@@ -128,10 +140,26 @@ fn text(report: &Report, seconds: f64) -> String {
     for (shard, why) in unverified {
         of += &format!("\nNOT verified: {why} (the rows of shard {shard}, and overflow series, were not compared)");
     }
-    if differences.is_empty() {
-        let what = if unverified.is_empty() { "equal, to the bit" } else { "equal, to the bit, as far as it could be verified" };
-        return format!("{what}: {of}");
+    let mut parts = Vec::new();
+    if !damages.is_empty() {
+        parts.push("the store is damaged, or contradicts the records:".to_owned());
+        parts.extend(damages.iter().take(PRINTED).map(|damage| format!("  {}: {}", damage.place, damage.why)));
     }
+    if differences.is_empty() {
+        let what = match (report.is_empty_handed(), unverified.is_empty() && not_verifiable.is_none() && damages.is_empty()) {
+            (true, _) => "NOTHING was verified",
+            _ if *rows == 0 && !damages.is_empty() => "no row was compared",
+            (false, true) => "equal, to the bit",
+            (false, false) => "rows are equal, to the bit, as far as it could be verified",
+        };
+        parts.push(format!("{what}: {of}"));
+    } else {
+        parts.push(format!("{} rows differ: {of}\n{}", differences.len(), rows_that_differ(differences)));
+    }
+    parts.join("\n")
+}
+
+fn rows_that_differ(differences: &[Difference]) -> comfy_table::Table {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["hour", "tenant", "metric", "labels", "stored", "recomputed", ""]);
@@ -144,7 +172,7 @@ fn text(report: &Report, seconds: f64) -> String {
         let row = [time(d.hour), series.tenant.clone(), series.metric.clone(), labels.join(" ")].into_iter().chain(cells);
         table.add_row(row);
     }
-    format!("{} rows differ: {of}\n{table}", differences.len())
+    table
 }
 
 fn time(hour: Hour) -> String {

@@ -4,16 +4,20 @@
 //! when, and which events were set aside; nothing written later matters, so it may run beside a working server.
 //! What always holds: it starts where no event id from before can matter any more (a gap in the append times longer than the
 //! de-duplication horizon, or the beginning), because a chain of repeated ids reaches back further than one horizon.
+//! A shard that cannot be read does not end it: the others are verified, and it is named. What the store holds beside rollups is compared
+//! too ([`books`]): the accounting with what the fold counts, and by [`RollupStore::check`] the catalogue, counts and checksums.
 //! Below the archive floor records have expired: windows that they touched, and those touched within one horizon behind them, where
 //! an id may repeat one that is gone, are not verifiable, and are reported so.
 
-use std::collections::HashMap;
+mod books;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::fold::{self, FoldRules};
-use crate::model::flush::{Claim, LogRecord, QuarantineRow, SeriesInfo, Suspect};
+use crate::model::flush::{AccountingDelta, Claim, LogRecord, QuarantineRow, SeriesInfo, Suspect};
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
 use crate::model::rollup::{Figures, Rollup};
@@ -21,7 +25,7 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{Damage, MetricInfo, RollupStore, StoreError};
 use crate::shards::series::Admission;
 use crate::shards::state::{ShardLimits, ShardState};
 
@@ -111,6 +115,10 @@ pub struct Report {
     pub unverified: Vec<(ShardId, String)>,
     /// Events, and whole records, that are set aside: they are in no row, and recomputing leaves them out, too.
     pub set_aside: u64,
+    /// What the store contradicts itself in, or the records in other things than rollups.
+    pub damages: Vec<Damage>,
+    /// Whether the accounting could be compared: all records of all shards were folded.
+    pub books_compared: bool,
 }
 
 impl Report {
@@ -118,9 +126,14 @@ impl Report {
         self.unverified.iter().all(|(unverified, _)| *unverified != shard)
     }
 
-    /// Whether every row that was asked for equals its records.
+    /// Whether every row that was asked for equals its records, and the rest of the store holds together.
     pub fn is_equal(&self) -> bool {
-        self.differences.is_empty() && self.unverified.is_empty()
+        self.differences.is_empty() && self.damages.is_empty() && self.unverified.is_empty()
+    }
+
+    /// Whether there are rows, and not one of them could be compared.
+    pub fn is_empty_handed(&self) -> bool {
+        self.rows == 0 && self.not_verifiable.is_some_and(|not| not.rows > 0)
     }
 }
 
@@ -147,6 +160,11 @@ struct Stand {
     quarantine: Vec<QuarantineRow>,
     admissions: Vec<Vec<(SeriesId, Offset)>>,
     rows: HashMap<(SeriesId, Hour), StoredRow>,
+    accounting: Vec<AccountingDelta>,
+    metrics: Vec<(String, MetricInfo)>,
+    damages: Vec<Damage>,
+    /// Nothing can be said of rows that could not be read.
+    rows_unread: bool,
 }
 
 /// Verifies the windows of the range. `progress` is told how many of how many shards are done.
@@ -154,7 +172,16 @@ struct Stand {
 /// # Errors
 /// See [`VerifyError`]; after [`VerifyError::Released`] another attempt is worth it.
 pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
-    let mut stand = stand(sources.store, &hours)?;
+    let mut damages = Vec::new();
+    sources.store.check(&mut |damage| damages.push(damage))?;
+    let mut stand = match stand(sources.store, &hours) {
+        // Nothing can be compared, but what is damaged has been found.
+        Err(why @ (StoreError::Failed(_) | StoreError::Invalid(_))) => {
+            damages.push(Damage { place: "the store".to_owned(), why: why.to_string() });
+            return Ok(Report { damages, ..Report::default() });
+        }
+        stand => stand?,
+    };
     let log = (sources.open_log)().map_err(VerifyError::Log)?;
     let shard_count = log.shard_count();
     let asked: Vec<(usize, ShardId, Checkpoint)> = (0..)
@@ -165,8 +192,10 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
     let shards = asked.len() as u64;
     let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), sources.dedup_horizon_ms)?;
     let set_aside = stand.quarantine.iter().filter(|row| sources.only.is_none_or(|only| only == row.shard)).count() as u64;
-    let mut report = Report { shards, not_verifiable, set_aside, ..Report::default() };
+    damages.append(&mut stand.damages);
+    let mut report = Report { shards, not_verifiable, set_aside, damages, ..Report::default() };
     let mut missing = std::mem::take(&mut stand.rows);
+    let mut books = books::Books::default();
     // Several shards may write to one overflow series: those rows are compared when all shards are folded.
     let mut shared = Rows::default();
     for (done, (at, shard, checkpoint)) in (1..).zip(&asked) {
@@ -180,6 +209,7 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
             Ok(()) => {}
             Err(why) if why.is_of_one_shard() => {
                 report.unverified.push((*shard, why.to_string()));
+                books.add(false, &[]);
                 progress(done, shards);
                 continue;
             }
@@ -189,6 +219,7 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
             missing.values().filter(|row| !row.info.series.is_overflow() && row.info.id.shard(shard_count) == *shard).count()
                 as u64;
         report.records += fold.records;
+        books.add(fold.from_the_beginning && sources.only.is_none(), &fold.accounting);
         for (key, (info, rollup)) in fold.rows {
             if info.series.is_overflow() {
                 shared.entry(key).or_insert_with(|| (info, Rollup::default())).1.merge(&rollup);
@@ -218,11 +249,40 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
         recomputed: None,
     });
     report.differences.extend(extra);
+    if stand.rows_unread {
+        report.differences.clear();
+    }
+    report.books_compared = books.is_whole();
+    report.damages.extend(books.compare(&stand.accounting));
     report.differences.sort_by(|a, b| (&a.series.series, a.hour).cmp(&(&b.series.series, b.hour)));
     Ok(report)
 }
 
 impl Stand {
+    /// Metrics of which the catalogue says that there are rollups, and there are none: those of the last window are missing. Old windows
+    /// may have been dropped, so a metric that is older than everything that is there says nothing, unless there is nothing at all.
+    fn lacking(&self, hours: &Range<Hour>) -> Vec<Damage> {
+        let oldest = self.rows.keys().map(|(_, hour)| *hour).min();
+        let there: HashSet<(&str, &str, Hour)> = self
+            .rows
+            .values()
+            .zip(self.rows.keys())
+            .map(|(row, (_, hour))| (&*row.info.series.tenant, &*row.info.series.metric, *hour))
+            .collect();
+        let lacks = |(tenant, metric): &&(String, MetricInfo)| {
+            let Some(last) = metric.last.filter(|last| hours.contains(last)) else { return false };
+            oldest.is_none_or(|oldest| last >= oldest) && !there.contains(&(&**tenant, &*metric.metric, last))
+        };
+        let damage = |(tenant, metric): &(String, MetricInfo)| Damage {
+            place: "rollups".to_owned(),
+            why: format!(
+                "{tenant}/{}: the catalogue says that there are some, of its last window at least, and there are none",
+                metric.metric
+            ),
+        };
+        self.metrics.iter().filter(lacks).map(damage).collect()
+    }
+
     /// The part of the range that can be recomputed, to which the rows are cut, and what is below.
     fn above_floors(
         &mut self,
@@ -265,7 +325,8 @@ fn first_verifiable<'a>(floor: &ArchiveFloor, rows: impl Iterator<Item = &'a Man
 
 type Rows = HashMap<(SeriesId, Hour), (Arc<SeriesInfo>, Rollup)>;
 
-fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, VerifyError> {
+fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreError> {
+    let mut damages = Vec::new();
     let mut snapshot = store.snapshot()?;
     let checkpoints = snapshot.checkpoints()?;
     let manifest = snapshot.manifest(None)?;
@@ -273,10 +334,30 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, VerifyEr
     let quarantine = snapshot.quarantine()?;
     let admissions = checkpoints.iter().map(|(shard, _)| snapshot.admissions(*shard)).collect::<Result<_, _>>()?;
     let mut rows = HashMap::new();
-    snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
+    let read = snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
         rows.insert((info.id, hour), StoredRow { info: info.clone(), figures: rollup.figures, digest: digest(bytes) });
-    })?;
-    Ok(Stand { checkpoints, manifest, floors, quarantine, admissions, rows })
+    });
+    let rows_unread = read.is_err();
+    if let Err(why) = read {
+        // What else is wrong is worth knowing, and a store that is away is told by its name.
+        if let StoreError::Unavailable(_) = why {
+            return Err(why);
+        }
+        damages.push(Damage { place: "rollups".to_owned(), why: why.to_string() });
+        rows.clear();
+    }
+    let accounting = snapshot.books()?;
+    let mut metrics = Vec::new();
+    let tenants: BTreeSet<&String> = accounting.iter().map(|row| &row.tenant).collect();
+    for tenant in tenants {
+        metrics.extend(snapshot.metrics(tenant)?.into_iter().map(|metric| (tenant.clone(), metric)));
+    }
+    let mut stand =
+        Stand { checkpoints, manifest, floors, quarantine, admissions, rows, accounting, metrics, damages, rows_unread };
+    if !rows_unread {
+        stand.damages.extend(stand.lacking(hours));
+    }
+    Ok(stand)
 }
 
 fn digest(bytes: &[u8]) -> u128 {
@@ -304,6 +385,8 @@ struct Fold {
     hours: Range<Hour>,
     rows: Rows,
     records: u64,
+    accounting: Vec<AccountingDelta>,
+    from_the_beginning: bool,
 }
 
 impl Fold {
@@ -329,6 +412,8 @@ impl Fold {
             hours,
             rows: Rows::default(),
             records: 0,
+            accounting: Vec::new(),
+            from_the_beginning: false,
         }
     }
 
@@ -355,6 +440,7 @@ impl Fold {
         let first = first_needed(&below, &self.hours, log_begins, self.horizon_ms);
         let start = below.get(first).map_or(self.archived.min(self.until), |row| row.range.from);
         self.claim.checkpoint.next = start;
+        self.from_the_beginning = start == 0;
         let admission = Admission::recorded(std::mem::take(&mut self.admissions));
         let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, Vec::new(), admission, 0);
         for row in &below[first..] {
@@ -396,6 +482,7 @@ impl Fold {
         self.records += below as u64;
         let ended = fold::apply(state, &records[..below], true, &mut |_, batch, _| {
             self.merge(&batch.deltas);
+            self.accounting.extend(batch.accounting.iter().cloned());
             Ok::<(), Infallible>(())
         });
         ended.map_err(|why| VerifyError::Incomplete { shard: self.shard, why: why.to_string() })

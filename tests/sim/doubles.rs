@@ -243,6 +243,9 @@ impl StoreSnapshot for Still<'_> {
     fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
         self.0.label_values(tenant, name, metric)
     }
+    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        self.0.books()
+    }
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
         self.0.accounting(tenant, from, to)
     }

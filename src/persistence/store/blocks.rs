@@ -1,12 +1,16 @@
 //! Columns that every SQL store keeps as versioned bytes: blocks of ids, windows of a manifest row.
 //!
-//! Blocks begin with a version; bytes that do not decode are an error that names the format.
+//! Blocks begin with a version, and since version 2 end with a checksum: SQLite has none, and a flipped bit in an id would count an event
+//! twice. Bytes that do not decode are an error that names the format.
 
 use crate::model::CodecError;
 use crate::model::manifest::Tier;
 use crate::model::window::{Hour, Millis};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Without a checksum.
+const UNCHECKED: u8 = 1;
+const CHECKSUM: usize = 4;
 
 /// A tier as its column holds it.
 pub(super) fn tier_number(tier: Tier) -> i16 {
@@ -27,14 +31,14 @@ pub(super) fn tier(number: i16) -> Result<Tier, CodecError> {
 /// Version, then per run: append time, number of ids, ids.
 pub(super) fn encode_runs(runs: &[(Millis, Vec<u128>)]) -> Vec<u8> {
     let bytes: usize = runs.iter().map(|(_, ids)| 12 + 16 * ids.len()).sum();
-    let mut out = Vec::with_capacity(1 + bytes);
+    let mut out = Vec::with_capacity(1 + bytes + CHECKSUM);
     out.push(VERSION);
     for (appended, ids) in runs {
         out.extend(appended.to_be_bytes());
         out.extend((ids.len() as u32).to_be_bytes());
         ids.iter().for_each(|id| out.extend_from_slice(&id.to_be_bytes()));
     }
-    out
+    with_checksum(out)
 }
 
 pub(super) fn decode_runs(bytes: &[u8]) -> Result<Vec<(Millis, Vec<u128>)>, CodecError> {
@@ -56,7 +60,7 @@ pub(super) fn encode_windows(windows: &[(Hour, u64)]) -> Vec<u8> {
         out.extend(hour.0.to_be_bytes());
         out.extend(events.to_be_bytes());
     }
-    out
+    with_checksum(out)
 }
 
 pub(super) fn decode_windows(bytes: &[u8]) -> Result<Vec<(Hour, u64)>, CodecError> {
@@ -69,9 +73,24 @@ pub(super) fn decode_windows(bytes: &[u8]) -> Result<Vec<(Hour, u64)>, CodecErro
     Ok(windows)
 }
 
+fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend(crc.to_be_bytes());
+    bytes
+}
+
 fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], CodecError> {
     match bytes.split_first() {
-        Some((&VERSION, rest)) => Ok(rest),
+        Some((&UNCHECKED, rest)) => Ok(rest),
+        Some((&VERSION, rest)) => {
+            let Some((content, crc)) = rest.split_last_chunk::<CHECKSUM>() else {
+                return Err(CodecError::new(what, "cut off"));
+            };
+            if crc32c::crc32c(&bytes[..bytes.len() - CHECKSUM]) != u32::from_be_bytes(*crc) {
+                return Err(CodecError::new(what, "damaged (checksum)"));
+            }
+            Ok(content)
+        }
         _ => Err(CodecError::new(what, "its version is unknown")),
     }
 }
@@ -80,4 +99,31 @@ fn take<const N: usize>(what: &'static str, input: &mut &[u8]) -> Result<[u8; N]
     let (head, rest) = input.split_first_chunk::<N>().ok_or_else(|| CodecError::new(what, "cut off"))?;
     *input = rest;
     Ok(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flipped_bit_is_noticed_and_blocks_of_version_1_are_read() {
+        let runs = vec![(7, vec![1, u128::MAX]), (9, vec![3])];
+        let windows = vec![(Hour(-5), 7), (Hour(3), 1)];
+        let (encoded, of_windows) = (encode_runs(&runs), encode_windows(&windows));
+        assert_eq!(decode_runs(&encoded), Ok(runs.clone()));
+        assert_eq!(decode_windows(&of_windows), Ok(windows.clone()));
+        for bit in 0..encoded.len() * 8 {
+            let mut damaged = encoded.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_runs(&damaged).is_err(), "bit {bit}");
+        }
+        for bit in 0..of_windows.len() * 8 {
+            let mut damaged = of_windows.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_windows(&damaged).is_err(), "bit {bit}");
+        }
+        let unchecked = |bytes: &[u8]| [&[UNCHECKED], &bytes[1..bytes.len() - CHECKSUM]].concat();
+        assert_eq!(decode_runs(&unchecked(&encoded)), Ok(runs));
+        assert_eq!(decode_windows(&unchecked(&of_windows)), Ok(windows));
+    }
 }

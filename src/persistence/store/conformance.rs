@@ -333,19 +333,35 @@ fn sqlite_survives_reopening() {
 }
 
 #[test]
-fn sqlite_takes_over_a_store_of_version_2() {
+fn sqlite_takes_over_stores_of_older_versions() {
+    // What takes a new file back to what an older version had.
+    let sums: String = ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
+        .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
+        .concat();
+    let back_to_3 = format!("{sums} PRAGMA user_version = 3");
+    let back_to_2 = format!(
+        "{sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2"
+    );
+    for back in [back_to_3, back_to_2] {
+        taken_over(&back);
+    }
+}
+
+fn taken_over(back: &str) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("store.db");
     let store = sqlite::SqliteStore::open(&path).expect("a store");
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    store.flush(guard(0, 2, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("flush");
     store.archived(epoch, &manifest_row(0, 2, epoch)).expect("archived");
     drop(store);
     let raw = rusqlite::Connection::open(&path).expect("open");
-    let back =
-        "DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2";
-    raw.execute_batch(back).expect("as version 2 had it");
+    raw.execute_batch(back).expect("as the older version had it");
     drop(raw);
     let store = sqlite::SqliteStore::open(&path).expect("a store");
+    let mut found = Vec::new();
+    store.check(&mut |damage| found.push(damage)).expect("looks");
+    assert_eq!(found, [], "every row has its checksum");
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.manifest(None), Ok(vec![manifest_row(0, 2, epoch)]));
     drop(snapshot);

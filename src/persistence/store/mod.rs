@@ -122,6 +122,15 @@ pub struct Sizes {
     pub archive: u64,
 }
 
+/// Something in the store that contradicts the rest of it, or its own checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The table, or the file.
+    pub place: String,
+    /// What is wrong there.
+    pub why: String,
+}
+
 /// Shown each rollup with its stored bytes.
 pub type VisitBytes<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
 
@@ -153,6 +162,8 @@ pub trait StoreSnapshot {
     fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError>;
     /// Accounting rows of the tenant in the hours of append.
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError>;
+    /// Accounting rows of all tenants, by tenant and hour.
+    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
     /// The manifest rows of one shard, or of all, by range.
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
     /// The first manifest rows of a shard, by range: of one tier, or of both. Append times never decrease, so they are the oldest.
@@ -230,6 +241,13 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::Invalid`] if the store is not being rebuilt.
     fn restore(&self, shard: &Restored) -> Result<(), StoreError>;
+    /// Looks for what contradicts itself, beside what `verify` recomputes: the file, the catalogue, checksums. Reads everything.
+    ///
+    /// # Errors
+    /// If it cannot look at all; what is damaged is found, and no error.
+    fn check(&self, _found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+        Ok(())
+    }
     /// How large the store and the archive are. Cheap enough to be asked every few seconds.
     ///
     /// # Errors

@@ -286,7 +286,18 @@ fn make(dir: &Dir, header: Header, segment_bytes: u64, len: u64) -> Result<(Arc<
 fn put_aside(dir: &Dir, segment: &Segment, file: &File, at: u64, bytes: u64) -> io::Result<PathBuf> {
     let mut commit = vec![0; bytes.min(MAX_ASIDE) as usize];
     file.read_exact_at(&mut commit, at)?;
-    let path = dir.path.join(format!("{:012}-{at}.{ASIDE}", segment.header.number));
+    let place = format!("{:012}-{at}", segment.header.number);
+    let mut path = dir.path.join(format!("{place}.{ASIDE}"));
+    for n in 1..MAX_ASIDES {
+        match std::fs::read(&path) {
+            // Of an attempt that ended before the cut.
+            Ok(kept) if kept == commit => break,
+            // Another one of the same place.
+            Ok(_) => path = dir.path.join(format!("{place}-{n}.{ASIDE}")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        }
+    }
     let mut others: Vec<_> = std::fs::read_dir(&dir.path)?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|other| other.extension().is_some_and(|e| e == ASIDE) && *other != path)

@@ -128,6 +128,10 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(values.into_iter().map(str::to_owned).collect())
     }
 
+    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        Ok(self.0.accounting.values().cloned().collect())
+    }
+
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
         let rows = self.0.accounting.values();
         Ok(rows.filter(|row| row.tenant == tenant && from <= row.hour && row.hour < to).cloned().collect())

@@ -311,6 +311,20 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         self.sql()?.query(sql, params)?.iter().map(|row| get(row, 0)).collect()
     }
 
+    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER BY tenant, hour";
+        let account = |row: &Row| {
+            Ok(AccountingDelta {
+                tenant: get(row, 0)?,
+                hour: Hour(get(row, 1)?),
+                aggregated: get::<i64>(row, 2)? as u64,
+                deduplicated: get::<i64>(row, 3)? as u64,
+                quarantined: get::<i64>(row, 4)? as u64,
+            })
+        };
+        self.sql()?.query(sql, params![])?.iter().map(account).collect()
+    }
+
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
         let sql = "SELECT hour, aggregated, deduplicated, quarantined FROM accounting
             WHERE tenant = $1 AND hour >= $2 AND hour < $3 ORDER BY hour";

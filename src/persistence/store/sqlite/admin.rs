@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::{StoreError, codec, one};
-use crate::model::flush::{Claim, DedupBlock, Suspect};
+use crate::model::flush::{Claim, DedupBlock, QuarantineRow, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -34,6 +34,7 @@ pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> 
         };
         Ok((checkpoint, r.get(3)?))
     })?;
+    seal(tx, shard)?;
     let claim = claim.map(|(checkpoint, attempts)| Claim { checkpoint, attempts, suspects });
     claim.ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))
 }
@@ -78,11 +79,127 @@ pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Resu
     if moved != 1 {
         return Err(StoreError::Refused { shard: row.shard });
     }
+    seal(tx, row.shard)?;
     note(tx, row)
 }
 
+/// The checksum of the row of a shard as it stands.
+pub(super) fn shard_sum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
+    let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, marked_index FROM shards WHERE shard = ?";
+    let sum = one(sql, columns, [shard.0], |r| {
+        let mut bytes: Vec<u8> = r.get(0)?;
+        for column in 1..8 {
+            // One that is absent is told from every number.
+            let number: Option<i64> = r.get(column)?;
+            bytes.push(u8::from(number.is_some()));
+            bytes.extend(number.unwrap_or(0).to_be_bytes());
+        }
+        Ok(codec::sum(&[&shard.0.to_be_bytes(), &bytes]))
+    })?;
+    Ok(sum.unwrap_or(0))
+}
+
+/// Writes the checksum of a shard's row: whoever has changed the row does.
+pub(super) fn seal(tx: &Connection, shard: ShardId) -> Result<(), StoreError> {
+    let sum = shard_sum(tx, shard)?;
+    tx.prepare_cached("UPDATE shards SET sum = ? WHERE shard = ?")?.execute(params![sum, shard.0])?;
+    Ok(())
+}
+
+/// The checksum of where a block of ids stands; the block has its own.
+pub(super) fn block_sum(shard: ShardId, range: OffsetRange, appended: (Millis, Millis)) -> i64 {
+    let numbers = [range.from, range.to].map(u64::to_be_bytes).concat();
+    codec::sum(&[&shard.0.to_be_bytes(), &numbers, &appended.0.to_be_bytes(), &appended.1.to_be_bytes()])
+}
+
+/// The checksum of an event that was set aside; whether it is given up is not in it, because that changes.
+pub(super) fn quarantine_sum(row: &QuarantineRow) -> i64 {
+    let of = [&row.shard.0.to_be_bytes()[..], &row.offset.to_be_bytes(), &row.index.to_be_bytes(), &row.appended.to_be_bytes()]
+        .concat();
+    codec::sum(&[&of, row.tenant.as_bytes(), row.reason.as_bytes(), &row.record])
+}
+
+/// The checksum of a row of the manifest.
+pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
+    let numbers = [row.range.from, row.range.to, row.epoch.counter, row.epoch.nonce, row.rows, row.raw_bytes, row.bytes]
+        .map(u64::to_be_bytes)
+        .concat();
+    let times = [row.appended.0, row.appended.1].map(i64::to_be_bytes).concat();
+    let windows = codec::encode_windows(&row.windows);
+    codec::sum(&[
+        &row.shard.0.to_be_bytes(),
+        &row.log.0,
+        &numbers,
+        &times,
+        row.path.as_bytes(),
+        &windows,
+        &row.crc32c.to_be_bytes(),
+        &codec::tier_number(row.tier).to_be_bytes(),
+    ])
+}
+
+/// The checksum of an archive floor.
+pub(super) fn floor_sum(shard: ShardId, floor: ArchiveFloor) -> i64 {
+    let ArchiveFloor { offset, appended, hour } = floor;
+    codec::sum(&[&shard.0.to_be_bytes(), &offset.to_be_bytes(), &appended.to_be_bytes(), &hour.0.to_be_bytes()])
+}
+
+/// Where a block of ids stands, with its checksum.
+type BlockAt = (ShardId, OffsetRange, (Millis, Millis), Option<i64>);
+
+/// Where every block of ids stands.
+pub(super) fn blocks(sql: &Connection) -> Result<Vec<BlockAt>, StoreError> {
+    let mut statement = sql.prepare("SELECT shard, from_offset, to_offset, first_appended, last_appended, sum FROM dedup")?;
+    let rows = statement.query_map([], |r| {
+        let range = OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset };
+        Ok((ShardId(r.get(0)?), range, (r.get(3)?, r.get(4)?), r.get(5)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Gives every row a checksum that an older version left without.
+pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
+    let revisions: Vec<(i64, i32, i64)> = tx
+        .prepare("SELECT metric_no, day, revision FROM revisions")?
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    for (metric, day, revision) in revisions {
+        let sum = super::flush::revision_sum(metric, day, revision);
+        tx.prepare_cached("UPDATE revisions SET sum = ? WHERE metric_no = ? AND day = ?")?.execute(params![sum, metric, day])?;
+    }
+    let shards: Vec<u32> = tx.prepare("SELECT shard FROM shards")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    shards.into_iter().try_for_each(|shard| seal(tx, ShardId(shard)))?;
+    let floors: Vec<(u32, ArchiveFloor)> = tx
+        .prepare("SELECT shard, offset, appended, hour FROM archive_floors")?
+        .query_map([], |r| Ok((r.get(0)?, floor(r, 1)?)))?
+        .collect::<Result<_, _>>()?;
+    floors.into_iter().try_for_each(|(shard, floor)| set_floor(tx, ShardId(shard), floor))?;
+    let series: Vec<(i64, [u8; 16], u32, i64)> = tx
+        .prepare("SELECT no, id, shard, admitted_offset FROM series")?
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))?
+        .collect::<Result<_, _>>()?;
+    for (no, id, shard, at) in series {
+        let sum = super::catalogue::admission_sum(SeriesId(id), ShardId(shard), at as Offset);
+        tx.prepare_cached("UPDATE series SET sum = ? WHERE no = ?")?.execute([sum, no])?;
+    }
+    for (block, range, appended, _) in blocks(tx)? {
+        let key = params![block_sum(block, range, appended), block.0, range.from as i64];
+        tx.prepare_cached("UPDATE dedup SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
+    }
+    for (row, _) in super::snapshot::quarantine_rows(tx)? {
+        let key = params![quarantine_sum(&row), row.shard.0, row.offset as i64, row.index];
+        tx.prepare_cached("UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?.execute(key)?;
+    }
+    for (row, _) in super::snapshot::manifest_sums(tx)? {
+        let row = row?;
+        let key = params![manifest_sum(&row), row.shard.0, row.range.from as i64];
+        tx.prepare_cached("UPDATE manifest SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
+    }
+    Ok(())
+}
+
 fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
-    let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     tx.prepare_cached(sql)?.execute(params![
         row.shard.0,
         row.range.from as i64,
@@ -98,7 +215,8 @@ fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
         row.raw_bytes as i64,
         row.bytes as i64,
         row.crc32c,
-        codec::tier_number(row.tier)
+        codec::tier_number(row.tier),
+        manifest_sum(row)
     ])?;
     Ok(())
 }
@@ -110,8 +228,9 @@ pub(super) fn archived_bytes(connection: &Connection) -> Result<u64, StoreError>
 }
 
 pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-    let sql = "UPDATE manifest SET tier = ? WHERE shard = ? AND from_offset = ? AND path = ?";
-    let place = params![codec::tier_number(tier), row.shard.0, row.range.from as i64, row.path];
+    let sql = "UPDATE manifest SET tier = ?, sum = ? WHERE shard = ? AND from_offset = ? AND path = ?";
+    let sum = manifest_sum(&ManifestRow { tier, ..row.clone() });
+    let place = params![codec::tier_number(tier), sum, row.shard.0, row.range.from as i64, row.path];
     Ok(tx.prepare_cached(sql)?.execute(place)? == 1)
 }
 
@@ -128,11 +247,12 @@ pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreE
 }
 
 fn set_floor(tx: &Connection, shard: ShardId, floor: ArchiveFloor) -> Result<(), StoreError> {
-    tx.prepare_cached("INSERT OR REPLACE INTO archive_floors VALUES (?, ?, ?, ?)")?.execute(params![
+    tx.prepare_cached("INSERT OR REPLACE INTO archive_floors VALUES (?, ?, ?, ?, ?)")?.execute(params![
         shard.0,
         floor.offset as i64,
         floor.appended,
-        floor.hour.0
+        floor.hour.0,
+        floor_sum(shard, floor)
     ])?;
     Ok(())
 }
@@ -144,6 +264,7 @@ pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> 
          ON CONFLICT DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = excluded.nonce",
     )?
     .execute(params![of.shard.0, &log.0[..], next as i64, archived as i64, epoch.counter as i64, epoch.nonce as i64])?;
+    seal(tx, of.shard)?;
     if let Some(floor) = of.floor {
         set_floor(tx, of.shard, floor)?;
     }
@@ -153,8 +274,9 @@ pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> 
         note(tx, row)?;
     }
     for (id, offset) in &of.admitted {
-        let sql = "UPDATE series SET shard = ?, admitted_offset = ? WHERE id = ?";
-        tx.prepare_cached(sql)?.execute(params![of.shard.0, *offset as i64, &id.0[..]])?;
+        let sql = "UPDATE series SET shard = ?, admitted_offset = ?, sum = ? WHERE id = ?";
+        let sum = super::catalogue::admission_sum(*id, of.shard, *offset);
+        tx.prepare_cached(sql)?.execute(params![of.shard.0, *offset as i64, sum, &id.0[..]])?;
     }
     Ok(())
 }

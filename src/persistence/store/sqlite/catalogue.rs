@@ -11,7 +11,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 use rusqlite::{Connection, params};
 
-use super::{StoreError, one};
+use super::{StoreError, codec, one};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
@@ -64,6 +64,11 @@ pub(super) struct Catalogue<'a> {
     growth: BTreeMap<i64, i64>,
 }
 
+/// The checksum of an admission: the rest of the row follows from the series' key.
+pub(super) fn admission_sum(id: SeriesId, shard: ShardId, at: Offset) -> i64 {
+    codec::sum(&[&id.0, &shard.0.to_be_bytes(), &at.to_be_bytes()])
+}
+
 impl<'a> Catalogue<'a> {
     pub(super) fn new(tx: &'a Connection, known: &'a Known) -> Self {
         Self { tx, known, fresh: Fresh::default(), metrics: HashMap::new(), pairs: HashMap::new(), growth: BTreeMap::new() }
@@ -106,8 +111,8 @@ impl<'a> Catalogue<'a> {
         let series = &info.series;
         let metric_no = self.metric(&series.tenant, &series.metric)?;
         self.tx
-            .prepare_cached("INSERT INTO series (metric_no, id, key, shard, admitted_offset) VALUES (?, ?, ?, ?, ?)")?
-            .execute(params![metric_no, &info.id.0[..], series.key(), shard.0, at as i64])?;
+            .prepare_cached("INSERT INTO series (metric_no, id, key, shard, admitted_offset, sum) VALUES (?, ?, ?, ?, ?, ?)")?
+            .execute(params![metric_no, &info.id.0[..], series.key(), shard.0, at as i64, admission_sum(info.id, shard, at)])?;
         let series_no = self.tx.last_insert_rowid();
         *self.growth.entry(metric_no).or_default() += 1;
         for (name, value) in &series.labels {

@@ -163,7 +163,7 @@ fn revisions(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> 
     streamed(connection, sql, [], read, &mut |part| take(Piece::Revisions(part)))
 }
 
-fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>, StoreError> {
+pub(super) fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>, StoreError> {
     let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER BY tenant, hour";
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |r| {

@@ -8,7 +8,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::catalogue::Catalogue;
 use super::codec::{self, Units};
-use super::{StoreError, one};
+use super::{StoreError, admin, one};
 use crate::model::decimal::Decimal;
 use crate::model::distinct::Distinct;
 use crate::model::flush::{Delta, FlushBatch, FlushGuard, settled_revision};
@@ -41,19 +41,21 @@ pub(super) fn flush(
     if moved != 1 {
         return Err(StoreError::Refused { shard });
     }
+    admin::seal(tx, shard)?;
     tx.prepare_cached("DELETE FROM suspects WHERE shard = ?")?.execute([shard.0])?;
     for (info, offset) in &batch.admitted {
         catalogue.number(info, shard, *offset)?;
     }
     merge(tx, catalogue, &batch.deltas, (shard, guard.range.from), &|_| guard.revision())?;
     if let Some(block) = &batch.dedup {
-        tx.prepare_cached("INSERT INTO dedup VALUES (?, ?, ?, ?, ?, ?)")?.execute(params![
+        tx.prepare_cached("INSERT INTO dedup VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(params![
             shard.0,
             block.range.from as i64,
             block.range.to as i64,
             block.appended.0,
             block.appended.1,
-            codec::encode_runs(&block.runs)
+            codec::encode_runs(&block.runs),
+            admin::block_sum(shard, block.range, block.appended)
         ])?;
     }
     tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?.execute(params![shard.0, forget_ids_before])?;
@@ -61,7 +63,7 @@ pub(super) fn flush(
         account(tx, &row.tenant, row.hour, [row.aggregated as i64, row.deduplicated as i64, row.quarantined as i64])?;
     }
     for row in &batch.quarantined {
-        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
+        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
             row.shard.0,
             row.offset as i64,
             row.index,
@@ -69,7 +71,8 @@ pub(super) fn flush(
             row.appended,
             row.reason,
             row.discarded,
-            row.record
+            row.record,
+            admin::quarantine_sum(row)
         ])?;
     }
     Ok(())
@@ -139,10 +142,12 @@ fn merge(
     for (metric_no, day) in days {
         let sql = "SELECT revision FROM revisions WHERE metric_no = ? AND day = ?";
         let before = one(tx, sql, params![metric_no, day], |r| r.get::<_, i64>(0))?.unwrap_or(0);
-        tx.prepare_cached("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?)")?.execute(params![
+        let revision = revise(before as u64) as i64;
+        tx.prepare_cached("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?)")?.execute(params![
             metric_no,
             day,
-            revise(before as u64) as i64
+            revision,
+            revision_sum(metric_no, day, revision)
         ])?;
     }
     for (metric_no, (first, last)) in hours {
@@ -153,6 +158,11 @@ fn merge(
         .execute(params![metric_no, first, last])?;
     }
     Ok(())
+}
+
+/// The checksum of a revision: nothing else gives its number again.
+pub(super) fn revision_sum(metric_no: i64, day: i32, revision: i64) -> i64 {
+    codec::sum(&[&metric_no.to_be_bytes(), &day.to_be_bytes(), &revision.to_be_bytes()])
 }
 
 type RowKey = (i64, i32, i64);

@@ -8,6 +8,7 @@
 
 mod admin;
 mod catalogue;
+mod check;
 mod codec;
 mod export;
 mod flush;
@@ -24,7 +25,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use self::catalogue::Known;
 use self::pool::Pool;
-use super::{RollupStore, Sizes, StoreError, StoreSnapshot};
+use super::{Damage, RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::CodecError;
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
@@ -224,7 +225,7 @@ impl RollupStore for SqliteStore {
                     "UPDATE shards SET marked_offset = ?, marked_index = ? WHERE shard = ? AND epoch = ? AND nonce = ?",
                 )?
                 .execute(params![offset as i64, index, shard.0, epoch.counter as i64, epoch.nonce as i64])?;
-            if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
+            if moved == 1 { admin::seal(tx, shard) } else { Err(StoreError::Refused { shard }) }
         })
     }
 
@@ -270,6 +271,10 @@ impl RollupStore for SqliteStore {
     fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
         Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.matched)?)))
+    }
+
+    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+        check::check(self.readers.take()?.connection()?, found)
     }
 
     fn sizes(&self) -> Result<Sizes, StoreError> {

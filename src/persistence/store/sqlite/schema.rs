@@ -11,14 +11,14 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE metrics (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, name TEXT NOT NULL,
   series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE (tenant_no, name));
 CREATE TABLE series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, key BLOB NOT NULL,
-  shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL);
+  shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL, sum INTEGER);
 CREATE INDEX series_by_metric ON series (metric_no);
 CREATE INDEX series_by_shard ON series (shard);
 CREATE TABLE label_pairs (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
@@ -28,24 +28,37 @@ CREATE TABLE rollups (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_
   value_count INTEGER NOT NULL, sum NOT NULL, min, max, PRIMARY KEY (metric_no, hour, series_no)) WITHOUT ROWID;
 CREATE TABLE sketches (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT NULL,
   distinct_users BLOB NOT NULL, quantiles BLOB NOT NULL, PRIMARY KEY (metric_no, hour, series_no));
-CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT NULL,
+CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT NULL, sum INTEGER,
   PRIMARY KEY (metric_no, day)) WITHOUT ROWID;
 CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER NOT NULL, archived INTEGER NOT NULL,
-  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER);
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER, sum INTEGER);
 CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, deaths INTEGER NOT NULL,
   PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
 CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
-  first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, PRIMARY KEY (shard, from_offset));
+  first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, sum INTEGER, PRIMARY KEY (shard, from_offset));
 CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
   quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
 CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, tenant TEXT NOT NULL,
-  appended INTEGER NOT NULL, reason TEXT NOT NULL, discarded INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (shard, offset, idx));
+  appended INTEGER NOT NULL, reason TEXT NOT NULL, discarded INTEGER NOT NULL, record BLOB NOT NULL, sum INTEGER,
+  PRIMARY KEY (shard, offset, idx));
 CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL, log BLOB NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT NULL,
   last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
-  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, tier INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shard, from_offset));
+  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, tier INTEGER NOT NULL DEFAULT 0, sum INTEGER, PRIMARY KEY (shard, from_offset));
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
-CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
+CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL,
+  sum INTEGER);
+";
+
+/// From version 3: rows that nothing else gives again have a checksum.
+const FROM_3: &str = "
+ALTER TABLE series ADD COLUMN sum INTEGER;
+ALTER TABLE dedup ADD COLUMN sum INTEGER;
+ALTER TABLE quarantine ADD COLUMN sum INTEGER;
+ALTER TABLE revisions ADD COLUMN sum INTEGER;
+ALTER TABLE shards ADD COLUMN sum INTEGER;
+ALTER TABLE manifest ADD COLUMN sum INTEGER;
+ALTER TABLE archive_floors ADD COLUMN sum INTEGER;
 ";
 
 /// From version 2: the manifest knows tiers and where the archive begins. Revisions were counted there, which other stores did alike.
@@ -87,8 +100,14 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) ->
     if tables == 0 {
         tx.execute_batch(TABLES)?;
         tx.pragma_update(None, "user_version", state.version())?;
-    } else if version(&tx)? == 2 && state == State::Complete {
-        tx.execute_batch(FROM_2)?;
+    } else if let found @ (2 | 3) = version(&tx)?
+        && state == State::Complete
+    {
+        if found == 2 {
+            tx.execute_batch(FROM_2)?;
+        }
+        tx.execute_batch(FROM_3)?;
+        super::admin::seal_all(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     }
     check_state(&tx, path, state)?;

@@ -345,6 +345,10 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
+        super::export::accounting(self.sql()?)
+    }
+
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         let sql = concat!(manifest_columns!(), " WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset");
         let mut statement = self.sql()?.prepare_cached(sql)?;
@@ -372,42 +376,66 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
-        let sql =
-            "SELECT shard, offset, idx, tenant, appended, reason, discarded, record FROM quarantine ORDER BY shard, offset, idx";
-        let mut statement = self.sql()?.prepare_cached(sql)?;
-        let rows = statement.query_map([], |r| {
-            Ok(QuarantineRow {
-                shard: ShardId(r.get(0)?),
-                offset: r.get::<_, i64>(1)? as Offset,
-                index: r.get(2)?,
-                tenant: r.get(3)?,
-                appended: r.get(4)?,
-                reason: r.get(5)?,
-                discarded: r.get(6)?,
-                record: r.get(7)?,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        Ok(quarantine_rows(self.sql()?)?.into_iter().map(|(row, _)| row).collect())
     }
+}
+
+/// Every event that was set aside, with the checksum of its row.
+pub(super) fn quarantine_rows(connection: &Connection) -> Result<Vec<(QuarantineRow, Option<i64>)>, StoreError> {
+    let sql =
+        "SELECT shard, offset, idx, tenant, appended, reason, discarded, record, sum FROM quarantine ORDER BY shard, offset, idx";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], |r| {
+        let row = QuarantineRow {
+            shard: ShardId(r.get(0)?),
+            offset: r.get::<_, i64>(1)? as Offset,
+            index: r.get(2)?,
+            tenant: r.get(3)?,
+            appended: r.get(4)?,
+            reason: r.get(5)?,
+            discarded: r.get(6)?,
+            record: r.get(7)?,
+        };
+        Ok((row, r.get(8)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Every row of the manifest, or why it does not decode, with its checksum.
+#[allow(clippy::type_complexity)] // a pair
+pub(super) fn manifest_sums(connection: &Connection) -> Result<Vec<(Result<ManifestRow, StoreError>, Option<i64>)>, StoreError> {
+    let mut statement = connection.prepare(concat!(manifest_columns!(), " ORDER BY shard, from_offset"))?;
+    let mut rows = statement.query([])?;
+    let mut sums = connection.prepare("SELECT sum FROM manifest ORDER BY shard, from_offset")?;
+    let mut sums = sums.query([])?;
+    let mut all = Vec::new();
+    while let (Some(row), Some(sum)) = (rows.next()?, sums.next()?) {
+        all.push((manifest_row(row), sum.get(0)?));
+    }
+    Ok(all)
 }
 
 fn manifest_rows(mut rows: rusqlite::Rows<'_>) -> Result<Vec<ManifestRow>, StoreError> {
     let mut manifest = Vec::new();
-    while let Some(r) = rows.next()? {
-        manifest.push(ManifestRow {
-            log: LogId(r.get(3)?),
-            shard: ShardId(r.get(0)?),
-            range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
-            epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
-            path: r.get(6)?,
-            appended: (r.get(7)?, r.get(8)?),
-            windows: codec::decode_windows(&r.get::<_, Vec<u8>>(9)?)?,
-            rows: r.get::<_, i64>(10)? as u64,
-            raw_bytes: r.get::<_, i64>(11)? as u64,
-            bytes: r.get::<_, i64>(12)? as u64,
-            crc32c: r.get(13)?,
-            tier: codec::tier(r.get(14)?)?,
-        });
+    while let Some(row) = rows.next()? {
+        manifest.push(manifest_row(row)?);
     }
     Ok(manifest)
+}
+
+fn manifest_row(r: &Row<'_>) -> Result<ManifestRow, StoreError> {
+    Ok(ManifestRow {
+        log: LogId(r.get(3)?),
+        shard: ShardId(r.get(0)?),
+        range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
+        epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+        path: r.get(6)?,
+        appended: (r.get(7)?, r.get(8)?),
+        windows: codec::decode_windows(&r.get::<_, Vec<u8>>(9)?)?,
+        rows: r.get::<_, i64>(10)? as u64,
+        raw_bytes: r.get::<_, i64>(11)? as u64,
+        bytes: r.get::<_, i64>(12)? as u64,
+        crc32c: r.get(13)?,
+        tier: codec::tier(r.get(14)?)?,
+    })
 }
