@@ -18,6 +18,7 @@ use clap::Args;
 
 use self::events::Shape;
 use self::server::Server;
+use super::client::key_or_variable;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -71,8 +72,8 @@ pub(super) struct BenchArgs {
     /// A server that runs already
     #[arg(long, value_name = "HOST:PORT")]
     url: Option<SocketAddr>,
-    /// API key for it
-    #[arg(long, env = "ROLLMILL_KEY", hide_env_values = true)]
+    /// API key for it [env: ROLLMILL_KEY]
+    #[arg(long)]
     key: Option<String>,
     /// Configuration of the server it starts
     #[arg(long)]
@@ -148,7 +149,7 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<(Figures, anyhow::Result<()
     let address = args.url.or(own.as_ref().map(|server| server.address)).context("no server")?;
     let run = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
     let shape = Shape { bytes: args.bytes as usize, batch: args.batch as usize, series: args.series, users: args.users, run };
-    let target = load::Target { address, key: args.key.clone(), wire: wire::Wire::Rollmill };
+    let target = load::Target { address, key: key_or_variable(args.key.as_deref()), wire: wire::Wire::Rollmill };
     if args.queries {
         return queries::measure(&target, &shape, args.connections).await.map(|figures| (figures, Ok(())));
     }

@@ -56,6 +56,11 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// The API key that is given, or the one that the environment has.
+pub(super) fn key_or_variable(given: Option<&str>) -> Option<String> {
+    given.filter(|key| !key.is_empty()).map(str::to_owned).or_else(|| variable("ROLLMILL_KEY"))
+}
+
 impl ServerArgs {
     /// The server that is meant, asked with this patience.
     pub(super) fn server(&self, patience: Duration) -> anyhow::Result<Server> {
@@ -64,7 +69,7 @@ impl ServerArgs {
             (None, Some(text)) => text.parse().map_err(|why| UsageError(format!("ROLLMILL_URL: {why}")))?,
             (None, None) => Address(DEFAULT_URL.to_owned()),
         };
-        let key = self.key.clone().filter(|key| !key.is_empty()).or_else(|| variable("ROLLMILL_KEY"));
+        let key = key_or_variable(self.key.as_deref());
         Ok(Server::new(address, key, patience))
     }
 

@@ -91,13 +91,12 @@ fn a_proxy_does_not_stand_before_loopback_and_is_named_elsewhere() {
 
 #[test]
 fn usage_is_the_same_whatever_the_environment_says() {
-    let (_, _, plain) = run(&["query"], &[]);
-    let (_, _, with) = run(&["query"], &[("ROLLMILL_URL", "http://127.0.0.1:1"), ("ROLLMILL_KEY", "rm_secret")]);
-    assert!(
-        plain.contains("Usage: rollmill query [OPTIONS] <METRIC>") || plain.contains("Usage: rollmill query <METRIC>"),
-        "{plain}"
-    );
-    assert_eq!(plain, with);
+    for args in [&["query"][..], &["send"], &["labels"], &["bench", "--nonsense"]] {
+        let (_, _, plain) = run(args, &[]);
+        let (_, _, with) = run(args, &[("ROLLMILL_URL", "http://127.0.0.1:1"), ("ROLLMILL_KEY", "rm_secret")]);
+        assert!(plain.contains(&format!("Usage: rollmill {}", args[0])) && !plain.contains("--url <"), "{plain}");
+        assert_eq!(plain, with, "{args:?}");
+    }
 }
 
 #[test]

@@ -359,7 +359,7 @@ fn the_servers_reason_is_told_and_a_position_is_kept_for_who_asked_for_none() {
     let output = command(&url, &[&file, "--batch", "2", "--patience", "0"]).current_dir(dir.path()).output().expect("it runs");
     let (code, said) = said(output);
     assert!(code == Some(1) && said.contains("the disk is full: make room (503 disk_full)"), "{said}");
-    assert!(said.contains("2 events are in") && said.contains("1 event is read and not sent"), "{said}");
+    assert!(said.contains("2 events are in") && said.contains("1 event was read and not sent"), "{said}");
     let position = said.split("--resume ").nth(1).and_then(|rest| rest.split([':', '\n']).next()).expect("a way on");
     let position = dir.path().join(position).display().to_string();
     sends(&server.url, &[&file, "--resume", &position]);

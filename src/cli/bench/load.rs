@@ -11,6 +11,7 @@ use super::Figures;
 use super::client::Client;
 use super::events::{Body, Shape};
 use super::wire::Wire;
+use crate::cli::client::Answer;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 
@@ -155,7 +156,7 @@ impl Line {
                     away = None;
                     tries.refusals += 1;
                 }
-                Ok((status, answer)) => bail!("the server answered {status}: {}", String::from_utf8_lossy(&answer)),
+                Ok((status, answer)) => bail!("the server refused events: {}", sentence(status, &answer)),
                 Err(why) => {
                     tries.lost += u64::from(away.is_none());
                     if away.get_or_insert_with(Stopwatch::start).elapsed() > AWAY {
@@ -215,6 +216,11 @@ async fn connection(
         tally.acked.set(tally.acked.get() + shape.batch as u64);
     }
     Ok(())
+}
+
+/// An error of the server in its own words.
+fn sentence(status: u16, answer: &[u8]) -> String {
+    Answer { status, retry_after: None, text: String::from_utf8_lossy(answer).into_owned() }.sentence()
 }
 
 fn micros(time: Duration) -> u32 {
@@ -283,7 +289,7 @@ pub(super) async fn count_between(target: &Target, shape: &Shape, from: i64, to:
             }
         };
         if (400..500).contains(&status) && status != 429 {
-            bail!("the server refused to count: {status}: {}", String::from_utf8_lossy(&answer));
+            bail!("the server refused to count: {}", sentence(status, &answer));
         }
         let counted = if status == 200 { target.wire.count(&answer)? } else { 0 };
         if counted == expected || watch.elapsed() > Duration::from_secs(60) {

@@ -309,7 +309,7 @@ impl Run<'_> {
                 return Err(error);
             }
             let way = self.way_on();
-            let lost = if waiting > 0 { format!("; {} read and not sent", are_events(waiting)) } else { String::new() };
+            let lost = if waiting > 0 { format!("; {} read and not sent", were_events(waiting)) } else { String::new() };
             return Err(error.context(format!("not everything was sent{lost}{way}")));
         }
         if self.args.resume.is_none() && self.made_up > 0 {
