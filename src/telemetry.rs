@@ -102,6 +102,8 @@ metrics_table! {
     Counter ACTOR_RESTARTS = "rollmill_actor_restarts_total" by "actor" in [
         "gateway", "gateways", "shard", "shards", "archiver", "upkeep", "mesh",
     ]: "Restarts of actors, by actor.";
+    Gauge SURPLUS_PARTITIONS = "rollmill_topic_surplus_partitions":
+        "Partitions of the topic beyond shards.count: they are left alone. Anything but zero is somebody's mistake.";
     Gauge SHARD_STOPPED = "rollmill_shard_stopped" by "shard" in []:
         "Whether the shard stands still here until somebody mends what it stands before: 1, or 0.";
     Counter QUARANTINED = "rollmill_quarantined_total" by "what" in ["event", "record"]:

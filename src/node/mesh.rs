@@ -11,6 +11,7 @@ use super::{limits, name, private, tree};
 use crate::actors::live::LiveReader;
 use crate::actors::mesh::directory::Directory;
 use crate::actors::mesh::membership::{Cookie, Mesh, MeshOptions};
+use crate::actors::mesh::peer::Peer;
 use crate::actors::mesh::reader::MeshReader;
 use crate::actors::mesh::serve::Server;
 use crate::actors::mesh::tls::Tls;
@@ -159,14 +160,27 @@ fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A node with our cookie and another log is shown, so that somebody gives it a cookie of its own; its shards are not ours.
+fn of_another_cluster(card: NodeStatus, log: LogId) -> NodeStatus {
+    let why = format!("it belongs to another cluster, whose log is {log}: give each cluster a cookie of its own");
+    NodeStatus { not_ready: Some(why), shards: Vec::new(), stopped: Vec::new(), ..card }
+}
+
 /// The other nodes, by their last heartbeats.
 struct Known(Arc<Directory>);
 
 impl Peers for Known {
     fn nodes(&self) -> Option<Vec<NodeStatus>> {
         let peers = self.0.peers();
-        let cards = peers.iter().filter(|peer| peer.answers()).filter_map(|peer| peer.announced());
+        let there = peers.iter().filter(|peer| peer.is_there());
         // A node that is just starting, or of another release, has no card that can be read.
-        Some(cards.filter_map(|announced| serde_json::from_slice(&announced.card).ok()).collect())
+        let status = |peer: &Arc<Peer>| {
+            let card: NodeStatus = serde_json::from_slice(&peer.announced()?.card).ok()?;
+            Some(match peer.foreign_log() {
+                None => card,
+                Some(log) => of_another_cluster(card, log),
+            })
+        };
+        Some(there.filter_map(status).collect())
     }
 }

@@ -23,14 +23,18 @@ struct Row {
 
 /// The hours.
 #[derive(Debug, Default)]
-pub struct Books(BTreeMap<Hour, Row>);
+pub struct Books {
+    hours: BTreeMap<Hour, Row>,
+    /// Whole records that were set aside: whose they are, nobody can tell.
+    nobodys: u64,
+}
 
 impl Books {
-    /// What is in the store.
-    pub fn stored(rows: &[AccountingDelta]) -> Self {
-        let mut books = Self::default();
+    /// What is in the store: the tenant's, and what belongs to nobody.
+    pub fn stored(rows: &[AccountingDelta], nobodys: &[AccountingDelta]) -> Self {
+        let mut books = Self { nobodys: nobodys.iter().map(|row| row.quarantined).sum(), ..Self::default() };
         for row in rows {
-            let hour = books.0.entry(row.hour).or_default();
+            let hour = books.hours.entry(row.hour).or_default();
             hour.aggregated += row.aggregated;
             hour.deduplicated += row.deduplicated;
             hour.quarantined += row.quarantined;
@@ -40,13 +44,13 @@ impl Books {
 
     /// What is above the checkpoints.
     pub fn pending(&mut self, row: &AccountingDelta) {
-        self.0.entry(row.hour).or_default().pending += row.aggregated + row.deduplicated + row.quarantined;
+        self.hours.entry(row.hour).or_default().pending += row.aggregated + row.deduplicated + row.quarantined;
     }
 
     /// Their JSON.
     pub fn render(&self, completeness: &Completeness) -> String {
         let mut out = "{\"hours\":[".to_owned();
-        for (at, (hour, row)) in self.0.iter().enumerate() {
+        for (at, (hour, row)) in self.hours.iter().enumerate() {
             out.push_str(if at > 0 { ",{\"hour\":" } else { "{\"hour\":" });
             json::time(&mut out, hour.start());
             let Row { aggregated, deduplicated, quarantined, pending } = *row;
@@ -54,9 +58,29 @@ impl Books {
             _ = write!(out, ",\"accepted\":{accepted},\"aggregated\":{aggregated},\"deduplicated\":{deduplicated}");
             _ = write!(out, ",\"quarantined\":{quarantined},\"pending\":{pending}}}");
         }
-        out.push_str("],\"completeness\":");
+        _ = write!(out, "],\"nobodys_records_set_aside\":{},\"completeness\":", self.nobodys);
         completeness.render(&mut out);
         out.push('}');
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_nobody_is_in_no_tenants_hours_and_is_shown_all_the_same() {
+        let row = |tenant: &str, quarantined| AccountingDelta {
+            tenant: tenant.to_owned(),
+            hour: Hour(5),
+            aggregated: 7,
+            deduplicated: 0,
+            quarantined,
+        };
+        let whole = Books::stored(&[row("t", 1)], &[row("", 2), row("", 1)]);
+        let shown = whole.render(&Completeness::of(&Vec::new(), 0, 1));
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        assert_eq!((&shown["hours"][0]["accepted"], &shown["nobodys_records_set_aside"]), (&8.into(), &3.into()), "{shown}");
     }
 }

@@ -202,7 +202,7 @@ impl QueryEngine {
     fn books(&self, tenant: &str, from: Hour, to: Hour) -> Result<(Books, Completeness), StoreError> {
         let mut snapshot = self.store.snapshot()?;
         let asked = self.asked(&mut *snapshot)?;
-        let mut books = Books::stored(&snapshot.accounting(tenant, from, to)?);
+        let mut books = Books::stored(&snapshot.accounting(tenant, from, to)?, &snapshot.accounting("", from, to)?);
         drop(snapshot);
         let now = self.clock.now();
         let reports = self.live.accounting(&asked, &AccountingQuestion { tenant, from, to }, &mut |_, row| books.pending(row));

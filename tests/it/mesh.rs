@@ -83,7 +83,9 @@ fn nodes_show_each_other_in_their_status() {
             let names = status["nodes"].as_array().into_iter().flatten().filter_map(|node| node["name"].as_str());
             let mut names: Vec<_> = names.collect();
             names.sort_unstable();
-            if names == ["mill-1", "mill-2"] {
+            // Each has a log of its own, which is a mistake that somebody must see.
+            let nodes = status["nodes"].to_string();
+            if names == ["mill-1", "mill-2"] && nodes.matches("it belongs to another cluster").count() == 1 {
                 break;
             }
             assert!(Instant::now() < deadline, "{status}");

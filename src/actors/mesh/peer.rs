@@ -102,8 +102,8 @@ pub struct Peer {
     trusted: AtomicBool,
     failures: AtomicU64,
     gone: AtomicBool,
-    /// What it has announced last is of another log: it is another cluster's.
-    foreign: AtomicBool,
+    /// The log of what it has announced last, if it is another than ours: it is another cluster's.
+    foreign: ArcSwapOption<LogId>,
     /// Asks for a heartbeat before its time.
     pub nudged: Notify,
 }
@@ -128,7 +128,7 @@ impl Peer {
             trusted: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             gone: AtomicBool::new(false),
-            foreign: AtomicBool::new(false),
+            foreign: ArcSwapOption::empty(),
             nudged: Notify::new(),
         })
     }
@@ -138,16 +138,26 @@ impl Peer {
         self.announced.load_full()
     }
 
+    /// Whether it answers, whatever cluster it belongs to.
+    pub fn is_there(&self) -> bool {
+        self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire)
+    }
+
+    /// The log of the other cluster that it belongs to, if it does.
+    pub fn foreign_log(&self) -> Option<LogId> {
+        self.foreign.load().as_deref().copied()
+    }
+
     /// Whether it is worth asking.
     pub fn answers(&self) -> bool {
-        self.trusted.load(Ordering::Acquire) && !self.gone.load(Ordering::Acquire) && !self.foreign.load(Ordering::Acquire)
+        self.is_there() && self.foreign.load().is_none()
     }
 
     /// Looks whether its shards are of this log; if not, it is not asked, and the other log is returned.
     pub fn belongs_elsewhere(&self, log: LogId) -> Option<LogId> {
         let announced = self.announced.load_full()?;
         let other = announced.shards.values().map(|stand| stand.from.checkpoint().log).find(|other| *other != log);
-        self.foreign.store(other.is_some(), Ordering::Release);
+        self.foreign.store(other.map(Arc::new));
         other
     }
 

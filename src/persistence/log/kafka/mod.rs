@@ -49,6 +49,7 @@ use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
+use crate::telemetry;
 
 /// The shards of others are asked for this often: a gateway compares their ends with the offsets that its records get.
 const ALL_EVERY: Duration = Duration::from_secs(10);
@@ -315,6 +316,7 @@ impl Shared {
                 self.id
             )),
             Ok(found) => {
+                metrics::gauge!(telemetry::SURPLUS_PARTITIONS).set(found.surplus.len() as f64);
                 let brokers = &self.options.connection.brokers;
                 if found.log.is_none() {
                     let (key, number) = (topic::IDENTITY_KEY, topic::identity_of(self.id));
@@ -359,6 +361,7 @@ impl Shared {
 /// The log of a topic that keeps the promises.
 fn fit(admin: &Admin, wish: &Wish, brokers: &str) -> Result<LogId, Unopened> {
     let description = admin.describe(wish)?;
+    metrics::gauge!(telemetry::SURPLUS_PARTITIONS).set(description.surplus.len() as f64);
     description.notes().for_each(|note| tracing::error!("{note}"));
     match (description.refusal(brokers), description.log) {
         (None, Some(id)) => Ok(id),
