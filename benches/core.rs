@@ -49,7 +49,10 @@ fn payload(serial: u64) -> bytes::Bytes {
     let entries = keys.iter().map(|(key, id)| SeriesEntry { id: &id.0, key }).collect();
     let events = (0..EVENTS as usize).map(event).collect();
     let mut bytes = Vec::new();
-    record::encode(&Record { version: record::VERSION, tenant: "bench", gateway: 1, series: entries, events }, &mut bytes);
+    record::encode(
+        &Record { version: record::VERSION, tenant: "bench", gateway: 1, series: entries, events, stamp: Some(1) },
+        &mut bytes,
+    );
     bytes.into()
 }
 
@@ -63,7 +66,7 @@ fn state() -> ShardState {
         shard_count: 1,
         panic_on_user: None,
     };
-    let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 } };
+    let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 }, appended: None };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
     ShardState::new(limits, ShardId(0), &claim, Vec::new(), Admission::limited(1_000_000, Vec::new()), 0)
 }
@@ -77,7 +80,8 @@ fn codec_and_apply(c: &mut Criterion) {
     group.bench_function("encode", |b| {
         b.iter_batched_ref(|| Vec::with_capacity(64 << 10), |out| record::encode(&decoded, out), BatchSize::SmallInput);
     });
-    let records: Vec<LogRecord> = (0..200).map(|n| LogRecord { offset: n, appended: n as i64, payload: payload(n) }).collect();
+    let records: Vec<LogRecord> =
+        (0..200).map(|n| LogRecord { offset: n, appended: n as i64, received: n as i64, payload: payload(n) }).collect();
     group.throughput(Throughput::Elements(EVENTS * 200));
     group.bench_function("apply 200 of them", |b| {
         b.iter_batched_ref(state, |state| state.step(Input::Records(&records), &mut Vec::new()), BatchSize::LargeInput);
@@ -166,7 +170,7 @@ fn log_append(c: &mut Criterion) {
 }
 
 fn archive(c: &mut Criterion) {
-    let record = |n: u64| LogRecord { offset: n, appended: 1_790_000_000_000, payload: payload(n) };
+    let record = |n: u64| LogRecord { offset: n, appended: 1_790_000_000_000, received: 1_790_000_000_000, payload: payload(n) };
     let records: Vec<LogRecord> = (0..1_000).map(record).collect();
     let epoch = Epoch { counter: 1, nonce: 1 };
     let mut group = c.benchmark_group("archive");

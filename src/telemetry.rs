@@ -60,6 +60,12 @@ metrics_table! {
         "How far behind in time the owner here is; 0 for shards of other nodes.";
     Gauge SHARD_UNARCHIVED_RECORDS = "rollmill_shard_unarchived_records" by "shard" in []:
         "Records applied and not archived yet; 0 for shards of other nodes.";
+    Counter CLOCK_LEAPS = "rollmill_clock_leaps_total" by "direction" in ["forward", "back"]:
+        "Leaps of this machine's wall clock by more than a minute.";
+    Counter EXPIRY_STOPS = "rollmill_expiry_stops_total":
+        "Times that expiry has stopped until a person says yes: much became due at once, or the wall clock leapt.";
+    Gauge EXPIRY_STOPPED = "rollmill_expiry_stopped" by "shard" in []:
+        "1 while nothing of this shard's archive (or, as `weeks`, of the rollups) expires until a person says yes.";
     Gauge OPEN_DELTA_BYTES = "rollmill_open_delta_bytes": "Bytes of deltas that wait for their flush.";
     Counter EVENTS_ACCEPTED = "rollmill_events_accepted_total": "Events accepted by this gateway (durable in the log).";
     Counter EVENTS_REJECTED = "rollmill_events_rejected_total" by "code" in [

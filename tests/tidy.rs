@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms and the rooms they may import, besides themselves and `clock`, `telemetry`, `invariants`.
 const MATRIX: &[(&str, &[&str])] = &[
-    ("clock", &[]),
+    ("clock", &["model"]),
     ("telemetry", &[]),
     ("invariants", &[]),
     ("model", &[]),

@@ -6,8 +6,9 @@
 //! Objects that are there although the manifest does not know them (a store that was put back from a backup) are noted when the log does
 //! not have their records any more.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -17,6 +18,7 @@ use crate::clock::Clock;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow};
 use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
+use crate::model::window::Millis;
 use crate::persistence::archive::chain::Chains;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
@@ -44,9 +46,9 @@ impl ArchiveLimits {
         Duration::from_millis((self.max_delay_ms / 4).clamp(20, LOOK_EVERY_MS).unsigned_abs())
     }
 
-    /// Whether a shard with so many unarchived bytes, the oldest appended at `oldest`, is due.
-    pub fn due(&self, bytes: u64, oldest: i64, now: i64) -> bool {
-        bytes >= self.max_bytes || now.saturating_sub(oldest) >= self.max_delay_ms
+    /// Whether a shard with so many unarchived bytes, which have waited for so long, is due.
+    pub fn due(&self, bytes: u64, waited_ms: i64) -> bool {
+        bytes >= self.max_bytes || waited_ms >= self.max_delay_ms
     }
 }
 
@@ -65,6 +67,31 @@ pub struct Archiver {
     pub limits: ArchiveLimits,
     /// Where the shards stand.
     pub slots: Arc<Slots>,
+    /// Since when records wait.
+    pub waiting: Waiting,
+}
+
+/// Since when the records behind an archived offset wait here, on the boot clock. What a record says of its own time is not asked: a clock
+/// that was wrong for a moment would hold up the archive for as long as it was wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting(Arc<Mutex<BTreeMap<ShardId, (Offset, Millis)>>>);
+
+impl Waiting {
+    /// For how long what is behind `from` has waited.
+    fn behind(&self, shard: ShardId, from: Offset, now: Millis) -> i64 {
+        // One entry is whole after every change: the poison says nothing.
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = waiting.entry(shard).or_insert((from, now));
+        if since.0 != from {
+            *since = (from, now);
+        }
+        now.saturating_sub(since.1)
+    }
+
+    /// Nothing waits.
+    fn over(&self, shard: ShardId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&shard);
+    }
 }
 
 /// Messages of the archiver.
@@ -118,6 +145,7 @@ impl Archiver {
         let from = slot.archived.load(Ordering::Acquire);
         let to = slot.committed.load(Ordering::Acquire);
         if from >= to || slot.epoch().is_none() {
+            self.waiting.over(shard);
             return Ok(false);
         }
         let first = match self.log.read(shard, from, 1) {
@@ -126,20 +154,35 @@ impl Archiver {
             }
             first => first?,
         };
-        let Some(oldest) = first.first().map(|record| record.appended) else { return Ok(false) };
+        if first.is_empty() {
+            return Ok(false);
+        }
         let bytes = slot.unarchived_bytes.load(Ordering::Relaxed);
-        if !self.limits.due(bytes, oldest, self.clock.now()) {
+        if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) {
             return Ok(false);
         }
         let mut cursor = from;
+        let mut appended = self.appended_before(shard, from)?;
         while cursor < to {
-            let records = self.gather(shard, cursor, to)?;
+            let mut records = self.gather(shard, cursor, to)?;
+            for record in &mut records {
+                record.appended = appended.map_or(record.appended, |before| before.max(record.appended));
+                appended = Some(record.appended);
+            }
             let Some(last) = records.last() else { break };
             let next = last.offset + 1;
             self.write(shard, slot, &records)?;
             cursor = next;
         }
         Ok(cursor > from)
+    }
+
+    /// Append time of the last archived record: those behind it are not earlier.
+    fn appended_before(&self, shard: ShardId, from: Offset) -> Result<Option<Millis>, ActorProcessingErr> {
+        match self.store.snapshot()?.last_archived(shard)? {
+            None => Ok(self.log.appended_below(shard, from)?),
+            found => Ok(found),
+        }
     }
 
     /// The records of one object: up to the byte limit, below `to`.
@@ -284,8 +327,17 @@ mod tests {
     #[test]
     fn an_object_is_cut_by_size_or_age() {
         let limits = ArchiveLimits { max_bytes: 100, max_delay_ms: 1_000 };
-        assert!(!limits.due(99, 0, 999));
-        assert!(limits.due(100, 0, 0));
-        assert!(limits.due(1, 0, 1_000));
+        assert!(!limits.due(99, 999));
+        assert!(limits.due(100, 0));
+        assert!(limits.due(1, 1_000));
+    }
+
+    #[test]
+    fn records_wait_from_when_they_are_first_seen() {
+        let (waiting, shard) = (Waiting::default(), ShardId(3));
+        assert_eq!([5, 5, 9].map(|now| waiting.behind(shard, 10, now)), [0, 0, 4]);
+        assert_eq!([10, 12].map(|now| waiting.behind(shard, 20, now)), [0, 2], "others wait since then");
+        waiting.over(shard);
+        assert_eq!(waiting.behind(shard, 20, 30), 0);
     }
 }

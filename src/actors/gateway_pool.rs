@@ -1,7 +1,7 @@
 //! The pool of gateway actors: group a request's events by shard, append them as one atomic request, pass the outcome on.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::gateway::{Submit, ValidBatch};
 use super::records::records_of;
 use crate::clock::Clock;
+use crate::model::clock::AppendClock;
 use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendTicket, EventLog};
 
@@ -37,6 +38,22 @@ impl AppendHealth {
     }
 }
 
+/// The append clock of a gateway, which all of its actors read.
+#[derive(Debug)]
+pub struct Stamps(Mutex<AppendClock>);
+
+impl Stamps {
+    /// Begins with what the wall clock shows.
+    pub fn begin(clock: &dyn Clock) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(AppendClock::start(None, clock.reading()))))
+    }
+
+    fn now(&self, clock: &dyn Clock) -> Millis {
+        // A reading is whole before it is kept: the poison says nothing.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).read(clock.reading())
+    }
+}
+
 /// One gateway actor.
 #[derive(Clone)]
 pub struct GatewayActor {
@@ -46,6 +63,8 @@ pub struct GatewayActor {
     pub gateway: u32,
     /// What became of the appends.
     pub health: Arc<AppendHealth>,
+    /// What it stamps records with.
+    pub stamps: Arc<Stamps>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
@@ -70,14 +89,15 @@ impl Actor for GatewayActor {
 
     async fn handle(&self, _: ActorRef<GatewayMessage>, message: GatewayMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
         let GatewayMessage::Append(batch, reply) = message;
-        let ticket = self.log.append(records_of(&batch, self.gateway));
+        let stamp = self.stamps.now(&*self.clock);
+        let ticket = self.log.append(records_of(&batch, self.gateway, stamp));
         let (health, clock) = (self.health.clone(), self.clock.clone());
         tokio::spawn(async move {
             let outcome = match ticket {
                 Ok(ticket) => ticket.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log went away".to_owned()))),
                 Err(error) => Err(error),
             };
-            health.note(&outcome, clock.now());
+            health.note(&outcome, clock.uptime());
             // A client that hung up needs no answer; its retry is absorbed by id.
             let _ = reply.send(outcome);
         });

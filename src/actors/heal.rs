@@ -161,7 +161,12 @@ mod tests {
     const OWNER: Epoch = Epoch { counter: 4, nonce: 7 };
 
     fn record(offset: Offset) -> LogRecord {
-        LogRecord { offset, appended: 1_000 + offset as i64, payload: bytes::Bytes::from(format!("record {offset}")) }
+        LogRecord {
+            offset,
+            appended: 1_000 + offset as i64,
+            received: 900 - offset as i64,
+            payload: bytes::Bytes::from(format!("record {offset}")),
+        }
     }
 
     fn write(archive: &MemoryArchive, epoch: Epoch, from: Offset, to: Offset) -> String {
@@ -180,7 +185,7 @@ mod tests {
     }
 
     fn at(archived: Offset, next: Offset) -> Checkpoint {
-        Checkpoint { log: LOG, next, archived, epoch: Epoch { counter: 2, nonce: 1 } }
+        Checkpoint { log: LOG, next, archived, epoch: Epoch { counter: 2, nonce: 1 }, appended: None }
     }
 
     fn heal(archive: &MemoryArchive, next: Offset, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {

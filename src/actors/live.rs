@@ -12,8 +12,10 @@ use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved};
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardReport {
-    /// Everything appended before this is in store ⊕ answer. An idle shard that has applied the whole log reports now.
+    /// Everything received before this is in store ⊕ answer. An idle shard that has applied the whole log reports now.
     pub as_of: Millis,
+    /// How long ago everything that was appended then was applied. Elapsed time: no leap of a wall clock changes it.
+    pub age_ms: i64,
     /// Records of the log not applied yet.
     pub behind: u64,
 }

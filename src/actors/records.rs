@@ -7,13 +7,14 @@ use bytes::Bytes;
 use super::gateway::{ValidBatch, ValidEvent};
 use crate::model::offset::ShardId;
 use crate::model::record::{self, MAX_RECORD_BYTES, Record, RecordEvent, SeriesEntry};
+use crate::model::window::Millis;
 use crate::persistence::log::AppendRequest;
 
 /// Bytes of an event's envelope that its strings do not account for, rounded up.
 const ENVELOPE_BYTES: usize = 64;
 
-/// The records of one request.
-pub fn records_of(batch: &ValidBatch, gateway: u32) -> AppendRequest {
+/// The records of one request. `stamp` is what the gateway's append clock shows.
+pub fn records_of(batch: &ValidBatch, gateway: u32, stamp: Millis) -> AppendRequest {
     let mut by_shard: BTreeMap<ShardId, Vec<&ValidEvent>> = BTreeMap::new();
     for event in &batch.events {
         by_shard.entry(event.series.shard).or_default().push(event);
@@ -21,7 +22,7 @@ pub fn records_of(batch: &ValidBatch, gateway: u32) -> AppendRequest {
     let mut request = AppendRequest { records: Vec::with_capacity(by_shard.len()) };
     for (shard, events) in by_shard {
         for part in split(&events) {
-            request.records.push((shard, encode(batch, gateway, part)));
+            request.records.push((shard, encode(batch, gateway, part, stamp)));
         }
     }
     request
@@ -48,7 +49,7 @@ fn size_bound(event: &ValidEvent) -> usize {
     event.raw.len() + event.series.key.len() + text + ENVELOPE_BYTES
 }
 
-fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent]) -> Bytes {
+fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent], stamp: Millis) -> Bytes {
     let mut series: Vec<SeriesEntry<'_>> = Vec::new();
     let mut index_of: hashbrown::HashMap<&[u8], u32, foldhash::fast::FixedState> = hashbrown::HashMap::default();
     let mut out = Vec::with_capacity(events.iter().map(|e| size_bound(e)).sum::<usize>() + ENVELOPE_BYTES);
@@ -70,7 +71,7 @@ fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent]) -> Bytes {
             }
         })
         .collect();
-    let record = Record { version: record::VERSION, tenant: &batch.tenant, gateway, series, events };
+    let record = Record { version: record::VERSION, tenant: &batch.tenant, gateway, series, events, stamp: Some(stamp) };
     record::encode(&record, &mut out);
     Bytes::from(out)
 }
@@ -92,11 +93,11 @@ mod tests {
     fn every_event_is_in_the_record_of_its_shard_in_order() {
         let events: Vec<_> = (0..40).map(|i| event(&format!("m{}", i % 7), i..i + 1)).collect();
         let batch = ValidBatch { tenant: "t".into(), body: Bytes::from_static(&[b'x'; 40]), events };
-        let request = records_of(&batch, 3);
+        let request = records_of(&batch, 3, 99);
         let mut seen = 0;
         for (shard, payload) in &request.records {
             let record = record::decode(payload).expect("decodes");
-            assert_eq!((record.tenant, record.gateway), ("t", 3));
+            assert_eq!((record.tenant, record.gateway, record.stamp), ("t", 3, Some(99)));
             for event in &record.events {
                 assert_eq!(record.series[event.series as usize].series_id().shard(4), *shard);
                 seen += 1;
@@ -111,7 +112,7 @@ mod tests {
         let body = Bytes::from(vec![b'x'; 8192]);
         let events: Vec<_> = (0..200).map(|_| event("m", 0..8192)).collect();
         let batch = ValidBatch { tenant: "t".into(), body, events };
-        let request = records_of(&batch, 0);
+        let request = records_of(&batch, 0, 99);
         assert!(request.records.len() >= 4);
         assert!(request.records.iter().all(|(_, payload)| payload.len() <= MAX_RECORD_BYTES));
         let total: usize =

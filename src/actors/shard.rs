@@ -171,10 +171,13 @@ impl ShardActor {
     fn load(&self) -> Result<Loaded, ActorProcessingErr> {
         self.look_first()?;
         let nonce = getrandom::u64().map_err(|e| format!("no randomness for the epoch: {e}"))?;
-        let (claim, unclaimed) = match self.store.claim(self.shard, self.log.id(), nonce) {
+        let (mut claim, unclaimed) = match self.store.claim(self.shard, self.log.id(), nonce) {
             Err(why) if self.log.is_exclusive() => (self.unclaimed(why)?, true),
             claim => (claim?, false),
         };
+        if claim.checkpoint.appended.is_none() {
+            claim.checkpoint.appended = self.log.appended_below(self.shard, claim.checkpoint.next)?;
+        }
         let checkpoint = claim.checkpoint;
         // As they are now: the owner before may have flushed what this node has not heard of yet.
         let (start, end) = self.log.bounds(self.shard)?;
@@ -258,7 +261,7 @@ impl ShardActor {
     async fn on_pulse(&self, myself: &ActorRef<ShardMessage>, shell: &mut ShardShell) -> Result<(), ActorProcessingErr> {
         self.slot().pulsed.store(false, Ordering::Release);
         let more = self.pull(myself, shell).await?;
-        self.step(myself, shell, Input::Tick { now: self.clock.now(), drain: false }).await?;
+        self.step(myself, shell, Input::Tick { now: self.clock.uptime(), drain: false }).await?;
         if more && !self.slot().pulsed.swap(true, Ordering::AcqRel) {
             myself.cast(ShardMessage::Pulse)?;
         }
@@ -290,7 +293,7 @@ impl ShardActor {
             records.truncate(credit);
             self.step(myself, shell, Input::Records(&records)).await?;
             if let Some(oldest) = records.first() {
-                let delay_ms = self.clock.now().saturating_sub(oldest.appended).max(0);
+                let delay_ms = self.log.append_now().saturating_sub(oldest.appended).max(0);
                 metrics::histogram!(telemetry::VISIBLE_SECONDS).record(delay_ms as f64 / 1000.0);
             }
             let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
@@ -326,7 +329,7 @@ impl ShardActor {
         mut healing: Healing,
         next: Offset,
     ) -> Result<Vec<LogRecord>, ActorProcessingErr> {
-        if self.clock.now() < shell.heal_again_at {
+        if self.clock.uptime() < shell.heal_again_at {
             shell.healing = Some(healing);
             return Ok(Vec::new());
         }
@@ -340,7 +343,7 @@ impl ShardActor {
         match read {
             Err(ArchiveError::Unavailable(why)) => {
                 tracing::warn!(shard = self.shard.0, %why, "the archive cannot be reached for what the log lost, it is tried again");
-                shell.heal_again_at = self.clock.now() + HEAL_AGAIN_MS;
+                shell.heal_again_at = self.clock.uptime() + HEAL_AGAIN_MS;
                 Ok(Vec::new())
             }
             read => {
@@ -493,7 +496,7 @@ impl ShardActor {
                 }
                 shell.alone = None;
                 self.slot().note_flush(Ok(()));
-                self.step(myself, shell, Input::Committed { now: self.clock.now() }).await?;
+                self.step(myself, shell, Input::Committed { now: self.clock.uptime() }).await?;
             }
             Err(StoreError::Failed(why) | StoreError::Unavailable(why) | StoreError::TooLong(why)) => {
                 self.slot().note_flush(Err(&why));
@@ -515,7 +518,7 @@ impl ShardActor {
         shell: &mut ShardShell,
         reply: RpcReplyPort<()>,
     ) -> Result<(), ActorProcessingErr> {
-        self.step(myself, shell, Input::Tick { now: self.clock.now(), drain: true }).await?;
+        self.step(myself, shell, Input::Tick { now: self.clock.uptime(), drain: true }).await?;
         if shell.committing.is_none() {
             reply.send(())?;
         } else {

@@ -4,9 +4,10 @@
 //! mailbox call per shard and query would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per query).
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::clock::Clock;
+use crate::model::clock::Reading;
 use crate::model::flush::{AccountingDelta, Claim, SeriesInfo};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::rollup::Rollup;
@@ -17,6 +18,9 @@ use crate::persistence::store::Matcher;
 use crate::shards::state::{AccountingQuestion, LiveMark, LiveQuestion, Moved, ShardState};
 
 use super::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
+
+/// A wall clock that is set right by less than this has not gone back: both clocks are read in whole milliseconds, one after the other.
+const JITTER_MS: i64 = 100;
 
 /// Where one shard stands.
 #[derive(Debug, Default)]
@@ -33,11 +37,11 @@ pub struct Slot {
     pub archived: AtomicU64,
     /// Payload bytes applied since the last archive object.
     pub unarchived_bytes: AtomicU64,
-    /// When the owner was last seen to have applied the whole log; 0 if it never was.
-    pub caught_up_at: AtomicI64,
+    /// When the owner was last seen to have applied the whole log.
+    pub caught_up: Mutex<Sighting>,
     /// Starts at the owner's checkpoint without progress; 0 once it has committed.
     pub attempts: AtomicU32,
-    /// When the shard entered this node's assignment; 0 if it is not in it.
+    /// When the shard entered this node's assignment, on the boot clock; 0 if it is not in it.
     pub given_at: AtomicI64,
     /// Why it cannot be served, here or elsewhere, until somebody mends it.
     stopped: Mutex<Option<Stop>>,
@@ -57,6 +61,42 @@ struct Stop {
 /// So many failures in a row are no passing hitch.
 pub const FAILING: u32 = 3;
 
+/// When an owner was last seen to have applied the whole log: on the boot clock, and, on the wall clock, a time before which nothing was
+/// received since then; none if it never was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sighting(Option<(Millis, Millis)>);
+
+impl Sighting {
+    /// Looks at a shard whose end is known since `known`; `whole` says whether its owner has applied everything below.
+    fn look(&mut self, whole: bool, known: Millis, now: Reading) {
+        let ahead = now.wall.saturating_sub(now.uptime);
+        if whole {
+            self.0 = Some((known, known.saturating_add(ahead)));
+        } else if let Some((uptime, wall)) = &mut self.0 {
+            *wall = (*wall).min(uptime.saturating_add(ahead));
+        }
+    }
+}
+
+/// What the wall clock did while this node looked at it.
+#[derive(Debug, Default)]
+struct WallSeen {
+    /// By how much it was ahead of the boot clock.
+    ahead: Option<i64>,
+    /// When it was last seen to have gone back, on the boot clock: what is received then bears earlier times than what came before.
+    back_at: Option<Millis>,
+}
+
+impl WallSeen {
+    fn look(&mut self, now: Reading) {
+        let ahead = now.wall.saturating_sub(now.uptime);
+        if self.ahead.is_some_and(|before| before.saturating_sub(ahead) > JITTER_MS) {
+            self.back_at = Some(now.uptime);
+        }
+        self.ahead = Some(ahead);
+    }
+}
+
 impl Slot {
     /// A new owner: its positions and its state, in one step. What an earlier life had caught up with counts no longer: what it held in
     /// memory is gone.
@@ -66,7 +106,7 @@ impl Slot {
         self.applied.store(claim.checkpoint.next, Ordering::Release);
         self.committed.store(claim.checkpoint.next, Ordering::Release);
         self.archived.store(claim.checkpoint.archived, Ordering::Release);
-        self.caught_up_at.store(0, Ordering::Release);
+        *self.sighting() = Sighting::default();
         self.attempts.store(claim.attempts, Ordering::Release);
         self.note_flush(Ok(()));
         *owned = Some(state);
@@ -79,7 +119,7 @@ impl Slot {
         for position in [&self.applied, &self.committed, &self.archived, &self.unarchived_bytes] {
             position.store(0, Ordering::Release);
         }
-        self.caught_up_at.store(0, Ordering::Release);
+        *self.sighting() = Sighting::default();
         self.attempts.store(0, Ordering::Release);
         self.note_flush(Ok(()));
         *owned = None;
@@ -129,14 +169,20 @@ impl Slot {
 
     /// Notes whether the owner has applied everything below `log_end`, which proves what was durable at `known`. `now` must have been
     /// read before both were: what is acknowledged between may lie beyond.
-    pub fn note_progress(&self, known: Millis, now: Millis, log_end: Offset) {
+    fn note_progress(&self, known: Millis, now: Reading, log_end: Offset) {
         let Ok(owned) = self.state.read() else { return };
-        if owned.as_ref().is_some_and(|state| state.next() >= log_end) {
-            self.caught_up_at.store(known, Ordering::Release);
-        } else if self.caught_up_at.load(Ordering::Acquire) > now {
-            // The clock went back: what was noted would hide how far behind the shard is.
-            self.caught_up_at.store(0, Ordering::Release);
-        }
+        let whole = owned.as_ref().is_some_and(|state| state.next() >= log_end);
+        self.sighting().look(whole, known, now);
+    }
+
+    /// How long ago the owner was last seen to have applied the whole log; none if it never was.
+    fn caught_up_for(&self, uptime: Millis) -> Option<i64> {
+        self.sighting().0.map(|(at, _)| uptime.saturating_sub(at))
+    }
+
+    // What it holds is whole after every change: the poison says nothing.
+    fn sighting(&self) -> MutexGuard<'_, Sighting> {
+        self.caught_up.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Epoch of the owner here.
@@ -150,6 +196,7 @@ pub struct Slots {
     slots: Vec<Arc<Slot>>,
     log: Arc<dyn EventLog>,
     clock: Arc<dyn Clock>,
+    wall: Mutex<WallSeen>,
     was_fresh: AtomicBool,
 }
 
@@ -157,7 +204,7 @@ impl Slots {
     /// Empty slots for every shard of the log.
     pub fn new(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let slots = (0..log.shard_count()).map(|_| Arc::new(Slot::default())).collect();
-        Arc::new(Self { slots, log, clock, was_fresh: AtomicBool::new(false) })
+        Arc::new(Self { slots, log, clock, wall: Mutex::default(), was_fresh: AtomicBool::new(false) })
     }
 
     /// The slot of a shard.
@@ -197,8 +244,9 @@ impl Slots {
     /// Looks at the log's end, and notes whether the owner here has applied everything below.
     pub fn look(&self, shard: ShardId, slot: &Slot) -> Offset {
         // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
-        let now = self.clock.now();
-        let known = self.log.known_at(shard, now);
+        let now = self.clock.reading();
+        self.wall.lock().unwrap_or_else(PoisonError::into_inner).look(now);
+        let known = self.log.known_at(shard, now.uptime);
         let end = self.log.end(shard);
         slot.note_progress(known, now, end);
         end
@@ -208,20 +256,22 @@ impl Slots {
     /// A node that was fresh gets as long for a shard that is assigned to it: taking over from another node does not make it unready.
     /// A shard that cannot be served anywhere is not looked at, unless there are only such: it must not take the others' node away.
     pub fn all_fresh(&self, stale_after_ms: i64) -> bool {
-        let now = self.clock.now();
-        let floor = now - stale_after_ms;
+        let now = self.clock.uptime();
         let assigned = self.log.assignment().borrow().clone();
         let all = || assigned.iter().filter_map(|shard| self.slots.get(shard.0 as usize));
         let slots = || all().filter(|slot| slot.stopped().is_none());
         if slots().next().is_none() && all().next().is_some() {
             return false;
         }
-        let fresh = |slot: &Arc<Slot>| slot.epoch().is_some() && slot.caught_up_at.load(Ordering::Acquire) >= floor;
+        let fresh = |slot: &Arc<Slot>| slot.epoch().is_some() && slot.caught_up_for(now).is_some_and(|age| age <= stale_after_ms);
         if slots().all(fresh) {
             self.was_fresh.store(true, Ordering::Release);
             return true;
         }
-        let new = |slot: &Arc<Slot>| (floor..=now).contains(&slot.given_at.load(Ordering::Acquire));
+        let new = |slot: &Arc<Slot>| match slot.given_at.load(Ordering::Acquire) {
+            0 => false,
+            given_at => now.saturating_sub(given_at) <= stale_after_ms,
+        };
         self.was_fresh.load(Ordering::Acquire) && slots().all(|slot| fresh(slot) || new(slot))
     }
 }
@@ -235,8 +285,10 @@ pub struct Reach {
     pub next: Offset,
     /// The log's end.
     pub end: Offset,
-    /// Everything appended before this is applied.
+    /// Everything received before this is applied.
     pub as_of: Millis,
+    /// How long ago everything that was appended then was applied.
+    pub age_ms: i64,
 }
 
 impl Slots {
@@ -244,27 +296,46 @@ impl Slots {
     pub fn reach(&self, shard: ShardId) -> Option<Reach> {
         let slot = self.slots.get(shard.0 as usize)?;
         slot.epoch()?;
-        let now = self.clock.now();
-        let known = self.log.known_at(shard, now);
+        let now = self.clock.reading();
+        let known = self.log.known_at(shard, now.uptime);
         let end = self.log.end(shard);
         let owned = slot.state.read().ok()?;
         let state = owned.as_ref()?;
         let mark = state.mark_live();
-        let as_of = if mark.applied >= end { known } else { self.as_of_behind(shard, slot, &mark, known, now) };
-        Some(Reach { epoch: state.epoch(), next: mark.applied, end, as_of })
+        let ShardReport { as_of, age_ms, .. } = self.reported(shard, slot, &mark, (now, known, end));
+        Some(Reach { epoch: state.epoch(), next: mark.applied, end, as_of, age_ms })
     }
 
-    /// Up to when a shard that is behind holds everything; never later than what the log's end proves.
-    fn as_of_behind(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, known: Millis, now: Millis) -> Millis {
-        // A time in the future was noted before the clock went back, and says nothing.
-        let caught_up_at = Some(slot.caught_up_at.load(Ordering::Acquire)).filter(|at| *at <= now);
-        let held = mark.appended.max(caught_up_at.unwrap_or(0));
-        if held > 0 {
-            return held.min(known);
+    /// Up to when a shard that is behind holds everything, and how long ago that was; none if nothing says so.
+    fn held(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, now: Reading) -> Option<(Millis, i64)> {
+        let caught_up = slot.sighting().0.map(|(uptime, wall)| (wall, now.uptime.saturating_sub(uptime)));
+        let applied = mark.last.map(|times| self.before(times, now));
+        match (caught_up, applied) {
+            (Some((wall, age)), Some((received, since))) => Some((wall.max(received), age.min(since))),
+            (None, None) => {
+                // Nothing was applied in this life yet: all that was appended before the first record above the checkpoint is in the store.
+                let records = self.log.read(shard, mark.applied, 1).ok()?;
+                records.first().map(|missing| self.before((missing.appended, missing.received), now))
+            }
+            (one, other) => one.or(other),
         }
-        // Nothing was applied in this life yet: all that was appended before the first record above the checkpoint is in the store.
-        let missing = self.log.read(shard, mark.applied, 1).ok().and_then(|records| records.first().map(|r| r.appended));
-        missing.map_or(0, |appended| appended.min(known))
+    }
+
+    /// A time before which nothing was received that was appended behind a record, and how long ago that was appended.
+    fn before(&self, (appended, received): (Millis, Millis), now: Reading) -> (Millis, i64) {
+        let append_now = self.log.append_now();
+        let since = append_now.saturating_sub(appended).max(0);
+        // The append clock runs at half speed at least.
+        let at_most = since.saturating_mul(2);
+        let back_at = self.wall.lock().unwrap_or_else(PoisonError::into_inner).back_at;
+        let went_back = back_at.is_some_and(|at| now.uptime.saturating_sub(at) <= at_most.saturating_add(JITTER_MS));
+        let in_step = |wall: Millis, append: Millis| wall.saturating_sub(append).saturating_abs() <= JITTER_MS;
+        let as_of = match (went_back, in_step(now.wall, append_now) && in_step(received, appended)) {
+            (true, _) => Millis::MIN,
+            (false, true) => received,
+            (false, false) => received.min(now.wall.saturating_sub(at_most)),
+        };
+        (as_of, since)
     }
 }
 
@@ -279,8 +350,8 @@ impl Slots {
         // The log is not asked about what is not owned here: it may know nothing of it.
         slot.epoch().ok_or(LiveError::Unavailable)?;
         // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
-        let now = self.clock.now();
-        let known = self.log.known_at(*shard, now);
+        let now = self.clock.reading();
+        let known = self.log.known_at(*shard, now.uptime);
         let end = self.log.end(*shard);
         // A poisoned lock means that the actor died while writing: its state is worthless until the restart replaces it.
         let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
@@ -298,8 +369,8 @@ impl Slots {
     pub fn stand(&self, shard: ShardId, visit: &mut dyn FnMut(u64, Hour)) -> Result<(Checkpoint, ShardReport), LiveError> {
         let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
         slot.epoch().ok_or(LiveError::Unavailable)?;
-        let now = self.clock.now();
-        let known = self.log.known_at(shard, now);
+        let now = self.clock.reading();
+        let known = self.log.known_at(shard, now.uptime);
         let end = self.log.end(shard);
         let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
         let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
@@ -307,11 +378,22 @@ impl Slots {
         Ok((from, self.reported(shard, slot, &mark, (now, known, end))))
     }
 
-    /// How far an answer reaches that was read after the clock, what the log knew then, and the log's end, in this order.
-    fn reported(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, (now, known, end): (Millis, Millis, Offset)) -> ShardReport {
+    /// How far an answer reaches that was read after the clocks, what the log knew then, and the log's end, in this order.
+    fn reported(
+        &self,
+        shard: ShardId,
+        slot: &Slot,
+        mark: &LiveMark,
+        (now, known, end): (Reading, Millis, Offset),
+    ) -> ShardReport {
         let behind = end.saturating_sub(mark.applied);
-        let as_of = if behind == 0 { known } else { self.as_of_behind(shard, slot, mark, known, now) };
-        ShardReport { as_of, behind }
+        // Never later than what the log's end proves.
+        let proven = now.uptime.saturating_sub(known).max(0);
+        let (as_of, age_ms) = match behind {
+            0 => (now.wall, proven),
+            _ => self.held(shard, slot, mark, now).unwrap_or((0, now.wall)),
+        };
+        ShardReport { as_of: as_of.min(now.wall.saturating_sub(proven)), age_ms: age_ms.max(proven), behind }
     }
 }
 

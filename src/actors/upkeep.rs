@@ -6,6 +6,11 @@
 //! - moving: copy, verify, note the tier in the manifest, then remove the hot one. What is left of a death is a copy in the wrong
 //!   place, which the next attempt or the search for orphans removes;
 //! - expiry: the manifest row goes first, in one transaction with the archive floor, then the object. What is left is an orphan.
+//!
+//! Nothing is deleted because a clock says so: what is due is noted, and goes when a day has passed since, as the boot clock of whoever
+//! owns the shard measures it ([`noting`]). Orphans go likewise.
+
+mod noting;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,8 +18,10 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+pub use self::noting::Looked;
 use super::slots::Slots;
 use crate::clock::Clock;
+use crate::model::expiry::{Due, Rules};
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::{LogId, ShardId};
 use crate::model::window::Millis;
@@ -32,18 +39,18 @@ const TURN_OBJECTS: usize = 64;
 const TURN_FAILURES: usize = 3;
 /// Damaged objects passed over until the next search for orphans; more of them hold up what is behind them.
 const DAMAGED: usize = 4_096;
-/// An orphan is removed when it is older than this: until then its manifest row may still be on the way.
-const ORPHAN_AGE_MS: i64 = 24 * 3_600_000;
 /// Between two searches for orphans.
 const SWEEP_EVERY_MS: i64 = 3_600_000;
 
-/// When objects move and expire, by the append time of their newest record.
+/// When objects move and expire, by when their newest record was received.
 #[derive(Debug, Clone, Copy)]
 pub struct UpkeepLimits {
     /// `archive.cold_after` in milliseconds.
     pub cold_after_ms: i64,
     /// `archive.keep` in milliseconds; 0 keeps everything.
     pub keep_ms: i64,
+    /// When what is due may go.
+    pub expiry: Rules,
 }
 
 impl UpkeepLimits {
@@ -69,6 +76,10 @@ pub struct Upkeep {
     pub slots: Arc<Slots>,
     /// What cannot be moved, whatever state the storage is in.
     pub damaged: Damaged,
+    /// Random: tells the time that passes in this life from that of every other.
+    pub run: u64,
+    /// When it was looked last at what is due, and what came of it.
+    pub looked: Looked,
 }
 
 /// Paths of objects that are missing or not what the manifest says. They are passed over, so that those behind them move, and tried again
@@ -100,7 +111,7 @@ impl ractor::Message for UpkeepMessage {}
 /// What the upkeep remembers between turns.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct UpkeepState {
-    /// When to search for orphans next.
+    /// When to search for orphans next, on the boot clock.
     sweep_at: Millis,
     /// Turns so far: each begins with another shard.
     turns: usize,
@@ -122,7 +133,7 @@ impl Actor for Upkeep {
         _: UpkeepMessage,
         state: &mut UpkeepState,
     ) -> Result<(), ActorProcessingErr> {
-        let (upkeep, now) = (self.clone(), self.clock.now());
+        let (upkeep, now) = (self.clone(), self.clock.uptime());
         let mut owned: Vec<ShardId> = self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()).map(|(id, _)| id).collect();
         let sweep = now >= state.sweep_at && !owned.is_empty();
         if sweep {
@@ -209,13 +220,15 @@ impl Upkeep {
         }
     }
 
-    /// The first rows of a shard that are older than `age_ms`. Append times never decrease, so they come first.
-    fn older(&self, shard: ShardId, tier: Option<Tier>, age_ms: i64) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
-        let before = self.clock.now().saturating_sub(age_ms);
+    /// The first hot rows of a shard that were received longer than `archive.cold_after` ago.
+    fn old(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
+        let now = self.clock.now();
         let skipped = self.damaged.with(|damaged| damaged.len());
-        let mut rows = self.store.snapshot()?.manifest_first(shard, tier, TURN_OBJECTS + skipped)?;
-        let due = rows.partition_point(|row| row.appended.1 < before);
-        rows.truncate(due);
+        let mut rows = self.store.snapshot()?.manifest_first(shard, Some(Tier::Hot), TURN_OBJECTS + skipped)?;
+        let received: Vec<(i64, Millis)> = rows.iter().map(|row| (0, row.received.1)).collect();
+        let mut due = Due::default();
+        due.add(&received, now.saturating_sub(self.limits.cold_after_ms), now);
+        rows.truncate(due.rows as usize);
         Ok(rows)
     }
 
@@ -227,14 +240,17 @@ impl Upkeep {
     }
 
     fn expiring(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
-        if self.limits.keep_ms > 0 { self.older(shard, None, self.limits.keep_ms) } else { Ok(Vec::new()) }
+        let Some(below) = self.deletable(shard)? else { return Ok(Vec::new()) };
+        let mut rows = self.store.snapshot()?.manifest_first(shard, None, TURN_OBJECTS)?;
+        rows.retain(|row| row.range.to <= below);
+        Ok(rows)
     }
 
     fn cooling(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
         if !self.archive.has_cold() {
             return Ok(Vec::new());
         }
-        Ok(self.movable(self.older(shard, Some(Tier::Hot), self.limits.cold_after_ms)?))
+        Ok(self.movable(self.old(shard)?))
     }
 
     fn move_to_cold(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
@@ -287,7 +303,13 @@ impl Upkeep {
         let settled = |object: &&ObjectInfo| {
             ManifestRow::name_of(self.log, shard, &object.path).is_none_or(|name| name.range.to <= archived)
         };
-        for object in needless(&listed, &manifest, self.clock.now()).into_iter().filter(settled) {
+        let (mut orphans, mut leftovers) = needless(&listed, &manifest);
+        orphans.retain(settled);
+        leftovers.retain(settled);
+        let paths: BTreeSet<&str> = orphans.iter().map(|object| object.path.as_str()).collect();
+        let ripe = self.ripe_orphans(shard, &paths.into_iter().collect::<Vec<_>>())?;
+        orphans.retain(|object| ripe.contains(&object.path));
+        for object in orphans.into_iter().chain(leftovers) {
             tracing::info!(
                 path = object.path,
                 tier = object.tier.name(),
@@ -299,20 +321,24 @@ impl Upkeep {
     }
 }
 
-/// The objects that no manifest row names and that are too old to get one, and the hot ones of which the cold store has the object that
-/// the manifest says is there.
-fn needless<'a>(listed: &'a [ObjectInfo], manifest: &[ManifestRow], now: Millis) -> Vec<&'a ObjectInfo> {
+/// The objects that no manifest row names, and the hot ones of which the cold store has the object that the manifest says is there. Of the
+/// former a row may still be on the way.
+fn needless<'a>(listed: &'a [ObjectInfo], manifest: &[ManifestRow]) -> (Vec<&'a ObjectInfo>, Vec<&'a ObjectInfo>) {
     let named: HashMap<&str, &ManifestRow> = manifest.iter().map(|row| (row.path.as_str(), row)).collect();
     let cold: HashMap<&str, u64> =
         listed.iter().filter(|object| object.tier == Tier::Cold).map(|object| (object.path.as_str(), object.bytes)).collect();
-    let needed = |object: &&ObjectInfo| match named.get(object.path.as_str()) {
-        None => now.saturating_sub(object.written) <= ORPHAN_AGE_MS,
-        Some(row) => {
-            let moved = row.tier == Tier::Cold && cold.get(row.path.as_str()) == Some(&row.bytes);
-            !(moved && object.tier == Tier::Hot)
-        }
+    let moved = |object: &ObjectInfo, row: &ManifestRow| {
+        object.tier == Tier::Hot && row.tier == Tier::Cold && cold.get(row.path.as_str()) == Some(&row.bytes)
     };
-    listed.iter().filter(|object| !needed(object)).collect()
+    let (mut orphans, mut leftovers) = (Vec::new(), Vec::new());
+    for object in listed {
+        match named.get(object.path.as_str()) {
+            None => orphans.push(object),
+            Some(row) if moved(object, row) => leftovers.push(object),
+            Some(_) => {}
+        }
+    }
+    (orphans, leftovers)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! `rollmill archive ls`: the archive's objects, as the manifest has them.
+//! `rollmill archive`: the archive's objects, as the manifest has them, and what expires of them.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::client::ServerArgs;
 use crate::config::Config;
 use crate::model::manifest::ManifestRow;
 use crate::node::{DataDir, offline};
@@ -31,16 +32,68 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is due to be removed, and why it waits
+    #[command(after_help = "Examples:
+  rollmill archive expire
+  rollmill archive expire --yes")]
+    Expire {
+        /// What has stopped, because much became due at once or the clock leapt, goes on
+        #[arg(long)]
+        yes: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
 }
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
-    let Command::Ls { data, config, json } = &args.command;
+    let (data, config, json) = match &args.command {
+        Command::Ls { data, config, json } => (data, config, json),
+        Command::Expire { yes, json, server } => return expire(server, *yes, *json),
+    };
     let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
     let rows = offline::store(&config, &DataDir::new(config.text("data.dir")))?.snapshot()?.manifest(None)?;
     println!("{}", if *json { as_json(&rows) } else { table(&rows) });
     Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the output of the command
+fn expire(server: &ServerArgs, yes: bool, json: bool) -> anyhow::Result<()> {
+    let answer = match yes {
+        true => server.post("/v1/archive/expiry", &serde_json::json!({ "yes": true }))?,
+        false => server.get("/v1/archive/expiry", &[])?,
+    };
+    match (json, yes) {
+        (true, _) => println!("{answer}"),
+        (false, true) => println!("{} of those that had stopped go on", answer["going_on"]),
+        (false, false) => println!("{}", due(&answer)),
+    }
+    Ok(())
+}
+
+fn due(answer: &serde_json::Value) -> String {
+    let rows = answer["due"].as_array().map_or(&[][..], Vec::as_slice);
+    if rows.is_empty() {
+        return "nothing is due".to_owned();
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["of", "shard", "below", "first goes in", "stopped"]);
+    for row in rows {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        let hours = row["left_ms"].as_i64().unwrap_or_default() as f64 / 3_600_000.0;
+        let shard = row["shard"].as_u64().map_or_else(String::new, |shard| shard.to_string());
+        table.add_row([text("of"), shard, row["below"].to_string(), format!("{hours:.1} h"), text("stopped")]);
+    }
+    let way_out = "if the clock is right, `rollmill archive expire --yes` lets it go on";
+    match answer["stopped"].as_u64() {
+        Some(stopped) if stopped > 0 => format!("{table}\n{stopped} stopped: {way_out}"),
+        _ => table.to_string(),
+    }
 }
 
 fn time(ms: i64) -> String {
@@ -52,7 +105,8 @@ fn as_json(rows: &[ManifestRow]) -> String {
         let windows: Vec<_> =
             row.windows.iter().map(|(hour, events)| serde_json::json!({"hour": time(hour.start()), "events": events})).collect();
         serde_json::json!({"path": row.path, "shard": row.shard.0, "from": row.range.from, "to": row.range.to, "events": row.rows,
-            "appended": [time(row.appended.0), time(row.appended.1)], "raw_bytes": row.raw_bytes, "bytes": row.bytes,
+            "appended": [time(row.appended.0), time(row.appended.1)],
+            "received": [time(row.received.0), time(row.received.1)], "raw_bytes": row.raw_bytes, "bytes": row.bytes,
             "crc32c": format!("{:08x}", row.crc32c), "tier": row.tier.name(), "windows": windows})
     };
     serde_json::Value::from(rows.iter().map(object).collect::<Vec<_>>()).to_string()
@@ -64,13 +118,13 @@ fn table(rows: &[ManifestRow]) -> String {
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["shard", "offsets", "appended", "events", "windows", "raw", "size", "tier", "path"]);
+    table.set_header(["shard", "offsets", "received", "events", "windows", "raw", "size", "tier", "path"]);
     let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
     for row in rows {
         table.add_row([
             row.shard.to_string(),
             format!("{}..{}", row.range.from, row.range.to),
-            time(row.appended.0),
+            time(row.received.0),
             row.rows.to_string(),
             row.windows.len().to_string(),
             size(row.raw_bytes),

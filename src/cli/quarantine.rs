@@ -113,7 +113,7 @@ fn table(answer: &Value) -> String {
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["event", "tenant", "appended", "metric", "labels", "id", "reason"]);
+    table.set_header(["event", "tenant", "received", "metric", "labels", "id", "reason"]);
     for row in events(answer) {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let series = &row["event"]["series"];
@@ -125,7 +125,7 @@ fn table(answer: &Value) -> String {
         table.add_row([
             format!("{}/{}/{}", row["shard"], row["offset"], row["index"]),
             text(&row["tenant"]),
-            text(&row["appended"]),
+            text(&row["received"]),
             text(&series["metric"]),
             labels.collect::<Vec<_>>().join(" "),
             text(&row["event"]["id"]),

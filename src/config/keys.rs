@@ -401,6 +401,14 @@ pub const KEYS: &[Key] = &[
         "Objects older than this are removed; windows that they touched cannot be recomputed then. 0 keeps them; otherwise at least accept.max_age.",
     ),
     key(
+        "expiry.max_at_once",
+        Kind::Number,
+        "100",
+        1,
+        1000000,
+        "If more objects of a shard than this, and more than a twentieth of them, become due at once, a person is asked before they go.",
+    ),
+    key(
         "query.deadline",
         Kind::Duration,
         "10s",

@@ -1,5 +1,5 @@
 //! The status, for keys with the scope `operator`, and the quarantine: of the tenant's own events with the scope `admin`, of records that are
-//! nobody's with the scope `operator`.
+//! nobody's with the scope `operator`. What expires is for operators, too.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::auth::Scope;
 use super::error::ApiError;
 use super::routes::{Params, json, params};
 use super::{Gateway, decode};
-use crate::query::service::{EventPlace, KeyReach, QuarantineService, QueryError};
+use crate::query::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError};
 
 type Edge = State<Arc<Gateway>>;
 
@@ -74,16 +74,53 @@ fn reach(gateway: &Gateway, headers: &HeaderMap) -> Result<KeyReach, ApiError> {
     }
 }
 
+/// `GET /v1/archive/expiry`
+pub(super) async fn expiry(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    gateway.tenant(&headers, Scope::Operator)?;
+    let expiry = gateway.deps.expiry.clone();
+    gateway.blocking(move || expiry.list()).await.map(json)
+}
+
+/// A person's yes.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Yes {
+    yes: bool,
+}
+
+/// `POST /v1/archive/expiry`
+pub(super) async fn expire(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+    gateway.tenant(&headers, Scope::Operator)?;
+    let said: Yes = said(&gateway, &headers, body, r#"{"yes":true}"#).await?;
+    if !said.yes {
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "yes_missing", r#"send {"yes":true}, or nothing"#));
+    }
+    let expiry: Arc<dyn ExpiryService> = gateway.deps.expiry.clone();
+    let answer = gateway.blocking(move || expiry.say_yes()).await.map(json);
+    if answer.is_ok() {
+        tracing::warn!("a person said yes: what had stopped to expire goes on");
+    }
+    answer
+}
+
 /// JSON said to be JSON: a page of another site cannot send that to a server on loopback without being asked first.
-async fn place(gateway: &Arc<Gateway>, headers: &HeaderMap, body: Body) -> Result<EventPlace, ApiError> {
+async fn said<T: serde::de::DeserializeOwned>(
+    gateway: &Arc<Gateway>,
+    headers: &HeaderMap,
+    body: Body,
+    form: &str,
+) -> Result<T, ApiError> {
     if headers.get(header::CONTENT_TYPE).is_none_or(|kind| kind.as_bytes() != b"application/json") {
         let message = "send Content-Type: application/json";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type_unsupported", message));
     }
     let (body, _reservation) = decode::read_body(gateway, headers, body).await?;
-    serde_json::from_slice(&body).map_err(|error| {
-        ApiError::new(StatusCode::BAD_REQUEST, "place_invalid", format!("send {{\"shard\":…,\"offset\":…,\"index\":…}}: {error}"))
-    })
+    serde_json::from_slice(&body)
+        .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "place_invalid", format!("send {form}: {error}")))
+}
+
+async fn place(gateway: &Arc<Gateway>, headers: &HeaderMap, body: Body) -> Result<EventPlace, ApiError> {
+    said(gateway, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
 }
 
 async fn operate(

@@ -35,7 +35,7 @@ use arc_swap::ArcSwap;
 use crate::actors::gateway::Submit;
 use crate::clock::Clock;
 use crate::model::event::EventLimits;
-use crate::query::service::{QuarantineService, QueryService, StatusService};
+use crate::query::service::{ExpiryService, QuarantineService, QueryService, StatusService};
 
 /// The limits of the edge.
 #[derive(Debug, Clone)]
@@ -122,6 +122,8 @@ pub struct GatewayDeps {
     pub quarantine: Arc<dyn QuarantineService>,
     /// Under which names it answers, and which pages may use it.
     pub sites: sites::Sites,
+    /// What is noted before anything expires.
+    pub expiry: Arc<dyn ExpiryService>,
     /// The API keys; the node stores a new table when the file changes.
     pub keys: Arc<ArcSwap<auth::KeyTable>>,
     /// The limits.

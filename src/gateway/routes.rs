@@ -37,6 +37,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/quarantine", get(admin::quarantine))
         .route("/v1/quarantine/release", post(admin::release))
         .route("/v1/quarantine/discard", post(admin::discard))
+        .route("/v1/archive/expiry", get(admin::expiry))
+        .route("/v1/archive/expiry", post(admin::expire))
         .route("/topics/{topic}", post(rest_proxy::produce))
         .route("/topics/{topic}/partitions/{id}", post(rest_proxy::produce_to_partition))
         .route("/healthz", get(|| async { "ok\n" }))

@@ -25,10 +25,12 @@ pub struct FlushBatch {
     pub admitted: Vec<(Arc<SeriesInfo>, Offset)>,
     /// The ids applied, for the next owner; `None` if there were none.
     pub dedup: Option<DedupBlock>,
-    /// Accounting by tenant and hour of append.
+    /// Accounting by tenant and hour of receipt.
     pub accounting: Vec<AccountingDelta>,
     /// Events set aside in this range.
     pub quarantined: Vec<QuarantineRow>,
+    /// Append time of the last record; none if there was none.
+    pub appended: Option<Millis>,
 }
 
 /// Growth of one rollup.
@@ -103,7 +105,7 @@ pub struct DedupBlock {
 pub struct AccountingDelta {
     /// Whose events.
     pub tenant: String,
-    /// Hour of append.
+    /// Hour of receipt.
     pub hour: Hour,
     /// Events folded into rollups.
     pub aggregated: u64,
@@ -124,8 +126,8 @@ pub struct QuarantineRow {
     pub index: u32,
     /// Whose it is.
     pub tenant: String,
-    /// Append time of its record.
-    pub appended: Millis,
+    /// When its record was received.
+    pub received: Millis,
     /// Why it was set aside.
     pub reason: String,
     /// Given up by a person: kept, because recomputing must leave the event out, but not offered for release any more.
@@ -168,8 +170,11 @@ impl Suspect {
 pub struct LogRecord {
     /// Its offset.
     pub offset: Offset,
-    /// When the log took it; never decreases within a shard.
+    /// When the log took it, for the machine. The append time of a record is the running maximum over its shard: a log may show less for a
+    /// record whose clock was behind, never more.
     pub appended: Millis,
+    /// When the log took it, for people: what the wall clock showed. It may go back.
+    pub received: Millis,
     /// The record, encoded (`model::record`).
     pub payload: bytes::Bytes,
 }

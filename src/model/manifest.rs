@@ -102,6 +102,8 @@ pub struct ManifestRow {
     pub path: String,
     /// Append time of the first and last record.
     pub appended: (Millis, Millis),
+    /// The least and the greatest time at which a record was received.
+    pub received: (Millis, Millis),
     /// The windows touched, ascending, with the number of events each.
     pub windows: Vec<(Hour, u64)>,
     /// Events.

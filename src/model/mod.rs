@@ -3,9 +3,11 @@
 //! Everything here is a function of its arguments, to the bit, on every machine: rollups are rebuilt from the archive and
 //! compared byte by byte. All serialised forms carry a version and are pinned by golden bytes in their tests.
 
+pub mod clock;
 pub mod decimal;
 pub mod distinct;
 pub mod event;
+pub mod expiry;
 pub mod flush;
 pub mod manifest;
 pub mod near;

@@ -7,6 +7,8 @@
 //! | above `next` | | refuse: the log lost data ([`Diverged::Gap`]) |
 //! | any, other log id | | refuse ([`Diverged::OtherLog`]) |
 
+use super::window::Millis;
+
 /// Place of a record in its shard's log. The first record has offset 0.
 pub type Offset = u64;
 
@@ -74,6 +76,9 @@ pub struct Checkpoint {
     pub archived: Offset,
     /// The owner.
     pub epoch: Epoch,
+    /// Append time of the record before `next`, and so of the latest one that is in the rollups; none if there is none, or an older release
+    /// wrote it.
+    pub appended: Option<Millis>,
 }
 
 /// A log that does not continue where the store stands. The shard stops: it never resets itself.

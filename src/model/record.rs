@@ -1,9 +1,11 @@
-//! The record: those events of one request that fall on one shard, and its MessagePack form, version 1.
+//! The record: those events of one request that fall on one shard, and its MessagePack form, version 2.
 //!
-//! A MessagePack array `[version, tenant, gateway, series, events]`: `series` is an array of `[id: bin16, key: bin]`, `events` an
+//! A MessagePack array `[version, tenant, gateway, series, events, stamp]`: `series` is an array of `[id: bin16, key: bin]`, `events` an
 //! array of `[series index, timestamp ms, value, user, id, raw]`. `value` is nil, or the units of 10^-9 as an integer when they
 //! fit 64 bits and as 16 big-endian bytes otherwise; `user` and `id` are str or nil; `raw` is the event as the client sent it
-//! (JSON text, or the MessagePack of that event). The append time is not inside: the log writes it.
+//! (JSON text, or the MessagePack of that event). `stamp` is what the gateway's append clock showed, in milliseconds, as bin of 8 bytes,
+//! big-endian, so that it can be read off the end; version 1 has none. The append time is the log's affair: Kafka's is made of the stamp
+//! and of the broker's clock, the embedded log writes its own.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -13,14 +15,16 @@ use super::series::SeriesId;
 use super::window::Millis;
 
 /// The version written.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+/// The version without a stamp, which is still read.
+pub const VERSION_1: u8 = 1;
 /// Records above this are split, in order.
 pub const MAX_RECORD_BYTES: usize = 512 * 1024;
 
 /// A record, borrowing from its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record<'a> {
-    /// Format version; [`decode`] refuses others.
+    /// Format version: [`VERSION`], or [`VERSION_1`] without a stamp; [`decode`] refuses others.
     pub version: u8,
     /// Whose events these are.
     #[serde(borrow)]
@@ -33,6 +37,9 @@ pub struct Record<'a> {
     /// The events, in the order of the request.
     #[serde(borrow)]
     pub events: Vec<RecordEvent<'a>>,
+    /// What the gateway's append clock showed; none in version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "stamp")]
+    pub stamp: Option<Millis>,
 }
 
 /// One series of a record.
@@ -110,7 +117,7 @@ pub fn unknown_version(bytes: &[u8]) -> Option<u64> {
 
 /// Whether [`decode`] reads this version.
 fn is_known(version: u64) -> bool {
-    version == u64::from(VERSION)
+    (u64::from(VERSION_1)..=u64::from(VERSION)).contains(&version)
 }
 
 /// Appends the MessagePack form.
@@ -131,7 +138,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     }
     let record: Record<'_> = rmp_serde::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if !is_known(record.version.into()) {
-        return Err(bad(format!("version {} is unknown, this build reads {VERSION}", record.version)));
+        return Err(bad(format!("version {} is unknown, this build reads {VERSION_1} and {VERSION}", record.version)));
+    }
+    if record.stamp.is_some() != (record.version == VERSION) {
+        return Err(bad(format!("version {} and the stamp do not fit", record.version)));
     }
     if record.series.iter().any(|s| s.id.len() != 16) {
         return Err(bad("a series id is not 16 bytes".to_owned()));
@@ -140,6 +150,37 @@ pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
         return Err(bad("an event names a series that is not there".to_owned()));
     }
     Ok(record)
+}
+
+/// The stamp of a record in its MessagePack form, without decoding it; none in version 1.
+pub fn stamp_of(bytes: &[u8]) -> Option<Millis> {
+    let (_, end) = bytes.split_at_checked(bytes.len().checked_sub(STAMP_MARK.len() + 8)?)?;
+    let stamped = bytes.starts_with(&VERSION_2_MARK) && end.starts_with(&STAMP_MARK);
+    Some(i64::from_be_bytes(*end.last_chunk()?)).filter(|_| stamped)
+}
+
+/// What a record of version 2 begins with: an array of six, and the version.
+const VERSION_2_MARK: [u8; 2] = [0x96, VERSION];
+/// What stands before the 8 bytes of a stamp: bin of that length.
+const STAMP_MARK: [u8; 2] = [0xc4, 8];
+
+mod stamp {
+    use serde::{Deserializer, Serializer, de::Error};
+
+    use super::Millis;
+
+    pub(super) fn serialize<S: Serializer>(stamp: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
+        match stamp {
+            Some(stamp) => serializer.serialize_bytes(&stamp.to_be_bytes()),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Millis>, D::Error> {
+        let bytes: &[u8] = serde_bytes::deserialize(deserializer)?;
+        let stamp = bytes.try_into().map_err(|_| D::Error::invalid_length(bytes.len(), &"a stamp of 8 bytes"))?;
+        Ok(Some(i64::from_be_bytes(stamp)))
+    }
 }
 
 fn put_value<S: Serializer>(value: &Option<Decimal>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -181,11 +222,23 @@ fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decim
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn bytes(version: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode(&Record { version, tenant: "shop", gateway: 7, series: vec![], events: vec![] }, &mut bytes);
+        encode(
+            &Record {
+                version,
+                tenant: "shop",
+                gateway: 7,
+                series: vec![],
+                events: vec![],
+                stamp: (version == VERSION).then_some(1),
+            },
+            &mut bytes,
+        );
         bytes
     }
 
@@ -209,5 +262,50 @@ mod tests {
             assert!(decode(garbage).is_err());
         }
         assert!(decode(&bytes(VERSION)[..8]).is_err_and(|why| !why.to_string().contains("unknown")), "a known one, cut off");
+    }
+
+    fn encoded(version: u8, stamp: Option<Millis>) -> Vec<u8> {
+        let series = vec![SeriesEntry { id: &[7; 16], key: b"k" }];
+        let event = RecordEvent { series: 0, timestamp: -1, value: None, user: Some("u"), id: None, raw: b"{}" };
+        let mut bytes = Vec::new();
+        encode(&Record { version, tenant: "t", gateway: 3, series, events: vec![event], stamp }, &mut bytes);
+        bytes
+    }
+
+    /// Golden: what was written once must be read for ever.
+    #[test]
+    fn both_versions_are_pinned() {
+        let body = [&b"\xa1t\x03\x91\x92\xc4\x10"[..], &[7; 16], b"\xc4\x01k\x91\x96\x00\xff\xc0\xa1u\xc0\xc4\x02{}"].concat();
+        assert_eq!(encoded(VERSION_1, None), [&b"\x95\x01"[..], &body].concat());
+        let two = [&b"\x96\x02"[..], &body, b"\xc4\x08\x00\x00\x01\x9e\x73\x09\x29\x00"].concat();
+        assert_eq!(encoded(VERSION, Some(0x019e_7309_2900)), two);
+        assert_eq!(decode(&two).map(|record| (record.version, record.stamp)), Ok((2, Some(0x019e_7309_2900))));
+        let one = encoded(VERSION_1, None);
+        assert_eq!(decode(&one).map(|record| (record.version, record.stamp)), Ok((1, None)));
+    }
+
+    #[test]
+    fn a_stamp_that_does_not_fit_the_version_is_refused() {
+        for (version, stamp) in [(VERSION, None), (VERSION_1, Some(5)), (3, Some(5)), (0, None)] {
+            assert!(decode(&encoded(version, stamp)).is_err(), "{version} {stamp:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_stamp_is_read_off_the_end(stamp in any::<i64>(), flips in proptest::collection::vec((0usize..80, any::<u8>()), 0..3)) {
+            prop_assert_eq!(stamp_of(&encoded(VERSION, Some(stamp))), Some(stamp));
+            prop_assert_eq!(stamp_of(&encoded(VERSION_1, None)), None);
+            // Whatever the bytes are, a record that decodes has the stamp that is read off its end.
+            let mut bytes = encoded(VERSION, Some(stamp));
+            for (at, byte) in flips {
+                if let Some(there) = bytes.get_mut(at) {
+                    *there = byte;
+                }
+            }
+            if let Ok(record) = decode(&bytes) {
+                prop_assert_eq!(stamp_of(&bytes), record.stamp);
+            }
+        }
     }
 }

@@ -168,7 +168,7 @@ pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow:
     let age = |key: &str| Some(config.duration(key)).filter(|age| !age.is_zero());
     let keep = Keep { rollups: age("rollups.keep"), compress: age("store.compress_after") };
     if !keep.is_idle() {
-        store.maintain_regularly(clock.clone(), keep)?;
+        store.maintain_regularly(clock.clone(), keep, super::limits::expiry(config))?;
     }
     Ok(store)
 }

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use super::ready::Readiness;
 use crate::actors::slots::{Slot, Slots};
-use crate::clock::Clock;
 use crate::model::offset::ShardId;
 use crate::telemetry;
 
@@ -18,8 +17,6 @@ pub(super) struct Gauges {
     pub ready: Arc<Readiness>,
     /// Where the shards stand.
     pub slots: Arc<Slots>,
-    /// Time.
-    pub clock: Arc<dyn Clock>,
 }
 
 impl Gauges {
@@ -56,7 +53,7 @@ impl Gauges {
         let reach = self.slots.reach(shard);
         let (lag, age_ms) = reach.map_or((0, 0), |reach| {
             let lag = reach.end.saturating_sub(reach.next);
-            (lag, if lag == 0 { 0 } else { self.clock.now().saturating_sub(reach.as_of).max(0) })
+            (lag, if lag == 0 { 0 } else { reach.age_ms })
         });
         let unarchived = reach.map_or(0, |reach| reach.next.saturating_sub(slot.archived.load(Ordering::Acquire)));
         let name = shard.0.to_string();

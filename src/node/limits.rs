@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::gateway::GatewayLimits;
 use crate::gateway::sites::Sites;
 use crate::model::event::EventLimits;
+use crate::model::expiry::Rules;
 use crate::query::engine::QueryLimits;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -84,6 +85,15 @@ pub(super) fn archive(config: &Config) -> ArchiveLimits {
     ArchiveLimits { max_bytes: config.number("archive.max_bytes"), max_delay_ms: config.millis("archive.max_delay") }
 }
 
+/// When what is due may go.
+pub(super) fn expiry(config: &Config) -> Rules {
+    Rules { gather_ms: Rules::GATHER_MS, max_at_once: config.number("expiry.max_at_once") }
+}
+
 pub(super) fn upkeep(config: &Config) -> UpkeepLimits {
-    UpkeepLimits { cold_after_ms: config.millis("archive.cold_after"), keep_ms: config.millis("archive.keep") }
+    UpkeepLimits {
+        cold_after_ms: config.millis("archive.cold_after"),
+        keep_ms: config.millis("archive.keep"),
+        expiry: expiry(config),
+    }
 }

@@ -40,6 +40,7 @@ use tokio::task::JoinHandle;
 
 use self::gauges::{Gauges, Render};
 use self::ready::Readiness;
+use crate::actors::clock_watch;
 use crate::actors::heal::{Unhealed, resume};
 use crate::actors::live::LiveReader;
 use crate::actors::slots::Slots;
@@ -228,11 +229,12 @@ impl Node {
             mesh.tell_of(status.clone());
         }
         let gateway_ready = ready.clone();
-        let gauges = Gauges { ready: ready.clone(), slots: slots.clone(), clock: clock.clone() };
+        let gauges = Gauges { ready: ready.clone(), slots: slots.clone() };
         let edge = Gateway::new(GatewayDeps {
             submit: gateways.as_ref().map(|gateways| gateways.submit.clone()),
             queries: queries.service,
             quarantine: queries.quarantine,
+            expiry: queries.expiry,
             keys: keys.table.clone(),
             sites: limits::sites(config),
             limits: limits::gateway(config),
@@ -247,9 +249,9 @@ impl Node {
         children.extend(mesh.map(|mesh| mesh.child));
         let (handle, shard_children) = shards.map(|shards| (shards.handle, shards.children)).unzip();
         children.extend(shard_children.into_iter().flatten());
-        let (root, tree_ended) = tree::start(children, limits::restarts(config), clock).await?;
+        let (root, tree_ended) = tree::start(children, limits::restarts(config), clock.clone()).await?;
         let disk = disk::DiskWatch::new(config, log.clone(), ports.store.clone());
-        let mut tasks = vec![tokio::spawn(keys.watch()), tokio::spawn(disk.run())];
+        let mut tasks = vec![tokio::spawn(keys.watch()), tokio::spawn(disk.run()), tokio::spawn(clock_watch::run(clock))];
         tasks.extend(handle.as_ref().map(|handle: &shards::Handle| handle.pulse(config, &slots)));
         tasks.extend(queries.probe.map(tokio::spawn));
         let (stop, stopping) = watch::channel(false);

@@ -13,8 +13,9 @@ use crate::config::Config;
 use crate::persistence::store::RollupStore;
 use crate::query::absent::NoQueries;
 use crate::query::engine::QueryEngine;
+use crate::query::expiry::Expiry;
 use crate::query::quarantine::Quarantine;
-use crate::query::service::{QuarantineService, QueryService};
+use crate::query::service::{ExpiryService, QuarantineService, QueryService};
 use crate::shards::state::ShardLimits;
 
 /// How often the store is asked whether it answers.
@@ -28,6 +29,8 @@ pub(super) struct Queries {
     pub service: Arc<dyn QueryService>,
     /// What was set aside.
     pub quarantine: Arc<dyn QuarantineService>,
+    /// What is noted before anything expires.
+    pub expiry: Arc<dyn ExpiryService>,
     /// Whether the store answers.
     pub store: Arc<AtomicBool>,
     /// Keeps that up to date.
@@ -47,6 +50,7 @@ pub(super) fn role(
     Ok(Queries {
         service: QueryEngine::with_second_cache(store.clone(), live, ports.clock.clone(), limits::query(config), second),
         quarantine: Quarantine::new(store.clone(), shard_limits),
+        expiry: Expiry::new(store.clone()),
         probe: Some(Box::pin(probe(store, reachable.clone()))),
         store: reachable,
     })
@@ -55,7 +59,7 @@ pub(super) fn role(
 /// No query role.
 pub(super) fn absent() -> Queries {
     let store = Arc::new(AtomicBool::new(false));
-    Queries { service: Arc::new(NoQueries), quarantine: Arc::new(NoQueries), store, probe: None }
+    Queries { service: Arc::new(NoQueries), quarantine: Arc::new(NoQueries), expiry: Arc::new(NoQueries), store, probe: None }
 }
 
 async fn probe(store: Arc<dyn RollupStore>, reachable: Arc<AtomicBool>) {

@@ -88,7 +88,7 @@ impl Readiness {
         }
         let (ready, why) = match role {
             "gateway" => {
-                let takes = self.appends.as_ref().is_some_and(|appends| appends.takes_appends(self.clock.now()));
+                let takes = self.appends.as_ref().is_some_and(|appends| appends.takes_appends(self.clock.uptime()));
                 (takes, "gateway: the log took no appends lately")
             }
             "shards" => (self.slots.all_fresh(self.stale_after_ms), "shards: the shard readers do not make progress"),

@@ -9,11 +9,11 @@ use tokio::task::JoinHandle;
 
 use super::tree::{self, ShardsPlace};
 use super::{Ports, limits};
-use crate::actors::archiver::Archiver;
+use crate::actors::archiver::{Archiver, Waiting};
 use crate::actors::pulse::{self, ShardRefs};
 use crate::actors::shard::ShardActor;
 use crate::actors::slots::Slots;
-use crate::actors::upkeep::{Damaged, Upkeep};
+use crate::actors::upkeep::{Damaged, Looked, Upkeep};
 use crate::config::Config;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -75,8 +75,18 @@ pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_lim
         limits: limits::upkeep(config),
         slots: slots.clone(),
         damaged: Damaged::default(),
+        run: getrandom::u64().context("no randomness")?,
+        looked: Looked::default(),
     };
-    let archiver = Archiver { log, store, archive, clock, limits: limits::archive(config), slots: slots.clone() };
+    let archiver = Archiver {
+        log,
+        store,
+        archive,
+        clock,
+        limits: limits::archive(config),
+        slots: slots.clone(),
+        waiting: Waiting::default(),
+    };
     let place = ShardsPlace::default();
     let children = [tree::shards(spec, place.clone()), tree::archiver(archiver), tree::upkeep(upkeep)];
     Ok(Shards { handle: Handle { place, refs, handover }, children })

@@ -110,7 +110,7 @@ impl Event {
         let (event_id, user) = (self.id.to_string(), self.user());
         let event = self.recorded(&user, &event_id);
         let series = vec![SeriesEntry { id: &id.0, key: &key }];
-        let record = Record { version: record::VERSION, tenant: "t", gateway: 1, series, events: vec![event] };
+        let record = Record { version: record::VERSION, tenant: "t", gateway: 1, series, events: vec![event], stamp: Some(1) };
         let mut payload = Vec::new();
         record::encode(&record, &mut payload);
         AppendRequest { records: vec![(id.shard(SHARDS), payload.into())] }

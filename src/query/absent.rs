@@ -1,6 +1,6 @@
 //! What a node without the query role answers.
 
-use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
+use super::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
 
 /// Answers no query: the node has no role for it.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,15 @@ impl QuarantineService for NoQueries {
         absent()
     }
     fn discard(&self, _: &KeyReach, _: EventPlace) -> Result<String, QueryError> {
+        absent()
+    }
+}
+
+impl ExpiryService for NoQueries {
+    fn list(&self) -> Result<String, QueryError> {
+        absent()
+    }
+    fn say_yes(&self) -> Result<String, QueryError> {
         absent()
     }
 }

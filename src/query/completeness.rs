@@ -23,14 +23,14 @@ pub struct Completeness {
 }
 
 impl Completeness {
-    /// From what the shards reported. One that reports a time more than `stale_after_ms` ago is behind.
+    /// From what the shards reported. One whose report is older than `stale_after_ms` is behind.
     pub fn of(reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
         let mut completeness = Self { missing: Vec::new(), as_of: now, shards: reports.len(), moved: false };
         for &(shard, report) in reports {
             match report {
                 Ok(report) => {
                     completeness.as_of = completeness.as_of.min(report.as_of);
-                    let behind_ms = now - report.as_of;
+                    let behind_ms = report.age_ms;
                     if behind_ms > stale_after_ms {
                         completeness.missing.push(Missing { shard, reason: "behind", behind_ms: Some(behind_ms) });
                     }

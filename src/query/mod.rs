@@ -9,6 +9,7 @@ mod cache;
 mod completeness;
 mod days;
 pub mod engine;
+pub mod expiry;
 pub mod fold;
 mod groups;
 mod json;

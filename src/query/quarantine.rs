@@ -113,7 +113,7 @@ fn time(millis: i64) -> Value {
 fn shown(row: &QuarantineRow) -> Value {
     let mut shown = json!({
         "shard": row.shard.0, "offset": row.offset, "index": row.index, "tenant": row.tenant,
-        "appended": time(row.appended), "reason": row.reason, "discarded": row.discarded, "event": event(row),
+        "received": time(row.received), "reason": row.reason, "discarded": row.discarded, "event": event(row),
     });
     if row.tenant.is_empty() {
         shown["bytes"] = row.record.len().into();

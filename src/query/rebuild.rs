@@ -231,7 +231,7 @@ impl<'a> OneShard<'a> {
         drop(snapshot);
         let (log, start) = (of.log.id(), plan.start);
         let epoch = Epoch { counter: plan.epoch() + 1, nonce: of.nonce };
-        let mut at = found.map_or(Checkpoint { log, next: start, archived: start, epoch }, |(_, at)| at);
+        let mut at = found.map_or(Checkpoint { log, next: start, archived: start, epoch, appended: None }, |(_, at)| at);
         // As far as the rows of an earlier attempt are those of this plan.
         let same = plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
@@ -262,7 +262,7 @@ impl<'a> OneShard<'a> {
         self.settle()?;
         if self.plan.start > 0 && self.plan.chain.is_empty() {
             let first = self.of.log.read(self.plan.shard, self.plan.start, 1)?;
-            let floor = first.first().map(|record| self.floor(record.appended));
+            let floor = first.first().map(|record| self.floor(record.appended, record.received));
             self.restore(Restored { floor, ..self.restored() })?;
         }
         Ok(())
@@ -279,15 +279,15 @@ impl<'a> OneShard<'a> {
         }
         self.report.records.0 += range.to - range.from.max(state.next()).min(range.to);
         let expired = self.plan.start > 0 && range.from == self.plan.start;
-        let floor = expired.then(|| self.floor(found.row.appended.0));
+        let floor = expired.then(|| self.floor(found.row.appended.0, found.row.received.1));
         self.apply(state, &found.records, false)?;
         self.unsettled.push(Folded { row: found.row, decisions: found.decisions.unwrap_or_default(), floor });
         self.settle()
     }
 
-    /// The floor above expired records. When the newest of them was appended is not known: not later than the first one that is left.
-    fn floor(&mut self, first_left: Millis) -> ArchiveFloor {
-        let latest = Hour::of(first_left.saturating_add(self.of.max_ahead_ms));
+    /// The floor above expired records. When the newest of them was taken is not known: not later than the first one that is left.
+    fn floor(&mut self, first_left: Millis, received: Millis) -> ArchiveFloor {
+        let latest = Hour::of(first_left.max(received).saturating_add(self.of.max_ahead_ms));
         let hour = Hour(latest.0.saturating_add(1));
         self.report.incomplete_before = self.report.incomplete_before.max(Some(hour));
         ArchiveFloor { offset: self.plan.start, appended: first_left, hour }
@@ -348,6 +348,9 @@ impl<'a> OneShard<'a> {
     fn state(&mut self) -> Result<ShardState, RebuildError> {
         let (store, shard) = (self.of.store, self.plan.shard);
         let admission = Admission::limited(self.of.max_series, store.admitted_series(shard)?);
+        if self.at.appended.is_none() {
+            self.at.appended = self.of.log.appended_below(shard, self.at.next)?;
+        }
         let claim = Claim { checkpoint: self.at, attempts: 1, suspects: Vec::new() };
         let recent = store.recent_ids(shard, i64::MIN)?;
         Ok(ShardState::new(self.of.rules.limits(), shard, &claim, recent, admission, self.at.next))
@@ -360,7 +363,7 @@ impl<'a> OneShard<'a> {
         let folded = catch_unwind(AssertUnwindSafe(|| {
             fold::apply(state, records, drain, &mut |guard, batch, forget| {
                 store.flush(guard, batch, forget)?;
-                at.next = guard.range.to;
+                (at.next, at.appended) = (guard.range.to, batch.appended.or(at.appended));
                 for row in &batch.accounting {
                     for (sum, of) in events.iter_mut().zip([row.aggregated, row.deduplicated, row.quarantined]) {
                         *sum += of;

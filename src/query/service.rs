@@ -100,6 +100,20 @@ pub trait QuarantineService: Send + Sync {
     fn discard(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError>;
 }
 
+/// What is noted before anything expires. It is for operators, of all tenants.
+pub trait ExpiryService: Send + Sync {
+    /// `GET /v1/archive/expiry`.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn list(&self) -> Result<String, QueryError>;
+    /// `POST /v1/archive/expiry`: what has stopped goes on.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn say_yes(&self) -> Result<String, QueryError>;
+}
+
 /// Where nodes and shards stand.
 pub trait StatusService: Send + Sync {
     /// `GET /v1/status`.

@@ -45,6 +45,9 @@ pub struct OwnedShard {
     /// Why the newest failed; told by the node itself alone.
     #[serde(skip)]
     pub flush_failure: Option<String>,
+    /// How long ago everything that was appended then was applied; none if an older release says it.
+    #[serde(default)]
+    pub age_ms: Option<i64>,
 }
 
 /// A node as it sees itself.
@@ -126,6 +129,7 @@ impl Status {
                 attempts: slot.attempts.load(Ordering::Acquire),
                 flush_failures: slot.flush_failures.load(Ordering::Acquire),
                 flush_failure: slot.flush_failure(),
+                age_ms: Some(reach.age_ms),
             })
         };
         NodeStatus {
@@ -167,7 +171,7 @@ fn time(millis: Millis) -> Value {
 
 /// A shard whose owner is known.
 fn owned(name: &str, here: bool, owned: &OwnedShard, now: Millis, stale_after_ms: i64) -> Value {
-    let age = now.saturating_sub(owned.as_of).max(0);
+    let age = owned.age_ms.unwrap_or(now.saturating_sub(owned.as_of)).max(0);
     let problem = match owned.flush_failures {
         FAILING.. => Some("flush_failing"),
         _ => (age > stale_after_ms).then_some("stale"),

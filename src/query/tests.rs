@@ -39,11 +39,11 @@ impl LiveReader for Idle {
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, behind: 0 };
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0 };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
     fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, behind: 0 };
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0 };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }
@@ -274,7 +274,7 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
         offset: 0,
         index,
         tenant: tenant.to_owned(),
-        appended: 0,
+        received: 0,
         reason: "canary_reason".to_owned(),
         discarded: false,
         record: b"canary_record".to_vec(),
@@ -349,7 +349,7 @@ impl LiveReader for Holding {
             quarantined: 0,
         };
         visit(ShardId(0), &row);
-        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, behind: 0 };
+        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, age_ms: 0, behind: 0 };
         vec![(ShardId(0), Ok(report)), (ShardId(1), Err(LiveError::Unreachable))]
     }
 }

@@ -204,7 +204,7 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
         let mut fold =
             Fold::new(sources, *shard, checkpoint, suspects, stand.admissions[*at].clone(), hours.clone(), shard_count);
         let rows: Vec<&ManifestRow> = stand.manifest.iter().filter(|row| row.shard == *shard).collect();
-        let floor = stand.floors.get(shard).map_or(0, |floor| floor.offset);
+        let floor = stand.floors.get(shard);
         match fold.run(sources, log.as_ref(), floor, &rows) {
             Ok(()) => {}
             Err(why) if why.is_of_one_shard() => {
@@ -421,11 +421,11 @@ impl Fold {
         &mut self,
         sources: &Sources<'_>,
         log: &dyn EventLog,
-        floor: Offset,
+        floor: Option<&ArchiveFloor>,
         manifest: &[&ManifestRow],
     ) -> Result<(), VerifyError> {
         let incomplete = |why: String| VerifyError::Incomplete { shard: self.shard, why };
-        manifest::tiles(manifest.iter().copied(), floor, self.archived).map_err(incomplete)?;
+        manifest::tiles(manifest.iter().copied(), floor.map_or(0, |floor| floor.offset), self.archived).map_err(incomplete)?;
         let below: Vec<&ManifestRow> = manifest.iter().copied().filter(|row| row.range.from < self.until).collect();
         let from_log = self.archived.max(log.start(self.shard).min(self.until));
         if from_log > self.archived && self.archived < self.until {
@@ -441,6 +441,8 @@ impl Fold {
         let start = below.get(first).map_or(self.archived.min(self.until), |row| row.range.from);
         self.claim.checkpoint.next = start;
         self.from_the_beginning = start == 0;
+        let before = manifest.iter().rfind(|row| row.range.to <= start).map(|row| row.appended.1);
+        self.claim.checkpoint.appended = before.max(floor.map(|floor| floor.appended));
         let admission = Admission::recorded(std::mem::take(&mut self.admissions));
         let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, Vec::new(), admission, 0);
         for row in &below[first..] {
@@ -538,6 +540,7 @@ mod tests {
             epoch: Epoch { counter: 1, nonce: 1 },
             path: String::new(),
             appended,
+            received: appended,
             windows: vec![(Hour(hour), 1)],
             rows: 1,
             raw_bytes: 1,

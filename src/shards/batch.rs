@@ -208,7 +208,7 @@ impl OpenBatch {
         self.bytes += size_of::<u128>();
     }
 
-    /// Changes the accounting row of a tenant and hour of append.
+    /// Changes the accounting row of a tenant and hour of receipt.
     pub fn account(&mut self, tenant: &str, hour: Hour, change: impl FnOnce(&mut AccountingDelta)) {
         // Nearly always the same row as before: requests come in runs of one tenant.
         let found = self.accounting.iter().rposition(|row| row.hour == hour && row.tenant == tenant);
@@ -242,7 +242,8 @@ impl OpenBatch {
     }
 
     /// The batch as the store takes it, rows in key order, and the empty one that goes on behind it.
-    pub fn freeze(self, range: OffsetRange) -> (FlushBatch, Self) {
+    /// `last` is the append time of the last record.
+    pub fn freeze(self, range: OffsetRange, last: Option<Millis>) -> (FlushBatch, Self) {
         let series = self.series;
         let mut deltas: Vec<Delta> = self
             .deltas
@@ -254,7 +255,7 @@ impl OpenBatch {
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
         let (admitted, accounting, quarantined) = (self.admitted, self.accounting, self.quarantined);
         let behind = Self::behind(range.to, Before { series, slots: self.slots });
-        (FlushBatch { deltas, admitted, dedup, accounting, quarantined }, behind)
+        (FlushBatch { deltas, admitted, dedup, accounting, quarantined, appended: last }, behind)
     }
 
     /// Visits the deltas that the question asks for.
@@ -340,7 +341,7 @@ mod tests {
                 open.add(place, Hour(7), None, None);
             }
             if at % 2 == 1 {
-                let (frozen, behind) = open.freeze(range(at - 1, at + 1));
+                let (frozen, behind) = open.freeze(range(at - 1, at + 1), None);
                 assert_eq!(frozen.deltas.iter().map(|delta| delta.rollup.figures.count).collect::<Vec<_>>(), [2, 2]);
                 open = behind;
             }
@@ -365,7 +366,7 @@ mod tests {
             let (id, key) = keyed("a");
             let place = slot(&mut open, id, &key, &mut admission, at).expect("its own key");
             open.add(place, Hour(7), None, None);
-            let (frozen, behind) = open.freeze(range(at, at + 1));
+            let (frozen, behind) = open.freeze(range(at, at + 1), None);
             assert_eq!((behind.from(), behind.bytes(), frozen.admitted.len()), (at + 1, 0, usize::from(at == 0)));
             kept.push(frozen.deltas[0].series.clone());
             open = behind;

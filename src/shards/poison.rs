@@ -89,8 +89,11 @@ mod tests {
         let events = users.into_iter().map(event).collect();
         let series = vec![SeriesEntry { id: &id.0, key: &key }];
         let mut payload = Vec::new();
-        record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events }, &mut payload);
-        LogRecord { offset: 0, appended: 0, payload: payload.into() }
+        record::encode(
+            &Record { version: record::VERSION, tenant: "t", gateway: 0, series, events, stamp: Some(1) },
+            &mut payload,
+        );
+        LogRecord { offset: 0, appended: 0, received: 0, payload: payload.into() }
     }
 
     fn limits() -> ShardLimits {
@@ -123,7 +126,7 @@ mod tests {
                     None => self.suspects.push(Suspect { offset, index, deaths: 1 }),
                 }
             }
-            let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 } };
+            let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 }, appended: None };
             Claim { checkpoint, attempts: self.attempts, suspects: self.suspects.clone() }
         }
 

@@ -35,12 +35,18 @@ pub fn fold(
         )));
     }
     // Only the offset counts: the batch is merged under the row of the quarantine, not under a checkpoint.
-    let checkpoint =
-        Checkpoint { log: LogId([0; 16]), next: row.offset, archived: row.offset, epoch: Epoch { counter: 0, nonce: 0 } };
+    let checkpoint = Checkpoint {
+        log: LogId([0; 16]),
+        next: row.offset,
+        archived: row.offset,
+        epoch: Epoch { counter: 0, nonce: 0 },
+        appended: None,
+    };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
     let admission = Admission::recorded(admissions);
     let mut state = ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
-    let one = LogRecord { offset: row.offset, appended: row.appended, payload: row.record.clone().into() };
+    let one =
+        LogRecord { offset: row.offset, appended: row.received, received: row.received, payload: row.record.clone().into() };
     let mut effects = Vec::new();
     state.step(Input::Records(&[one]), &mut effects);
     state.step(Input::Tick { now: 0, drain: true }, &mut effects);
@@ -77,9 +83,12 @@ mod tests {
         let series = vec![SeriesEntry { id: &id.0, key: &key }];
         let mut record = Vec::new();
         let events = vec![event; events];
-        record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events }, &mut record);
+        record::encode(
+            &Record { version: record::VERSION, tenant: "t", gateway: 0, series, events, stamp: Some(1) },
+            &mut record,
+        );
         let (reason, tenant) = (String::new(), "t".to_owned());
-        QuarantineRow { shard: ShardId(0), offset: 5, index: 3, tenant, appended: 1, reason, discarded: false, record }
+        QuarantineRow { shard: ShardId(0), offset: 5, index: 3, tenant, received: 1, reason, discarded: false, record }
     }
 
     #[test]

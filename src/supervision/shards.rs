@@ -213,7 +213,7 @@ impl ShardsState {
         let (spawn, supervisor, starting) = ((self.spec.child)(shard).spawn, myself.get_cell(), self.starting.clone());
         // A node that has just got a shard is given time to catch up.
         let given_at = &self.spec.slots.slot(shard).given_at;
-        let _since_before = given_at.compare_exchange(0, self.spec.clock.now(), Ordering::AcqRel, Ordering::Acquire);
+        let _since_before = given_at.compare_exchange(0, self.spec.clock.uptime(), Ordering::AcqRel, Ordering::Acquire);
         async move {
             // The semaphore is never closed; without a permit the start would only be less patient.
             let _permit = starting.acquire_owned().await.ok();
@@ -349,7 +349,7 @@ impl ShardsState {
         if self.lasting.contains(&shard) {
             policy.backoff_min_ms = policy.backoff_max_ms;
         }
-        match self.histories.entry(shard).or_default().failed(&policy, self.spec.clock.now(), random()) {
+        match self.histories.entry(shard).or_default().failed(&policy, self.spec.clock.uptime(), random()) {
             Decision::RestartAfter(delay) => {
                 myself.send_after(Duration::from_millis(delay.unsigned_abs()), move || ShardsMessage::Again(shard, turn));
                 Ok(())

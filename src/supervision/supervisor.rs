@@ -131,7 +131,7 @@ fn decide(
 ) -> Result<(), ActorProcessingErr> {
     let child = &state.spec.children[index];
     metrics::counter!(crate::telemetry::ACTOR_RESTARTS, "actor" => child.kind).increment(1);
-    match state.histories[index].failed(&state.spec.policy, state.spec.clock.now(), random()) {
+    match state.histories[index].failed(&state.spec.policy, state.spec.clock.uptime(), random()) {
         Decision::RestartAfter(delay) => {
             tracing::warn!(child = %child.name, %error, delay_ms = delay, "child failed, it starts again");
             let delay = Duration::from_millis(delay.unsigned_abs());

@@ -20,6 +20,7 @@ mod rng;
 mod archive;
 mod basics;
 mod bench;
+mod clock;
 mod commands;
 mod container;
 mod disk;

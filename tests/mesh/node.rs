@@ -225,7 +225,7 @@ fn log() -> Arc<MemoryLog> {
             raw: 0..2,
         };
         let batch = ValidBatch { tenant: "acme".into(), body: Bytes::from_static(b"{}"), events: vec![event] };
-        drop(log.append(records_of(&batch, 1)).expect("appended"));
+        drop(log.append(records_of(&batch, 1, 1)).expect("appended"));
     }
     log
 }

@@ -186,8 +186,8 @@ impl World {
                 let logged = &self.history[s][row.range.from as usize..row.range.to as usize];
                 let same = read.as_ref().is_ok_and(|records| {
                     let pairs = (row.range.from..).zip(logged);
-                    let logged = pairs.map(|(offset, l)| (offset, l.appended, &l.payload));
-                    records.iter().map(|r| (r.offset, r.appended, &r.payload)).eq(logged)
+                    let logged = pairs.map(|(offset, l)| (offset, l.appended, l.received, &l.payload));
+                    records.iter().map(|r| (r.offset, r.appended, r.received, &r.payload)).eq(logged)
                 });
                 ensure(Invariant::ArchiveTiles, same, || {
                     format!("shard {s}: object {:?} is not what the log held: {:?}", row.range, read.err())

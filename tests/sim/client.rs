@@ -90,7 +90,7 @@ impl World {
         let tenant: Arc<str> = TENANTS[tenant_of(events[0].series)].into();
         let batch = ValidBatch { tenant, body: Bytes::from_static(b"{}"), events: events.iter().map(valid).collect() };
         let of_shard = |shard: ShardId| events.iter().filter(|e| all[e.series].shard == shard).copied().collect::<Vec<_>>();
-        let records = records_of(&batch, 1).records.into_iter();
+        let records = records_of(&batch, 1, 0).records.into_iter();
         let records = records.map(|(shard, payload)| (shard, payload, Some(of_shard(shard)))).collect();
         Request { events, records, acked: false }
     }
@@ -128,7 +128,12 @@ impl World {
                     let Some((_, payload, events)) = sent else {
                         return ensure(Invariant::ExactEffect, false, || "the log holds what nobody sent".to_owned());
                     };
-                    self.history[s].push(Logged { appended: record.appended, payload: payload.clone(), events: events.clone() });
+                    self.history[s].push(Logged {
+                        appended: record.appended,
+                        received: record.received,
+                        payload: payload.clone(),
+                        events: events.clone(),
+                    });
                     next = record.offset + 1;
                 }
             }

@@ -13,7 +13,7 @@ use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, Examined, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
-use rollmill::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use rollmill::persistence::store::{Expiring, ExpiryNote, MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 
 use crate::plants::Plant;
 use crate::report::{Fault, Stats};
@@ -71,7 +71,7 @@ impl SimStore {
                     Write::Flush => dice.rates.flush,
                     Write::MarkSuspect => dice.rates.mark,
                     Write::Archived => dice.rates.manifest,
-                    Write::Moved | Write::Expired | Write::Settle | Write::Restore => 0,
+                    Write::Moved | Write::Expired | Write::Expiry | Write::Settle | Write::Restore => 0,
                 };
                 let kinds = [memory::Fault::Before, memory::Fault::AppliedReplyLost, memory::Fault::NotAppliedReplyLost];
                 dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
@@ -180,6 +180,14 @@ impl RollupStore for SimStore {
         self.inner.moved(row, tier)
     }
 
+    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+        self.inner.swap_expiry(of, before, after)
+    }
+
+    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
+        self.inner.say_yes(of)
+    }
+
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         self.inner.expired(row)
     }
@@ -255,6 +263,22 @@ impl StoreSnapshot for Still<'_> {
     fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
         self.0.manifest_first(shard, tier, limit)
     }
+    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
+        self.0.receipts(shard, from, limit)
+    }
+    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+        self.0.extent_of_archive(shard)
+    }
+    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+        self.0.expiry(of)
+    }
+    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
+        self.0.expiries()
+    }
+    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
+        self.0.last_archived(shard)
+    }
+
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         self.0.archive_floors()
     }
@@ -280,6 +304,11 @@ struct Object {
 #[derive(Default)]
 struct Light(Mutex<BTreeMap<String, Object>>);
 
+fn received_range(records: &[LogRecord]) -> (Millis, Millis) {
+    let received = || records.iter().map(|record| record.received);
+    (received().min().unwrap_or(0), received().max().unwrap_or(0))
+}
+
 impl Light {
     fn row(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord], plant: Option<Plant>) -> Option<ManifestRow> {
         let (first, last) = (records.first()?, records.last()?);
@@ -302,6 +331,7 @@ impl Light {
             epoch,
             path,
             appended,
+            received: received_range(records),
             windows,
             rows: 0,
             raw_bytes: bytes,

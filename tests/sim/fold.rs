@@ -30,6 +30,7 @@ pub struct Event {
 #[derive(Debug, Clone)]
 pub struct Logged {
     pub appended: i64,
+    pub received: i64,
     pub payload: bytes::Bytes,
     pub events: Option<Vec<Event>>,
 }
@@ -87,7 +88,7 @@ pub struct Fold {
     kept: Vec<(i64, usize, u32)>,
     admitted: [BTreeSet<usize>; 2],
     pub rows: Rows,
-    /// By tenant (or none) and hour of append: aggregated, de-duplicated, quarantined.
+    /// By tenant (or none) and hour of receipt: aggregated, de-duplicated, quarantined.
     pub accounting: BTreeMap<(&'static str, i32), [u64; 3]>,
     pub quarantined: BTreeSet<Place>,
     pub events: u64,
@@ -98,7 +99,7 @@ pub struct Fold {
 
 impl Fold {
     pub fn record(&mut self, record: &Logged, rules: Rules, set_aside: &BTreeSet<Place>) {
-        let (offset, hour) = (self.next, record.appended.div_euclid(HOUR_MS) as i32);
+        let (offset, hour) = (self.next, record.received.div_euclid(HOUR_MS) as i32);
         self.next += 1;
         let Some(events) = &record.events else {
             self.accounting.entry(("", hour)).or_default()[2] += 1;
@@ -108,21 +109,22 @@ impl Fold {
             return;
         };
         for (index, event) in events.iter().enumerate() {
-            self.event(record.appended, event, (offset, index as u32), rules, set_aside);
+            self.event(record, event, (offset, index as u32), rules, set_aside);
         }
     }
 
     /// The first events of the next record: what a shard that goes event by event has applied of it.
     pub fn part(&mut self, record: &Logged, events: u32, rules: Rules, set_aside: &BTreeSet<Place>) {
         for (index, event) in record.events.iter().flatten().enumerate().take(events as usize) {
-            self.event(record.appended, event, (self.next, index as u32), rules, set_aside);
+            self.event(record, event, (self.next, index as u32), rules, set_aside);
         }
     }
 
-    fn event(&mut self, appended: i64, event: &Event, place: Place, rules: Rules, set_aside: &BTreeSet<Place>) {
+    fn event(&mut self, record: &Logged, event: &Event, place: Place, rules: Rules, set_aside: &BTreeSet<Place>) {
         self.events += 1;
         let tenant = tenant_of(event.series);
-        let account = self.accounting.entry((TENANTS[tenant], appended.div_euclid(HOUR_MS) as i32)).or_default();
+        let account = self.accounting.entry((TENANTS[tenant], record.received.div_euclid(HOUR_MS) as i32)).or_default();
+        let appended = record.appended;
         if let Some(id) = event.id {
             let window = &self.kept[self.kept.len().saturating_sub(rules.max_ids)..];
             let same = |&&(_, series, other): &&(i64, usize, u32)| (series, other) == (event.series, id);

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use rollmill::actors::archiver::Archiver;
 use rollmill::actors::heal::{Archived, Healing, resume};
 use rollmill::actors::slots::Slots;
+use rollmill::clock::Clock;
 use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::{Hour, Millis};
@@ -112,10 +113,10 @@ impl World {
         let admission = Admission::limited(self.setup.rules.max_series as u64, admitted);
         let state = ShardState::new(self.setup.limits.clone(), shard, &claim, recent, admission, self.log.end(shard));
         let slot = self.nodes[n].slots.slot(shard);
-        let caught_up_at = slot.caught_up_at.load(Ordering::Acquire);
+        let caught_up = *slot.caught_up.lock().expect("whole");
         slot.begin(&claim, state);
         if self.plants(Plant::CaughtUpRemembered) {
-            slot.caught_up_at.store(caught_up_at, Ordering::Release);
+            *slot.caught_up.lock().expect("whole") = caught_up;
         }
         let shell = &mut self.nodes[n].shells[s];
         shell.alone = None;
@@ -155,7 +156,7 @@ impl World {
     }
 
     pub fn tick(&mut self, n: usize, s: usize, drain: bool) -> Result<(), Violation> {
-        self.step(n, s, Input::Tick { now: self.now, drain })
+        self.step(n, s, Input::Tick { now: self.clock.uptime(), drain })
     }
 
     /// Goes on with what an owner is in the middle of, if it is.
@@ -374,7 +375,7 @@ impl World {
         match outcome {
             Ok(()) => {
                 self.nodes[n].slots.slot(ShardId(s as u32)).committed.store(to, Ordering::Release);
-                self.step(n, s, Input::Committed { now: self.now })
+                self.step(n, s, Input::Committed { now: self.clock.uptime() })
             }
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
                 self.step(n, s, Input::CommitFailed)

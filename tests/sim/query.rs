@@ -204,13 +204,13 @@ impl World {
         for (s, answer) in query.answers.iter().enumerate() {
             let Some(answer) = answer else { continue };
             let unapplied = &self.history[s][answer.applied.min(answer.end) as usize..answer.end as usize];
-            let short = unapplied.iter().find(|record| record.appended < answer.as_of);
+            let short = unapplied.iter().find(|record| record.received < answer.as_of);
             ensure(Invariant::HonestQueries, short.is_none(), || {
                 format!(
                     "shard {s} claims everything before {}, but has applied {} and lacks a record of {:?}",
                     answer.as_of,
                     answer.applied,
-                    short.map(|r| r.appended)
+                    short.map(|r| r.received)
                 )
             })?;
         }

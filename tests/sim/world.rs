@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use rollmill::actors::archiver::{ArchiveLimits, Archiver};
+use rollmill::actors::archiver::{ArchiveLimits, Archiver, Waiting};
 use rollmill::actors::slots::Slots;
 use rollmill::clock::ManualClock;
 use rollmill::invariants::Invariant;
@@ -36,6 +36,8 @@ pub struct World {
     pub rng: Rng,
     pub plant: Option<Plant>,
     pub clock: Arc<ManualClock>,
+    /// By how much the wall clock is wrong.
+    pub leapt: i64,
     pub now: i64,
     pub log: Arc<MemoryLog>,
     pub store: Arc<SimStore>,
@@ -130,6 +132,7 @@ impl World {
                 clock: clock.clone(),
                 limits,
                 slots: slots.clone(),
+                waiting: Waiting::default(),
             };
             Node { slots, archiver, paused: false, shells: (0..setup.shards).map(|_| Shell::default()).collect() }
         };
@@ -144,6 +147,7 @@ impl World {
             plant,
             now: T0,
             clock,
+            leapt: 0,
             log,
             store,
             archive,
@@ -216,12 +220,30 @@ impl World {
         self.set_time(self.now + step);
         if self.rng.chance(self.setup.jumps) {
             let forward = self.rng.pick(&[self.setup.rules.horizon_ms, self.setup.rules.horizon_ms + 1, 3_600_000, 90_000_000]);
-            // A process that sleeps through a clock going back and forth cannot know of it: that one case stays out.
-            let back = self.rng.chance(250) && self.nodes.iter().all(|node| !node.paused);
-            self.hit(if back { Fault::ClockBack } else { Fault::ClockForward });
-            self.note(|| format!("the clock jumps by {}", if back { -5_000 } else { forward }));
-            self.set_time(self.now + if back { -5_000 } else { forward });
+            match self.rng.below(4) {
+                // A process that sleeps through a clock going back and forth cannot know of it: that one case stays out.
+                0 if self.nodes.iter().all(|node| !node.paused) => self.leap(-5_000),
+                1 if self.leapt > 0 && self.nodes.iter().all(|node| !node.paused) => self.leap(-self.leapt),
+                2 if self.leapt <= 0 => {
+                    let ahead = self.rng.pick(&[5_000, forward, 400 * 86_400_000]);
+                    self.leap(ahead);
+                }
+                _ => {
+                    self.hit(Fault::LongPause);
+                    self.note(|| format!("{forward} ms pass"));
+                    self.set_time(self.now + forward);
+                }
+            }
         }
+    }
+
+    /// The wall clock leaps, and no time passes.
+    fn leap(&mut self, by: i64) {
+        self.hit(if by < 0 { Fault::ClockBack } else { Fault::ClockForward });
+        self.note(|| format!("the clock leaps by {by}"));
+        self.leapt += by;
+        self.clock.leap(by);
+        self.set_time(self.now + by);
     }
 
     /// Whatever may go wrong at any moment.

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
 use super::door::DoorMessage;
-use super::wire::{self, Announcement, Reply, Request, Stand};
+use super::wire::{self, Announcement, Reach, Reply, Request, Stand};
 use crate::actors::live::LiveError;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
@@ -31,7 +31,7 @@ pub struct Announced {
     /// By number, the shards it owns.
     pub shards: HashMap<u32, Stand>,
     windows: Option<HashMap<u64, Vec<i32>>>,
-    /// When it was asked for, by this node's clock.
+    /// When it was asked for, by this node's boot clock.
     pub asked_at: Millis,
     /// What it says of itself to people.
     pub card: Vec<u8>,
@@ -48,7 +48,7 @@ impl Announced {
     /// If the peer's memory of the shard held nothing of the metric in `[from, to)` when it was asked: up to when that says everything.
     ///
     /// The proof is in ADR 0012: the records from the checkpoint to where the peer had applied are among those that it spoke of.
-    pub fn holds_nothing(&self, at: (u32, &Checkpoint), metric: (&str, &str), hours: (Hour, Hour)) -> Option<(Millis, u64)> {
+    pub fn holds_nothing(&self, at: (u32, &Checkpoint), metric: (&str, &str), hours: (Hour, Hour)) -> Option<Reach> {
         let (shard, checkpoint) = at;
         let stand = self.shards.get(&shard)?;
         let begins = stand.from.checkpoint();
@@ -57,7 +57,7 @@ impl Announced {
         }
         let held = self.windows.as_ref()?.get(&metric_hash(metric.0, metric.1));
         let any = held.is_some_and(|held| held.iter().any(|hour| hours.0.0 <= *hour && *hour < hours.1.0));
-        (!any).then_some((self.asked_at - stand.reach.age_ms, stand.reach.behind))
+        (!any).then_some(stand.reach)
     }
 }
 
@@ -177,7 +177,7 @@ impl Peer {
     /// Why there is none.
     pub async fn beat(&self, deadline: Duration) -> Result<(), BeatError> {
         let failures = self.failures.load(Ordering::Acquire);
-        let asked_at = self.clock.now();
+        let asked_at = self.clock.uptime();
         let request = wire::encode(&Request::Beat).map_err(BeatError::Refused)?;
         let bytes = self.call(request, deadline).await.map_err(|_| BeatError::Silent)?;
         match wire::decode(&bytes).map_err(BeatError::Refused)? {

@@ -130,7 +130,8 @@ impl MeshReader {
     /// Leaves out the calls to peers that hold nothing of what is asked: the store has it all. Closed windows only, because what was
     /// announced is up to a heartbeat old, and the present should not be.
     fn leave_out(&self, calls: &mut Vec<Call>, question: &LiveQuestion<'_>, reports: &mut Reports) {
-        if question.to > Hour::of(self.clock.now()) {
+        let now = self.clock.reading();
+        if question.to > Hour::of(now.wall) {
             return;
         }
         calls.retain_mut(|call| {
@@ -138,8 +139,10 @@ impl MeshReader {
             call.places.retain(|place| {
                 let at = (place.shard, &place.checkpoint());
                 let nothing = announced.holds_nothing(at, (question.tenant, question.metric), (question.from, question.to));
-                if let Some((as_of, behind)) = nothing {
-                    reports.push((ShardId(place.shard), Ok(ShardReport { as_of, behind })));
+                if let Some(reach) = nothing {
+                    // It has grown older since it was announced.
+                    let age_ms = reach.age_ms.max(0) + now.uptime.saturating_sub(announced.asked_at).max(0);
+                    reports.push((ShardId(place.shard), Ok(report(Reach { age_ms, ..reach }, now.wall))));
                 }
                 nothing.is_none()
             });
@@ -201,7 +204,8 @@ fn answered<B>(
 
 /// The age counts back from the moment of asking: the owner has read its clock later.
 fn report(reach: Reach, sent_at: Millis) -> ShardReport {
-    ShardReport { as_of: sent_at.saturating_sub(reach.age_ms.max(0)), behind: reach.behind }
+    let age_ms = reach.age_ms.max(0);
+    ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind: reach.behind }
 }
 
 /// The deltas of a body, if all of them belong to the question: no node puts another tenant's numbers into an answer.

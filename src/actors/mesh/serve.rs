@@ -19,7 +19,7 @@ use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
-use crate::model::window::{Hour, Millis};
+use crate::model::window::Hour;
 use crate::persistence::store::Matcher;
 use crate::shards::state::{AccountingQuestion, LiveQuestion};
 
@@ -86,11 +86,10 @@ impl Server {
                 shard.add(info, Row::of(0, hour, rollup, distinct, quantiles), &mut left);
             }
         };
-        let now = self.clock.now();
         let reports = self.slots.read(&asked, &question, &matchers, &mut visit);
         Ok(Reply::Live(answers(&ask.places, &reports, |shard, report| {
             let Building { series, rows, too_large, .. } = building.remove(&shard).unwrap_or_default();
-            let reach = reach(report, now);
+            let reach = reach(report);
             if too_large { Err(Failure::TooLarge) } else { Ok(LiveBody { reach, series, rows }) }
         })))
     }
@@ -98,14 +97,13 @@ impl Server {
     fn accounting(&self, ask: &AccountingAsk) -> Result<Reply, CodecError> {
         let question = AccountingQuestion { tenant: &ask.tenant, from: Hour(ask.from), to: Hour(ask.to) };
         let mut hours: HashMap<ShardId, Vec<(i32, [u64; 3])>> = HashMap::new();
-        let now = self.clock.now();
         let reports = self.slots.accounting(&asked(&ask.places)?, &question, &mut |shard, row| {
             let counts = [row.aggregated, row.deduplicated, row.quarantined];
             hours.entry(shard).or_default().push((row.hour.0, counts));
         });
         Ok(Reply::Accounting(answers(&ask.places, &reports, |shard, report| {
             let hours = hours.remove(&shard).unwrap_or_default();
-            Ok(AccountingBody { reach: reach(report, now), hours })
+            Ok(AccountingBody { reach: reach(report), hours })
         })))
     }
 
@@ -115,14 +113,13 @@ impl Server {
         let mut windows: HashMap<u64, BTreeSet<i32>> = HashMap::new();
         let mut count = 0;
         for (shard, _) in self.slots.iter() {
-            let now = self.clock.now();
             let stood = self.slots.stand(shard, &mut |metric, hour| {
                 if count < MAX_WINDOWS {
                     count += usize::from(windows.entry(metric).or_default().insert(hour.0));
                 }
             });
             let Ok((from, report)) = stood else { continue };
-            shards.push(Stand { from: Place::of(shard, &from), reach: reach(report, now) });
+            shards.push(Stand { from: Place::of(shard, &from), reach: reach(report) });
         }
         let windows = windows.into_iter().map(|(metric, hours)| (metric, hours.into_iter().collect()));
         let windows = (count < MAX_WINDOWS).then(|| windows.collect());
@@ -179,7 +176,6 @@ fn answers<B>(
     places.iter().map(answer).collect()
 }
 
-/// `now` was read before the shard was.
-fn reach(report: ShardReport, now: Millis) -> Reach {
-    Reach { age_ms: now.saturating_sub(report.as_of).max(0), behind: report.behind }
+fn reach(report: ShardReport) -> Reach {
+    Reach { age_ms: report.age_ms.max(0), behind: report.behind }
 }

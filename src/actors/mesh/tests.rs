@@ -66,7 +66,7 @@ fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
             raw: 0..2,
         };
         let batch = ValidBatch { tenant: "acme".into(), body: Bytes::from_static(b"{}"), events: vec![event] };
-        drop(log.append(records_of(&batch, 1)).expect("appended"));
+        drop(log.append(records_of(&batch, 1, 1)).expect("appended"));
     }
     let store = MemoryStore::new();
     let slots = Slots::new(log.clone(), clock);

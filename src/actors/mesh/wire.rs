@@ -70,7 +70,7 @@ impl Place {
     /// The checkpoint asked for; nobody asks for its archived offset.
     pub fn checkpoint(&self) -> Checkpoint {
         let epoch = Epoch { counter: self.epoch.0, nonce: self.epoch.1 };
-        Checkpoint { log: LogId(self.log), next: self.next, archived: 0, epoch }
+        Checkpoint { log: LogId(self.log), next: self.next, archived: 0, epoch, appended: None }
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::*;
-use crate::clock::ManualClock;
+use crate::clock::{Clock, ManualClock};
 use crate::model::flush::LogRecord;
 use crate::model::offset::LogId;
 use crate::model::record::{self, Record};
@@ -19,6 +19,7 @@ use crate::shards::state::{Input, ShardLimits};
 const LOG: LogId = LogId([1; 16]);
 const SHARD: ShardId = ShardId(0);
 const T0: Millis = 1_000_000;
+const DAY_MS: i64 = 86_400_000;
 
 /// A log whose ends are those of an earlier moment, as Kafka's are.
 struct Lagging {
@@ -46,6 +47,9 @@ impl EventLog for Lagging {
     }
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
         self.log.append(request)
+    }
+    fn append_now(&self) -> Millis {
+        self.log.append_now()
     }
     fn start(&self, shard: ShardId) -> Offset {
         self.log.start(shard)
@@ -78,7 +82,7 @@ impl EventLog for Lagging {
 }
 
 fn claim(next: Offset, counter: u64) -> Claim {
-    let checkpoint = Checkpoint { log: LOG, next, archived: next / 2, epoch: Epoch { counter, nonce: counter } };
+    let checkpoint = Checkpoint { log: LOG, next, archived: next / 2, epoch: Epoch { counter, nonce: counter }, appended: None };
     Claim { checkpoint, attempts: 3, suspects: vec![] }
 }
 
@@ -104,7 +108,7 @@ fn read(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<ShardR
 
 fn empty_record() -> Bytes {
     let mut payload = Vec::new();
-    let record = Record { version: record::VERSION, tenant: "t", gateway: 0, series: vec![], events: vec![] };
+    let record = Record { version: record::VERSION, tenant: "t", gateway: 0, series: vec![], events: vec![], stamp: Some(1) };
     record::encode(&record, &mut payload);
     payload.into()
 }
@@ -132,7 +136,7 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
                     let request = AppendRequest { records: vec![(SHARD, empty_record())] };
                     acked.push(log.append(request).unwrap().blocking_recv().unwrap().unwrap());
                 }
-                3 => log.refresh(now),
+                3 => log.refresh(clock.uptime()),
                 4 => {
                     let next = slot.state.read().unwrap().as_ref().unwrap().next();
                     let mut records = log.read(SHARD, next, 1 << 20).unwrap();
@@ -153,7 +157,9 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
             assert!(report.as_of <= first_missing, "seed {seed}: {report:?}, but the record of {first_missing} is missing");
             assert!(report.as_of <= now, "seed {seed}");
             // A record acknowledged by a clock that is ahead of what the end proves is not vouched for either.
-            assert!(report.as_of <= log.known_at(SHARD, now), "seed {seed}");
+            let known = log.known_at(SHARD, clock.uptime());
+            assert!(report.as_of <= known + T0 - 1, "seed {seed}");
+            assert!(report.age_ms >= clock.uptime() - known, "seed {seed}");
         }
     }
 }
@@ -197,7 +203,7 @@ fn a_node_that_takes_over_stays_ready_for_a_while() {
     let log = MemoryLog::new(LOG, 2, clock.clone());
     let slots = Slots::new(log.clone(), clock.clone());
     log.assign([SHARD].into());
-    slots.slot(SHARD).given_at.store(T0, Ordering::Release);
+    slots.slot(SHARD).given_at.store(clock.uptime(), Ordering::Release);
     assert!(!slots.all_fresh(10), "at its start a node is not ready before it has caught up");
     begin(slots.slot(SHARD), &claim(0, 1));
     slots.look(SHARD, slots.slot(SHARD));
@@ -205,17 +211,18 @@ fn a_node_that_takes_over_stays_ready_for_a_while() {
     let other = slots.slot(ShardId(1));
     log.assign([SHARD, ShardId(1)].into());
     assert!(!slots.all_fresh(10), "nobody has begun to take it over");
-    other.given_at.store(T0, Ordering::Release);
+    other.given_at.store(clock.uptime(), Ordering::Release);
     assert!(slots.all_fresh(10));
     clock.set(T0 + 11);
     slots.look(SHARD, slots.slot(SHARD));
     assert!(!slots.all_fresh(10), "it took too long");
-    clock.set(T0 - 1);
-    assert!(!slots.all_fresh(1 << 20), "a time in the future says nothing");
-    clock.set(T0 + 11);
     begin(other, &claim(0, 1));
     slots.look(ShardId(1), other);
     assert!(slots.all_fresh(10));
+    for leap in [400 * DAY_MS, -401 * DAY_MS, DAY_MS] {
+        clock.leap(leap);
+        assert!(slots.all_fresh(10), "a leap of the wall clock says nothing");
+    }
     log.assign(BTreeSet::new());
     assert!(slots.all_fresh(10), "who owns nothing is not behind");
 }
@@ -242,4 +249,44 @@ fn a_shard_that_cannot_be_served_does_not_make_its_node_unready() {
     assert!(slot.stopped().is_none() && slots.all_fresh(10));
     slots.goes_on(other, Some(0));
     assert!(slots.slot(other).stopped().is_none() && !slots.all_fresh(10), "it has begun, and must keep up like any other");
+}
+
+/// What a shard reports that has applied `applied` of three records, which were appended a second apart; the wall clock leapt before the
+/// third.
+fn leapt(leap: i64, applied: usize) -> (ShardReport, Millis) {
+    let clock = ManualClock::at(T0);
+    let log = MemoryLog::new(LOG, 1, clock.clone());
+    let slots = Slots::new(log.clone(), clock.clone());
+    let (slot, claim) = (slots.slot(SHARD), claim(0, 1));
+    begin(slot, &claim);
+    slots.look(SHARD, slot);
+    for at in 0..3 {
+        clock.pass(1_000);
+        clock.leap(if at == 2 { leap } else { 0 });
+        drop(log.append(AppendRequest { records: vec![(SHARD, empty_record())] }).expect("taken"));
+        slots.look(SHARD, slot);
+    }
+    let records = log.read(SHARD, 0, 1 << 20).expect("reads");
+    slot.state.write().expect("whole").as_mut().expect("owned").step(Input::Records(&records[..applied]), &mut Vec::new());
+    clock.pass(500);
+    slots.look(SHARD, slot);
+    let missing = records.get(applied).map_or(clock.now(), |record| record.received);
+    (read(&slots, SHARD, &claim.checkpoint).expect("answers"), missing)
+}
+
+#[test]
+fn a_leap_of_the_wall_clock_makes_no_shard_stale_and_no_claim_false() {
+    for leap in [0, 400 * DAY_MS, -400 * DAY_MS, 50 * 365 * DAY_MS, -500] {
+        for applied in 0..3 {
+            let (report, missing) = leapt(leap, applied);
+            assert!((500..=3_500).contains(&report.age_ms), "{leap}, {applied} applied: {report:?}");
+            assert!(report.as_of <= missing, "{leap}, {applied} applied: {report:?} claims what was received at {missing}");
+        }
+        let (report, now) = leapt(leap, 3);
+        assert_eq!(
+            (report.as_of, report.age_ms, report.behind),
+            (now, 0, 0),
+            "{leap}: an owner that has all of it is up to date"
+        );
+    }
 }

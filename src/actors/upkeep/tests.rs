@@ -12,16 +12,17 @@ use crate::persistence::archive::memory::{Fault as ArchiveFault, MemoryArchive};
 use crate::persistence::archive::{ArchiveError, Examined};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::memory::MemoryLog;
-use crate::persistence::store::StoreError;
 use crate::persistence::store::memory::{Fault, MemoryStore, Write};
+use crate::persistence::store::{Expiring, StoreError};
 
 const LOG: LogId = LogId([5; 16]);
 const DAY_MS: i64 = 24 * HOUR_MS;
 const NOW: Millis = 1_000 * DAY_MS;
-const LIMITS: UpkeepLimits = UpkeepLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS };
+const EXPIRY: Rules = Rules { gather_ms: DAY_MS, max_at_once: 1_000 };
+const LIMITS: UpkeepLimits = UpkeepLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS, expiry: EXPIRY };
 const SHARDS: [ShardId; 2] = [ShardId(0), ShardId(1)];
 /// Age in days of the objects of each shard: two expire, two move, two stay.
-const AGES: [i64; 6] = [500, 366, 364, 31, 29, 0];
+const AGES: [i64; 6] = [500, 367, 364, 31, 29, 0];
 
 /// Dies at a step: with it done or not. From then on nothing is done any more.
 #[derive(Default)]
@@ -94,13 +95,24 @@ struct World {
 }
 
 fn record(offset: Offset, appended: Millis) -> LogRecord {
-    LogRecord { offset, appended, payload: bytes::Bytes::from(format!("record {offset}")) }
+    LogRecord { offset, appended, received: appended, payload: bytes::Bytes::from(format!("record {offset}")) }
 }
 
 impl World {
+    /// Now, and what is due was noted more than a day ago.
     fn new() -> Self {
-        let world =
-            Self { store: MemoryStore::new(), archive: Arc::new(MemoryArchive::with_cold()), clock: ManualClock::at(NOW) };
+        let world = Self::before_it_is_noted();
+        for shard in SHARDS {
+            assert_eq!(world.upkeep(&immortal()).look_at(shard).expect("noted"), None);
+        }
+        world.clock.set(NOW);
+        world
+    }
+
+    /// A day and a little before.
+    fn before_it_is_noted() -> Self {
+        let clock = ManualClock::at(NOW - DAY_MS - 2 * HOUR_MS);
+        let world = Self { store: MemoryStore::new(), archive: Arc::new(MemoryArchive::with_cold()), clock };
         for shard in SHARDS {
             let epoch = world.store.claim(shard, LOG, 7).expect("claim").checkpoint.epoch;
             for (at, age) in AGES.into_iter().enumerate() {
@@ -127,6 +139,8 @@ impl World {
             limits: LIMITS,
             slots,
             damaged: Damaged::default(),
+            run: 1,
+            looked: Looked::default(),
         }
     }
 
@@ -164,7 +178,7 @@ impl World {
         assert_eq!(self.listed(), expected, "and nothing else is there");
         assert_eq!(self.manifest().iter().map(|row| (row.path.clone(), row.tier)).collect::<Vec<_>>(), expected);
         let floors = self.store.snapshot().expect("snapshot").archive_floors().expect("floors");
-        let floor = ArchiveFloor { offset: 4, appended: NOW - 366 * DAY_MS, hour: Hour(i32::MIN) };
+        let floor = ArchiveFloor { offset: 4, appended: NOW - 367 * DAY_MS, hour: Hour(i32::MIN) };
         assert_eq!(floors, SHARDS.map(|shard| (shard, floor)));
     }
 }
@@ -188,7 +202,75 @@ fn old_objects_move_and_older_ones_expire() {
     assert_eq!(world.manifest()[0].range.from, 4, "364 days and one are not older than 365");
     world.clock.set(NOW + 2 * DAY_MS);
     assert!(upkeep.turn(&SHARDS[..1]));
+    assert_eq!(world.manifest()[0].range.from, 4, "it is noted");
+    world.clock.set(NOW + 3 * DAY_MS);
+    assert!(upkeep.turn(&SHARDS[..1]));
+    world.clock.set(NOW + 3 * DAY_MS + 2 * HOUR_MS);
+    assert!(upkeep.turn(&SHARDS[..1]));
     assert_eq!(world.manifest()[0].range.from, 6);
+}
+
+#[test]
+fn a_clock_that_is_ahead_removes_nothing_and_stops_nothing_for_long() {
+    for days in [400, 50 * 365] {
+        let world = World::before_it_is_noted();
+        let before = (world.manifest(), world.listed());
+        let upkeep = world.upkeep(&immortal());
+        upkeep.turn(&SHARDS);
+        world.clock.leap(days * DAY_MS);
+        for _ in 0..60 {
+            world.clock.pass(HOUR_MS);
+            upkeep.sweep(&SHARDS);
+            upkeep.turn(&SHARDS);
+        }
+        let there = || (world.manifest().iter().map(|row| row.path.clone()).collect::<Vec<_>>(), world.listed().len());
+        assert_eq!(there().0, before.0.iter().map(|row| row.path.clone()).collect::<Vec<_>>(), "{days} days ahead");
+        assert_eq!(there().1, before.1.len(), "each in one place");
+        world.clock.leap(-days * DAY_MS);
+        upkeep.turn(&SHARDS);
+        assert_eq!(there().0.len(), before.0.len());
+        let of = SHARDS.map(Expiring::Archive);
+        assert_eq!(world.store.say_yes(&of), Ok(2), "a person says that the clock is right now");
+        world.clock.pass(HOUR_MS);
+        upkeep.turn(&SHARDS);
+        assert_eq!(there().0.len(), before.0.len() - 6, "what is older than a year by now goes: it has been noted for long");
+    }
+}
+
+#[test]
+fn a_start_with_a_clock_ahead_removes_nothing_within_a_day() {
+    let world = World::before_it_is_noted();
+    let (manifest, listed) = (world.manifest(), world.listed());
+    // Nobody has looked before, so no leap shows.
+    world.clock.leap(400 * DAY_MS);
+    for run in 0..5 {
+        let upkeep = Upkeep { run, ..world.upkeep(&immortal()) };
+        for _ in 0..5 {
+            upkeep.turn(&SHARDS);
+            upkeep.sweep(&SHARDS);
+            world.clock.pass(HOUR_MS);
+        }
+    }
+    let paths = |rows: &[ManifestRow]| rows.iter().map(|row| row.path.clone()).collect::<Vec<_>>();
+    assert_eq!((paths(&world.manifest()), world.listed().len()), (paths(&manifest), listed.len()), "20 hours were seen to pass");
+}
+
+#[test]
+fn orphans_go_when_a_day_has_passed_whatever_the_clock_says() {
+    let world = World::new();
+    let upkeep = world.upkeep(&immortal());
+    upkeep.turn(&SHARDS);
+    let listed = world.listed();
+    let row = world.archive.write(LOG, SHARDS[0], Epoch { counter: 1, nonce: 99 }, &[record(0, NOW)], &Decisions::default());
+    let path = row.expect("written").path;
+    upkeep.sweep(&SHARDS);
+    world.clock.leap(4_000 * DAY_MS);
+    upkeep.sweep(&SHARDS);
+    assert!(world.listed().iter().any(|(listed, _)| *listed == path));
+    world.clock.leap(-4_000 * DAY_MS);
+    world.clock.pass(DAY_MS + 2 * HOUR_MS);
+    upkeep.sweep(&SHARDS);
+    assert_eq!(world.listed(), listed);
 }
 
 #[test]
@@ -219,7 +301,7 @@ fn a_death_between_any_two_steps_loses_nothing() {
             assert!(upkeep.turn(&SHARDS));
             world.all_readable(&before);
             // Copies of this day are no orphans yet.
-            world.clock.set(NOW + DAY_MS + HOUR_MS);
+            world.clock.set(NOW + DAY_MS + 2 * HOUR_MS);
             upkeep.sweep(&SHARDS);
             world.all_readable(&before);
             world.finished();
@@ -247,6 +329,8 @@ fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
         store.archived(row.epoch, &row).expect("archived");
     }
     let upkeep = Upkeep { store: store.clone(), ..world.upkeep(&immortal()) };
+    upkeep.turn(&SHARDS);
+    world.clock.pass(DAY_MS + 2 * HOUR_MS);
     let left = || store.snapshot().expect("snapshot").manifest(None).expect("rows").len();
     assert!(!upkeep.turn(&SHARDS), "more is due");
     assert_eq!(left(), TURN_OBJECTS + 1);
@@ -317,9 +401,9 @@ fn a_store_that_refuses_keeps_the_hot_object() {
 }
 
 #[test]
-fn only_old_objects_without_a_row_are_orphans() {
+fn objects_without_a_row_are_orphans_and_hot_ones_that_moved_are_leftovers() {
     let object = |path: &str, tier, written| ObjectInfo { path: path.to_owned(), bytes: 1, written, tier };
-    let now = 10 * ORPHAN_AGE_MS;
+    let now = NOW;
     let row = |path: &str, tier| ManifestRow {
         path: path.to_owned(),
         tier,
@@ -336,12 +420,15 @@ fn only_old_objects_without_a_row_are_orphans() {
         object("unsure", Tier::Hot, 0),
         object("torn", Tier::Hot, 0),
         torn,
-        object("young", Tier::Hot, now - ORPHAN_AGE_MS),
-        object("old", Tier::Hot, now - ORPHAN_AGE_MS - 1),
-        object("old", Tier::Cold, now - ORPHAN_AGE_MS - 1),
+        object("young", Tier::Hot, now),
+        object("old", Tier::Hot, 0),
+        object("old", Tier::Cold, 0),
     ];
-    let found: Vec<_> = needless(&listed, &manifest, now).iter().map(|o| (o.path.as_str(), o.tier)).collect();
-    assert_eq!(found, [("moved", Tier::Hot), ("old", Tier::Hot), ("old", Tier::Cold)]);
+    let (orphans, leftovers) = needless(&listed, &manifest);
+    let shown = |found: &[&ObjectInfo]| found.iter().map(|o| (o.path.clone(), o.tier)).collect::<Vec<_>>();
+    let named = |of: &[(&str, Tier)]| of.iter().map(|(path, tier)| ((*path).to_owned(), *tier)).collect::<Vec<_>>();
+    assert_eq!(shown(&orphans), named(&[("young", Tier::Hot), ("old", Tier::Hot), ("old", Tier::Cold)]));
+    assert_eq!(shown(&leftovers), named(&[("moved", Tier::Hot)]));
 }
 
 #[test]
@@ -367,6 +454,9 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     let records: Vec<LogRecord> = (2..4).map(|offset| record(offset, NOW)).collect();
     let again = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
     restored.archived(again.epoch, &again).expect("archived");
+    upkeep.sweep(&SHARDS);
+    assert_eq!(world.listed().len(), listed.len() + 1, "it is noted");
+    world.clock.pass(DAY_MS + 2 * HOUR_MS);
     upkeep.sweep(&SHARDS);
     let left: Vec<String> = world.listed().into_iter().map(|(path, _)| path).collect();
     let old = rows.iter().find(|row| row.shard == shard && row.range.from == 2).expect("a row");

@@ -389,15 +389,10 @@ pub(super) fn fill_topic(topic: &NewTopic, identity: u64, stand: &Stand, tell: T
             let why = found.refusal(&topic.connection.brokers).unwrap_or_default();
             bail!("{}: {why}\nor delete the topic and run migrate again, it makes a new one", difference.what);
         }
-        let filled = fill(&topic.admin, &topic.connection, &stand.ends, stand.appended, &mut |done| tell(Step::Topic, done, all));
+        let filled = fill(&topic.admin, &topic.connection, &stand.ends, &mut |done| tell(Step::Topic, done, all));
         match filled {
             Ok(()) => return Ok(()),
             Err(Unfit::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
-            Err(behind @ Unfit::Behind { .. }) => {
-                topic.admin.delete().map_err(failed)?;
-                return Err(behind)
-                    .context("set the clocks of the brokers right, and run migrate again: append times must not go back");
-            }
             Err(other) => return Err(other).context("run migrate again, it goes on where it was"),
         }
     }

@@ -11,9 +11,8 @@ use super::Source;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
-use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
+use crate::model::manifest::{self, ManifestRow};
 use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
-use crate::model::window::Millis;
 use crate::node::{DataDir, Faults, Ports, backends, check_log, limits, offline, shards, tree};
 use crate::persistence::log::EventLog;
 
@@ -39,8 +38,6 @@ pub(in crate::node) struct Stand {
     pub unarchived: u64,
     /// The manifest.
     pub manifest: Vec<ManifestRow>,
-    /// Append time of the last record in the archive, or expired from it.
-    pub appended: Millis,
 }
 
 /// Reads where it stands, also beside a server that runs.
@@ -65,10 +62,7 @@ pub(in crate::node) fn stand(config: &Config, data: &DataDir) -> anyhow::Result<
         unflushed += end.saturating_sub(at.map_or(0, |at| at.next));
         unarchived += end.saturating_sub(archived);
     }
-    let appended =
-        rows.iter().map(|row| row.appended.1).chain(floors.iter().map(|(_, floor): &(_, ArchiveFloor)| floor.appended));
-    let appended = appended.max().unwrap_or(0);
-    Ok(Stand { log: log.id(), ends, unflushed, unarchived, manifest: rows, appended })
+    Ok(Stand { log: log.id(), ends, unflushed, unarchived, manifest: rows })
 }
 
 /// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller holds the lock of the directory.

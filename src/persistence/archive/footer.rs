@@ -7,13 +7,16 @@ use bytes::Bytes;
 use parquet::file::metadata::KeyValue;
 use serde::{Deserialize, Serialize};
 
+use super::parquet::Times;
 use crate::model::CodecError;
 use crate::model::manifest::{Decisions, ObjectName};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
+use crate::model::window::Millis;
 
-/// Version of the format.
-const VERSION: &str = "1";
+/// Version of the format. In version 1 there was one time, which was both.
+const VERSION: &str = "2";
+const VERSION_1: &str = "1";
 const DECISIONS: &str = "rollmill.decisions";
 const SUM: &str = "rollmill.crc32c";
 /// Stands for the checksum while it is computed: as many digits.
@@ -26,7 +29,6 @@ const TAIL: usize = 8;
 /// What the footer says of the object's place.
 pub(super) fn place(log: LogId, shard: ShardId, name: ObjectName) -> Vec<(&'static str, String)> {
     vec![
-        ("rollmill.version", VERSION.to_owned()),
         ("rollmill.log", log.to_string()),
         ("rollmill.shard", shard.to_string()),
         ("rollmill.from", name.range.from.to_string()),
@@ -41,9 +43,14 @@ pub(super) fn pairs(
     log: LogId,
     shard: ShardId,
     name: ObjectName,
+    times: Times,
     decisions: &Decisions,
 ) -> Result<Vec<(&'static str, String)>, CodecError> {
-    let mut pairs = place(log, shard, name);
+    let mut pairs = vec![("rollmill.version", VERSION.to_owned())];
+    pairs.append(&mut place(log, shard, name));
+    let range = |(low, high): (Millis, Millis)| format!("{low}..{high}");
+    pairs.push(("rollmill.appended", range(times.appended)));
+    pairs.push(("rollmill.received", range(times.received)));
     pairs.push((DECISIONS, serde_json::to_string(&Written::of(decisions)).map_err(|e| bad(e.to_string()))?));
     pairs.push((SUM, String::from_utf8_lossy(&NO_SUM).into_owned()));
     Ok(pairs)
@@ -59,9 +66,10 @@ impl Footer<'_> {
 
     /// Whether it is that of the object.
     pub(super) fn check(&self, log: LogId, shard: ShardId, name: ObjectName) -> Result<(), CodecError> {
-        if let Some(other) = self.value("rollmill.version").filter(|version| *version != VERSION) {
+        let version = self.value("rollmill.version").unwrap_or("nothing");
+        if ![VERSION_1, VERSION].contains(&version) {
             return Err(bad(format!(
-                "format version {other} is unknown, this build reads {VERSION}: use the version of Rollmill that wrote it"
+                "format version {version} is unknown, this build reads {VERSION_1} and {VERSION}: use the version of Rollmill that wrote it"
             )));
         }
         for (key, expected) in place(log, shard, name) {

@@ -27,7 +27,8 @@ use crate::model::manifest::{Decisions, ManifestRow, ObjectName, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
-/// The columns, version 1. New columns go behind; a change of meaning is a new version.
+/// The columns, version 2. New columns go behind; a change of meaning is a new version. In version 1 there was one time, `received`, which
+/// was the append time; it ends with `payload`.
 ///
 /// Objects of older releases begin with a column `shard`, which is the folder's name as well: pyarrow, and pandas with it, refuse a column
 /// that is in both as another type. Their labels are of the logical type JSON, which some readers take for bytes.
@@ -47,6 +48,8 @@ pub const SCHEMA: &str = "message rollmill_event {
   optional int64 gateway;
   optional int32 series_index;
   optional binary payload;
+  required int64 appended (TIMESTAMP(MILLIS,true));
+  optional int64 stamp (TIMESTAMP(MILLIS,true));
 }";
 
 /// Speed over size: level 3 took twice the time for a tenth of the bytes.
@@ -80,8 +83,8 @@ impl Summary {
         }
     }
 
-    /// The manifest row of an object of these bytes and append times.
-    fn row(self, place: (LogId, ShardId, ObjectName), bytes: &[u8], appended: (Millis, Millis), tier: Tier) -> ManifestRow {
+    /// The manifest row of an object of these bytes and times.
+    fn row(self, place: (LogId, ShardId, ObjectName), bytes: &[u8], times: Times, tier: Tier) -> ManifestRow {
         let (log, shard, ObjectName { range, epoch }) = place;
         ManifestRow {
             log,
@@ -89,7 +92,8 @@ impl Summary {
             range,
             epoch,
             path: ManifestRow::object_path(log, shard, range, epoch),
-            appended,
+            appended: times.appended,
+            received: times.received,
             windows: self.windows.into_iter().collect(),
             rows: self.events,
             raw_bytes: self.raw_bytes,
@@ -97,6 +101,25 @@ impl Summary {
             crc32c: crc32c::crc32c(bytes),
             tier,
         }
+    }
+}
+
+/// When the records of an object were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    /// Append time of the first and last.
+    pub(super) appended: (Millis, Millis),
+    /// The least and the greatest received time.
+    pub(super) received: (Millis, Millis),
+}
+
+impl Times {
+    fn of(records: &[LogRecord]) -> Result<Self, CodecError> {
+        let none = || CodecError::new("archive object", "an object needs at least one record");
+        let (first, last) = (records.first().ok_or_else(none)?, records.last().ok_or_else(none)?);
+        let received = records.iter().map(|record| record.received);
+        let range = received.fold((first.received, first.received), |(low, high), at| (low.min(at), high.max(at)));
+        Ok(Self { appended: (first.appended, last.appended), received: range })
     }
 }
 
@@ -114,7 +137,8 @@ pub fn encode(
     let name = ObjectName { range: range_of(records)?, epoch };
     let schema = Arc::new(parse_message_type(SCHEMA).map_err(bad)?);
     let reserve = records.iter().map(|record| record.payload.len()).sum::<usize>() / EXPECTED_RATIO;
-    let properties = Arc::new(properties(footer::pairs(log, shard, name, decisions)?)?);
+    let times = Times::of(records)?;
+    let properties = Arc::new(properties(footer::pairs(log, shard, name, times, decisions)?)?);
     let mut writer = SerializedFileWriter::new(Vec::with_capacity(reserve), schema, properties).map_err(bad)?;
     let mut summary = Summary::default();
     let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
@@ -132,8 +156,7 @@ pub fn encode(
     }
     let mut bytes = writer.into_inner().map_err(bad)?;
     footer::seal(&mut bytes)?;
-    let appended = (records[0].appended, records[records.len() - 1].appended);
-    let row = summary.row((log, shard, name), &bytes, appended, Tier::Hot);
+    let row = summary.row((log, shard, name), &bytes, times, Tier::Hot);
     Ok((bytes, row))
 }
 
@@ -167,25 +190,32 @@ type Group<'a> = SerializedRowGroupWriter<'a, Vec<u8>>;
 
 /// Writes the rows, and takes their texts out of them.
 fn write_group(mut group: Group<'_>, rows: &mut [Row]) -> Result<(), ParquetError> {
-    let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
-    put::<Int64Type>(&mut group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
-    put::<Int32Type>(&mut group, &rows.iter().map(|r| r.index as i32).collect::<Vec<_>>(), None)?;
-    put::<Int64Type>(&mut group, &rows.iter().map(|r| r.received).collect::<Vec<_>>(), None)?;
-    put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.event_time))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.tenant)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.metric)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.labels)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.series_id)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.id)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.user)))?;
-    let decimal = |units: i128| FixedLenByteArray::from(units.to_be_bytes().to_vec());
-    put_optional::<FixedLenByteArrayType>(&mut group, rows.iter().map(|r| r.value.map(decimal)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.raw)))?;
-    put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.gateway.map(i64::from)))?;
-    put_optional::<Int32Type>(&mut group, rows.iter().map(|r| r.series_index.map(|at| at as i32)))?;
-    put_optional::<ByteArrayType>(&mut group, rows.iter_mut().map(|r| binary(&mut r.payload)))?;
+    write_columns_1(&mut group, rows)?;
+    put::<Int64Type>(&mut group, &rows.iter().map(|r| r.appended).collect::<Vec<_>>(), None)?;
+    put_optional::<Int64Type>(&mut group, rows.iter().map(|r| r.stamp))?;
     group.close()?;
     Ok(())
+}
+
+/// The columns that version 1 had, too.
+fn write_columns_1(group: &mut Group<'_>, rows: &mut [Row]) -> Result<(), ParquetError> {
+    let binary = |cell: &mut Option<Bytes>| cell.take().map(ByteArray::from);
+    put::<Int64Type>(group, &rows.iter().map(|r| r.offset as i64).collect::<Vec<_>>(), None)?;
+    put::<Int32Type>(group, &rows.iter().map(|r| r.index as i32).collect::<Vec<_>>(), None)?;
+    put::<Int64Type>(group, &rows.iter().map(|r| r.received).collect::<Vec<_>>(), None)?;
+    put_optional::<Int64Type>(group, rows.iter().map(|r| r.event_time))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.tenant)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.metric)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.labels)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.series_id)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.id)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.user)))?;
+    let decimal = |units: i128| FixedLenByteArray::from(units.to_be_bytes().to_vec());
+    put_optional::<FixedLenByteArrayType>(group, rows.iter().map(|r| r.value.map(decimal)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.raw)))?;
+    put_optional::<Int64Type>(group, rows.iter().map(|r| r.gateway.map(i64::from)))?;
+    put_optional::<Int32Type>(group, rows.iter().map(|r| r.series_index.map(|at| at as i32)))?;
+    put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.payload)))
 }
 
 fn put_optional<T: DataType>(group: &mut Group<'_>, cells: impl Iterator<Item = Option<T::T>>) -> Result<(), ParquetError> {
@@ -246,8 +276,7 @@ pub fn examine(bytes: Bytes, tier: Tier) -> Result<Examined, CodecError> {
         if range_of(&records)? != place.2.range {
             return Err(CodecError::new("archive object", "the records are not those of the footer"));
         }
-        let appended = (records[0].appended, records[records.len() - 1].appended);
-        let row = summary.row(place, &bytes, appended, tier);
+        let row = summary.row(place, &bytes, Times::of(&records)?, tier);
         Ok(Examined { row, records, decisions: footer.decisions()?, sealed })
     });
     read.unwrap_or_else(|_| Err(CodecError::new("archive object", "reading it panicked: its bytes are damaged")))
@@ -321,6 +350,10 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
     let gateway = columns.optional::<Int64Type>()?;
     let series_index = columns.optional::<Int32Type>()?;
     let mut payload = columns.binary()?;
+    // An object of version 1 ends here: its records have one time, which is both, and no stamp.
+    let two_times = columns.next < group.num_columns();
+    let appended = if two_times { columns.required::<Int64Type>()? } else { received.clone() };
+    let stamp = if two_times { columns.optional::<Int64Type>()? } else { vec![None; rows] };
     let row = |at: usize| {
         let value = match &value[at] {
             None => None,
@@ -333,6 +366,8 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
             offset: offset[at] as u64,
             index: index[at] as u32,
             received: received[at],
+            appended: appended[at],
+            stamp: stamp[at],
             event_time: event_time[at],
             tenant: tenant.next().flatten(),
             metric: metric.next().flatten(),
@@ -399,22 +434,33 @@ pub(crate) mod tests {
         assert_eq!(passed, Vec::<usize>::new());
     }
 
-    /// An object as the release before wrote it: no decisions, no checksum.
+    /// An object as the release before wrote it: one time, no decisions, no checksum.
     pub(crate) fn older(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Bytes {
         let name = ObjectName { range: range_of(records).expect("a range"), epoch };
-        with_footer(footer::place(log, shard, name), shard, records)
+        let mut pairs = vec![("rollmill.version", "1".to_owned())];
+        pairs.append(&mut footer::place(log, shard, name));
+        with_footer(pairs, shard, records)
     }
 
     fn with_footer(pairs: Vec<(&'static str, String)>, shard: ShardId, records: &[LogRecord]) -> Bytes {
-        let older = SCHEMA.replace("{\n", "{\n  required int32 shard;\n").replace("labels (STRING)", "labels (JSON)");
+        let columns = SCHEMA.split("  required int64 appended").next().expect("columns").to_owned() + "}";
+        let older = columns.replace("{\n", "{\n  required int32 shard;\n").replace("labels (STRING)", "labels (JSON)");
         let schema = Arc::new(parse_message_type(&older).expect("a schema"));
         let properties = Arc::new(properties(pairs).expect("properties"));
         let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).expect("a writer");
         let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
-        records.iter().for_each(|record| maker.push_rows(record, &mut rows));
+        for record in records {
+            let start = rows.len();
+            maker.push_rows(record, &mut rows);
+            rows[start..].iter_mut().for_each(|row| row.received = row.appended);
+            if rows[start].stamp.is_some() {
+                rows[start].payload = Some(record.payload.clone());
+            }
+        }
         let mut group = writer.next_row_group().expect("a group");
         put::<Int32Type>(&mut group, &vec![shard.0 as i32; rows.len()], None).expect("written");
-        write_group(group, &mut rows).expect("written");
+        write_columns_1(&mut group, &mut rows).expect("written");
+        group.close().expect("closed");
         writer.into_inner().expect("bytes").into()
     }
 
@@ -423,9 +469,10 @@ pub(crate) mod tests {
         let records = [sample(0, 2), sample(1, 1)];
         let bytes = older(LOG, ShardId(5), EPOCH, &records);
         let old = examine(bytes.clone(), Tier::Hot).expect("read");
-        assert_eq!((&old.records[..], old.decisions, old.sealed), (&records[..], None, false));
-        assert_eq!(decode(bytes, &old.row), Ok(records.to_vec()));
-        assert_eq!(old.row, ManifestRow { bytes: old.row.bytes, crc32c: old.row.crc32c, ..object(&records).1 });
+        let one_time = records.map(|record| LogRecord { received: record.appended, ..record });
+        assert_eq!((&old.records[..], old.decisions, old.sealed), (&one_time[..], None, false));
+        assert_eq!(decode(bytes, &old.row), Ok(one_time.to_vec()));
+        assert_eq!(old.row, ManifestRow { bytes: old.row.bytes, crc32c: old.row.crc32c, ..object(&one_time).1 });
     }
 
     #[test]
@@ -439,12 +486,12 @@ pub(crate) mod tests {
     #[test]
     fn another_version_is_refused_with_the_way_out() {
         let (_, row) = object(&[sample(0, 1)]);
-        let mut pairs = footer::place(LOG, ShardId(5), ObjectName { range: row.range, epoch: EPOCH });
-        pairs[0].1 = "2".to_owned();
+        let mut pairs = vec![("rollmill.version", "3".to_owned())];
+        pairs.append(&mut footer::place(LOG, ShardId(5), ObjectName { range: row.range, epoch: EPOCH }));
         let bytes = with_footer(pairs, ShardId(5), &[sample(0, 1)]);
         for refused in [decode(bytes.clone(), &row).map(|_| ()), examine(bytes, Tier::Hot).map(|_| ())] {
             let why = refused.expect_err("refused").to_string();
-            assert!(why.contains("format version 2 is unknown") && why.contains("use the version of Rollmill"), "{why}");
+            assert!(why.contains("format version 3 is unknown") && why.contains("use the version of Rollmill"), "{why}");
         }
     }
 
@@ -455,7 +502,7 @@ pub(crate) mod tests {
         let (bytes, row) = object(&records);
         assert_eq!(object(&records).0, bytes);
         assert_eq!(decode(bytes.into(), &row), Ok(records.clone()));
-        assert_eq!((row.range, row.appended), (OffsetRange { from: 10, to: 200 }, (100, 1990)));
+        assert_eq!((row.range, row.appended, row.received), (OffsetRange { from: 10, to: 200 }, (100, 1990), (100, 1978)));
         let decodable = records.iter().filter(|r| &r.payload[..] != b"garbage");
         assert_eq!(row.rows, decodable.map(|r| r.offset % 7 + 1).sum::<u64>());
         assert_eq!(row.windows.iter().map(|w| w.1).sum::<u64>(), row.rows);

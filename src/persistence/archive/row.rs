@@ -21,8 +21,10 @@ pub struct Row {
     pub offset: u64,
     /// Index of the event in the record.
     pub index: u32,
-    /// Append time.
+    /// When the record was received.
     pub received: Millis,
+    /// Append time of the record.
+    pub appended: Millis,
     /// Event time.
     pub event_time: Option<Millis>,
     /// Whose.
@@ -45,6 +47,8 @@ pub struct Row {
     pub gateway: Option<u32>,
     /// Place of the series in the record's table.
     pub series_index: Option<u32>,
+    /// What the gateway's append clock showed; a record of version 1 has none.
+    pub stamp: Option<Millis>,
     /// The whole record, where its columns do not determine it.
     pub payload: Option<Bytes>,
 }
@@ -85,7 +89,8 @@ impl RowMaker {
         let exact = record::decode(payload).is_ok_and(|record| self.push_events(log_record, &record, rows));
         let empty = rows.len() == start;
         if empty {
-            rows.push(Row { offset: log_record.offset, received: log_record.appended, ..Row::default() });
+            let (received, appended) = (log_record.received, log_record.appended);
+            rows.push(Row { offset: log_record.offset, received, appended, ..Row::default() });
         }
         if empty || !exact {
             rows[start].payload = Some(payload.clone());
@@ -106,7 +111,8 @@ impl RowMaker {
             rows.push(Row {
                 offset: log_record.offset,
                 index,
-                received: log_record.appended,
+                received: log_record.received,
+                appended: log_record.appended,
                 event_time: Some(event.timestamp),
                 tenant: Some(tenant.clone()),
                 metric: Some(of.metric.clone()),
@@ -118,6 +124,7 @@ impl RowMaker {
                 raw: Some(slice(event.raw)),
                 gateway: Some(record.gateway),
                 series_index: Some(event.series),
+                stamp: record.stamp,
                 payload: None,
             });
         }
@@ -155,7 +162,7 @@ pub fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
         Some(payload) => payload.clone(),
         None => rebuild(rows)?.into(),
     };
-    Ok(LogRecord { offset: first.offset, appended: first.received, payload })
+    Ok(LogRecord { offset: first.offset, appended: first.appended, received: first.received, payload })
 }
 
 fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
@@ -174,11 +181,12 @@ fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
         keys.into_iter().collect::<Option<_>>().ok_or_else(|| bad("a series is not used by any event"))?;
     let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
     let record = Record {
-        version: record::VERSION,
+        version: if first.stamp.is_some() { record::VERSION } else { record::VERSION_1 },
         tenant: text(need(first.tenant.as_ref(), "tenant")?)?,
         gateway: need(first.gateway, "gateway")?,
         series: keys.iter().map(|(key, id)| SeriesEntry { id, key }).collect(),
         events: rows.iter().map(event).collect::<Result<_, _>>()?,
+        stamp: first.stamp,
     };
     let mut bytes = Vec::new();
     record::encode(&record, &mut bytes);
@@ -238,15 +246,21 @@ pub(super) mod tests {
             raw: texts[n].as_bytes(),
         };
         let record = Record {
-            version: record::VERSION,
+            version: if offset.is_multiple_of(3) { record::VERSION_1 } else { record::VERSION },
             tenant: "t",
             gateway: u32::MAX,
             series: keys.iter().map(|(key, id)| SeriesEntry { id: &id.0, key }).collect(),
             events: (0..events).map(event).collect(),
+            stamp: (!offset.is_multiple_of(3)).then_some(offset as i64 * 10 - 1),
         };
         let mut payload = Vec::new();
         record::encode(&record, &mut payload);
-        LogRecord { offset, appended: offset as i64 * 10, payload: payload.into() }
+        LogRecord {
+            offset,
+            appended: offset as i64 * 10,
+            received: offset as i64 * 10 - 3 * (offset as i64 % 5),
+            payload: payload.into(),
+        }
     }
 
     fn round_trip(original: &LogRecord) -> Vec<Row> {
@@ -268,7 +282,7 @@ pub(super) mod tests {
     #[test]
     fn records_that_do_not_decode_or_have_no_events_keep_their_bytes() {
         for payload in [&b""[..], b"garbage", b"\x95\x01\xa1t\x00\x90\x90"] {
-            let rows = round_trip(&LogRecord { offset: 1, appended: 2, payload: Bytes::copy_from_slice(payload) });
+            let rows = round_trip(&LogRecord { offset: 1, appended: 2, received: 3, payload: Bytes::copy_from_slice(payload) });
             assert_eq!((rows.len(), rows[0].event_time, rows[0].payload.as_deref()), (1, None, Some(payload)));
         }
     }
@@ -319,7 +333,7 @@ pub(super) mod tests {
                     None => bytes.push(byte),
                 }
             }
-            round_trip(&LogRecord { offset: 3, appended: -5, payload: bytes.into() });
+            round_trip(&LogRecord { offset: 3, appended: -5, received: 5, payload: bytes.into() });
         }
     }
 }

@@ -132,12 +132,31 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
         }
         return;
     };
-    for (now, stamped) in [(T0, T0), (T0 + 5, T0 + 5), (T0 - 500, T0 + 5), (T0 + 4, T0 + 5), (T0 + 6, T0 + 6)] {
-        clock.set(now);
-        assert_eq!(append(log, &[(0, "r"), (1, "r")]), stamped, "the clock shows {now}");
-        expected.push((stamped, "r".to_owned()));
+    // What passes, by how much the wall clock leaps then, and what a record is stamped with.
+    let day = 86_400_000;
+    let steps = [
+        (0, 0, 0),
+        (5, 0, 5),
+        (0, -day, 5),
+        (4, 0, 7),
+        (0, 2 * day, 7),
+        (3, 0, 13),
+        (10, 0, 33),
+        (0, -day, 33),
+        (1, 0, 33),
+        (1, 0, 34),
+    ];
+    let mut received = Vec::new();
+    for (passed, leap, stamped) in steps {
+        clock.pass(passed);
+        clock.leap(leap);
+        assert_eq!(append(log, &[(0, "r"), (1, "r")]), T0 + stamped, "{passed} passed, then the clock leapt by {leap}");
+        expected.push((T0 + stamped, "r".to_owned()));
+        received.push(clock.now());
     }
     assert_eq!((read(log, 0, 0, 1), read(log, 1, 0, 1)), (expected.clone(), expected));
+    let found: Vec<Millis> = log.read(ShardId(0), 0, 1 << 20).expect("reads").iter().map(|record| record.received).collect();
+    assert_eq!(found, received, "people see what the wall clock showed");
 }
 
 fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, setting: &Setting) {

@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
 use crate::clock::Clock;
+use crate::model::clock::AppendClock;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
@@ -47,7 +48,7 @@ struct State {
     shards: Vec<Kept>,
     /// From this record on, what the shard holds cannot be read.
     damaged: BTreeMap<ShardId, Offset>,
-    appended: Millis,
+    append: Option<AppendClock>,
 }
 
 /// The double, as one node sees it.
@@ -73,7 +74,7 @@ impl MemoryLog {
     /// An empty log whose append times come from `clock`. Its node owns every shard.
     pub fn new(id: LogId, shard_count: u32, clock: Arc<dyn Clock>) -> Arc<Self> {
         let shards = (0..shard_count).map(|_| Kept::default()).collect();
-        let state = Arc::new(Mutex::new(State { shards, damaged: BTreeMap::new(), appended: Millis::MIN }));
+        let state = Arc::new(Mutex::new(State { shards, damaged: BTreeMap::new(), append: None }));
         Self::over(id, clock, state, watch::Sender::new(0), (0..shard_count).map(ShardId).collect())
     }
 
@@ -140,12 +141,12 @@ impl MemoryLog {
 
     fn keep(&self, request: AppendRequest) -> Millis {
         let mut state = self.lock();
-        let appended = self.clock.now().max(state.appended);
-        state.appended = appended;
+        let now = self.clock.reading();
+        let appended = state.append.get_or_insert_with(|| AppendClock::start(None, now)).read(now);
         for (shard, payload) in request.records {
             let kept = &mut state.shards[shard.0 as usize];
             let offset = kept.end();
-            kept.records.push_back(LogRecord { offset, appended, payload });
+            kept.records.push_back(LogRecord { offset, appended, received: now.wall, payload });
         }
         drop(state);
         self.commits.send_modify(|commits| *commits += 1);
@@ -187,6 +188,11 @@ impl EventLog for MemoryLog {
         // The ticket is in our hands: somebody is there.
         let _ = reply.send(outcome);
         Ok(ticket)
+    }
+
+    fn append_now(&self) -> Millis {
+        let now = self.clock.reading();
+        self.lock().append.get_or_insert_with(|| AppendClock::start(None, now)).read(now)
     }
 
     fn start(&self, shard: ShardId) -> Offset {

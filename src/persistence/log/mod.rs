@@ -157,8 +157,10 @@ pub trait EventLog: Send + Sync + 'static {
     fn start(&self, shard: ShardId) -> Offset;
     /// First offset behind the last durable record.
     fn end(&self, shard: ShardId) -> Offset;
-    /// A time not after `now`, such that every record that was durable then lies below `end(shard)` as read afterwards: a log whose
-    /// ends are a little old says here how old.
+    /// What the append clock of this node shows: the append time of a record that were appended here now.
+    fn append_now(&self) -> Millis;
+    /// A time on the boot clock, not after `now`, such that every record that was durable then lies below `end(shard)` as read afterwards:
+    /// a log whose ends are a little old says here how old.
     fn known_at(&self, _shard: ShardId, now: Millis) -> Millis {
         now
     }
@@ -180,6 +182,14 @@ pub trait EventLog: Send + Sync + 'static {
     /// # Errors
     /// See [`LogError`].
     fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError>;
+    /// The greatest append time of a record below `from`, where the log alone can tell and records do not say it: only for a store whose
+    /// checkpoint lacks it, because an older release wrote it. Blocking: may ask a server.
+    ///
+    /// # Errors
+    /// If it cannot be learned.
+    fn appended_below(&self, _shard: ShardId, _from: Offset) -> Result<Option<Millis>, LogError> {
+        Ok(None)
+    }
     /// Releases everything below `floors[shard]`, 0 being nothing of that shard; how much is really freed is the log's affair. Returns the bytes freed.
     ///
     /// # Errors

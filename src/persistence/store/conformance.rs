@@ -114,7 +114,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     first.sort_unstable();
     assert_eq!((admitted(0, 2), admitted(1, 2), admitted(2, 9)), (first, vec![], vec![(info("b").id, 2)]));
     drop(snapshot);
-    let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch };
+    let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch, appended: None };
     let restored = Restored { shard: SHARD, checkpoint, floor: None, manifest: vec![], admitted: vec![] };
     assert_eq!(store.restore(&restored), Err(not_being_rebuilt()));
 
@@ -187,6 +187,7 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
         epoch,
         path: format!("raw/{from}"),
         appended: (from as i64, to as i64),
+        received: (from as i64 - 7, to as i64 + 1),
         windows: vec![(Hour(-1), 5), (Hour(10 - from as i32), 1)],
         rows: 5,
         raw_bytes: 50,
@@ -194,6 +195,46 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
         crc32c: u32::MAX,
         tier: Tier::Hot,
     }
+}
+
+fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
+    let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
+    let of = |store: &dyn RollupStore| store.snapshot().expect("snapshot").last_archived(SHARD).expect("a time");
+    assert_eq!(of(store), None);
+    let range = OffsetRange { from: 0, to: 2 };
+    let guard = FlushGuard { shard: SHARD, log: LOG, range, epoch };
+    let batch = FlushBatch { appended: Some(77), ..FlushBatch::default() };
+    store.flush(guard, &batch, i64::MIN).expect("flushed");
+    let behind = FlushGuard { range: OffsetRange { from: 2, to: 2 }, ..guard };
+    store.flush(behind, &FlushBatch::default(), i64::MIN).expect("flushed, without a record");
+    let next = store.claim(SHARD, LOG, 2).expect("claim").checkpoint;
+    assert_eq!(next.appended, Some(77), "the append time up to the checkpoint is part of it");
+    assert_eq!(store.snapshot().expect("snapshot").checkpoints().expect("checkpoints"), [(SHARD, next)]);
+
+    let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, next.epoch));
+    rows.iter().for_each(|row| store.archived(row.epoch, row).expect("archived"));
+    assert_eq!(of(store), Some(9));
+    let mut snapshot = store.snapshot().expect("snapshot");
+    assert_eq!(snapshot.receipts(SHARD, 0, 2), Ok(vec![(2, 3), (3, 4)]));
+    assert_eq!(snapshot.receipts(SHARD, 3, 9), Ok(vec![(9, 10)]));
+    assert_eq!(snapshot.extent_of_archive(SHARD), Ok((3, Some(0))));
+    assert_eq!(snapshot.extent_of_archive(ShardId(9)), Ok((0, None)));
+    assert_eq!(snapshot.manifest(Some(SHARD)).expect("rows"), rows);
+    drop(snapshot);
+
+    let (archive, weeks) = (Expiring::Archive(SHARD), Expiring::Weeks);
+    let read = |of| store.snapshot().expect("snapshot").expiry(of).expect("read").map(|found| (found.note, found.said));
+    assert_eq!(read(archive), None);
+    assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(false), "there is none");
+    assert_eq!(store.swap_expiry(archive, None, "a"), Ok(true));
+    assert_eq!(store.swap_expiry(archive, None, "b"), Ok(false), "there is one");
+    assert_eq!(store.swap_expiry(archive, Some("b"), "c"), Ok(false), "there is another");
+    assert_eq!(store.swap_expiry(weeks, None, "w"), Ok(true));
+    assert_eq!(store.say_yes(&[archive, Expiring::Archive(ShardId(8))]), Ok(1));
+    assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(true));
+    assert_eq!((read(archive), read(weeks)), (Some(("b".to_owned(), 1)), Some(("w".to_owned(), 0))));
+    let all = store.snapshot().expect("snapshot").expiries().expect("read");
+    assert_eq!(all.iter().map(|(of, _)| *of).collect::<Vec<_>>(), [weeks, archive]);
 }
 
 fn tiers_and_floors(store: &dyn RollupStore) {
@@ -242,7 +283,7 @@ fn quarantine(store: &dyn RollupStore) {
         offset: 0,
         index,
         tenant: "acme".into(),
-        appended: Hour(5).start(),
+        received: Hour(5).start(),
         reason: "panic".into(),
         discarded: false,
         record: vec![1, 2],
@@ -270,7 +311,8 @@ fn quarantine(store: &dyn RollupStore) {
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 4] = [rollups_and_guards, claims_ids_and_archive, tiers_and_floors, quarantine];
+const CASES: [Case; 5] =
+    [rollups_and_guards, claims_ids_and_archive, two_times_and_what_is_noted_of_expiry, tiers_and_floors, quarantine];
 
 #[test]
 fn the_double_conforms() {
@@ -335,14 +377,17 @@ fn sqlite_survives_reopening() {
 #[test]
 fn sqlite_takes_over_stores_of_older_versions() {
     // What takes a new file back to what an older version had.
+    let times = "ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN first_received; \
+        ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; ";
+    let back_to_4 = format!("{times} PRAGMA user_version = 4");
     let sums: String = ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
         .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
         .concat();
-    let back_to_3 = format!("{sums} PRAGMA user_version = 3");
+    let back_to_3 = format!("{times} {sums} PRAGMA user_version = 3");
     let back_to_2 = format!(
-        "{sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2"
+        "{times} {sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2"
     );
-    for back in [back_to_3, back_to_2] {
+    for back in [back_to_4, back_to_3, back_to_2] {
         taken_over(&back);
     }
 }
@@ -363,9 +408,13 @@ fn taken_over(back: &str) {
     store.check(&mut |damage| found.push(damage)).expect("looks");
     assert_eq!(found, [], "every row has its checksum");
     let mut snapshot = store.snapshot().expect("snapshot");
-    assert_eq!(snapshot.manifest(None), Ok(vec![manifest_row(0, 2, epoch)]));
+    let row = manifest_row(0, 2, epoch);
+    let one_time = ManifestRow { received: row.appended, ..row };
+    assert_eq!(snapshot.manifest(None), Ok(vec![one_time.clone()]), "one time, which is both");
+    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.appended, None);
     drop(snapshot);
-    assert_eq!(store.expired(&manifest_row(0, 2, epoch)), Ok(true));
+    assert_eq!(store.swap_expiry(Expiring::Archive(SHARD), None, "a note"), Ok(true));
+    assert_eq!(store.expired(&one_time), Ok(true));
 }
 
 #[test]

@@ -131,6 +131,38 @@ pub struct Damage {
     pub why: String,
 }
 
+/// What expires as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Expiring {
+    /// The weeks of rollups, of all shards.
+    Weeks,
+    /// The archive objects of a shard.
+    Archive(ShardId),
+}
+
+impl Expiring {
+    /// Its number in the tables.
+    fn number(self) -> i32 {
+        match self {
+            Expiring::Archive(shard) => shard.0.cast_signed(),
+            Expiring::Weeks => -1,
+        }
+    }
+
+    fn of_number(number: i32) -> Self {
+        if number == Expiring::Weeks.number() { Expiring::Weeks } else { Expiring::Archive(ShardId(number.cast_unsigned())) }
+    }
+}
+
+/// What is noted of expiry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpiryNote {
+    /// The note ([`crate::model::expiry::Note`]), as text.
+    pub note: String,
+    /// How often a person has said yes.
+    pub said: i64,
+}
+
 /// Shown each rollup with its stored bytes.
 pub type VisitBytes<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
 
@@ -160,7 +192,7 @@ pub trait StoreSnapshot {
     fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError>;
     /// Values of a label, of one metric or of all, ascending.
     fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError>;
-    /// Accounting rows of the tenant in the hours of append.
+    /// Accounting rows of the tenant in the hours of receipt.
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError>;
     /// Accounting rows of all tenants, by tenant and hour.
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
@@ -168,6 +200,16 @@ pub trait StoreSnapshot {
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
     /// The first manifest rows of a shard, by range: of one tier, or of both. Append times never decrease, so they are the oldest.
     fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError>;
+    /// Append time of the last record that was archived of a shard; none if none was.
+    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError>;
+    /// Where the objects of a shard end and when the last record of each was received, by range, of those that begin at `from` or behind.
+    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError>;
+    /// How many objects a shard has, and where the first begins.
+    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError>;
+    /// What is noted of expiry.
+    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError>;
+    /// Everything that is noted of expiry.
+    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError>;
     /// Where the archives of those shards begin of which something expired.
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError>;
     /// Quarantined events.
@@ -213,6 +255,16 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError>;
+    /// Notes `after` in the place of `before`: compare-and-set on the text. `false`, and nothing happens, if another note stands there.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError>;
+    /// A person says yes to what is noted of these; how many there are.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError>;
     /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if `delta` is `None`. `false` if no such
     /// row waits.
     ///

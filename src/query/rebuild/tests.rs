@@ -41,7 +41,7 @@ fn payload(shard: u32, n: u64) -> bytes::Bytes {
     let series = keys.iter().map(|(key, id)| SeriesEntry { id: &id.0, key }).collect();
     let mut bytes = Vec::new();
     let events = vec![event(0), event(1)];
-    record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events }, &mut bytes);
+    record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events, stamp: Some(1) }, &mut bytes);
     bytes.into()
 }
 

@@ -20,13 +20,14 @@ impl ShardState {
                 Ok(Due::Skip) => {}
                 Ok(Due::Apply) if self.cannot_be_read(record, effects) => return,
                 Ok(Due::Apply) if self.mode == Mode::Alone => {
-                    self.alone = Some(Alone { record: record.clone(), index: 0 });
+                    self.alone = Some(Alone { record: self.timed(record), index: 0 });
                     self.mark(effects);
                     return;
                 }
                 Ok(Due::Apply) => {
-                    self.apply_record(record);
-                    self.passed(record);
+                    let record = self.timed(record);
+                    self.apply_record(&record);
+                    self.passed(&record);
                 }
                 Err(diverged) => {
                     effects.push(Effect::Stop(diverged));
@@ -50,9 +51,16 @@ impl ShardState {
         true
     }
 
+    /// The record with its append time, which is the running maximum over the shard.
+    fn timed(&self, record: &LogRecord) -> LogRecord {
+        LogRecord { appended: self.appended.map_or(record.appended, |before| before.max(record.appended)), ..record.clone() }
+    }
+
     fn passed(&mut self, record: &LogRecord) {
         self.next = record.offset + 1;
-        self.last_appended = record.appended;
+        self.appended = Some(record.appended);
+        self.received = Some(record.received);
+        self.open_hour.get_or_insert(Hour::of(record.received));
         self.applied_since_flush += 1;
     }
 
@@ -125,7 +133,7 @@ impl ShardState {
         let event = &record.events[index];
         let entry = &record.series[event.series as usize];
         let original = entry.series_id();
-        let hour = Hour::of(log_record.appended);
+        let hour = Hour::of(log_record.received);
         if let Some(id) = event.id_hash(original) {
             if !self.dedup.is_new(id, log_record.appended) {
                 self.open.account(record.tenant, hour, |row| row.deduplicated += 1);
@@ -159,12 +167,12 @@ impl ShardState {
             offset: record.offset,
             index,
             tenant: tenant.to_owned(),
-            appended: record.appended,
+            received: record.received,
             reason: reason.to_owned(),
             discarded: false,
             record: bytes,
         });
-        self.open.account(tenant, Hour::of(record.appended), |row| row.quarantined += 1);
+        self.open.account(tenant, Hour::of(record.received), |row| row.quarantined += 1);
     }
 }
 
@@ -174,7 +182,7 @@ fn single(record: &Record<'_>, index: usize) -> Vec<u8> {
     if let Some(event) = record.events.get(index) {
         let series = vec![record.series[event.series as usize].clone()];
         let event = record::RecordEvent { series: 0, ..event.clone() };
-        let one = Record { version: record.version, tenant: record.tenant, gateway: record.gateway, series, events: vec![event] };
+        let one = Record { series, events: vec![event], ..record.clone() };
         record::encode(&one, &mut bytes);
     }
     bytes

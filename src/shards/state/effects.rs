@@ -13,14 +13,14 @@ pub enum Input<'a> {
     Records(&'a [LogRecord]),
     /// Time passes; `drain` asks for a flush of whatever is open.
     Tick {
-        /// Wall time, for cadence only: it never touches a rollup.
+        /// The boot clock, for cadence only: it never touches a rollup.
         now: Millis,
         /// Flush now.
         drain: bool,
     },
     /// The commit in flight ended.
     Committed {
-        /// Wall time.
+        /// The boot clock.
         now: Millis,
     },
     /// The commit in flight was certainly not applied and may be tried again.

@@ -32,7 +32,7 @@ pub struct LiveQuestion<'a> {
 pub struct AccountingQuestion<'a> {
     /// Whose.
     pub tenant: &'a str,
-    /// First hour of append.
+    /// First hour of receipt.
     pub from: Hour,
     /// First hour behind.
     pub to: Hour,
@@ -43,8 +43,8 @@ pub struct AccountingQuestion<'a> {
 pub struct LiveMark {
     /// Everything below is in store ⊕ answer.
     pub applied: Offset,
-    /// Append time of the last record applied; 0 if none was.
-    pub appended: Millis,
+    /// Append and received time of the last record applied; none if none was in this life.
+    pub last: Option<(Millis, Millis)>,
 }
 
 /// The shard cannot answer above that checkpoint: other epoch, or the batches are gone.
@@ -95,7 +95,7 @@ impl ShardState {
         let frozen = self.flushed.iter().flat_map(|f| f.windows.iter());
         frozen.chain(self.open.windows()).for_each(|(metric, hour)| visit(*metric, *hour));
         let next = self.flushed.iter().next().map_or(self.open.from(), |f| f.range.from);
-        (Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch }, self.mark_live())
+        (Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None }, self.mark_live())
     }
 
     /// Whether the checkpoint is this owner's: by epoch and as a boundary between batches that are still here. Between two events of a
@@ -109,6 +109,6 @@ impl ShardState {
 
     /// How far a live answer reaches.
     pub fn mark_live(&self) -> LiveMark {
-        LiveMark { applied: self.next, appended: self.last_appended }
+        LiveMark { applied: self.next, last: self.received.and_then(|received| Some((self.appended?, received))) }
     }
 }

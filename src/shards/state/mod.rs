@@ -71,11 +71,16 @@ pub struct ShardState {
     log: LogId,
     epoch: Epoch,
     next: Offset,
-    last_appended: Millis,
+    /// Append time of the record before `next`, if that is known.
+    appended: Option<Millis>,
+    /// When the last record applied in this life was received.
+    received: Option<Millis>,
     dedup: Dedup,
     admission: Admission,
     open: OpenBatch,
     open_since: Option<Millis>,
+    /// In which hour the first record of the open batch was received.
+    open_hour: Option<Hour>,
     /// Since when there has been nothing to flush, or when that was confirmed last.
     idle_since: Option<Millis>,
     flushed: ImmutableQueue<Flushed>,
@@ -114,10 +119,12 @@ impl ShardState {
             log: checkpoint.log,
             epoch: checkpoint.epoch,
             next: checkpoint.next,
-            last_appended: 0,
+            appended: checkpoint.appended,
+            received: None,
             dedup,
             open: OpenBatch::new(checkpoint.next),
             open_since: None,
+            open_hour: None,
             idle_since: None,
             flushed: ImmutableQueue::new(),
             in_flight: false,
@@ -220,10 +227,15 @@ impl ShardState {
             || self.mode.step().is_some()
             || now.saturating_sub(since) >= self.limits.flush_interval_ms
             || self.open.bytes() >= self.limits.max_delta_bytes
-            || Hour::of(now) != Hour::of(since);
+            || self.hour_has_ended();
         if due {
             self.begin_flush(effects);
         }
+    }
+
+    /// Whether a record of another hour has come, as far as there is a cadence at all.
+    fn hour_has_ended(&self) -> bool {
+        self.limits.flush_interval_ms < i64::MAX && self.open_hour != self.received.map(Hour::of)
     }
 
     fn on_idle(&mut self, now: Millis, effects: &mut Vec<Effect>) {
@@ -242,13 +254,14 @@ impl ShardState {
         let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
         let windows = Arc::new(open.take_windows());
         let range = OffsetRange { from: open.from(), to: self.next };
-        let forget_ids_before = self.last_appended.saturating_sub(self.limits.dedup_horizon_ms);
-        let (batch, behind) = open.freeze(range);
+        let forget_ids_before = self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.limits.dedup_horizon_ms));
+        let (batch, behind) = open.freeze(range, self.appended);
         self.open = behind;
         let batch = Arc::new(batch);
         self.flushed =
             self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
         self.open_since = None;
+        self.open_hour = None;
         self.applied_since_flush = 0;
         self.in_flight = true;
         effects.push(Effect::Commit { guard: self.guard(range), batch, forget_ids_before });

@@ -16,7 +16,7 @@ fn payload(tenant: &str, entries: &[(SeriesId, Vec<u8>)], id: &str) -> Vec<u8> {
     let event = |at| RecordEvent { series: at, timestamp: 0, value: None, user: None, id: Some(id), raw: b"{}" };
     let events = (0..entries.len() as u32).map(event).collect();
     let mut bytes = Vec::new();
-    record::encode(&Record { version: record::VERSION, tenant, gateway: 0, series, events }, &mut bytes);
+    record::encode(&Record { version: record::VERSION, tenant, gateway: 0, series, events, stamp: Some(1) }, &mut bytes);
     bytes
 }
 
@@ -58,14 +58,14 @@ impl Run {
             panic_on_user: None,
         };
         let epoch = Epoch { counter: 1, nonce: 1 };
-        let checkpoint = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch };
+        let checkpoint = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
         let claim = Claim { checkpoint, attempts, suspects };
         let admission = Admission::limited(9, vec![]);
         Self { state: ShardState::new(limits, ShardId(1), &claim, vec![], admission, 100), effects: Vec::new() }
     }
 
     fn feed(&mut self, from: Offset, payloads: Vec<Vec<u8>>) {
-        let record = |(offset, payload)| LogRecord { offset, appended: 5, payload: Bytes::from(payload) };
+        let record = |(offset, payload)| LogRecord { offset, appended: 5, received: 5, payload: Bytes::from(payload) };
         let records: Vec<LogRecord> = (from..).zip(payloads).map(record).collect();
         self.state.step(Input::Records(&records), &mut self.effects);
     }
@@ -163,9 +163,9 @@ fn a_flush_that_fails_again_and_again_is_tried_ever_less_often() {
     let mut state = flushing();
     let mut tries = Vec::new();
     state.step(Input::CommitFailed, &mut Vec::new());
-    for now in (0..60_000).step_by(100) {
-        if offers(&mut state, now, false) {
-            tries.push(now);
+    for at in (0..60_000).step_by(100) {
+        if offers(&mut state, at, false) {
+            tries.push(at);
             state.step(Input::CommitFailed, &mut Vec::new());
         }
     }

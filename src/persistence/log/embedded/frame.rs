@@ -4,27 +4,36 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 4 | magic `RMF1` |
+//! | 4 | magic `RMF2` |
 //! | 4 | length of the whole frame, without padding |
 //! | 4 | CRC32C of everything behind this field, continued from the CRC32C of the log id |
 //! | 4 | number of runs |
 //! | 8 | sequence number, one more than the frame before |
 //! | 8 | append time, ms |
+//! | 8 | received time, ms: the wall clock |
+//! | 8 | boot clock, ms |
+//! | 8 | which start of the machine the boot clock counts from; 0 if that is not known |
 //! | 32 each | runs, ascending by shard: shard (4), records (4), first offset (8), length of the payload (4), CRC32C of it (4), zero (8) |
 //! | | the payloads of the runs: each record with its length (4) before it, stored as [`super::payload`] says |
+//!
+//! A frame of version 1 (`RMF1`) ends its header with the append time, which is also its received time.
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::payload::Packer;
+use super::segment::RunAt;
+use crate::model::clock::{Reading, Stamp};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 
 /// Begins every frame.
-pub const MAGIC: [u8; 4] = *b"RMF1";
+pub const MAGIC: [u8; 4] = *b"RMF2";
+const OLD_MAGIC: [u8; 4] = *b"RMF1";
 /// Bytes before the runs.
-pub const HEADER: usize = 32;
+const HEADER: usize = 56;
+const OLD_HEADER: usize = 32;
 /// Bytes of one run's entry.
 pub const RUN: usize = 32;
 /// Longest frame a reader believes.
@@ -59,8 +68,8 @@ pub struct Frame {
     pub len: usize,
     /// Sequence number.
     pub sequence: u64,
-    /// Append time of every record inside.
-    pub appended: i64,
+    /// The times of every record inside.
+    pub stamp: Stamp,
     /// The runs.
     pub runs: Vec<Run>,
 }
@@ -94,7 +103,7 @@ impl Encoder {
     pub fn encode(
         &mut self,
         sequence: u64,
-        appended: i64,
+        stamp: Stamp,
         records: &[(ShardId, Bytes)],
         ends: &[Offset],
     ) -> (Frame, Vec<Range<usize>>) {
@@ -127,11 +136,14 @@ impl Encoder {
         out[4..8].copy_from_slice(&(len as u32).to_le_bytes());
         out[12..16].copy_from_slice(&(runs.len() as u32).to_le_bytes());
         out[16..24].copy_from_slice(&sequence.to_le_bytes());
-        out[24..32].copy_from_slice(&appended.to_le_bytes());
+        out[24..32].copy_from_slice(&stamp.appended.to_le_bytes());
+        out[32..40].copy_from_slice(&stamp.read.wall.to_le_bytes());
+        out[40..48].copy_from_slice(&stamp.read.uptime.to_le_bytes());
+        out[48..56].copy_from_slice(&stamp.read.boot.to_le_bytes());
         let crc = crc32c::crc32c_append(self.salt, &out[12..]);
         out[8..12].copy_from_slice(&crc.to_le_bytes());
         out.resize(aligned(len), 0);
-        (Frame { len, sequence, appended, runs }, plain)
+        (Frame { len, sequence, stamp, runs }, plain)
     }
 }
 
@@ -146,25 +158,23 @@ fn put_run(run: &Run, entry: &mut [u8]) {
 /// How long the frame at the start of `bytes` says that it is, if that may be; its other bytes need not be good.
 pub fn claimed_len(bytes: &[u8]) -> Option<usize> {
     let len = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
-    (HEADER..=MAX_FRAME).contains(&len).then_some(len)
+    (OLD_HEADER..=MAX_FRAME).contains(&len).then_some(len)
 }
 
 /// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
 pub fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
     let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let long = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
-    if bytes.get(..4)? != MAGIC {
-        return None;
-    }
+    let header = header_of(bytes)?;
     let len = word(4)? as usize;
-    let whole = bytes.get(..len).filter(|_| (HEADER..=MAX_FRAME).contains(&len))?;
+    let whole = bytes.get(..len).filter(|_| (header..=MAX_FRAME).contains(&len))?;
     if crc32c::crc32c_append(salt, &whole[12..]) != word(8)? {
         return None;
     }
-    let mut at = HEADER + (word(12)? as usize).checked_mul(RUN)?;
+    let mut at = header + (word(12)? as usize).checked_mul(RUN)?;
     let runs = (0..word(12)? as usize)
         .map(|number| {
-            let entry = HEADER + number * RUN;
+            let entry = header + number * RUN;
             let len = word(entry + 16)? as usize;
             let run = Run {
                 shard: ShardId(word(entry)?),
@@ -178,13 +188,30 @@ pub fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
             Some(run)
         })
         .collect::<Option<Vec<_>>>()?;
-    (at == len).then_some(Frame { len, sequence: long(16)?, appended: long(24)?.cast_signed(), runs })
+    let appended = long(24)?.cast_signed();
+    let stamp = if header == HEADER {
+        let read = Reading { wall: long(32)?.cast_signed(), uptime: long(40)?.cast_signed(), boot: long(48)? };
+        Stamp { appended, read }
+    } else {
+        Stamp::of_one_time(appended)
+    };
+    (at == len).then_some(Frame { len, sequence: long(16)?, stamp, runs })
+}
+
+/// Length of the header of a frame that begins so; `None` if none does.
+pub fn header_of(bytes: &[u8]) -> Option<usize> {
+    match bytes.first_chunk() {
+        Some(&MAGIC) => Some(HEADER),
+        Some(&OLD_MAGIC) => Some(OLD_HEADER),
+        _ => None,
+    }
 }
 
 /// The records of a run from offset `from` on, sharing `payload`; `None` if the run is damaged.
-pub fn records_of(run_first: Offset, appended: i64, payload: &Bytes, from: Offset) -> Option<Vec<LogRecord>> {
+pub fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<Vec<LogRecord>> {
     let mut records = Vec::new();
-    let (mut at, mut offset) = (0usize, run_first);
+    let (mut at, mut offset) = (0usize, run.first);
+    let RunAt { appended, received, .. } = *run;
     while at < payload.len() {
         let len = payload.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
         at += 4;
@@ -192,7 +219,7 @@ pub fn records_of(run_first: Offset, appended: i64, payload: &Bytes, from: Offse
             return None;
         }
         if offset >= from {
-            records.push(LogRecord { offset, appended, payload: payload.slice(at..at + len) });
+            records.push(LogRecord { offset, appended, received, payload: payload.slice(at..at + len) });
         }
         at += len;
         offset += 1;
@@ -201,26 +228,56 @@ pub fn records_of(run_first: Offset, appended: i64, payload: &Bytes, from: Offse
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    const STAMP: Stamp = Stamp { appended: 77, read: Reading { wall: -5, uptime: 1 << 40, boot: u64::MAX - 3 } };
+
+    fn encoded() -> (Frame, Vec<std::ops::Range<usize>>, Encoder) {
+        let records: Vec<_> = [(2, "c"), (0, "a"), (2, "dd")].map(|(s, p)| (ShardId(s), Bytes::from(p))).to_vec();
+        let mut encoder = Encoder::new(5).expect("memory");
+        let (frame, plain) = encoder.encode(9, STAMP, &records, &[5, 0, 7]);
+        (frame, plain, encoder)
+    }
+
+    /// The frame as version 1 had it: shorter by the three times that it did not know.
+    pub(in super::super) fn older(salt: u32, frame: &[u8]) -> Vec<u8> {
+        let len = u32::from_le_bytes(*frame[4..].first_chunk().expect("a length")) as usize - (HEADER - OLD_HEADER);
+        let mut old = [&frame[..OLD_HEADER], &frame[HEADER..]].concat();
+        old[..4].copy_from_slice(&OLD_MAGIC);
+        old[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+        let crc = crc32c::crc32c_append(salt, &old[12..len]);
+        old[8..12].copy_from_slice(&crc.to_le_bytes());
+        old.resize(aligned(len), 0);
+        old
+    }
 
     #[test]
     fn round_trip_groups_by_shard_and_any_flipped_byte_is_noticed() {
-        let records: Vec<_> = [(2, "c"), (0, "a"), (2, "dd")].map(|(s, p)| (ShardId(s), Bytes::from(p))).to_vec();
-        let mut encoder = Encoder::new(5).expect("memory");
-        let (frame, plain) = encoder.encode(9, 77, &records, &[5, 0, 7]);
+        let (frame, plain, encoder) = encoded();
         assert_eq!(&encoder.plain[plain[1].clone()], b"\x01\0\0\0c\x02\0\0\0dd");
         let bytes = encoder.bytes;
         assert_eq!(decode(5, &bytes), Some(frame.clone()));
         assert_eq!((frame.runs[0].first, frame.runs[1].first, frame.runs[1].records), (5, 7, 2));
         let run = &frame.runs[1];
         let payload = Bytes::from(bytes.clone()).slice(run.at..run.at + run.len);
-        let read = records_of(run.first, 77, &payload, 8).expect("undamaged");
+        let at = RunAt { first: 7, records: 2, len: run.len as u32, at: 0, appended: 77, received: -5, crc: run.crc };
+        let read = records_of(&at, &payload, 8).expect("undamaged");
         assert_eq!((read.len(), read[0].offset, &read[0].payload[..]), (1, 8, &b"dd"[..]));
+        assert_eq!((read[0].appended, read[0].received), (77, -5));
         for at in 0..frame.len {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
             assert_eq!(decode(5, &damaged), None, "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_frame_of_version_1_has_one_time_which_is_both() {
+        let (frame, _, encoder) = encoded();
+        let shorter = HEADER - OLD_HEADER;
+        let runs = frame.runs.iter().map(|run| Run { at: run.at - shorter, ..*run }).collect();
+        let expected = Frame { len: frame.len - shorter, stamp: Stamp::of_one_time(77), runs, ..frame };
+        assert_eq!(decode(5, &older(5, &encoder.bytes)), Some(expected));
     }
 }

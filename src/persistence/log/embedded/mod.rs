@@ -33,8 +33,10 @@ use self::tail::{Dir, Failure, Tail};
 use self::writer::{Position, Queue, Writer};
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};
 use crate::clock::Clock;
+use crate::model::clock::{AppendClock, Stamp};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
+use crate::model::window::Millis;
 
 /// How a log is opened.
 #[derive(Clone)]
@@ -69,6 +71,8 @@ struct Shared {
     refusal: Mutex<Option<AppendError>>,
     /// None of a log that was opened to be read.
     dir: Option<Arc<Dir>>,
+    /// Makes the times of frames.
+    append: Mutex<AppendClock>,
     appended: watch::Sender<u64>,
     /// One process has the directory, so it owns every shard, for ever.
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
@@ -95,7 +99,7 @@ impl EmbeddedLog {
         let tail = match found.segments.back() {
             Some(last) => Tail::of(dir.clone(), last.clone(), &found, options.segment_bytes).map_err(named)?,
             None => {
-                let header = Header { log: id, number: 0, first_sequence: found.sequence, firsts: ends.clone() };
+                let header = Header::first(id, found.sequence, ends.clone());
                 let tail = Tail::begin(dir.clone(), header, options.segment_bytes);
                 tail.map_err(|failure| format!("{}: {}", options.dir.display(), told(failure)))?
             }
@@ -103,7 +107,8 @@ impl EmbeddedLog {
         if found.segments.is_empty() {
             found.segments.push_back(tail.segment().clone());
         }
-        let position = Position { sequence: found.sequence, appended: found.appended, ends: ends.clone() };
+        let appended = found.stamp.map_or(0, |stamp| stamp.appended);
+        let position = Position { sequence: found.sequence, appended, ends: ends.clone() };
         let shared = Self::shared(options, found, (id, ends), Some(dir));
         let thread = Writer::new(shared.clone(), position, tail)?.start()?;
         Ok((Arc::new(Self { shared, writer: Mutex::new(Some(thread)) }), recovery))
@@ -165,6 +170,7 @@ impl EmbeddedLog {
         dir: Option<Arc<Dir>>,
     ) -> Arc<Shared> {
         let shards = options.shard_count;
+        let append = Mutex::new(AppendClock::start(found.stamp, options.clock.reading()));
         Arc::new(Shared {
             id,
             salt: frame::salt(id),
@@ -175,6 +181,7 @@ impl EmbeddedLog {
             queue: Queue::default(),
             refusal: Mutex::default(),
             dir,
+            append,
             appended: watch::Sender::new(0),
             assigned: watch::Sender::new(Arc::new((0..shards).map(ShardId).collect())),
         })
@@ -195,6 +202,12 @@ impl Shared {
 
     fn segments(&self) -> Vec<Arc<Segment>> {
         self.segments.read().map(|all| all.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The times of a frame that is written now.
+    fn stamp(&self) -> Stamp {
+        // A reading is whole before it is kept: the poison says nothing.
+        self.append.lock().unwrap_or_else(PoisonError::into_inner).stamp(self.options.clock.reading())
     }
 
     fn payload(&self, segment: &Segment, shard: ShardId, run: &RunAt) -> Result<bytes::Bytes, LogError> {
@@ -247,6 +260,10 @@ impl EventLog for EmbeddedLog {
         self.shared.queue.closed().map(AppendError::Closed).or_else(|| self.shared.refusing())
     }
 
+    fn append_now(&self) -> Millis {
+        self.shared.stamp().appended
+    }
+
     fn start(&self, shard: ShardId) -> Offset {
         self.shared.segments().first().map_or(0, |s| s.header.firsts[shard.0 as usize])
     }
@@ -275,7 +292,7 @@ impl EventLog for EmbeddedLog {
             for run in segment.runs_from(shard, from, left.max(1) as usize) {
                 let payload = self.shared.payload(segment, shard, &run)?;
                 let damaged = || LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()));
-                records.extend(frame::records_of(run.first, run.appended, &payload, from).ok_or_else(damaged)?);
+                records.extend(frame::records_of(&run, &payload, from).ok_or_else(damaged)?);
                 left -= payload.len() as i64;
                 if left <= 0 {
                     break;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::frame::{self, aligned};
 use super::segment::{self, Header, Index, Segment};
+use crate::model::clock::Stamp;
 use crate::model::offset::ShardId;
 
 /// The least that a disk writes whole or not at all.
@@ -58,8 +59,8 @@ pub struct Found {
     pub position: u64,
     /// Its sequence number.
     pub sequence: u64,
-    /// Append time of the last frame.
-    pub appended: i64,
+    /// The times of the last frame; none in a log without frames.
+    pub stamp: Option<Stamp>,
     /// What stands at `position`.
     pub behind: Behind,
     /// What happened.
@@ -76,7 +77,7 @@ pub fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
         segments: VecDeque::new(),
         position: 0,
         sequence: 0,
-        appended: i64::MIN,
+        stamp: None,
         behind: Behind::Sealed,
         recovery: Recovery::default(),
     };
@@ -150,6 +151,7 @@ fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Foun
     file.read_exact_at(&mut bytes, 0).map_err(|e| named(e.to_string()))?;
     let mut at = Header::len(segment.header.firsts.len()) as usize;
     found.sequence = segment.header.first_sequence;
+    found.stamp = last_before(found, segment);
     let salt = frame::salt(segment.header.log);
     while let Some(frame) = bytes.get(at..).and_then(|rest| frame::decode(salt, rest)) {
         if frame.sequence != found.sequence {
@@ -159,7 +161,7 @@ fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Foun
             segment.note(at as u64, &frame);
         }
         found.sequence += 1;
-        found.appended = frame.appended;
+        found.stamp = Some(frame.stamp);
         at += aligned(frame.len);
     }
     found.position = at as u64;
@@ -243,9 +245,16 @@ fn is_whole(at: usize, rest: &[u8]) -> bool {
     is_zero(behind)
 }
 
+/// The times of the last frame before a segment, as far as anything says them: segments before it may have been released.
+fn last_before(found: &Found, segment: &Segment) -> Option<Stamp> {
+    let noted = Some(segment.header.appended).filter(|appended| *appended != 0);
+    let indexed = found.segments.iter().filter_map(|segment| segment.last_appended());
+    noted.into_iter().chain(indexed).max().map(Stamp::of_one_time)
+}
+
 /// Position of an undamaged frame of a later sequence number in `rest`, where a frame was due.
 fn valid_frame_after(salt: u32, rest: &[u8], sequence: u64) -> Option<usize> {
     (8..rest.len()).step_by(8).find(|&at| {
-        rest[at..].starts_with(&frame::MAGIC) && frame::decode(salt, &rest[at..]).is_some_and(|frame| frame.sequence > sequence)
+        frame::header_of(&rest[at..]).is_some() && frame::decode(salt, &rest[at..]).is_some_and(|frame| frame.sequence > sequence)
     })
 }

@@ -1,9 +1,9 @@
 //! Segment files: a header, frames, and, once sealed, the index of all runs with a footer.
 //!
 //! Header, 64 bytes and 8 for each shard, padded: magic `RMLOGSEG`, version (4), shard count (4), log id (16), segment number (8),
-//! first frame's sequence number (8), CRC32C of all that and of the offsets (4); then the first offset of each shard. Sealed:
-//! behind the last frame the index (40 bytes a run), then 32 bytes of footer: magic `RMLOGEND`, position of the index (8), runs
-//! (8), CRC32C of the index (4), of the footer (4).
+//! first frame's sequence number (8), CRC32C of all that and of the offsets (4), zero (4), append time of the last frame before (8); then
+//! the first offset of each shard. Sealed: behind the last frame the index (48 bytes a run; 40 before version 3, without the received
+//! time), then 32 bytes of footer: magic `RMLOGEND`, position of the index (8), runs (8), CRC32C of the index (4), of the footer (4).
 
 use std::fs::File;
 use std::io;
@@ -17,11 +17,14 @@ use crate::model::offset::{LogId, Offset, ShardId};
 
 const MAGIC: &[u8; 8] = b"RMLOGSEG";
 const END_MAGIC: &[u8; 8] = b"RMLOGEND";
-/// Version 2 may hold compressed runs, which version 1 did not; it is read alike.
-const VERSION: u32 = 2;
+/// Version 2 may hold compressed runs, which version 1 did not; it is read alike. Version 3 holds frames of version 2, and in its index the
+/// received time; a segment of an older version takes none of them, because an older release would cut them off.
+pub const VERSION: u32 = 3;
+const WITH_RECEIVED: u32 = 3;
 const OLDEST_VERSION: u32 = 1;
 const FIXED: usize = 64;
-const ENTRY: usize = 40;
+const ENTRY: usize = 48;
+const OLD_ENTRY: usize = 40;
 /// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client sent never stands in its place.
 pub const FOOTER: usize = 32;
 /// The files that a start reads.
@@ -42,6 +45,8 @@ pub struct RunAt {
     pub at: u64,
     /// Append time.
     pub appended: i64,
+    /// Received time.
+    pub received: i64,
     /// Checksum of the payload.
     pub crc: u32,
 }
@@ -49,17 +54,26 @@ pub struct RunAt {
 /// What a segment's header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
+    /// Version of the segment: [`VERSION`], unless an older release wrote it.
+    pub version: u32,
     /// The log.
     pub log: LogId,
     /// Number of the segment, from 0.
     pub number: u64,
     /// Sequence number of its first frame.
     pub first_sequence: u64,
+    /// Append time of the last frame before it; 0 if there was none, or an older release wrote the segment.
+    pub appended: i64,
     /// First offset of each shard.
     pub firsts: Vec<Offset>,
 }
 
 impl Header {
+    /// That of the first segment of a log.
+    pub fn first(log: LogId, first_sequence: u64, firsts: Vec<Offset>) -> Self {
+        Self { version: VERSION, log, number: 0, first_sequence, appended: 0, firsts }
+    }
+
     /// Bytes of the header, where the first frame stands.
     pub fn len(shards: usize) -> u64 {
         aligned(FIXED + shards * 8) as u64
@@ -68,11 +82,12 @@ impl Header {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; Self::len(self.firsts.len()) as usize];
         out[..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..12].copy_from_slice(&self.version.to_le_bytes());
         out[12..16].copy_from_slice(&(self.firsts.len() as u32).to_le_bytes());
         out[16..32].copy_from_slice(&self.log.0);
         out[32..40].copy_from_slice(&self.number.to_le_bytes());
         out[40..48].copy_from_slice(&self.first_sequence.to_le_bytes());
+        out[56..64].copy_from_slice(&self.appended.to_le_bytes());
         for (slot, first) in out[FIXED..].chunks_exact_mut(8).zip(&self.firsts) {
             slot.copy_from_slice(&first.to_le_bytes());
         }
@@ -103,7 +118,8 @@ impl Header {
         let mut log = [0; 16];
         log.copy_from_slice(&whole[16..32]);
         let firsts = (0..shards).map(|shard| long(&whole, FIXED + shard * 8)).collect();
-        Ok(Self { log: LogId(log), number: long(&whole, 32), first_sequence: long(&whole, 40), firsts })
+        let (number, first_sequence, appended) = (long(&whole, 32), long(&whole, 40), long(&whole, 56).cast_signed());
+        Ok(Self { version, log: LogId(log), number, first_sequence, appended, firsts })
     }
 }
 
@@ -252,7 +268,8 @@ impl Segment {
                     records: run.records,
                     len: run.len as u32,
                     at: position + run.at as u64,
-                    appended: frame.appended,
+                    appended: frame.stamp.appended,
+                    received: frame.stamp.read.wall,
                     crc: run.crc,
                 };
                 runs[run.shard.0 as usize].push(at);
@@ -264,6 +281,12 @@ impl Segment {
     pub fn end(&self, shard: ShardId) -> Offset {
         let last = self.runs.read().ok().and_then(|runs| runs[shard.0 as usize].last().copied());
         last.map_or(self.header.firsts[shard.0 as usize], |run| run.first + u64::from(run.records))
+    }
+
+    /// Append time of its last frame.
+    pub fn last_appended(&self) -> Option<i64> {
+        let runs = self.runs.read().ok()?;
+        runs.iter().filter_map(|runs| runs.last()).map(|run| run.appended).max()
     }
 
     /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least one if there is one.
@@ -281,6 +304,11 @@ impl Segment {
             })
             .copied()
             .collect()
+    }
+
+    /// Bytes of a run in the index.
+    fn entry(&self) -> usize {
+        if self.header.version >= WITH_RECEIVED { ENTRY } else { OLD_ENTRY }
     }
 
     /// Reads and checks the records of a run.
@@ -326,6 +354,9 @@ impl Segment {
                 out.extend_from_slice(&run.appended.to_le_bytes());
                 out.extend_from_slice(&run.len.to_le_bytes());
                 out.extend_from_slice(&run.crc.to_le_bytes());
+                if self.entry() == ENTRY {
+                    out.extend_from_slice(&run.received.to_le_bytes());
+                }
                 count += 1;
             }
         }
@@ -356,7 +387,7 @@ impl Segment {
         }
         let (position, count) = (long(&footer, 8), long(&footer, 16));
         if crc32c::crc32c(&footer[..28]) != (long(&footer, 24) >> 32) as u32
-            || position.checked_add(count.saturating_mul(ENTRY as u64)) != Some(at)
+            || position.checked_add(count.saturating_mul(self.entry() as u64)) != Some(at)
         {
             return Ok(Index::Damaged { position: None });
         }
@@ -366,14 +397,16 @@ impl Segment {
             return Ok(Index::Damaged { position: Some(position) });
         }
         if let Ok(mut runs) = self.runs.write() {
-            for entry in index.chunks_exact(ENTRY) {
+            for entry in index.chunks_exact(self.entry()) {
                 let (words, lengths) = (long(entry, 0), long(entry, 32));
+                let appended = long(entry, 24).cast_signed();
                 let run = RunAt {
                     first: long(entry, 8),
                     records: (words >> 32) as u32,
                     len: lengths as u32,
                     at: long(entry, 16),
-                    appended: long(entry, 24).cast_signed(),
+                    appended,
+                    received: if entry.len() == ENTRY { long(entry, 40).cast_signed() } else { appended },
                     crc: (lengths >> 32) as u32,
                 };
                 runs.get_mut(words as u32 as usize).ok_or_else(|| named("the index names an unknown shard"))?.push(run);

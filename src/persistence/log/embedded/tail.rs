@@ -139,9 +139,14 @@ impl Tail {
         &self.segment
     }
 
+    /// A segment of an older release takes no frames of this one, which an older release would cut off: it ends here.
+    fn takes_frames(&self) -> bool {
+        self.segment.header.version == segment::VERSION
+    }
+
     /// Whether a frame of so many bytes fits into the last segment.
     fn fits(&self, len: u64) -> bool {
-        self.state == State::Open && self.at + len + FOOTER as u64 <= self.capacity
+        self.state == State::Open && self.takes_frames() && self.at + len + FOOTER as u64 <= self.capacity
     }
 
     /// Whether the disk takes a frame of so many bytes, as far as can be known without writing one: makes room for it, and writes zeros
@@ -166,13 +171,15 @@ impl Tail {
         if self.fits(len) {
             return Ok(None);
         }
-        if self.state == State::Open && self.at == Header::len(self.segment.header.firsts.len()) {
+        if self.state == State::Open && self.takes_frames() && self.at == Header::len(self.segment.header.firsts.len()) {
             self.extend(len)?;
             return Ok(None);
         }
         match self.next(len, header(self.segment.header.number + 1)) {
             // The log must not stop for something that others have used up: this segment ends later.
-            Err(Failure::Refused(AppendError::NoDescriptors)) if self.state == State::Open && self.file.is_some() => {
+            Err(Failure::Refused(AppendError::NoDescriptors))
+                if self.state == State::Open && self.takes_frames() && self.file.is_some() =>
+            {
                 self.extend(len)?;
                 Ok(None)
             }
@@ -286,7 +293,7 @@ fn make(dir: &Dir, header: Header, segment_bytes: u64, len: u64) -> Result<(Arc<
 fn put_aside(dir: &Dir, segment: &Segment, file: &File, at: u64, bytes: u64) -> io::Result<PathBuf> {
     let mut commit = vec![0; bytes.min(MAX_ASIDE) as usize];
     file.read_exact_at(&mut commit, at)?;
-    let place = format!("{:012}-{at}", segment.header.number);
+    let place = format!("{:012}-{at:012}", segment.header.number);
     let mut path = dir.path.join(format!("{place}.{ASIDE}"));
     for n in 1..MAX_ASIDES {
         match std::fs::read(&path) {

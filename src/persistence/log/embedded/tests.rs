@@ -186,7 +186,7 @@ fn what_is_cut_is_kept_in_a_bounded_number_of_files() {
 fn fill(log: &EmbeddedLog, name: &str) -> (Vec<String>, AppendError) {
     let mut taken = Vec::new();
     loop {
-        let text = format!("{name} {} {}", taken.len(), "x".repeat(700));
+        let text = format!("{name} {} {}", taken.len(), "x".repeat(665));
         let records = vec![(ShardId(0), bytes::Bytes::copy_from_slice(text.as_bytes()))];
         match log.append(AppendRequest { records }).expect("taken").blocking_recv().expect("answered") {
             Ok(_) => taken.push(text),
@@ -303,7 +303,7 @@ fn a_frame_that_was_written_over_an_index_is_read() {
     let position = u64::from_le_bytes(bytes[bytes.len() - 24..][..8].try_into().expect("eight bytes")) as usize;
     let mut encoder = frame::Encoder::new(frame::salt(LogId([7; 16]))).expect("memory");
     let records = [(ShardId(0), bytes::Bytes::from_static(b"small"))];
-    encoder.encode(expected.len() as u64, 1_000, &records, &[expected.len() as u64, 0, 0, 0]);
+    encoder.encode(expected.len() as u64, Stamp::of_one_time(1_000), &records, &[expected.len() as u64, 0, 0, 0]);
     let to = position + encoder.bytes.len();
     assert!(to + 32 < bytes.len(), "the footer stays");
     bytes[position..to].copy_from_slice(&encoder.bytes);
@@ -432,16 +432,106 @@ fn long_runs_are_compressed_and_come_back_from_memory_disk_and_after_reopening()
 
 #[test]
 fn a_segment_of_version_1_is_read() {
-    let header = segment::Header { log: LogId([7; 16]), number: 0, first_sequence: 0, firsts: vec![0; 4] };
+    let header =
+        segment::Header { version: 1, log: LogId([7; 16]), number: 0, first_sequence: 0, appended: 0, firsts: vec![0; 4] };
     let mut bytes = header.encode();
-    bytes[8] = 1;
-    bytes[48..52].fill(0);
-    let crc = crc32c::crc32c(&bytes);
-    bytes[48..52].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(segment::Header::decode(&bytes), Ok(header));
-    bytes[8] = 3;
+    bytes[8] = 4;
     assert!(
         segment::Header::decode(&bytes)
-            .is_err_and(|why| why.contains("version 3 is unknown") && why.contains("start the version"))
+            .is_err_and(|why| why.contains("version 4 is unknown") && why.contains("start the version"))
     );
+}
+
+/// Turns a log of one unsealed segment into what the release before would have written.
+fn as_version_2(dir: &Path) {
+    let path = only_segment(dir);
+    let bytes = std::fs::read(&path).expect("read");
+    let mut header = segment::Header::decode(&bytes).expect("a header");
+    let salt = frame::salt(header.log);
+    (header.version, header.appended) = (2, 0);
+    let mut old = header.encode();
+    let mut at = old.len();
+    while let Some(found) = bytes.get(at..).and_then(|rest| frame::decode(salt, rest)) {
+        let whole = &bytes[at..at + frame::aligned(found.len)];
+        old.extend(frame::tests::older(salt, whole));
+        at += whole.len();
+    }
+    old.resize(bytes.len(), 0);
+    std::fs::write(&path, old).expect("write");
+}
+
+#[test]
+fn a_log_of_the_release_before_is_read_and_its_last_segment_takes_no_new_frames() {
+    let dir = tempfile::tempdir().expect("dir");
+    let log = open(dir.path());
+    append(&log, &[(0, "first"), (2, "beside")]);
+    append(&log, &[(0, "second")]);
+    drop(log);
+    as_version_2(dir.path());
+    let times = |log: &EmbeddedLog| {
+        let records = log.read(ShardId(0), 0, 1 << 20).expect("reads");
+        records.iter().map(|record| (record.appended, record.received)).collect::<Vec<_>>()
+    };
+    for _ in 0..3 {
+        let clock = ManualClock::at(500);
+        let (log, recovery) = EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) }).expect("opens");
+        assert_eq!(recovery.torn_bytes, 0);
+        assert_eq!(texts(&log, 0, 0), ["first", "second"]);
+        assert_eq!(times(&log), [(1_000, 1_000); 2], "one time, which is both");
+    }
+    let log = open(dir.path());
+    append(&log, &[(0, "third")]);
+    assert_eq!(log.shared.segments().len(), 2, "the old one is sealed, a new one takes what comes");
+    drop(log);
+    let log = open(dir.path());
+    assert_eq!(
+        (texts(&log, 0, 0), texts(&log, 2, 0)),
+        (vec!["first".to_owned(), "second".into(), "third".into()], vec!["beside".into()])
+    );
+}
+
+#[test]
+fn append_times_go_on_behind_an_empty_segment_though_the_clock_went_back() {
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |now| {
+        let clock = ManualClock::at(now);
+        (EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) }).expect("opens").0, clock)
+    };
+    let (log, _) = at(9_000);
+    // The next segment begins when the first one is full; then that is released.
+    let text = "z".repeat(900);
+    (0..6).for_each(|_| append(&log, &[(0, &text)]));
+    assert!(log.release(&[6; 4]).expect("released") > 0 && log.shared.segments().len() == 1);
+    drop(log);
+    let path = Segment::path(dir.path(), 1);
+    let header = segment::Header::decode(&std::fs::read(&path).expect("read")).expect("a header");
+    let mut empty = header.encode();
+    empty.resize(4_096, 0);
+    std::fs::write(&path, empty).expect("its frame is torn off");
+    let (log, clock) = at(1_000);
+    assert!(header.appended >= 9_000);
+    clock.pass(10);
+    append(&log, &[(0, "later")]);
+    let last = log.read(ShardId(0), log.end(ShardId(0)) - 1, 1).expect("reads")[0].clone();
+    assert!(last.appended >= 9_000 && last.received == 1_010, "{last:?}");
+}
+
+#[test]
+fn a_start_beside_a_clock_that_leapt_goes_on_as_if_the_log_had_run() {
+    let dir = tempfile::tempdir().expect("dir");
+    let clock = ManualClock::at(1_000_000);
+    let reopened = || EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) }).expect("opens").0;
+    append(&reopened(), &[(0, "before")]);
+    let year = 365 * 86_400_000;
+    for leap in [year, -2 * year, 50 * year] {
+        clock.pass(1_000);
+        clock.leap(leap);
+        append(&reopened(), &[(0, "behind")]);
+    }
+    let log = reopened();
+    let records = log.read(ShardId(0), 0, 1 << 20).expect("reads");
+    let appended: Vec<Millis> = records.iter().map(|record| record.appended - 1_000_000).collect();
+    assert_eq!(appended, [0, 2_000, 2_500, 4_500], "twice as fast while the wall clock is ahead, half while it is behind");
+    assert_eq!(records[1].received, 1_001_000 + year);
 }

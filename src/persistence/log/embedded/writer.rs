@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::Shared;
 use super::frame;
-use super::segment::{Header, Segment};
+use super::segment::{self, Header, Segment};
 use super::tail::{Failure, Tail};
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
@@ -126,7 +126,7 @@ fn answer(reply: Reply, outcome: Result<i64, AppendError>) {
 pub struct Position {
     /// Sequence number.
     pub sequence: u64,
-    /// Append time of the last frame.
+    /// Append time of the last frame; 0 before the first.
     pub appended: i64,
     /// End of every shard.
     pub ends: Vec<Offset>,
@@ -232,9 +232,9 @@ impl Writer {
     }
 
     fn commit(&mut self, records: &[(ShardId, Bytes)]) -> Result<i64, Failure> {
-        let appended = self.shared.options.clock.now().max(self.position.appended);
+        let stamp = self.shared.stamp();
         let sequence = self.position.sequence;
-        let (frame, plain) = self.encoder.encode(sequence, appended, records, &self.position.ends);
+        let (frame, plain) = self.encoder.encode(sequence, stamp, records, &self.position.ends);
         let begun = self.tail.make_room(self.encoder.bytes.len() as u64, |number| header(&self.shared, &self.position, number));
         self.listed(begun)?;
         let at = self.tail.write(&self.encoder.bytes)?;
@@ -254,9 +254,9 @@ impl Writer {
         metrics::counter!(telemetry::LOG_COMMITS).increment(1);
         metrics::counter!(telemetry::LOG_BYTES).increment(self.encoder.bytes.len() as u64);
         self.position.sequence += 1;
-        self.position.appended = appended;
+        self.position.appended = stamp.appended;
         self.shared.appended.send_modify(|commits| *commits += 1);
-        Ok(appended)
+        Ok(stamp.appended)
     }
 
     /// Shows readers the segment that was begun, if one was.
@@ -271,5 +271,6 @@ impl Writer {
 
 /// The header of the segment that begins with the next frame.
 fn header(shared: &Shared, position: &Position, number: u64) -> Header {
-    Header { log: shared.id, number, first_sequence: position.sequence, firsts: position.ends.clone() }
+    let (log, first_sequence, appended) = (shared.id, position.sequence, position.appended);
+    Header { version: segment::VERSION, log, number, first_sequence, appended, firsts: position.ends.clone() }
 }

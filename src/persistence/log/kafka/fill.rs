@@ -19,7 +19,6 @@ use super::settings::{self, Connection, MESSAGE_BYTES, note};
 use super::topic::Admin;
 use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
-use crate::model::window::Millis;
 
 /// Records of one batch: an empty one takes some eight bytes.
 const BATCH: u64 = 50_000;
@@ -45,12 +44,6 @@ pub enum Unfit {
         end: Offset,
         /// Where it is to end.
         wanted: Offset,
-    },
-    /// Append times would go back.
-    #[error("the clock of the broker that leads shard {shard} is behind the append time of the last record of the other log")]
-    Behind {
-        /// The shard.
-        shard: ShardId,
     },
     /// The cluster.
     #[error("the topic cannot be filled: {0}")]
@@ -91,18 +84,12 @@ impl ProducerContext for Context {
     }
 }
 
-/// Brings shard n of the topic to `[ends[n], ends[n])`. `appended` is the append time of the last record of the other log; `progress` is
+/// Brings shard n of the topic to `[ends[n], ends[n])`. `progress` is
 /// told how many of the records are there.
 ///
 /// # Errors
 /// See [`Unfit`].
-pub fn fill(
-    admin: &Admin,
-    connection: &Connection,
-    ends: &[Offset],
-    appended: Millis,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(), Unfit> {
+pub fn fill(admin: &Admin, connection: &Connection, ends: &[Offset], progress: &mut dyn FnMut(u64)) -> Result<(), Unfit> {
     let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
     let mut brokers = Brokers { connection, asker: None };
     let missing = missing(&brokers.learn(&shards, Ask::End)?, ends)?;
@@ -113,7 +100,7 @@ pub fn fill(
     if let Some(at) = self::missing(&found, ends)?.iter().position(|left| *left > 0) {
         return Err(Unfit::Failed(format!("shard {at} ends below {} though all records were acknowledged", ends[at])));
     }
-    brokers.empty(admin, ends, appended)
+    brokers.empty(admin, ends)
 }
 
 /// How many records each shard lacks.
@@ -150,7 +137,7 @@ impl Brokers<'_> {
     }
 
     /// Deletes the records, and looks that nothing else is there.
-    fn empty(&mut self, admin: &Admin, ends: &[Offset], appended: Millis) -> Result<(), Unfit> {
+    fn empty(&mut self, admin: &Admin, ends: &[Offset]) -> Result<(), Unfit> {
         let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
         let wanted = |shard: ShardId| ends[shard.0 as usize];
         let full = |starts: Answers| -> Vec<(ShardId, Offset)> {
@@ -160,10 +147,6 @@ impl Brokers<'_> {
         let first = full(self.learn(&shards, Ask::Start)?);
         if first.is_empty() {
             return Ok(());
-        }
-        let named: Vec<ShardId> = first.iter().map(|(shard, _)| *shard).collect();
-        if let Some((shard, _)) = self.learn(&named, Ask::Since(appended))?.into_iter().find(|(_, found)| found.is_none()) {
-            return Err(Unfit::Behind { shard });
         }
         patiently(self.connection, || {
             admin.delete_below(&first).map_err(failed)?;

@@ -12,21 +12,16 @@ use crate::model::window::Millis;
 /// Longer gaps are for people to look at.
 const LONGEST: u64 = 64;
 
-/// The largest time below the gap, where `known` is one of those times, if one is known; below all times at the start of the log.
+/// The largest time below the gap; below all times at the start of the log.
 ///
 /// # Errors
 /// If a question is not answered.
 pub fn time_below<E>(
     gap: OffsetRange,
     start: Offset,
-    known: Option<Millis>,
     first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
 ) -> Result<Millis, E> {
-    match known {
-        _ if gap.from <= start => Ok(-1),
-        Some(known) => Ok(known),
-        None => maximum_below(gap.from, 0, first_since),
-    }
+    if gap.from <= start { Ok(-1) } else { maximum_below(gap.from, 0, first_since) }
 }
 
 /// The append time of each offset of the gap, if the broker has a record at every single one: the client has handed out none of them, so
@@ -56,7 +51,8 @@ pub fn kept_by_the_broker<E>(
 
 /// What stands for an offset that is passed: a record without events, so that offsets stay dense for everybody behind the log.
 pub fn stand_in() -> Vec<u8> {
-    let nothing = Record { version: record::VERSION, tenant: "", gateway: 0, series: Vec::new(), events: Vec::new() };
+    let nothing =
+        Record { version: record::VERSION_1, tenant: "", gateway: 0, series: Vec::new(), events: Vec::new(), stamp: None };
     let mut payload = Vec::new();
     record::encode(&nothing, &mut payload);
     payload
@@ -75,7 +71,7 @@ mod tests {
 
     fn kept(times: &[Option<Millis>], from: Offset, to: Offset) -> Option<Vec<Millis>> {
         let gap = OffsetRange { from, to };
-        let below = time_below(gap, 0, None, since(times)).expect("answered");
+        let below = time_below(gap, 0, since(times)).expect("answered");
         kept_by_the_broker(gap, below, since(times)).expect("answered")
     }
 

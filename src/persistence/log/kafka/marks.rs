@@ -64,7 +64,7 @@ impl Marks {
         self.of(shard).map_or(0, |mark| mark.end.load(Ordering::Acquire))
     }
 
-    /// When the end was asked for that is known now.
+    /// When the end was asked for that is known now, on the boot clock.
     pub fn known_at(&self, shard: ShardId) -> Millis {
         self.of(shard).map_or(0, |mark| mark.known_at.load(Ordering::Acquire))
     }
@@ -89,7 +89,7 @@ impl Marks {
         }
     }
 
-    /// A broker, asked at `asked`, said that the shard ends at `end`.
+    /// A broker, asked at `asked` on the boot clock, said that the shard ends at `end`.
     pub fn ends(&self, shard: ShardId, end: Offset, asked: Millis) {
         let Some(mark) = self.of(shard) else { return };
         let mut behind = mark.behind.lock().unwrap_or_else(PoisonError::into_inner);

@@ -8,7 +8,7 @@
 //! | `read` | reads by manual assignment at the position asked for |
 //! | `gaps` | whether a gap holds nothing but what Kafka itself wrote there |
 //! | `marks` | starts and ends of the shards, and how old that knowledge is |
-//! | `times` | the append time: the running maximum of Kafka's `LogAppendTime` |
+//! | `times` | the append time: made of the gateway's stamp and Kafka's `LogAppendTime` |
 //! | [`fill`] | makes a new topic begin at the offsets of another log |
 //! | `group` | the consumer group, which says which shards this node owns, and nothing else |
 //!
@@ -46,6 +46,7 @@ pub use self::settings::{Connection, Gaps, KafkaOptions, MESSAGE_BYTES, Properti
 use self::topic::{Admin, Wish};
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError, Unopened};
 use crate::clock::Stopwatch;
+use crate::model::clock::AppendClock;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
@@ -93,6 +94,8 @@ struct Shared {
     appending: Appending,
     reading: Reading,
     membership: Arc<Membership>,
+    /// What records that were appended here now would be stamped with.
+    append: Mutex<AppendClock>,
     released: Mutex<Every>,
     /// What is wrong with the topic.
     said: Rarely<String>,
@@ -166,6 +169,7 @@ impl KafkaLog {
             admin,
             appending,
             reading,
+            append: Mutex::new(AppendClock::start(None, options.clock.reading())),
             options,
             released: Mutex::default(),
             said: Rarely::once_in(SAID_EVERY),
@@ -230,7 +234,7 @@ impl Shared {
             }
         }
         // The time comes first: what is durable at it lies below the end that is told afterwards.
-        let asked = self.options.clock.now();
+        let asked = self.options.clock.uptime();
         let ends = self.asker.ask(shards, Ask::End)?;
         ends.iter().for_each(|(shard, end)| self.marks.ends(*shard, end.unwrap_or(0), asked));
         Ok(ends.into_iter().map(|(shard, _)| shard).collect())
@@ -351,7 +355,10 @@ impl Shared {
 
     fn releasable(&self, shard: ShardId, floor: Offset) -> Result<Option<Offset>, rdkafka::error::KafkaError> {
         let safety = i64::try_from(self.options.safety.as_millis()).unwrap_or(i64::MAX);
-        let before = self.options.clock.now().saturating_sub(safety);
+        // A wall clock that leaps ahead does not shorten the distance.
+        let reading = self.options.clock.reading();
+        let append = self.append.lock().unwrap_or_else(PoisonError::into_inner).read(reading);
+        let before = reading.wall.min(append).saturating_sub(safety);
         // Without a safety distance only the floor counts, and a broker's clock may be ahead of ours.
         let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
         times::releasable(self.marks.start(shard), floor, before, |time| self.asker.one(shard, Ask::Since(time)))
@@ -395,6 +402,12 @@ impl EventLog for KafkaLog {
         self.shared.appending.append(&request)
     }
 
+    fn append_now(&self) -> Millis {
+        let now = self.shared.options.clock.reading();
+        // A reading is whole before it is kept: the poison says nothing.
+        self.shared.append.lock().unwrap_or_else(PoisonError::into_inner).read(now)
+    }
+
     fn start(&self, shard: ShardId) -> Offset {
         self.shared.marks.start(shard)
     }
@@ -413,7 +426,7 @@ impl EventLog for KafkaLog {
             answer.map(|offset| offset.unwrap_or(0)).map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
         };
         let start = asked(Ask::Start)?;
-        let now = self.shared.options.clock.now();
+        let now = self.shared.options.clock.uptime();
         let end = asked(Ask::End)?;
         self.shared.marks.starts(shard, start);
         self.shared.marks.ends(shard, end, now);
@@ -449,6 +462,15 @@ impl EventLog for KafkaLog {
             self.shared.show_the_gap(shard);
         }
         Ok(records)
+    }
+
+    fn appended_below(&self, shard: ShardId, from: Offset) -> Result<Option<Millis>, LogError> {
+        if from <= self.start(shard) {
+            return Ok(None);
+        }
+        let since = |time| in_place(|| self.shared.asker.one(shard, Ask::Since(time)));
+        let failed = |e: rdkafka::error::KafkaError| LogError::Io(format!("shard {shard}: {e}"));
+        times::maximum_below(from, 0, since).map(Some).map_err(failed)
     }
 
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {

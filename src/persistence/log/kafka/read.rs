@@ -19,7 +19,7 @@ use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use super::gaps::{kept_by_the_broker, stand_in, time_below};
 use super::marks::{Ask, Asker, Marks, partition};
 use super::settings::{Gaps, KafkaOptions, LANES, Quiet};
-use super::times::maximum_below;
+use super::times::{append_time, maximum_below};
 use crate::clock::Stopwatch;
 use crate::model::flush::LogRecord;
 use crate::model::offset::{Offset, OffsetRange, ShardId};
@@ -43,8 +43,6 @@ struct Cursor {
     buffer: VecDeque<LogRecord>,
     /// What the queue gives next.
     next: Offset,
-    /// The largest time below `next`.
-    appended: Millis,
     /// Once a cursor has failed, its position means nothing.
     placed: bool,
     /// When its queue was asked last; none while it rests, and nothing is fetched.
@@ -234,12 +232,11 @@ impl Reading {
         }
     }
 
-    /// Fetches from the record before `from` on, if there is one, because its time is the first thing to know.
+    /// Fetches from `from` on.
     fn place(&self, lane: &Lane, shard: ShardId, cursor: &mut Cursor, from: Offset) -> Result<(), LogError> {
-        let first = from.saturating_sub(1).max(self.marks.start(shard)).min(from);
-        self.fetch(lane, shard, cursor, first)?;
+        self.fetch(lane, shard, cursor, from)?;
         cursor.buffer.clear();
-        (cursor.next, cursor.appended, cursor.placed) = (first, Millis::MIN, true);
+        (cursor.next, cursor.placed) = (from, true);
         Ok(())
     }
 
@@ -303,10 +300,11 @@ impl Reading {
                 }
                 bytes += self.pass(shard, cursor, from, offset, anew)?;
             }
-            self.advance(shard, cursor, time)?;
+            cursor.next += 1;
+            let appended = append_time(time, &payload);
             if offset >= from {
                 bytes += payload.len().max(1);
-                cursor.buffer.push_back(LogRecord { offset, appended: cursor.appended, payload });
+                cursor.buffer.push_back(LogRecord { offset, appended, received: time, payload });
             }
             self.marks.seen(shard, offset + 1);
         }
@@ -332,8 +330,7 @@ impl Reading {
         }
         let since = |time| self.asker.one(shard, Ask::Since(time));
         let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
-        let known = Some(cursor.appended).filter(|time| *time != Millis::MIN);
-        let below = time_below(gap, self.marks.start(shard), known, since).map_err(failed)?;
+        let below = time_below(gap, self.marks.start(shard), since).map_err(failed)?;
         let times = match kept_by_the_broker(gap, below, since).map_err(failed)? {
             Some(times) => times,
             None if self.passed_gaps.covers(shard.0, gap.from, gap.to) => {
@@ -350,28 +347,15 @@ impl Reading {
         );
         let (payload, mut bytes) = (Bytes::from(stand_in()), 0);
         for (offset, time) in (gap.from..gap.to).zip(times) {
-            cursor.appended = cursor.appended.max(time);
             if offset >= from {
                 bytes += payload.len();
-                cursor.buffer.push_back(LogRecord { offset, appended: cursor.appended, payload: payload.clone() });
+                // It holds nothing: what stands in for it is as late as the record before.
+                cursor.buffer.push_back(LogRecord { offset, appended: 0, received: time, payload: payload.clone() });
             }
         }
         cursor.next = gap.to;
         self.marks.seen(shard, gap.to);
         Ok(bytes)
-    }
-
-    /// One record further, whose leader wrote `time`.
-    fn advance(&self, shard: ShardId, cursor: &mut Cursor, time: Millis) -> Result<(), LogError> {
-        let first = cursor.appended == Millis::MIN;
-        cursor.appended = cursor.appended.max(time);
-        if first && cursor.next > self.marks.start(shard) {
-            let since = |time| self.asker.one(shard, Ask::Since(time));
-            let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
-            cursor.appended = maximum_below(cursor.next + 1, time, since).map_err(failed)?;
-        }
-        cursor.next += 1;
-        Ok(())
     }
 
     /// What an error of the queue means; none if it passes by itself.

@@ -363,7 +363,8 @@ fn a_plain_client_reads_the_records() {
     let event =
         record::RecordEvent { series: 0, timestamp: 7, value: None, user: Some("u"), id: None, raw: br#"{"metric":"m"}"# };
     let series = vec![record::SeriesEntry { id: &[1; 16], key: b"key" }];
-    let written = record::Record { version: record::VERSION, tenant: "shop", gateway: 9, series, events: vec![event] };
+    let written =
+        record::Record { version: record::VERSION, tenant: "shop", gateway: 9, series, events: vec![event], stamp: Some(1) };
     let mut payload = Vec::new();
     record::encode(&written, &mut payload);
     let records = vec![(ShardId(2), Bytes::from(payload))];
@@ -424,16 +425,16 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert!(refused.contains("`rollmill migrate` fills the topic and has not ended"), "{refused}");
 
     let ends = [120_000, 0, 1, 7];
-    let run = |ends: &[Offset], appended| {
+    let run = |ends: &[Offset]| {
         let mut told = Vec::new();
-        fill::fill(&admin, connection, ends, appended, &mut |there| told.push(there)).map(|()| told)
+        fill::fill(&admin, connection, ends, &mut |there| told.push(there)).map(|()| told)
     };
     // A run that was killed had come so far.
-    assert!(run(&[50_000, 0, 0, 3], 0).is_ok());
-    let told = run(&ends, 0).expect("filled");
+    assert!(run(&[50_000, 0, 0, 3]).is_ok());
+    let told = run(&ends).expect("filled");
     assert!(told.first() == Some(&50_003) && told.last() == Some(&120_008) && told.is_sorted(), "{told:?}");
-    assert_eq!(run(&ends, 0), Ok(vec![120_008]), "again: nothing is left to do");
-    assert_eq!(run(&[9, 0, 1, 7], 0), Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 }));
+    assert_eq!(run(&ends), Ok(vec![120_008]), "again: nothing is left to do");
+    assert_eq!(run(&[9, 0, 1, 7]), Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 }));
 
     let found = admin.finish(&wish, identity).expect("finished");
     assert_eq!(
@@ -456,16 +457,6 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     assert!(!admin.exists().expect("answers"));
 }
 
-#[test]
-fn a_topic_whose_clock_is_behind_the_other_log_is_not_filled() {
-    let options = options(&Kafka::shared().brokers(), "behind");
-    let admin = Admin::new(&options.connection).expect("settings");
-    admin.create_unfinished(&wish(&options), topic::migrated_identity(7)).expect("made");
-    let future = crate::clock::Clock::now(&SystemClock) + 3_600_000;
-    let filled = fill::fill(&admin, &options.connection, &[0, 0, 5, 0], future, &mut |_| {});
-    assert_eq!(filled, Err(fill::Unfit::Behind { shard: ShardId(2) }));
-}
-
 /// `nice cargo test --release --lib fill_rate -- --ignored --nocapture`
 #[test]
 #[ignore = "prints figures"]
@@ -474,7 +465,7 @@ fn fill_rate() {
     let admin = Admin::new(&options.connection).expect("settings");
     admin.create_unfinished(&wish(&options), topic::migrated_identity(7)).expect("made");
     let watch = Stopwatch::start();
-    fill::fill(&admin, &options.connection, &[2_500_000; 4], 0, &mut |_| {}).expect("filled");
+    fill::fill(&admin, &options.connection, &[2_500_000; 4], &mut |_| {}).expect("filled");
     println!("10,000,000 offsets in {:?}", watch.elapsed());
 }
 

@@ -1,13 +1,20 @@
-//! The append time of a record: the largest `LogAppendTime` of its shard up to it.
+//! The append time of a record: the running maximum over its shard of the lesser of the gateway's stamp and `LogAppendTime`.
 //!
-//! Kafka's leaders write their own clocks, so a new leader may write a time below the last one. The running maximum over the whole
-//! shard is non-decreasing and a function of the log alone. A reader that starts in the middle learns the maximum of what lies before
-//! without reading it: Kafka finds the first record with a time of at least t, and that lies below the reader exactly if the maximum
-//! is at least t. Deleting records does not change the maximum of those that stay, because the log is released only up to a record
-//! whose time is above all before it (`release`).
+//! Kafka's leaders write their own clocks, and so do gateways. The lesser of both is ahead only if both are: one clock that is wrong moves
+//! nothing forward. The running maximum is non-decreasing and a function of the log alone; whoever applies or archives records forms it,
+//! from the checkpoint or the object before. Records of version 1 have no stamp: theirs is `LogAppendTime`, and of those the maximum below
+//! an offset can be learned without reading them, as the first start of a shard after an upgrade has to: Kafka finds the first record with
+//! a time of at least t, and that lies below the offset exactly if the maximum is at least t. Deleting records does not change the maximum
+//! of those that stay, because the log is released only up to a record whose time is above all before it (`release`).
 
 use crate::model::offset::Offset;
+use crate::model::record;
 use crate::model::window::Millis;
+
+/// What a record says of its append time, which its leader appended at `time`.
+pub fn append_time(time: Millis, payload: &[u8]) -> Millis {
+    record::stamp_of(payload).map_or(time, |stamp| stamp.min(time))
+}
 
 /// The largest time below `from`, where `known` is the time of one of those records and `first_since` finds the first record with at
 /// least a time. Usually one question: clocks seldom go back.
@@ -79,6 +86,21 @@ mod tests {
 
     fn first_since(times: &[Millis], start: usize) -> impl Fn(Millis) -> Result<Option<Offset>, ()> + '_ {
         move |time| Ok(times.iter().skip(start).position(|t| *t >= time).map(|at| (at + start) as Offset))
+    }
+
+    #[test]
+    fn one_clock_that_is_ahead_moves_nothing_forward() {
+        let stamped = |stamp: Millis| {
+            let mut bytes = Vec::new();
+            let (series, events) = (Vec::new(), Vec::new());
+            let version = record::VERSION;
+            record::encode(&record::Record { version, tenant: "t", gateway: 1, series, events, stamp: Some(stamp) }, &mut bytes);
+            bytes
+        };
+        assert_eq!(append_time(1_000, &stamped(990)), 990);
+        assert_eq!(append_time(1_000, &stamped(i64::MAX)), 1_000, "the gateway is ahead");
+        assert_eq!(append_time(i64::MAX, &stamped(990)), 990, "the broker is ahead");
+        assert_eq!(append_time(1_000, b"of version 1, or no record"), 1_000);
     }
 
     #[test]

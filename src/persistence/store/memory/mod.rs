@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use snapshot::MemorySnapshot;
 
-use super::{RollupStore, StoreError, StoreSnapshot};
+use super::{Expiring, ExpiryNote, RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect, settled_revision,
 };
@@ -37,6 +37,8 @@ pub enum Write {
     Moved,
     /// [`RollupStore::expired`]
     Expired,
+    /// [`RollupStore::swap_expiry`] and [`RollupStore::say_yes`]
+    Expiry,
     /// [`RollupStore::settle_quarantine`]
     Settle,
     /// [`RollupStore::restore`]
@@ -98,6 +100,7 @@ struct State {
     revisions: BTreeMap<(MetricKey, i32), u64>,
     manifest: BTreeMap<(ShardId, Offset), ManifestRow>,
     floors: BTreeMap<ShardId, ArchiveFloor>,
+    expiry: BTreeMap<Expiring, ExpiryNote>,
     rebuilding: bool,
 }
 
@@ -225,7 +228,7 @@ impl RollupStore for MemoryStore {
                 return Err(super::other_log(shard, row.checkpoint.log, log));
             }
             let row = Arc::make_mut(state).shards.entry(shard).or_insert(ShardRow {
-                checkpoint: Checkpoint { log, next: 0, archived: 0, epoch: Epoch { counter: 0, nonce } },
+                checkpoint: Checkpoint { log, next: 0, archived: 0, epoch: Epoch { counter: 0, nonce }, appended: None },
                 attempts: 0,
                 marked: None,
                 suspects: BTreeMap::new(),
@@ -273,6 +276,7 @@ impl RollupStore for MemoryStore {
             }
             if let Some(row) = state.shards.get_mut(&guard.shard) {
                 row.checkpoint.next = guard.range.to;
+                row.checkpoint.appended = batch.appended.or(row.checkpoint.appended);
                 row.attempts = 0;
                 row.marked = None;
                 row.suspects.clear();
@@ -331,6 +335,25 @@ impl RollupStore for MemoryStore {
         })
     }
 
+    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+        self.write(Write::Expiry, |state| {
+            let there = state.expiry.get(&of);
+            if there.map(|there| there.note.as_str()) != before {
+                return Ok(false);
+            }
+            let said = there.map_or(0, |there| there.said);
+            Arc::make_mut(state).expiry.insert(of, ExpiryNote { note: after.to_owned(), said });
+            Ok(true)
+        })
+    }
+
+    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
+        self.write(Write::Expiry, |state| {
+            let noted = Arc::make_mut(state).expiry.iter_mut().filter(|(one, _)| of.contains(one));
+            Ok(noted.map(|(_, note)| note.said += 1).count() as u64)
+        })
+    }
+
     fn settle_quarantine(
         &self,
         shard: ShardId,
@@ -352,7 +375,7 @@ impl RollupStore for MemoryStore {
                 state.quarantine.remove(&place);
                 let log = state.shards.get(&shard).map_or(LogId([0; 16]), |row| row.checkpoint.log);
                 state.merge(&batch.deltas, shard, offset, |before| settled_revision(before, log, shard, offset, index));
-                let account = state.account(&row.tenant, Hour::of(row.appended));
+                let account = state.account(&row.tenant, Hour::of(row.received));
                 account.quarantined = account.quarantined.saturating_sub(1);
                 account.aggregated += 1;
             }
@@ -373,7 +396,7 @@ impl RollupStore for MemoryStore {
                 marked: None,
                 suspects: BTreeMap::new(),
             });
-            row.checkpoint = Checkpoint { next: row.checkpoint.next, ..at };
+            row.checkpoint = Checkpoint { next: row.checkpoint.next, appended: row.checkpoint.appended, ..at };
             state.floors.extend(shard.floor.map(|floor| (shard.shard, floor)));
             for row in &shard.manifest {
                 state.manifest.retain(|(of, from), _| *of != row.shard || *from < row.range.from);

@@ -10,8 +10,8 @@ use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
-use crate::model::window::Hour;
-use crate::persistence::store::{MetricInfo, RollupQuery, StoreError, StoreSnapshot, too_many_series};
+use crate::model::window::{Hour, Millis};
+use crate::persistence::store::{Expiring, ExpiryNote, MetricInfo, RollupQuery, StoreError, StoreSnapshot, too_many_series};
 
 /// A copy of all that the store said at some moment.
 pub(super) struct MemorySnapshot(pub(super) Arc<State>);
@@ -145,6 +145,30 @@ impl StoreSnapshot for MemorySnapshot {
     fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
         let of_shard = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX)).map(|(_, row)| row);
         Ok(of_shard.filter(|row| tier.is_none_or(|wanted| wanted == row.tier)).take(limit).cloned().collect())
+    }
+
+    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
+        let newest = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX)).next_back().map(|(_, row)| row.appended.1);
+        Ok(newest.max(self.0.floors.get(&shard).map(|floor| floor.appended)))
+    }
+
+    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
+        let rows = self.0.manifest.range((shard, from)..=(shard, Offset::MAX));
+        Ok(rows.take(limit).map(|(_, row)| (row.range.to, row.received.1)).collect())
+    }
+
+    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+        let mut rows = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX));
+        let first = rows.next().map(|(_, row)| row.range.from);
+        Ok((u64::from(first.is_some()) + rows.count() as u64, first))
+    }
+
+    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+        Ok(self.0.expiry.get(&of).cloned())
+    }
+
+    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
+        Ok(self.0.expiry.iter().map(|(of, note)| (*of, note.clone())).collect())
     }
 
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {

@@ -12,7 +12,7 @@ use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::blocks;
+use crate::persistence::store::{Expiring, blocks};
 
 /// How long a claim waits for a transaction of the previous owner to end by itself, before it is ended.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
@@ -47,7 +47,7 @@ pub(super) fn claim(
         VALUES ($1, $2, 0, 0, 1, $3, 1, current_setting('application_name'), $4, $5)
         ON CONFLICT (shard) DO UPDATE SET epoch = s.epoch + 1, nonce = excluded.nonce, attempts = s.attempts + 1, marked_offset = NULL,
         owner = excluded.owner, owner_pid = excluded.owner_pid, owner_started = excluded.owner_started
-        RETURNING next, archived, epoch, attempts, log";
+        RETURNING next, archived, epoch, attempts, log, appended";
     let backend = session.backend;
     let rows = session.query(sql, params![no, Id(log.0), nonce as i64, backend.pid, backend.started])?;
     let row = rows.first().ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
@@ -61,6 +61,7 @@ pub(super) fn claim(
         next: get::<i64>(row, 0)? as Offset,
         archived: get::<i64>(row, 1)? as Offset,
         epoch: Epoch { counter: get::<i64>(row, 2)? as u64, nonce },
+        appended: get(row, 5)?,
     };
     let attempts = u32::try_from(get::<i64>(row, 3)?).unwrap_or(u32::MAX);
     Ok(Claim { checkpoint, attempts, suspects })
@@ -141,15 +142,35 @@ pub(super) fn manifest_row(row: &ManifestRow) -> (&'static str, Vec<Param>) {
         row.raw_bytes as i64,
         row.bytes as i64,
         i64::from(row.crc32c),
-        blocks::tier_number(row.tier)
+        blocks::tier_number(row.tier),
+        row.received.0,
+        row.received.1
     ];
-    ("INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)", params)
+    ("INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)", params)
 }
 
 pub(super) fn moved(session: &mut Session, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
     let sql = "UPDATE manifest SET tier = $1 WHERE shard = $2 AND from_offset = $3 AND path = $4";
     let place = (row.shard.0.cast_signed(), row.range.from as i64);
     Ok(session.execute(sql, params![blocks::tier_number(tier), place.0, place.1, row.path.clone()])? == 1)
+}
+
+pub(super) fn swap_expiry(session: &mut Session, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+    let (no, after) = (of.number(), after.to_owned());
+    let changed = match before {
+        None => session
+            .execute("INSERT INTO expiry (shard, note) VALUES ($1, $2) ON CONFLICT (shard) DO NOTHING", params![no, after])?,
+        Some(before) => {
+            let sql = "UPDATE expiry SET note = $1 WHERE shard = $2 AND note = $3";
+            session.execute(sql, params![after, no, before.to_owned()])?
+        }
+    };
+    Ok(changed == 1)
+}
+
+pub(super) fn say_yes(session: &mut Session, of: &[Expiring]) -> Result<u64, StoreError> {
+    let numbers: Vec<i32> = of.iter().map(|one| one.number()).collect();
+    Ok(session.execute("UPDATE expiry SET said = said + 1 WHERE shard = ANY($1)", params![numbers])?)
 }
 
 pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, StoreError> {
@@ -175,7 +196,7 @@ fn set_floor(session: &mut Session, shard: ShardId, floor: ArchiveFloor) -> Resu
 }
 
 pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreError> {
-    let (shard, Checkpoint { log, next, archived, epoch }) = (of.shard.0.cast_signed(), of.checkpoint);
+    let (shard, Checkpoint { log, next, archived, epoch, .. }) = (of.shard.0.cast_signed(), of.checkpoint);
     let backend = session.backend;
     session.execute(
         "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)

@@ -77,7 +77,7 @@ pub(super) fn flush(
 ) -> Result<Numbers, StoreError> {
     let shard = guard.shard.0.cast_signed();
     let moved = session.execute(
-        "UPDATE shards SET next = $1, attempts = 0, marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
+        "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
          owner_started = $3 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = $8",
         params![
             guard.range.to as i64,
@@ -87,7 +87,8 @@ pub(super) fn flush(
             Id(guard.log.0),
             guard.range.from as i64,
             guard.epoch.counter as i64,
-            guard.epoch.nonce as i64
+            guard.epoch.nonce as i64,
+            batch.appended
         ],
     )?;
     if moved != 1 {
@@ -157,7 +158,7 @@ pub(super) fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
     // A panic may say anything; text of PostgreSQL holds no NUL.
     let reason = row.reason.replace('\0', "\u{fffd}");
     let (shard, offset, index) = (row.shard.0.cast_signed(), row.offset as i64, i64::from(row.index));
-    (sql, params![shard, offset, index, row.tenant.clone(), row.appended, reason, row.discarded, row.record.clone()])
+    (sql, params![shard, offset, index, row.tenant.clone(), row.received, reason, row.discarded, row.record.clone()])
 }
 
 pub(super) fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {

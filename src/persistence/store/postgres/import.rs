@@ -259,8 +259,8 @@ fn archive_floor(shard: ShardId, floor: &ArchiveFloor) -> (&'static str, Vec<Par
 
 fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
     let at = row.checkpoint;
-    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now())";
+    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started, appended)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9)";
     let params = params![
         row.shard.0.cast_signed(),
         Id(log.0),
@@ -269,7 +269,8 @@ fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
         at.epoch.counter as i64,
         at.epoch.nonce as i64,
         i64::from(row.attempts),
-        OWNER.to_owned()
+        OWNER.to_owned(),
+        at.appended
     ];
     (sql, params)
 }

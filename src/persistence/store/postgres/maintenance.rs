@@ -4,12 +4,15 @@
 //! what a replay has just put back. One node at a time: it holds an advisory lock as long as its session lives, and the others pass. A chunk
 //! is compressed in a transaction of its own, so that nothing waits for more than one, and what was done is done.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use super::session::{Session, params};
+use super::weeks::Weeks;
 use super::{PostgresStore, StoreError};
 use crate::clock::{Clock, Millis};
+use crate::model::clock::Reading;
+use crate::model::expiry::Rules;
 use crate::model::window::Hour;
 
 /// The first round comes soon after the start, the others at this distance: weeks do not end more often.
@@ -105,19 +108,21 @@ impl PostgresStore {
         Ok((dropped, compressed))
     }
 
-    /// Rounds until the store is dropped.
+    /// Rounds until the store is dropped. What is due is dropped a day of the nodes' time later ([`Weeks`]).
     ///
     /// # Errors
     /// [`StoreError::Failed`] if the store is closed.
-    pub fn maintain_regularly(self: &Arc<Self>, clock: Arc<dyn Clock>, keep: Keep) -> Result<(), StoreError> {
+    pub fn maintain_regularly(self: &Arc<Self>, clock: Arc<dyn Clock>, keep: Keep, expiry: Rules) -> Result<(), StoreError> {
         let (store, spread) = (Arc::downgrade(self), spread(&self.node));
+        let run = getrandom::u64().map_err(|e| StoreError::Failed(format!("no randomness: {e}")))?;
+        let weeks = Arc::new(Mutex::new(Weeks::new(run, expiry)));
         self.hands()?.spawn(async move {
             let mut pause = FIRST + spread;
             loop {
                 tokio::time::sleep(pause).await;
                 pause = EVERY;
-                let (store, now) = (store.clone(), clock.now());
-                match tokio::task::spawn_blocking(move || round(&store, now, keep)).await {
+                let (store, weeks, now) = (store.clone(), weeks.clone(), clock.reading());
+                match tokio::task::spawn_blocking(move || round(&store, &weeks, now, keep)).await {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(why) => tracing::error!(%why, "a round of the store's maintenance died; the next one comes in an hour"),
@@ -128,11 +133,20 @@ impl PostgresStore {
     }
 }
 
+fn one_round(store: &PostgresStore, weeks: &Mutex<Weeks>, now: Reading, keep: Keep) -> Result<(u32, u32), StoreError> {
+    // What it holds is whole after every round: the poison says nothing.
+    let mut weeks = weeks.lock().unwrap_or_else(PoisonError::into_inner);
+    let droppable = keep.rollups.map_or(Ok(None), |age| store.droppable(&mut weeks, now, age))?;
+    let dropped = droppable.map_or(Ok(0), |hour| store.drop_before(hour))?;
+    let (_, compressed) = store.maintain(now.wall, Keep { rollups: None, ..keep })?;
+    Ok((dropped, compressed))
+}
+
 /// Whether the store still lives.
-fn round(store: &Weak<PostgresStore>, now: Millis, keep: Keep) -> bool {
+fn round(store: &Weak<PostgresStore>, weeks: &Mutex<Weeks>, now: Reading, keep: Keep) -> bool {
     let Some(store) = store.upgrade() else { return false };
     let done = store.turn().and_then(|turn| match turn {
-        Some(_turn) => store.maintain(now, keep),
+        Some(_turn) => one_round(&store, weeks, now, keep),
         None => {
             tracing::debug!("another node maintains the store's old weeks");
             Ok((0, 0))

@@ -23,6 +23,7 @@ mod session;
 mod snapshot;
 #[cfg(test)]
 pub(super) mod tests;
+mod weeks;
 mod worker;
 
 use std::collections::BTreeSet;
@@ -40,7 +41,7 @@ use self::connect::Connector;
 use self::pool::Pool;
 use self::session::{Session, params};
 use self::worker::{Hands, Worker};
-use super::{RollupStore, StoreError, StoreSnapshot};
+use super::{Expiring, RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
@@ -280,6 +281,14 @@ impl PostgresStore {
     }
 }
 
+/// Whose session writes a note.
+fn shard_of(of: Expiring) -> ShardId {
+    match of {
+        Expiring::Archive(shard) => shard,
+        Expiring::Weeks => ShardId(0),
+    }
+}
+
 impl RollupStore for PostgresStore {
     /// The transaction of a previous owner that does not end by itself at once is ended.
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
@@ -324,6 +333,14 @@ impl RollupStore for PostgresStore {
 
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         self.transaction(row.shard, |session| admin::expired(session, row))
+    }
+
+    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+        self.transaction(shard_of(of), |session| admin::swap_expiry(session, of, before, after))
+    }
+
+    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
+        self.transaction(ShardId(0), |session| admin::say_yes(session, of))
     }
 
     fn settle_quarantine(

@@ -21,8 +21,8 @@ use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
-use crate::model::window::Hour;
-use crate::persistence::store::{Matcher, MetricInfo, RollupQuery, StoreSnapshot, blocks, too_many_series};
+use crate::model::window::{Hour, Millis};
+use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, RollupQuery, StoreSnapshot, blocks, too_many_series};
 
 /// The words that begin a snapshot; its first statement pins the state.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -31,7 +31,7 @@ pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 macro_rules! manifest_columns {
     () => {
         "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
-         crc32c, tier FROM manifest"
+         crc32c, tier, coalesce(first_received, first_appended), coalesce(last_received, last_appended) FROM manifest"
     };
 }
 
@@ -192,10 +192,11 @@ fn shard(row: &Row, at: usize) -> Result<ShardId, StoreError> {
 
 impl StoreSnapshot for PostgresSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
-        let sql = "SELECT shard, log, next, archived, epoch, nonce FROM shards ORDER BY shard";
+        let sql = "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
         let checkpoint = |row: &Row| {
             let (next, archived) = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
-            Ok((shard(row, 0)?, Checkpoint { log: LogId(get::<Id>(row, 1)?.0), next, archived, epoch: epoch(row, 4)? }))
+            let log = LogId(get::<Id>(row, 1)?.0);
+            Ok((shard(row, 0)?, Checkpoint { log, next, archived, epoch: epoch(row, 4)?, appended: get(row, 6)? }))
         };
         self.sql()?.query(sql, params![])?.iter().map(checkpoint).collect()
     }
@@ -354,6 +355,39 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         manifest_rows(self.sql()?, sql, params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit])
     }
 
+    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
+        let sql = "SELECT max(at) FROM (SELECT last_appended AS at FROM (SELECT last_appended FROM manifest WHERE shard = $1
+            ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM archive_floors WHERE shard = $1) AS times";
+        let rows = self.sql()?.query(sql, params![shard.0.cast_signed()])?;
+        rows.first().map_or(Ok(None), |row| get(row, 0))
+    }
+
+    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
+        let sql = "SELECT to_offset, coalesce(last_received, last_appended) FROM manifest WHERE shard = $1 AND from_offset >= $2
+            ORDER BY from_offset LIMIT $3";
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = self.sql()?.query(sql, params![shard.0.cast_signed(), from as i64, limit])?;
+        rows.iter().map(|row| Ok((get::<i64>(row, 0)? as Offset, get(row, 1)?))).collect()
+    }
+
+    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+        let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = $1";
+        let rows = self.sql()?.query(sql, params![shard.0.cast_signed()])?;
+        let extent = |row: &Row| Ok((get::<i64>(row, 0)?.unsigned_abs(), get::<Option<i64>>(row, 1)?.map(|at| at as Offset)));
+        rows.first().map_or(Ok((0, None)), extent)
+    }
+
+    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+        let rows = self.sql()?.query("SELECT note, said FROM expiry WHERE shard = $1", params![of.number()])?;
+        rows.first().map(|row| Ok(ExpiryNote { note: get(row, 0)?, said: get(row, 1)? })).transpose()
+    }
+
+    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
+        let rows = self.sql()?.query("SELECT shard, note, said FROM expiry ORDER BY shard", params![])?;
+        let read = |row: &Row| Ok((Expiring::of_number(get(row, 0)?), ExpiryNote { note: get(row, 1)?, said: get(row, 2)? }));
+        rows.iter().map(read).collect()
+    }
+
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         let sql = "SELECT shard, \"offset\", appended, hour FROM archive_floors ORDER BY shard";
         let rows = self.sql()?.query(sql, params![])?;
@@ -370,7 +404,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                 offset: get::<i64>(row, 1)? as Offset,
                 index: get::<i64>(row, 2)? as u32,
                 tenant: get(row, 3)?,
-                appended: get(row, 4)?,
+                received: get(row, 4)?,
                 reason: get(row, 5)?,
                 discarded: get(row, 6)?,
                 record: get(row, 7)?,
@@ -397,6 +431,7 @@ fn manifest_rows(session: &mut Session, sql: &'static str, params: Vec<Param>) -
             bytes: get::<i64>(row, 12)? as u64,
             crc32c: get::<i64>(row, 13)? as u32,
             tier: blocks::tier(get::<i16>(row, 14)?)?,
+            received: (get(row, 15)?, get(row, 16)?),
         });
         Ok(())
     })?;

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::{StoreError, codec, one};
+use super::{Expiring, StoreError, codec, one};
 use crate::model::flush::{Claim, DedupBlock, QuarantineRow, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
@@ -24,13 +24,14 @@ pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> 
     let suspects = suspects(tx, shard)?;
     let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?1, ?2, 0, 0, 1, ?3, 1)
         ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, marked_offset = NULL
-        RETURNING next, archived, epoch, attempts";
+        RETURNING next, archived, epoch, attempts, appended";
     let claim = one(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
         let checkpoint = Checkpoint {
             log,
             next: r.get::<_, i64>(0)? as Offset,
             archived: r.get::<_, i64>(1)? as Offset,
             epoch: Epoch { counter: r.get::<_, i64>(2)? as u64, nonce },
+            appended: r.get(4)?,
         };
         Ok((checkpoint, r.get(3)?))
     })?;
@@ -85,10 +86,11 @@ pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Resu
 
 /// The checksum of the row of a shard as it stands.
 pub(super) fn shard_sum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
-    let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, marked_index FROM shards WHERE shard = ?";
+    let columns =
+        "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, marked_index, appended FROM shards WHERE shard = ?";
     let sum = one(sql, columns, [shard.0], |r| {
         let mut bytes: Vec<u8> = r.get(0)?;
-        for column in 1..8 {
+        for column in 1..9 {
             // One that is absent is told from every number.
             let number: Option<i64> = r.get(column)?;
             bytes.push(u8::from(number.is_some()));
@@ -114,7 +116,7 @@ pub(super) fn block_sum(shard: ShardId, range: OffsetRange, appended: (Millis, M
 
 /// The checksum of an event that was set aside; whether it is given up is not in it, because that changes.
 pub(super) fn quarantine_sum(row: &QuarantineRow) -> i64 {
-    let of = [&row.shard.0.to_be_bytes()[..], &row.offset.to_be_bytes(), &row.index.to_be_bytes(), &row.appended.to_be_bytes()]
+    let of = [&row.shard.0.to_be_bytes()[..], &row.offset.to_be_bytes(), &row.index.to_be_bytes(), &row.received.to_be_bytes()]
         .concat();
     codec::sum(&[&of, row.tenant.as_bytes(), row.reason.as_bytes(), &row.record])
 }
@@ -124,7 +126,7 @@ pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
     let numbers = [row.range.from, row.range.to, row.epoch.counter, row.epoch.nonce, row.rows, row.raw_bytes, row.bytes]
         .map(u64::to_be_bytes)
         .concat();
-    let times = [row.appended.0, row.appended.1].map(i64::to_be_bytes).concat();
+    let times = [row.appended.0, row.appended.1, row.received.0, row.received.1].map(i64::to_be_bytes).concat();
     let windows = codec::encode_windows(&row.windows);
     codec::sum(&[
         &row.shard.0.to_be_bytes(),
@@ -199,7 +201,7 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
 }
 
 fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
-    let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let sql = "INSERT INTO manifest VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     tx.prepare_cached(sql)?.execute(params![
         row.shard.0,
         row.range.from as i64,
@@ -216,7 +218,9 @@ fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
         row.bytes as i64,
         row.crc32c,
         codec::tier_number(row.tier),
-        manifest_sum(row)
+        manifest_sum(row),
+        row.received.0,
+        row.received.1
     ])?;
     Ok(())
 }
@@ -232,6 +236,29 @@ pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bo
     let sum = manifest_sum(&ManifestRow { tier, ..row.clone() });
     let place = params![codec::tier_number(tier), sum, row.shard.0, row.range.from as i64, row.path];
     Ok(tx.prepare_cached(sql)?.execute(place)? == 1)
+}
+
+pub(super) fn swap_expiry(tx: &Connection, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+    let changed = match before {
+        None => tx
+            .prepare_cached("INSERT INTO expiry (shard, note) VALUES (?, ?) ON CONFLICT DO NOTHING")?
+            .execute(params![of.number(), after])?,
+        Some(before) => tx.prepare_cached("UPDATE expiry SET note = ? WHERE shard = ? AND note = ?")?.execute(params![
+            after,
+            of.number(),
+            before
+        ])?,
+    };
+    Ok(changed == 1)
+}
+
+pub(super) fn say_yes(tx: &Connection, of: &[Expiring]) -> Result<u64, StoreError> {
+    let mut statement = tx.prepare_cached("UPDATE expiry SET said = said + 1 WHERE shard = ?")?;
+    let mut said = 0;
+    for one in of {
+        said += statement.execute([one.number()])? as u64;
+    }
+    Ok(said)
 }
 
 pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreError> {
@@ -258,7 +285,7 @@ fn set_floor(tx: &Connection, shard: ShardId, floor: ArchiveFloor) -> Result<(),
 }
 
 pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> {
-    let Checkpoint { log, next, archived, epoch } = of.checkpoint;
+    let Checkpoint { log, next, archived, epoch, .. } = of.checkpoint;
     tx.prepare_cached(
         "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, ?, ?, ?, 0)
          ON CONFLICT DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = excluded.nonce",

@@ -112,7 +112,8 @@ fn streamed<T>(
 }
 
 fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
-    let sql = "SELECT shard, log, next, archived, epoch, nonce, attempts FROM shards ORDER BY shard";
+    let sql = "SELECT shard, log, next, archived, epoch, nonce, attempts,
+        coalesce(appended, (SELECT max(last_appended) FROM manifest m WHERE m.shard = s.shard)) FROM shards s ORDER BY shard";
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |r| {
         let checkpoint = Checkpoint {
@@ -120,6 +121,7 @@ fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
             next: r.get::<_, i64>(2)? as Offset,
             archived: r.get::<_, i64>(3)? as Offset,
             epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+            appended: r.get(7)?,
         };
         Ok(ShardRow { shard: ShardId(r.get(0)?), checkpoint, attempts: r.get(6)? })
     })?;

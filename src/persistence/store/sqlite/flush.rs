@@ -27,11 +27,12 @@ pub(super) fn flush(
     let shard = guard.shard;
     let moved = tx
         .prepare_cached(
-            "UPDATE shards SET next = ?, attempts = 0, marked_offset = NULL
+            "UPDATE shards SET next = ?, appended = coalesce(?, appended), attempts = 0, marked_offset = NULL
              WHERE shard = ? AND log = ? AND next = ? AND epoch = ? AND nonce = ?",
         )?
         .execute(params![
             guard.range.to as i64,
+            batch.appended,
             shard.0,
             &guard.log.0[..],
             guard.range.from as i64,
@@ -68,7 +69,7 @@ pub(super) fn flush(
             row.offset as i64,
             row.index,
             row.tenant,
-            row.appended,
+            row.received,
             row.reason,
             row.discarded,
             row.record,
@@ -91,7 +92,7 @@ pub(super) fn settle(
     } else {
         "UPDATE quarantine SET discarded = 1 WHERE shard = ? AND offset = ? AND idx = ? AND NOT discarded RETURNING tenant, appended"
     };
-    let Some((tenant, appended)) = one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))? else {
+    let Some((tenant, received)) = one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))? else {
         return Ok(false);
     };
     if let Some(batch) = delta {
@@ -99,7 +100,7 @@ pub(super) fn settle(
         let log = LogId(log.unwrap_or_default());
         let revise = |before| settled_revision(before, log, shard, offset, index);
         merge(tx, catalogue, &batch.deltas, (shard, offset), &revise)?;
-        account(tx, &tenant, Hour::of(appended), [1, 0, -1])?;
+        account(tx, &tenant, Hour::of(received), [1, 0, -1])?;
     }
     Ok(true)
 }

@@ -25,7 +25,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use self::catalogue::Known;
 use self::pool::Pool;
-use super::{Damage, RollupStore, Sizes, StoreError, StoreSnapshot};
+use super::{Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::CodecError;
 use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
@@ -245,6 +245,14 @@ impl RollupStore for SqliteStore {
         let gone = writer.transaction(|tx, _| admin::expired(tx, row))?;
         writer.get()?.archived.iter_mut().filter(|_| gone).for_each(|bytes| *bytes = bytes.saturating_sub(row.bytes));
         Ok(gone)
+    }
+
+    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+        self.writer()?.transaction(|tx, _| admin::swap_expiry(tx, of, before, after))
+    }
+
+    fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError> {
+        self.writer()?.transaction(|tx, _| admin::say_yes(tx, of))
     }
 
     fn settle_quarantine(

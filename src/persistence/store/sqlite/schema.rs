@@ -2,7 +2,7 @@
 //!
 //! Series are numbered in order of admission, so that the series of a shard and metric stand together, and rollups lie by metric,
 //! hour and series: a query over a range of hours is one scan. Sketches lie apart, so that figures stay dense.
-//! A file of the version before is brought up to date; one of an unknown version is refused and never changed.
+//! A file of an older version is brought up to date; one of an unknown version is refused and never changed.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -31,7 +31,8 @@ CREATE TABLE sketches (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series
 CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT NULL, sum INTEGER,
   PRIMARY KEY (metric_no, day)) WITHOUT ROWID;
 CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER NOT NULL, archived INTEGER NOT NULL,
-  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER, sum INTEGER);
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER, sum INTEGER,
+  appended INTEGER);
 CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, deaths INTEGER NOT NULL,
   PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
 CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
@@ -44,10 +45,12 @@ CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx IN
 CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL, log BLOB NOT NULL,
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT NULL,
   last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
-  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, tier INTEGER NOT NULL DEFAULT 0, sum INTEGER, PRIMARY KEY (shard, from_offset));
+  bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, tier INTEGER NOT NULL DEFAULT 0, sum INTEGER,
+  first_received INTEGER NOT NULL DEFAULT 0, last_received INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shard, from_offset));
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
 CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL,
   sum INTEGER);
+CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0);
 ";
 
 /// From version 3: rows that nothing else gives again have a checksum.
@@ -68,6 +71,19 @@ ALTER TABLE manifest ADD COLUMN tier INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
 CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
 ";
+
+/// From version 4: two times, and what is noted before anything expires. What was written before has one time, which is both. The column
+/// `appended` of the quarantine keeps its name; it has the received time, which was the same until then.
+const FROM_4: &str = "
+ALTER TABLE shards ADD COLUMN appended INTEGER;
+ALTER TABLE manifest ADD COLUMN first_received INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE manifest ADD COLUMN last_received INTEGER NOT NULL DEFAULT 0;
+UPDATE manifest SET first_received = first_appended, last_received = last_appended;
+CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0);
+";
+
+/// What leads from each version to the next, from the oldest that is brought up to date.
+const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4)];
 
 /// What a file is opened as. One that is being rebuilt has the negative version: no build takes it for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,13 +116,11 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) ->
     if tables == 0 {
         tx.execute_batch(TABLES)?;
         tx.pragma_update(None, "user_version", state.version())?;
-    } else if let found @ (2 | 3) = version(&tx)?
-        && state == State::Complete
-    {
-        if found == 2 {
-            tx.execute_batch(FROM_2)?;
+    } else if state == State::Complete && STEPS.iter().any(|(known, _)| version(&tx).is_ok_and(|found| found == *known)) {
+        let found = version(&tx)?;
+        for (_, step) in STEPS.iter().filter(|(from, _)| *from >= found) {
+            tx.execute_batch(step)?;
         }
-        tx.execute_batch(FROM_3)?;
         super::admin::seal_all(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     }

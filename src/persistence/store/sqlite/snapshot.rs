@@ -16,14 +16,14 @@ use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
-use crate::model::window::Hour;
-use crate::persistence::store::{Matcher, MetricInfo, RollupQuery, StoreSnapshot, too_many_series};
+use crate::model::window::{Hour, Millis};
+use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, RollupQuery, StoreSnapshot, too_many_series};
 
 /// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
     () => {
         "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
-         crc32c, tier FROM manifest"
+         crc32c, tier, first_received, last_received FROM manifest"
     };
 }
 
@@ -192,7 +192,7 @@ fn rollup(row: &Row<'_>, distinct: bool, quantiles: bool) -> Result<Rollup, Stor
 
 impl StoreSnapshot for SqliteSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
-        let sql = "SELECT shard, log, next, archived, epoch, nonce FROM shards ORDER BY shard";
+        let sql = "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let rows = statement.query_map([], |r| {
             let checkpoint = Checkpoint {
@@ -200,6 +200,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
                 next: r.get::<_, i64>(2)? as Offset,
                 archived: r.get::<_, i64>(3)? as Offset,
                 epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+                appended: r.get(6)?,
             };
             Ok((ShardId(r.get(0)?), checkpoint))
         })?;
@@ -368,6 +369,41 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         }
     }
 
+    fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
+        let sql = "SELECT max(at) FROM (SELECT last_appended AS at FROM (SELECT last_appended FROM manifest WHERE shard = ?1
+            ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM archive_floors WHERE shard = ?1) AS times";
+        Ok(self.sql()?.prepare_cached(sql)?.query_row([shard.0], |r| r.get(0))?)
+    }
+
+    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
+        let sql =
+            "SELECT to_offset, last_received FROM manifest WHERE shard = ? AND from_offset >= ? ORDER BY from_offset LIMIT ?";
+        let mut statement = self.sql()?.prepare_cached(sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows =
+            statement.query_map(params![shard.0, from as i64, limit], |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
+        let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = ?";
+        let read =
+            |r: &rusqlite::Row<'_>| Ok((r.get::<_, i64>(0)?.unsigned_abs(), r.get::<_, Option<i64>>(1)?.map(|at| at as Offset)));
+        Ok(self.sql()?.prepare_cached(sql)?.query_row([shard.0], read)?)
+    }
+
+    fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
+        let sql = "SELECT note, said FROM expiry WHERE shard = ?";
+        super::one(self.sql()?, sql, [of.number()], |r| Ok(ExpiryNote { note: r.get(0)?, said: r.get(1)? }))
+    }
+
+    fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
+        let mut statement = self.sql()?.prepare_cached("SELECT shard, note, said FROM expiry ORDER BY shard")?;
+        let rows =
+            statement.query_map([], |r| Ok((Expiring::of_number(r.get(0)?), ExpiryNote { note: r.get(1)?, said: r.get(2)? })))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         let sql = "SELECT shard, offset, appended, hour FROM archive_floors ORDER BY shard";
         let mut statement = self.sql()?.prepare_cached(sql)?;
@@ -391,7 +427,7 @@ pub(super) fn quarantine_rows(connection: &Connection) -> Result<Vec<(Quarantine
             offset: r.get::<_, i64>(1)? as Offset,
             index: r.get(2)?,
             tenant: r.get(3)?,
-            appended: r.get(4)?,
+            received: r.get(4)?,
             reason: r.get(5)?,
             discarded: r.get(6)?,
             record: r.get(7)?,
@@ -437,5 +473,6 @@ fn manifest_row(r: &Row<'_>) -> Result<ManifestRow, StoreError> {
         bytes: r.get::<_, i64>(12)? as u64,
         crc32c: r.get(13)?,
         tier: codec::tier(r.get(14)?)?,
+        received: (r.get(15)?, r.get(16)?),
     })
 }

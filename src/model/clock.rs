@@ -1,0 +1,186 @@
+//! The append clock: what a log stamps records with, made of two readings of the machine that are wrong in different ways.
+//!
+//! The wall clock knows the date and may leap; the boot clock (which counts suspension) measures what has passed, and nothing else. The
+//! append clock never goes back, and no leap of the wall clock moves it by more than what has passed: it follows the boot clock, at twice
+//! its speed while the wall clock is ahead and at half of it while the wall clock is behind, until the two meet.
+
+use super::window::Millis;
+
+/// A leap of the wall clock that is worth a warning.
+pub const LEAP_MS: i64 = 60_000;
+
+/// What the machine's clocks show at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// The wall clock.
+    pub wall: Millis,
+    /// The boot clock: milliseconds since the machine began, suspension included.
+    pub uptime: Millis,
+    /// Which start of the machine the boot clock counts from; 0 if that is not known.
+    pub boot: u64,
+}
+
+impl Reading {
+    /// What has passed since an earlier reading; none if that was before another start of the machine.
+    pub fn since(&self, earlier: &Reading) -> Option<i64> {
+        let same = self.boot == earlier.boot && self.boot != 0;
+        Some(self.uptime.saturating_sub(earlier.uptime)).filter(|passed| same && *passed >= 0)
+    }
+
+    /// By how much the wall clock has leapt since an earlier reading, if that is more than [`LEAP_MS`] and can be told.
+    pub fn leapt_since(&self, earlier: &Reading) -> Option<i64> {
+        let leapt = self.wall.saturating_sub(earlier.wall).saturating_sub(self.since(earlier)?);
+        Some(leapt).filter(|leapt| leapt.saturating_abs() > LEAP_MS)
+    }
+}
+
+/// What a frame of the log says of the time at which it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// Append time: for the machine. It never decreases.
+    pub appended: Millis,
+    /// The clocks: the wall clock is the received time, for people; the boot clock lets the next start go on from here.
+    pub read: Reading,
+}
+
+impl Stamp {
+    /// A stamp of an older format, which has one time that is both.
+    pub fn of_one_time(time: Millis) -> Self {
+        Self { appended: time, read: Reading { wall: time, ..Reading::default() } }
+    }
+}
+
+/// The clock; see the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppendClock {
+    /// In halves of a millisecond, so that half speed loses nothing however often it is read.
+    halves: i128,
+    uptime: Millis,
+}
+
+impl AppendClock {
+    /// A clock that goes on behind the last stamp of its log, if there is one. Within one start of the machine it goes on as if it had run;
+    /// otherwise nothing says how long the log was closed, and the wall clock counts if it is later.
+    pub fn start(last: Option<Stamp>, now: Reading) -> Self {
+        let at = |time: Millis, uptime| Self { halves: i128::from(time) * 2, uptime };
+        match last {
+            Some(last) if now.since(&last.read).is_some() => at(last.appended, last.read.uptime),
+            Some(last) => at(last.appended.max(now.wall), now.uptime),
+            None => at(now.wall, now.uptime),
+        }
+    }
+
+    /// What it shows now.
+    pub fn read(&mut self, now: Reading) -> Millis {
+        let passed = i128::from(now.uptime.saturating_sub(self.uptime).max(0)) * 2;
+        self.uptime = self.uptime.max(now.uptime);
+        let wall = i128::from(now.wall) * 2;
+        let (slow, even, fast) = (self.halves + passed / 2, self.halves + passed, self.halves + passed * 2);
+        self.halves = if wall > even { fast.min(wall) } else { slow.max(wall) };
+        i64::try_from(self.halves.div_euclid(2)).unwrap_or(i64::MAX)
+    }
+
+    /// The stamp of a frame that is written now.
+    pub fn stamp(&mut self, now: Reading) -> Stamp {
+        Stamp { appended: self.read(now), read: now }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DAY_MS: i64 = 86_400_000;
+    const NOW: i64 = 1_780_000_000_000;
+
+    fn at(wall: Millis, uptime: Millis) -> Reading {
+        Reading { wall, uptime, boot: 7 }
+    }
+
+    #[test]
+    fn a_right_clock_is_followed_to_the_millisecond() {
+        let mut clock = AppendClock::start(None, at(NOW, 5));
+        let shown: Vec<i64> = [0, 1, 1, 2, 1_000, 86_400_000].into_iter().map(|ms| clock.read(at(NOW + ms, 5 + ms))).collect();
+        assert_eq!(shown, [0, 1, 1, 2, 1_000, 86_400_000].map(|ms| NOW + ms));
+    }
+
+    #[test]
+    fn a_leap_moves_it_by_no_more_than_what_has_passed() {
+        for leap in [-DAY_MS, 400 * DAY_MS, 50 * 365 * DAY_MS] {
+            let mut clock = AppendClock::start(None, at(NOW, 0));
+            for second in 1..=60 {
+                let (wall, passed) = (NOW + leap + second * 1_000, second * 1_000);
+                let shown = clock.read(at(wall, passed)) - NOW;
+                assert!((passed / 2..=passed * 2).contains(&shown), "leap {leap}, after {passed}: {shown}");
+            }
+            // The wall clock is right again: it is met.
+            let shown = clock.read(at(NOW + 240_000, 240_000));
+            assert_eq!(shown, NOW + 240_000, "leap {leap}");
+        }
+    }
+
+    #[test]
+    fn half_speed_loses_nothing_however_often_it_is_read() {
+        let mut clock = AppendClock::start(None, at(NOW, 0));
+        let shown = (1..=1_000).map(|ms| clock.read(at(NOW - DAY_MS, ms))).last();
+        assert_eq!(shown, Some(NOW + 500));
+    }
+
+    #[test]
+    fn a_start_goes_on_within_one_start_of_the_machine_and_takes_the_wall_clock_otherwise() {
+        let stamp = Stamp { appended: NOW, read: at(NOW, 10_000) };
+        let start = |now: Reading| AppendClock::start(Some(stamp), now).read(now);
+        assert_eq!(start(at(NOW + 400 * DAY_MS, 11_000)), NOW + 2_000, "a clock ahead does not move it");
+        assert_eq!(start(at(NOW - DAY_MS, 11_000)), NOW + 500);
+        assert_eq!(start(at(NOW + 60_000, 70_000)), NOW + 60_000);
+        let other = |wall| start(Reading { wall, uptime: 3, boot: 8 });
+        assert_eq!((other(NOW + DAY_MS), other(NOW - DAY_MS)), (NOW + DAY_MS, NOW));
+        let unknown = Stamp::of_one_time(NOW);
+        let now = Reading { wall: NOW + 5, uptime: 9, boot: 0 };
+        assert_eq!(AppendClock::start(Some(unknown), now).read(now), NOW + 5);
+        assert_eq!(start(at(NOW + DAY_MS, 9_999)), NOW + DAY_MS, "a boot clock that went back is another one");
+    }
+
+    #[test]
+    fn leaps_are_told_from_time_that_passes() {
+        let before = at(NOW, 0);
+        assert_eq!(at(NOW + DAY_MS, DAY_MS).leapt_since(&before), None);
+        assert_eq!(at(NOW + LEAP_MS + 1_000, 1_000).leapt_since(&before), None);
+        assert_eq!(at(NOW + LEAP_MS + 1_001, 1_000).leapt_since(&before), Some(LEAP_MS + 1));
+        assert_eq!(at(NOW - DAY_MS, 0).leapt_since(&before), Some(-DAY_MS));
+        assert_eq!(Reading { boot: 8, ..at(NOW + DAY_MS, 1) }.leapt_since(&before), None, "nobody knows what has passed");
+    }
+
+    proptest! {
+        /// Whatever the wall clock does.
+        #[test]
+        fn it_never_goes_back_and_keeps_between_half_and_twice_the_speed_of_time(
+            steps in prop::collection::vec((0i64..5_000, prop_oneof![
+                4 => Just(0i64), 1 => -400 * DAY_MS..400 * DAY_MS, 1 => -5_000i64..5_000,
+            ]), 1..200),
+            start in -400 * DAY_MS..400 * DAY_MS,
+        ) {
+            let (mut wall, mut uptime) = (NOW + start, 0);
+            let mut clock = AppendClock::start(None, at(wall, uptime));
+            let (first, mut before, mut met) = (wall, wall, true);
+            for (passed, leap) in steps {
+                let was_met = met && leap == 0;
+                wall += passed + leap;
+                uptime += passed;
+                let shown = clock.read(at(wall, uptime));
+                // A millisecond for the half that is not shown.
+                prop_assert!(shown >= before && shown - before <= passed * 2 + 1);
+                prop_assert!(shown - first >= uptime / 2 && shown - first <= uptime * 2);
+                prop_assert!(!was_met || shown == wall, "once it has met a clock that does not leap, it stays with it");
+                met = shown == wall;
+                before = shown;
+            }
+            // With a right clock they meet: an hour behind or ahead is met within two hours.
+            let gap = (before - wall).abs();
+            let shown = clock.read(at(wall + gap * 2 + 2, uptime + gap * 2 + 2));
+            prop_assert_eq!(shown, wall + gap * 2 + 2);
+        }
+    }
+}
