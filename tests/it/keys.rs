@@ -125,7 +125,7 @@ fn mistakes_are_named() {
     }
     let output = Server::cli(&["keys", "list"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!((output.status.code(), said.contains("--file")), (Some(1), true), "{said}");
+    assert_eq!((output.status.code(), said.contains("--file")), (Some(2), true), "{said}");
 }
 
 #[test]
