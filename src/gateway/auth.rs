@@ -149,11 +149,16 @@ impl KeyTable {
         let found = keys.iter().fold(None, |found, entry| {
             if bool::from(entry.0.sha256.as_bytes().ct_eq(hash.as_bytes())) { Some(entry) } else { found }
         });
-        let (key, tenant) = found.ok_or_else(refuse)?;
+        let Some((key, tenant)) = found else {
+            tracing::debug!("a request was refused: nobody has its key");
+            return Err(refuse());
+        };
         if key.expires_ms.is_some_and(|at| at <= now) {
+            tracing::debug!(key = %key.prefix, %tenant, "a request was refused: its key has expired");
             return Err(refuse());
         }
         if !key.scopes.contains(&scope) {
+            tracing::debug!(key = %key.prefix, %tenant, ?scope, "a request was refused: its key lacks the scope");
             return Err(ApiError::new(
                 StatusCode::FORBIDDEN,
                 "forbidden",

@@ -165,6 +165,7 @@ impl Request<'_> {
     pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<ValidEvent, Refusal> {
         let refuse = |id: Option<String>, error: EventError| {
             metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
+            tracing::debug!(tenant = %self.tenant, index, code = error.code.name(), why = %error.message, "an event was refused");
             Refusal { index, id, code: error.code.name(), message: error.message }
         };
         let max_bytes = self.gateway.deps.limits.event.max_event_bytes;

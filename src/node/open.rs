@@ -123,7 +123,9 @@ fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::
     } else {
         None
     };
+    let watch = Stopwatch::start();
     let log = backends::log(config, data, &clock, roles.shards)?;
+    tracing::debug!(id = %log.id(), shards = log.shard_count(), elapsed_ms = watch.elapsed().as_millis() as u64, "the log is open");
     let store = match shared {
         None if roles.need_store() => Some(backends::store(config, data, &clock)?),
         shared => shared,

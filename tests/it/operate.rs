@@ -261,3 +261,20 @@ fn a_node_starts_beside_a_kubernetes_service_of_its_own_name() {
     let server = Server::start(&dir.path().join("data"), &env);
     until("it is ready", || server.get("/readyz").0 == 200);
 }
+
+#[test]
+fn debug_says_more_of_a_start_a_refused_event_and_a_wrong_key() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (data, keys) = (dir.path().join("data"), dir.path().join("keys.toml").display().to_string());
+    let added = Server::cli(&["keys", "add", "--tenant", "shop", "--scopes", "write", "--file", &keys]);
+    let key = String::from_utf8_lossy(&added.stdout).trim().to_owned();
+    let server = Server::start(&data, &[("log", "debug"), ("auth.keys_file", &keys)]);
+    let headers = |key: &str| format!("Bearer {key}");
+    assert_eq!(server.post_as(br#"{"metric":""}"#, "application/json", &[("authorization", &headers(&key))]).0, 422);
+    assert_eq!(server.post_as(b"{}", "application/json", &[("authorization", &headers("rm_wrong"))]).0, 401);
+    let said = std::fs::read_to_string(data.with_extension("server.log")).expect("the log");
+    for line in ["the log is open", "an event was refused", "nobody has its key"] {
+        assert!(said.contains(line), "{line} is not in:\n{said}");
+    }
+    assert!(!said.contains(&key) && !said.contains("rm_wrong"), "a key is in the log:\n{said}");
+}
