@@ -4,22 +4,22 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::routes::{Params, json, params};
+use super::routes::{GivenParams, json, params};
 use super::{Gateway, decode};
 use crate::query::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError};
 
 type Edge = State<Arc<Gateway>>;
 
 /// `GET /v1/status`
-pub(super) async fn status(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn status(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
+    params(q, &[])?;
     let _turn = gateway.status.lock().await;
     let status = gateway.deps.status.clone();
     let answer = tokio::task::spawn_blocking(move || status.status()).await.map_err(|error| {
@@ -33,16 +33,21 @@ pub(super) async fn status(State(gateway): Edge, headers: HeaderMap) -> Result<R
 pub(super) async fn quarantine(
     State(gateway): Edge,
     headers: HeaderMap,
-    query: Result<Query<Params>, QueryRejection>,
+    q: GivenParams,
 ) -> Result<Response, ApiError> {
-    let (reach, params) = (reach(&gateway, &headers)?, params(query)?);
-    let all = params.iter().any(|(name, value)| name == "all" && value == "true");
+    let (reach, params) = (reach(&gateway, &headers)?, params(q, &["all"])?);
+    let all = match params.first().map(|(_, value)| value.as_str()) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(ApiError::new(StatusCode::BAD_REQUEST, "all_invalid", "all is true or false")),
+    };
     operate(&gateway, move |quarantine| quarantine.list(&reach, all)).await
 }
 
 /// `POST /v1/quarantine/release`
-pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let reach = reach(&gateway, &headers)?;
+    params(q, &[])?;
     let place = place(&gateway, &headers, body).await?;
     let answer = operate(&gateway, move |quarantine| quarantine.release(&reach, place)).await;
     if answer.is_ok() {
@@ -52,8 +57,9 @@ pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, body: Body
 }
 
 /// `POST /v1/quarantine/discard`
-pub(super) async fn discard(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn discard(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let reach = reach(&gateway, &headers)?;
+    params(q, &[])?;
     let place = place(&gateway, &headers, body).await?;
     let answer = operate(&gateway, move |quarantine| quarantine.discard(&reach, place)).await;
     if answer.is_ok() {

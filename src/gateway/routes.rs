@@ -16,12 +16,15 @@ use super::error::ApiError;
 use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, sites, ws};
 use crate::clock::Stopwatch;
 use crate::model::event;
+use crate::query::params;
 use crate::query::service::{QueryError, QueryService};
 use crate::telemetry;
 
 type Edge = State<Arc<Gateway>>;
-/// Parameters as they came.
+/// Parameters.
 pub(super) type Params = Vec<(String, String)>;
+/// A query string, perhaps one that cannot be read.
+pub(super) type GivenParams = Result<Query<Params>, QueryRejection>;
 
 /// All routes.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -41,7 +44,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/archive/expiry", post(admin::expire))
         .route("/topics/{topic}", post(rest_proxy::produce))
         .route("/topics/{topic}/partitions/{id}", post(rest_proxy::produce_to_partition))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(|q: GivenParams| async { params(q, &[]).map(|_| "ok\n") }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
         .route("/openapi.json", get(|| async { json(include_str!("openapi.json").to_owned()) }))
@@ -134,8 +137,9 @@ impl Gateway {
     }
 }
 
-async fn post_events(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
+    params(q, &[])?;
     let format = decode::format_of(&headers, gateway.deps.sites.listed(&headers).is_some())?;
     let idempotency = idempotency_of(&headers)?;
     // Held until the answer, so that what waits for the log stays counted.
@@ -179,23 +183,35 @@ pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, 
         .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8"))
 }
 
-/// The parameters of a query string.
+/// The parameters of a query string, as they came.
 ///
 /// # Errors
 /// 400.
-pub(super) fn params(query: Result<Query<Params>, QueryRejection>) -> Result<Params, ApiError> {
+pub(super) fn given(query: GivenParams) -> Result<Params, ApiError> {
     query
         .map(|Query(p)| p)
         .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "the query string cannot be read"))
 }
 
-async fn query(State(gateway): Edge, headers: HeaderMap, q: Result<Query<Params>, QueryRejection>) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
+/// The parameters of a route that takes these and no others. Every route reads its parameters here, or hands them on to where the same
+/// is done; after the key, so that nobody without one learns what a route takes.
+///
+/// # Errors
+/// 400: see [`params::Params::read`].
+pub(super) fn params(query: GivenParams, known: &[&str]) -> Result<Params, ApiError> {
+    let given = given(query)?;
+    params::Params::read(&given, known)?;
+    Ok(given)
+}
+
+async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     gateway.ask(move |queries| queries.query(&tenant, &params)).await.map(json)
 }
 
-async fn list_metrics(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+async fn list_metrics(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Read)?;
+    params(q, &[])?;
     gateway.ask(move |queries| queries.metrics(&tenant)).await.map(json)
 }
 
@@ -203,9 +219,9 @@ async fn label_values(
     State(gateway): Edge,
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
-    q: Result<Query<Params>, QueryRejection>,
+    q: GivenParams,
 ) -> Result<Response, ApiError> {
-    let (tenant, name, params) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, params(q)?);
+    let (tenant, name, params) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, params(q, &["metric"])?);
     let metric = params.into_iter().find(|(k, _)| k == "metric").map(|(_, v)| v);
     gateway.ask(move |queries| queries.label_values(&tenant, &name, metric.as_deref())).await.map(json)
 }
@@ -213,14 +229,15 @@ async fn label_values(
 async fn accounting(
     State(gateway): Edge,
     headers: HeaderMap,
-    q: Result<Query<Params>, QueryRejection>,
+    q: GivenParams,
 ) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, params(q)?);
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     gateway.ask(move |queries| queries.accounting(&tenant, &params)).await.map(json)
 }
 
-async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Read)?;
+    params(q, &[])?;
     let l = &gateway.deps.limits;
     let body = serde_json::json!({
         "accept": {"max_age_ms": l.event.max_age_ms, "max_ahead_ms": l.event.max_ahead_ms, "max_event_bytes": l.event.max_event_bytes},
@@ -239,8 +256,8 @@ async fn limits(State(gateway): Edge, headers: HeaderMap) -> Result<Response, Ap
 
 /// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a load balancer of writes asks for
 /// the gateway alone.
-async fn ready(State(gateway): Edge, query: Result<Query<Params>, QueryRejection>) -> Result<Response, ApiError> {
-    let params = params(query)?;
+async fn ready(State(gateway): Edge, query: GivenParams) -> Result<Response, ApiError> {
+    let params = params(query, &["role"])?;
     let role = params.iter().find(|(name, _)| name == "role").map(|(_, role)| role.as_str());
     match (gateway.deps.ready)(role) {
         Ok(()) => Ok("ready\n".into_response()),
@@ -248,8 +265,9 @@ async fn ready(State(gateway): Edge, query: Result<Query<Params>, QueryRejection
     }
 }
 
-async fn prometheus(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+async fn prometheus(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
+    params(q, &[])?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)()).into_response())
 }
 

@@ -9,6 +9,7 @@ use super::completeness::Completeness;
 use super::days::{self, start};
 use super::groups::{Group, Groups};
 use super::json;
+use super::params::Params;
 use super::plan::{Plan, bad, plan};
 use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
@@ -17,7 +18,7 @@ use crate::clock::{Clock, Stopwatch};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
-use crate::model::window::{HOUR_MS, Hour, Millis};
+use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::cache::PartCache;
 use crate::persistence::store::{RollupQuery, RollupStore, StoreError, StoreSnapshot};
 use crate::shards::state::{AccountingQuestion, LiveQuestion};
@@ -89,18 +90,21 @@ impl QueryEngine {
         if let Some(why) = groups.failed {
             return Err(QueryError::new(QueryErrorKind::TooLarge, "answer_too_large", why));
         }
-        self.check_points(groups.points())?;
+        let ordered = groups.ordered();
+        let points = self.points(&ordered)?;
         let outcome = if completeness.partial() { "partial" } else { "complete" };
         metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
-        self.render(plan, &groups, &completeness)
+        self.render(plan, &ordered, points, &completeness)
     }
 
-    fn check_points(&self, points: usize) -> Result<(), QueryError> {
+    /// The points of an answer, of which there may not be more than the limit.
+    fn points(&self, ordered: &[&Group]) -> Result<usize, QueryError> {
+        let points = ordered.iter().map(|group| group.points.len()).sum();
         if points <= self.limits.max_points {
-            return Ok(());
+            return Ok(points);
         }
         let message = format!(
-            "the answer has {points} points, query.max_points is {}: ask for a shorter range, a longer step, fewer groups, or set limit",
+            "the answer has {points} points, query.max_points is {}: ask for a shorter range, a longer step, fewer groups, or a smaller limit",
             self.limits.max_points
         );
         Err(QueryError::new(QueryErrorKind::TooLarge, "too_many_points", message))
@@ -209,8 +213,14 @@ impl QueryEngine {
         Ok((books, Completeness::of(&reports, now, self.limits.stale_after_ms)))
     }
 
-    fn render(&self, plan: &Plan, groups: &Groups<'_>, completeness: &Completeness) -> Result<String, QueryError> {
-        let mut out = String::with_capacity(256 + groups.points() * 64);
+    fn render(
+        &self,
+        plan: &Plan,
+        groups: &[&Group],
+        points: usize,
+        completeness: &Completeness,
+    ) -> Result<String, QueryError> {
+        let mut out = String::with_capacity(256 + points * 64);
         out.push_str("{\"metric\":");
         json::string(&mut out, &plan.metric);
         out.push_str(",\"step\":");
@@ -220,7 +230,7 @@ impl QueryEngine {
         out.push_str(",\"to\":");
         json::time(&mut out, plan.to);
         out.push_str(",\"series\":[");
-        for (at, Group { key, points }) in groups.ordered().into_iter().enumerate() {
+        for (at, Group { key, points }) in groups.iter().enumerate() {
             out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
             for (at, (name, value)) in plan.by.iter().zip(key).filter(|(_, value)| !value.is_empty()).enumerate() {
                 if at > 0 {
@@ -235,8 +245,8 @@ impl QueryEngine {
                 if at > 0 {
                     out.push(',');
                 }
-                let end = if plan.step == Step::All { Ok(plan.to) } else { plan.step.next(&plan.tz, start) };
-                let end = end.map_err(|why| bad("tz_not_hour_aligned", why))?;
+                let bucket = if plan.step == Step::All { Ok(plan.from..plan.to) } else { plan.step.bucket(&plan.tz, start) };
+                let end = bucket.map_err(|why| bad("tz_not_hour_aligned", why))?.end;
                 json::point(&mut out, plan, start, end, rollup);
             }
             out.push_str("]}");
@@ -297,15 +307,15 @@ impl QueryService for QueryEngine {
     }
 
     fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
-        let hour = |name: &str, default: Millis| match params.iter().find(|(n, _)| n == name) {
-            None => Ok(Hour::of(default)),
-            Some((_, text)) => text
-                .parse::<jiff::Timestamp>()
-                .map(|t| Hour::of(t.as_millisecond()))
-                .map_err(|_| bad("time_invalid", format!("{name} is a time such as 2026-01-01T10:00:00Z"))),
-        };
+        let params = Params::read(params, &["from", "to"])?;
         let now = self.clock.now();
-        let (from, to) = (hour("from", now - 24 * HOUR_MS)?, hour("to", now + HOUR_MS)?);
+        let from = params.time("from")?.unwrap_or(now - 24 * HOUR_MS);
+        let to = params.time("to")?.unwrap_or(now + HOUR_MS);
+        if from >= to {
+            return Err(bad("range_empty", "from must be before to"));
+        }
+        // Outward to whole hours, as in queries.
+        let (from, to) = (Hour::of(from), Hour::of(to + HOUR_MS - 1));
         let (mut books, mut completeness) = self.books(tenant, from, to).map_err(store_error)?;
         if completeness.moved() {
             (books, completeness) = self.books(tenant, from, to).map_err(store_error)?;

@@ -3,12 +3,17 @@
 //! Rows come by the hundred thousand, an hour at a time, so the way from a row to its point is short: the bucket of the last hour is
 //! kept, a series finds its group by its id, and a group's points are appended at the end.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
+use foldhash::fast::{FixedState, RandomState};
+use hashbrown::HashTable;
 
 use super::plan::{Agg, Order, Plan};
+use super::rank::{self, Rank};
 use super::steps::Step;
 use crate::model::flush::SeriesInfo;
 use crate::model::rollup::Rollup;
@@ -28,20 +33,18 @@ pub struct Group {
 }
 
 impl Group {
-    /// The point of a bucket; whether it is new.
-    fn point(&mut self, bucket: Millis) -> (&mut Rollup, bool) {
+    /// The point of a bucket.
+    fn point(&mut self, bucket: Millis) -> &mut Rollup {
         let at = match self.points.last() {
-            Some((last, _)) if *last == bucket => return (&mut self.points.last_mut().expect("it has a last").1, false),
-            Some((last, _)) if *last > bucket => self.points.binary_search_by_key(&bucket, |(start, _)| *start),
-            _ => Err(self.points.len()),
+            Some((last, _)) if *last < bucket => Err(self.points.len()),
+            Some((last, _)) if *last == bucket => Ok(self.points.len() - 1),
+            _ => self.points.binary_search_by_key(&bucket, |(start, _)| *start),
         };
-        match at {
-            Ok(at) => (&mut self.points[at].1, false),
-            Err(at) => {
-                self.points.insert(at, (bucket, Rollup::default()));
-                (&mut self.points[at].1, true)
-            }
-        }
+        let at = at.unwrap_or_else(|at| {
+            self.points.insert(at, (bucket, Rollup::default()));
+            at
+        });
+        &mut self.points[at].1
     }
 }
 
@@ -49,10 +52,11 @@ impl Group {
 pub struct Groups<'a> {
     plan: &'a Plan,
     groups: Vec<Group>,
-    by_key: HashMap<GroupKey, u32>,
+    /// Places of groups by their keys, which are held by the groups alone. The values of labels are strangers': the hash has a random seed.
+    by_key: HashTable<u32>,
+    hasher: RandomState,
     by_series: HashMap<SeriesId, u32, FixedState>,
-    last_bucket: Option<(Hour, Millis)>,
-    points: usize,
+    last_bucket: Range<Millis>,
     /// Why merging stopped, if it did.
     pub failed: Option<String>,
 }
@@ -60,8 +64,15 @@ pub struct Groups<'a> {
 impl<'a> Groups<'a> {
     /// No groups.
     pub fn new(plan: &'a Plan) -> Self {
-        let by_series = HashMap::default();
-        Self { plan, groups: Vec::new(), by_key: HashMap::new(), by_series, last_bucket: None, points: 0, failed: None }
+        Self {
+            plan,
+            groups: Vec::new(),
+            by_key: HashTable::new(),
+            hasher: RandomState::default(),
+            by_series: HashMap::default(),
+            last_bucket: 0..0,
+            failed: None,
+        }
     }
 
     /// Merges one rollup of a series.
@@ -76,7 +87,8 @@ impl<'a> Groups<'a> {
         let group = match self.by_series.get(&series.id) {
             Some(&group) => group,
             None => {
-                let group = self.group(self.plan.by.iter().map(|name| series.series.label(name).to_owned()).collect());
+                let key = self.plan.by.iter().map(|name| series.series.label(name).to_owned()).collect();
+                let group = self.group(Cow::Owned(key));
                 self.by_series.insert(series.id, group);
                 group
             }
@@ -87,7 +99,7 @@ impl<'a> Groups<'a> {
     /// Merges groups that were merged before.
     pub fn absorb(&mut self, part: &[Group]) {
         for group in part {
-            let at = self.group(group.key.clone());
+            let at = self.group(Cow::Borrowed(&group.key));
             group.points.iter().for_each(|(bucket, rollup)| self.merge(at, *bucket, rollup));
         }
     }
@@ -97,21 +109,21 @@ impl<'a> Groups<'a> {
         self.groups
     }
 
-    fn group(&mut self, key: GroupKey) -> u32 {
-        let next = self.groups.len() as u32;
-        match self.by_key.get(&key) {
-            Some(&group) => group,
-            None => {
-                self.groups.push(Group { key: key.clone(), points: Vec::new() });
-                self.by_key.insert(key, next);
-                next
-            }
+    fn group(&mut self, key: Cow<'_, [String]>) -> u32 {
+        let Self { groups, by_key, hasher, .. } = self;
+        let hash = hasher.hash_one(&*key);
+        let known = by_key.find(hash, |&at| *groups[at as usize].key == *key);
+        if let Some(&group) = known {
+            return group;
         }
+        let next = groups.len() as u32;
+        groups.push(Group { key: key.into_owned(), points: Vec::new() });
+        by_key.insert_unique(hash, next, |&at| hasher.hash_one(&*groups[at as usize].key));
+        next
     }
 
     fn merge(&mut self, group: u32, bucket: Millis, rollup: &Rollup) {
-        let (point, new) = self.groups[group as usize].point(bucket);
-        self.points += usize::from(new);
+        let point = self.groups[group as usize].point(bucket);
         if point.figures.sum.checked_add(rollup.figures.sum).is_none() {
             self.failed = Some("the sum exceeds 128 bits: ask for a shorter step".to_owned());
             return;
@@ -129,74 +141,25 @@ impl<'a> Groups<'a> {
         if self.plan.step == Step::All {
             return Ok(self.plan.from);
         }
-        match self.last_bucket {
-            Some((last, bucket)) if last == hour => Ok(bucket),
-            _ => {
-                let bucket = self.plan.step.floor(&self.plan.tz, hour.start())?;
-                self.last_bucket = Some((hour, bucket));
-                Ok(bucket)
-            }
+        let start = hour.start();
+        if !self.last_bucket.contains(&start) {
+            self.last_bucket = self.plan.step.bucket(&self.plan.tz, start)?;
         }
+        Ok(self.last_bucket.start)
     }
 
-    /// Number of points.
-    pub fn points(&self) -> usize {
-        self.points
-    }
-
-    /// The groups in the order asked for, cut at the limit.
+    /// The groups in the order asked for, cut at the limit. Those of one rank are by their labels.
     pub fn ordered(&self) -> Vec<&Group> {
         let mut groups: Vec<_> = self.groups.iter().collect();
         groups.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         if self.plan.order != Order::Labels {
             let first = self.plan.aggs.first().copied().unwrap_or(Agg::Count);
-            groups.sort_by_cached_key(|group| Rank(rank(first, &group.points)));
-            if self.plan.order == Order::Descending {
-                groups.reverse();
-            }
+            let mut ranked: Vec<_> = groups.into_iter().map(|group| (Rank::of(first, &group.points), group)).collect();
+            let descending = self.plan.order == Order::Descending;
+            ranked.sort_by(|(a, _), (b, _)| rank::order(a.as_ref(), b.as_ref(), descending));
+            groups = ranked.into_iter().map(|(_, group)| group).collect();
         }
         groups.truncate(self.plan.limit.unwrap_or(usize::MAX));
         groups
-    }
-}
-
-/// A number with a total order.
-#[derive(PartialEq)]
-struct Rank(f64);
-
-impl Eq for Rank {}
-
-impl PartialOrd for Rank {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Rank {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
-
-/// A number to order by, over all points. Floating point, because sums of many windows may exceed 128 bits; it orders, it is not shown.
-fn rank(agg: Agg, points: &[(Millis, Rollup)]) -> f64 {
-    let sum = |of: fn(&Rollup) -> f64| points.iter().map(|(_, rollup)| of(rollup)).sum::<f64>();
-    let merged = || {
-        let mut whole = Rollup::default();
-        for (_, rollup) in points {
-            whole.distinct.merge(&rollup.distinct);
-            whole.quantiles.merge(&rollup.quantiles);
-        }
-        whole
-    };
-    let values = |of: fn(&Rollup) -> Option<f64>| points.iter().filter_map(move |(_, rollup)| of(rollup));
-    match agg {
-        Agg::Count | Agg::Rate => sum(|r| r.figures.count as f64),
-        Agg::Sum => sum(|r| r.figures.sum as f64),
-        Agg::Avg => sum(|r| r.figures.sum as f64) / sum(|r| r.figures.value_count as f64).max(1.0),
-        Agg::Min => values(|r| r.figures.min.map(|v| v.to_f64())).fold(f64::INFINITY, f64::min),
-        Agg::Max => values(|r| r.figures.max.map(|v| v.to_f64())).fold(f64::NEG_INFINITY, f64::max),
-        Agg::Distinct => merged().distinct.estimate() as f64,
-        Agg::Quantile(q, _) => merged().quantiles.quantile(q).unwrap_or(f64::NEG_INFINITY),
     }
 }

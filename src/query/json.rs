@@ -45,7 +45,7 @@ fn value(out: &mut String, agg: Agg, seconds: i64, rollup: &Rollup) {
         Agg::Min | Agg::Max | Agg::Quantile(..) if valued => match agg {
             Agg::Min => write!(out, "{}", figures.min.unwrap_or_default()),
             Agg::Max => write!(out, "{}", figures.max.unwrap_or_default()),
-            Agg::Quantile(q, _) => match rollup.quantiles.quantile(q) {
+            Agg::Quantile(q, _) => match rollup.quantile(q) {
                 Some(value) => write!(out, "{value}"),
                 None => write!(out, "null"),
             },

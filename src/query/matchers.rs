@@ -2,6 +2,8 @@
 
 use regex::RegexBuilder;
 
+use super::params::shown;
+use super::plan::check_label_name;
 use crate::persistence::store::Matcher;
 
 /// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that needs a limit.
@@ -25,7 +27,7 @@ pub fn parse(text: &str) -> Result<Vec<Matcher>, String> {
         rest = match rest.strip_prefix(',') {
             Some(behind) => behind.trim_start(),
             None if rest.is_empty() => rest,
-            None => return Err(format!("expected a comma before {rest:?}")),
+            None => return Err(format!("expected a comma before {:?}", shown(rest))),
         };
         if matchers.len() > MAX_MATCHERS {
             return Err(format!("more than {MAX_MATCHERS} matchers"));
@@ -38,12 +40,13 @@ fn one(text: &str) -> Result<(Matcher, &str), String> {
     let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
     let (name, rest) = text.split_at(end);
     if name.is_empty() {
-        return Err(format!("expected a label name at {text:?}"));
+        return Err(format!("expected a label name at {:?}", shown(text)));
     }
+    check_label_name(name)?;
     let rest = rest.trim_start();
     let operator = ["=~", "!~", "!=", "="].into_iter().find(|op| rest.starts_with(op));
     let operator = operator.ok_or_else(|| format!("expected =, !=, =~ or !~ after {name}"))?;
-    let (value, rest) = quoted(rest[operator.len()..].trim_start())?;
+    let (value, rest) = quoted(rest[operator.len()..].trim_start(), operator.ends_with('~'))?;
     let name = name.to_owned();
     let matcher = match operator {
         "=" => Matcher::Equal(name, value),
@@ -54,24 +57,107 @@ fn one(text: &str) -> Result<(Matcher, &str), String> {
     Ok((matcher, rest))
 }
 
-fn quoted(text: &str) -> Result<(String, &str), String> {
-    let quote = text.chars().next().filter(|c| matches!(c, '"' | '\'')).ok_or("expected a quoted value")?;
-    let mut value = String::new();
-    let mut chars = text.char_indices().skip(1);
-    while let Some((at, c)) = chars.next() {
+/// A value between quotes, and what follows. Between backticks nothing is an escape. Otherwise the escapes are those of PromQL and those
+/// of JSON, which is what programs write; in a regular expression all but those of the quotes are the expression's own.
+fn quoted(text: &str, regex: bool) -> Result<(String, &str), String> {
+    let quote = text.chars().next().filter(|c| matches!(c, '"' | '\'' | '`')).ok_or("expected a quoted value")?;
+    let mut value = Vec::new();
+    let mut rest = &text[1..];
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
         match c {
-            '\\' => match chars.next() {
-                Some((_, 'n')) => value.push('\n'),
-                Some((_, escaped @ ('"' | '\'' | '\\'))) => value.push(escaped),
-                // Every other escape belongs to the regular expression.
-                Some((_, other)) => value.extend(['\\', other]),
-                None => break,
-            },
-            c if c == quote => return Ok((value, &text[at + 1..])),
-            c => value.push(c),
+            c if c == quote => {
+                let value = String::from_utf8(value).map_err(|_| format!("the escapes of {:?} make no UTF-8", shown(text)))?;
+                return Ok((value, rest));
+            }
+            '\\' if quote != '`' => rest = escape(rest, regex, &mut value)?,
+            c => value.extend(c.encode_utf8(&mut [0; 4]).bytes()),
         }
     }
-    Err(format!("the quote of {text:?} is not closed"))
+    Err(format!("the quote of {:?} is not closed", shown(text)))
+}
+
+/// One escape, behind its backslash; what follows.
+fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str, String> {
+    let mut chars = text.chars();
+    let kind = chars.next().unwrap_or_default();
+    let rest = chars.as_str();
+    let plain = match kind {
+        '"' | '\'' | '\\' => Some(kind as u8),
+        'n' => Some(b'\n'),
+        _ => None,
+    };
+    let simple = match kind {
+        _ if plain.is_some() => plain,
+        'a' if !regex => Some(0x07),
+        'b' if !regex => Some(0x08),
+        'f' if !regex => Some(0x0c),
+        'r' if !regex => Some(b'\r'),
+        't' if !regex => Some(b'\t'),
+        'v' if !regex => Some(0x0b),
+        '/' if !regex => Some(b'/'),
+        _ => None,
+    };
+    if let Some(byte) = simple {
+        value.push(byte);
+        return Ok(rest);
+    }
+    let unknown = || format!("the escape \\{} is not understood", shown(text).chars().take(9).collect::<String>());
+    match kind {
+        // The pairs of JSON are no escapes of regular expressions, and one half is no character.
+        'u' if !regex || surrogate(rest) => {
+            let (code, rest) = unicode(rest).ok_or_else(unknown)?;
+            let c = code.encode_utf8(&mut [0; 4]).to_owned();
+            value.extend(if regex { regex::escape(&c) } else { c }.bytes());
+            Ok(rest)
+        }
+        'U' if !regex => {
+            let (code, rest) = number(rest, 8, 16).ok_or_else(unknown)?;
+            let c = char::from_u32(code).ok_or_else(unknown)?;
+            value.extend(c.encode_utf8(&mut [0; 4]).bytes());
+            Ok(rest)
+        }
+        'x' if !regex => {
+            let (byte, rest) = number(rest, 2, 16).ok_or_else(unknown)?;
+            value.push(byte as u8);
+            Ok(rest)
+        }
+        '0'..='3' if !regex => {
+            let (byte, rest) = number(text, 3, 8).ok_or_else(unknown)?;
+            value.push(byte as u8);
+            Ok(rest)
+        }
+        kind if regex && kind != '\0' => {
+            value.push(b'\\');
+            value.extend(kind.encode_utf8(&mut [0; 4]).bytes());
+            Ok(rest)
+        }
+        _ => Err(unknown()),
+    }
+}
+
+/// A number of so many digits, and what follows.
+fn number(text: &str, digits: usize, radix: u32) -> Option<(u32, &str)> {
+    let (number, rest) = text.split_at_checked(digits)?;
+    let number = number.bytes().all(|b| char::from(b).is_digit(radix)).then(|| u32::from_str_radix(number, radix).ok())??;
+    Some((number, rest))
+}
+
+fn surrogate(text: &str) -> bool {
+    number(text, 4, 16).is_some_and(|(code, _)| (0xd800..0xe000).contains(&code))
+}
+
+/// The character behind `\u`: four digits, or twice four as a surrogate pair.
+fn unicode(text: &str) -> Option<(char, &str)> {
+    let (first, rest) = number(text, 4, 16)?;
+    if let Some(c) = char::from_u32(first) {
+        return Some((c, rest));
+    }
+    let (second, behind) = number(rest.strip_prefix("\\u")?, 4, 16)?;
+    let pair = [u16::try_from(first).ok()?, u16::try_from(second).ok()?];
+    let mut decoded = char::decode_utf16(pair);
+    let c = decoded.next()?.ok()?;
+    decoded.next().is_none().then_some((c, behind))
 }
 
 fn anchored(pattern: &str) -> Result<regex::Regex, String> {
@@ -79,9 +165,9 @@ fn anchored(pattern: &str) -> Result<regex::Regex, String> {
     RegexBuilder::new(pattern)
         .size_limit(REGEX_BYTES)
         .build()
-        .map_err(|e| format!("{pattern:?} is not valid or too large: {e}"))?;
+        .map_err(|e| format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern)))?;
     let anchored = RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_BYTES).build();
-    anchored.map_err(|e| format!("the regular expression {pattern:?} is not valid or too large: {e}"))
+    anchored.map_err(|e| format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern)))
 }
 
 #[cfg(test)]
@@ -113,6 +199,35 @@ mod tests {
     }
 
     #[test]
+    fn escapes_are_those_that_programs_write() {
+        let of = [("c", "M\u{fc}nchen \u{1f600}/\t\"'\\`")];
+        for matchers in [
+            r#"{c="M\u00fcnchen \ud83d\ude00/\t\"'\\`"}"#,
+            r#"{c="M\u00FCnchen \uD83D\uDE00\/\u0009\u0022\u0027\u005c\u0060"}"#,
+            r#"{c='M\u00fcnchen \U0001f600/\t"\'\\`'}"#,
+            r#"{c="M\xc3\xbcnchen \360\237\230\200/\011\x22\x27\x5c\140"}"#,
+            "{c=\"M\u{fc}nchen \u{1f600}/\t\\\"'\\\\`\"}",
+            r#"{c=~"M\u00fcnchen \ud83d\ude00/\t\"'\\\\`"}"#,
+            r#"{c=~"M\u00fcnchen \x{1f600}/\s\"'\\x5c."}"#,
+            r#"{c=~`M.nchen .*\\.`}"#,
+        ] {
+            assert!(passes(matchers, &of), "{matchers}");
+        }
+        // Of what a program writes no byte is lost.
+        for value in ["", "\u{0}", "\u{7f}\u{80}\u{7ff}\u{800}\u{ffff}\u{10000}\u{10ffff}", "\u{8}\u{c}\r\n", "a\\u00fc"] {
+            let json = serde_json::Value::from(value).to_string();
+            let parsed = parse(&format!("{{c={json}}}"));
+            assert!(matches!(&parsed.as_deref(), Ok([Matcher::Equal(_, found)]) if found == value), "{json}");
+        }
+        // One of quotes belongs to the quotes, one of expressions to the expression.
+        assert!(passes(r#"{c=~"a\.b\d+"}"#, &[("c", "a.b12")]));
+        assert!(!passes(r#"{c=~"a\.b\d+"}"#, &[("c", "axb12")]));
+        assert!(passes(r#"{c=`a\u00fc`}"#, &[("c", r"a\u00fc")]));
+        // A character of a pair is no expression.
+        assert!(!passes(r#"{c=~"\ud83d\ude00"}"#, &[("c", "x")]));
+    }
+
+    #[test]
     fn mistakes_are_explained() {
         for bad in [
             r#"{a="b""#,
@@ -123,6 +238,26 @@ mod tests {
             r#"{a="x" b="y"}"#,
             r#"{a="x}"#,
             r#"{a=~"(a{1000}){1000}"}"#,
+            r#"{a="\q"}"#,
+            r#"{a="\d"}"#,
+            r#"{a="\u12"}"#,
+            r#"{a="\u00zz"}"#,
+            r#"{a="\u+123"}"#,
+            r#"{a="\ud83d"}"#,
+            r#"{a="\ud83d\u0041"}"#,
+            r#"{a="\ude00\ud83d"}"#,
+            r#"{a=~"\ud83d"}"#,
+            r#"{a="\U00110000"}"#,
+            r#"{a="\x4"}"#,
+            r#"{a="\xff"}"#,
+            r#"{a="\777"}"#,
+            r#"{a="\08"}"#,
+            r#"{a="\u12\u{fc}"}"#,
+            r#"{a="b\"#,
+            r#"{a=~"\q"}"#,
+            r#"{1a="b"}"#,
+            r#"{__name__="b"}"#,
+            r#"{a="b",,}"#,
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

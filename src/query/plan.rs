@@ -3,8 +3,11 @@
 use jiff::tz::TimeZone;
 
 use super::matchers;
+use super::params::{Params, shown};
 use super::service::{QueryError, QueryErrorKind};
-use super::steps::Step;
+use super::steps::{STEPS, Step};
+use crate::model::event::{self, MAX_LABELS};
+use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::Matcher;
 
@@ -64,6 +67,8 @@ pub enum Order {
     Ascending,
 }
 
+const ORDERS: &[(&str, Order)] = &[("labels", Order::Labels), ("desc", Order::Descending), ("asc", Order::Ascending)];
+
 /// A checked query.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -101,59 +106,76 @@ pub fn bad(code: &'static str, message: impl Into<String>) -> QueryError {
 /// # Errors
 /// Names the parameter and what it takes.
 pub fn plan(params: &[(String, String)], now: Millis) -> Result<Plan, QueryError> {
-    if let Some((unknown, _)) = params.iter().find(|(name, _)| !PARAMETERS.contains(&name.as_str())) {
-        let nearest = PARAMETERS
-            .iter()
-            .max_by(|a, b| strsim::jaro_winkler(unknown, a).total_cmp(&strsim::jaro_winkler(unknown, b)))
-            .unwrap_or(&"");
-        return Err(bad("parameter_unknown", format!("there is no parameter {unknown:?}; did you mean {nearest:?}?")));
-    }
-    let get = |name: &str| params.iter().rev().find(|(n, _)| n == name).map(|(_, v)| v.as_str()).filter(|v| !v.is_empty());
-    let metric = get("metric").ok_or_else(|| bad("metric_missing", "the parameter metric is required"))?.to_owned();
-    let step =
-        Step::parse(get("step").unwrap_or("1h")).ok_or_else(|| bad("step_invalid", "step is one of 1h, 6h, 1d, 1w, 1mo, all"))?;
-    let tz_name = get("tz").unwrap_or("UTC");
-    let tz = TimeZone::get(tz_name).map_err(|_| bad("tz_invalid", format!("there is no time zone {tz_name:?}")))?;
-    let to = get("to").map_or(Ok(now), |t| time("to", t))?;
-    let from = get("from").map_or(Ok(to - 24 * HOUR_MS), |t| time("from", t))?;
+    let params = Params::read(params, PARAMETERS)?;
+    let metric = params.get("metric").ok_or_else(|| bad("metric_missing", "the parameter metric is required"))?.to_owned();
+    let step = params.word("step", "step_invalid", STEPS)?.unwrap_or(Step::Hours(1));
+    let tz_name = params.get("tz").unwrap_or("UTC");
+    let tz = TimeZone::get(tz_name).map_err(|_| bad("tz_invalid", format!("there is no time zone {:?}", shown(tz_name))))?;
+    let to = params.time("to")?.unwrap_or(now);
+    let from = params.time("from")?.unwrap_or(to - 24 * HOUR_MS);
     if from >= to {
         return Err(bad("range_empty", "from must be before to"));
     }
     let (from, to) = step.snap(&tz, from, to).map_err(|why| bad("tz_not_hour_aligned", why))?;
-    let aggs = list(get("agg").unwrap_or("count")).map(agg).collect::<Result<Vec<_>, _>>()?;
-    let by: Vec<String> = get("by").map(|by| list(by).map(str::to_owned).collect()).unwrap_or_default();
-    let where_text = get("where").unwrap_or("");
+    let aggs = aggs(params.get("agg").unwrap_or("count"))?;
+    let by = params.get("by").map(labels).transpose()?.unwrap_or_default();
+    let where_text = params.get("where").unwrap_or("");
     let matchers = matchers::parse(where_text).map_err(|why| bad("where_invalid", format!("where: {why}")))?;
-    let limit = get("limit").map(|l| l.parse().map_err(|_| bad("limit_invalid", "limit is a whole number"))).transpose()?;
-    let order = match get("order") {
-        None | Some("labels") => Order::Labels,
-        Some("desc") => Order::Descending,
-        Some("asc") => Order::Ascending,
-        Some(_) => return Err(bad("order_invalid", "order is one of labels, desc, asc")),
-    };
+    let limit = params.get("limit").map(limit).transpose()?;
+    let order = params.word("order", "order_invalid", ORDERS)?.unwrap_or(Order::Labels);
     let sketches = (aggs.contains(&Agg::Distinct), aggs.iter().any(|a| matches!(a, Agg::Quantile(..))));
     let key = format!("{:?}", (&metric, where_text, &by, step, tz_name, sketches, (step == Step::All).then_some(from)));
     Ok(Plan { metric, from, to, step, tz, aggs, by, matchers, limit, order, key })
 }
 
+/// The items of a list; one that is empty is an item too, which no list takes.
 fn list(text: &str) -> impl Iterator<Item = &str> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+    text.split(',').map(str::trim)
 }
 
-fn agg(name: &str) -> Result<Agg, QueryError> {
-    AGGS.iter().find(|(known, _)| *known == name).map(|(_, agg)| *agg).ok_or_else(|| {
-        let all: Vec<_> = AGGS.iter().map(|(name, _)| *name).collect();
-        bad("agg_invalid", format!("there is no aggregate {name:?}; there are {}", all.join(", ")))
-    })
+/// The aggregates of `agg`: at most those that there are, because none may be asked for twice.
+fn aggs(text: &str) -> Result<Vec<Agg>, QueryError> {
+    let mut aggs = Vec::new();
+    for name in list(text) {
+        let Some((_, agg)) = AGGS.iter().find(|(known, _)| *known == name) else {
+            let all: Vec<_> = AGGS.iter().map(|(name, _)| *name).collect();
+            return Err(bad("agg_invalid", format!("there is no aggregate {:?}; there are {}", shown(name), all.join(", "))));
+        };
+        if aggs.contains(agg) {
+            return Err(bad("agg_invalid", format!("the aggregate {name} is asked for twice")));
+        }
+        aggs.push(*agg);
+    }
+    Ok(aggs)
 }
 
-/// RFC 3339 or milliseconds since the epoch.
-fn time(name: &str, text: &str) -> Result<Millis, QueryError> {
-    let parsed = text.parse::<i64>().ok().or_else(|| text.parse::<jiff::Timestamp>().ok().map(|t| t.as_millisecond()));
-    let limit = 253_402_300_799_000;
-    parsed.filter(|t| (-limit..=limit).contains(t)).ok_or_else(|| {
-        bad("time_invalid", format!("{name} is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970; not {text:?}"))
-    })
+/// The labels of `by`: no more than a series can have, each a name that a label can have, none twice. A group holds a value for each.
+fn labels(text: &str) -> Result<Vec<String>, QueryError> {
+    let mut labels: Vec<String> = Vec::new();
+    for name in list(text) {
+        check_label_name(name).map_err(|why| bad("by_invalid", format!("by: {why}")))?;
+        if labels.iter().any(|known| known == name) {
+            return Err(bad("by_invalid", format!("by: the label {name} is named twice")));
+        }
+        if labels.len() == MAX_LABELS {
+            return Err(bad("by_invalid", format!("by: more than {MAX_LABELS} labels, which no series has")));
+        }
+        labels.push(name.to_owned());
+    }
+    Ok(labels)
+}
+
+/// Whether a series can have a label of this name: one that events may carry, or that of the overflow series.
+pub(super) fn check_label_name(name: &str) -> Result<(), String> {
+    if name == OVERFLOW_LABEL.0 {
+        return Ok(());
+    }
+    event::check_label(name, "").map_err(|why| format!("{:?} is no label: {}", shown(name), why.message))
+}
+
+fn limit(text: &str) -> Result<usize, QueryError> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| bad("limit_invalid", format!("limit is a whole number from 1 on, not {:?}", shown(text))))
 }
 
 impl Plan {
@@ -172,5 +194,42 @@ impl Plan {
     /// Whether distinct users are asked for.
     pub fn wants_distinct(&self) -> bool {
         self.aggs.contains(&Agg::Distinct)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(params: &[(&str, &str)]) -> Result<Plan, QueryError> {
+        let params: Vec<(String, String)> = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        plan(&params, 1_767_225_600_000)
+    }
+
+    fn refusal(params: &[(&str, &str)]) -> &'static str {
+        planned(params).map(|plan| plan.key).expect_err("refused").code
+    }
+
+    #[test]
+    fn groups_are_by_at_most_sixteen_different_labels() {
+        let names = |n: usize| (0..n).map(|i| format!("l{i}")).collect::<Vec<_>>().join(",");
+        assert_eq!(planned(&[("metric", "m"), ("by", &names(16))]).expect("as many as a series has").by.len(), 16);
+        assert_eq!(planned(&[("metric", "m"), ("by", " a , __overflow__")]).expect("spaces do not count").by, ["a", "__overflow__"]);
+        let long = "a".repeat(65);
+        for by in [names(17).as_str(), "a,a", "a,b,a", "a,,b", ",", "a,", "1a", "a b", "ä", "__name__", &long, &"a,".repeat(2_000)] {
+            assert_eq!(refusal(&[("metric", "m"), ("by", by)]), "by_invalid", "{by:.40}");
+        }
+        let whole = planned(&[("metric", "m"), ("by", &"x".repeat(60_000))]).map(|plan| plan.key).expect_err("refused");
+        assert!(whole.message.len() < 400, "an answer does not repeat a whole request: {}", whole.message.len());
+    }
+
+    #[test]
+    fn an_aggregate_is_asked_for_once() {
+        let all: Vec<&str> = AGGS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(planned(&[("metric", "m"), ("agg", &all.join(","))]).expect("all of them").aggs.len(), 12);
+        for agg in ["count,count", "sum,avg,sum", "count,", "", "mean", "p95,p95"] {
+            let code = if agg.is_empty() { "parameter_empty" } else { "agg_invalid" };
+            assert_eq!(refusal(&[("metric", "m"), ("agg", agg)]), code, "{agg}");
+        }
     }
 }

@@ -1,6 +1,9 @@
-//! Steps of a time series, in a time zone. Days may have 23 or 25 hours; weeks start on Monday.
+//! Steps of a time series, in a time zone. Days may have 23 or 25 hours; weeks start on Monday; six hours are from midnight, six, noon and
+//! eighteen by the clocks of the zone, so that those around a change of the clocks are five or seven.
 
-use jiff::civil::Weekday;
+use std::ops::Range;
+
+use jiff::civil::{DateTime, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan, ZonedDateTime};
 
@@ -21,108 +24,148 @@ pub enum Step {
     All,
 }
 
-impl Step {
-    /// From its name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "1h" => Step::Hours(1),
-            "6h" => Step::Hours(6),
-            "1d" => Step::Day,
-            "1w" => Step::Week,
-            "1mo" => Step::Month,
-            "all" => Step::All,
-            _ => return None,
-        })
-    }
+/// The steps by their names.
+pub const STEPS: &[(&str, Step)] = &[
+    ("1h", Step::Hours(1)),
+    ("6h", Step::Hours(6)),
+    ("1d", Step::Day),
+    ("1w", Step::Week),
+    ("1mo", Step::Month),
+    ("all", Step::All),
+];
 
+impl Step {
     /// Its name.
     pub fn name(self) -> &'static str {
-        match self {
-            Step::Hours(6) => "6h",
-            Step::Hours(_) => "1h",
-            Step::Day => "1d",
-            Step::Week => "1w",
-            Step::Month => "1mo",
-            Step::All => "all",
-        }
+        STEPS.iter().find(|(_, step)| *step == self).map_or("", |(name, _)| name)
     }
 
-    /// Start of the bucket that holds `t`; for [`Step::All`] the caller's range is the bucket.
-    pub fn floor(self, tz: &TimeZone, t: Millis) -> Result<Millis, String> {
-        if let Step::Hours(hours) = self {
-            let offset = offset_ms(tz, t)?;
-            let width = hours * HOUR_MS;
-            // Hours of a zone that is not on whole hours are UTC hours: windows are.
-            let offset = if offset % HOUR_MS == 0 { offset } else { 0 };
-            return Ok((t + offset).div_euclid(width) * width - offset);
+    /// The bucket that holds `t`, by the clocks of the zone; for [`Step::All`] the caller's range is the bucket.
+    ///
+    /// # Errors
+    /// If the calendar ends before.
+    pub fn bucket(self, tz: &TimeZone, t: Millis) -> Result<Range<Millis>, String> {
+        if let Step::Hours(1) = self {
+            let start = t.div_euclid(HOUR_MS) * HOUR_MS;
+            return Ok(start..start + HOUR_MS);
         }
-        let local = zoned(tz, t)?;
-        let day = local.start_of_day().map_err(|e| e.to_string())?;
-        let start = match self {
-            Step::Week => {
-                let back = i64::from(day.date().weekday().since(Weekday::Monday));
-                day.date().checked_sub(back.days()).and_then(|d| d.to_zoned_datetime(tz.clone()))
+        let label = self.label(zoned(tz, t)?.datetime()).map_err(|e| e.to_string())?;
+        let start = instant(tz, label)?;
+        let mut next = self.following(label).map_err(|e| e.to_string())?;
+        // What a zone leaves out when it crosses the date line has no instant of its own.
+        while instant(tz, next)? <= start {
+            next = self.following(next).map_err(|e| e.to_string())?;
+        }
+        Ok(start..instant(tz, next)?)
+    }
+
+    /// Where the bucket of a local time begins by the calendar.
+    fn label(self, local: DateTime) -> Result<DateTime, jiff::Error> {
+        let date = local.date();
+        let date = match self {
+            Step::Hours(hours) => {
+                let hour = i64::from(local.hour()).div_euclid(hours) * hours;
+                return local.with().hour(hour as i8).minute(0).second(0).subsec_nanosecond(0).build();
             }
-            Step::Month => day.date().first_of_month().to_zoned_datetime(tz.clone()),
-            _ => Ok(day),
+            Step::Day | Step::All => date,
+            Step::Week => date.checked_sub(i64::from(date.weekday().since(Weekday::Monday)).days())?,
+            Step::Month => date.first_of_month(),
         };
-        let start = start.map_err(|e| e.to_string())?;
-        if i64::from(start.offset().seconds()) * 1000 % HOUR_MS != 0 {
-            return Err(format!("days of {} do not begin on whole UTC hours", tz.iana_name().unwrap_or("this zone")));
-        }
-        Ok(start.timestamp().as_millisecond())
+        Ok(date.to_datetime(Time::midnight()))
     }
 
-    /// Start of the bucket behind the one that starts at `start`.
-    pub fn next(self, tz: &TimeZone, start: Millis) -> Result<Millis, String> {
-        let span = match self {
-            Step::Hours(hours) => return self.floor(tz, start + hours * HOUR_MS + HOUR_MS / 2).map(|t| t.max(start + HOUR_MS)),
-            Step::Day => 1.days(),
+    /// Where the next bucket begins by the calendar.
+    fn following(self, label: DateTime) -> Result<DateTime, jiff::Error> {
+        label.checked_add(match self {
+            Step::Hours(hours) => hours.hours(),
+            Step::Day | Step::All => 1.days(),
             Step::Week => 7.days(),
             Step::Month => 1.months(),
-            Step::All => return Ok(Millis::MAX),
-        };
-        let next = zoned(tz, start)?.date().checked_add(span).and_then(|d| d.to_zoned_datetime(tz.clone()));
-        next.map(|z| z.timestamp().as_millisecond()).map_err(|e| e.to_string())
+        })
     }
 
     /// Snaps a range outward to whole steps; [`Step::All`] to whole hours.
     ///
     /// # Errors
-    /// If the zone's offset is not whole hours there.
+    /// If the zone is not on whole hours all over the snapped range, whatever the step: windows are hours of UTC.
     pub fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
-        if self == Step::All {
-            return Ok((from.div_euclid(HOUR_MS) * HOUR_MS, -(-to).div_euclid(HOUR_MS) * HOUR_MS));
-        }
-        let start = self.floor(tz, to)?;
-        Ok((self.floor(tz, from)?, if start == to { to } else { self.next(tz, start)? }))
+        let unit = if self == Step::All { Step::Hours(1) } else { self };
+        let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
+        whole_hours(tz, from, to)?;
+        Ok((from, to))
     }
+}
+
+/// Whether the zone's offset is whole hours from `from` until `to`, and changes on whole hours only.
+fn whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
+    let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
+    let changes = tz.following(begin).map(|change| (change.timestamp(), change.offset()));
+    let within = changes.take_while(|(at, _)| at.as_millisecond() < to);
+    for (at, offset) in std::iter::once((begin, tz.to_offset(begin))).chain(within) {
+        if i64::from(offset.seconds()) * 1000 % HOUR_MS != 0 || at.as_millisecond() % HOUR_MS != 0 {
+            let zone = tz.iana_name().unwrap_or("this zone");
+            return Err(format!("{zone} is at {offset} from {at} on: its clocks do not show whole hours of UTC, of which all figures are"));
+        }
+    }
+    Ok(())
 }
 
 fn zoned(tz: &TimeZone, t: Millis) -> Result<ZonedDateTime, String> {
     Timestamp::from_millisecond(t).map(|t| t.to_zoned_datetime(tz.clone())).map_err(|e| e.to_string())
 }
 
-fn offset_ms(tz: &TimeZone, t: Millis) -> Result<i64, String> {
-    let at = Timestamp::from_millisecond(t).map_err(|e| e.to_string())?;
-    Ok(i64::from(tz.to_offset(at).seconds()) * 1000)
+/// When the clocks of the zone show a time first: of two the earlier one, and behind a gap the first moment after it.
+fn instant(tz: &TimeZone, local: DateTime) -> Result<Millis, String> {
+    local.to_zoned_datetime(tz.clone()).map(|zoned| zoned.timestamp().as_millisecond()).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(text: &str) -> Millis {
         text.parse::<Timestamp>().expect("a time").as_millisecond()
     }
 
+    fn zone(name: &str) -> TimeZone {
+        TimeZone::get(name).expect("a zone")
+    }
+
+    /// The lengths in hours of the buckets of a range, which follow each other.
+    fn lengths(step: Step, tz: &TimeZone, from: &str, to: &str) -> Vec<i64> {
+        let (mut start, end) = step.snap(tz, at(from), at(to)).expect("snaps");
+        assert_eq!((start, end), (at(from), at(to)), "{step:?}");
+        let mut lengths = Vec::new();
+        while start < end {
+            let bucket = step.bucket(tz, start).expect("a bucket");
+            assert_eq!(bucket.start, start);
+            lengths.push((bucket.end - start) / HOUR_MS);
+            start = bucket.end;
+        }
+        lengths
+    }
+
     #[test]
-    fn days_of_a_zone_have_23_24_or_25_hours() {
-        let tz = TimeZone::get("Europe/Berlin").expect("zone");
-        for (start, hours) in [("2026-03-28T23:00:00Z", 23), ("2026-10-24T22:00:00Z", 25), ("2026-06-01T22:00:00Z", 24)] {
-            let start = at(start);
-            assert_eq!(Step::Day.floor(&tz, start + HOUR_MS).expect("floor"), start);
-            assert_eq!(Step::Day.next(&tz, start).expect("next") - start, hours * HOUR_MS);
+    fn days_and_their_quarters_follow_the_clocks() {
+        let (berlin, new_york) = (zone("Europe/Berlin"), zone("America/New_York"));
+        let quarters = |tz: &TimeZone, from, to| lengths(Step::Hours(6), tz, from, to);
+        assert_eq!(quarters(&berlin, "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"), [5, 6, 6, 6]);
+        assert_eq!(quarters(&berlin, "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"), [7, 6, 6, 6]);
+        assert_eq!(quarters(&new_york, "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"), [7, 6, 6, 6]);
+        assert_eq!(quarters(&new_york, "2026-03-08T05:00:00Z", "2026-03-09T04:00:00Z"), [5, 6, 6, 6]);
+        // The clocks of Beirut and Santiago change at midnight.
+        assert_eq!(quarters(&zone("Asia/Beirut"), "2026-03-28T22:00:00Z", "2026-03-29T21:00:00Z"), [5, 6, 6, 6]);
+        assert_eq!(quarters(&zone("America/Santiago"), "2026-04-04T03:00:00Z", "2026-04-05T04:00:00Z"), [6, 6, 6, 7]);
+        // Samoa went without 30 December 2011.
+        assert_eq!(quarters(&zone("Pacific/Apia"), "2011-12-29T10:00:00Z", "2011-12-31T10:00:00Z"), [6; 8]);
+        for (start, end, hours) in [
+            ("2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", 23),
+            ("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z", 25),
+            ("2026-06-01T22:00:00Z", "2026-06-02T22:00:00Z", 24),
+        ] {
+            assert_eq!(lengths(Step::Day, &berlin, start, end), [hours]);
         }
     }
 
@@ -138,9 +181,67 @@ mod tests {
     }
 
     #[test]
-    fn zones_off_the_hour_are_refused_for_days() {
-        let tz = TimeZone::get("Asia/Kolkata").expect("zone");
-        assert!(Step::Day.floor(&tz, 0).is_err());
-        assert_eq!(Step::Hours(1).floor(&tz, HOUR_MS + 1), Ok(HOUR_MS));
+    fn zones_off_the_hour_are_refused_whatever_the_step() {
+        let refused = |name: &str, from: &str, to: &str| {
+            let results = STEPS.iter().map(|(_, step)| step.snap(&zone(name), at(from), at(to)).is_err()).collect::<Vec<_>>();
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{name}: one rule for all steps: {results:?}");
+            results[0]
+        };
+        let (july, august) = ("2026-07-02T00:00:00Z", "2026-07-30T00:00:00Z");
+        for name in ["Asia/Kolkata", "Asia/Kathmandu", "Australia/Adelaide", "America/St_Johns", "Australia/Lord_Howe"] {
+            assert!(refused(name, july, august), "{name}");
+        }
+        assert!(!refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-03-01T00:00:00+11:00"), "11 hours all the time");
+        assert!(refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-11-01T00:00:00+11:00"), "half hours in the middle");
+        assert!(!refused("Asia/Pyongyang", "2019-02-01T00:00:00+09:00", "2019-03-01T00:00:00+09:00"));
+        assert!(refused("Asia/Pyongyang", "2015-01-01T00:00:00+09:00", "2019-01-01T00:00:00+09:00"), "half hours until 2018");
+        assert!(refused("Europe/Berlin", "1850-01-01T00:00:00Z", "1850-02-01T00:00:00Z"), "the time of its meridian");
+    }
+
+    /// What the calendar says of an instant, with nothing of the code above: two instants of one bucket have the same.
+    fn mark(step: Step, tz: &TimeZone, t: Millis) -> (i16, i8, i16, i64) {
+        let local = Timestamp::from_millisecond(t).expect("a time").to_zoned_datetime(tz.clone());
+        match step {
+            Step::Hours(hours) => (local.year(), local.month(), i16::from(local.day()), i64::from(local.hour()) / hours),
+            Step::Day => (local.year(), local.month(), i16::from(local.day()), 0),
+            Step::Week => {
+                let week = local.date().iso_week_date();
+                (week.year(), week.week(), 0, 0)
+            }
+            Step::Month => (local.year(), local.month(), 0, 0),
+            Step::All => (0, 0, 0, 0),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn buckets_are_what_the_calendar_says(
+            name in any::<prop::sample::Index>(), step in 1usize..5, t in at("1971-01-01T00:00:00Z")..at("2037-01-01T00:00:00Z"),
+            near in -5i64..5, to_change in any::<bool>(),
+        ) {
+            let names: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+            prop_assert!(names.len() > 300, "{} zones", names.len());
+            let (tz, step) = (zone(&names[name.index(names.len())]), STEPS[step].1);
+            // Half of the cases lie around a change of the clocks.
+            let change = tz.following(Timestamp::from_millisecond(t).expect("a time")).next().filter(|_| to_change);
+            let t = change.map_or(t, |change| change.timestamp().as_millisecond()) + near * HOUR_MS;
+            let bucket = step.bucket(&tz, t).expect("a bucket");
+            prop_assume!(whole_hours(&tz, bucket.start - 24 * HOUR_MS, bucket.end + 24 * HOUR_MS).is_ok());
+            prop_assert!(bucket.contains(&t), "{t} in {bucket:?}");
+            prop_assert!(bucket.start % HOUR_MS == 0 && bucket.end % HOUR_MS == 0, "{bucket:?}");
+            // Every instant of it is of one mark, which the instants beside it do not have.
+            let of = mark(step, &tz, t);
+            for hour in (bucket.start..bucket.end).step_by(HOUR_MS as usize) {
+                prop_assert_eq!(mark(step, &tz, hour), of);
+                prop_assert_eq!(mark(step, &tz, hour + HOUR_MS - 1), of);
+            }
+            prop_assert_ne!(mark(step, &tz, bucket.start - 1), of);
+            prop_assert_ne!(mark(step, &tz, bucket.end), of);
+            // The buckets follow each other, and what a range snaps to is one.
+            prop_assert_eq!(step.bucket(&tz, bucket.end).expect("the next").start, bucket.end);
+            prop_assert_eq!(step.snap(&tz, t, t + 1), Ok((bucket.start, bucket.end)));
+        }
     }
 }

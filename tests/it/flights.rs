@@ -153,8 +153,9 @@ fn check_reference(server: &Server, file: &str, step: &str, by: &str) -> usize {
         rows.map(|row| ((time(&row), column(&row, "label")), row)).collect();
     let (all, total) =
         (expected.len(), expected.values().map(|row| column(row, "events").parse::<u64>().expect("events")).sum::<u64>());
+    let groups = if by.is_empty() { String::new() } else { format!("&by={by}") };
     let path = format!(
-        "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:00Z&step={step}&by={by}\
+        "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:00Z&step={step}{groups}\
          &agg=count,sum,avg,min,max,distinct,p50,p95,p99"
     );
     let answer = server.await_query(&path, |a| count(a) == total);

@@ -149,3 +149,31 @@ async fn every_answer_is_one_that_is_published() {
     }
     assert_eq!(log.batches.lock().unwrap().len(), 1, "of all that only one event is good");
 }
+
+#[tokio::test]
+async fn no_operation_ignores_a_parameter() {
+    let (key, stored) = stored(1, "acme", &SCOPES.map(|(scope, _)| scope), None);
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let interface = interface();
+    for (path, method, _) in operations() {
+        // The engine reads those of its own two routes; files and sockets take none, and other people's protocols are theirs.
+        let elsewhere = ["/v1/query", "/v1/accounting", "/", "/openapi.json", "/v1/ws"].contains(&path.as_str()) || is_kafka(&path);
+        if elsewhere {
+            continue;
+        }
+        let known = interface["paths"][&path][method.to_lowercase()]["parameters"].as_array().cloned().unwrap_or_default();
+        let known = known.iter().filter(|p| p["in"] == "query").map(|p| p["name"].as_str().unwrap().to_owned());
+        let known: Vec<String> = known.collect();
+        let mut refused = vec![("nonsense=1".to_owned(), "parameter_unknown"), ("=1".to_owned(), "parameter_unknown")];
+        for name in &known {
+            refused.push((format!("{name}=a&{name}=a"), "parameter_repeated"));
+            refused.push((format!("{name}="), "parameter_empty"));
+            refused.push((format!("{}=a", name.to_uppercase()), "parameter_unknown"));
+        }
+        for (query, code) in refused {
+            let (status, answer, _) = call(&gateway, ask(&format!("{path}?{query}"), &method, Some(&key))).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path}?{query}: {answer}");
+            assert!(answer.contains(code), "{method} {path}?{query}: {answer}");
+        }
+    }
+}

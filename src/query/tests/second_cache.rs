@@ -92,7 +92,8 @@ fn answers(engine: &QueryEngine) -> Vec<String> {
         let (from, to) = (i64::from(START) * HOUR_MS, i64::from(START + HOURS) * HOUR_MS);
         let params = [("metric", "m".to_owned()), ("from", from.to_string()), ("to", to.to_string())];
         let more = [("step", step), ("by", by), ("agg", agg)].map(|(name, value)| (name, value.to_owned()));
-        let params: Vec<_> = params.into_iter().chain(more).map(|(name, value)| (name.to_owned(), value)).collect();
+        let params = params.into_iter().chain(more).filter(|(_, value)| !value.is_empty());
+        let params: Vec<_> = params.map(|(name, value)| (name.to_owned(), value)).collect();
         engine.query(tenant, &params).unwrap_or_else(|why| panic!("{params:?}: {why}"))
     };
     ["t0", "t1"].into_iter().flat_map(|tenant| QUESTIONS.map(|question| ask(tenant, question))).collect()

@@ -1,0 +1,149 @@
+//! The one way in which parameters are read: each is known, given once, and says something. Pure.
+//!
+//! Whoever asks trusts that what is not refused is used. A parameter that is ignored, because its name is wrong, because another of the
+//! same name came later, or because its value is missing, makes an answer to another question.
+
+use super::plan::bad;
+use super::service::QueryError;
+use crate::model::window::Millis;
+
+/// What is nearer than this to a known name was perhaps meant.
+const NEAR: f64 = 0.75;
+/// Characters of a name or value that a refusal repeats.
+const SHOWN: usize = 64;
+/// The beginning of the year 9999, in milliseconds, so that every step ends within the calendar; its negative bounds the past.
+const LAST: Millis = 253_370_764_800_000;
+
+/// Parameters that were checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Params<'p>(&'p [(String, String)]);
+
+impl<'p> Params<'p> {
+    /// Checks that each parameter is one of the known ones, is there once, and has a value.
+    ///
+    /// # Errors
+    /// `parameter_unknown`, which names the known one that was perhaps meant; `parameter_repeated`; `parameter_empty`.
+    pub fn read(given: &'p [(String, String)], known: &[&str]) -> Result<Self, QueryError> {
+        for (at, (name, value)) in given.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                return Err(bad("parameter_unknown", unknown(name, known)));
+            }
+            if given[..at].iter().any(|(before, _)| before == name) {
+                let list = if matches!(name.as_str(), "agg" | "by") { ", several items separated by commas" } else { "" };
+                let list = if name == "where" { ", several matchers separated by commas" } else { list };
+                return Err(bad("parameter_repeated", format!("the parameter {name} is given twice: give it once{list}")));
+            }
+            if value.is_empty() {
+                return Err(bad("parameter_empty", format!("the parameter {name} has no value: leave it out, or give it one")));
+            }
+        }
+        Ok(Self(given))
+    }
+
+    /// The value of a parameter, if it is there; never empty.
+    pub fn get(self, name: &str) -> Option<&'p str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A time: RFC 3339, or milliseconds since 1970.
+    ///
+    /// # Errors
+    /// `time_invalid`.
+    pub fn time(self, name: &str) -> Result<Option<Millis>, QueryError> {
+        self.get(name).map(|text| time(name, text)).transpose()
+    }
+
+    /// A parameter that is one of some words.
+    ///
+    /// # Errors
+    /// The code, and the words.
+    pub fn word<T: Copy>(self, name: &str, code: &'static str, words: &[(&str, T)]) -> Result<Option<T>, QueryError> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                Err(bad(code, format!("{name} is one of {}, not {:?}", all.join(", "), shown(text))))
+            }
+        }
+    }
+}
+
+/// What an answer repeats of a text that may be a whole request long.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
+}
+
+fn unknown(name: &str, known: &[&str]) -> String {
+    let likeness = |known: &str| strsim::jaro_winkler(&shown(name).to_lowercase(), known);
+    let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|nearest| likeness(nearest) >= NEAR);
+    let advice = match nearest {
+        Some(nearest) => format!("did you mean {nearest:?}?"),
+        None if known.is_empty() => "this route takes none".to_owned(),
+        None => format!("there are {}", known.join(", ")),
+    };
+    format!("there is no parameter {:?}: {advice}", shown(name))
+}
+
+fn time(name: &str, text: &str) -> Result<Millis, QueryError> {
+    let parsed = text.parse::<i64>().ok().or_else(|| text.parse::<jiff::Timestamp>().ok().map(|t| t.as_millisecond()));
+    parsed.filter(|t| (-LAST..=LAST).contains(t)).ok_or_else(|| {
+        let expected = "is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970";
+        bad("time_invalid", format!("{name} {expected}; not {:?}", shown(text)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: &[&str] = &["metric", "from", "where", "agg"];
+
+    fn owned(params: &[(&str, &str)]) -> Vec<(String, String)> {
+        params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn refusal(params: &[(&str, &str)]) -> QueryError {
+        Params::read(&owned(params), KNOWN).map(|_| ()).expect_err("refused")
+    }
+
+    #[test]
+    fn a_parameter_is_known_given_once_and_not_empty() {
+        let given = owned(&[("metric", "m"), ("agg", "count")]);
+        let params = Params::read(&given, KNOWN).expect("good");
+        assert_eq!((params.get("metric"), params.get("from")), (Some("m"), None));
+        for (params, code) in [
+            (&[("metric", "a"), ("metric", "a")][..], "parameter_repeated"),
+            (&[("where", "{a=\"b\"}"), ("agg", "sum"), ("where", "{c=\"d\"}")], "parameter_repeated"),
+            (&[("agg", "")], "parameter_empty"),
+            (&[("agg", ""), ("agg", "sum")], "parameter_empty"),
+            (&[("", "x")], "parameter_unknown"),
+            (&[("tenant", "x")], "parameter_unknown"),
+        ] {
+            assert_eq!(refusal(params).code, code, "{params:?}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_name_is_suggested_and_none_that_is_far() {
+        for (name, nearest) in [("Metric", "metric"), ("form", "from"), ("aggs", "agg"), ("were", "where")] {
+            let message = refusal(&[(name, "x")]).message;
+            assert!(message.ends_with(&format!("did you mean {nearest:?}?")), "{name}: {message}");
+        }
+        let message = refusal(&[("zzz", "x")]).message;
+        assert!(message.ends_with("there are metric, from, where, agg"), "{message}");
+        let message = Params::read(&owned(&[("a", "x")]), &[]).map(|_| ()).expect_err("refused").message;
+        assert!(message.ends_with("this route takes none"), "{message}");
+        assert!(refusal(&[(&"x".repeat(60_000), "x")]).message.len() < 300, "an answer does not repeat a whole request");
+    }
+
+    #[test]
+    fn times_are_text_or_milliseconds() {
+        let of = |text: &str| Params::read(&owned(&[("from", text)]), KNOWN).and_then(|p| p.time("from"));
+        assert_eq!(of("1767225600000"), Ok(Some(1_767_225_600_000)));
+        assert_eq!(of("2026-01-01T01:00:00+01:00"), Ok(Some(1_767_225_600_000)));
+        for bad in ["2026-01-01", "now", "1e12", "9999999999999999", "-9999999999999999"] {
+            assert_eq!(of(bad).map_err(|e| e.code), Err("time_invalid"), "{bad}");
+        }
+    }
+}

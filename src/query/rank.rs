@@ -1,0 +1,165 @@
+//! By what series are ordered: exact numbers, and what has none comes last. Pure.
+//!
+//! A sum over many windows may exceed 128 bits and an average is a fraction, so both are compared with wider whole numbers. As doubles,
+//! amounts of money would tie from 10^15 on, and which of them is in the top ten would be chance.
+
+use std::cmp::Ordering;
+
+use super::plan::Agg;
+use crate::model::decimal::Decimal;
+use crate::model::rollup::Rollup;
+use crate::model::window::Millis;
+
+/// The figure of a series over its whole range.
+#[derive(Debug, Clone, Copy)]
+pub enum Rank {
+    /// A whole number.
+    Whole(u128),
+    /// A value.
+    Value(Decimal),
+    /// A sum of values.
+    Sum(Wide),
+    /// A sum divided by a number of values, never by none.
+    Fraction(Wide, u64),
+}
+
+impl Rank {
+    /// Of all points of a series; none if they have no such figure.
+    pub fn of(agg: Agg, points: &[(Millis, Rollup)]) -> Option<Self> {
+        let figures = || points.iter().map(|(_, rollup)| &rollup.figures);
+        let values: u64 = figures().map(|f| f.value_count).sum();
+        if values == 0 && !matches!(agg, Agg::Count | Agg::Rate | Agg::Distinct) {
+            return None;
+        }
+        let sum = || figures().fold(Wide::default(), |sum, f| sum.plus(f.sum));
+        match agg {
+            // Every series has the same range: who has more events has more of them a second.
+            Agg::Count | Agg::Rate => Some(Rank::Whole(figures().map(|f| u128::from(f.count)).sum())),
+            Agg::Distinct => Some(Rank::Whole(u128::from(merged(points).distinct.estimate()))),
+            Agg::Sum => Some(Rank::Sum(sum())),
+            Agg::Avg => Some(Rank::Fraction(sum(), values)),
+            Agg::Min => figures().filter_map(|f| f.min).min().map(Rank::Value),
+            Agg::Max => figures().filter_map(|f| f.max).max().map(Rank::Value),
+            Agg::Quantile(q, _) => merged(points).quantile(q).map(Rank::Value),
+        }
+    }
+
+    /// Compares two figures of one aggregate.
+    fn compare(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Rank::Whole(a), Rank::Whole(b)) => a.cmp(b),
+            (Rank::Value(a), Rank::Value(b)) => a.cmp(b),
+            (Rank::Sum(a), Rank::Sum(b)) => a.cmp(b),
+            (Rank::Fraction(a, n), Rank::Fraction(b, m)) => compare_fractions((*a, *n), (*b, *m)),
+            // Figures of different aggregates are never compared.
+            _ => Ordering::Equal,
+        }
+    }
+}
+
+/// Compares the figures of two series: the larger or the smaller one first, and none last either way.
+pub fn order(a: Option<&Rank>, b: Option<&Rank>, descending: bool) -> Ordering {
+    match (a, b) {
+        (Some(a), Some(b)) if descending => b.compare(a),
+        (Some(a), Some(b)) => a.compare(b),
+        (a, b) => b.is_some().cmp(&a.is_some()),
+    }
+}
+
+/// All points as one, without figures that add up.
+fn merged(points: &[(Millis, Rollup)]) -> Rollup {
+    let mut whole = Rollup::default();
+    for (_, rollup) in points {
+        whole.figures.min = [whole.figures.min, rollup.figures.min].into_iter().flatten().min();
+        whole.figures.max = [whole.figures.max, rollup.figures.max].into_iter().flatten().max();
+        whole.distinct.merge(&rollup.distinct);
+        whole.quantiles.merge(&rollup.quantiles);
+    }
+    whole
+}
+
+/// A whole number of 192 bits: `high × 2^64 + low`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Wide {
+    high: i128,
+    low: u64,
+}
+
+impl Wide {
+    /// The sum with a number. Cannot overflow: it would take 2^63 numbers.
+    fn plus(self, number: i128) -> Self {
+        let (low, carry) = self.low.overflowing_add(number as u64);
+        Self { high: self.high + (number >> 64) + i128::from(carry), low }
+    }
+
+    /// Quotient, rounded down, and remainder.
+    fn divided_by(self, divisor: u64) -> (Self, u64) {
+        let (quotient, rest) = (self.high.div_euclid(i128::from(divisor)), self.high.rem_euclid(i128::from(divisor)));
+        // The rest is smaller than the divisor, so what follows has 128 bits and its quotient 64.
+        let below = ((rest as u128) << 64) | u128::from(self.low);
+        let low = (below / u128::from(divisor)) as u64;
+        (Self { high: quotient, low }, (below % u128::from(divisor)) as u64)
+    }
+}
+
+/// Compares `a / n` with `b / m`: by their quotients, and then by what is left.
+fn compare_fractions((a, n): (Wide, u64), (b, m): (Wide, u64)) -> Ordering {
+    let ((a, rest_of_a), (b, rest_of_b)) = (a.divided_by(n.max(1)), b.divided_by(m.max(1)));
+    a.cmp(&b).then_with(|| (u128::from(rest_of_a) * u128::from(m)).cmp(&(u128::from(rest_of_b) * u128::from(n))))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn wide(numbers: &[i128]) -> Wide {
+        numbers.iter().fold(Wide::default(), |sum, number| sum.plus(*number))
+    }
+
+    #[test]
+    fn sums_beyond_128_bits_are_compared_to_the_last_digit() {
+        let many = vec![i128::MAX; 1_000];
+        let more: Vec<i128> = many.iter().copied().chain([1]).collect();
+        assert!(wide(&many) < wide(&more));
+        assert_eq!(wide(&[many, vec![-i128::MAX; 1_000]].concat()), wide(&[]));
+        assert!(wide(&[i128::MIN; 3]) < wide(&[i128::MIN, i128::MIN, i128::MIN + 1]));
+        assert_eq!(compare_fractions((wide(&[i128::MAX; 9]), 9), (wide(&[i128::MAX; 4]), 4)), Ordering::Equal);
+        assert_eq!(compare_fractions((wide(&[i128::MAX; 9]), 9), (wide(&[i128::MAX, i128::MAX - 1]), 2)), Ordering::Greater);
+    }
+
+    #[test]
+    fn what_has_no_figure_comes_last_either_way() {
+        let (three, five) = (Rank::Value(Decimal::from_units(-3)), Rank::Value(Decimal::from_units(-5)));
+        for descending in [true, false] {
+            assert_eq!(order(Some(&five), None, descending), Ordering::Less);
+            assert_eq!(order(None, Some(&five), descending), Ordering::Greater);
+            assert_eq!(order(None, None, descending), Ordering::Equal);
+        }
+        assert_eq!(order(Some(&three), Some(&five), true), Ordering::Less);
+        assert_eq!(order(Some(&three), Some(&five), false), Ordering::Greater);
+    }
+
+    proptest! {
+        #[test]
+        fn fractions_compare_as_their_cross_products(
+            a in -1_000_000_000_000i128..1_000_000_000_000, n in 1u64..1_000, b in -1_000_000_000_000i128..1_000_000_000_000, m in 1u64..1_000,
+            near in any::<bool>(),
+        ) {
+            // Half of the cases are equal, or differ by the smallest amount.
+            let (b, m) = if near { (a * i128::from(m) + b.signum(), n * m) } else { (b, m) };
+            let expected = (a * i128::from(m)).cmp(&(b * i128::from(n)));
+            prop_assert_eq!(compare_fractions((wide(&[a]), n), (wide(&[b]), m)), expected);
+        }
+
+        #[test]
+        fn wide_sums_equal_narrow_ones(numbers in proptest::collection::vec(any::<i64>().prop_map(i128::from), 0..20), divisor in 1u64..) {
+            let sum: i128 = numbers.iter().sum();
+            prop_assert_eq!(wide(&numbers), wide(&[sum]));
+            let (quotient, rest) = wide(&[sum]).divided_by(divisor);
+            prop_assert_eq!(quotient, wide(&[sum.div_euclid(i128::from(divisor))]));
+            prop_assert_eq!(i128::from(rest), sum.rem_euclid(i128::from(divisor)));
+        }
+    }
+}

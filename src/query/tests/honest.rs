@@ -1,0 +1,125 @@
+//! Answers that say what they were asked for, or refuse: groups, aggregates, order, limits.
+
+use super::*;
+
+/// Whole days of one store, with the values of one series each.
+fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEngine> {
+    let store = MemoryStore::new();
+    let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
+    let deltas = series.iter().map(|(name, values)| {
+        let series = Series::new("t", "m", [("s".to_owned(), (*name).to_owned())]);
+        let mut rollup = Rollup::default();
+        for value in *values {
+            rollup.add(value.map(|value| Decimal::parse(value).expect("a value")), None);
+        }
+        Delta { series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }), hour: Hour(START), rollup }
+    });
+    let batch = FlushBatch { deltas: deltas.collect(), ..FlushBatch::default() };
+    let range = OffsetRange { from: 0, to: 1 };
+    store.flush(FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch }, &batch, 0).expect("flush");
+    let limits = QueryLimits { max_points, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    QueryEngine::new(store, Arc::new(Idle), ManualClock::at(i64::from(START + 1) * HOUR_MS), limits)
+}
+
+fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Value, QueryError> {
+    let params: Vec<_> = [("metric", "m"), ("step", "all"), ("by", "s")].iter().chain(params).collect();
+    let params: Vec<_> = params.into_iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    engine.query("t", &params).map(|answer| serde_json::from_str(&answer).expect("JSON"))
+}
+
+/// The label of each series of the answer.
+fn ranked(engine: &QueryEngine, agg: &str, order: &str) -> Vec<String> {
+    let answer = ask(engine, &[("agg", agg), ("order", order)]).expect("an answer");
+    let series = answer["series"].as_array().expect("series");
+    series.iter().map(|s| s["labels"]["s"].as_str().expect("a label").to_owned()).collect()
+}
+
+#[test]
+fn what_has_no_value_comes_last_in_either_order() {
+    let engine = engine(100, &[("broken", &[None]), ("cold", &[Some("-5")]), ("roof", &[Some("21")]), ("frost", &[Some("-3")])]);
+    for agg in ["min", "max", "avg", "sum", "p50", "p99"] {
+        assert_eq!(ranked(&engine, agg, "desc"), ["roof", "frost", "cold", "broken"], "{agg}");
+        assert_eq!(ranked(&engine, agg, "asc"), ["cold", "frost", "roof", "broken"], "{agg}");
+    }
+    // By what all have alike, they are by their labels.
+    for order in ["desc", "asc", "labels"] {
+        assert_eq!(ranked(&engine, "count", order), ["broken", "cold", "frost", "roof"]);
+    }
+}
+
+#[test]
+fn the_largest_are_found_to_the_last_digit() {
+    let largest = "90000000000000010";
+    let sums = engine(100, &[("more", &[Some(largest)]), ("same", &[Some("90000000000000000")]), ("less", &[Some("89999999999999990")])]);
+    for agg in ["sum", "avg", "min", "max"] {
+        assert_eq!(ranked(&sums, agg, "desc"), ["more", "same", "less"], "{agg}");
+        assert_eq!(ranked(&sums, agg, "asc"), ["less", "same", "more"], "{agg}");
+    }
+    // A third, and a third of a billionth more: as doubles they are equal.
+    let third: &[Option<&str>] = &[Some("1000000000000"), Some("0"), Some("0")];
+    let averages = engine(100, &[("a", third), ("b", &[Some("1000000000000"), Some("0"), Some("0.000000001")]), ("c", third)]);
+    assert_eq!(ranked(&averages, "avg", "desc"), ["b", "a", "c"]);
+    assert_eq!(ranked(&averages, "avg", "asc"), ["a", "c", "b"]);
+}
+
+#[test]
+fn a_limit_is_applied_before_points_are_counted() {
+    let names: Vec<String> = (0..20).map(|n| format!("s{n:02}")).collect();
+    let series: Vec<(&str, &[Option<&str>])> = names.iter().map(|name| (name.as_str(), &[Some("1")][..])).collect();
+    let engine = engine(10, &series);
+    assert_eq!(ask(&engine, &[]).expect_err("20 points").code, "too_many_points");
+    assert_eq!(ask(&engine, &[("limit", "11")]).expect_err("11 points").code, "too_many_points");
+    for order in ["desc", "asc", "labels"] {
+        let answer = ask(&engine, &[("limit", "3"), ("order", order)]).expect("3 points");
+        assert_eq!(answer["series"].as_array().expect("series").len(), 3);
+    }
+}
+
+#[test]
+fn six_hours_are_cut_by_the_clocks_of_the_zone() {
+    let store = MemoryStore::new();
+    let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
+    let first: jiff::Timestamp = "2026-03-28T23:00:00Z".parse().expect("a time");
+    let first = Hour::of(first.as_millisecond());
+    let series = Series::new("t", "dst", []);
+    let info = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+    let mut rollup = Rollup::default();
+    rollup.add(None, None);
+    let deltas = (0..23).map(|n| Delta { series: info.clone(), hour: Hour(first.0 + n), rollup: rollup.clone() }).collect();
+    let range = OffsetRange { from: 0, to: 1 };
+    let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+    store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
+    let limits = QueryLimits { max_points: 100, max_series: 10, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    // Before and after the days are over: from the rows, and from parts of days.
+    for clock in [first.start(), first.start() + 240 * HOUR_MS] {
+        let engine = QueryEngine::new(store.clone(), Arc::new(Idle), ManualClock::at(clock), limits);
+        let params = [("metric", "dst"), ("step", "6h"), ("tz", "Europe/Berlin"), ("agg", "count,rate")];
+        let range = [("from", "2026-03-28T23:00:00Z"), ("to", "2026-03-29T22:00:00Z")];
+        let params: Vec<_> = params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let answer: serde_json::Value = serde_json::from_str(&engine.query("t", &params).expect("an answer")).expect("JSON");
+        let points: Vec<_> = answer["series"][0]["points"].as_array().expect("points").iter().collect();
+        let counts: Vec<_> = points.iter().map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count"))).collect();
+        let expected = ["2026-03-28T23:00:00Z", "2026-03-29T04:00:00Z", "2026-03-29T10:00:00Z", "2026-03-29T16:00:00Z"];
+        assert_eq!(counts, expected.into_iter().zip([5, 6, 6, 6]).collect::<Vec<_>>());
+        assert!(points.iter().all(|p| p["rate"] == 1.0 / 3600.0), "one an hour, also in five hours: {points:?}");
+    }
+}
+
+#[test]
+fn the_books_take_times_as_queries_do_and_nothing_else() {
+    let engine = engine(10, &[("a", &[None])]);
+    let ask = |params: &[(&str, &str)]| {
+        let params: Vec<_> = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        engine.accounting("t", &params)
+    };
+    assert!(ask(&[("from", "1709251200000"), ("to", "2024-03-01T02:00:00Z")]).is_ok());
+    for (params, code) in [
+        (&[("form", "1709251200000")][..], "parameter_unknown"),
+        (&[("from", "0"), ("from", "0")], "parameter_repeated"),
+        (&[("to", "")], "parameter_empty"),
+        (&[("from", "yesterday")], "time_invalid"),
+        (&[("from", "3600000"), ("to", "3600000")], "range_empty"),
+    ] {
+        assert_eq!(ask(params).expect_err("refused").code, code, "{params:?}");
+    }
+}
