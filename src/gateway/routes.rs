@@ -226,11 +226,7 @@ async fn label_values(
     gateway.ask(move |queries| queries.label_values(&tenant, &name, metric.as_deref())).await.map(json)
 }
 
-async fn accounting(
-    State(gateway): Edge,
-    headers: HeaderMap,
-    q: GivenParams,
-) -> Result<Response, ApiError> {
+async fn accounting(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     gateway.ask(move |queries| queries.accounting(&tenant, &params)).await.map(json)
 }

@@ -213,13 +213,7 @@ impl QueryEngine {
         Ok((books, Completeness::of(&reports, now, self.limits.stale_after_ms)))
     }
 
-    fn render(
-        &self,
-        plan: &Plan,
-        groups: &[&Group],
-        points: usize,
-        completeness: &Completeness,
-    ) -> Result<String, QueryError> {
+    fn render(&self, plan: &Plan, groups: &[&Group], points: usize, completeness: &Completeness) -> Result<String, QueryError> {
         let mut out = String::with_capacity(256 + points * 64);
         out.push_str("{\"metric\":");
         json::string(&mut out, &plan.metric);

@@ -214,9 +214,14 @@ mod tests {
     fn groups_are_by_at_most_sixteen_different_labels() {
         let names = |n: usize| (0..n).map(|i| format!("l{i}")).collect::<Vec<_>>().join(",");
         assert_eq!(planned(&[("metric", "m"), ("by", &names(16))]).expect("as many as a series has").by.len(), 16);
-        assert_eq!(planned(&[("metric", "m"), ("by", " a , __overflow__")]).expect("spaces do not count").by, ["a", "__overflow__"]);
+        assert_eq!(
+            planned(&[("metric", "m"), ("by", " a , __overflow__")]).expect("spaces do not count").by,
+            ["a", "__overflow__"]
+        );
         let long = "a".repeat(65);
-        for by in [names(17).as_str(), "a,a", "a,b,a", "a,,b", ",", "a,", "1a", "a b", "ä", "__name__", &long, &"a,".repeat(2_000)] {
+        for by in
+            [names(17).as_str(), "a,a", "a,b,a", "a,,b", ",", "a,", "1a", "a b", "ä", "__name__", &long, &"a,".repeat(2_000)]
+        {
             assert_eq!(refusal(&[("metric", "m"), ("by", by)]), "by_invalid", "{by:.40}");
         }
         let whole = planned(&[("metric", "m"), ("by", &"x".repeat(60_000))]).map(|plan| plan.key).expect_err("refused");

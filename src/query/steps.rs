@@ -104,7 +104,9 @@ fn whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
     for (at, offset) in std::iter::once((begin, tz.to_offset(begin))).chain(within) {
         if i64::from(offset.seconds()) * 1000 % HOUR_MS != 0 || at.as_millisecond() % HOUR_MS != 0 {
             let zone = tz.iana_name().unwrap_or("this zone");
-            return Err(format!("{zone} is at {offset} from {at} on: its clocks do not show whole hours of UTC, of which all figures are"));
+            return Err(format!(
+                "{zone} is at {offset} from {at} on: its clocks do not show whole hours of UTC, of which all figures are"
+            ));
         }
     }
     Ok(())
@@ -191,8 +193,14 @@ mod tests {
         for name in ["Asia/Kolkata", "Asia/Kathmandu", "Australia/Adelaide", "America/St_Johns", "Australia/Lord_Howe"] {
             assert!(refused(name, july, august), "{name}");
         }
-        assert!(!refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-03-01T00:00:00+11:00"), "11 hours all the time");
-        assert!(refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-11-01T00:00:00+11:00"), "half hours in the middle");
+        assert!(
+            !refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-03-01T00:00:00+11:00"),
+            "11 hours all the time"
+        );
+        assert!(
+            refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-11-01T00:00:00+11:00"),
+            "half hours in the middle"
+        );
         assert!(!refused("Asia/Pyongyang", "2019-02-01T00:00:00+09:00", "2019-03-01T00:00:00+09:00"));
         assert!(refused("Asia/Pyongyang", "2015-01-01T00:00:00+09:00", "2019-01-01T00:00:00+09:00"), "half hours until 2018");
         assert!(refused("Europe/Berlin", "1850-01-01T00:00:00Z", "1850-02-01T00:00:00Z"), "the time of its meridian");

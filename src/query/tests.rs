@@ -131,11 +131,8 @@ fn bucket(step: &str, zone: &str, hour: Hour, from: Millis) -> Millis {
 fn check(world: &mut World) {
     let tenant = format!("t{}", world.below(2));
     let step = ["1h", "6h", "1d", "1w", "1mo", "all"][world.below(6) as usize];
-    let zone = if matches!(step, "1h" | "all") {
-        "UTC"
-    } else {
-        ["UTC", "Europe/Berlin", "America/New_York"][world.below(3) as usize]
-    };
+    let zone =
+        if matches!(step, "1h" | "all") { "UTC" } else { ["UTC", "Europe/Berlin", "America/New_York"][world.below(3) as usize] };
     let from = START + world.below(HOURS as u64 - 1) as i32;
     let to = from + 1 + world.below((START + HOURS - from) as u64) as i32;
     let by = ["", "page", "country", "page,country"][world.below(4) as usize];

@@ -157,7 +157,8 @@ async fn no_operation_ignores_a_parameter() {
     let interface = interface();
     for (path, method, _) in operations() {
         // The engine reads those of its own two routes; files and sockets take none, and other people's protocols are theirs.
-        let elsewhere = ["/v1/query", "/v1/accounting", "/", "/openapi.json", "/v1/ws"].contains(&path.as_str()) || is_kafka(&path);
+        let elsewhere =
+            ["/v1/query", "/v1/accounting", "/", "/openapi.json", "/v1/ws"].contains(&path.as_str()) || is_kafka(&path);
         if elsewhere {
             continue;
         }

@@ -50,7 +50,10 @@ fn what_has_no_value_comes_last_in_either_order() {
 #[test]
 fn the_largest_are_found_to_the_last_digit() {
     let largest = "90000000000000010";
-    let sums = engine(100, &[("more", &[Some(largest)]), ("same", &[Some("90000000000000000")]), ("less", &[Some("89999999999999990")])]);
+    let sums = engine(
+        100,
+        &[("more", &[Some(largest)]), ("same", &[Some("90000000000000000")]), ("less", &[Some("89999999999999990")])],
+    );
     for agg in ["sum", "avg", "min", "max"] {
         assert_eq!(ranked(&sums, agg, "desc"), ["more", "same", "less"], "{agg}");
         assert_eq!(ranked(&sums, agg, "asc"), ["less", "same", "more"], "{agg}");
@@ -98,7 +101,8 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
         let params: Vec<_> = params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let answer: serde_json::Value = serde_json::from_str(&engine.query("t", &params).expect("an answer")).expect("JSON");
         let points: Vec<_> = answer["series"][0]["points"].as_array().expect("points").iter().collect();
-        let counts: Vec<_> = points.iter().map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count"))).collect();
+        let counts: Vec<_> =
+            points.iter().map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count"))).collect();
         let expected = ["2026-03-28T23:00:00Z", "2026-03-29T04:00:00Z", "2026-03-29T10:00:00Z", "2026-03-29T16:00:00Z"];
         assert_eq!(counts, expected.into_iter().zip([5, 6, 6, 6]).collect::<Vec<_>>());
         assert!(points.iter().all(|p| p["rate"] == 1.0 / 3600.0), "one an hour, also in five hours: {points:?}");
