@@ -30,11 +30,7 @@ pub(super) async fn status(State(gateway): Edge, headers: HeaderMap, q: GivenPar
 }
 
 /// `GET /v1/quarantine`
-pub(super) async fn quarantine(
-    State(gateway): Edge,
-    headers: HeaderMap,
-    q: GivenParams,
-) -> Result<Response, ApiError> {
+pub(super) async fn quarantine(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let (reach, params) = (reach(&gateway, &headers)?, params(q, &["all"])?);
     let all = match params.first().map(|(_, value)| value.as_str()) {
         None | Some("false") => false,
