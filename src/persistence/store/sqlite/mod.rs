@@ -102,11 +102,8 @@ impl SqliteStore {
 
     fn open_as(path: &Path, state: schema::State) -> Result<Arc<Self>, StoreError> {
         let readers = Pool::new(path, READERS);
-        let writer = match Writer::open(path, state) {
-            Ok(writer) => {
-                readers.thaw()?;
-                Some(writer)
-            }
+        let writer = match readers.exclusively(|| Writer::open(path, state)) {
+            Ok(writer) => Some(writer),
             Err(StoreError::Failed(why)) if state == schema::State::Complete && path.is_file() => {
                 schema::check_version(readers.take()?.connection()?, path)?;
                 tracing::warn!(%why, "the store can be read and not written: writing is tried again by itself");
@@ -169,10 +166,8 @@ impl SqliteStore {
         })?;
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.is_none() {
-            // A reader that sees the file as it stands must be gone before anything is written to it.
-            self.readers.thaw()?;
             let state = if self.rebuilding { schema::State::Rebuilding } else { schema::State::Complete };
-            *writer = Some(Writer::open(&self.path, state)?);
+            *writer = Some(self.readers.exclusively(|| Writer::open(&self.path, state))?);
             tracing::warn!("the store can be written again");
         }
         Ok(Writing(writer))
