@@ -130,6 +130,7 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
             batch.admitted = batch.deltas.iter().map(|delta| (delta.series.clone(), offset)).collect();
             batch.dedup =
                 Some(DedupBlock { range, appended: (5, 7), runs: vec![(5, vec![u128::from(rng.next())]), (7, vec![])] });
+            batch.appended = Some(7);
             let row = |discarded, reason: &str| QuarantineRow {
                 shard,
                 offset,
