@@ -209,7 +209,10 @@ fn limit(name: &str, value: &Value) -> String {
         _ => &[],
     };
     let whole = |number: u64| {
-        units.iter().find(|(_, unit)| number > 0 && number % unit == 0).map(|(name, unit)| format!("{} {name}", number / unit))
+        units
+            .iter()
+            .find(|(_, unit)| number > 0 && number.is_multiple_of(*unit))
+            .map(|(name, unit)| format!("{} {name}", number / unit))
     };
     match (value.as_u64().and_then(whole), name.ends_with("_ms")) {
         (Some(text), _) => text,

@@ -57,7 +57,7 @@ fn show(key: &Key, number: u64) -> String {
 /// A value as it is written in a file.
 pub fn to_toml(key: &Key, value: &Value) -> String {
     let largest = |number: u64, units: &[(&str, u64)]| {
-        let whole = units.iter().filter(|(_, unit)| number > 0 && number % unit == 0).max_by_key(|(_, unit)| *unit);
+        let whole = units.iter().filter(|(_, unit)| number > 0 && number.is_multiple_of(*unit)).max_by_key(|(_, unit)| *unit);
         whole.map_or_else(|| "\"0\"".to_owned(), |(name, unit)| format!("\"{}{name}\"", number / unit))
     };
     match (value, key.kind) {

@@ -23,7 +23,7 @@ pub(super) fn draw(lines: &[Line], from: &str, to: &str, width: usize) -> String
         return String::new();
     }
     let (low, high) = all().fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
-    let labels = [high, low].map(|value| super::super::figures::short(value));
+    let labels = [high, low].map(super::super::figures::short);
     let margin = labels.iter().map(String::len).max().unwrap_or(0) + 1;
     let room = width.saturating_sub(margin + 1).max(10);
     let folded = windows.div_ceil(room);

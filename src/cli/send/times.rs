@@ -30,9 +30,9 @@ impl Unit {
     fn of(whole: i128) -> Option<Self> {
         match whole.unsigned_abs() {
             0..100_000_000 => None,
-            ..100_000_000_000 => Some(Self::S),
-            ..100_000_000_000_000 => Some(Self::Ms),
-            ..100_000_000_000_000_000 => Some(Self::Us),
+            100_000_000..100_000_000_000 => Some(Self::S),
+            100_000_000_000..100_000_000_000_000 => Some(Self::Ms),
+            100_000_000_000_000..100_000_000_000_000_000 => Some(Self::Us),
             _ => Some(Self::Ns),
         }
     }
