@@ -74,6 +74,10 @@ metrics_table! {
     ]: "Events refused by this gateway, by reason.";
     Counter EVENTS_AGGREGATED = "rollmill_events_aggregated_total": "Events aggregated by shards.";
     Counter EVENTS_DEDUPLICATED = "rollmill_events_deduplicated_total": "Events dropped as duplicates by shards.";
+    Gauge DEDUP_HORIZON_SECONDS = "rollmill_dedup_horizon_seconds":
+        "For how long event ids are known for certain, the shortest of the shards that this node owns; at most dedup.horizon.";
+    Counter DEDUP_FORGOTTEN = "rollmill_dedup_forgotten_total":
+        "Event ids forgotten within dedup.horizon, because a shard took more than dedup.max_ids: sent again, they count twice.";
     Counter EVENTS_OVERFLOWED = "rollmill_events_overflowed_total":
         "Events counted in the overflow series of their metric, because their tenant has tenants.max_series series.";
     Counter REQUESTS = "rollmill_requests_total" by "route" in []: "HTTP requests answered, by route and status.";

@@ -7,7 +7,7 @@ use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved, NewEntry};
 
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct ShardReport {
     pub age_ms: i64,
     /// Records of the log not applied yet.
     pub behind: u64,
+    /// Whether the owner has not reached yet what the log held when it claimed the shard: an owner before it may have shown more.
+    pub recovering: bool,
 }
 
 /// Why one shard did not answer.
@@ -73,6 +75,12 @@ pub trait LiveReader: Send + Sync + 'static {
     fn shard_count(&self) -> u32;
     /// Visits the deltas of each shard at or above its checkpoint.
     fn read(&self, asked: &[Asked], question: &LiveQuestion<'_>, matchers: &[Matcher], visit: VisitDeltas<'_>) -> Reports;
+    /// Visits what each shard that is owned here holds at or above its checkpoint and the catalogue lacks. Other nodes are not asked: what
+    /// their shards hold shows after their next flush.
+    fn catalogue(&self, asked: &[Asked], tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
+        let _ = (asked, tenant, visit);
+        Reports::new()
+    }
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(
         &self,

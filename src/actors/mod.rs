@@ -6,6 +6,7 @@
 
 pub mod archiver;
 pub mod clock_watch;
+pub mod dedup_watch;
 pub mod gateway;
 pub mod gateway_pool;
 pub mod heal;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use ractor::ActorRef;
 
+use super::dedup_watch::DedupWatch;
 use super::shard::ShardMessage;
 use super::slots::Slots;
 
@@ -23,9 +24,13 @@ pub async fn run(refs: ShardRefs, slots: Arc<Slots>, interval: Duration) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let idle_every = (IDLE_PULSE.as_millis() / interval.as_millis().max(1)).max(1);
     let mut tick = 0u128;
+    let mut dedup = DedupWatch::default();
     loop {
         ticks.tick().await;
         tick += 1;
+        if tick.is_multiple_of(idle_every) {
+            dedup.look(&slots);
+        }
         for (shard, slot) in slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
             let end = slots.look(shard, slot);
             let behind = slot.applied.load(Ordering::Acquire) < end;

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::heal::{Archived, Healing, Unhealed, resume};
 use super::slots::{Slot, Slots};
 use crate::clock::{Clock, Stopwatch};
-use crate::model::flush::{Claim, FlushBatch, LogRecord};
+use crate::model::flush::{Claim, DedupRules, FlushBatch, LogRecord, RecentIds};
 use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
@@ -183,14 +183,17 @@ impl ShardActor {
         let (start, end) = self.log.bounds(self.shard)?;
         let healing = self.heals(&checkpoint, (start, end))?;
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
-        let recent = self.store.recent_ids(self.shard, i64::MIN)?;
+        let blocks = self.store.recent_ids(self.shard, i64::MIN)?;
         let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);
         // Another owner may have claimed and flushed between the claim and the two reads: they would then be of a later checkpoint, and
         // this owner would answer queries with them until its first flush is refused.
-        let now = self.store.snapshot()?.checkpoints()?;
+        let mut snapshot = self.store.snapshot()?;
+        let (now, rules) = (snapshot.checkpoints()?, snapshot.dedup_rules(self.shard)?);
+        drop(snapshot);
         if !now.iter().any(|(shard, at)| *shard == self.shard && at.epoch == checkpoint.epoch) {
             return Err(StoreError::Refused { shard: self.shard }.into());
         }
+        let recent = RecentIds { rules: self.note_rule(rules, &checkpoint)?, blocks };
         let state = ShardState::new(self.limits.clone(), self.shard, &claim, recent, admission, end);
         Ok(Loaded { claim, state, healing, unclaimed })
     }
@@ -235,6 +238,15 @@ impl ShardActor {
             self.heals(&checkpoint, self.log.bounds(self.shard)?)?;
         }
         Ok(())
+    }
+
+    /// Notes the configured rule of de-duplication, if it is another one: it decides from the checkpoint on, for whoever folds the records.
+    fn note_rule(&self, mut rules: DedupRules, at: &Checkpoint) -> Result<DedupRules, StoreError> {
+        for (from, rule) in rules.due(at.next, self.limits.dedup_rule()) {
+            self.store.note_dedup_rule(self.shard, at.epoch, from, rule)?;
+            rules.note(from, rule);
+        }
+        Ok(rules)
     }
 
     /// What the log lost above the checkpoint, if it did.

@@ -15,7 +15,7 @@ use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::log::EventLog;
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveMark, LiveQuestion, Moved, ShardState};
+use crate::shards::state::{AccountingQuestion, LiveMark, LiveQuestion, Moved, NewEntry, ShardState};
 
 use super::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 
@@ -276,6 +276,37 @@ impl Slots {
     }
 }
 
+/// How far back an owned shard knows the ids of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DedupStand {
+    /// The owner.
+    pub epoch: Epoch,
+    /// Equal ids are known for certain for this time.
+    pub horizon_ms: i64,
+    /// `dedup.horizon`.
+    pub configured_ms: i64,
+    /// `dedup.max_ids`.
+    pub max_ids: usize,
+    /// Ids that this owner has forgotten because there were too many.
+    pub crowded_out: u64,
+}
+
+impl Slots {
+    /// How far back each shard that is owned here knows the ids of events.
+    pub fn dedup_stands(&self) -> Vec<(ShardId, DedupStand)> {
+        let stand = |(shard, slot): (ShardId, &Arc<Slot>)| {
+            let owned = slot.state.read().ok()?;
+            let state = owned.as_ref()?;
+            let (epoch, dedup) = (state.epoch(), state.dedup());
+            // By the clock that decides: the append times of the log.
+            let (horizon_ms, crowded_out) = (dedup.horizon_ms(state.appended().unwrap_or(Millis::MAX)), dedup.crowded_out());
+            let rule = dedup.rule();
+            Some((shard, DedupStand { epoch, horizon_ms, configured_ms: rule.horizon_ms, max_ids: rule.max_ids, crowded_out }))
+        };
+        self.iter().filter_map(stand).collect()
+    }
+}
+
 /// How far an owned shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reach {
@@ -393,7 +424,8 @@ impl Slots {
             0 => (now.wall, proven),
             _ => self.held(shard, slot, mark, now).unwrap_or((0, now.wall)),
         };
-        ShardReport { as_of: as_of.min(now.wall.saturating_sub(proven)), age_ms: age_ms.max(proven), behind }
+        let as_of = as_of.min(now.wall.saturating_sub(proven));
+        ShardReport { as_of, age_ms: age_ms.max(proven), behind, recovering: mark.recovering }
     }
 }
 
@@ -409,11 +441,19 @@ impl LiveReader for Slots {
         matchers: &[Matcher],
         visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
-        let mut matches = |series: &Series| matchers.iter().all(|matcher| matcher.matches(series));
+        let mut matches = |series: &Series| {
+            (question.overflow && series.is_overflow()) || matchers.iter().all(|matcher| matcher.matches(series))
+        };
         let mut read = |one: &Asked| {
             let mut visit = |series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| visit(one.0, series, hour, rollup);
             (one.0, self.report(one, |state, checkpoint| state.live(checkpoint, question, &mut matches, &mut visit)))
         };
+        asked.iter().map(&mut read).collect()
+    }
+
+    fn catalogue(&self, asked: &[Asked], tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
+        let mut read =
+            |one: &Asked| (one.0, self.report(one, |state, checkpoint| state.live_catalogue(checkpoint, tenant, &mut *visit)));
         asked.iter().map(&mut read).collect()
     }
 

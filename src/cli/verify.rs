@@ -36,7 +36,7 @@ pub(super) struct VerifyArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
     data: Option<String>,
-    /// The server's configuration file, if it has one: the limits of de-duplication must be the same
+    /// The server's configuration file, if it has one
     #[arg(long)]
     config: Option<PathBuf>,
     /// First window, inclusive: 2026-01-01, RFC 3339, milliseconds, or -7d [default: the first]

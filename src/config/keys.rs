@@ -354,10 +354,10 @@ pub const KEYS: &[Key] = &[
     key(
         "dedup.max_ids",
         Kind::Number,
-        "262144",
+        "1000000",
         1,
-        1073741824,
-        "Ids remembered by each shard, about 26 bytes each; the shorter of both limits holds.",
+        33554432,
+        "Ids remembered by each shard, at most 24 bytes each; the shorter of both limits holds.",
     ),
     key("archive.max_bytes", Kind::Bytes, "128MiB", 1024, 4294967296, "Raw bytes of one archive object."),
     key("archive.max_delay", Kind::Duration, "10m", 100, 86400000, "An object is written at the latest after this time."),

@@ -234,7 +234,14 @@ async fn accounting(State(gateway): Edge, headers: HeaderMap, q: GivenParams) ->
 async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Read)?;
     params(q, &[])?;
+    let status = gateway.deps.status.clone();
+    let nodes = tokio::task::spawn_blocking(move || status.dedup_horizons()).await.map_err(|error| {
+        tracing::error!(%error, "the limits crashed");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request crashed, the log of the server says why")
+    })?;
     let l = &gateway.deps.limits;
+    let effective = nodes.iter().map(|(_, horizon_ms)| *horizon_ms).min();
+    let nodes: Vec<_> = nodes.iter().map(|(node, ms)| serde_json::json!({"node": node, "effective_horizon_ms": ms})).collect();
     let body = serde_json::json!({
         "accept": {"max_age_ms": l.event.max_age_ms, "max_ahead_ms": l.event.max_ahead_ms, "max_event_bytes": l.event.max_event_bytes},
         "event": {"metric_bytes": event::MAX_METRIC_BYTES, "labels": event::MAX_LABELS, "label_name_bytes": event::MAX_LABEL_NAME_BYTES,
@@ -245,7 +252,8 @@ async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Res
         "tenant": {"events_per_second": l.events_per_second, "burst": l.burst},
         "query": {"max_concurrent": l.max_queries},
         "ws": {"window": l.ws_window, "max_message_bytes": l.ws_max_message_bytes, "max_subscriptions": l.ws_max_subscriptions},
-        "dedup": {"horizon_ms": l.dedup_horizon_ms, "max_ids_per_shard": l.dedup_max_ids},
+        "dedup": {"horizon_ms": l.dedup_horizon_ms, "max_ids_per_shard": l.dedup_max_ids, "effective_horizon_ms": effective,
+            "nodes": nodes},
     });
     Ok(json(body.to_string()))
 }

@@ -94,6 +94,9 @@ impl StatusService for Standing {
     fn status(&self) -> Result<String, QueryError> {
         Ok("{}".to_owned())
     }
+    fn dedup_horizons(&self) -> Vec<(String, i64)> {
+        vec![("mill-1".to_owned(), 3_600_000), ("mill-2".to_owned(), 90_000)]
+    }
 }
 
 impl ExpiryService for Standing {

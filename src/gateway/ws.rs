@@ -442,11 +442,13 @@ fn substance(body: &str) -> String {
         return body.to_owned();
     };
     #[derive(Deserialize)]
-    struct Partial {
+    struct Completeness {
         partial: bool,
+        #[serde(default)]
+        overflow: u64,
     }
-    let partial =
-        answer.remove("completeness").and_then(|c| serde_json::from_str::<Partial>(c.get()).ok()).is_some_and(|c| c.partial);
+    let completeness = answer.remove("completeness").and_then(|c| serde_json::from_str::<Completeness>(c.get()).ok());
+    let (partial, overflow) = completeness.map_or((false, 0), |c| (c.partial, c.overflow));
     let fields: Vec<_> = answer.iter().map(|(k, v)| format!("{k}={}", v.get())).collect();
-    format!("{partial}{}", fields.join(";"))
+    format!("{partial}{overflow}{}", fields.join(";"))
 }

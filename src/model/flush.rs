@@ -16,6 +16,69 @@ pub struct SeriesInfo {
     pub series: Series,
 }
 
+/// The rules of a shard, each with the offset of the first record that it decides, ascending. What a store has noted of them decides again
+/// whenever its records are folded once more, whatever the configuration says by then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DedupRules(pub Vec<(Offset, DedupRule)>);
+
+/// `dedup.max_ids` by default before stores noted the rules.
+const MAX_IDS_BEFORE_RULES: usize = 262_144;
+/// `dedup.max_ids` by default.
+pub const DEFAULT_MAX_IDS: usize = 1_000_000;
+
+impl DedupRules {
+    /// What has to be noted so that the configured rule holds from `next` on. Of a shard from before rules were noted it is assumed that
+    /// it had the same configuration all the time, or the default.
+    pub fn due(&self, next: Offset, configured: DedupRule) -> Vec<(Offset, DedupRule)> {
+        let before = match self.0.last() {
+            Some((_, last)) => Some(*last),
+            None if next > 0 && configured.max_ids == DEFAULT_MAX_IDS => {
+                Some(DedupRule { max_ids: MAX_IDS_BEFORE_RULES, ..configured })
+            }
+            None if next > 0 => Some(configured),
+            None => None,
+        };
+        let first = before.filter(|_| self.0.is_empty()).map(|rule| (0, rule));
+        let change = (before != Some(configured)).then_some((next, configured));
+        first.into_iter().chain(change).collect()
+    }
+
+    /// With a rule from an offset on, instead of those from there on.
+    pub fn note(&mut self, from: Offset, rule: DedupRule) {
+        self.0.retain(|(noted, _)| *noted < from);
+        self.0.push((from, rule));
+    }
+
+    /// The longest horizon, if any rule is noted.
+    pub fn longest_ms(&self) -> Option<i64> {
+        self.0.iter().map(|(_, rule)| rule.horizon_ms).max()
+    }
+}
+
+/// What an owner knows of ids when it begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecentIds {
+    /// The rules; none noted: the limits' own, all the time.
+    pub rules: DedupRules,
+    /// The blocks of earlier flushes within the horizon, in log order.
+    pub blocks: Vec<DedupBlock>,
+}
+
+impl From<Vec<DedupBlock>> for RecentIds {
+    fn from(blocks: Vec<DedupBlock>) -> Self {
+        Self { rules: DedupRules::default(), blocks }
+    }
+}
+
+/// When equal ids count once: at append times at most `horizon_ms` apart, and among the last `max_ids` ids of the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DedupRule {
+    /// `dedup.horizon` in milliseconds.
+    pub horizon_ms: i64,
+    /// `dedup.max_ids`, per shard.
+    pub max_ids: usize,
+}
+
 /// One flush: everything that one store transaction writes, guarded by a compare-and-set on (log, `range.from`, epoch).
 #[derive(Debug, Clone, Default)]
 pub struct FlushBatch {
@@ -182,6 +245,22 @@ pub struct LogRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rule_is_noted_where_it_begins_to_hold_and_no_other_time() {
+        let rule = |horizon_ms, max_ids| DedupRule { horizon_ms, max_ids };
+        let (old, new, other) = (rule(9, MAX_IDS_BEFORE_RULES), rule(9, DEFAULT_MAX_IDS), rule(9, 77));
+        let mut rules = DedupRules::default();
+        assert_eq!(rules.due(0, new), [(0, new)], "a new shard");
+        assert_eq!(rules.due(5, new), [(0, old), (5, new)], "one from before, by default");
+        assert_eq!(rules.due(5, other), [(0, other)], "one from before whose limit was configured");
+        rules.note(0, new);
+        assert_eq!(rules.due(5, new), []);
+        assert_eq!(rules.due(5, other), [(5, other)]);
+        rules.note(5, other);
+        rules.note(5, rule(11, 77));
+        assert_eq!((rules.0.len(), rules.0[1], rules.longest_ms()), (2, (5, rule(11, 77)), Some(11)), "nothing lies between");
+    }
 
     #[test]
     fn revisions_differ_by_everything_that_tells_two_writes_apart() {

@@ -17,6 +17,8 @@ pub(super) struct Gauges {
     pub ready: Arc<Readiness>,
     /// Where the shards stand.
     pub slots: Arc<Slots>,
+    /// `dedup.horizon` in milliseconds: what a node without shards shows.
+    pub dedup_horizon_ms: i64,
 }
 
 impl Gauges {
@@ -44,6 +46,9 @@ impl Gauges {
             let state = slot.state.read();
             delta_bytes += state.ok().and_then(|state| state.as_ref().map(|state| state.open_bytes())).unwrap_or(0);
         }
+        let stands = self.slots.dedup_stands();
+        let shortest = stands.iter().map(|(_, stand)| stand.horizon_ms).min().unwrap_or(self.dedup_horizon_ms);
+        metrics::gauge!(telemetry::DEDUP_HORIZON_SECONDS).set(shortest as f64 / 1000.0);
         metrics::gauge!(telemetry::SHARDS_OWNED).set(f64::from(owned));
         metrics::gauge!(telemetry::OPEN_DELTA_BYTES).set(delta_bytes as f64);
     }

@@ -229,7 +229,8 @@ impl Node {
             mesh.tell_of(status.clone());
         }
         let gateway_ready = ready.clone();
-        let gauges = Gauges { ready: ready.clone(), slots: slots.clone() };
+        let dedup_horizon_ms = config.millis("dedup.horizon");
+        let gauges = Gauges { ready: ready.clone(), slots: slots.clone(), dedup_horizon_ms };
         let edge = Gateway::new(GatewayDeps {
             submit: gateways.as_ref().map(|gateways| gateways.submit.clone()),
             queries: queries.service,

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::groups::Group;
+use super::groups::{DayPart, Group};
 use super::part::PartName;
 use super::plan::Plan;
 use crate::persistence::cache::PartCache;
@@ -27,7 +27,7 @@ struct Key {
 }
 
 /// A part of an answer.
-pub type Part = Arc<Vec<Group>>;
+pub type Part = Arc<DayPart>;
 
 /// The cache of an engine; none if it may hold nothing.
 pub struct Cache {
@@ -35,14 +35,14 @@ pub struct Cache {
     second: Option<Arc<dyn PartCache>>,
 }
 
-fn weight(part: &[Group]) -> usize {
+fn weight(part: &DayPart) -> usize {
     let point = |(_, rollup): &(i64, crate::model::rollup::Rollup)| {
         OVERHEAD + rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()
     };
     let group = |group: &Group| {
         OVERHEAD + group.key.iter().map(|value| value.len() + 24).sum::<usize>() + group.points.iter().map(point).sum::<usize>()
     };
-    OVERHEAD + part.iter().map(group).sum::<usize>()
+    OVERHEAD + part.groups.iter().map(group).sum::<usize>()
 }
 
 impl Cache {

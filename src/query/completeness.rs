@@ -20,20 +20,23 @@ pub struct Completeness {
     as_of: Millis,
     shards: usize,
     moved: bool,
+    overflow: Option<u64>,
 }
 
 impl Completeness {
     /// From what the shards reported. One whose report is older than `stale_after_ms` is behind.
     pub fn of(reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
-        let mut completeness = Self { missing: Vec::new(), as_of: now, shards: reports.len(), moved: false };
+        let mut completeness = Self { missing: Vec::new(), as_of: now, shards: reports.len(), moved: false, overflow: None };
         for &(shard, report) in reports {
             match report {
                 Ok(report) => {
                     completeness.as_of = completeness.as_of.min(report.as_of);
                     let behind_ms = report.age_ms;
-                    if behind_ms > stale_after_ms {
-                        completeness.missing.push(Missing { shard, reason: "behind", behind_ms: Some(behind_ms) });
-                    }
+                    // What it lacks another owner may have shown: however little it is, the answer must not seem to be all.
+                    let reason =
+                        if report.recovering { Some("recovering") } else { (behind_ms > stale_after_ms).then_some("behind") };
+                    let missing = |reason| Missing { shard, reason, behind_ms: Some(behind_ms) };
+                    completeness.missing.extend(reason.map(missing));
                 }
                 Err(error) => {
                     completeness.moved |= error == LiveError::Moved;
@@ -48,6 +51,11 @@ impl Completeness {
     /// Whether a shard moved between the snapshot and its answer: a new snapshot knows where to.
     pub fn moved(&self) -> bool {
         self.moved
+    }
+
+    /// With the number of events whose labels are not kept, if the answer would tell labels apart.
+    pub fn with_overflow(self, overflow: Option<u64>) -> Self {
+        Self { overflow, ..self }
     }
 
     /// Whether anything is missing.
@@ -66,7 +74,11 @@ impl Completeness {
             }
             out.push('}');
         }
-        out.push_str("],\"as_of\":");
+        out.push(']');
+        if let Some(overflow) = self.overflow {
+            _ = write!(out, ",\"overflow\":{overflow}");
+        }
+        out.push_str(",\"as_of\":");
         json::time(out, self.as_of);
         out.push('}');
     }

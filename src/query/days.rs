@@ -25,11 +25,30 @@ pub(super) fn start(day: i32) -> Hour {
 ///
 /// # Errors
 /// See [`StoreError`].
-pub(super) fn fold(snapshot: &mut dyn StoreSnapshot, query: &RollupQuery<'_>, groups: &mut Groups<'_>) -> Result<(), StoreError> {
+pub(super) fn fold(
+    snapshot: &mut dyn StoreSnapshot,
+    query: &RollupQuery<'_>,
+    plan: &Plan,
+    groups: &mut Groups<'_>,
+) -> Result<(), StoreError> {
     if query.from >= query.to {
         return Ok(());
     }
-    snapshot.rollups(query, &mut |series, hour, rollup| groups.add(series, hour, &rollup))
+    snapshot.rollups(query, &mut |series, hour, rollup| groups.add(series, hour, &rollup))?;
+    overflow(snapshot, query, plan, &mut |_, count| groups.overflow += count)
+}
+
+/// Visits the events of the metric's overflow series by hours, if the query counts them: one series, found by its label, whatever the
+/// query's own matchers say.
+fn overflow(
+    snapshot: &mut dyn StoreSnapshot,
+    query: &RollupQuery<'_>,
+    plan: &Plan,
+    visit: &mut dyn FnMut(Hour, u64),
+) -> Result<(), StoreError> {
+    let Some(matchers) = &plan.overflow else { return Ok(()) };
+    let query = RollupQuery { matchers, distinct: false, quantiles: false, max_series: usize::MAX, ..query.clone() };
+    snapshot.rollups(&query, &mut |_, hour, rollup| visit(hour, rollup.figures.count))
 }
 
 /// The groups of each day, of which revisions are given. The days follow each other.
@@ -83,6 +102,7 @@ fn groups<'p>(
     snapshot.rollups(&query, &mut |series, hour, rollup| {
         parts[(hour.day() - days.start) as usize].add(series, hour, &rollup);
     })?;
+    overflow(snapshot, &query, plan, &mut |hour, count| parts[(hour.day() - days.start) as usize].overflow += count)?;
     Ok(parts)
 }
 
@@ -134,7 +154,7 @@ mod tests {
         let read = read(&mut *snapshot, further, &query, &plan, &days).expect("read");
         assert_eq!(read.len(), of as usize);
         read.into_iter()
-            .map(|groups| groups.into_part().iter().flat_map(|g| &g.points).map(|(_, r)| r.figures.count).sum())
+            .map(|groups| groups.into_part().groups.iter().flat_map(|g| &g.points).map(|(_, r)| r.figures.count).sum())
             .collect()
     }
 

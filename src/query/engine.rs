@@ -1,10 +1,12 @@
 //! The engine: one snapshot, then the live deltas above exactly its checkpoints.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
 use super::accounting::Books;
 use super::cache::Cache;
+use super::catalogue::Catalogue;
 use super::completeness::Completeness;
 use super::days::{self, start};
 use super::groups::{Group, Groups};
@@ -21,7 +23,7 @@ use crate::model::rollup::Rollup;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::cache::PartCache;
 use crate::persistence::store::{RollupQuery, RollupStore, StoreError, StoreSnapshot};
-use crate::shards::state::{AccountingQuestion, LiveQuestion};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry};
 use crate::telemetry;
 
 /// Limits of queries.
@@ -94,6 +96,7 @@ impl QueryEngine {
         let points = self.points(&ordered)?;
         let outcome = if completeness.partial() { "partial" } else { "complete" };
         metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
+        let completeness = completeness.with_overflow(plan.overflow.is_some().then_some(groups.overflow));
         self.render(plan, &ordered, points, &completeness)
     }
 
@@ -142,11 +145,11 @@ impl QueryEngine {
         let (first, end) = (plan.first_hour(), plan.end_hour());
         let days = whole_days(first, end, Hour::of(self.clock.now()).day());
         if days.is_empty() {
-            return days::fold(snapshot, &self.question(tenant, plan, first, end), groups);
+            return days::fold(snapshot, &self.question(tenant, plan, first, end), plan, groups);
         }
         let revisions = snapshot.revisions(tenant, &plan.metric, days.clone())?;
         let query = |from: Hour, to: Hour| self.question(tenant, plan, from, to);
-        days::fold(snapshot, &query(first, start(days.start)), groups)?;
+        days::fold(snapshot, &query(first, start(days.start)), plan, groups)?;
         // Neighbouring days that are not kept are read at once.
         let mut unknown: Vec<(i32, u64)> = Vec::new();
         let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
@@ -171,7 +174,7 @@ impl QueryEngine {
                 groups.absorb(&part);
             }
         }
-        days::fold(snapshot, &query(start(days.end), end), groups)
+        days::fold(snapshot, &query(start(days.end), end), plan, groups)
     }
 
     fn question<'q>(&self, tenant: &'q str, plan: &'q Plan, from: Hour, to: Hour) -> RollupQuery<'q> {
@@ -196,10 +199,38 @@ impl QueryEngine {
             to: plan.end_hour(),
             distinct: plan.wants_distinct(),
             quantiles: plan.wants_quantiles(),
+            overflow: plan.overflow.is_some(),
         };
-        let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| groups.add(series, hour, rollup);
+        let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| groups.add_live(series, hour, rollup);
         let reports = self.live.read(asked, &question, &plan.matchers, &mut visit);
         Completeness::of(&reports, now, self.limits.stale_after_ms)
+    }
+
+    /// The metrics of a tenant, those of which no flush has written anything yet too.
+    fn catalogue(&self, tenant: &str) -> Result<Catalogue, StoreError> {
+        let mut snapshot = self.store.snapshot()?;
+        let asked = self.asked(&mut *snapshot)?;
+        let mut catalogue = Catalogue::stored(snapshot.metrics(tenant)?);
+        drop(snapshot);
+        self.live.catalogue(&asked, tenant, &mut |entry| catalogue.add(entry));
+        Ok(catalogue)
+    }
+
+    /// The values of a label, those of new series too.
+    fn values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<BTreeSet<String>, StoreError> {
+        let mut snapshot = self.store.snapshot()?;
+        let asked = self.asked(&mut *snapshot)?;
+        let mut values: BTreeSet<String> = snapshot.label_values(tenant, name, metric)?.into_iter().collect();
+        drop(snapshot);
+        self.live.catalogue(&asked, tenant, &mut |entry| {
+            if let NewEntry::Series(info) = entry
+                && metric.is_none_or(|metric| metric == info.series.metric)
+                && !info.series.label(name).is_empty()
+            {
+                values.insert(info.series.label(name).to_owned());
+            }
+        });
+        Ok(values)
     }
 
     /// The books of the hours of append, and how complete they are.
@@ -279,9 +310,9 @@ impl QueryService for QueryEngine {
     }
 
     fn metrics(&self, tenant: &str) -> Result<String, QueryError> {
-        let metrics = self.store.snapshot().and_then(|mut s| s.metrics(tenant)).map_err(store_error)?;
+        let metrics = self.catalogue(tenant).map_err(store_error)?;
         let mut out = "{\"metrics\":[".to_owned();
-        for (at, info) in metrics.iter().enumerate() {
+        for (at, info) in metrics.metrics().enumerate() {
             out.push_str(if at > 0 { ",{\"metric\":" } else { "{\"metric\":" });
             json::string(&mut out, &info.metric);
             _ = write!(out, ",\"labels\":{}", serde_json::Value::from(info.labels.clone()));
@@ -296,7 +327,7 @@ impl QueryService for QueryEngine {
     }
 
     fn label_values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<String, QueryError> {
-        let values = self.store.snapshot().and_then(|mut s| s.label_values(tenant, name, metric)).map_err(store_error)?;
+        let values = self.values(tenant, name, metric).map_err(store_error)?;
         Ok(serde_json::json!({ "label": name, "values": values }).to_string())
     }
 

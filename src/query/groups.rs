@@ -48,6 +48,15 @@ impl Group {
     }
 }
 
+/// What is kept of one day of an answer.
+#[derive(Debug, Clone, Default)]
+pub struct DayPart {
+    /// Its groups.
+    pub groups: Vec<Group>,
+    /// Events of the overflow series, if the query counts them.
+    pub overflow: u64,
+}
+
 /// The groups of one answer, or of one day of it.
 pub struct Groups<'a> {
     plan: &'a Plan,
@@ -57,6 +66,8 @@ pub struct Groups<'a> {
     hasher: RandomState,
     by_series: HashMap<SeriesId, u32, FixedState>,
     last_bucket: Range<Millis>,
+    /// Events of the overflow series, whatever the matchers say; only counted if the query asks for labels.
+    pub overflow: u64,
     /// Why merging stopped, if it did.
     pub failed: Option<String>,
 }
@@ -71,8 +82,20 @@ impl<'a> Groups<'a> {
             hasher: RandomState::default(),
             by_series: HashMap::default(),
             last_bucket: 0..0,
+            overflow: 0,
             failed: None,
         }
+    }
+
+    /// Merges one live delta. If events of the overflow series are counted it comes whatever the matchers say.
+    pub fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+        if self.plan.overflow.is_some() && series.series.is_overflow() {
+            self.overflow += rollup.figures.count;
+            if !self.plan.matchers.iter().all(|matcher| matcher.matches(&series.series)) {
+                return;
+            }
+        }
+        self.add(series, hour, rollup);
     }
 
     /// Merges one rollup of a series.
@@ -97,16 +120,17 @@ impl<'a> Groups<'a> {
     }
 
     /// Merges groups that were merged before.
-    pub fn absorb(&mut self, part: &[Group]) {
-        for group in part {
+    pub fn absorb(&mut self, part: &DayPart) {
+        self.overflow += part.overflow;
+        for group in &part.groups {
             let at = self.group(Cow::Borrowed(&group.key));
             group.points.iter().for_each(|(bucket, rollup)| self.merge(at, *bucket, rollup));
         }
     }
 
     /// The groups as they are.
-    pub fn into_part(self) -> Vec<Group> {
-        self.groups
+    pub fn into_part(self) -> DayPart {
+        DayPart { groups: self.groups, overflow: self.overflow }
     }
 
     fn group(&mut self, key: Cow<'_, [String]>) -> u32 {

@@ -27,7 +27,13 @@ pub fn point(out: &mut String, plan: &Plan, start: Millis, end: Millis, rollup: 
     time(out, start);
     for &agg in &plan.aggs {
         _ = write!(out, ",\"{}\":", agg.name());
+        let before = out.len();
         value(out, agg, (end - start) / 1000, rollup);
+        let decimal = matches!(agg, Agg::Sum | Agg::Avg | Agg::Min | Agg::Max | Agg::Quantile(..));
+        if plan.strings && decimal && !out.ends_with("null") {
+            out.insert(before, '"');
+            out.push('"');
+        }
     }
     out.push('}');
 }

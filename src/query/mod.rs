@@ -6,6 +6,7 @@
 pub mod absent;
 mod accounting;
 mod cache;
+mod catalogue;
 mod completeness;
 mod days;
 pub mod engine;

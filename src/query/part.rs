@@ -5,16 +5,16 @@
 //! can find out what a name stands for, or make bytes that pass; what passes was written by a node of this store for this very part.
 //! Everything else is a miss.
 
-use super::groups::Group;
+use super::groups::{DayPart, Group};
 use super::plan::Plan;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::rollup::{Figures, Rollup};
 
 /// Version of the bytes: first the version, then 16 bytes of authentication code, then the body. All numbers are big-endian. The body:
-/// number of groups (u32), each: number of labels (u32), each with its length (u32); number of points (u32), each its start (i64) and
+/// events of the overflow series (u64), number of groups (u32), each: number of labels (u32), each with its length (u32); number of points (u32), each its start (i64) and
 /// its rollup in its canonical bytes.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const CODE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + CODE_BYTES;
 
@@ -31,7 +31,7 @@ impl PartName {
         }
         material.extend(day.to_be_bytes());
         material.extend(revision.to_be_bytes());
-        Self(blake3::derive_key("rollmill 2026 query part, version 1", &material))
+        Self(blake3::derive_key("rollmill 2026 query part, version 2", &material))
     }
 
     /// The name in the cache.
@@ -48,10 +48,11 @@ impl PartName {
     }
 
     /// The part as bytes.
-    pub fn encode(&self, part: &[Group]) -> Vec<u8> {
+    pub fn encode(&self, part: &DayPart) -> Vec<u8> {
         let mut out = vec![VERSION; HEAD_BYTES];
-        out.extend((part.len() as u32).to_be_bytes());
-        for group in part {
+        out.extend(part.overflow.to_be_bytes());
+        out.extend((part.groups.len() as u32).to_be_bytes());
+        for group in &part.groups {
             out.extend((group.key.len() as u32).to_be_bytes());
             for value in &group.key {
                 out.extend((value.len() as u32).to_be_bytes());
@@ -72,7 +73,7 @@ impl PartName {
     ///
     /// # Errors
     /// If they are anything but what [`PartName::encode`] made for this name.
-    pub fn decode(&self, bytes: &[u8]) -> Result<Vec<Group>, CodecError> {
+    pub fn decode(&self, bytes: &[u8]) -> Result<DayPart, CodecError> {
         let mut input = bytes;
         if take(&mut input)? != [VERSION] {
             return Err(bad("unknown version"));
@@ -81,9 +82,9 @@ impl PartName {
         if !bool::from(subtle::ConstantTimeEq::ct_eq(&code[..], &self.code(input)[..])) {
             return Err(bad("the authentication code is another"));
         }
-        let mut part = Vec::new();
+        let mut part = DayPart { groups: Vec::new(), overflow: u64::from_be_bytes(take(&mut input)?) };
         for _ in 0..u32::from_be_bytes(take(&mut input)?) {
-            part.push(group(&mut input)?);
+            part.groups.push(group(&mut input)?);
         }
         if input.is_empty() { Ok(part) } else { Err(bad("bytes are left")) }
     }
@@ -141,17 +142,20 @@ mod tests {
         plan(&params.map(|(name, value)| (name.to_owned(), value.to_owned())), 0).expect("a plan")
     }
 
-    fn part() -> Vec<Group> {
+    fn part() -> DayPart {
         let mut full = Rollup::default();
         (0..300).for_each(|n| full.add(Some(Decimal::from_units(n * n)), Some(n as u64)));
         let mut plain = Rollup::default();
         plain.add(None, None);
         let (key, points) = (vec!["DE".to_owned(), String::new()], vec![(-5, plain.clone()), (7, full)]);
-        vec![Group { key, points }, Group { key: vec![], points: vec![(1, plain)] }, Group { key: vec![], points: vec![] }]
+        let groups =
+            vec![Group { key, points }, Group { key: vec![], points: vec![(1, plain)] }, Group { key: vec![], points: vec![] }];
+        DayPart { groups, overflow: 456 }
     }
 
-    fn same(a: &[Group], b: &[Group]) -> bool {
-        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.key == b.key && a.points == b.points)
+    fn same(a: &DayPart, b: &DayPart) -> bool {
+        let groups = a.groups.iter().zip(&b.groups).all(|(a, b)| a.key == b.key && a.points == b.points);
+        a.overflow == b.overflow && a.groups.len() == b.groups.len() && groups
     }
 
     #[test]
@@ -170,7 +174,7 @@ mod tests {
             assert_ne!(other.public(), name.public());
             assert!(other.decode(&bytes).is_err(), "bytes under another name");
         }
-        assert!(same(&name.decode(&name.encode(&[])).expect("decodes"), &[]));
+        assert!(same(&name.decode(&name.encode(&DayPart::default())).expect("decodes"), &DayPart::default()));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use self::plan::ShardPlan;
 use super::fold::{self, Ended, FoldRules};
-use crate::model::flush::{Claim, LogRecord};
+use crate::model::flush::{Claim, LogRecord, RecentIds};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
@@ -352,8 +352,15 @@ impl<'a> OneShard<'a> {
             self.at.appended = self.of.log.appended_below(shard, self.at.next)?;
         }
         let claim = Claim { checkpoint: self.at, attempts: 1, suspects: Vec::new() };
-        let recent = store.recent_ids(shard, i64::MIN)?;
-        Ok(ShardState::new(self.of.rules.limits(), shard, &claim, recent, admission, self.at.next))
+        let limits = self.of.rules.limits();
+        // What the lost store had noted is lost with it: the records are decided by the configuration, and that is noted.
+        let mut rules = store.snapshot()?.dedup_rules(shard)?;
+        for (from, rule) in rules.due(self.at.next, limits.dedup_rule()) {
+            store.note_dedup_rule(shard, self.at.epoch, from, rule)?;
+            rules.note(from, rule);
+        }
+        let recent = RecentIds { rules, blocks: store.recent_ids(shard, i64::MIN)? };
+        Ok(ShardState::new(limits, shard, &claim, recent, admission, self.at.next))
     }
 
     /// Applies the records above the state's position, and flushes what is due.

@@ -121,4 +121,7 @@ pub trait StatusService: Send + Sync {
     /// # Errors
     /// See [`QueryErrorKind`].
     fn status(&self) -> Result<String, QueryError>;
+    /// For how long, in milliseconds, each node that owns shards knows event ids for certain. May block for as long as one call to the
+    /// other nodes takes.
+    fn dedup_horizons(&self) -> Vec<(String, i64)>;
 }

@@ -68,6 +68,9 @@ pub struct NodeStatus {
     /// Those of its shards that cannot be served until somebody mends something, with the reason. Older releases do not say.
     #[serde(default)]
     pub stopped: Vec<(u32, String)>,
+    /// For how long, in milliseconds, its shards know event ids for certain; none if it owns none.
+    #[serde(default)]
+    pub dedup_horizon_ms: Option<i64>,
 }
 
 /// The other nodes.
@@ -140,6 +143,7 @@ impl Status {
             not_ready: (self.ready)().err(),
             shards: self.slots.iter().filter_map(owned).collect(),
             stopped: self.slots.iter().filter_map(|(shard, slot)| Some((shard.0, slot.stopped()?))).collect(),
+            dedup_horizon_ms: self.slots.dedup_stands().iter().map(|(_, stand)| stand.horizon_ms).min(),
         }
     }
 
@@ -214,6 +218,11 @@ fn node(status: &NodeStatus) -> Value {
 }
 
 impl StatusService for Status {
+    fn dedup_horizons(&self) -> Vec<(String, i64)> {
+        let nodes = [self.this_node()].into_iter().chain(self.peers.nodes().unwrap_or_default());
+        nodes.filter_map(|node| Some((node.name, node.dedup_horizon_ms?))).collect()
+    }
+
     fn status(&self) -> Result<String, QueryError> {
         let now = self.clock.now();
         let (stored_at, others) = (self.checkpoints(), self.peers.nodes());

@@ -40,11 +40,11 @@ impl LiveReader for Idle {
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0 };
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
     fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0 };
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }
@@ -348,7 +348,7 @@ impl LiveReader for Holding {
             quarantined: 0,
         };
         visit(ShardId(0), &row);
-        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, age_ms: 0, behind: 0 };
+        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, age_ms: 0, behind: 0, recovering: false };
         vec![(ShardId(0), Ok(report)), (ShardId(1), Err(LiveError::Unreachable))]
     }
 }

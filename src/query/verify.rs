@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::fold::{self, FoldRules};
-use crate::model::flush::{AccountingDelta, Claim, LogRecord, QuarantineRow, SeriesInfo, Suspect};
+use crate::model::flush::{AccountingDelta, Claim, DedupRules, LogRecord, QuarantineRow, RecentIds, SeriesInfo, Suspect};
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
 use crate::model::rollup::{Figures, Rollup};
@@ -76,9 +76,9 @@ pub struct Sources<'a> {
     pub archive: &'a dyn Archive,
     /// Opens the log as it is now: called after the snapshot was taken, so that everything below its checkpoints is in it.
     pub open_log: &'a dyn Fn() -> Result<Arc<dyn EventLog>, String>,
-    /// `dedup.horizon` in milliseconds, as the server has it.
+    /// `dedup.horizon` in milliseconds, as the server has it: for shards whose store has noted no rule yet.
     pub dedup_horizon_ms: i64,
-    /// `dedup.max_ids`, as the server has it.
+    /// `dedup.max_ids`, likewise.
     pub dedup_max_ids: usize,
     /// This shard and no other.
     pub only: Option<ShardId>,
@@ -159,6 +159,7 @@ struct Stand {
     floors: HashMap<ShardId, ArchiveFloor>,
     quarantine: Vec<QuarantineRow>,
     admissions: Vec<Vec<(SeriesId, Offset)>>,
+    rules: Vec<DedupRules>,
     rows: HashMap<(SeriesId, Hour), StoredRow>,
     accounting: Vec<AccountingDelta>,
     metrics: Vec<(String, MetricInfo)>,
@@ -190,7 +191,9 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
         .filter(|(_, shard, _)| sources.only.is_none_or(|only| only == *shard))
         .collect();
     let shards = asked.len() as u64;
-    let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), sources.dedup_horizon_ms)?;
+    // As far back as any rule may have looked.
+    let longest = stand.rules.iter().filter_map(DedupRules::longest_ms).fold(sources.dedup_horizon_ms, i64::max);
+    let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), longest)?;
     let set_aside = stand.quarantine.iter().filter(|row| sources.only.is_none_or(|only| only == row.shard)).count() as u64;
     damages.append(&mut stand.damages);
     let mut report = Report { shards, not_verifiable, set_aside, damages, ..Report::default() };
@@ -201,8 +204,8 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
     for (done, (at, shard, checkpoint)) in (1..).zip(&asked) {
         let of_shard = |row: &&QuarantineRow| row.shard == *shard;
         let suspects = stand.quarantine.iter().filter(of_shard).map(|row| Suspect::certain(row.offset, row.index)).collect();
-        let mut fold =
-            Fold::new(sources, *shard, checkpoint, suspects, stand.admissions[*at].clone(), hours.clone(), shard_count);
+        let decided = (stand.admissions[*at].clone(), stand.rules[*at].clone());
+        let mut fold = Fold::new(sources, *shard, checkpoint, suspects, decided, hours.clone(), shard_count);
         let rows: Vec<&ManifestRow> = stand.manifest.iter().filter(|row| row.shard == *shard).collect();
         let floor = stand.floors.get(shard);
         match fold.run(sources, log.as_ref(), floor, &rows) {
@@ -333,6 +336,7 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
     let floors = snapshot.archive_floors()?.into_iter().collect();
     let quarantine = snapshot.quarantine()?;
     let admissions = checkpoints.iter().map(|(shard, _)| snapshot.admissions(*shard)).collect::<Result<_, _>>()?;
+    let rules = checkpoints.iter().map(|(shard, _)| snapshot.dedup_rules(*shard)).collect::<Result<_, _>>()?;
     let mut rows = HashMap::new();
     let read = snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
         rows.insert((info.id, hour), StoredRow { info: info.clone(), figures: rollup.figures, digest: digest(bytes) });
@@ -353,7 +357,7 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
         metrics.extend(snapshot.metrics(tenant)?.into_iter().map(|metric| (tenant.clone(), metric)));
     }
     let mut stand =
-        Stand { checkpoints, manifest, floors, quarantine, admissions, rows, accounting, metrics, damages, rows_unread };
+        Stand { checkpoints, manifest, floors, quarantine, admissions, rules, rows, accounting, metrics, damages, rows_unread };
     if !rows_unread {
         stand.damages.extend(stand.lacking(hours));
     }
@@ -379,6 +383,7 @@ struct Fold {
     until: Offset,
     archived: Offset,
     horizon_ms: i64,
+    rules: DedupRules,
     claim: Claim,
     limits: ShardLimits,
     admissions: Vec<(SeriesId, Offset)>,
@@ -395,7 +400,7 @@ impl Fold {
         shard: ShardId,
         checkpoint: &Checkpoint,
         suspects: Vec<Suspect>,
-        admissions: Vec<(SeriesId, Offset)>,
+        (admissions, rules): (Vec<(SeriesId, Offset)>, DedupRules),
         hours: Range<Hour>,
         shard_count: u32,
     ) -> Self {
@@ -405,7 +410,8 @@ impl Fold {
             shard,
             until: checkpoint.next,
             archived: checkpoint.archived,
-            horizon_ms: sources.dedup_horizon_ms,
+            horizon_ms: rules.longest_ms().unwrap_or(sources.dedup_horizon_ms),
+            rules,
             claim: Claim { checkpoint: *checkpoint, attempts: 1, suspects },
             limits,
             admissions,
@@ -444,7 +450,8 @@ impl Fold {
         let before = manifest.iter().rfind(|row| row.range.to <= start).map(|row| row.appended.1);
         self.claim.checkpoint.appended = before.max(floor.map(|floor| floor.appended));
         let admission = Admission::recorded(std::mem::take(&mut self.admissions));
-        let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, Vec::new(), admission, 0);
+        let recent = RecentIds { rules: std::mem::take(&mut self.rules), blocks: Vec::new() };
+        let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
         for row in &below[first..] {
             let records = read_object(sources, row)?;
             self.apply(&mut state, &records)?;

@@ -230,6 +230,16 @@ impl OpenBatch {
         std::mem::take(&mut self.windows)
     }
 
+    /// The series that were admitted in it.
+    pub fn admitted(&self) -> impl Iterator<Item = &Arc<SeriesInfo>> {
+        self.admitted.iter().map(|(info, _)| info)
+    }
+
+    /// The series of its deltas, each with their windows.
+    pub fn series_windows(&self) -> impl Iterator<Item = (&Series, Hour)> {
+        self.deltas.iter().map(|delta| (&self.series[delta.series as usize].series, delta.hour))
+    }
+
     /// What was counted.
     pub fn accounting(&self) -> &[AccountingDelta] {
         &self.accounting

@@ -1,45 +1,41 @@
 //! De-duplication: the first of equal ids within the horizon wins, in log order.
 //!
 //! The horizon is `horizon_ms` of append time or the last `max_ids` ids of the shard, whichever is shorter. Both are counted in log
-//! order, so the decision is a function of the log alone, and an owner that was started from the stored blocks decides like one
-//! that lived through. About 26 bytes an id: a ring of hashes, and a table of their positions.
+//! order, so the decision is a function of the log and of the rules at each of its offsets alone, and an owner that was started from the
+//! stored blocks decides like one that lived through.
+//!
+//! An id costs at most 24 bytes, while they become more and while they become fewer: 16 for its hash and one or two for its time, in log
+//! order ([`Ring`]), and up to 6 in a table of places that is kept between seven tenths and six sevenths full ([`Table`]). The table holds
+//! nothing that the ring does not say, so it is given back before a larger one is made, and there are never two.
 
 use std::collections::VecDeque;
 
-use foldhash::fast::FixedState;
-use hashbrown::HashTable;
-use std::hash::BuildHasher;
-
-use crate::model::flush::DedupBlock;
+use crate::model::flush::{DedupBlock, DedupRule};
 use crate::model::window::Millis;
+
+/// Most ids that a shard can remember: what the places of the table can tell apart.
+pub const MAX_IDS: usize = 1 << PLACE_BITS;
+const PLACE_BITS: u32 = 25;
 
 /// The ids within the horizon.
 #[derive(Debug)]
 pub struct Dedup {
-    horizon_ms: i64,
-    max_ids: usize,
-    /// Ids in log order; the first has the sequence number `first`.
-    ids: VecDeque<u128>,
-    first: u64,
-    /// `(append time, ids)` in log order.
-    runs: VecDeque<(Millis, u64)>,
-    /// Low 32 bits of the sequence number of each id; `max_ids` stays far below 2^32, so they are unambiguous.
-    table: HashTable<u32>,
-    hasher: FixedState,
+    rule: DedupRule,
+    /// Shorter horizons of ids from before a change of the rule, each with the sequence number of the first id behind them.
+    before: VecDeque<(u64, i64)>,
+    ring: Ring,
+    table: Table,
+    /// Append time of the last id that was forgotten because there were too many.
+    crowded_out_at: Option<Millis>,
+    crowded_out: u64,
 }
 
 impl Dedup {
-    /// An empty horizon.
-    pub fn new(horizon_ms: i64, max_ids: usize) -> Self {
-        Self {
-            horizon_ms,
-            max_ids: max_ids.clamp(1, 1 << 30),
-            ids: VecDeque::new(),
-            first: 0,
-            runs: VecDeque::new(),
-            table: HashTable::new(),
-            hasher: FixedState::with_seed(0x524d),
-        }
+    /// An empty horizon. The seed decides where ids lie in memory, and nothing else: whoever makes up ids must not know it.
+    pub fn new(rule: DedupRule, seed: u64) -> Self {
+        let rule = bounded(rule);
+        let table = Table::new(rule.max_ids, seed);
+        Self { rule, before: VecDeque::new(), ring: Ring::default(), table, crowded_out_at: None, crowded_out: 0 }
     }
 
     /// Loads the ids of earlier flushes, in log order.
@@ -52,73 +48,352 @@ impl Dedup {
         }
     }
 
+    /// Another rule from the next record on. Ids from before keep the shorter one of both horizons: what the rule of their time has
+    /// forgotten, or may have, does not come back.
+    pub fn change(&mut self, rule: DedupRule) {
+        let rule = bounded(rule);
+        for (_, horizon_ms) in &mut self.before {
+            *horizon_ms = rule.horizon_ms.min(*horizon_ms);
+        }
+        if rule.horizon_ms > self.rule.horizon_ms && self.ring.len > 0 {
+            self.before.push_back((self.ring.end(), self.rule.horizon_ms));
+        }
+        while self.ring.len > rule.max_ids {
+            self.crowd_out();
+        }
+        if rule.max_ids != self.rule.max_ids {
+            self.table.place_bits = place_bits(rule.max_ids);
+            self.table.make(self.table.slots.len(), &self.ring);
+        }
+        self.rule = rule;
+    }
+
     /// Forgets what is out of the horizon of a record appended at `appended`.
     pub fn advance(&mut self, appended: Millis) {
-        while let Some(&(at, count)) = self.runs.front() {
-            if appended.saturating_sub(at) <= self.horizon_ms {
-                break;
-            }
-            self.runs.pop_front();
-            for _ in 0..count {
-                self.forget_first();
-            }
+        while self.ring.len > 0 && appended.saturating_sub(self.ring.first_at) > self.first_horizon() {
+            self.forget_first();
         }
+    }
+
+    /// The horizon of the first id.
+    fn first_horizon(&mut self) -> i64 {
+        while self.before.front().is_some_and(|(end, _)| *end <= self.ring.first) {
+            self.before.pop_front();
+        }
+        self.before.front().map_or(self.rule.horizon_ms, |(_, horizon_ms)| *horizon_ms)
     }
 
     /// Whether `id`, of a record appended at `appended`, is new; it is remembered if so. A duplicate does not prolong the first.
     pub fn is_new(&mut self, id: u128, appended: Millis) -> bool {
-        let hash = self.hasher.hash_one(id);
-        let (ids, first) = (&self.ids, self.first);
-        if self.table.find(hash, |&low| ids[index(low, first)] == id).is_some() {
+        if self.table.holds(id, &self.ring) {
             return false;
         }
         self.remember(id, appended);
         true
     }
 
+    /// The rule in force.
+    pub fn rule(&self) -> DedupRule {
+        self.rule
+    }
+
     /// Number of ids remembered.
     pub fn len(&self) -> usize {
-        self.ids.len()
+        self.ring.len
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.ids.is_empty()
+        self.ring.len == 0
+    }
+
+    /// How far back equal ids of a record appended at `now` are known for certain.
+    pub fn horizon_ms(&self, now: Millis) -> i64 {
+        let crowded = self.crowded_out_at.map_or(i64::MAX, |at| now.saturating_sub(at).max(0));
+        let before = self.before.iter().filter(|(end, _)| *end > self.ring.first).map(|(_, horizon_ms)| *horizon_ms);
+        before.fold(self.rule.horizon_ms, i64::min).min(crowded)
+    }
+
+    /// Ids that were forgotten within the horizon, because there were too many.
+    pub fn crowded_out(&self) -> u64 {
+        self.crowded_out
     }
 
     fn remember(&mut self, id: u128, appended: Millis) {
-        if self.ids.len() == self.max_ids {
-            self.forget_first();
-            match self.runs.front_mut() {
-                Some((_, count)) if *count > 1 => *count -= 1,
-                _ => {
-                    self.runs.pop_front();
-                }
-            }
+        if self.ring.len >= self.rule.max_ids {
+            self.crowd_out();
         }
-        let low = self.first.wrapping_add(self.ids.len() as u64) as u32;
-        self.ids.push_back(id);
-        match self.runs.back_mut() {
-            Some((at, count)) if *at == appended => *count += 1,
-            _ => self.runs.push_back((appended, 1)),
-        }
-        let (ids, first, hasher) = (&self.ids, self.first, &self.hasher);
-        self.table.insert_unique(hasher.hash_one(id), low, |&low| hasher.hash_one(ids[index(low, first)]));
+        self.ring.push(id, appended);
+        self.table.insert_last(&self.ring);
+    }
+
+    fn crowd_out(&mut self) {
+        self.crowded_out_at = Some(self.ring.first_at);
+        self.crowded_out += 1;
+        self.forget_first();
     }
 
     fn forget_first(&mut self) {
-        let Some(&id) = self.ids.front() else { return };
-        let low = self.first as u32;
-        if let Ok(entry) = self.table.find_entry(self.hasher.hash_one(id), |&at| at == low) {
-            entry.remove();
-        }
-        self.ids.pop_front();
-        self.first += 1;
+        self.table.remove_first(&self.ring);
+        self.ring.pop();
+        self.table.shrink(&self.ring);
     }
 }
 
-fn index(low: u32, first: u64) -> usize {
-    low.wrapping_sub(first as u32) as usize
+fn bounded(rule: DedupRule) -> DedupRule {
+    DedupRule { max_ids: rule.max_ids.clamp(1, MAX_IDS), ..rule }
+}
+
+/// Ids of a chunk.
+const CHUNK: usize = 1024;
+
+/// Ids that follow each other.
+#[derive(Debug)]
+struct Chunk {
+    ids: Vec<u128>,
+    /// The time from the id before to each, as LEB128.
+    times: Vec<u8>,
+}
+
+/// Ids and their append times in log order. In chunks, so that it grows without a copy and shrinks as they are forgotten.
+#[derive(Debug, Default)]
+struct Ring {
+    chunks: VecDeque<Chunk>,
+    /// Ids of the first chunk that are forgotten, and how many bytes of its times are read.
+    skipped: usize,
+    read: usize,
+    /// Sequence number of the first id.
+    first: u64,
+    len: usize,
+    first_at: Millis,
+    last_at: Millis,
+}
+
+impl Ring {
+    /// Sequence number behind the last id.
+    fn end(&self) -> u64 {
+        self.first + self.len as u64
+    }
+
+    /// The id of a sequence number that it holds.
+    fn id(&self, sequence: u64) -> u128 {
+        let at = (sequence - self.first) as usize + self.skipped;
+        self.chunks[at / CHUNK].ids[at % CHUNK]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u128> {
+        self.chunks.iter().flat_map(|chunk| &chunk.ids).skip(self.skipped).copied()
+    }
+
+    fn push(&mut self, id: u128, at: Millis) {
+        if self.chunks.back().is_none_or(|last| last.ids.len() == CHUNK) {
+            self.chunks.push_back(Chunk { ids: Vec::with_capacity(CHUNK), times: Vec::with_capacity(CHUNK) });
+        }
+        let Some(last) = self.chunks.back_mut() else { return };
+        // Times never decrease; if one did, it would be a long way round, and still exact.
+        put(at.wrapping_sub(self.last_at).cast_unsigned(), &mut last.times);
+        last.ids.push(id);
+        if self.len == 0 {
+            self.first_at = at;
+            self.read = last.times.len();
+        }
+        self.last_at = at;
+        self.len += 1;
+    }
+
+    /// Forgets the first id.
+    fn pop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        (self.first, self.len, self.skipped) = (self.first + 1, self.len - 1, self.skipped + 1);
+        if self.skipped == CHUNK || self.len == 0 {
+            self.chunks.pop_front();
+            (self.skipped, self.read) = (0, 0);
+        }
+        if let Some(chunk) = self.chunks.front() {
+            let (delta, bytes) = take(&chunk.times[self.read..]);
+            self.first_at = self.first_at.wrapping_add(delta.cast_signed());
+            self.read += bytes;
+        }
+    }
+}
+
+fn put(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push((number as u8) | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// A number, and how many bytes it takes.
+fn take(bytes: &[u8]) -> (u64, usize) {
+    let mut number = 0;
+    for (at, &byte) in bytes.iter().enumerate().take(10) {
+        number |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return (number, at + 1);
+        }
+    }
+    (number, bytes.len())
+}
+
+/// Where ids lie in the ring: open addressing, in the order of their homes (Robin Hood), so that few places are looked at whether an id is
+/// there or not, and forgetting leaves no traces.
+///
+/// A slot holds, from the highest bit on: how far it is from its home, counted from 1 (7 bits; an empty slot is 0), some bits of the hash,
+/// and the lowest bits of the sequence number, as many as tell `max_ids` apart.
+#[derive(Debug)]
+struct Table {
+    slots: Vec<u32>,
+    used: usize,
+    seed: u64,
+    place_bits: u32,
+}
+
+/// The table grows by an eighth when it is fuller than this, in hundredths, and shrinks when it is emptier than that.
+const FULL: usize = 85;
+const EMPTY: usize = 70;
+/// Slots that are not worth a thought.
+const FEW: usize = 64;
+const MAX_DISTANCE: u32 = 127;
+
+/// As many bits as tell so many ids apart.
+fn place_bits(max_ids: usize) -> u32 {
+    max_ids.next_power_of_two().trailing_zeros().min(PLACE_BITS)
+}
+
+fn distance(slot: u32) -> u32 {
+    slot >> PLACE_BITS
+}
+
+const ONE_FURTHER: u32 = 1 << PLACE_BITS;
+
+impl Table {
+    fn new(max_ids: usize, seed: u64) -> Self {
+        Self { slots: Vec::new(), used: 0, seed, place_bits: place_bits(max_ids) }
+    }
+
+    /// Where an id is looked for first, and what its slots have in their middle bits.
+    fn home(&self, id: u128) -> (usize, u32) {
+        let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&id.to_le_bytes(), self.seed);
+        let home = ((hash >> 32) * self.slots.len() as u64) >> 32;
+        let mark = (hash as u32 & ((1 << PLACE_BITS) - 1)) >> self.place_bits << self.place_bits;
+        (home as usize, mark)
+    }
+
+    fn place(&self, sequence: u64) -> u32 {
+        sequence as u32 & ((1 << self.place_bits) - 1)
+    }
+
+    fn next(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+    }
+
+    fn holds(&self, id: u128, ring: &Ring) -> bool {
+        if self.used == 0 {
+            return false;
+        }
+        let (mut at, mark) = self.home(id);
+        for from_home in 1..=MAX_DISTANCE {
+            let slot = self.slots[at];
+            if distance(slot) < from_home {
+                return false;
+            }
+            let marked = slot & (ONE_FURTHER - 1) & !self.place(u64::MAX);
+            if distance(slot) == from_home && marked == mark {
+                // Live places are less than 2^place_bits apart, so the lowest bits say which one it is.
+                let behind = self.place(slot.wrapping_sub(ring.first as u32).into());
+                if ring.id(ring.first + u64::from(behind)) == id {
+                    return true;
+                }
+            }
+            at = self.next(at);
+        }
+        false
+    }
+
+    /// Notes the place of the ring's last id.
+    fn insert_last(&mut self, ring: &Ring) {
+        if (self.used + 1) * 100 > self.slots.len() * FULL {
+            return self.make(self.slots.len() * 9 / 8 + FEW, ring);
+        }
+        let last = ring.end() - 1;
+        if !self.insert(ring.id(last), last) {
+            self.make_apart(ring);
+        }
+    }
+
+    /// Whether there is room near enough to its home.
+    fn insert(&mut self, id: u128, sequence: u64) -> bool {
+        let (mut at, mark) = self.home(id);
+        let mut slot = ONE_FURTHER | mark | self.place(sequence);
+        loop {
+            if self.slots[at] == 0 {
+                self.slots[at] = slot;
+                self.used += 1;
+                return true;
+            }
+            if distance(self.slots[at]) < distance(slot) {
+                std::mem::swap(&mut self.slots[at], &mut slot);
+            }
+            if distance(slot) == MAX_DISTANCE {
+                return false;
+            }
+            slot += ONE_FURTHER;
+            at = self.next(at);
+        }
+    }
+
+    /// Forgets the place of the ring's first id.
+    fn remove_first(&mut self, ring: &Ring) {
+        if ring.len == 0 || self.used == 0 {
+            return;
+        }
+        let (mut at, mark) = self.home(ring.id(ring.first));
+        let mut slot = ONE_FURTHER | mark | self.place(ring.first);
+        while self.slots[at] != slot {
+            if distance(slot) == MAX_DISTANCE {
+                return;
+            }
+            slot += ONE_FURTHER;
+            at = self.next(at);
+        }
+        // What follows and is not at its home moves up.
+        let mut behind = self.next(at);
+        while distance(self.slots[behind]) > 1 {
+            self.slots[at] = self.slots[behind] - ONE_FURTHER;
+            (at, behind) = (behind, self.next(behind));
+        }
+        self.slots[at] = 0;
+        self.used -= 1;
+    }
+
+    fn shrink(&mut self, ring: &Ring) {
+        if self.slots.len() > CHUNK && self.used * 100 < self.slots.len() * EMPTY {
+            self.make(self.used * 5 / 4 + FEW, ring);
+        }
+    }
+
+    /// Makes the table anew from the ring.
+    fn make(&mut self, slots: usize, ring: &Ring) {
+        // The old one goes before the new one comes.
+        self.slots = Vec::new();
+        self.slots = vec![0; slots.max(ring.len * 100 / FULL + 1)];
+        self.used = 0;
+        for (sequence, id) in (ring.first..).zip(ring.iter()) {
+            if !self.insert(id, sequence) {
+                return self.make_apart(ring);
+            }
+        }
+    }
+
+    /// Makes it anew with other homes and more room: too many ids have met at one place, by a chance that does not come again.
+    fn make_apart(&mut self, ring: &Ring) {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.make(self.slots.len() * 9 / 8 + FEW, ring);
+    }
 }
 
 #[cfg(test)]
@@ -127,19 +402,30 @@ mod tests {
     use crate::model::offset::OffsetRange;
     use proptest::prelude::*;
 
-    /// The definition, word by word.
-    fn naive(log: &[(Millis, u128)], horizon: i64, max: usize) -> Vec<bool> {
-        let mut kept: Vec<(Millis, u128)> = Vec::new();
-        log.iter()
-            .map(|&(at, id)| {
-                let window = &kept[kept.len().saturating_sub(max)..];
-                let new = !window.iter().any(|&(then, other)| other == id && at - then <= horizon);
-                if new {
-                    kept.push((at, id));
-                }
-                new
-            })
-            .collect()
+    fn rule(horizon_ms: i64, max_ids: usize) -> DedupRule {
+        DedupRule { horizon_ms, max_ids }
+    }
+
+    /// The definition, word by word: with each id whether it is new, by the rules from each place in the log on.
+    fn naive(log: &[(Millis, u128)], rules: &[(usize, DedupRule)]) -> Vec<bool> {
+        // An id that is kept, and its horizon.
+        let mut kept: Vec<(Millis, u128, i64)> = Vec::new();
+        let mut decided = Vec::new();
+        for (place, &(at, id)) in log.iter().enumerate() {
+            let of = rules.iter().rfind(|(from, _)| *from <= place).expect("a rule from the beginning").1;
+            for (_, changed) in rules.iter().filter(|(from, _)| *from == place) {
+                kept.iter_mut().for_each(|(_, _, horizon_ms)| *horizon_ms = changed.horizon_ms.min(*horizon_ms));
+                kept.drain(..kept.len().saturating_sub(changed.max_ids));
+            }
+            kept.retain(|(then, _, horizon_ms)| at - then <= *horizon_ms);
+            let new = !kept.iter().any(|(_, other, _)| *other == id);
+            if new {
+                kept.push((at, id, of.horizon_ms));
+                kept.drain(..kept.len().saturating_sub(of.max_ids));
+            }
+            decided.push(new);
+        }
+        decided
     }
 
     fn decide(dedup: &mut Dedup, log: &[(Millis, u128)]) -> Vec<bool> {
@@ -151,21 +437,136 @@ mod tests {
             .collect()
     }
 
+    fn block(log: &[(Millis, u128)], new: &[bool]) -> DedupBlock {
+        let runs = log.iter().zip(new).filter(|(_, new)| **new).map(|(&(at, id), _)| (at, vec![id])).collect();
+        DedupBlock { range: OffsetRange { from: 0, to: log.len() as u64 }, appended: (0, 0), runs }
+    }
+
     proptest! {
         #[test]
         fn decides_as_defined_also_after_a_restart(
-            steps in proptest::collection::vec((0i64..4, 0u128..12), 1..120), max in 1usize..8, cut in 0usize..120,
+            steps in proptest::collection::vec((0i64..4, 0u128..12), 1..120), max in 1usize..8, cut in 0usize..120, seed in any::<u64>(),
         ) {
             let log: Vec<(Millis, u128)> = steps.iter().scan(0, |at, (step, id)| { *at += step; Some((*at, *id)) }).collect();
-            let expected = naive(&log, 10, max);
-            prop_assert_eq!(&decide(&mut Dedup::new(10, max), &log), &expected);
+            let expected = naive(&log, &[(0, rule(10, max))]);
+            prop_assert_eq!(&decide(&mut Dedup::new(rule(10, max), seed), &log), &expected);
 
             let cut = cut.min(log.len());
-            let applied = log[..cut].iter().zip(&expected).filter(|(_, new)| **new).map(|(&(at, id), _)| (at, vec![id])).collect();
-            let block = DedupBlock { range: OffsetRange { from: 0, to: cut as u64 }, appended: (0, 0), runs: applied };
-            let mut restarted = Dedup::new(10, max);
-            restarted.load(&[block]);
+            let mut restarted = Dedup::new(rule(10, max), seed);
+            restarted.load(&[block(&log[..cut], &expected)]);
             prop_assert_eq!(decide(&mut restarted, &log[cut..]), expected[cut..].to_vec());
         }
+
+        #[test]
+        fn a_change_of_the_rule_decides_the_same_for_whoever_lived_through_it_and_whoever_starts_there(
+            steps in proptest::collection::vec((0i64..4, 0u128..12), 1..160),
+            rules in proptest::collection::vec((1i64..20, 1usize..9), 4),
+            mut cuts in proptest::collection::vec(0usize..160, 3),
+        ) {
+            let log: Vec<(Millis, u128)> = steps.iter().scan(0, |at, (step, id)| { *at += step; Some((*at, *id)) }).collect();
+            cuts.sort_unstable();
+            let rules: Vec<(usize, DedupRule)> =
+                std::iter::once(0).chain(cuts).zip(rules).map(|(cut, (horizon, max))| (cut.min(log.len()), rule(horizon, max))).collect();
+            let expected = naive(&log, &rules);
+            let mut lived = Dedup::new(rules[0].1, 7);
+            let mut decided = Vec::new();
+            for (at, &entry) in log.iter().enumerate() {
+                rules[1..].iter().filter(|(from, _)| *from == at).for_each(|(_, changed)| lived.change(*changed));
+                decided.extend(decide(&mut lived, &[entry]));
+            }
+            prop_assert_eq!(&decided, &expected);
+            // One that starts at any place loads the ids under the rules of their time.
+            for start in 0..log.len() {
+                let mut started = Dedup::new(rules[0].1, 8);
+                for (number, (from, of)) in rules.iter().enumerate().filter(|(_, (from, _))| *from <= start) {
+                    if number > 0 {
+                        started.change(*of);
+                    }
+                    let to = rules.get(number + 1).map_or(start, |(next, _)| (*next).min(start));
+                    started.load(&[block(&log[*from..to], &expected[*from..to])]);
+                }
+                prop_assert_eq!(decide(&mut started, &log[start..]), &expected[start..], "from {}", start);
+            }
+        }
+
+        #[test]
+        fn the_ring_gives_back_what_it_was_given(steps in proptest::collection::vec((-5i64..1_000_000, 0usize..3), 0..4_000)) {
+            let (mut ring, mut model, mut at) = (Ring::default(), VecDeque::new(), 1_767_225_600_000i64);
+            for (number, (step, pops)) in steps.into_iter().enumerate() {
+                at += step;
+                ring.push(number as u128, at);
+                model.push_back((number as u128, at));
+                for _ in 0..pops {
+                    ring.pop();
+                    model.pop_front();
+                }
+                prop_assert_eq!(ring.len, model.len());
+                if let (Some((first, first_at)), Some((last, _))) = (model.front(), model.back()) {
+                    prop_assert_eq!((ring.id(ring.first), ring.first_at), (*first, *first_at));
+                    prop_assert_eq!(ring.id(ring.end() - 1), *last);
+                }
+            }
+            prop_assert!(ring.iter().eq(model.iter().map(|(id, _)| *id)));
+        }
+    }
+
+    fn id(number: u64) -> u128 {
+        xxhash_rust::xxh3::xxh3_128(&number.to_le_bytes())
+    }
+
+    #[test]
+    fn many_ids_come_and_go_and_none_is_lost_or_made_up() {
+        let mut dedup = Dedup::new(rule(1_000, 60_000), 3);
+        // Waves: more and more at a time, then fewer, over the limit in between.
+        let (mut number, mut at) = (0u64, 0);
+        for wave in (1..=80u64).chain((1..80).rev()) {
+            at += 50;
+            dedup.advance(at);
+            let first = number;
+            for _ in 0..wave * 60 {
+                assert!(dedup.is_new(id(number), at));
+                number += 1;
+            }
+            assert!((first..number).step_by(7).all(|known| !dedup.is_new(id(known), at)));
+            let slots = dedup.table.slots.len();
+            assert_eq!(dedup.table.used, dedup.len());
+            assert!(slots <= CHUNK || dedup.len() * 100 >= slots * EMPTY, "{slots} slots for {} ids", dedup.len());
+        }
+        assert!(dedup.crowded_out() > 0 && dedup.len() <= 60_000);
+        dedup.advance(at + 2_000);
+        assert!(dedup.is_empty() && dedup.table.slots.len() <= CHUNK && dedup.ring.chunks.is_empty());
+        assert!(dedup.is_new(id(number - 1), at + 2_000));
+    }
+
+    #[test]
+    fn ids_that_meet_at_one_place_are_moved_apart() {
+        let mut dedup = Dedup::new(rule(1_000, 10_000), 5);
+        (0..1_000).for_each(|n| assert!(dedup.is_new(id(n), 0)));
+        // As many as do not fit near one home, for whoever knows the seed.
+        let slots = dedup.table.slots.len() as u64;
+        let crowd: Vec<u128> =
+            (1_000u64..).map(id).filter(|id| dedup.table.home(*id).0 as u64 * 8 < slots / 64).take(300).collect();
+        let seed = dedup.table.seed;
+        crowd.iter().for_each(|id| assert!(dedup.is_new(*id, 0)));
+        assert_ne!(dedup.table.seed, seed, "this test should have met the case");
+        assert!(crowd.iter().all(|id| !dedup.is_new(*id, 0)) && (0..1_000).all(|n| !dedup.is_new(id(n), 0)));
+    }
+
+    #[test]
+    fn the_horizon_in_force_is_what_is_certainly_known() {
+        let mut dedup = Dedup::new(rule(1_000, 10), 1);
+        assert_eq!(dedup.horizon_ms(0), 1_000);
+        (0..10).for_each(|n| assert!(dedup.is_new(id(n), n as i64 * 10)));
+        assert_eq!((dedup.horizon_ms(90), dedup.crowded_out()), (1_000, 0));
+        // The first three are crowded out: of what was appended after 20 all is known.
+        (10..13).for_each(|n| assert!(dedup.is_new(id(n), 200)));
+        assert_eq!((dedup.horizon_ms(200), dedup.crowded_out()), (180, 3));
+        assert!(dedup.is_new(id(2), 201) && !dedup.is_new(id(4), 201));
+        assert_eq!(dedup.horizon_ms(5_000), 1_000, "time heals it");
+        dedup.change(rule(2_000, 10));
+        assert_eq!(dedup.horizon_ms(5_000), 1_000, "what came before the change is kept no longer");
+        dedup.advance(5_000);
+        assert!(dedup.is_new(id(99), 5_000));
+        assert_eq!(dedup.horizon_ms(5_000), 2_000);
     }
 }

@@ -166,8 +166,15 @@ mod tests {
         let (mut effects, mut answers) = (Vec::new(), Vec::new());
         state.step(Input::Records(std::slice::from_ref(&record)), &mut effects);
         for _ in 0..=5 {
-            let question =
-                LiveQuestion { tenant: "t", metric: "m", from: Hour(0), to: Hour(1), distinct: false, quantiles: false };
+            let question = LiveQuestion {
+                tenant: "t",
+                metric: "m",
+                from: Hour(0),
+                to: Hour(1),
+                distinct: false,
+                quantiles: false,
+                overflow: false,
+            };
             let mut count = 0;
             let mut visit = |_: &_, _, rollup: &Rollup| count += rollup.figures.count;
             answers.push(state.live(&claim.checkpoint, &question, &mut |_| true, &mut visit).map(|_| count).ok());

@@ -17,12 +17,14 @@ mod proxy;
 #[path = "../support/rng.rs"]
 mod rng;
 
+mod answers;
 mod archive;
 mod basics;
 mod bench;
 mod clock;
 mod commands;
 mod container;
+mod dedup_memory;
 mod disk;
 mod docs;
 mod flights;

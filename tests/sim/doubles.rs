@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use rollmill::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo};
+use rollmill::model::flush::{
+    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo,
+};
 use rollmill::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use rollmill::model::record;
@@ -132,6 +134,10 @@ impl RollupStore for SimStore {
             self.hit(Fault::ClaimFailed);
         }
         claim
+    }
+
+    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: u64, rule: DedupRule) -> Result<(), StoreError> {
+        self.inner.note_dedup_rule(shard, epoch, from, rule)
     }
 
     fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
@@ -281,6 +287,9 @@ impl StoreSnapshot for Still<'_> {
 
     fn archive_floors(&mut self) -> Result<Vec<(ShardId, ArchiveFloor)>, StoreError> {
         self.0.archive_floors()
+    }
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        self.0.dedup_rules(shard)
     }
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
         self.0.admissions(shard)

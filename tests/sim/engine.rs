@@ -86,6 +86,7 @@ struct Answer {
 #[derive(serde::Deserialize)]
 struct Completeness {
     partial: bool,
+    overflow: Option<u64>,
 }
 
 /// The books of a tenant.
@@ -157,7 +158,21 @@ impl World {
             return Ok(());
         }
         self.hit(Fault::EngineComplete);
-        let expected = self.points(tenant, hours, &nodes)?;
+        for (s, &n) in nodes.iter().enumerate() {
+            let slot = self.nodes[n].slots.slot(ShardId(s as u32));
+            let applied = slot.state.read().ok().and_then(|state| state.as_ref().map(|state| (state.epoch(), state.next())));
+            let short = applied.and_then(|(of, next)| self.held_at_claim.get(&of).filter(|held| **held > next));
+            ensure(Invariant::HonestQueries, short.is_none(), || {
+                format!("complete, but shard {s} has not reached the {short:?} that the log held when its owner claimed it")
+            })?;
+        }
+        let rows = self.rows(tenant, hours, &nodes)?;
+        let of_overflow = rows.iter().filter(|((id, _), _)| *id == crate::fold::overflow_id(tenant));
+        let overflow: u64 = of_overflow.map(|(_, rollup)| rollup.figures.count).sum();
+        ensure(Invariant::HonestQueries, answer.completeness.overflow == Some(overflow), || {
+            format!("{overflow} events have lost their labels, the engine says {:?}", answer.completeness.overflow)
+        })?;
+        let expected = points(&rows);
         let found = points_of(&answer);
         ensure(Invariant::HonestQueries, expected == found, || {
             format!("a complete answer of the engine is not the fold: expected {expected:?}, found {found:?}")
@@ -204,8 +219,8 @@ impl World {
         })
     }
 
-    /// What a complete answer must say: everything that the owners asked have applied.
-    fn points(&self, tenant: usize, hours: (i64, i64), nodes: &[usize]) -> Result<BTreeSet<String>, Violation> {
+    /// What a complete answer must hold: everything that the owners asked have applied.
+    fn rows(&self, tenant: usize, hours: (i64, i64), nodes: &[usize]) -> Result<Rows, Violation> {
         let mut rows = Rows::new();
         for (s, &n) in nodes.iter().enumerate() {
             let slot = self.nodes[n].slots.slot(ShardId(s as u32));
@@ -214,30 +229,37 @@ impl World {
             ensure(Invariant::HonestQueries, owned, || format!("complete, but node {n} does not own shard {s}"))?;
             merge(&mut rows, &self.fold_at(s, at.map_or(0, |c| c.next), n).rows);
         }
-        let mut groups: BTreeMap<(String, i32), Rollup> = BTreeMap::new();
-        for ((id, hour), rollup) in &rows {
+        rows.retain(|(id, hour), _| {
             let plain = (0..12).find(|i| series(1)[*i].id == *id);
             let of_tenant = plain.map_or(*id == crate::fold::overflow_id(tenant), |i| tenant_of(i) == tenant);
-            if of_tenant && hours.0 <= i64::from(*hour) && i64::from(*hour) < hours.1 {
-                let page = plain.map_or(String::new(), |i| page_of(i).to_owned());
-                groups.entry((page, *hour)).or_default().merge(rollup);
-            }
-        }
-        let show = |units: Option<i128>| {
-            let Some(units) = units else { return "null".to_owned() };
-            let mut text = String::new();
-            write_units(units, &mut text).expect("a string takes everything");
-            text
-        };
-        let point = |((page, hour), rollup): (&(String, i32), &Rollup)| {
-            let figures = &rollup.figures;
-            let sum = show((figures.value_count > 0).then_some(figures.sum));
-            let bounds = [figures.min, figures.max].map(|b| show(b.map(Decimal::units)));
-            let ms = i64::from(*hour) * 3_600_000;
-            format!("{page} {ms} {} {sum} {} {} {}", figures.count, bounds[0], bounds[1], rollup.distinct.estimate())
-        };
-        Ok(groups.iter().map(point).collect())
+            of_tenant && hours.0 <= i64::from(*hour) && i64::from(*hour) < hours.1
+        });
+        Ok(rows)
     }
+}
+
+/// The points of rows, by page and hour.
+fn points(rows: &Rows) -> BTreeSet<String> {
+    let mut groups: BTreeMap<(String, i32), Rollup> = BTreeMap::new();
+    for ((id, hour), rollup) in rows {
+        let plain = (0..12).find(|i| series(1)[*i].id == *id);
+        let page = plain.map_or(String::new(), |i| page_of(i).to_owned());
+        groups.entry((page, *hour)).or_default().merge(rollup);
+    }
+    let show = |units: Option<i128>| {
+        let Some(units) = units else { return "null".to_owned() };
+        let mut text = String::new();
+        write_units(units, &mut text).expect("a string takes everything");
+        text
+    };
+    let point = |((page, hour), rollup): (&(String, i32), &Rollup)| {
+        let figures = &rollup.figures;
+        let sum = show((figures.value_count > 0).then_some(figures.sum));
+        let bounds = [figures.min, figures.max].map(|b| show(b.map(Decimal::units)));
+        let ms = i64::from(*hour) * 3_600_000;
+        format!("{page} {ms} {} {sum} {} {} {}", figures.count, bounds[0], bounds[1], rollup.distinct.estimate())
+    };
+    groups.iter().map(point).collect()
 }
 
 fn points_of(answer: &Answer) -> BTreeSet<String> {

@@ -11,7 +11,7 @@ use rollmill::actors::archiver::Archiver;
 use rollmill::actors::heal::{Archived, Healing, resume};
 use rollmill::actors::slots::Slots;
 use rollmill::clock::Clock;
-use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord};
+use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord, RecentIds};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::ArchiveError;
@@ -83,6 +83,7 @@ impl World {
         self.note(|| format!("node {n} claims shard {s}: {claimed:?}"));
         let Ok(mut claim) = claimed else { return Ok(()) };
         let bounds = (self.log.start(shard), self.log.end(shard));
+        self.held_at_claim.insert(claim.checkpoint.epoch, bounds.1);
         let healing = resume(&*self.archive, shard, &claim.checkpoint, bounds)
             .map_err(|why| Violation { invariant: Invariant::FailLoud, what: format!("the shard stops: {why}") })?;
         match self.plant {
@@ -108,7 +109,16 @@ impl World {
             self.die(n, s, "another owner claimed while it loaded");
             return;
         }
-        let recent = if self.plants(Plant::RecentIdsNotLoaded) { vec![] } else { recent };
+        let mut rules = self.store.snapshot().and_then(|mut s| s.dedup_rules(shard)).expect("the double answers");
+        for (from, rule) in rules.due(claim.checkpoint.next, self.setup.limits.dedup_rule()) {
+            if let Err(error) = self.store.note_dedup_rule(shard, claim.checkpoint.epoch, from, rule) {
+                self.die(n, s, &error.to_string());
+                return;
+            }
+            rules.note(from, rule);
+        }
+        let blocks = if self.plants(Plant::RecentIdsNotLoaded) { vec![] } else { recent };
+        let recent = RecentIds { rules, blocks };
         let admitted = if self.plants(Plant::AdmissionsNotLoaded) { vec![] } else { admitted };
         let admission = Admission::limited(self.setup.rules.max_series as u64, admitted);
         let state = ShardState::new(self.setup.limits.clone(), shard, &claim, recent, admission, self.log.end(shard));

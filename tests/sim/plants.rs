@@ -66,5 +66,6 @@ plants! {
     CheckpointsReadAfterRows Shell "a query reads checkpoints from a later snapshot than its rows",
     RevisionsStand Double "the flush does not move the revisions by which the query cache knows its days",
     CaughtUpRemembered Shell "a new owner inherits when its predecessor had caught up with the log",
+    RecoveringNotSaid Shell "a new owner that has not reached what the log held at its claim answers as if it had",
     ReadsBehindIgnored Shell "a shard that is behind reports now",
 }

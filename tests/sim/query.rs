@@ -23,6 +23,8 @@ pub struct Answer {
     /// End of the log when it answered.
     end: u64,
     as_of: i64,
+    /// What the log held when its owner claimed the shard, unless it says that it has not reached that yet.
+    held: Option<u64>,
     set_aside: BTreeSet<Place>,
     alone: Option<(u64, u32)>,
 }
@@ -132,7 +134,8 @@ impl World {
         }
         let checkpoint = query.checkpoints[s];
         let (from, to) = (Hour(query.from), Hour(query.to));
-        let question = LiveQuestion { tenant: TENANTS[query.tenant], metric: METRIC, from, to, distinct: true, quantiles: true };
+        let (tenant, metric) = (TENANTS[query.tenant], METRIC);
+        let question = LiveQuestion { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
         let mut rows = Rows::new();
         let end = self.log.end(shard);
         let read = if self.nodes[n].paused {
@@ -153,12 +156,19 @@ impl World {
             Ok(report) => {
                 merge(&mut query.rows, &rows);
                 let as_of = if self.plants(Plant::ReadsBehindIgnored) { self.now } else { report.as_of };
-                Some(Answer { applied: end - report.behind, end, as_of, set_aside: shell.set_aside.clone(), alone: shell.alone })
+                let recovering = report.recovering && !self.plants(Plant::RecoveringNotSaid);
+                let held = checkpoint.and_then(|at| self.held_at_claim.get(&at.epoch).copied()).filter(|_| !recovering);
+                let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
+                if recovering {
+                    self.hit(Fault::Recovering);
+                }
+                Some(Answer { applied: end - report.behind, end, as_of, held, set_aside, alone })
             }
             Err(_) if self.plants(Plant::DeadShardIgnored) => Some(Answer {
                 applied: checkpoint.map_or(0, |c| c.next),
                 end,
                 as_of: self.now,
+                held: None,
                 set_aside: BTreeSet::new(),
                 alone: None,
             }),
@@ -203,6 +213,13 @@ impl World {
         }
         for (s, answer) in query.answers.iter().enumerate() {
             let Some(answer) = answer else { continue };
+            ensure(Invariant::HonestQueries, answer.held.is_none_or(|held| answer.applied >= held), || {
+                format!(
+                    "shard {s} has applied {} and says that nothing is missing, but the log held {:?} when its owner claimed it: an owner \
+                     before may have shown more",
+                    answer.applied, answer.held
+                )
+            })?;
             let unapplied = &self.history[s][answer.applied.min(answer.end) as usize..answer.end as usize];
             let short = unapplied.iter().find(|record| record.received < answer.as_of);
             ensure(Invariant::HonestQueries, short.is_none(), || {
@@ -230,7 +247,7 @@ impl World {
         let slot = self.nodes[n].slots.slot(ShardId(s as u32));
         let applied = slot.state.read().ok().and_then(|state| state.as_ref().map(|state| state.next())).unwrap_or(stored);
         let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
-        self.fold_to(s, stored, Some(&Answer { applied, end: applied, as_of: 0, set_aside, alone }))
+        self.fold_to(s, stored, Some(&Answer { applied, end: applied, as_of: 0, held: None, set_aside, alone }))
     }
 
     /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it as the owner that answered did.

@@ -58,6 +58,7 @@ faults! {
     Released = "log released",
     QueryComplete = "query complete",
     QueryPartial = "query partial",
+    Recovering = "new owner says that it has not reached what the log held at its claim",
     EngineComplete = "complete answer of the real engine and its cache",
     BooksComplete = "complete books of the real engine",
     Verified = "verify run over archive and log",

@@ -1,13 +1,13 @@
 //! One schedule: a world drawn from a seed, a scheduler that picks what happens next, healing, and the last accounts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use rollmill::actors::archiver::{ArchiveLimits, Archiver, Waiting};
 use rollmill::actors::slots::Slots;
 use rollmill::clock::ManualClock;
 use rollmill::invariants::Invariant;
-use rollmill::model::offset::{LogId, ShardId};
+use rollmill::model::offset::{Epoch, LogId, ShardId};
 use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::memory::MemoryArchive;
 use rollmill::persistence::log::EventLog;
@@ -51,6 +51,8 @@ pub struct World {
     pub history: Vec<Vec<Logged>>,
     /// The fold up to the checkpoint, by shard.
     pub oracle: Vec<Fold>,
+    /// The end of the log when a shard was claimed, by the epoch of the claim.
+    pub held_at_claim: BTreeMap<Epoch, u64>,
     /// The last counter of an epoch seen, by shard.
     pub epochs: Vec<u64>,
     pub convictable: Vec<BTreeSet<Place>>,
@@ -157,6 +159,7 @@ impl World {
             next_id: 0,
             history: vec![Vec::new(); shards],
             oracle: vec![Fold::default(); shards],
+            held_at_claim: BTreeMap::new(),
             epochs: vec![0; shards],
             convictable: vec![BTreeSet::new(); shards],
             backup: None,

@@ -20,7 +20,7 @@ use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveQuestion};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry};
 use crate::telemetry;
 
 /// Reads this node's slots and asks its peers.
@@ -205,7 +205,7 @@ fn answered<B>(
 /// The age counts back from the moment of asking: the owner has read its clock later.
 fn report(reach: Reach, sent_at: Millis) -> ShardReport {
     let age_ms = reach.age_ms.max(0);
-    ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind: reach.behind }
+    ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind: reach.behind, recovering: reach.recovering }
 }
 
 /// The deltas of a body, if all of them belong to the question: no node puts another tenant's numbers into an answer.
@@ -264,6 +264,7 @@ impl LiveReader for MeshReader {
                 to: question.to.0,
                 distinct: question.distinct,
                 quantiles: question.quantiles,
+                overflow: question.overflow,
                 matchers: matchers.iter().map(MatcherText::from).collect(),
                 places,
             })
@@ -276,6 +277,10 @@ impl LiveReader for MeshReader {
             Ok(())
         });
         reports
+    }
+
+    fn catalogue(&self, asked: &[Asked], tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
+        self.slots.catalogue(asked, tenant, visit)
     }
 
     fn accounting(

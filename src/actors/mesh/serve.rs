@@ -75,8 +75,8 @@ impl Server {
             return Err(CodecError::new("question", format!("it has more than {MAX_MATCHERS} matchers")));
         }
         let (tenant, metric) = (ask.tenant.as_str(), ask.metric.as_str());
-        let (distinct, quantiles) = (ask.distinct, ask.quantiles);
-        let question = LiveQuestion { tenant, metric, from: Hour(ask.from), to: Hour(ask.to), distinct, quantiles };
+        let (distinct, quantiles, overflow) = (ask.distinct, ask.quantiles, ask.overflow);
+        let question = LiveQuestion { tenant, metric, from: Hour(ask.from), to: Hour(ask.to), distinct, quantiles, overflow };
         let matchers: Vec<Matcher> = ask.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
         let mut building: HashMap<ShardId, Building> = HashMap::new();
         let mut left = self.max_answer;
@@ -177,5 +177,5 @@ fn answers<B>(
 }
 
 fn reach(report: ShardReport) -> Reach {
-    Reach { age_ms: report.age_ms.max(0), behind: report.behind }
+    Reach { age_ms: report.age_ms.max(0), behind: report.behind, recovering: report.recovering }
 }

@@ -178,7 +178,8 @@ impl Pair {
 type Rows = BTreeMap<(u32, String, i32), Rollup>;
 
 fn read(reader: &dyn LiveReader, asked: &[Asked], to: Hour, matchers: &[Matcher]) -> (Rows, Reports) {
-    let question = LiveQuestion { tenant: "acme", metric: "views", from: Hour(i32::MIN), to, distinct: true, quantiles: true };
+    let (tenant, metric, from) = ("acme", "views", Hour(i32::MIN));
+    let question = LiveQuestion { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
     let mut rows = Rows::new();
     let reports = reader.read(asked, &question, matchers, &mut |shard, info, hour, rollup| {
         rows.entry((shard.0, info.series.label("page").to_owned(), hour.0)).or_default().merge(rollup);

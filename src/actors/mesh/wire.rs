@@ -17,7 +17,7 @@ use crate::model::window::Hour;
 use crate::persistence::store::Matcher;
 
 /// Version of everything below.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Memory of one compiled expression of a question: what its asker has granted it.
 const REGEX_BYTES: usize = 1 << 20;
@@ -132,6 +132,8 @@ pub struct LiveAsk {
     pub distinct: bool,
     /// Whether quantiles are wanted.
     pub quantiles: bool,
+    /// Whether the overflow series is wanted, whatever the matchers say.
+    pub overflow: bool,
     /// All must match.
     pub matchers: Vec<MatcherText>,
     /// Which shards, from where on.
@@ -198,6 +200,8 @@ pub struct Reach {
     pub age_ms: i64,
     /// Records of the log not applied yet.
     pub behind: u64,
+    /// Whether the owner has not reached yet what the log held when it claimed the shard.
+    pub recovering: bool,
 }
 
 /// Deltas of one shard.
@@ -375,10 +379,14 @@ mod tests {
         let bytes = encode(&Request::Accounting(ask.clone())).expect("encodes");
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let log = "09".repeat(16);
-        assert_eq!(hex, format!("0181aa4163636f756e74696e6794a1740102919403dc0010{log}0592024d"));
+        assert_eq!(hex, format!("0281aa4163636f756e74696e6794a1740102919403dc0010{log}0592024d"));
         assert_eq!(decode::<Request>(&bytes), Ok(Request::Accounting(ask)));
         let row = Row::of(0, Hour(4), &rollup(), false, false);
-        let body = LiveBody { reach: Reach { age_ms: 1, behind: 2 }, series: vec![ByteBuf::from(*b"k")], rows: vec![row] };
+        let body = LiveBody {
+            reach: Reach { age_ms: 1, behind: 2, recovering: true },
+            series: vec![ByteBuf::from(*b"k")],
+            rows: vec![row],
+        };
         let reply =
             Reply::Live(vec![ShardAnswer { place, outcome: Ok(body) }, ShardAnswer { place, outcome: Err(Failure::Moved) }]);
         assert_eq!(decode::<Reply>(&encode(&reply).expect("encodes")), Ok(reply));
@@ -413,9 +421,9 @@ mod tests {
     #[test]
     fn another_version_and_garbage_are_refused_by_name() {
         let mut bytes = encode(&Request::Beat).expect("encodes");
-        bytes[0] = 2;
+        bytes[0] = 3;
         let why = decode::<Request>(&bytes).expect_err("refused").to_string();
-        assert!(why.contains("version 2") && why.contains("version 1"), "{why}");
+        assert!(why.contains("version 3") && why.contains("version 2"), "{why}");
         assert!(decode::<Request>(&[]).is_err());
         assert!(decode::<Request>(&[VERSION, 0xc1, 0xff]).is_err());
         let huge = [VERSION, 0x81, 0xa4, b'L', b'i', b'v', b'e', 0xdd, 0xff, 0xff, 0xff, 0xff];

@@ -87,6 +87,11 @@ fn claim(next: Offset, counter: u64) -> Claim {
 }
 
 fn begin(slot: &Slot, claim: &Claim) {
+    begin_with(slot, claim, 0);
+}
+
+/// An owner that claims the shard when the log holds so many records.
+fn begin_with(slot: &Slot, claim: &Claim, log_end: Offset) {
     let limits = ShardLimits {
         dedup_horizon_ms: 1,
         dedup_max_ids: 1,
@@ -97,11 +102,12 @@ fn begin(slot: &Slot, claim: &Claim) {
         panic_on_user: None,
     };
     let fresh = Claim { attempts: 1, ..claim.clone() };
-    slot.begin(claim, ShardState::new(limits, SHARD, &fresh, vec![], Admission::limited(9, vec![]), 0));
+    slot.begin(claim, ShardState::new(limits, SHARD, &fresh, vec![], Admission::limited(9, vec![]), log_end));
 }
 
 fn read(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<ShardReport, LiveError> {
-    let question = LiveQuestion { tenant: "t", metric: "m", from: Hour(0), to: Hour(1), distinct: true, quantiles: true };
+    let (from, to, distinct, quantiles, overflow) = (Hour(0), Hour(1), true, true, false);
+    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct, quantiles, overflow };
     let mut reports = slots.read(&[(shard, Some(*checkpoint))], &question, &[], &mut |_, _, _, _| {});
     reports.remove(0).1
 }
@@ -289,4 +295,28 @@ fn a_leap_of_the_wall_clock_makes_no_shard_stale_and_no_claim_false() {
             "{leap}: an owner that has all of it is up to date"
         );
     }
+}
+
+#[test]
+fn an_owner_is_recovering_until_it_has_reached_what_the_log_held_at_its_claim() {
+    let clock = ManualClock::at(T0);
+    let log = MemoryLog::new(LOG, 1, clock.clone());
+    let slots = Slots::new(log.clone(), clock);
+    let append =
+        || log.append(AppendRequest { records: vec![(SHARD, empty_record())] }).unwrap().blocking_recv().unwrap().unwrap();
+    (0..3).for_each(|_| _ = append());
+    let (slot, claim) = (slots.slot(SHARD), claim(0, 1));
+    begin_with(slot, &claim, log.end(SHARD));
+    // What comes later does not count: its owner is behind, not recovering.
+    append();
+    for applied in 0..=4 {
+        let report = read(&slots, SHARD, &claim.checkpoint).unwrap();
+        assert_eq!((report.recovering, report.behind), (applied < 3, 4 - applied));
+        let records = log.read(SHARD, applied, 1).unwrap();
+        slot.state.write().unwrap().as_mut().unwrap().step(Input::Records(&records), &mut Vec::new());
+    }
+    let (_, stood) = slots.stand(SHARD, &mut |_, _| {}).unwrap();
+    assert!(!stood.recovering);
+    begin_with(slot, &claim, log.end(SHARD));
+    assert!(slots.stand(SHARD, &mut |_, _| {}).unwrap().1.recovering, "its memory is gone");
 }

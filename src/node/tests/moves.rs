@@ -30,7 +30,7 @@ impl Rng {
 /// Counts one shard's live events.
 fn live_count(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<(ShardReport, u64), LiveError> {
     let (from, to) = (Hour(i32::MIN), Hour(i32::MAX));
-    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct: false, quantiles: false };
+    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct: false, quantiles: false, overflow: false };
     let mut count = 0;
     let asked = [(shard, Some(*checkpoint))];
     let mut reports = slots.read(&asked, &question, &[], &mut |_, _, _, rollup| count += rollup.figures.count);

@@ -166,8 +166,17 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     let third = store.claim(SHARD, LOG, 13).expect("claim");
     assert_eq!((third.attempts, third.suspects), (1, vec![]));
 
-    let row = |from: u64, to: u64, epoch: Epoch| manifest_row(from, to, epoch);
     let now = third.checkpoint.epoch;
+    let rule = |max_ids: usize| DedupRule { horizon_ms: 5, max_ids };
+    assert_eq!(store.note_dedup_rule(SHARD, epoch, 3, rule(1)), refused, "an old epoch");
+    store.note_dedup_rule(SHARD, now, 0, rule(1)).expect("of a shard from before there were any");
+    store.note_dedup_rule(SHARD, now, 3, rule(2)).expect("from the checkpoint on");
+    assert_eq!(store.note_dedup_rule(SHARD, now, 2, rule(3)), refused, "another rule has decided");
+    store.note_dedup_rule(SHARD, now, 3, rule(4)).expect("nothing lies between");
+    let rules = |shard: ShardId| store.snapshot().expect("snapshot").dedup_rules(shard).expect("rules").0;
+    assert_eq!((rules(SHARD), rules(ShardId(9))), (vec![(0, rule(1)), (3, rule(4))], vec![]));
+
+    let row = |from: u64, to: u64, epoch: Epoch| manifest_row(from, to, epoch);
     assert_eq!(store.archived(epoch, &row(0, 2, epoch)), refused, "an old epoch");
     assert_eq!(store.archived(now, &row(1, 2, now)), refused, "a gap");
     store.archived(now, &row(0, 2, now)).expect("archived");

@@ -12,7 +12,9 @@ pub mod transfer;
 
 use std::sync::Arc;
 
-use crate::model::flush::{AccountingDelta, Claim, DedupBlock, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::flush::{
+    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo,
+};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
@@ -66,6 +68,13 @@ pub enum Matcher {
 }
 
 impl Matcher {
+    /// The label that it looks at.
+    pub fn label(&self) -> &str {
+        match self {
+            Matcher::Equal(name, _) | Matcher::NotEqual(name, _) | Matcher::Regex(name, _) | Matcher::NotRegex(name, _) => name,
+        }
+    }
+
     /// Whether the label set of `series` passes.
     pub fn matches(&self, series: &crate::model::series::Series) -> bool {
         match self {
@@ -183,6 +192,8 @@ pub trait StoreSnapshot {
     /// The stored bytes of every rollup of the shard count's every tenant in the hours, for `verify`: tenant, metric, hour, series id,
     /// encoded figures and sketches, ascending.
     fn rollup_bytes(&mut self, from: Hour, to: Hour, visit: VisitBytes<'_>) -> Result<(), StoreError>;
+    /// The rules of de-duplication of a shard.
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError>;
     /// The series admitted by a shard, each with the offset from which on it is.
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
     /// What the shard decided about the records of a range: the series that it admitted there, by offset and id, and the events that are
@@ -226,6 +237,12 @@ pub trait RollupStore: Send + Sync + 'static {
     fn claim(&self, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError>;
     /// The blocks of ids appended at or after `since`, in log order.
     fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError>;
+    /// Notes the rule of de-duplication from an offset on, instead of those from there on.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] if the epoch is not the owner's, or records above the offset are committed that another rule has decided,
+    /// unless no rule was noted before.
+    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError>;
     /// Writes one flush: compare-and-set on (log, `range.from`, epoch) first, then rows, catalogue, ids, accounting, quarantine,
     /// revisions; the checkpoint moves to `range.to`, attempts and suspect are cleared. Blocks of ids appended before
     /// `forget_ids_before` are deleted.

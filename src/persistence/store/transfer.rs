@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::StoreError;
-use crate::model::flush::{AccountingDelta, DedupBlock, QuarantineRow, SeriesInfo, Suspect};
+use crate::model::flush::{AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
 use crate::model::rollup::Figures;
@@ -81,6 +81,8 @@ pub enum Piece {
     Revisions(Vec<RevisionRow>),
     /// Blocks of ids of a shard, in log order.
     Dedup(ShardId, Vec<DedupBlock>),
+    /// Rules of de-duplication of a shard.
+    DedupRules(ShardId, Vec<(Offset, DedupRule)>),
     /// Accounting: whole rows, not growth.
     Accounting(Vec<AccountingDelta>),
     /// Events set aside, discarded ones too.
@@ -104,6 +106,7 @@ impl Piece {
             Piece::Sketches(rows) => rows.len(),
             Piece::Revisions(rows) => rows.len(),
             Piece::Dedup(_, rows) => rows.len(),
+            Piece::DedupRules(_, rows) => rows.len(),
             Piece::Accounting(rows) => rows.len(),
             Piece::Quarantine(rows) => rows.len(),
             Piece::Suspects(_, rows) => rows.len(),

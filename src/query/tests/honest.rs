@@ -127,3 +127,133 @@ fn the_books_take_times_as_queries_do_and_nothing_else() {
         assert_eq!(ask(params).expect_err("refused").code, code, "{params:?}");
     }
 }
+
+/// One shard that holds deltas in memory, and may say that it is recovering.
+struct Memory {
+    deltas: Vec<Delta>,
+    recovering: bool,
+}
+
+impl LiveReader for Memory {
+    fn shard_count(&self) -> u32 {
+        1
+    }
+    fn read(
+        &self,
+        asked: &[Asked],
+        question: &LiveQuestion<'_>,
+        matchers: &[Matcher],
+        visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
+    ) -> Reports {
+        for delta in &self.deltas {
+            let series = &delta.series.series;
+            let wanted = matchers.iter().all(|m| m.matches(series)) || (question.overflow && series.is_overflow());
+            if wanted && series.metric == question.metric && question.from <= delta.hour && delta.hour < question.to {
+                visit(ShardId(0), &delta.series, delta.hour, &delta.rollup);
+            }
+        }
+        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, behind: 7, recovering: self.recovering };
+        asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
+    }
+    fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
+        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, behind: 7, recovering: self.recovering };
+        asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
+    }
+}
+
+/// Deltas of so many events of metric `m`: of page `a`, or of the overflow series.
+fn events(page: Option<&str>, hour: i32, count: u64) -> Delta {
+    let series = Series::new("t", "m", page.map(|page| ("page".to_owned(), page.to_owned())));
+    let series = if page.is_none() { series.overflow() } else { series };
+    let mut rollup = Rollup::default();
+    (0..count).for_each(|_| rollup.add(None, None));
+    Delta { series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }), hour: Hour(hour), rollup }
+}
+
+fn with_memory(live: Memory, stored: Vec<Delta>) -> Arc<QueryEngine> {
+    let store = MemoryStore::new();
+    let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
+    let range = OffsetRange { from: 0, to: 1 };
+    let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+    store.flush(guard, &FlushBatch { deltas: stored, ..FlushBatch::default() }, 0).expect("flush");
+    let limits = QueryLimits { max_points: 100, max_series: 100, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    // Two days are over; the third is going on.
+    QueryEngine::new(store, Arc::new(live), ManualClock::at(i64::from(START + 50) * HOUR_MS), limits)
+}
+
+#[test]
+fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
+    let stored = vec![
+        events(Some("a"), START + 1, 1),
+        events(Some("b"), START + 30, 2),
+        events(None, START + 1, 400),
+        events(None, START + 30, 50),
+        events(None, START + 49, 5),
+        events(None, START - 100, 9_000),
+    ];
+    let live = Memory { deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)], recovering: false };
+    let engine = with_memory(live, stored);
+    let (from, to) = ((i64::from(START) * HOUR_MS).to_string(), (i64::from(START + 50) * HOUR_MS).to_string());
+    let ask = |extra: &[(&str, &str)]| {
+        let params = [("metric", "m"), ("step", "all"), ("from", &from), ("to", &to)];
+        let params: Vec<_> = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let answer = engine.query("t", &params).expect("an answer");
+        serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
+    };
+    // The second time from what is kept.
+    for _ in 0..2 {
+        for (extra, counted) in [
+            (&[("where", "{page=\"a\"}")][..], 2),
+            (&[("where", "{page!=\"a\"}")], 2 + 456),
+            (&[("where", "{page=~\"nobody\"}")], 0),
+            (&[("where", "{page=\"a\",__overflow__=\"\"}")], 2),
+        ] {
+            let answer = ask(extra);
+            let total: u64 =
+                answer["series"].as_array().expect("series").iter().filter_map(|s| s["points"][0]["count"].as_u64()).sum();
+            let (overflow, partial) = (&answer["completeness"]["overflow"], &answer["completeness"]["partial"]);
+            assert_eq!((total, overflow.as_u64(), partial), (counted, Some(456), &false.into()), "{extra:?}: {answer}");
+        }
+        // Groups by a label tell apart what is not known.
+        let answer = ask(&[("by", "page")]);
+        let counts: Vec<_> = answer["series"]
+            .as_array()
+            .expect("series")
+            .iter()
+            .map(|s| s["points"][0]["count"].as_u64().expect("a count"))
+            .collect();
+        assert_eq!((counts, &answer["completeness"]["overflow"]), (vec![456, 2, 2], &456.into()), "{answer}");
+        // Who asks for nothing else than the overflow series knows.
+        for own in [&[("by", "__overflow__")][..], &[("where", "{__overflow__=\"true\"}")], &[]] {
+            assert!(ask(own)["completeness"].get("overflow").is_none(), "{own:?}");
+        }
+    }
+}
+
+#[test]
+fn a_new_owner_that_has_not_caught_up_is_named_however_little_it_lacks() {
+    let engine = with_memory(Memory { deltas: vec![], recovering: true }, vec![events(Some("a"), START, 1)]);
+    let params = [("metric".to_owned(), "m".to_owned())];
+    for answer in [engine.query("t", &params).expect("an answer"), engine.accounting("t", &[]).expect("books")] {
+        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+        let expected = serde_json::json!([{"shard": 0, "reason": "recovering", "behind_ms": 0}]);
+        assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &expected));
+    }
+}
+
+#[test]
+fn decimals_are_strings_for_readers_whose_numbers_are_doubles() {
+    let exact = "123456789012345678.423456789";
+    let engine = engine(100, &[("a", &[Some(exact)]), ("none", &[None])]);
+    let aggs = ("agg", "count,sum,avg,min,max,distinct,p50");
+    let answer = ask(&engine, &[aggs, ("numbers", "string")]).expect("an answer");
+    let point = &answer["series"][0]["points"][0];
+    for name in ["sum", "avg", "min", "max", "p50"] {
+        assert_eq!(point[name], exact, "{name}");
+        assert!(answer["series"][1]["points"][0][name].is_null(), "what has no value is no string");
+    }
+    assert_eq!((&point["count"], &point["distinct"]), (&1.into(), &0.into()));
+    let plain = ask(&engine, &[aggs, ("numbers", "json")]).expect("an answer");
+    assert!(plain["series"][0]["points"][0]["sum"].is_number());
+    assert_eq!(ask(&engine, &[("numbers", "text")]).expect_err("refused").code, "numbers_invalid");
+}

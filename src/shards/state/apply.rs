@@ -16,6 +16,7 @@ impl ShardState {
             self.apply_marked(effects);
         }
         for record in records {
+            super::change_to(&mut self.dedup, &mut self.rules_ahead, record.offset.min(self.next));
             match due(self.next, record.offset) {
                 Ok(Due::Skip) => {}
                 Ok(Due::Apply) if self.cannot_be_read(record, effects) => return,

@@ -25,6 +25,8 @@ pub struct LiveQuestion<'a> {
     pub distinct: bool,
     /// Whether quantiles are wanted; otherwise the sketch may be left empty.
     pub quantiles: bool,
+    /// Whether the metric's overflow series is wanted, whatever the matchers say.
+    pub overflow: bool,
 }
 
 /// What is asked of the accounting above the checkpoint.
@@ -38,6 +40,15 @@ pub struct AccountingQuestion<'a> {
     pub to: Hour,
 }
 
+/// What a shard holds that the catalogue of the store does not show yet.
+#[derive(Debug, Clone, Copy)]
+pub enum NewEntry<'a> {
+    /// A series that was admitted.
+    Series(&'a SeriesInfo),
+    /// A window of a metric in which there is something.
+    Window(&'a str, Hour),
+}
+
 /// How far a live answer reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LiveMark {
@@ -45,6 +56,8 @@ pub struct LiveMark {
     pub applied: Offset,
     /// Append and received time of the last record applied; none if none was in this life.
     pub last: Option<(Millis, Millis)>,
+    /// Whether the owner has not reached yet what the log held when it claimed the shard.
+    pub recovering: bool,
 }
 
 /// The shard cannot answer above that checkpoint: other epoch, or the batches are gone.
@@ -89,6 +102,26 @@ impl ShardState {
         Ok(self.mark_live())
     }
 
+    /// Visits what the catalogue lacks at or above the checkpoint, which must be this owner's as for [`ShardState::live`].
+    ///
+    /// # Errors
+    /// [`Moved`].
+    pub fn live_catalogue(
+        &self,
+        checkpoint: &Checkpoint,
+        tenant: &str,
+        visit: &mut dyn FnMut(NewEntry<'_>),
+    ) -> Result<LiveMark, Moved> {
+        self.holds(checkpoint)?;
+        for flushed in self.flushed.iter().filter(|f| f.range.from >= checkpoint.next) {
+            let series = flushed.batch.admitted.iter().map(|(info, _)| info);
+            let windows = flushed.batch.deltas.iter().map(|delta| (&delta.series.series, delta.hour));
+            visit_new(series, windows, tenant, visit);
+        }
+        visit_new(self.open.admitted(), self.open.series_windows(), tenant, visit);
+        Ok(self.mark_live())
+    }
+
     /// Where this owner's memory begins, how far it has applied, and which windows of which metrics
     /// ([`metric_hash`](crate::shards::batch::metric_hash)) lie between.
     pub fn stand(&self, visit: &mut dyn FnMut(u64, Hour)) -> (Checkpoint, LiveMark) {
@@ -109,6 +142,18 @@ impl ShardState {
 
     /// How far a live answer reaches.
     pub fn mark_live(&self) -> LiveMark {
-        LiveMark { applied: self.next, last: self.received.and_then(|received| Some((self.appended?, received))) }
+        let last = self.received.and_then(|received| Some((self.appended?, received)));
+        LiveMark { applied: self.next, last, recovering: self.next < self.log_end }
     }
+}
+
+fn visit_new<'a>(
+    series: impl Iterator<Item = &'a Arc<SeriesInfo>>,
+    windows: impl Iterator<Item = (&'a Series, Hour)>,
+    tenant: &str,
+    visit: &mut dyn FnMut(NewEntry<'_>),
+) {
+    series.filter(|info| info.series.tenant == tenant).for_each(|info| visit(NewEntry::Series(info)));
+    let mine = windows.filter(|(series, _)| series.tenant == tenant);
+    mine.for_each(|(series, hour)| visit(NewEntry::Window(&series.metric, hour)));
 }

@@ -6,17 +6,18 @@ mod live;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use effects::{Effect, Input};
-pub use live::{AccountingQuestion, LiveMark, LiveQuestion, Moved};
+pub use live::{AccountingQuestion, LiveMark, LiveQuestion, Moved, NewEntry};
 
 use super::batch::{OpenBatch, Windows};
-use super::dedup::Dedup;
+use super::dedup::{Dedup, MAX_IDS};
 use super::immutable_queue::ImmutableQueue;
 use super::poison::{Mode, mode};
 use super::series::Admission;
-use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard, LogRecord, Suspect};
+use crate::model::flush::{Claim, DedupRule, FlushBatch, FlushGuard, LogRecord, RecentIds, Suspect};
 use crate::model::manifest::Decisions;
 use crate::model::offset::{Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
@@ -43,6 +44,20 @@ pub struct ShardLimits {
     pub shard_count: u32,
     /// Fault injection for tests of the quarantine: applying an event of the user with this hash panics.
     pub panic_on_user: Option<u64>,
+}
+
+impl ShardLimits {
+    /// The configured rule of de-duplication.
+    pub fn dedup_rule(&self) -> DedupRule {
+        DedupRule { horizon_ms: self.dedup_horizon_ms, max_ids: self.dedup_max_ids.clamp(1, MAX_IDS) }
+    }
+}
+
+/// The rule that decides the record at `offset`.
+fn change_to(dedup: &mut Dedup, ahead: &mut VecDeque<(Offset, DedupRule)>, offset: Offset) {
+    while let Some((_, rule)) = ahead.pop_front_if(|(from, _)| *from <= offset) {
+        dedup.change(rule);
+    }
 }
 
 /// A batch that was handed to the store.
@@ -76,6 +91,8 @@ pub struct ShardState {
     /// When the last record applied in this life was received.
     received: Option<Millis>,
     dedup: Dedup,
+    /// Rules of later records: only who folds records once more has any.
+    rules_ahead: VecDeque<(Offset, DedupRule)>,
     admission: Admission,
     open: OpenBatch,
     open_since: Option<Millis>,
@@ -90,8 +107,8 @@ pub struct ShardState {
     failures: u32,
     waits_since: Option<Millis>,
     mode: Mode,
-    /// Careful modes end when everything that was in the log at the start has been passed.
-    careful_until: Offset,
+    /// End of the log, read after the shard was claimed. Until it is reached careful modes last, and an owner before may have shown more.
+    log_end: Offset,
     applied_since_flush: usize,
     suspects: Vec<Suspect>,
     alone: Option<Alone>,
@@ -105,13 +122,20 @@ impl ShardState {
         limits: ShardLimits,
         shard: ShardId,
         claim: &Claim,
-        recent: Vec<DedupBlock>,
+        recent: impl Into<RecentIds>,
         admission: Admission,
         log_end: Offset,
     ) -> Self {
         let checkpoint = claim.checkpoint;
-        let mut dedup = Dedup::new(limits.dedup_horizon_ms, limits.dedup_max_ids);
-        dedup.load(&recent);
+        let RecentIds { rules, blocks } = recent.into();
+        // Nobody who makes up ids knows the nonce.
+        let mut dedup = Dedup::new(limits.dedup_rule(), checkpoint.epoch.nonce);
+        let mut rules_ahead = rules.0.into();
+        for block in &blocks {
+            change_to(&mut dedup, &mut rules_ahead, block.range.from);
+            dedup.load(std::slice::from_ref(block));
+        }
+        change_to(&mut dedup, &mut rules_ahead, checkpoint.next);
         Self {
             admission,
             limits,
@@ -122,6 +146,7 @@ impl ShardState {
             appended: checkpoint.appended,
             received: None,
             dedup,
+            rules_ahead,
             open: OpenBatch::new(checkpoint.next),
             open_since: None,
             open_hour: None,
@@ -133,7 +158,7 @@ impl ShardState {
             waits_since: None,
             // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
             mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
-            careful_until: log_end,
+            log_end,
             applied_since_flush: 0,
             suspects: claim.suspects.clone(),
             alone: None,
@@ -161,6 +186,16 @@ impl ShardState {
     /// Bytes of deltas that wait for their flush.
     pub fn open_bytes(&self) -> usize {
         self.open.bytes()
+    }
+
+    /// Append time of the last record applied, if it is known.
+    pub fn appended(&self) -> Option<Millis> {
+        self.appended
+    }
+
+    /// The ids that it knows.
+    pub fn dedup(&self) -> &Dedup {
+        &self.dedup
     }
 
     /// How many records it takes now: 0 while its memory bound is reached, before a record that it cannot read or, after crashes, until
@@ -254,7 +289,7 @@ impl ShardState {
         let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
         let windows = Arc::new(open.take_windows());
         let range = OffsetRange { from: open.from(), to: self.next };
-        let forget_ids_before = self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.limits.dedup_horizon_ms));
+        let forget_ids_before = self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.dedup.rule().horizon_ms));
         let (batch, behind) = open.freeze(range, self.appended);
         self.open = behind;
         let batch = Arc::new(batch);
@@ -283,7 +318,7 @@ impl ShardState {
     fn on_committed(&mut self, now: Millis) {
         self.in_flight = false;
         self.failures = 0;
-        if self.next >= self.careful_until {
+        if self.next >= self.log_end {
             self.mode = Mode::Normal;
         } else if self.mode == Mode::Alone {
             self.mode = Mode::Careful { step: 1 };

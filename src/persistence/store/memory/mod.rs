@@ -14,7 +14,8 @@ use snapshot::MemorySnapshot;
 
 use super::{Expiring, ExpiryNote, RollupStore, StoreError, StoreSnapshot};
 use crate::model::flush::{
-    AccountingDelta, Claim, DedupBlock, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect, settled_revision,
+    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect,
+    settled_revision,
 };
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
@@ -95,6 +96,7 @@ struct State {
     metrics: BTreeMap<MetricKey, BTreeSet<SeriesId>>,
     rollups: BTreeMap<MetricKey, BTreeMap<(Hour, SeriesId), Rollup>>,
     dedup: BTreeMap<(ShardId, Offset), DedupBlock>,
+    dedup_rules: BTreeMap<ShardId, DedupRules>,
     accounting: BTreeMap<(String, Hour), AccountingDelta>,
     quarantine: BTreeMap<(ShardId, Offset, u32), QuarantineRow>,
     revisions: BTreeMap<(MetricKey, i32), u64>,
@@ -247,6 +249,17 @@ impl RollupStore for MemoryStore {
         let state = Arc::clone(&self.lock());
         let blocks = state.dedup.range((shard, 0)..=(shard, Offset::MAX));
         Ok(blocks.filter(|(_, b)| b.appended.1 >= since).map(|(_, b)| b.clone()).collect())
+    }
+
+    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError> {
+        self.write(Write::Claim, |state| {
+            let next = state.owned(shard, epoch)?.checkpoint.next;
+            if from < next && state.dedup_rules.contains_key(&shard) {
+                return Err(StoreError::Refused { shard });
+            }
+            Arc::make_mut(state).dedup_rules.entry(shard).or_default().note(from, rule);
+            Ok(())
+        })
     }
 
     fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::State;
-use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
+use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
@@ -84,6 +84,10 @@ impl StoreSnapshot for MemorySnapshot {
             }
         }
         Ok(())
+    }
+
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        Ok(self.0.dedup_rules.get(&shard).cloned().unwrap_or_default())
     }
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use super::StoreError;
 use super::codec::{Id, get};
 use super::session::{Param, Session, params};
-use crate::model::flush::{Claim, DedupBlock, Suspect};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -104,6 +104,41 @@ pub(super) fn mark_suspect(
     let owner = (shard.0.cast_signed(), epoch.counter as i64, epoch.nonce as i64);
     let moved = session.execute(sql, params![offset as i64, i64::from(index), owner.0, owner.1, owner.2])?;
     if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
+}
+
+pub(super) fn note_dedup_rule(
+    session: &mut Session,
+    shard: ShardId,
+    epoch: Epoch,
+    from: Offset,
+    rule: DedupRule,
+) -> Result<(), StoreError> {
+    let (no, from) = (shard.0.cast_signed(), from as i64);
+    let sql = "SELECT next <= $4 OR NOT EXISTS (SELECT FROM dedup_rules WHERE shard = $1) FROM shards
+        WHERE shard = $1 AND epoch = $2 AND nonce = $3 FOR UPDATE";
+    let rows = session.query(sql, params![no, epoch.counter as i64, epoch.nonce as i64, from])?;
+    if !rows.first().map(|row| get::<bool>(row, 0)).transpose()?.unwrap_or(false) {
+        return Err(StoreError::Refused { shard });
+    }
+    session.execute("DELETE FROM dedup_rules WHERE shard = $1 AND from_offset >= $2", params![no, from])?;
+    let (sql, params) = dedup_rule(shard, from as Offset, rule);
+    session.execute(sql, params)?;
+    Ok(())
+}
+
+/// The statement that notes a rule.
+pub(super) fn dedup_rule(shard: ShardId, from: Offset, rule: DedupRule) -> (&'static str, Vec<Param>) {
+    let params = params![shard.0.cast_signed(), from as i64, rule.horizon_ms, rule.max_ids as i64];
+    ("INSERT INTO dedup_rules (shard, from_offset, horizon_ms, max_ids) VALUES ($1, $2, $3, $4)", params)
+}
+
+pub(super) fn dedup_rules(session: &mut Session, shard: ShardId) -> Result<DedupRules, StoreError> {
+    let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = $1 ORDER BY from_offset";
+    let rule = |row: &tokio_postgres::Row| -> Result<(Offset, DedupRule), StoreError> {
+        let rule = DedupRule { horizon_ms: get(row, 1)?, max_ids: get::<i64>(row, 2)? as usize };
+        Ok((get::<i64>(row, 0)? as Offset, rule))
+    };
+    Ok(DedupRules(session.query(sql, params![shard.0.cast_signed()])?.iter().map(rule).collect::<Result<_, _>>()?))
 }
 
 pub(super) fn archived(session: &mut Session, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {

@@ -144,6 +144,9 @@ impl Import<'_> {
             Piece::Sketches(rows) => self.sketches(&rows),
             Piece::Revisions(rows) => self.revisions(&rows),
             Piece::Dedup(shard, rows) => self.write(rows.iter().map(|block| dedup(shard, block))),
+            Piece::DedupRules(shard, rows) => {
+                self.write(rows.iter().map(|(from, rule)| super::admin::dedup_rule(shard, *from, *rule)))
+            }
             Piece::Accounting(rows) => self.write(flush::account(&rows).into_iter()),
             Piece::Quarantine(rows) => self.write(rows.iter().map(flush::set_aside)),
             Piece::Suspects(shard, rows) => self.write(rows.iter().map(|row| suspect(shard, row))),

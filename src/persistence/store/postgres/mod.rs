@@ -42,7 +42,7 @@ use self::pool::Pool;
 use self::session::{Session, params};
 use self::worker::{Hands, Worker};
 use super::{Expiring, RollupStore, StoreError, StoreSnapshot};
-use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
@@ -309,6 +309,10 @@ impl RollupStore for PostgresStore {
 
     fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
         admin::recent_ids(self.readers.begin(snapshot::BEGIN)?.session()?, shard, since)
+    }
+
+    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError> {
+        self.transaction(shard, |session| admin::note_dedup_rule(session, shard, epoch, from, rule))
     }
 
     fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {

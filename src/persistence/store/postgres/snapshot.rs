@@ -16,7 +16,7 @@ use super::pool::Lease;
 use super::rollups::Reading;
 use super::session::{Param, Session, params};
 use super::{StoreError, admin};
-use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
+use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
@@ -258,6 +258,10 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
             self.metric_bytes(get(&row, 0)?, (from, to), visit)?;
         }
         Ok(())
+    }
+
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        admin::dedup_rules(self.sql()?, shard)
     }
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::{Expiring, StoreError, codec, one};
-use crate::model::flush::{Claim, DedupBlock, QuarantineRow, Suspect};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, QuarantineRow, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -62,6 +62,35 @@ pub(super) fn recent_ids(connection: &Connection, shard: ShardId, since: Millis)
         });
     }
     Ok(blocks)
+}
+
+pub(super) fn note_dedup_rule(
+    tx: &Connection,
+    shard: ShardId,
+    epoch: Epoch,
+    from: Offset,
+    rule: DedupRule,
+) -> Result<(), StoreError> {
+    let sql = "SELECT next <= ?4 OR NOT EXISTS (SELECT 1 FROM dedup_rules WHERE shard = ?1) FROM shards
+        WHERE shard = ?1 AND epoch = ?2 AND nonce = ?3";
+    let place = params![shard.0, epoch.counter as i64, epoch.nonce as i64, from as i64];
+    if one(tx, sql, place, |r| r.get::<_, bool>(0))? != Some(true) {
+        return Err(StoreError::Refused { shard });
+    }
+    tx.execute("DELETE FROM dedup_rules WHERE shard = ? AND from_offset >= ?", params![shard.0, from as i64])?;
+    let row = params![shard.0, from as i64, rule.horizon_ms, rule.max_ids as i64];
+    tx.execute("INSERT INTO dedup_rules VALUES (?, ?, ?, ?)", row)?;
+    Ok(())
+}
+
+pub(super) fn dedup_rules(connection: &Connection, shard: ShardId) -> Result<DedupRules, StoreError> {
+    let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = ? ORDER BY from_offset";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([shard.0], |r| {
+        let rule = DedupRule { horizon_ms: r.get(1)?, max_ids: r.get::<_, i64>(2)? as usize };
+        Ok((r.get::<_, i64>(0)? as Offset, rule))
+    })?;
+    Ok(DedupRules(rows.collect::<Result<_, _>>()?))
 }
 
 pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {

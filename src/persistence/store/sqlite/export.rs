@@ -13,12 +13,13 @@ use crate::persistence::store::StoreSnapshot;
 use crate::persistence::store::transfer::{Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take};
 
 /// Tables whose rows are pieces.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "series",
     "rollups",
     "sketches",
     "revisions",
     "dedup",
+    "dedup_rules",
     "accounting",
     "quarantine",
     "suspects",
@@ -69,6 +70,8 @@ impl SqliteStore {
         for row in &shards {
             let blocks = admin::recent_ids(snapshot.sql()?, row.shard, i64::MIN)?;
             in_pieces(blocks, &mut |part: Vec<DedupBlock>| take(Piece::Dedup(row.shard, part)))?;
+            let rules = admin::dedup_rules(snapshot.sql()?, row.shard)?;
+            in_pieces(rules.0, &mut |part| take(Piece::DedupRules(row.shard, part)))?;
             let suspects: Vec<Suspect> = admin::suspects(snapshot.sql()?, row.shard)?;
             in_pieces(suspects, &mut |part| take(Piece::Suspects(row.shard, part)))?;
         }

@@ -27,7 +27,7 @@ use self::catalogue::Known;
 use self::pool::Pool;
 use super::{Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::CodecError;
-use crate::model::flush::{Claim, DedupBlock, FlushBatch, FlushGuard};
+use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
@@ -207,6 +207,10 @@ impl RollupStore for SqliteStore {
     fn recent_ids(&self, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
         let reader = self.readers.take()?;
         admin::recent_ids(reader.connection()?, shard, since)
+    }
+
+    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError> {
+        self.writer()?.transaction(|tx, _| admin::note_dedup_rule(tx, shard, epoch, from, rule))
     }
 
     fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {

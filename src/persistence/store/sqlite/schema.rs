@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -37,6 +37,8 @@ CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTE
   PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
 CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
   first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, sum INTEGER, PRIMARY KEY (shard, from_offset));
+CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER NOT NULL, max_ids INTEGER NOT NULL,
+  PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
 CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
   quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
 CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, tenant TEXT NOT NULL,
@@ -82,8 +84,14 @@ UPDATE manifest SET first_received = first_appended, last_received = last_append
 CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0);
 ";
 
+/// From version 5: the rules of de-duplication are noted.
+const FROM_5: &str = "
+CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER NOT NULL, max_ids INTEGER NOT NULL,
+  PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
+";
+
 /// What leads from each version to the next, from the oldest that is brought up to date.
-const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4)];
+const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5)];
 
 /// What a file is opened as. One that is being rebuilt has the negative version: no build takes it for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::pool::Reader;
 use super::{StoreError, admin, codec, one};
-use crate::model::flush::{AccountingDelta, QuarantineRow, SeriesInfo};
+use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
@@ -280,6 +280,10 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
             }
         }
         Ok(())
+    }
+
+    fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError> {
+        admin::dedup_rules(self.sql()?, shard)
     }
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {

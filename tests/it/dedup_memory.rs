@@ -1,0 +1,80 @@
+//! What an event id costs in memory, as the system counts it: in a process of its own that does nothing else.
+
+use std::process::Command;
+
+use rollmill::model::flush::DedupRule;
+use rollmill::shards::dedup::Dedup;
+
+/// Ids a second of one shard of 64, at a billion events a day.
+const PER_SECOND: u64 = 181;
+const HOUR: i64 = 3_600_000;
+/// As a shard has it by default.
+const RULE: DedupRule = DedupRule { horizon_ms: HOUR, max_ids: 1_000_000 };
+/// Set for the process that is measured.
+const CHILD: &str = "TEST_DEDUP_MEMORY";
+
+fn id(number: u64) -> u128 {
+    u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+}
+
+/// The append time of an id, at the mean rate.
+fn at(number: u64) -> i64 {
+    (number * 1_000 / PER_SECOND).cast_signed()
+}
+
+fn take(dedup: &mut Dedup, ids: std::ops::Range<u64>, at: impl Fn(u64) -> i64) {
+    for number in ids {
+        dedup.advance(at(number));
+        assert!(dedup.is_new(id(number), at(number)));
+    }
+}
+
+/// Bytes of memory that this process has now, and the most that it ever had.
+fn memory() -> (f64, f64) {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = |name: &str| status.lines().find(|line| line.starts_with(name)).and_then(|line| line.split_whitespace().nth(1));
+    let bytes = |name: &str| line(name).and_then(|kb| kb.parse::<f64>().ok()).expect("a number") * 1024.0;
+    (bytes("VmRSS"), bytes("VmHWM"))
+}
+
+/// The process that is measured: an hour of ids and then two more, each id with an append time of its own.
+fn measured() {
+    let (before, _) = memory();
+    let mut dedup = Dedup::new(RULE, 7);
+    take(&mut dedup, 0..3 * 3_600 * PER_SECOND, at);
+    let ((now, most), ids) = (memory(), dedup.len() as f64);
+    println!("ids {ids} bytes {:.2} at most {:.2}", (now - before) / ids, (most - before) / ids);
+}
+
+#[test]
+fn an_id_costs_at_most_twenty_four_bytes() {
+    if std::env::var_os(CHILD).is_some() {
+        return measured();
+    }
+    let name = "dedup_memory::an_id_costs_at_most_twenty_four_bytes";
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .output()
+        .expect("it runs");
+    let text = String::from_utf8_lossy(&child.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.split_once("ids ")).unwrap_or_else(|| panic!("nothing was measured: {text}")).1;
+    let words: Vec<&str> = line.split(' ').collect();
+    let number = |at: usize| words[at].parse::<f64>().expect("a number");
+    assert!(number(0) >= (3_600 * PER_SECOND) as f64, "an hour of ids: {line}");
+    assert!(number(2) <= 24.0 && number(5) <= 24.0, "{line}");
+}
+
+#[test]
+fn an_hour_of_ids_at_the_mean_rate_is_kept_by_default() {
+    let mut dedup = Dedup::new(RULE, 7);
+    let hours = |hours: u64| hours * 3_600 * PER_SECOND;
+    take(&mut dedup, 0..hours(2), at);
+    let now = at(hours(2));
+    assert_eq!((dedup.crowded_out(), dedup.horizon_ms(now)), (0, HOUR));
+    assert!(!dedup.is_new(id(hours(1) + PER_SECOND), now) && dedup.is_new(id(hours(1) - PER_SECOND), now));
+    // More than there is room for: what is known is said.
+    let mut dedup = Dedup::new(DedupRule { max_ids: 100_000, ..RULE }, 7);
+    take(&mut dedup, 0..400_000, |number| number.cast_signed());
+    assert_eq!((dedup.len(), dedup.crowded_out(), dedup.horizon_ms(399_999)), (100_000, 300_000, 100_000));
+}
