@@ -485,7 +485,10 @@ mod tests {
                     let to = rules.get(number + 1).map_or(start, |(next, _)| (*next).min(start));
                     started.load(&[block(&log[*from..to], &expected[*from..to])]);
                 }
-                prop_assert_eq!(decide(&mut started, &log[start..]), &expected[start..], "from {}", start);
+                for (at, &entry) in log.iter().enumerate().skip(start) {
+                    rules[1..].iter().filter(|(from, _)| *from == at && at > start).for_each(|(_, changed)| started.change(*changed));
+                    prop_assert_eq!(decide(&mut started, &[entry]), &expected[at..=at], "at {} from {}", at, start);
+                }
             }
         }
 

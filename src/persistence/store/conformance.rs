@@ -387,7 +387,7 @@ fn sqlite_survives_reopening() {
 fn sqlite_takes_over_stores_of_older_versions() {
     // What takes a new file back to what an older version had.
     let times = "ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN first_received; \
-        ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; ";
+        ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; DROP TABLE dedup_rules; ";
     let back_to_4 = format!("{times} PRAGMA user_version = 4");
     let sums: String = ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
         .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
@@ -424,6 +424,7 @@ fn taken_over(back: &str) {
     drop(snapshot);
     assert_eq!(store.swap_expiry(Expiring::Archive(SHARD), None, "a note"), Ok(true));
     assert_eq!(store.expired(&one_time), Ok(true));
+    store.note_dedup_rule(SHARD, epoch, 0, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
 }
 
 #[test]
