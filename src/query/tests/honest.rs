@@ -152,11 +152,11 @@ impl LiveReader for Memory {
                 visit(ShardId(0), &delta.series, delta.hour, &delta.rollup);
             }
         }
-        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, behind: 7, recovering: self.recovering };
+        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, age_ms: 0, behind: 7, recovering: self.recovering };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
     fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, behind: 7, recovering: self.recovering };
+        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, age_ms: 0, behind: 7, recovering: self.recovering };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }

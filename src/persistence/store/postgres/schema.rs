@@ -9,8 +9,12 @@ use super::options::Place;
 use super::session::{Session, params};
 
 /// Migrations in order; the number of the last is the version of this build. What was released is never changed.
-const MIGRATIONS: &[&str] =
-    &[include_str!("sql/0001_tables.sql"), include_str!("sql/0002_comments.sql"), include_str!("sql/0003_two_times.sql"), include_str!("sql/0004_dedup_rules.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("sql/0001_tables.sql"),
+    include_str!("sql/0002_comments.sql"),
+    include_str!("sql/0003_two_times.sql"),
+    include_str!("sql/0004_dedup_rules.sql"),
+];
 const FUNCTIONS: &str = include_str!("sql/functions.sql");
 const VIEWS: &str = include_str!("sql/views.sql");
 const GRANTS: &str = include_str!("sql/grants.sql");
