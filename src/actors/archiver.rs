@@ -158,7 +158,8 @@ impl Archiver {
             return Ok(false);
         }
         let bytes = slot.unarchived_bytes.load(Ordering::Relaxed);
-        if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) {
+        let asked = slot.archive_asked.load(Ordering::Acquire) > from;
+        if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) && !asked {
             return Ok(false);
         }
         let mut cursor = from;

@@ -35,6 +35,8 @@ pub struct Slot {
     pub committed: AtomicU64,
     /// Everything below is in the archive.
     pub archived: AtomicU64,
+    /// Somebody has asked for an archive of everything below, without waiting for objects to be due.
+    pub archive_asked: AtomicU64,
     /// Payload bytes applied since the last archive object.
     pub unarchived_bytes: AtomicU64,
     /// When the owner was last seen to have applied the whole log.
@@ -116,7 +118,7 @@ impl Slot {
     pub fn vacate(&self) {
         self.state.clear_poison();
         let mut owned = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        for position in [&self.applied, &self.committed, &self.archived, &self.unarchived_bytes] {
+        for position in [&self.applied, &self.committed, &self.archived, &self.archive_asked, &self.unarchived_bytes] {
             position.store(0, Ordering::Release);
         }
         *self.sighting() = Sighting::default();

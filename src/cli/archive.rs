@@ -1,13 +1,19 @@
 //! `rollmill archive`: the archive's objects, as the manifest has them, and what expires of them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use super::client::ServerArgs;
+use crate::clock::Stopwatch;
 use crate::config::Config;
 use crate::model::manifest::ManifestRow;
+use crate::model::offset::{Checkpoint, ShardId};
 use crate::node::{DataDir, offline};
+
+/// How often a node is asked how far it is.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct ArchiveArgs {
@@ -32,6 +38,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Archive at once what a node has applied until now, and wait until it is there
+    #[command(after_help = "Examples:
+  rollmill archive flush
+  rollmill archive flush --url http://node-2:8080 --timeout 5m
+
+A node archives its own shards: in a cluster, ask every node. What is not in the store yet is flushed first, within flush.interval.")]
+    Flush {
+        /// How long to wait, in seconds
+        #[arg(long, default_value_t = 120)]
+        timeout: u64,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
     /// Show what is due to be removed, and why it waits
     #[command(after_help = "Examples:
   rollmill archive expire
@@ -53,12 +72,64 @@ pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
     let (data, config, json) = match &args.command {
         Command::Ls { data, config, json } => (data, config, json),
         Command::Expire { yes, json, server } => return expire(server, *yes, *json),
+        Command::Flush { timeout, server } => return flush(server, Duration::from_secs(*timeout)),
     };
     let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
-    let rows = offline::store(&config, &DataDir::new(config.text("data.dir")))?.snapshot()?.manifest(None)?;
-    println!("{}", if *json { as_json(&rows) } else { table(&rows) });
+    let store = offline::store(&config, &DataDir::new(config.text("data.dir")))?;
+    let mut snapshot = store.snapshot()?;
+    let (rows, checkpoints) = (snapshot.manifest(None)?, snapshot.checkpoints()?);
+    if *json {
+        println!("{}", as_json(&rows));
+    } else {
+        println!("{}\n{}", table(&rows), complete_to(&rows, &checkpoints));
+    }
     Ok(())
+}
+
+/// Up to when the archive holds everything that the store has.
+fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> String {
+    let behind = |(_, at): &&(ShardId, Checkpoint)| at.archived < at.next;
+    let missing: u64 = checkpoints.iter().filter(behind).map(|(_, at)| at.next - at.archived).sum();
+    if missing == 0 {
+        return "complete: everything that the store has is in the archive".to_owned();
+    }
+    let newest = |shard: ShardId| rows.iter().filter(|row| row.shard == shard).map(|row| row.received.1).max();
+    let since = checkpoints.iter().filter(behind).map(|(shard, _)| newest(*shard)).min().flatten();
+    let to = since.map_or("not complete from the beginning on".to_owned(), |at| format!("complete up to {}", time(at)));
+    format!("{to}: {missing} records are in the store and not in the archive yet; `rollmill archive flush` writes them")
+}
+
+/// Asks for it, and waits until every shard has archived what it was asked for.
+#[allow(clippy::print_stdout)] // the output of the command
+fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
+    let asked = server.post("/v1/archive/flush", &serde_json::json!({}))?;
+    let wanted: Vec<(u64, u64)> = asked["shards"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|one| Some((one["shard"].as_u64()?, one["below"].as_u64()?)))
+        .collect();
+    let watch = Stopwatch::start();
+    loop {
+        let status = server.get("/v1/status", &[])?;
+        let archived = |shard: u64| {
+            let shards = status["shards"].as_array().into_iter().flatten();
+            shards.filter(|one| one["shard"] == shard).find_map(|one| one["archived"].as_u64()).unwrap_or(0)
+        };
+        let left = wanted.iter().filter(|(shard, below)| archived(*shard) < *below).count();
+        if left == 0 {
+            println!("archived what {} shards had", wanted.len());
+            return Ok(());
+        }
+        anyhow::ensure!(
+            watch.elapsed() < timeout,
+            "{left} of {} shards have not archived what they had within {timeout:?}: `rollmill status` and the node's log say why",
+            wanted.len()
+        );
+        // Nothing tells of it: the next look at the status does.
+        std::thread::park_timeout(ASK_EVERY);
+    }
 }
 
 #[allow(clippy::print_stdout)] // the output of the command

@@ -29,6 +29,12 @@ pub(super) async fn status(State(gateway): Edge, headers: HeaderMap, q: GivenPar
     Ok(json(answer?))
 }
 
+/// `POST /v1/archive/flush`
+pub(super) async fn archive_flush(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+    gateway.tenant(&headers, Scope::Operator)?;
+    Ok(json(gateway.deps.status.archive_now()?))
+}
+
 /// `GET /v1/quarantine`
 pub(super) async fn quarantine(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let (reach, params) = (reach(&gateway, &headers)?, params(q, &["all"])?);

@@ -40,6 +40,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/v1/quarantine", get(admin::quarantine))
         .route("/v1/quarantine/release", post(admin::release))
         .route("/v1/quarantine/discard", post(admin::discard))
+        .route("/v1/archive/flush", post(admin::archive_flush))
         .route("/v1/archive/expiry", get(admin::expiry))
         .route("/v1/archive/expiry", post(admin::expire))
         .route("/topics/{topic}", post(rest_proxy::produce))

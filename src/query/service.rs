@@ -124,4 +124,9 @@ pub trait StatusService: Send + Sync {
     /// For how long, in milliseconds, each node that owns shards knows event ids for certain. May block for as long as one call to the
     /// other nodes takes.
     fn dedup_horizons(&self) -> Vec<(String, i64)>;
+    /// `POST /v1/archive/flush`: what this node's shards have applied until now goes to the archive as soon as it is in the store.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn archive_now(&self) -> Result<String, QueryError>;
 }

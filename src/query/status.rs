@@ -223,6 +223,18 @@ impl StatusService for Status {
         nodes.filter_map(|node| Some((node.name, node.dedup_horizon_ms?))).collect()
     }
 
+    fn archive_now(&self) -> Result<String, QueryError> {
+        let mut asked = Vec::new();
+        for (shard, slot) in self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
+            let (to, archived) = (slot.applied.load(Ordering::Acquire), slot.archived.load(Ordering::Acquire));
+            if to > archived {
+                slot.archive_asked.fetch_max(to, Ordering::AcqRel);
+                asked.push(json!({ "shard": shard.0, "below": to }));
+            }
+        }
+        Ok(json!({ "shards": asked }).to_string())
+    }
+
     fn status(&self) -> Result<String, QueryError> {
         let now = self.clock.now();
         let (stored_at, others) = (self.checkpoints(), self.peers.nodes());

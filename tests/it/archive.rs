@@ -76,6 +76,28 @@ fn duckdb_reads_the_archive_and_agrees_with_the_query_api() {
     assert_eq!(duck, serde_json::Value::from(ours));
 }
 
+#[test]
+fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    // Nothing would be archived for an hour.
+    let server = Server::start(&data, &[("archive.max_delay", "1h"), ("flush.interval", "500ms")]);
+    send(&server, 0, 1_000);
+    server.await_everything("/v1/query?metric=sales&step=all");
+    let listed = || {
+        let output = Server::cli(&["archive", "ls", "--data", &data.display().to_string()]);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    crate::support::until("the store has it", || listed().contains("not complete from the beginning on"));
+    assert_eq!(archived(&data), 0);
+    for _ in 0..2 {
+        let flushed = Server::cli(&["archive", "flush", "--url", &server.url]);
+        assert_eq!(flushed.status.code(), Some(0), "{}", String::from_utf8_lossy(&flushed.stderr));
+        assert_eq!(archived(&data), 1_000);
+        assert!(listed().contains("complete: everything that the store has"), "{}", listed());
+    }
+}
+
 /// The tools of analysts, with their own defaults: a folder, no options.
 #[test]
 fn pyarrow_pandas_and_polars_read_the_archive_as_it_lies() {
