@@ -211,6 +211,7 @@ fn store_query(c: &mut Criterion) {
         distinct: false,
         quantiles: false,
         max_series: 10_000,
+        budget: None,
     };
     let mut group = c.benchmark_group("store");
     group.sample_size(20);

@@ -80,6 +80,15 @@ metrics_table! {
         "Event ids forgotten within dedup.horizon, because a shard took more than dedup.max_ids: sent again, they count twice.";
     Counter EVENTS_OVERFLOWED = "rollmill_events_overflowed_total":
         "Events counted in the overflow series of their metric, because their tenant has tenants.max_series series.";
+    Gauge SHARE_USED = "rollmill_share_used" by "limit" in [
+        "query.max_concurrent", "query.max_memory", "accept.max_inflight", "server.max_answers", "server.max_connections",
+        "ws.max_all_subscriptions",
+    ]:
+        "What all tenants hold of what they share, by the key of its limit.";
+    Counter SHARES_REFUSED = "rollmill_shares_refused_total" by "limit" in []:
+        "Requests refused because a share was used up, by the key of its limit and by whose (tenant: its own part; total: all of it).";
+    Counter CONNECTIONS_CUT = "rollmill_connections_cut_total" by "reason" in ["gave_way", "slow", "revoked"]:
+        "Connections cut: gave_way (of nobody, for a newer one), slow (its answer was not taken), revoked (nor was its key valid any more).";
     Counter REQUESTS = "rollmill_requests_total" by "route" in []: "HTTP requests answered, by route and status.";
     Histogram REQUEST_SECONDS = "rollmill_request_duration_seconds" by "route" in []:
         "How long a request took, from its head to the head of its answer: for writes, until the events are durable.";

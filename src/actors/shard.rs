@@ -8,8 +8,8 @@
 //!
 //! The simulation mirrors this shell, effect by effect (`tests/sim/node.rs`): a decision that changes here changes there.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -24,7 +24,7 @@ use crate::model::window::Millis;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
-use crate::shards::series::Admission;
+use crate::shards::series::{Admission, Census};
 use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
 use crate::telemetry::{self, RepeatedLog};
 
@@ -36,6 +36,33 @@ const HEAL_AGAIN_MS: i64 = 1_000;
 
 /// While the store is away, no shard of the node has anything to say that another has not said.
 static FLUSH_FAILED: RepeatedLog = RepeatedLog::new();
+
+/// The catalogue's names are read again by a shard that starts so long after the last one that did.
+const NAMES_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The metric names of tenants, shared by the shards of a node.
+#[derive(Debug)]
+pub struct Names {
+    census: Arc<Census>,
+    read: Mutex<Option<Stopwatch>>,
+}
+
+impl Names {
+    /// Under the limits of a census that knows nothing yet.
+    pub fn new(census: Arc<Census>) -> Arc<Self> {
+        Arc::new(Self { census, read: Mutex::default() })
+    }
+
+    /// The census, which has learnt what the catalogue knows: no shard decides before. Shards that start together read it once.
+    fn of(&self, store: &dyn RollupStore) -> Result<Arc<Census>, StoreError> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.is_none_or(|read| read.elapsed() > NAMES_AGAIN) {
+            self.census.learn(&store.metric_names()?);
+            *read = Some(Stopwatch::start());
+        }
+        Ok(self.census.clone())
+    }
+}
 
 /// A log that is damaged where the shard stands is read again after this time: somebody may have mended it.
 const DAMAGED_AGAIN: Duration = Duration::from_secs(5);
@@ -57,6 +84,8 @@ pub struct ShardActor {
     pub limits: ShardLimits,
     /// Series of one tenant that it admits: the tenant's limit divided over the shards.
     pub max_series: u64,
+    /// The names of each tenant's metrics that it admits.
+    pub names: Arc<Names>,
     /// Held by the one shard of the node that applies events alone: if the process dies, only that shard's event is under suspicion.
     pub alone: Arc<Semaphore>,
     /// Where it stands.
@@ -185,6 +214,7 @@ impl ShardActor {
         // Blocks beyond the horizon were deleted by the flush that knew the append times, so all that is left is within it.
         let blocks = self.store.recent_ids(self.shard, i64::MIN)?;
         let admission = Admission::limited(self.max_series, self.store.admitted_series(self.shard)?);
+        let admission = admission.of_shard(self.shard).with_census(self.names.of(&*self.store)?);
         // Another owner may have claimed and flushed between the claim and the two reads: they would then be of a later checkpoint, and
         // this owner would answer queries with them until its first flush is refused.
         let mut snapshot = self.store.snapshot()?;
@@ -496,7 +526,7 @@ impl ShardActor {
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => "failed",
             Err(StoreError::Refused { .. }) => "refused",
             Err(StoreError::Unknown(_)) => "unknown",
-            Err(StoreError::Invalid(_)) => "invalid",
+            Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => "invalid",
         };
         metrics::counter!(telemetry::FLUSHES, "outcome" => label).increment(1);
         match outcome {

@@ -43,15 +43,17 @@ pub(super) async fn quarantine(State(gateway): Edge, headers: HeaderMap, q: Give
         Some("true") => true,
         Some(_) => return Err(ApiError::new(StatusCode::BAD_REQUEST, "all_invalid", "all is true or false")),
     };
-    operate(&gateway, move |quarantine| quarantine.list(&reach, all)).await
+    let tenant = reach.tenant.clone();
+    operate(&gateway, &tenant, move |quarantine| quarantine.list(&reach, all)).await
 }
 
 /// `POST /v1/quarantine/release`
 pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let reach = reach(&gateway, &headers)?;
     params(q, &[])?;
-    let place = place(&gateway, &headers, body).await?;
-    let answer = operate(&gateway, move |quarantine| quarantine.release(&reach, place)).await;
+    let tenant = reach.tenant.clone();
+    let place = place(&gateway, &tenant, &headers, body).await?;
+    let answer = operate(&gateway, &tenant, move |quarantine| quarantine.release(&reach, place)).await;
     if answer.is_ok() {
         tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was released");
     }
@@ -62,8 +64,9 @@ pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, q: GivenPa
 pub(super) async fn discard(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let reach = reach(&gateway, &headers)?;
     params(q, &[])?;
-    let place = place(&gateway, &headers, body).await?;
-    let answer = operate(&gateway, move |quarantine| quarantine.discard(&reach, place)).await;
+    let tenant = reach.tenant.clone();
+    let place = place(&gateway, &tenant, &headers, body).await?;
+    let answer = operate(&gateway, &tenant, move |quarantine| quarantine.discard(&reach, place)).await;
     if answer.is_ok() {
         tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was discarded");
     }
@@ -84,9 +87,9 @@ fn reach(gateway: &Gateway, headers: &HeaderMap) -> Result<KeyReach, ApiError> {
 
 /// `GET /v1/archive/expiry`
 pub(super) async fn expiry(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
-    gateway.tenant(&headers, Scope::Operator)?;
+    let tenant = gateway.tenant(&headers, Scope::Operator)?;
     let expiry = gateway.deps.expiry.clone();
-    gateway.blocking(move || expiry.list()).await.map(json)
+    gateway.blocking(&tenant, move |_| expiry.list()).await.map(json)
 }
 
 /// A person's yes.
@@ -98,13 +101,13 @@ struct Yes {
 
 /// `POST /v1/archive/expiry`
 pub(super) async fn expire(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
-    gateway.tenant(&headers, Scope::Operator)?;
-    let said: Yes = said(&gateway, &headers, body, r#"{"yes":true}"#).await?;
+    let tenant = gateway.tenant(&headers, Scope::Operator)?;
+    let said: Yes = said(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
     if !said.yes {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "yes_missing", r#"send {"yes":true}, or nothing"#));
     }
     let expiry: Arc<dyn ExpiryService> = gateway.deps.expiry.clone();
-    let answer = gateway.blocking(move || expiry.say_yes()).await.map(json);
+    let answer = gateway.blocking(&tenant, move |_| expiry.say_yes()).await.map(json);
     if answer.is_ok() {
         tracing::warn!("a person said yes: what had stopped to expire goes on");
     }
@@ -114,6 +117,7 @@ pub(super) async fn expire(State(gateway): Edge, headers: HeaderMap, body: Body)
 /// JSON said to be JSON: a page of another site cannot send that to a server on loopback without being asked first.
 async fn said<T: serde::de::DeserializeOwned>(
     gateway: &Arc<Gateway>,
+    tenant: &Arc<str>,
     headers: &HeaderMap,
     body: Body,
     form: &str,
@@ -122,19 +126,20 @@ async fn said<T: serde::de::DeserializeOwned>(
         let message = "send Content-Type: application/json";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_type_unsupported", message));
     }
-    let (body, _reservation) = decode::read_body(gateway, headers, body).await?;
+    let (body, _reservation) = decode::read_body(gateway, tenant, headers, body).await?;
     serde_json::from_slice(&body)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "place_invalid", format!("send {form}: {error}")))
 }
 
-async fn place(gateway: &Arc<Gateway>, headers: &HeaderMap, body: Body) -> Result<EventPlace, ApiError> {
-    said(gateway, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
+async fn place(gateway: &Arc<Gateway>, tenant: &Arc<str>, headers: &HeaderMap, body: Body) -> Result<EventPlace, ApiError> {
+    said(gateway, tenant, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
 }
 
 async fn operate(
     gateway: &Gateway,
+    tenant: &Arc<str>,
     work: impl FnOnce(&dyn QuarantineService) -> Result<String, QueryError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let quarantine = gateway.deps.quarantine.clone();
-    gateway.blocking(move || work(&*quarantine)).await.map(json)
+    gateway.blocking(tenant, move |_| work(&*quarantine)).await.map(json)
 }

@@ -1,18 +1,14 @@
-//! Admission: a token bucket of events per tenant, and the memory of requests in flight.
+//! Admission: a token bucket of events per tenant.
 //!
 //! A bucket may go into debt by one request, so that a large batch is never refused for ever; the debt is paid before the next one.
 
 use std::sync::Arc;
 
 use dashmap::DashMap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::GatewayLimits;
 use super::error::ApiError;
 use crate::clock::Stopwatch;
-
-/// Bytes per permit of the in-flight semaphore, whose permits are 32 bits.
-const PERMIT_BYTES: usize = 1024;
 
 struct Bucket {
     tokens: f64,
@@ -25,7 +21,6 @@ pub struct Admission {
     started: Stopwatch,
     rate: f64,
     burst: f64,
-    inflight: Arc<Semaphore>,
 }
 
 impl Admission {
@@ -36,7 +31,6 @@ impl Admission {
             started: Stopwatch::start(),
             rate: limits.events_per_second as f64,
             burst: limits.burst.max(1) as f64,
-            inflight: Arc::new(Semaphore::new(limits.max_inflight_bytes.div_ceil(PERMIT_BYTES).min(Semaphore::MAX_PERMITS))),
         }
     }
 
@@ -73,17 +67,6 @@ impl Admission {
             bucket.tokens = (bucket.tokens + events as f64).min(self.burst);
         }
     }
-
-    /// Reserves the memory of a body.
-    ///
-    /// # Errors
-    /// 503 with `Retry-After: 1`.
-    pub fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let permits = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
-        self.inflight.clone().try_acquire_many_owned(permits).map_err(|_| {
-            ApiError::unavailable("overloaded", "too many bytes of requests in flight (accept.max_inflight): retry", 1)
-        })
-    }
 }
 
 #[cfg(test)]
@@ -106,14 +89,5 @@ mod tests {
         assert_eq!(admission.take_at(&a, 20, 4.0), Ok(()), "what was not kept costs nothing");
         admission.give_back(&a, 500);
         assert!(admission.take_at(&a, 21, 4.0).is_ok() && admission.take_at(&a, 1, 4.0).is_err(), "never more than the burst");
-    }
-
-    #[test]
-    fn bytes_in_flight_are_bounded() {
-        let admission = Admission::new(&GatewayLimits { max_inflight_bytes: 4096, ..GatewayLimits::default() });
-        let held = admission.reserve(4000).unwrap();
-        assert_eq!(admission.reserve(1).unwrap_err().retry_after, Some(1));
-        drop(held);
-        assert!(admission.reserve(4096).is_ok());
     }
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,7 @@ pub struct KeysError {
 #[derive(Debug, Clone)]
 pub struct KeyTable {
     keys: Option<Vec<(StoredKey, Arc<str>)>>,
+    tenants: usize,
 }
 
 /// Makes a key from randomness: the plain key, shown once, and its prefix and hash.
@@ -96,12 +97,18 @@ fn hex(bytes: &[u8]) -> String {
 impl KeyTable {
     /// No keys: everything is tenant `default`.
     pub fn open() -> Self {
-        Self { keys: None }
+        Self { keys: None, tenants: 1 }
     }
 
     /// These keys and no others.
     pub fn of(file: KeysFile) -> Self {
-        Self { keys: Some(file.keys.into_iter().map(|k| (k.clone(), k.tenant.into())).collect()) }
+        let tenants = file.keys.iter().map(|key| key.tenant.as_str()).collect::<std::collections::BTreeSet<_>>().len();
+        Self { keys: Some(file.keys.into_iter().map(|k| (k.clone(), k.tenant.into())).collect()), tenants }
+    }
+
+    /// How many tenants there are.
+    pub fn tenants(&self) -> usize {
+        self.tenants
     }
 
     /// Whether keys are configured.
@@ -139,6 +146,22 @@ impl KeyTable {
         };
         let text = STANDARD.decode(credentials).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         self.tenant_of(text.as_deref().and_then(|text| text.split_once(':')).map(|(_, key)| key), scope, now)
+    }
+
+    /// The tenant of a valid key, whatever it may do.
+    pub fn owner(&self, authorization: Option<&HeaderValue>, now: i64) -> Option<Arc<str>> {
+        let Some(keys) = self.keys.as_deref() else { return Some(DEFAULT_TENANT.into()) };
+        let (scheme, credentials) = authorization?.to_str().ok()?.split_once(' ')?;
+        let decoded;
+        let plain = if scheme.eq_ignore_ascii_case("basic") {
+            decoded = String::from_utf8(STANDARD.decode(credentials.trim()).ok()?).ok()?;
+            decoded.split_once(':')?.1
+        } else {
+            credentials
+        };
+        let hash = hash_key(plain.trim());
+        let found = keys.iter().find(|(key, _)| bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())));
+        found.filter(|(key, _)| key.expires_ms.is_none_or(|at| at > now)).map(|(_, tenant)| tenant.clone())
     }
 
     fn tenant_of(&self, plain: Option<&str>, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {

@@ -1,16 +1,16 @@
 //! Bodies: content types, and decompression as a stream under the cap, with the memory reserved before it is used.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use axum::body::{Body, HttpBody};
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::Gateway;
-use super::admission::Admission;
 use super::error::ApiError;
+use super::{Gateway, shares};
+use crate::model::share::Held;
 
 /// Memory is reserved in steps of this.
 const STEP: usize = 64 * 1024;
@@ -38,22 +38,37 @@ enum Encoding {
 }
 
 /// Memory reserved for a body, given back when dropped.
-#[derive(Default)]
-pub struct Reservation {
-    permits: Vec<OwnedSemaphorePermit>,
-    bytes: usize,
-}
+pub struct Reservation(Held);
 
 impl Reservation {
+    /// Nothing yet.
+    ///
+    /// # Errors
+    /// Never: nothing is always there.
+    pub(super) fn new(gateway: &Gateway, tenant: &Arc<str>) -> Result<Self, ApiError> {
+        shares::take(&gateway.shares.inflight, tenant, 0).map(Self)
+    }
+
     /// Reserves more, if `bytes` is more than what is reserved.
     ///
     /// # Errors
-    /// 503 when too much is in flight.
-    pub(super) fn cover(&mut self, admission: &Admission, bytes: usize) -> Result<(), ApiError> {
-        if bytes > self.bytes {
-            let more = (bytes - self.bytes).next_multiple_of(STEP);
-            self.permits.push(admission.reserve(more)?);
-            self.bytes += more;
+    /// 429 or 503 when too much is in flight.
+    pub(super) fn cover(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let more = (bytes as u64).saturating_sub(self.0.amount());
+        if more > 0 { shares::grow(&mut self.0, more.next_multiple_of(STEP as u64)) } else { Ok(()) }
+    }
+
+    /// Makes room for more bytes of a body that has at most `max`, with `beside` in memory at the same time. What is reserved is what is
+    /// allocated, before it is.
+    fn make_room(&mut self, whole: &mut Vec<u8>, more: usize, max: usize, beside: usize) -> Result<(), ApiError> {
+        let needed = whole.len() + more;
+        if needed > max {
+            return Err(over(max));
+        }
+        if needed > whole.capacity() {
+            let capacity = needed.max(2 * whole.capacity()).max(STEP).min(max);
+            self.cover(beside + capacity)?;
+            whole.reserve_exact(capacity - whole.len());
         }
         Ok(())
     }
@@ -93,15 +108,16 @@ fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
 /// Reads and decompresses a body.
 ///
 /// # Errors
-/// 400, 408, 413, 415, 503.
+/// 400, 408, 413, 415, 429, 503.
 pub async fn read_body(
-    gateway: &std::sync::Arc<Gateway>,
+    gateway: &Arc<Gateway>,
+    tenant: &Arc<str>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Bytes, Reservation), ApiError> {
     let encoding = encoding_of(headers)?;
     let deadline = gateway.deps.limits.body_timeout;
-    let read = tokio::time::timeout(deadline, collect(gateway, body)).await.map_err(|_| {
+    let read = tokio::time::timeout(deadline, collect(gateway, tenant, body)).await.map_err(|_| {
         let message = format!("the body did not arrive within {} s", deadline.as_secs());
         ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
     })?;
@@ -109,27 +125,26 @@ pub async fn read_body(
     if encoding == Encoding::Identity {
         return Ok((packed, reservation));
     }
-    let gateway = gateway.clone();
-    let work = move || unpack(&gateway, encoding, &packed, &mut reservation).map(|body| (body, reservation));
-    tokio::task::spawn_blocking(work)
+    let max = gateway.deps.limits.max_body_bytes;
+    let work = move || unpack(max, encoding, &packed, &mut reservation).map(|body| (body, reservation));
+    gateway
+        .readers
+        .run(tenant, work)
         .await
-        .map_err(|e| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("decompression failed: {e}")))?
+        .map_err(|_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "decompression crashed"))?
 }
 
-async fn collect(gateway: &Gateway, mut body: Body) -> Result<(Bytes, Reservation), ApiError> {
+async fn collect(gateway: &Gateway, tenant: &Arc<str>, mut body: Body) -> Result<(Bytes, Reservation), ApiError> {
     let max = gateway.deps.limits.max_body_bytes;
     // What the head says is believed before anything is read, and before a client that waits for it is told to go on.
     if body.size_hint().lower() > max as u64 {
         return Err(over(max));
     }
-    let (mut whole, mut reservation) = (Vec::new(), Reservation::default());
+    let (mut whole, mut reservation) = (Vec::new(), Reservation::new(gateway, tenant)?);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| ApiError::unreadable(format!("the body broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
-        if whole.len() + data.len() > max {
-            return Err(over(max));
-        }
-        reservation.cover(&gateway.admission, whole.len() + data.len())?;
+        reservation.make_room(&mut whole, data.len(), max, 0)?;
         whole.extend_from_slice(&data);
     }
     Ok((Bytes::from(whole), reservation))
@@ -139,7 +154,7 @@ fn over(max: usize) -> ApiError {
     ApiError::too_large(format!("a body is at most {max} bytes decompressed (accept.max_body): send several"))
 }
 
-fn unpack(gateway: &Gateway, encoding: Encoding, packed: &[u8], reservation: &mut Reservation) -> Result<Bytes, ApiError> {
+fn unpack(max: usize, encoding: Encoding, packed: &[u8], reservation: &mut Reservation) -> Result<Bytes, ApiError> {
     let broken = |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
     let (mut whole, mut rest) = (Vec::new(), packed);
     for _ in 0..MAX_MEMBERS {
@@ -147,12 +162,12 @@ fn unpack(gateway: &Gateway, encoding: Encoding, packed: &[u8], reservation: &mu
             Encoding::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(rest).map_err(broken)?.single_frame();
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
-                take_member(gateway, &mut decoder, packed.len(), &mut whole, reservation)?;
+                take_member(max, &mut decoder, packed.len(), &mut whole, reservation)?;
                 decoder.finish()
             }
             _ => {
                 let mut decoder = flate2::bufread::GzDecoder::new(rest);
-                take_member(gateway, &mut decoder, packed.len(), &mut whole, reservation)?;
+                take_member(max, &mut decoder, packed.len(), &mut whole, reservation)?;
                 decoder.into_inner()
             }
         };
@@ -165,23 +180,19 @@ fn unpack(gateway: &Gateway, encoding: Encoding, packed: &[u8], reservation: &mu
 
 /// Appends what a member of a compressed body holds.
 fn take_member(
-    gateway: &Gateway,
+    max: usize,
     member: &mut dyn Read,
     packed_bytes: usize,
     whole: &mut Vec<u8>,
     reservation: &mut Reservation,
 ) -> Result<(), ApiError> {
-    let max = gateway.deps.limits.max_body_bytes;
     let mut chunk = vec![0; STEP];
     loop {
         let n = member.read(&mut chunk).map_err(|e| ApiError::unreadable(format!("the body does not decompress: {e}")))?;
         if n == 0 {
             return Ok(());
         }
-        if whole.len() + n > max {
-            return Err(over(max));
-        }
-        reservation.cover(&gateway.admission, packed_bytes + whole.len() + n)?;
+        reservation.make_room(whole, n, max, packed_bytes)?;
         whole.extend_from_slice(&chunk[..n]);
     }
 }

@@ -40,6 +40,10 @@ impl ApiError {
     pub fn too_many(message: impl Into<String>, retry_after: u64) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message) }
     }
+    /// 429: the tenant holds its share already.
+    pub fn busy(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, message) }
+    }
     /// The body of the answer.
     pub fn body(&self) -> String {
         serde_json::json!({"error": {"code": self.code, "message": self.message, "details": {}}}).to_string()
@@ -52,6 +56,7 @@ impl From<QueryError> for ApiError {
             QueryErrorKind::Bad => Self::new(StatusCode::BAD_REQUEST, error.code, error.message),
             QueryErrorKind::NotFound => Self::new(StatusCode::NOT_FOUND, error.code, error.message),
             QueryErrorKind::TooLarge => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, error.message),
+            QueryErrorKind::Busy => Self::busy(error.code, error.message, 1),
             QueryErrorKind::Unavailable => Self::unavailable(error.code, error.message, 1),
             QueryErrorKind::Internal => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.code, error.message),
         }

@@ -7,18 +7,23 @@
 mod admin;
 pub mod admission;
 pub mod auth;
+mod connections;
 pub mod decode;
 pub mod error;
+mod frames;
 pub mod ingest;
 pub mod interner;
 pub mod keys_file;
+mod lanes;
 pub mod msgpack;
 mod pack;
 pub mod parse;
+mod patient;
 pub mod rest_proxy;
 pub mod routes;
 mod scan;
 pub mod server;
+pub mod shares;
 pub mod sites;
 mod socket;
 pub mod starting;
@@ -50,6 +55,12 @@ pub struct GatewayLimits {
     pub max_inflight_bytes: usize,
     /// `server.max_connections`: open connections; further ones wait in the backlog.
     pub max_connections: usize,
+    /// `server.max_connections_per_address`: of them from one address; 0 is no limit of its own.
+    pub max_connections_per_address: usize,
+    /// `server.write_timeout`: time in which a little of an answer must be taken.
+    pub write_timeout: Duration,
+    /// `server.max_answers`: bytes of answers that are not taken yet.
+    pub max_answer_bytes: usize,
     /// `server.header_timeout`: time to send the request head.
     pub header_timeout: Duration,
     /// `server.body_timeout`: time to send the body.
@@ -64,12 +75,22 @@ pub struct GatewayLimits {
     pub max_interned: usize,
     /// `gateway.max_interned_bytes`: their memory.
     pub max_interned_bytes: usize,
-    /// `query.max_concurrent`: queries running at once.
+    /// `query.max_concurrent`: queries that run or wait for their turn.
     pub max_queries: usize,
+    /// `query.threads`: threads that run them.
+    pub query_threads: usize,
+    /// Threads that unpack and read large bodies.
+    pub reader_threads: usize,
+    /// `query.timeout`: time of one query, waiting for its turn included.
+    pub query_timeout: Duration,
+    /// `query.max_memory`: memory of all queries while they run.
+    pub max_query_bytes: usize,
     /// `ws.window`: unacknowledged messages of one connection.
     pub ws_window: usize,
     /// `ws.max_message`.
     pub ws_max_message_bytes: usize,
+    /// `ws.max_all_subscriptions`: of all connections.
+    pub ws_max_all_subscriptions: usize,
     /// `ws.max_subscriptions`: of one connection.
     pub ws_max_subscriptions: usize,
     /// `ws.idle_timeout`: silence, pings unanswered, after which a connection is closed; also the time a reader may block a write.
@@ -80,6 +101,8 @@ pub struct GatewayLimits {
     pub dedup_horizon_ms: i64,
     /// `dedup.max_ids` as stated by `/v1/limits`, per shard.
     pub dedup_max_ids: u64,
+    /// Every number of the configuration, as stated by `/v1/limits`; durations in milliseconds.
+    pub config: Vec<(&'static str, u64)>,
 }
 
 impl Default for GatewayLimits {
@@ -90,6 +113,9 @@ impl Default for GatewayLimits {
             max_body_bytes: 20 << 20,
             max_inflight_bytes: 256 << 20,
             max_connections: 10_000,
+            max_connections_per_address: 0,
+            write_timeout: Duration::from_secs(30),
+            max_answer_bytes: 256 << 20,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             append_timeout: Duration::from_secs(30),
@@ -98,13 +124,19 @@ impl Default for GatewayLimits {
             max_interned: 2_000_000,
             max_interned_bytes: 512 << 20,
             max_queries: 8,
+            query_threads: 4,
+            reader_threads: 2,
+            query_timeout: Duration::from_secs(30),
+            max_query_bytes: 1 << 30,
             ws_window: 64,
             ws_max_message_bytes: 1 << 20,
+            ws_max_all_subscriptions: 4_096,
             ws_max_subscriptions: 16,
             ws_idle_timeout: Duration::from_secs(30),
             ws_update_interval: Duration::from_secs(1),
             dedup_horizon_ms: 3_600_000,
             dedup_max_ids: 1_000_000,
+            config: Vec::new(),
         }
     }
 }
@@ -138,6 +170,8 @@ pub struct GatewayDeps {
     pub status: Arc<dyn StatusService>,
     /// Whether the node does what its roles ask of it.
     pub ready: ReadyFor,
+    /// How many metric names a tenant may use, and how many it does; none on a node without shards.
+    pub metric_names: Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>,
 }
 
 /// The edge, shared by all connections.
@@ -146,7 +180,12 @@ pub struct Gateway {
     pub deps: GatewayDeps,
     interner: interner::Interner,
     admission: admission::Admission,
-    queries: Arc<tokio::sync::Semaphore>,
+    /// What tenants share.
+    pub shares: shares::TenantShares,
+    connections: Arc<connections::Connections>,
+    queries: lanes::Lanes,
+    /// Unpack and read large bodies.
+    readers: lanes::Lanes,
     /// Places for answers that are being packed.
     packing: Arc<tokio::sync::Semaphore>,
     /// One status at a time, beside the queries: it must answer while they are too many.
@@ -158,10 +197,16 @@ impl Gateway {
     /// The edge over these.
     pub fn new(deps: GatewayDeps) -> Arc<Self> {
         let limits = &deps.limits;
+        let shares = shares::TenantShares::new(limits, &deps.keys.load());
+        let (max, per_address) = (limits.max_connections, limits.max_connections_per_address);
+        let connections = connections::Connections::new(max, per_address, shares.connections.clone());
         Arc::new(Self {
+            connections,
             interner: interner::Interner::new(deps.shard_count, limits.max_interned, limits.max_interned_bytes),
             admission: admission::Admission::new(limits),
-            queries: Arc::new(tokio::sync::Semaphore::new(limits.max_queries)),
+            queries: lanes::Lanes::new("query", 10, limits.query_threads, shares.one_tenant().clone()),
+            readers: lanes::Lanes::new("reader", 5, limits.reader_threads, shares.one_tenant().clone()),
+            shares,
             packing: Arc::new(tokio::sync::Semaphore::new(pack::places())),
             status: tokio::sync::Mutex::new(()),
             stopping: tokio::sync::watch::channel(false).0,

@@ -95,9 +95,9 @@ async fn take(
     })?;
     let idempotency = routes::idempotency_of(headers)?;
     // Held until the answer, so that what waits for the log stays counted.
-    let (body, mut reservation) = decode::read_body(gateway, headers, body).await?;
+    let (body, mut reservation) = decode::read_body(gateway, &tenant, headers, body).await?;
     if embedded == Embedded::Binary {
-        reservation.cover(&gateway.admission, 2 * body.len())?;
+        reservation.cover(2 * body.len())?;
     }
     let (kept, records) = records::read(embedded, &body, gateway.deps.limits.max_events)?;
     gateway.admission.take(&tenant, records.len())?;

@@ -12,12 +12,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use super::auth::Scope;
+use super::connections::Connection;
 use super::error::ApiError;
-use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, sites, ws};
+use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, shares, sites, ws};
 use crate::clock::Stopwatch;
+use crate::model::budget::{Budget, Ended};
 use crate::model::event;
 use crate::query::params;
-use crate::query::service::{QueryError, QueryService};
+use crate::query::service::{QueryError, QueryErrorKind, QueryService};
 use crate::telemetry;
 
 type Edge = State<Arc<Gateway>>;
@@ -48,7 +50,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/healthz", get(|q: GivenParams| async { params(q, &[]).map(|_| "ok\n") }))
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
-        .route("/openapi.json", get(|| async { json(include_str!("openapi.json").to_owned()) }))
+        .route("/openapi.json", get(interface))
         .route("/", get(index))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json") })
         .method_not_allowed_fallback(|| async {
@@ -56,6 +58,7 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         })
         .layer(axum::middleware::from_fn_with_state(gateway.clone(), pack::pack))
         .layer(axum::middleware::from_fn_with_state(gateway.clone(), sites::guard))
+        .layer(axum::middleware::from_fn_with_state(gateway.clone(), share))
         .layer(axum::middleware::from_fn(count))
         .with_state(gateway)
 }
@@ -72,6 +75,23 @@ pub(super) async fn count(request: Request, next: Next) -> Response {
     response
 }
 
+/// Whose the connection is, and how much of its tenant's answers wait to be taken.
+async fn share(State(gateway): Edge, request: Request, next: Next) -> Response {
+    let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+    let Some(tenant) = gateway.deps.keys.load().owner(authorization.as_ref(), gateway.deps.clock.now()) else {
+        return next.run(request).await;
+    };
+    if let Some(connection) = request.extensions().get::<Arc<Connection>>()
+        && let Err(error) = connection.belongs_to(&tenant, authorization.as_ref())
+    {
+        let mut response = error.into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
+    let response = next.run(request).await;
+    shares::hold_answer(&gateway.shares, &tenant, response)
+}
+
 /// A finished JSON body.
 pub(super) fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
@@ -83,7 +103,14 @@ impl Gateway {
     /// # Errors
     /// 401, 403.
     pub fn tenant(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
-        self.deps.keys.load().authenticate(headers, scope, self.deps.clock.now())
+        let keys = self.deps.keys.load();
+        self.shares.learn(&keys);
+        keys.authenticate(headers, scope, self.deps.clock.now())
+    }
+
+    /// Whether this is a valid key's.
+    pub(super) fn knows(&self, authorization: &HeaderValue) -> bool {
+        self.deps.keys.load().owner(Some(authorization), self.deps.clock.now()).is_some()
     }
 
     /// The same for clients that can send a key only as the password of `Authorization: Basic`.
@@ -92,6 +119,7 @@ impl Gateway {
     /// 401, 403.
     pub fn tenant_or_basic(&self, headers: &HeaderMap, scope: Scope) -> Result<Arc<str>, ApiError> {
         let keys = self.deps.keys.load();
+        self.shares.learn(&keys);
         // Browsers send a password by themselves, for whatever page.
         if !keys.is_open() && auth::is_basic(headers) && self.deps.sites.is_of_another_page(headers) {
             let message = "a page may not use a password: send the key as Authorization: Bearer KEY";
@@ -100,37 +128,50 @@ impl Gateway {
         keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
-    /// Asks the query engine outside of the event loop.
+    /// Asks the query engine outside of the event loop. The query ends when nobody waits for this any more.
     ///
     /// # Errors
-    /// 503 when too many queries run; whatever the engine says.
+    /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the engine says.
     pub async fn ask(
         &self,
-        question: impl FnOnce(&dyn QueryService) -> Result<String, QueryError> + Send + 'static,
+        tenant: &Arc<str>,
+        question: impl FnOnce(&dyn QueryService, &Budget) -> Result<String, QueryError> + Send + 'static,
     ) -> Result<String, ApiError> {
         let queries = self.deps.queries.clone();
-        self.blocking(move || question(&*queries)).await
+        self.blocking(tenant, move |budget| question(&*queries, budget)).await
     }
 
-    /// Works outside of the event loop, under the limit of concurrent queries.
+    /// Works outside of the event loop, under the limits of queries, within a budget that ends when nobody waits for this any more.
     ///
     /// # Errors
-    /// 503 when too many run; 500 when it crashes, which harms nothing else; whatever the work says.
+    /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms nothing else; whatever the work says.
     pub(super) async fn blocking(
         &self,
-        work: impl FnOnce() -> Result<String, QueryError> + Send + 'static,
+        tenant: &Arc<str>,
+        work: impl FnOnce(&Budget) -> Result<String, QueryError> + Send + 'static,
     ) -> Result<String, ApiError> {
-        let permit =
-            self.queries.clone().try_acquire_owned().map_err(|_| {
-                ApiError::unavailable("overloaded", "too many queries are running (query.max_concurrent): retry", 1)
-            })?;
-        let answer = tokio::task::spawn_blocking(move || {
-            let answer = work();
-            drop(permit);
-            answer
+        let turn = shares::take(&self.shares.queries, tenant, 1)?;
+        let budget = Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
+        let _ends = EndOnDrop(budget.clone());
+        let limit = self.deps.limits.query_timeout;
+        let own = budget.clone();
+        let answer = self.queries.run(tenant, move || {
+            // Held until the work is really over, whoever has stopped waiting.
+            let _turn = turn;
+            if own.ended().is_some() {
+                return Err(QueryError::new(QueryErrorKind::Unavailable, "query_abandoned", "nobody waits for the answer"));
+            }
+            work(&own)
         });
-        let answer = answer.await.map_err(|e| {
-            tracing::error!(error = %e, "a request crashed");
+        let Ok(answer) = tokio::time::timeout(limit, answer).await else {
+            budget.end(Ended::Late);
+            let message = format!(
+                "no answer within {} s (query.timeout): ask for a shorter range or fewer series, or retry",
+                limit.as_secs_f64()
+            );
+            return Err(ApiError::unavailable("query_timeout", message, 5));
+        };
+        let answer = answer.map_err(|_| {
             let message = "the request crashed and changed nothing, the log of the server says why";
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
         })?;
@@ -138,22 +179,40 @@ impl Gateway {
     }
 }
 
+/// Ends a query for which nobody waits any more.
+struct EndOnDrop(Arc<Budget>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end(Ended::Abandoned);
+    }
+}
+
+/// Bodies of so many bytes are read beside the event loop, or they would delay everybody's answers.
+const LARGE: usize = 1 << 20;
+
 async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
     params(q, &[])?;
     let format = decode::format_of(&headers, gateway.deps.sites.listed(&headers).is_some())?;
     let idempotency = idempotency_of(&headers)?;
     // Held until the answer, so that what waits for the log stays counted.
-    let (body, _reservation) = decode::read_body(&gateway, &headers, body).await?;
-    let request = ingest::Request {
-        gateway: &gateway,
-        tenant: &tenant,
-        format,
-        idempotency,
-        default_metric: None,
-        now: gateway.deps.clock.now(),
+    let (body, _reservation) = decode::read_body(&gateway, &tenant, &headers, body).await?;
+    let now = gateway.deps.clock.now();
+    let read = if body.len() < LARGE {
+        let request = ingest::Request { gateway: &gateway, tenant: &tenant, format, idempotency, default_metric: None, now };
+        request.read(&body)?
+    } else {
+        let (readers, gateway, owner, body) = (&gateway.readers, gateway.clone(), tenant.clone(), body.clone());
+        let idempotency = idempotency.map(str::to_owned);
+        let read = move || {
+            let (tenant, idempotency) = (&owner, idempotency.as_deref());
+            ingest::Request { gateway: &gateway, tenant, format, idempotency, default_metric: None, now }.read(&body)
+        };
+        readers.run(&tenant, read).await.map_err(|_| {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "reading the body crashed, nothing was kept")
+        })??
     };
-    let read = request.read(&body)?;
     let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
     let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
     let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
@@ -207,13 +266,14 @@ pub(super) fn params(query: GivenParams, known: &[&str]) -> Result<Params, ApiEr
 
 async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
-    gateway.ask(move |queries| queries.query(&tenant, &params)).await.map(json)
+    let asker = tenant.clone();
+    gateway.ask(&asker, move |queries, budget| queries.query(&tenant, &params, budget)).await.map(json)
 }
 
 async fn list_metrics(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
-    let tenant = gateway.tenant(&headers, Scope::Read)?;
-    params(q, &[])?;
-    gateway.ask(move |queries| queries.metrics(&tenant)).await.map(json)
+    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let asker = tenant.clone();
+    gateway.ask(&asker, move |queries, budget| queries.metrics(&tenant, &params, budget)).await.map(json)
 }
 
 async fn label_values(
@@ -222,18 +282,19 @@ async fn label_values(
     name: Result<Path<String>, PathRejection>,
     q: GivenParams,
 ) -> Result<Response, ApiError> {
-    let (tenant, name, params) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, params(q, &["metric"])?);
-    let metric = params.into_iter().find(|(k, _)| k == "metric").map(|(_, v)| v);
-    gateway.ask(move |queries| queries.label_values(&tenant, &name, metric.as_deref())).await.map(json)
+    let (tenant, name, params) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, given(q)?);
+    let asker = tenant.clone();
+    gateway.ask(&asker, move |queries, budget| queries.label_values(&tenant, &name, &params, budget)).await.map(json)
 }
 
 async fn accounting(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
-    gateway.ask(move |queries| queries.accounting(&tenant, &params)).await.map(json)
+    let asker = tenant.clone();
+    gateway.ask(&asker, move |queries, budget| queries.accounting(&tenant, &params, budget)).await.map(json)
 }
 
 async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
-    gateway.tenant(&headers, Scope::Read)?;
+    let tenant = gateway.tenant(&headers, Scope::Read)?;
     params(q, &[])?;
     let status = gateway.deps.status.clone();
     let nodes = tokio::task::spawn_blocking(move || status.dedup_horizons()).await.map_err(|error| {
@@ -251,7 +312,10 @@ async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Res
         "request": {"max_events": l.max_events, "max_body_bytes": l.max_body_bytes, "body_timeout_ms": l.body_timeout.as_millis() as u64,
             "compressed_members": decode::MAX_MEMBERS},
         "tenant": {"events_per_second": l.events_per_second, "burst": l.burst},
-        "query": {"max_concurrent": l.max_queries},
+        "query": {"max_concurrent": l.max_queries, "timeout_ms": l.query_timeout.as_millis() as u64},
+        "config": l.config.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect::<serde_json::Map<_, _>>(),
+        "shares": gateway.shares.shown(&tenant),
+        "metrics": (gateway.deps.metric_names)(&tenant).map(|(max, used)| serde_json::json!({"max": max, "used": used})),
         "ws": {"window": l.ws_window, "max_message_bytes": l.ws_max_message_bytes, "max_subscriptions": l.ws_max_subscriptions},
         "dedup": {"horizon_ms": l.dedup_horizon_ms, "max_ids_per_shard": l.dedup_max_ids, "effective_horizon_ms": effective,
             "nodes": nodes},
@@ -273,7 +337,13 @@ async fn ready(State(gateway): Edge, query: GivenParams) -> Result<Response, Api
 async fn prometheus(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
     params(q, &[])?;
+    gateway.shares.measure();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)()).into_response())
+}
+
+/// Not copied for each reader, of whom there may be many that read nothing.
+async fn interface() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
 
 async fn index() -> Response {

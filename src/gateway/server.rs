@@ -3,41 +3,55 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
 
+use super::connections::{Connection, Connections, Cut, count_cut};
+use super::error::ApiError;
+use super::patient::Patient;
 use super::socket::Socket;
-use super::{Gateway, routes};
+use super::{Gateway, GatewayLimits, routes};
+use crate::model::share::Shares;
 
 /// How long an accept error (no file descriptors) is waited out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long open requests may take after the signal to stop; then their connection is cut.
 const DRAIN: Duration = Duration::from_secs(8);
+/// How often a connection whose answer is not taken is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes that the kernel takes of an answer, of which it books twice as many: by itself it takes megabytes of each that nobody reads.
+const SEND_BUFFER: usize = 128 * 1024;
+/// Bytes that are read ahead of a request, and so how many of them may come at once.
+const MAX_BUFFER: usize = 64 * 1024;
 /// How long the cut connections may take to be gone.
 const CUT: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is true; then takes no more connections and lets open requests end.
 pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> Result<(), Infallible> {
-    let slots = Arc::new(Semaphore::new(gateway.deps.limits.max_connections));
+    let limits = &gateway.deps.limits;
+    let slots = Arc::new(Semaphore::new(limits.max_connections));
+    let places = gateway.connections.clone();
     let router = routes::router(gateway.clone());
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             // A dropped sender means the same as the signal.
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &slots, &places) => accepted,
         };
         match accepted {
-            Ok(Some(socket)) => {
+            Ok(Some(accepted)) => {
                 let (router, stopping) = (router.clone(), gateway.stopping.subscribe());
-                let head = gateway.deps.limits.header_timeout;
-                tasks.spawn(connection(router, socket, head, stopping));
+                let (gateway, patience) = (gateway.clone(), Patience::of(limits));
+                tasks.spawn(async move { connection(router, accepted, patience, stopping, Some(&gateway)).await });
             }
             Ok(None) => break,
             Err(error) => {
@@ -60,12 +74,16 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
 /// Serves `router` until it is dropped; then connections end as at a stop, and the listener takes new ones for whoever is next.
 pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections: usize, head: Duration) -> Infallible {
     let slots = Arc::new(Semaphore::new(max_connections));
+    let one_tenant = Arc::new(AtomicBool::new(true));
+    let places = Connections::new(max_connections, 0, Shares::new("server.max_connections", u64::MAX, one_tenant));
+    let patience = Patience { head, write: head };
     // Dropped with the rest, which is the signal.
     let (_stop, stopping) = watch::channel(false);
     loop {
-        match accept(listener, &slots).await {
-            Ok(Some(socket)) => {
-                tokio::spawn(connection(router.clone(), socket, head, stopping.clone()));
+        match accept(listener, &slots, &places).await {
+            Ok(Some(accepted)) => {
+                let (router, stopping) = (router.clone(), stopping.clone());
+                tokio::spawn(async move { connection(router, accepted, patience, stopping, None).await });
             }
             Ok(None) => std::future::pending().await,
             Err(error) => {
@@ -76,22 +94,81 @@ pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections
     }
 }
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> std::io::Result<Option<Socket>> {
-    let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(None) };
-    let (stream, _) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok(Some(Socket::new(stream, slot)))
+/// How long a client may take.
+#[derive(Clone, Copy)]
+struct Patience {
+    head: Duration,
+    write: Duration,
 }
 
-async fn connection(router: Router, socket: Socket, head: Duration, mut stopping: watch::Receiver<bool>) {
+impl Patience {
+    fn of(limits: &GatewayLimits) -> Self {
+        Self { head: limits.header_timeout, write: limits.write_timeout }
+    }
+}
+
+/// A connection, in its place.
+type Accepted = (Socket, Arc<Connection>);
+
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>, places: &Arc<Connections>) -> std::io::Result<Option<Accepted>> {
+    loop {
+        let (stream, address) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        socket2::SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER)?;
+        let slot = match slots.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => {
+                // If there is no connection of nobody, this one waits until any other ends.
+                places.make_room();
+                let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(None) };
+                slot
+            }
+        };
+        let Some(connection) = places.open(address.ip()) else {
+            refuse(&stream);
+            continue;
+        };
+        return Ok(Some((Socket::new(stream, slot), connection)));
+    }
+}
+
+/// An answer to whoever has too many connections, if it can be written at once.
+fn refuse(stream: &TcpStream) {
+    let message = "your address has too many connections (server.max_connections_per_address): close some, or retry";
+    let body = ApiError::unavailable("too_many_connections", message, 1).body();
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close";
+    let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    if let Err(error) = stream.try_write(answer.as_bytes()) {
+        tracing::debug!(%error, "a refused connection was not told why");
+    }
+}
+
+async fn connection(
+    router: Router,
+    (socket, of): Accepted,
+    patience: Patience,
+    mut stopping: watch::Receiver<bool>,
+    gateway: Option<&Arc<Gateway>>,
+) {
+    let socket = Patient::new(socket, of.clone(), patience.write);
+    let requests = of.clone();
+    let router = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(requests.clone());
+        request
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head)
+        .header_read_timeout(patience.head)
+        .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router))
         .with_upgrades();
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        cut = cut(&of, gateway) => {
+            count_cut(cut);
+            return;
+        }
         () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
             connection.as_mut().graceful_shutdown();
             let Ok(ended) = tokio::time::timeout(DRAIN, connection).await else {
@@ -103,5 +180,18 @@ async fn connection(router: Router, socket: Socket, head: Duration, mut stopping
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Waits until the connection has to give way, or holds an answer that is of no valid key any more.
+async fn cut(connection: &Connection, gateway: Option<&Arc<Gateway>>) -> Cut {
+    loop {
+        if tokio::time::timeout(LOOK, connection.give_way.notified()).await.is_ok() {
+            return Cut::GaveWay;
+        }
+        let valid = |gateway: &Arc<Gateway>| connection.authorization().is_none_or(|key| gateway.knows(&key));
+        if connection.is_stalled() && !gateway.is_none_or(valid) {
+            return Cut::Revoked;
+        }
     }
 }

@@ -6,6 +6,7 @@ mod hostile;
 mod matrix;
 mod neighbours;
 mod rest_proxy;
+mod shares;
 mod sockets;
 
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,7 @@ use super::sites::Sites;
 use super::{Gateway, GatewayDeps, GatewayLimits, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
 use crate::clock::ManualClock;
+use crate::model::budget::Budget;
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::query::absent::NoQueries;
 use crate::query::service::{
@@ -56,22 +58,28 @@ struct Queries {
 }
 
 impl QueryService for Queries {
-    fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
+    fn query(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         if params.iter().any(|(k, _)| k == "wait") {
             let held = self.held.lock().unwrap().take().expect("something to wait for");
             held.recv().expect_err("nobody sends");
         }
+        if params.iter().any(|(k, _)| k == "until_ended") {
+            while budget.ended().is_none() {
+                std::thread::yield_now();
+            }
+            return Err(QueryError::new(QueryErrorKind::Unavailable, "ended", "it has ended"));
+        }
         let size = params.iter().find(|(k, _)| k == "size").map_or(0, |(_, v)| v.parse().unwrap());
         Ok(format!("{{\"tenant\":\"{tenant}\",\"pad\":\"{}\"}}", "x".repeat(size)))
     }
-    fn metrics(&self, tenant: &str) -> Result<String, QueryError> {
-        self.query(tenant, &[])
+    fn metrics(&self, tenant: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
+        self.query(tenant, &[], budget)
     }
-    fn label_values(&self, tenant: &str, _: &str, _: Option<&str>) -> Result<String, QueryError> {
-        self.query(tenant, &[])
+    fn label_values(&self, tenant: &str, _: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
+        self.query(tenant, &[], budget)
     }
-    fn accounting(&self, tenant: &str, _: &[(String, String)]) -> Result<String, QueryError> {
-        self.query(tenant, &[])
+    fn accounting(&self, tenant: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
+        self.query(tenant, &[], budget)
     }
 }
 
@@ -129,6 +137,7 @@ fn deps(log: Option<Arc<Log>>, limits: GatewayLimits, keys: KeyTable) -> Gateway
         shard_count: 64,
         render_metrics: Arc::new(String::new),
         status: Arc::new(Standing),
+        metric_names: Arc::new(|_| Some((10, 3))),
         ready: Arc::new(|role| match role {
             None | Some("gateway") => Ok(()),
             Some(other) => Err(format!("this node has no role {other}")),
@@ -443,7 +452,7 @@ async fn lines_are_events_and_an_idempotency_key_names_them() {
 #[tokio::test]
 async fn too_many_bytes_in_flight_are_503_with_a_time_to_retry() {
     let (gateway, _) = gateway(GatewayLimits { max_inflight_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
-    let held = gateway.admission.reserve(1 << 20).unwrap();
+    let held = gateway.shares.inflight.take(&"default".into(), 1 << 20).unwrap();
     let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
     assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{answer}");
     drop(held);
@@ -479,7 +488,7 @@ async fn too_many_queries_are_503_with_a_time_to_retry() {
         let (gateway, request) = (gateway.clone(), get("/v1/query?wait=1"));
         tokio::spawn(async move { call(&gateway, request).await })
     };
-    while gateway.queries.available_permits() > 0 {
+    while gateway.shares.queries.usage("default").held == 0 {
         tokio::task::yield_now().await;
     }
     for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/quarantine"] {

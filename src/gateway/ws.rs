@@ -10,8 +10,10 @@ mod message;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
@@ -27,10 +29,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::message::{Incoming, Unread};
 use super::auth::Scope;
+use super::connections::Connection;
 use super::decode::Format;
 use super::error::ApiError;
-use super::{Gateway, ingest, parse};
+use super::{Gateway, ingest, parse, shares};
 use crate::clock::Stopwatch;
+use crate::model::share::Held;
 
 const GOING_AWAY: u16 = 1001;
 const PROTOCOL: u16 = 1002;
@@ -39,6 +43,12 @@ const NOT_UTF8: u16 = 1007;
 const POLICY: u16 = 1008;
 const TOO_LARGE: u16 = 1009;
 const TRY_LATER: u16 = 1013;
+/// Bytes of a message that is no `events`.
+const MAX_REQUEST: usize = 16 * 1024;
+/// Bytes read ahead of a message.
+const READ_BUFFER: usize = 16 * 1024;
+/// How often an unfinished message is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 /// Answers that may wait for a slow reader beyond the window.
 const SLACK: usize = 32;
 /// How long a client may take to answer a close frame, or to take the last one.
@@ -52,13 +62,17 @@ const BEARER: &str = "bearer";
 
 struct Subscription {
     params: Vec<(String, String)>,
-    last: Option<String>,
+    /// A hash of the last answer: the answer itself may be large.
+    last: Option<u128>,
+    _place: Option<Held>,
     running: bool,
     generation: u64,
 }
 
-/// A message, and with an update what counts it as unsent until it is dropped.
-type Outgoing = (Message, Option<Arc<()>>);
+/// What counts an update as unsent, and its bytes as not taken, until it is dropped.
+type Unsent = (Arc<()>, Option<Held>);
+/// A message, and with an update what counts it.
+type Outgoing = (Message, Option<Unsent>);
 type Update = (String, u64, Result<String, ApiError>);
 
 /// How a connection ends.
@@ -117,14 +131,23 @@ struct Session {
 pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     mut headers: HeaderMap,
+    connection: Option<Extension<Arc<Connection>>>,
     ws: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     key_from_protocol(&mut headers)?;
-    gateway.tenant(&headers, Scope::Write).or_else(|_| gateway.tenant(&headers, Scope::Read))?;
+    let writer = gateway.tenant(&headers, Scope::Write);
+    // Without the right to send events, no message is large.
+    let max = if writer.is_ok() { gateway.deps.limits.ws_max_message_bytes } else { MAX_REQUEST };
+    let tenant = writer.or_else(|_| gateway.tenant(&headers, Scope::Read))?;
     // The key first: whether a path speaks WebSocket is nobody else's business.
     let ws = ws.map_err(|refused| ApiError::new(refused.status(), "websocket_expected", refused.body_text()))?;
-    let max = gateway.deps.limits.ws_max_message_bytes;
-    Ok(ws.protocols([BEARER]).max_message_size(max).max_frame_size(max).on_upgrade(move |socket| run(gateway, headers, socket)))
+    let connection = connection.map(|Extension(connection)| connection);
+    if let Some(connection) = &connection {
+        connection.belongs_to(&tenant, headers.get(header::AUTHORIZATION))?;
+        connection.becomes_websocket(shares::take(&gateway.shares.inflight, &tenant, 0)?);
+    }
+    let ws = ws.protocols([BEARER]).max_message_size(max).max_frame_size(max).read_buffer_size(READ_BUFFER);
+    Ok(ws.on_upgrade(move |socket| run(gateway, headers, socket, connection)))
 }
 
 /// Takes the key that a browser sends as the second of two subprotocols: `new WebSocket(url, ["bearer", KEY])`.
@@ -143,7 +166,7 @@ fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
+async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket, connection: Option<Arc<Connection>>) {
     let limits = gateway.deps.limits.clone();
     let (sink, mut incoming) = socket.split();
     let (out, queue) = mpsc::channel(limits.ws_window + SLACK);
@@ -152,6 +175,7 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
     let mut stopping = gateway.stopping.subscribe();
     let mut tick = tokio::time::interval(limits.ws_update_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut late = std::pin::pin!(late(connection.clone(), limits.body_timeout));
     let mut session = Session {
         gateway,
         headers,
@@ -167,8 +191,12 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
         let step = tokio::select! {
             _ = &mut writer => return,
             () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(End::ours(GOING_AWAY, "the server stops")),
+            () = &mut late => Err(End::ours(POLICY, "a message was not whole in time (server.body_timeout)")),
             message = incoming.next(), if session.acks.len() < limits.ws_window => match message {
                 Some(Ok(message)) => session.on_message(message),
+                Some(Err(_)) if connection.as_ref().is_some_and(|c| c.overloaded.load(Ordering::Relaxed)) => {
+                    Err(End::ours(TRY_LATER, "there is no room for the message (accept.max_inflight)"))
+                }
                 Some(Err(error)) => Err(End::of(&error)),
                 None => Err(End::Gone),
             },
@@ -194,6 +222,14 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket) {
     // a reset, which takes the frame from it.
     let answered = async { while let Some(Ok(_)) = incoming.next().await {} };
     drop(tokio::time::timeout(FAREWELL, answered).await);
+}
+
+/// Waits until a message that has begun is not whole in time. Pings in between do not help it.
+async fn late(connection: Option<Arc<Connection>>, limit: Duration) {
+    let Some(connection) = connection else { return std::future::pending().await };
+    while connection.unfinished_for().is_none_or(|since| since <= limit) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Writes what is queued, up to a close frame. Whoever cuts it short says nothing more than that the reader is too slow.
@@ -242,7 +278,7 @@ fn nack(seq: u64, error: &ApiError) -> String {
 
 impl Session {
     /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
-    async fn send(&mut self, message: Message, unsent: Option<Arc<()>>) -> Result<(), End> {
+    async fn send(&mut self, message: Message, unsent: Option<Unsent>) -> Result<(), End> {
         let patience = self.gateway.deps.limits.ws_idle_timeout;
         self.out.send_timeout((message, unsent), patience).await.map_err(|_| End::TooSlow)
     }
@@ -298,7 +334,11 @@ impl Session {
     }
 
     fn on_text(&mut self, text: Bytes) -> Result<(), End> {
+        let bytes = text.len();
         match message::read(&text) {
+            Ok(incoming) if bytes > MAX_REQUEST && !matches!(incoming, Incoming::Events { .. }) => {
+                Err(End::ours(POLICY, "a message without events is at most 16 KiB"))
+            }
             Ok(Incoming::Events { seq, events }) => {
                 let ack = self.events(seq, text, events);
                 self.acks.push_back(ack);
@@ -329,7 +369,7 @@ impl Session {
     fn events(&self, seq: u64, body: Bytes, events: Range<usize>) -> BoxFuture<'static, String> {
         let gateway = self.gateway.clone();
         let read = gateway.tenant(&self.headers, Scope::Write).and_then(|tenant| {
-            let reservation = gateway.admission.reserve(body.len())?;
+            let reservation = shares::take(&gateway.shares.inflight, &tenant, body.len() as u64)?;
             let now = gateway.deps.clock.now();
             let request = ingest::Request {
                 gateway: &gateway,
@@ -371,8 +411,19 @@ impl Session {
             self.say(update(&name, &error.body()));
             return Ok(());
         };
+        let tenant = self.gateway.tenant(&self.headers, Scope::Read);
+        // One of the same name gives its place up first.
+        self.subscriptions.remove(&name);
+        let _place = match tenant {
+            Ok(tenant) => Some(
+                shares::take(&self.gateway.shares.subscriptions, &tenant, 1)
+                    .map_err(|error| End::Ours(TRY_LATER, error.message))?,
+            ),
+            // What it may not ask it is told as an update.
+            Err(_) => None,
+        };
         self.generation += 1;
-        let subscription = Subscription { params, last: None, running: false, generation: self.generation };
+        let subscription = Subscription { params, last: None, _place, running: false, generation: self.generation };
         self.subscriptions.insert(name, subscription);
         self.ask()
     }
@@ -386,7 +437,10 @@ impl Session {
             let (name, generation, params) = (name.clone(), subscription.generation, subscription.params.clone());
             self.updates.push(Box::pin(async move {
                 let answer = match gateway.tenant(&headers, Scope::Read) {
-                    Ok(tenant) => gateway.ask(move |queries| queries.query(&tenant, &params)).await,
+                    Ok(tenant) => {
+                        let asker = tenant.clone();
+                        gateway.ask(&asker, move |queries, budget| queries.query(&tenant, &params, budget)).await
+                    }
                     Err(error) => Err(error),
                 };
                 (name, generation, answer)
@@ -404,11 +458,23 @@ impl Session {
             Err(error) => (error.body(), error.body()),
             Ok(body) => (substance(&body), body),
         };
-        if subscription.last.as_ref() == Some(&key) {
+        let hash = xxhash_rust::xxh3::xxh3_128(key.as_bytes());
+        if subscription.last == Some(hash) {
             return Ok(());
         }
-        subscription.last = Some(key);
-        let unsent = self.unsent.clone();
+        subscription.last = Some(hash);
+        let answers = &self.gateway.shares.answers;
+        // Only what is large is worth counting, and only who may read has anything that is.
+        let held = match self.gateway.tenant(&self.headers, Scope::Read) {
+            Ok(tenant) => shares::take(answers, &tenant, (rest.len() as u64).min(answers.share().each)).map(Some),
+            Err(_) => Ok(None),
+        };
+        let Ok(held) = held else {
+            // No room for it now: the next tick asks again, as if it had not been answered.
+            subscription.last = None;
+            return Ok(());
+        };
+        let unsent = (self.unsent.clone(), held);
         self.send(Message::Text(update(&name, &rest).into()), Some(unsent)).await
     }
 

@@ -3,6 +3,7 @@
 //! Everything here is a function of its arguments, to the bit, on every machine: rollups are rebuilt from the archive and
 //! compared byte by byte. All serialised forms carry a version and are pinned by golden bytes in their tests.
 
+pub mod budget;
 pub mod clock;
 pub mod decimal;
 pub mod distinct;
@@ -16,6 +17,7 @@ pub mod quantiles;
 pub mod record;
 pub mod rollup;
 pub mod series;
+pub mod share;
 pub mod window;
 
 /// Bytes that do not decode: names the format and what is wrong with them.

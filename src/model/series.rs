@@ -9,6 +9,10 @@ use super::offset::ShardId;
 
 /// Label set of the series that takes what exceeds the cardinality limit.
 pub const OVERFLOW_LABEL: (&str, &str) = ("__overflow__", "true");
+/// Metric of what exceeds the limit of metric names.
+pub const OVERFLOW_METRIC: &str = "__overflow__";
+/// Label that tells apart the overflow series of shards.
+const OVERFLOW_SHARD: &str = "shard";
 
 /// Stable 128-bit hash of a series key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,9 +74,21 @@ impl Series {
         }
     }
 
-    /// Whether it stands in for series beyond the limit.
+    /// The overflow series of the same metric that one shard alone writes to.
+    pub fn overflow_of_shard(&self, shard: ShardId) -> Self {
+        let mut overflow = self.overflow();
+        overflow.labels.push((OVERFLOW_SHARD.to_owned(), shard.to_string()));
+        overflow
+    }
+
+    /// The series that takes the events of the tenant's metrics beyond the limit of names, of one shard.
+    pub fn overflow_of_tenant(&self, shard: ShardId) -> Self {
+        Self { metric: OVERFLOW_METRIC.to_owned(), ..self.overflow_of_shard(shard) }
+    }
+
+    /// Whether it stands in for series beyond a limit. Labels of clients never begin with `__`.
     pub fn is_overflow(&self) -> bool {
-        matches!(self.labels.as_slice(), [(name, value)] if (name.as_str(), value.as_str()) == OVERFLOW_LABEL)
+        self.label(OVERFLOW_LABEL.0) == OVERFLOW_LABEL.1
     }
 
     /// The canonical bytes.

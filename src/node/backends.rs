@@ -161,7 +161,7 @@ pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow:
             "{} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it",
             data.rebuilding().display()
         );
-        let store: Arc<dyn RollupStore> = SqliteStore::open(data.store())?;
+        let store: Arc<dyn RollupStore> = SqliteStore::open_caching(data.store(), super::limits::match_cache(config))?;
         return Ok(store);
     };
     let store = PostgresStore::open(&options)?;
@@ -188,6 +188,7 @@ pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
         lock_timeout: config.duration("store.lock_timeout"),
         idle_timeout: config.duration("store.idle_timeout"),
         tls_ca: config.path("store.tls_ca"),
+        match_cache: super::limits::match_cache(config),
     })
 }
 

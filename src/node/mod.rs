@@ -197,7 +197,8 @@ impl Node {
         let (roles, limits) = (config.roles(), limits::shard(config, log.shard_count(), faults));
         let slots = Slots::new(log.clone(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
-        let shards = if roles.shards { Some(shards::role(config, &ports, &slots, &limits)?) } else { None };
+        let census = limits::census(config);
+        let shards = if roles.shards { Some(shards::role(config, &ports, &slots, &census, &limits)?) } else { None };
         let mut mesh = mesh::role(config, &slots, &clock, log.id()).await?;
         let live = mesh.as_ref().map_or(slots.clone() as Arc<dyn LiveReader>, |mesh| mesh.live.clone());
         let queries = if roles.query { query::role(config, &ports, live, limits)? } else { query::absent() };
@@ -244,6 +245,7 @@ impl Node {
             render_metrics: gauges.before(ports.render_metrics.clone()),
             status,
             ready: Arc::new(move |role| gateway_ready.ask(role)),
+            metric_names: Arc::new(move |tenant| roles.shards.then(|| census.usage(tenant))),
         });
         let mut children = Vec::new();
         children.extend(gateways.map(|gateways| gateways.child));

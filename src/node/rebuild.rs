@@ -87,6 +87,7 @@ impl Prepared {
                 log: self.log.as_ref(),
                 rules: FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes, shard_count: self.log.shard_count() },
                 max_series: limits::max_series(config, self.log.shard_count()),
+                census: limits::census(config),
                 max_ahead_ms: config.millis("accept.max_ahead"),
                 nonce,
             };

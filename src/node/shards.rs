@@ -11,10 +11,11 @@ use super::tree::{self, ShardsPlace};
 use super::{Ports, limits};
 use crate::actors::archiver::{Archiver, Waiting};
 use crate::actors::pulse::{self, ShardRefs};
-use crate::actors::shard::ShardActor;
+use crate::actors::shard::{Names, ShardActor};
 use crate::actors::slots::Slots;
 use crate::actors::upkeep::{Damaged, Looked, Upkeep};
 use crate::config::Config;
+use crate::shards::series::Census;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec};
@@ -39,7 +40,13 @@ pub(super) struct Handle {
 }
 
 /// The shards role.
-pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_limits: &ShardLimits) -> anyhow::Result<Shards> {
+pub(super) fn role(
+    config: &Config,
+    ports: &Ports,
+    slots: &Arc<Slots>,
+    census: &Arc<Census>,
+    shard_limits: &ShardLimits,
+) -> anyhow::Result<Shards> {
     let store = ports.store.clone().context("the role shards needs a store")?;
     let archive = ports.archive.clone().context("the role shards needs an archive")?;
     let (log, clock) = (ports.log.clone(), ports.clock.clone());
@@ -52,6 +59,7 @@ pub(super) fn role(config: &Config, ports: &Ports, slots: &Arc<Slots>, shard_lim
         clock: clock.clone(),
         limits: shard_limits.clone(),
         max_series: limits::max_series(config, log.shard_count()),
+        names: Names::new(census.clone()),
         alone: Arc::new(Semaphore::new(1)),
         slots: slots.clone(),
     };

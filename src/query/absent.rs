@@ -1,6 +1,7 @@
 //! What a node without the query role answers.
 
 use super::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
+use crate::model::budget::Budget;
 
 /// Answers no query: the node has no role for it.
 #[derive(Debug, Clone, Copy)]
@@ -12,16 +13,16 @@ fn absent() -> Result<String, QueryError> {
 }
 
 impl QueryService for NoQueries {
-    fn query(&self, _: &str, _: &[(String, String)]) -> Result<String, QueryError> {
+    fn query(&self, _: &str, _: &[(String, String)], _: &Budget) -> Result<String, QueryError> {
         absent()
     }
-    fn metrics(&self, _: &str) -> Result<String, QueryError> {
+    fn metrics(&self, _: &str, _: &[(String, String)], _: &Budget) -> Result<String, QueryError> {
         absent()
     }
-    fn label_values(&self, _: &str, _: &str, _: Option<&str>) -> Result<String, QueryError> {
+    fn label_values(&self, _: &str, _: &str, _: &[(String, String)], _: &Budget) -> Result<String, QueryError> {
         absent()
     }
-    fn accounting(&self, _: &str, _: &[(String, String)]) -> Result<String, QueryError> {
+    fn accounting(&self, _: &str, _: &[(String, String)], _: &Budget) -> Result<String, QueryError> {
         absent()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::groups::Groups;
+use super::groups::{Cost, Groups};
 use super::plan::Plan;
 use crate::model::window::Hour;
 use crate::persistence::store::{RollupQuery, StoreError, StoreSnapshot};
@@ -59,44 +59,49 @@ pub(super) fn read<'p>(
     snapshot: &mut dyn StoreSnapshot,
     further: &Further<'_>,
     query: &RollupQuery<'_>,
-    plan: &'p Plan,
+    (plan, cost): (&'p Plan, Cost<'p>),
     days: &[(i32, u64)],
 ) -> Result<Vec<Groups<'p>>, StoreError> {
     if days.is_empty() {
         return Ok(Vec::new());
     }
     if days.len() < HALVED_FROM {
-        return groups(snapshot, query, plan, days);
+        return groups(snapshot, query, (plan, cost), days);
     }
     let (near, far) = days.split_at(days.len() / 2);
     std::thread::scope(|scope| {
-        let run = || beside(further, query, plan, far);
+        let run = || beside(further, query, (plan, cost), far);
         let thread = std::thread::Builder::new().name("query".to_owned()).spawn_scoped(scope, run);
-        let mut parts = groups(snapshot, query, plan, near)?;
+        let mut parts = groups(snapshot, query, (plan, cost), near)?;
         let read = thread.ok().and_then(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        parts.append(&mut read.map_or_else(|| groups(snapshot, query, plan, far), Ok)?);
+        parts.append(&mut read.map_or_else(|| groups(snapshot, query, (plan, cost), far), Ok)?);
         Ok(parts)
     })
 }
 
 /// The groups of days in a view of their own. None if it has other revisions, or whatever fails: the query's own view has these days,
 /// too, and says what is wrong.
-fn beside<'p>(further: &Further<'_>, query: &RollupQuery<'_>, plan: &'p Plan, days: &[(i32, u64)]) -> Option<Vec<Groups<'p>>> {
+fn beside<'p>(
+    further: &Further<'_>,
+    query: &RollupQuery<'_>,
+    asked: (&'p Plan, Cost<'p>),
+    days: &[(i32, u64)],
+) -> Option<Vec<Groups<'p>>> {
     let mut snapshot = further().ok()??;
     let revisions = snapshot.revisions(query.tenant, query.metric, range(days)).ok()?;
     if !days.iter().map(|(_, revision)| *revision).eq(revisions) {
         return None;
     }
-    groups(&mut *snapshot, query, plan, days).ok()
+    groups(&mut *snapshot, query, asked, days).ok()
 }
 
 fn groups<'p>(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
-    plan: &'p Plan,
+    (plan, cost): (&'p Plan, Cost<'p>),
     days: &[(i32, u64)],
 ) -> Result<Vec<Groups<'p>>, StoreError> {
-    let mut parts: Vec<Groups<'p>> = days.iter().map(|_| Groups::new(plan)).collect();
+    let mut parts: Vec<Groups<'p>> = days.iter().map(|_| Groups::new(plan, cost)).collect();
     let days = range(days);
     let query = RollupQuery { from: start(days.start), to: start(days.end), ..query.clone() };
     snapshot.rollups(&query, &mut |series, hour, rollup| {
@@ -117,6 +122,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+    use crate::model::budget::Budget;
     use crate::model::flush::{Delta, FlushBatch, FlushGuard, SeriesInfo};
     use crate::model::offset::{LogId, OffsetRange, ShardId};
     use crate::model::rollup::Rollup;
@@ -149,9 +155,11 @@ mod tests {
         let revisions = snapshot.revisions("t", "m", 0..of).expect("revisions");
         let days: Vec<(i32, u64)> = (0..of).zip(revisions).collect();
         let (from, to, matchers) = (Hour(0), Hour(0), &[][..]);
-        let query =
-            RollupQuery { tenant: "t", metric: "m", matchers, from, to, distinct: false, quantiles: false, max_series: 10 };
-        let read = read(&mut *snapshot, further, &query, &plan, &days).expect("read");
+        let (tenant, metric, distinct, quantiles, max_series) = ("t", "m", false, false, 10);
+        let query = RollupQuery { tenant, metric, matchers, from, to, distinct, quantiles, max_series, budget: None };
+        let (budget, max_points) = (Budget::default(), None);
+        let cost = Cost { budget: &budget, max_points };
+        let read = read(&mut *snapshot, further, &query, (&plan, cost), &days).expect("read");
         assert_eq!(read.len(), of as usize);
         read.into_iter()
             .map(|groups| groups.into_part().groups.iter().flat_map(|g| &g.points).map(|(_, r)| r.figures.count).sum())

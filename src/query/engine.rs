@@ -9,20 +9,22 @@ use super::cache::Cache;
 use super::catalogue::Catalogue;
 use super::completeness::Completeness;
 use super::days::{self, start};
-use super::groups::{Group, Groups};
+use super::groups::{Cost, Group, Groups};
 use super::json;
+use super::listing::Listing;
 use super::params::Params;
 use super::plan::{Plan, bad, plan};
 use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
 use crate::actors::live::{Asked, LiveReader};
 use crate::clock::{Clock, Stopwatch};
+use crate::model::budget::{Budget, Ended};
 use crate::model::flush::SeriesInfo;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::cache::PartCache;
-use crate::persistence::store::{RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use crate::persistence::store::{MetricInfo, Page, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry};
 use crate::telemetry;
 
@@ -38,6 +40,12 @@ pub struct QueryLimits {
     /// `query.cache` in bytes.
     pub cache_bytes: u64,
 }
+
+/// Points of days that are read at once and merged afterwards: so many that a long range of few groups is one piece, so few that days of
+/// many groups do not lie in memory beside each other.
+const PART_POINTS: usize = 50_000;
+/// How many times more days are read at once than before.
+const MORE_DAYS: usize = 8;
 
 /// Ranges of more days than this are read without looking up days: nobody has so much data in one place.
 const MAX_DAYS: i64 = 4_000;
@@ -76,28 +84,31 @@ impl QueryEngine {
         Arc::new(Self { store, live, clock, limits, cache })
     }
 
-    fn answer(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
+    fn answer(&self, tenant: &str, plan: &Plan, budget: &Budget) -> Result<String, QueryError> {
         let watch = Stopwatch::start();
-        let answer = self.answered(tenant, plan);
+        let answer = self.answered(tenant, plan, budget);
         metrics::histogram!(telemetry::QUERY_SECONDS).record(watch.elapsed().as_secs_f64());
         answer
     }
 
-    fn answered(&self, tenant: &str, plan: &Plan) -> Result<String, QueryError> {
-        let (mut groups, mut completeness) = self.collect(tenant, plan)?;
+    fn answered(&self, tenant: &str, plan: &Plan, budget: &Budget) -> Result<String, QueryError> {
+        let (mut groups, mut completeness) = self.collect(tenant, plan, budget)?;
         if completeness.moved() {
+            // Before the next ones are counted.
+            drop(groups);
             // A shard started again between the snapshot and its answer: a new snapshot knows its new epoch.
-            (groups, completeness) = self.collect(tenant, plan)?;
+            (groups, completeness) = self.collect(tenant, plan, budget)?;
         }
-        if let Some(why) = groups.failed {
+        if let Some(why) = groups.failed.take() {
             return Err(QueryError::new(QueryErrorKind::TooLarge, "answer_too_large", why));
         }
         let ordered = groups.ordered();
         let points = self.points(&ordered)?;
+        let completeness = completeness.with_overflow(plan.overflow.is_some().then_some(groups.overflow));
+        let body = self.render(plan, &ordered, points, &completeness, budget)?;
         let outcome = if completeness.partial() { "partial" } else { "complete" };
         metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
-        let completeness = completeness.with_overflow(plan.overflow.is_some().then_some(groups.overflow));
-        self.render(plan, &ordered, points, &completeness)
+        Ok(body)
     }
 
     /// The points of an answer, of which there may not be more than the limit.
@@ -106,21 +117,61 @@ impl QueryEngine {
         if points <= self.limits.max_points {
             return Ok(points);
         }
-        let message = format!(
-            "the answer has {points} points, query.max_points is {}: ask for a shorter range, a longer step, fewer groups, or a smaller limit",
-            self.limits.max_points
-        );
-        Err(QueryError::new(QueryErrorKind::TooLarge, "too_many_points", message))
+        Err(self.ended(Ended::Points))
     }
 
-    fn collect<'p>(&self, tenant: &str, plan: &'p Plan) -> Result<(Groups<'p>, Completeness), QueryError> {
-        let mut groups = Groups::new(plan);
-        let mut snapshot = self.store.snapshot().map_err(store_error)?;
-        let asked = self.asked(&mut *snapshot).map_err(store_error)?;
-        self.stored(tenant, plan, &mut *snapshot, &mut groups).map_err(store_error)?;
+    /// What an ended query is answered with.
+    fn ended(&self, why: Ended) -> QueryError {
+        let limits = &self.limits;
+        let (kind, code, message) = match why {
+            Ended::Points => {
+                let max = limits.max_points;
+                let way_out = "ask for a shorter range, a longer step, fewer groups, or set limit";
+                let message = format!("the answer has more than {max} points (query.max_points): {way_out}");
+                (QueryErrorKind::TooLarge, "too_many_points", message)
+            }
+            Ended::Memory => {
+                let message = "the query needs more memory than one tenant may use for queries (a part of query.max_memory): ask for \
+                    a shorter range, fewer groups, or without distinct and quantiles";
+                (QueryErrorKind::TooLarge, "query_too_large", message.to_owned())
+            }
+            Ended::TenantBusy => {
+                let message = "the tenant's other queries use its part of query.max_memory: retry";
+                (QueryErrorKind::Busy, "tenant_overloaded", message.to_owned())
+            }
+            Ended::Busy => {
+                (QueryErrorKind::Unavailable, "overloaded", "other queries use all of query.max_memory: retry".to_owned())
+            }
+            Ended::Late => {
+                let message = "the query took longer than query.timeout: ask for a shorter range or fewer series, or retry";
+                (QueryErrorKind::Unavailable, "query_timeout", message.to_owned())
+            }
+            Ended::Abandoned => (QueryErrorKind::Unavailable, "query_abandoned", "nobody waits for the answer".to_owned()),
+        };
+        QueryError::new(kind, code, message)
+    }
+
+    fn failed(&self, error: StoreError, budget: &Budget) -> QueryError {
+        match (error, budget.ended()) {
+            (StoreError::Ended, Some(why)) => self.ended(why),
+            (error, _) => store_error(error),
+        }
+    }
+
+    fn collect<'p>(&self, tenant: &str, plan: &'p Plan, budget: &'p Budget) -> Result<(Groups<'p>, Completeness), QueryError> {
+        // With `limit` only the end tells which groups are left.
+        let max_points = plan.limit.is_none().then_some(self.limits.max_points);
+        let mut groups = Groups::new(plan, Cost { budget, max_points });
+        let failed = |error| self.failed(error, budget);
+        let mut snapshot = self.store.snapshot().map_err(failed)?;
+        let asked = self.asked(&mut *snapshot).map_err(failed)?;
+        self.stored(tenant, plan, &mut *snapshot, &mut groups).map_err(failed)?;
         drop(snapshot);
         let completeness = self.live(tenant, plan, &asked, &mut groups);
-        Ok((groups, completeness))
+        match budget.ended() {
+            Some(why) => Err(self.ended(why)),
+            None => Ok((groups, completeness)),
+        }
     }
 
     /// Every shard, with its checkpoint in the snapshot.
@@ -145,25 +196,35 @@ impl QueryEngine {
         let (first, end) = (plan.first_hour(), plan.end_hour());
         let days = whole_days(first, end, Hour::of(self.clock.now()).day());
         if days.is_empty() {
-            return days::fold(snapshot, &self.question(tenant, plan, first, end), plan, groups);
+            return days::fold(snapshot, &self.question(tenant, plan, groups.cost().budget, first, end), plan, groups);
         }
         let revisions = snapshot.revisions(tenant, &plan.metric, days.clone())?;
-        let query = |from: Hour, to: Hour| self.question(tenant, plan, from, to);
+        let cost = groups.cost();
+        let query = |from: Hour, to: Hour| self.question(tenant, plan, cost.budget, from, to);
+        // Days share the buckets of a longer step: their points are not those of the answer.
+        let of_days = Cost { max_points: cost.max_points.filter(|_| plan.step == Step::Hours(1)), ..cost };
         days::fold(snapshot, &query(first, start(days.start)), plan, groups)?;
-        // Neighbouring days that are not kept are read at once.
+        // Neighbouring days that are not kept are read at once, as many as do not hold too many groups.
         let mut unknown: Vec<(i32, u64)> = Vec::new();
+        let mut at_once = if plan.by.is_empty() { usize::MAX } else { 1 };
         let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
         let mut parts = self.cache.look_up(tenant, plan, &wanted);
         for (day, revision) in wanted.iter().copied().chain([(days.end, 0)]) {
             let kept = parts.next_part();
             if revision > 0 && kept.is_none() {
                 unknown.push((day, revision));
-                continue;
+                if unknown.len() < at_once {
+                    continue;
+                }
             }
-            let read = days::read(snapshot, &|| self.store.snapshot_at_once(), &query(first, end), plan, &unknown)?;
-            for ((day, revision), part) in unknown.drain(..).zip(read) {
+            let read = days::read(snapshot, &|| self.store.snapshot_at_once(), &query(first, end), (plan, of_days), &unknown)?;
+            if !read.is_empty() {
+                let points = read.iter().map(Groups::points).sum::<usize>().div_ceil(read.len());
+                at_once = (PART_POINTS / points.max(1)).clamp(1, at_once.saturating_mul(MORE_DAYS));
+            }
+            for ((day, revision), mut part) in unknown.drain(..).zip(read) {
                 if part.failed.is_some() {
-                    groups.failed = part.failed;
+                    groups.failed = part.failed.take();
                     return Ok(());
                 }
                 let part = Arc::new(part.into_part());
@@ -177,7 +238,7 @@ impl QueryEngine {
         days::fold(snapshot, &query(start(days.end), end), plan, groups)
     }
 
-    fn question<'q>(&self, tenant: &'q str, plan: &'q Plan, from: Hour, to: Hour) -> RollupQuery<'q> {
+    fn question<'q>(&self, tenant: &'q str, plan: &'q Plan, budget: &'q Budget, from: Hour, to: Hour) -> RollupQuery<'q> {
         RollupQuery {
             tenant,
             metric: &plan.metric,
@@ -187,6 +248,7 @@ impl QueryEngine {
             distinct: plan.wants_distinct(),
             quantiles: plan.wants_quantiles(),
             max_series: self.limits.max_series,
+            budget: Some(budget),
         }
     }
 
@@ -207,25 +269,26 @@ impl QueryEngine {
     }
 
     /// The metrics of a tenant, those of which no flush has written anything yet too.
-    fn catalogue(&self, tenant: &str) -> Result<Catalogue, StoreError> {
+    fn catalogue(&self, tenant: &str, page: &Page<'_>) -> Result<Catalogue, StoreError> {
         let mut snapshot = self.store.snapshot()?;
         let asked = self.asked(&mut *snapshot)?;
-        let mut catalogue = Catalogue::stored(snapshot.metrics(tenant)?);
+        let mut catalogue = Catalogue::stored(snapshot.metrics(tenant, page)?);
         drop(snapshot);
         self.live.catalogue(&asked, tenant, &mut |entry| catalogue.add(entry));
         Ok(catalogue)
     }
 
     /// The values of a label, those of new series too.
-    fn values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<BTreeSet<String>, StoreError> {
+    fn values(&self, tenant: &str, name: &str, metric: Option<&str>, page: &Page<'_>) -> Result<BTreeSet<String>, StoreError> {
         let mut snapshot = self.store.snapshot()?;
         let asked = self.asked(&mut *snapshot)?;
-        let mut values: BTreeSet<String> = snapshot.label_values(tenant, name, metric)?.into_iter().collect();
+        let mut values: BTreeSet<String> = snapshot.label_values(tenant, name, metric, page)?.into_iter().collect();
         drop(snapshot);
         self.live.catalogue(&asked, tenant, &mut |entry| {
             if let NewEntry::Series(info) = entry
                 && metric.is_none_or(|metric| metric == info.series.metric)
                 && !info.series.label(name).is_empty()
+                && page.holds(info.series.label(name))
             {
                 values.insert(info.series.label(name).to_owned());
             }
@@ -244,8 +307,17 @@ impl QueryEngine {
         Ok((books, Completeness::of(&reports, now, self.limits.stale_after_ms)))
     }
 
-    fn render(&self, plan: &Plan, groups: &[&Group], points: usize, completeness: &Completeness) -> Result<String, QueryError> {
-        let mut out = String::with_capacity(256 + points * 64);
+    fn render(
+        &self,
+        plan: &Plan,
+        groups: &[&Group],
+        points: usize,
+        completeness: &Completeness,
+        budget: &Budget,
+    ) -> Result<String, QueryError> {
+        let room = 256 + points * 64;
+        budget.charge(room);
+        let (mut out, mut charged) = (String::with_capacity(room), room);
         out.push_str("{\"metric\":");
         json::string(&mut out, &plan.metric);
         out.push_str(",\"step\":");
@@ -256,6 +328,11 @@ impl QueryEngine {
         json::time(&mut out, plan.to);
         out.push_str(",\"series\":[");
         for (at, Group { key, points }) in groups.iter().enumerate() {
+            budget.charge(out.len().saturating_sub(charged));
+            charged = charged.max(out.len());
+            if let Some(why) = budget.ended() {
+                return Err(self.ended(why));
+            }
             out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
             for (at, (name, value)) in plan.by.iter().zip(key).filter(|(_, value)| !value.is_empty()).enumerate() {
                 if at > 0 {
@@ -292,8 +369,8 @@ fn hour(out: &mut String, hour: Option<Hour>) {
 
 fn store_error(error: StoreError) -> QueryError {
     match error {
-        StoreError::Invalid(why) if why.contains("query.max_series") => {
-            QueryError::new(QueryErrorKind::TooLarge, "too_many_series", why)
+        error @ StoreError::TooManySeries { .. } => {
+            QueryError::new(QueryErrorKind::TooLarge, "too_many_series", error.to_string())
         }
         StoreError::Invalid(why) => QueryError::new(QueryErrorKind::Internal, "store_invalid", why),
         StoreError::TooLong(why) => {
@@ -305,14 +382,18 @@ fn store_error(error: StoreError) -> QueryError {
 }
 
 impl QueryService for QueryEngine {
-    fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
-        self.answer(tenant, &plan(params, self.clock.now())?)
+    fn query(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
+        self.answer(tenant, &plan(params, self.clock.now())?, budget)
     }
 
-    fn metrics(&self, tenant: &str) -> Result<String, QueryError> {
-        let metrics = self.catalogue(tenant).map_err(store_error)?;
+    fn metrics(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
+        let asked = Listing::of(params, &[])?;
+        let page = asked.page(budget);
+        let catalogue = self.catalogue(tenant, &page).map_err(|error| self.failed(error, budget))?;
+        let mut metrics: Vec<MetricInfo> = catalogue.metrics().filter(|info| page.holds(&info.metric)).collect();
+        let next = asked.cut(&mut metrics).map(|last| last.metric.clone());
         let mut out = "{\"metrics\":[".to_owned();
-        for (at, info) in metrics.metrics().enumerate() {
+        for (at, info) in metrics.iter().enumerate() {
             out.push_str(if at > 0 { ",{\"metric\":" } else { "{\"metric\":" });
             json::string(&mut out, &info.metric);
             _ = write!(out, ",\"labels\":{}", serde_json::Value::from(info.labels.clone()));
@@ -322,16 +403,29 @@ impl QueryService for QueryEngine {
             hour(&mut out, info.last);
             out.push('}');
         }
-        out.push_str("]}");
+        out.push(']');
+        if let Some(next) = next {
+            out.push_str(",\"next\":");
+            json::string(&mut out, &next);
+        }
+        out.push('}');
         Ok(out)
     }
 
-    fn label_values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<String, QueryError> {
-        let values = self.values(tenant, name, metric).map_err(store_error)?;
-        Ok(serde_json::json!({ "label": name, "values": values }).to_string())
+    fn label_values(&self, tenant: &str, name: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
+        let asked = Listing::of(params, &["metric"])?;
+        let page = asked.page(budget);
+        let found = self.values(tenant, name, asked.get("metric"), &page).map_err(|error| self.failed(error, budget))?;
+        let mut values: Vec<String> = found.into_iter().collect();
+        let next = asked.cut(&mut values).cloned();
+        let mut answer = serde_json::json!({ "label": name, "values": values });
+        if let Some(next) = next {
+            answer["next"] = next.into();
+        }
+        Ok(answer.to_string())
     }
 
-    fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError> {
+    fn accounting(&self, tenant: &str, params: &[(String, String)], _budget: &Budget) -> Result<String, QueryError> {
         let params = Params::read(params, &["from", "to"])?;
         let now = self.clock.now();
         let from = params.time("from")?.unwrap_or(now - 24 * HOUR_MS);

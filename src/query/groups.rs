@@ -1,7 +1,8 @@
 //! Merging rollups into the groups and buckets of an answer. Pure.
 //!
 //! Rows come by the hundred thousand, an hour at a time, so the way from a row to its point is short: the bucket of the last hour is
-//! kept, a series finds its group by its id, and a group's points are appended at the end.
+//! kept, a series finds its group by its id, and a group's points are appended at the end. What it holds is charged as it grows, so that
+//! a query that becomes too large ends there.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use hashbrown::HashTable;
 use super::plan::{Agg, Order, Plan};
 use super::rank::{self, Rank};
 use super::steps::Step;
+use crate::model::budget::Budget;
 use crate::model::flush::SeriesInfo;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -33,20 +35,39 @@ pub struct Group {
 }
 
 impl Group {
-    /// The point of a bucket.
-    fn point(&mut self, bucket: Millis) -> &mut Rollup {
+    /// The point of a bucket; whether it is new.
+    fn point(&mut self, bucket: Millis) -> (&mut Rollup, bool) {
         let at = match self.points.last() {
             Some((last, _)) if *last < bucket => Err(self.points.len()),
             Some((last, _)) if *last == bucket => Ok(self.points.len() - 1),
             _ => self.points.binary_search_by_key(&bucket, |(start, _)| *start),
         };
+        let new = at.is_err();
         let at = at.unwrap_or_else(|at| {
             self.points.insert(at, (bucket, Rollup::default()));
             at
         });
-        &mut self.points[at].1
+        (&mut self.points[at].1, new)
     }
 }
+
+/// What merging may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost<'a> {
+    /// The query's budget.
+    pub budget: &'a Budget,
+    /// Points of the whole answer; none if only its end tells how many those are.
+    pub max_points: Option<usize>,
+}
+
+/// Bytes of a point, with the room that a growing list keeps.
+const POINT_BYTES: usize = 3 * size_of::<(Millis, Rollup)>() / 2;
+/// Bytes of a group beside its labels and points, its entry in the index included.
+const GROUP_BYTES: usize = 200;
+/// Bytes by which a series finds its group.
+const SERIES_BYTES: usize = 48;
+/// Bytes of a label beside its text.
+const LABEL_BYTES: usize = 64;
 
 /// What is kept of one day of an answer.
 #[derive(Debug, Clone, Default)]
@@ -68,13 +89,16 @@ pub struct Groups<'a> {
     last_bucket: Range<Millis>,
     /// Events of the overflow series, whatever the matchers say; only counted if the query asks for labels.
     pub overflow: u64,
+    points: usize,
+    cost: Cost<'a>,
+    charged: usize,
     /// Why merging stopped, if it did.
     pub failed: Option<String>,
 }
 
 impl<'a> Groups<'a> {
     /// No groups.
-    pub fn new(plan: &'a Plan) -> Self {
+    pub fn new(plan: &'a Plan, cost: Cost<'a>) -> Self {
         Self {
             plan,
             groups: Vec::new(),
@@ -83,8 +107,21 @@ impl<'a> Groups<'a> {
             by_series: HashMap::default(),
             last_bucket: 0..0,
             overflow: 0,
+            points: 0,
+            cost,
+            charged: 0,
             failed: None,
         }
+    }
+
+    /// Number of points.
+    pub fn points(&self) -> usize {
+        self.points
+    }
+
+    /// What merging may cost.
+    pub fn cost(&self) -> Cost<'a> {
+        self.cost
     }
 
     /// Merges one live delta. If events of the overflow series are counted it comes whatever the matchers say.
@@ -100,6 +137,9 @@ impl<'a> Groups<'a> {
 
     /// Merges one rollup of a series.
     pub fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+        if self.cost.budget.ended().is_some() {
+            return;
+        }
         let bucket = match self.bucket(hour) {
             Ok(bucket) => bucket,
             Err(why) => {
@@ -113,6 +153,7 @@ impl<'a> Groups<'a> {
                 let key = self.plan.by.iter().map(|name| series.series.label(name).to_owned()).collect();
                 let group = self.group(Cow::Owned(key));
                 self.by_series.insert(series.id, group);
+                self.charge(SERIES_BYTES);
                 group
             }
         };
@@ -123,14 +164,22 @@ impl<'a> Groups<'a> {
     pub fn absorb(&mut self, part: &DayPart) {
         self.overflow += part.overflow;
         for group in &part.groups {
+            if self.cost.budget.ended().is_some() {
+                return;
+            }
             let at = self.group(Cow::Borrowed(&group.key));
             group.points.iter().for_each(|(bucket, rollup)| self.merge(at, *bucket, rollup));
         }
     }
 
     /// The groups as they are.
-    pub fn into_part(self) -> DayPart {
-        DayPart { groups: self.groups, overflow: self.overflow }
+    pub fn into_part(mut self) -> DayPart {
+        DayPart { groups: std::mem::take(&mut self.groups), overflow: self.overflow }
+    }
+
+    fn charge(&mut self, bytes: usize) {
+        self.charged += bytes;
+        self.cost.budget.charge(bytes);
     }
 
     fn group(&mut self, key: Cow<'_, [String]>) -> u32 {
@@ -141,13 +190,17 @@ impl<'a> Groups<'a> {
             return group;
         }
         let next = groups.len() as u32;
+        let bytes = GROUP_BYTES + key.iter().map(|value| LABEL_BYTES + value.len()).sum::<usize>();
         groups.push(Group { key: key.into_owned(), points: Vec::new() });
         by_key.insert_unique(hash, next, |&at| hasher.hash_one(&*groups[at as usize].key));
+        self.charge(bytes);
         next
     }
 
     fn merge(&mut self, group: u32, bucket: Millis, rollup: &Rollup) {
-        let point = self.groups[group as usize].point(bucket);
+        let (point, new) = self.groups[group as usize].point(bucket);
+        let sketches = self.plan.wants_distinct() || self.plan.wants_quantiles();
+        let before = if sketches { heap_bytes(point) } else { 0 };
         if point.figures.sum.checked_add(rollup.figures.sum).is_none() {
             self.failed = Some("the sum exceeds 128 bits: ask for a shorter step".to_owned());
             return;
@@ -158,6 +211,16 @@ impl<'a> Groups<'a> {
         }
         if self.plan.wants_quantiles() {
             point.quantiles.merge(&rollup.quantiles);
+        }
+        let grown = if sketches { heap_bytes(point).saturating_sub(before) } else { 0 };
+        if new {
+            self.points += 1;
+            if let Some(max) = self.cost.max_points {
+                self.cost.budget.point(max);
+            }
+        }
+        if new || grown > 0 {
+            self.charge(grown + if new { POINT_BYTES } else { 0 });
         }
     }
 
@@ -186,4 +249,17 @@ impl<'a> Groups<'a> {
         groups.truncate(self.plan.limit.unwrap_or(usize::MAX));
         groups
     }
+}
+
+impl Drop for Groups<'_> {
+    fn drop(&mut self) {
+        self.cost.budget.release(self.charged);
+        if self.cost.max_points.is_some() {
+            self.cost.budget.release_points(self.points);
+        }
+    }
+}
+
+fn heap_bytes(rollup: &Rollup) -> usize {
+    rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()
 }

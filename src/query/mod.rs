@@ -14,6 +14,7 @@ pub mod expiry;
 pub mod fold;
 mod groups;
 mod json;
+mod listing;
 mod matchers;
 pub mod params;
 mod part;

@@ -10,6 +10,7 @@
 pub mod plan;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use self::plan::ShardPlan;
 use super::fold::{self, Ended, FoldRules};
@@ -21,7 +22,7 @@ use crate::persistence::archive::chain::Link;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
-use crate::shards::series::Admission;
+use crate::shards::series::{Admission, Census};
 use crate::shards::state::ShardState;
 
 /// Payload bytes read from the log at once.
@@ -108,6 +109,8 @@ pub struct Rebuild<'a> {
     pub rules: FoldRules,
     /// Series of one tenant that a shard admits, where nothing says what it admitted.
     pub max_series: u64,
+    /// The metric names of each tenant, under their limit.
+    pub census: Arc<Census>,
     /// `accept.max_ahead` in milliseconds: how far behind its append time the window of an event may lie.
     pub max_ahead_ms: i64,
     /// Random: tells the owner that a rebuild is from all others.
@@ -347,7 +350,9 @@ impl<'a> OneShard<'a> {
     /// An owner that begins at the checkpoint.
     fn state(&mut self) -> Result<ShardState, RebuildError> {
         let (store, shard) = (self.of.store, self.plan.shard);
+        self.of.census.learn(&store.metric_names()?);
         let admission = Admission::limited(self.of.max_series, store.admitted_series(shard)?);
+        let admission = admission.of_shard(shard).with_census(self.of.census.clone());
         if self.at.appended.is_none() {
             self.at.appended = self.of.log.appended_below(shard, self.at.next)?;
         }

@@ -2,6 +2,8 @@
 //!
 //! Every answer is a finished JSON body. The tenant comes from the API key alone, never from the parameters.
 
+use crate::model::budget::Budget;
+
 /// What went wrong, from which the edge chooses the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryErrorKind {
@@ -11,6 +13,8 @@ pub enum QueryErrorKind {
     NotFound,
     /// The answer would break a limit, or what is asked for cannot be done: 422.
     TooLarge,
+    /// The tenant asks too much at once: 429.
+    Busy,
     /// The store cannot answer at the moment: 503.
     Unavailable,
     /// A bug or damaged data: 500.
@@ -36,28 +40,28 @@ impl QueryError {
     }
 }
 
-/// Answers questions about one tenant's metrics.
+/// Answers questions about one tenant's metrics. A question ends early when its budget has ended.
 pub trait QueryService: Send + Sync {
     /// `GET /v1/query`.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn query(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError>;
+    fn query(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError>;
     /// `GET /v1/metrics`.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn metrics(&self, tenant: &str) -> Result<String, QueryError>;
+    fn metrics(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError>;
     /// `GET /v1/labels/{name}/values`.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn label_values(&self, tenant: &str, name: &str, metric: Option<&str>) -> Result<String, QueryError>;
+    fn label_values(&self, tenant: &str, name: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError>;
     /// `GET /v1/accounting`.
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn accounting(&self, tenant: &str, params: &[(String, String)]) -> Result<String, QueryError>;
+    fn accounting(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError>;
 }
 
 /// Where an event stands: the record's shard and offset, and the event's index in it.

@@ -1,5 +1,6 @@
 //! The engine against a naive fold: every step, grouping and matcher, with late events between the questions.
 
+mod cost;
 mod honest;
 mod second_cache;
 
@@ -11,6 +12,7 @@ use super::quarantine::Quarantine;
 use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::clock::ManualClock;
+use crate::model::budget::Budget;
 use crate::model::decimal::Decimal;
 use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
 use crate::model::offset::{LogId, OffsetRange, ShardId};
@@ -104,7 +106,7 @@ impl World {
 
     fn ask(&self, tenant: &str, params: &[(&str, String)]) -> serde_json::Value {
         let params: Vec<(String, String)> = params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let answer = self.engine.query(tenant, &params).unwrap_or_else(|e| panic!("{params:?}: {e}"));
+        let answer = self.engine.query(tenant, &params, &Budget::default()).unwrap_or_else(|e| panic!("{params:?}: {e}"));
         serde_json::from_str(&answer).expect("JSON")
     }
 }
@@ -371,7 +373,8 @@ fn the_books_balance_and_say_whom_they_lack() {
     let limits = QueryLimits { max_points: 10, max_series: 10, stale_after_ms: 10_000, cache_bytes: 0 };
     let clock = ManualClock::at(i64::from(START) * HOUR_MS);
     let engine = QueryEngine::new(store, Arc::new(Holding), clock, limits);
-    let books: serde_json::Value = serde_json::from_str(&engine.accounting("t0", &[]).expect("an answer")).expect("JSON");
+    let books: serde_json::Value =
+        serde_json::from_str(&engine.accounting("t0", &[], &Budget::default()).expect("an answer")).expect("JSON");
     let hour = |hour: &str, counts: [u64; 5]| {
         serde_json::json!({"hour": hour, "accepted": counts[0], "aggregated": counts[1], "deduplicated": counts[2],
             "quarantined": counts[3], "pending": counts[4]})

@@ -25,7 +25,7 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
-use crate::persistence::store::{Damage, MetricInfo, RollupStore, StoreError};
+use crate::persistence::store::{Damage, MetricInfo, Page, RollupStore, StoreError};
 use crate::shards::series::Admission;
 use crate::shards::state::{ShardLimits, ShardState};
 
@@ -354,7 +354,7 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
     let mut metrics = Vec::new();
     let tenants: BTreeSet<&String> = accounting.iter().map(|row| &row.tenant).collect();
     for tenant in tenants {
-        metrics.extend(snapshot.metrics(tenant)?.into_iter().map(|metric| (tenant.clone(), metric)));
+        metrics.extend(snapshot.metrics(tenant, &Page::ALL)?.into_iter().map(|metric| (tenant.clone(), metric)));
     }
     let mut stand =
         Stand { checkpoints, manifest, floors, quarantine, admissions, rules, rows, accounting, metrics, damages, rows_unread };
@@ -449,7 +449,7 @@ impl Fold {
         self.from_the_beginning = start == 0;
         let before = manifest.iter().rfind(|row| row.range.to <= start).map(|row| row.appended.1);
         self.claim.checkpoint.appended = before.max(floor.map(|floor| floor.appended));
-        let admission = Admission::recorded(std::mem::take(&mut self.admissions));
+        let admission = Admission::recorded(std::mem::take(&mut self.admissions)).of_shard(self.shard);
         let recent = RecentIds { rules: std::mem::take(&mut self.rules), blocks: Vec::new() };
         let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
         for row in &below[first..] {

@@ -154,7 +154,8 @@ impl OpenBatch {
             self.insert(info, (!is_known).then_some(offset));
             return Ok(slot);
         }
-        let slot = self.overflow_slot(&info.series.overflow(), admission, offset);
+        let overflow = admission.overflow(&info.series, offset);
+        let slot = self.overflow_slot(&overflow, admission, offset);
         if admission.refusals_last(offset) {
             self.slots.insert(id, slot);
         }

@@ -1,7 +1,7 @@
 //! Release of a quarantined event: the growth that its fold is, from the one apply path that live shards and recomputation use too.
 //!
 //! What always holds: a released event goes where recomputing its record puts it, because the admissions of its offset decide: to its
-//! own series if that was admitted by then, otherwise to the overflow series of its metric. An event that cannot be folded is refused
+//! own series if that was admitted by then, otherwise to the overflow series that stands in for it. An event that cannot be folded is refused
 //! and stays set aside.
 
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub fn fold(
         appended: None,
     };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
-    let admission = Admission::recorded(admissions);
+    let admission = Admission::recorded(admissions).of_shard(row.shard);
     let mut state = ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
     let one =
         LogRecord { offset: row.offset, appended: row.received, received: row.received, payload: row.record.clone().into() };

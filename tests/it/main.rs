@@ -47,6 +47,7 @@ mod rest_proxy;
 mod restored_log;
 mod s3_archive;
 mod send;
+mod shares;
 mod startup;
 mod status;
 mod store_postgres;

@@ -9,7 +9,7 @@ use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::postgres::{PostgresOptions, PostgresStore};
 use rollmill::persistence::store::sqlite::SqliteStore;
-use rollmill::persistence::store::{RollupStore, StoreSnapshot};
+use rollmill::persistence::store::{Page, RollupStore, StoreSnapshot};
 use serde_json::Value;
 
 use crate::kafka::broker::Kafka;
@@ -162,6 +162,7 @@ impl Case {
             lock_timeout: seconds(10),
             idle_timeout: seconds(20),
             tls_ca: None,
+            match_cache: 1 << 20,
         };
         PostgresStore::open_existing(&options).expect("the store")
     }
@@ -251,8 +252,8 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
 
 fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
     let mut all = vec![
-        format!("{:?}", snapshot.metrics("default").expect("metrics")),
-        format!("{:?}", snapshot.label_values("default", "page", Some("sales")).expect("values")),
+        format!("{:?}", snapshot.metrics("default", &Page::ALL).expect("metrics")),
+        format!("{:?}", snapshot.label_values("default", "page", Some("sales"), &Page::ALL).expect("values")),
         format!("{:?}", snapshot.revisions("default", "sales", 15_000..21_000).expect("revisions")),
         format!("{:?}", snapshot.accounting("default", Hour(i32::MIN), Hour(i32::MAX)).expect("accounting")),
         format!("{:?}", snapshot.manifest(None).expect("manifest")),

@@ -10,8 +10,8 @@ use rollmill::config::Config;
 use rollmill::model::offset::ShardId;
 use rollmill::model::window::Hour;
 use rollmill::node::{DataDir, offline};
-use rollmill::persistence::store::RollupStore;
 use rollmill::persistence::store::sqlite::SqliteStore;
+use rollmill::persistence::store::{Page, RollupStore};
 use serde_json::Value;
 
 use crate::postgres;
@@ -238,8 +238,8 @@ pub fn everything(store: &dyn RollupStore) -> Vec<String> {
     }
     for what in [
         format!("{:?}", snapshot.accounting("default", always.0, always.1)),
-        format!("{:?}", snapshot.metrics("default")),
-        format!("{:?}", snapshot.label_values("default", "dest", None)),
+        format!("{:?}", snapshot.metrics("default", &Page::ALL)),
+        format!("{:?}", snapshot.label_values("default", "dest", None, &Page::ALL)),
         format!("{:?}", snapshot.quarantine()),
     ] {
         assert!(what.starts_with("Ok"), "{what}");

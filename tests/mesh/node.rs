@@ -22,6 +22,7 @@ use rollmill::actors::mesh::tls::Tls;
 use rollmill::actors::records::records_of;
 use rollmill::actors::slots::Slots;
 use rollmill::clock::{Clock, SystemClock};
+use rollmill::model::budget::Budget;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::{LogId, ShardId};
 use rollmill::model::series::Series;
@@ -309,7 +310,7 @@ fn params(text: &str) -> Vec<(String, String)> {
 
 fn answered(engine: &QueryEngine, text: &str) -> Value {
     let began = Instant::now();
-    let answer = engine.query("acme", &params(text)).unwrap_or_else(|e| panic!("{text}: {e}"));
+    let answer = engine.query("acme", &params(text), &Budget::default()).unwrap_or_else(|e| panic!("{text}: {e}"));
     json!({"ms": began.elapsed().as_millis() as u64, "answer": serde_json::from_str::<Value>(&answer).expect("JSON")})
 }
 
@@ -326,7 +327,9 @@ fn respond(parts: &Parts, line: &str) -> Value {
                 .collect();
             Value::from_iter(asking.into_iter().map(|asked| asked.join().expect("no panic")))
         }
-        "books" => serde_json::from_str(&parts.engine.accounting("acme", &[]).expect("an answer")).expect("JSON"),
+        "books" => {
+            serde_json::from_str(&parts.engine.accounting("acme", &[], &Budget::default()).expect("an answer")).expect("JSON")
+        }
         "peers" => {
             let peers = parts.directory.peers();
             let mut names: Vec<_> = peers.iter().filter(|p| p.answers()).map(|p| p.name.clone()).collect();

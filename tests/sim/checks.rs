@@ -13,12 +13,13 @@ use rollmill::persistence::archive::Archive;
 use rollmill::persistence::archive::chain::Chains;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::memory::MemoryStore;
-use rollmill::persistence::store::{RollupQuery, RollupStore, StoreSnapshot};
+use rollmill::persistence::store::{Page, RollupQuery, RollupStore, StoreSnapshot};
 use rollmill::query::fold::FoldRules;
 use rollmill::query::quarantine::Quarantine;
 use rollmill::query::rebuild::{self, Rebuild};
 use rollmill::query::service::{EventPlace, KeyReach, QuarantineService};
 use rollmill::query::verify;
+use rollmill::shards::series::Census;
 use rollmill::shards::state::ShardLimits;
 
 use crate::doubles::checkpoint;
@@ -34,8 +35,17 @@ fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> Rows {
     let mut rows = Rows::new();
     for tenant in TENANTS {
         let (from, to) = ALWAYS;
-        let all =
-            RollupQuery { tenant, metric: METRIC, matchers: &[], from, to, distinct: true, quantiles: true, max_series: 100 };
+        let all = RollupQuery {
+            tenant,
+            metric: METRIC,
+            matchers: &[],
+            from,
+            to,
+            distinct: true,
+            quantiles: true,
+            max_series: 100,
+            budget: None,
+        };
         let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup| _ = rows.insert((info.id, hour.0), rollup);
         snapshot.rollups(&all, &mut visit).expect("the double answers");
     }
@@ -69,7 +79,7 @@ fn everything(store: &dyn RollupStore, shards: usize) -> Vec<String> {
         all.push(format!("{shard} admitted {admissions:?}"));
     }
     for tenant in [TENANTS[0], TENANTS[1], ""] {
-        all.push(format!("{:?}", snapshot.metrics(tenant)));
+        all.push(format!("{:?}", snapshot.metrics(tenant, &Page::ALL)));
         all.push(format!("{:?}", snapshot.accounting(tenant, ALWAYS.0, ALWAYS.1)));
     }
     all
@@ -249,6 +259,7 @@ impl World {
                 shard_count: self.setup.shards,
             },
             max_series: rules.max_series as u64,
+            census: Census::new(100),
             max_ahead_ms: 0,
             nonce: 1,
         };

@@ -15,7 +15,7 @@ use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, Examined, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
-use rollmill::persistence::store::{Expiring, ExpiryNote, MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use rollmill::persistence::store::{Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, RollupStore, StoreError, StoreSnapshot};
 
 use crate::plants::Plant;
 use crate::report::{Fault, Stats};
@@ -149,7 +149,7 @@ impl RollupStore for SimStore {
         let outcome = self.planted_flush(guard, batch, forget_ids_before);
         let moved = checkpoint(&*self.inner, guard.shard).map(|c| c.next) != before;
         match &outcome {
-            Ok(()) | Err(StoreError::Invalid(_)) => {}
+            Ok(()) | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {}
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => self.hit(Fault::FlushFailed),
             Err(StoreError::Refused { .. }) => self.hit(Fault::FlushFenced),
             Err(StoreError::Unknown(_)) if moved => self.hit(Fault::FlushUnknownApplied),
@@ -173,7 +173,7 @@ impl RollupStore for SimStore {
         let outcome = self.inner.archived(owner, row);
         let applied = checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
         match &outcome {
-            Ok(()) | Err(StoreError::Invalid(_)) => {}
+            Ok(()) | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {}
             Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => self.hit(Fault::ManifestFailed),
             Err(StoreError::Refused { .. }) => self.hit(Fault::ManifestFenced),
             Err(StoreError::Unknown(_)) if applied => self.hit(Fault::ManifestUnknownApplied),
@@ -224,6 +224,10 @@ impl RollupStore for SimStore {
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         self.inner.admitted_series(shard)
     }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.inner.metric_names()
+    }
 }
 
 /// A snapshot in which a day once written keeps its first revision.
@@ -251,11 +255,17 @@ impl StoreSnapshot for Still<'_> {
     ) -> Result<(), StoreError> {
         self.0.rollup_bytes(from, to, visit)
     }
-    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
-        self.0.metrics(tenant)
+    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
+        self.0.metrics(tenant, page)
     }
-    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
-        self.0.label_values(tenant, name, metric)
+    fn label_values(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &Page<'_>,
+    ) -> Result<Vec<String>, StoreError> {
+        self.0.label_values(tenant, name, metric, page)
     }
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
         self.0.books()

@@ -98,6 +98,7 @@ impl World {
             distinct: true,
             quantiles: true,
             max_series: 100,
+            budget: None,
         };
         let mut rows = Rows::new();
         let mut snapshot = self.store.snapshot().expect("the double answers");

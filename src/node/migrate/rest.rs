@@ -102,8 +102,9 @@ async fn drain(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) 
     let render_metrics = Arc::new(String::new);
     let ports = Ports { log: log.clone(), store: Some(store), archive: Some(archive), clock: clock.clone(), render_metrics };
     let slots = Slots::new(log.clone(), clock.clone());
-    let shards::Shards { handle, children } =
-        shards::role(config, &ports, &slots, &limits::shard(config, log.shard_count(), Faults::default()))?;
+    let census = limits::census(config);
+    let shard_limits = limits::shard(config, log.shard_count(), Faults::default());
+    let shards::Shards { handle, children } = shards::role(config, &ports, &slots, &census, &shard_limits)?;
     // Without the upkeep: nothing is moved or expires under way.
     let [supervisor, archiver, _] = children;
     let (root, mut ended) = tree::start(vec![supervisor, archiver], limits::restarts(config), clock).await?;

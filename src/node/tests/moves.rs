@@ -65,6 +65,7 @@ fn stored(snapshot: &mut dyn StoreSnapshot) -> BTreeMap<(Series, Hour), Rollup> 
         distinct: true,
         quantiles: true,
         max_series: 1_000,
+        budget: None,
     };
     let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour, rollup| {
         assert!(rollups.insert((info.series.clone(), hour), rollup).is_none(), "one row of a series and hour");

@@ -34,7 +34,17 @@ fn guard(from: u64, to: u64, epoch: Epoch) -> FlushGuard {
 
 fn query<'a>(matchers: &'a [Matcher]) -> RollupQuery<'a> {
     let (from, to) = (Hour(0), Hour(100));
-    RollupQuery { tenant: "acme", metric: "views", matchers, from, to, distinct: true, quantiles: true, max_series: 10 }
+    RollupQuery {
+        tenant: "acme",
+        metric: "views",
+        matchers,
+        from,
+        to,
+        distinct: true,
+        quantiles: true,
+        max_series: 10,
+        budget: None,
+    }
 }
 
 fn read(snapshot: &mut dyn StoreSnapshot, matchers: &[Matcher]) -> Vec<(String, i32, Rollup)> {
@@ -85,9 +95,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(pages(&mut *snapshot, Matcher::Regex("page".into(), regex("^(?:|a)$"))), ["", "a"]);
     assert_eq!(pages(&mut *snapshot, Matcher::NotRegex("page".into(), regex("^(?:|a)$"))), ["b"]);
     let limited = RollupQuery { max_series: 2, ..query(&[]) };
-    assert!(
-        matches!(snapshot.rollups(&limited, &mut |_, _, _| ()), Err(StoreError::Invalid(m)) if m.contains("query.max_series"))
-    );
+    assert!(matches!(snapshot.rollups(&limited, &mut |_, _, _| ()), Err(StoreError::TooManySeries { max: 2, .. })));
 
     let mut encoded = Vec::new();
     expected.encode(&mut encoded);
@@ -96,16 +104,37 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     snapshot.rollup_bytes(Hour(0), Hour(100), &mut visit).expect("bytes");
     assert!(found.is_sorted_by_key(|(hour, id, _)| (*hour, *id)));
     assert!(found.contains(&(Hour(1), info("a").id, encoded)));
-    let metrics = snapshot.metrics("acme").expect("metrics");
+    let metrics = snapshot.metrics("acme", &Page::ALL).expect("metrics");
     let views =
         MetricInfo { metric: "views".into(), labels: vec!["page".into()], series: 3, first: Some(Hour(1)), last: Some(Hour(30)) };
     assert_eq!(metrics, [views]);
-    assert_eq!(snapshot.label_values("acme", "page", None), Ok(vec!["a".into(), "b".into()]));
-    assert_eq!(snapshot.label_values("acme", "page", Some("other")), Ok(vec![]));
+    assert_eq!(snapshot.label_values("acme", "page", None, &Page::ALL), Ok(vec!["a".into(), "b".into()]));
+    assert_eq!(snapshot.label_values("acme", "page", Some("other"), &Page::ALL), Ok(vec![]));
+    let pages: [(Page<'_>, &[&str]); 6] = [
+        (Page { limit: 1, ..Page::ALL }, &["a"]),
+        (Page { after: "a", ..Page::ALL }, &["b"]),
+        (Page { after: "b", ..Page::ALL }, &[]),
+        (Page { prefix: "b", ..Page::ALL }, &["b"]),
+        (Page { prefix: "ab", ..Page::ALL }, &[]),
+        (Page { prefix: "a", after: "0", limit: 5, budget: None }, &["a"]),
+    ];
+    for (page, expected) in pages {
+        for metric in [None, Some("views")] {
+            let values = snapshot.label_values("acme", "page", metric, &page).expect("values");
+            assert_eq!(values, expected, "{page:?}");
+        }
+    }
+    let names = [("v", "", 1), ("views", "", 1), ("viewsx", "", 0), ("", "views", 0), ("", "a", 1)];
+    for (prefix, after, found) in names {
+        let page = Page { prefix, after, ..Page::ALL };
+        assert_eq!(snapshot.metrics("acme", &page).expect("metrics").len(), found, "{page:?}");
+    }
+    assert_eq!(snapshot.metrics("acme", &Page { limit: 0, ..Page::ALL }), Ok(vec![]));
     let accounting = snapshot.accounting("acme", Hour(5), Hour(6)).expect("accounting");
     assert_eq!((accounting[0].aggregated, accounting[0].deduplicated, accounting[0].quarantined), (4, 2, 2));
     drop(snapshot);
     assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.len(), 3);
+    assert_eq!(store.metric_names(), Ok(vec![("acme".to_owned(), "views".to_owned())]));
     assert_eq!(store.snapshot().expect("snapshot").admissions(SHARD).expect("admissions").len(), 3);
 
     let mut snapshot = store.snapshot().expect("snapshot");

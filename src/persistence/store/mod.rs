@@ -5,6 +5,7 @@
 mod blocks;
 #[cfg(test)]
 mod conformance;
+mod matched;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
@@ -12,6 +13,7 @@ pub mod transfer;
 
 use std::sync::Arc;
 
+use crate::model::budget::Budget;
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo,
 };
@@ -45,6 +47,17 @@ pub enum StoreError {
     /// What is stored contradicts itself or this build; names the thing and the way out.
     #[error("the store is unusable: {0}")]
     Invalid(String),
+    /// More series match than a query may read.
+    #[error("more than {max} series of metric {metric} match, the limit query.max_series: add label matchers or raise the limit")]
+    TooManySeries {
+        /// Of which metric.
+        metric: String,
+        /// The limit.
+        max: usize,
+    },
+    /// The query that was being read for has ended: its [`Budget`] says why.
+    #[error("the query has ended")]
+    Ended,
 }
 
 impl StoreError {
@@ -103,8 +116,70 @@ pub struct RollupQuery<'a> {
     pub distinct: bool,
     /// Whether quantiles are wanted; otherwise the sketch is left empty.
     pub quantiles: bool,
-    /// More matching series than this is [`StoreError::Invalid`].
+    /// More matching series than this is [`StoreError::TooManySeries`]; no more than one beyond it are looked at.
     pub max_series: usize,
+    /// What the query may cost; once it has ended, reading ends with [`StoreError::Ended`].
+    pub budget: Option<&'a Budget>,
+}
+
+impl RollupQuery<'_> {
+    /// Whether reading may go on.
+    ///
+    /// # Errors
+    /// [`StoreError::Ended`].
+    pub fn go_on(&self) -> Result<(), StoreError> {
+        match self.budget.and_then(Budget::ended) {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Ended),
+        }
+    }
+
+    /// Charges memory that is held until the query ends.
+    fn charge(&self, bytes: usize) {
+        if let Some(budget) = self.budget {
+            budget.charge(bytes);
+        }
+    }
+}
+
+/// A part of an ascending list of names.
+#[derive(Debug, Clone, Copy)]
+pub struct Page<'a> {
+    /// They begin with this.
+    pub prefix: &'a str,
+    /// They come after this one.
+    pub after: &'a str,
+    /// At most so many.
+    pub limit: usize,
+    /// What the query may cost; once it has ended, reading ends with [`StoreError::Ended`].
+    pub budget: Option<&'a Budget>,
+}
+
+impl Page<'_> {
+    /// Everything.
+    pub const ALL: Page<'static> = Page { prefix: "", after: "", limit: usize::MAX, budget: None };
+
+    /// The first name that may be of the page, and one behind all that begin with its prefix.
+    fn bounds(&self) -> (&str, String) {
+        (self.prefix, format!("{}{}", self.prefix, char::MAX))
+    }
+
+    /// Whether a name is of the page, but for its limit.
+    pub fn holds(&self, name: &str) -> bool {
+        name > self.after && name.starts_with(self.prefix)
+    }
+
+    /// The limit as a number of rows.
+    fn rows(&self) -> i64 {
+        i64::try_from(self.limit).unwrap_or(i64::MAX)
+    }
+
+    fn go_on(&self) -> Result<(), StoreError> {
+        match self.budget.and_then(Budget::ended) {
+            None => Ok(()),
+            Some(_) => Err(StoreError::Ended),
+        }
+    }
 }
 
 /// A metric of a tenant.
@@ -175,6 +250,9 @@ pub struct ExpiryNote {
 /// Shown each rollup with its stored bytes.
 pub type VisitBytes<'a> = &'a mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]);
 
+/// Memory for the series that queries match, unless the configuration says otherwise.
+pub const DEFAULT_MATCH_CACHE: u64 = 32 << 20;
+
 /// One consistent view of everything in the store.
 pub trait StoreSnapshot {
     /// Checkpoints of all shards that were ever claimed.
@@ -199,10 +277,16 @@ pub trait StoreSnapshot {
     /// What the shard decided about the records of a range: the series that it admitted there, by offset and id, and the events that are
     /// set aside.
     fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError>;
-    /// The tenant's metrics, ascending.
-    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError>;
-    /// Values of a label, of one metric or of all, ascending.
-    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError>;
+    /// The tenant's metrics of the page, ascending.
+    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError>;
+    /// Values of a label of the page, of one metric or of all, ascending.
+    fn label_values(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &Page<'_>,
+    ) -> Result<Vec<String>, StoreError>;
     /// Accounting rows of the tenant in the hours of receipt.
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError>;
     /// Accounting rows of all tenants, by tenant and hour.
@@ -329,6 +413,11 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError>;
+    /// Tenant and name of every metric, for the limit of names.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError>;
 }
 
 /// A rebuild writes over what is there: never into a store that others may use.
@@ -350,9 +439,6 @@ fn other_log(shard: ShardId, expected: LogId, found: LogId) -> StoreError {
     ))
 }
 
-fn too_many_series(query: &RollupQuery<'_>, found: usize) -> StoreError {
-    StoreError::Invalid(format!(
-        "{found} series of metric {} match, more than the limit query.max_series = {}: add label matchers or raise the limit",
-        query.metric, query.max_series
-    ))
+fn too_many_series(query: &RollupQuery<'_>) -> StoreError {
+    StoreError::TooManySeries { metric: query.metric.to_owned(), max: query.max_series }
 }

@@ -12,6 +12,7 @@ use crate::persistence::archive::memory::MemoryArchive;
 use crate::persistence::archive::parquet;
 use crate::persistence::log::AppendRequest;
 use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::store::Page;
 use crate::persistence::store::memory::{Fault, MemoryStore, Write};
 
 const LOG: LogId = LogId([4; 16]);
@@ -108,7 +109,16 @@ impl World {
     fn rebuild(&self, store: &MemoryStore, allow_expired: bool) -> Result<Report, RebuildError> {
         let plans = plan(&self.archive, &*self.log, &[], allow_expired)?;
         let (archive, log) = (&self.archive, &*self.log);
-        let rebuild = Rebuild { store, archive, log, rules: RULES, max_series: MAX_SERIES, max_ahead_ms: 3_600_000, nonce: 99 };
+        let rebuild = Rebuild {
+            store,
+            archive,
+            log,
+            rules: RULES,
+            max_series: MAX_SERIES,
+            census: Census::new(100),
+            max_ahead_ms: 3_600_000,
+            nonce: 99,
+        };
         let mut last = 0;
         let report = rebuild.run(&plans, false, &mut |done| last = done)?;
         assert_eq!(last, plans.iter().map(ShardPlan::records).sum::<u64>(), "the bar ends full");
@@ -136,7 +146,7 @@ fn everything(store: &dyn RollupStore) -> Vec<String> {
         let ids = recent.into_iter().flat_map(|block| block.runs).filter(|(at, _)| *at >= 10_000 * (RECORDS as i64 - 5));
         all.push(format!("{:?}", ids.flat_map(|(_, ids)| ids).collect::<Vec<_>>()));
     }
-    all.push(format!("{:?} {:?}", snapshot.accounting("t", Hour(0), Hour(99)), snapshot.metrics("t")));
+    all.push(format!("{:?} {:?}", snapshot.accounting("t", Hour(0), Hour(99)), snapshot.metrics("t", &Page::ALL)));
     all
 }
 
@@ -151,7 +161,7 @@ fn a_rebuilt_store_is_the_one_that_was_lost() {
         assert_eq!((report.objects, report.records.0, report.records.0 + report.records.1), (objects, records, 2 * RECORDS));
         let [aggregated, deduplicated, _] = report.events;
         assert!(deduplicated > 0 && aggregated + deduplicated == 4 * RECORDS, "{report:?}");
-        let metrics = store.snapshot().expect("snapshot").metrics("t").expect("metrics");
+        let metrics = store.snapshot().expect("snapshot").metrics("t", &Page::ALL).expect("metrics");
         assert_eq!(metrics[0].series, 2 * MAX_SERIES + 1, "limits were reached, and the overflow series is shared");
         let old = world.store.snapshot().expect("snapshot").checkpoints().expect("checkpoints");
         let new = store.claim(ShardId(0), LOG, 5).expect("goes on").checkpoint;
@@ -278,7 +288,16 @@ fn a_log_that_continues_another_has_the_history_of_both() {
     let plans = plan(&world.archive, &*log, &[LOG], false).expect("a plan");
     let store = MemoryStore::rebuilding();
     let (archive, rules) = (&world.archive, RULES);
-    let rebuild = Rebuild { store: &*store, archive, log: &*log, rules, max_series: MAX_SERIES, max_ahead_ms: 0, nonce: 1 };
+    let rebuild = Rebuild {
+        store: &*store,
+        archive,
+        log: &*log,
+        rules,
+        max_series: MAX_SERIES,
+        census: Census::new(100),
+        max_ahead_ms: 0,
+        nonce: 1,
+    };
     rebuild.run(&plans, false, &mut |_| ()).expect("rebuilt");
     let mut snapshot = store.snapshot().expect("snapshot");
     let at = snapshot.checkpoints().expect("checkpoints")[1].1;

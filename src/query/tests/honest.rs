@@ -24,7 +24,7 @@ fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEng
 fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Value, QueryError> {
     let params: Vec<_> = [("metric", "m"), ("step", "all"), ("by", "s")].iter().chain(params).collect();
     let params: Vec<_> = params.into_iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    engine.query("t", &params).map(|answer| serde_json::from_str(&answer).expect("JSON"))
+    engine.query("t", &params, &Budget::default()).map(|answer| serde_json::from_str(&answer).expect("JSON"))
 }
 
 /// The label of each series of the answer.
@@ -99,7 +99,8 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
         let params = [("metric", "dst"), ("step", "6h"), ("tz", "Europe/Berlin"), ("agg", "count,rate")];
         let range = [("from", "2026-03-28T23:00:00Z"), ("to", "2026-03-29T22:00:00Z")];
         let params: Vec<_> = params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let answer: serde_json::Value = serde_json::from_str(&engine.query("t", &params).expect("an answer")).expect("JSON");
+        let answer: serde_json::Value =
+            serde_json::from_str(&engine.query("t", &params, &Budget::default()).expect("an answer")).expect("JSON");
         let points: Vec<_> = answer["series"][0]["points"].as_array().expect("points").iter().collect();
         let counts: Vec<_> =
             points.iter().map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count"))).collect();
@@ -114,7 +115,7 @@ fn the_books_take_times_as_queries_do_and_nothing_else() {
     let engine = engine(10, &[("a", &[None])]);
     let ask = |params: &[(&str, &str)]| {
         let params: Vec<_> = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        engine.accounting("t", &params)
+        engine.accounting("t", &params, &Budget::default())
     };
     assert!(ask(&[("from", "1709251200000"), ("to", "2024-03-01T02:00:00Z")]).is_ok());
     for (params, code) in [
@@ -197,7 +198,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
     let ask = |extra: &[(&str, &str)]| {
         let params = [("metric", "m"), ("step", "all"), ("from", &from), ("to", &to)];
         let params: Vec<_> = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let answer = engine.query("t", &params).expect("an answer");
+        let answer = engine.query("t", &params, &Budget::default()).expect("an answer");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
     };
     // The second time from what is kept.
@@ -234,7 +235,10 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
 fn a_new_owner_that_has_not_caught_up_is_named_however_little_it_lacks() {
     let engine = with_memory(Memory { deltas: vec![], recovering: true }, vec![events(Some("a"), START, 1)]);
     let params = [("metric".to_owned(), "m".to_owned())];
-    for answer in [engine.query("t", &params).expect("an answer"), engine.accounting("t", &[]).expect("books")] {
+    for answer in [
+        engine.query("t", &params, &Budget::default()).expect("an answer"),
+        engine.accounting("t", &[], &Budget::default()).expect("books"),
+    ] {
         let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
         let expected = serde_json::json!([{"shard": 0, "reason": "recovering", "behind_ms": 0}]);
         assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &expected));

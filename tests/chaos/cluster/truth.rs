@@ -132,6 +132,7 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
         lock_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(60),
         tls_ca: None,
+        match_cache: 1 << 20,
     };
     let found = rows(PostgresStore::open_existing(&options).expect("the store").as_ref());
     let expected = embedded(&batches);

@@ -440,4 +440,8 @@ impl RollupStore for MemoryStore {
         }
         Ok(by_tenant.into_iter().map(|(tenant, ids)| (tenant.to_owned(), ids)).collect())
     }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        Ok(self.lock().metrics.keys().cloned().collect())
+    }
 }

@@ -11,7 +11,8 @@ use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::{Expiring, ExpiryNote, MetricInfo, RollupQuery, StoreError, StoreSnapshot, too_many_series};
+use crate::persistence::store::matched::Collector;
+use crate::persistence::store::{Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreError, StoreSnapshot};
 
 /// A copy of all that the store said at some moment.
 pub(super) struct MemorySnapshot(pub(super) Arc<State>);
@@ -38,19 +39,16 @@ impl StoreSnapshot for MemorySnapshot {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        let matching: BTreeMap<SeriesId, &Arc<SeriesInfo>> = self
-            .series_of(query.tenant, query.metric)
-            .filter(|info| query.matchers.iter().all(|m| m.matches(&info.series)))
-            .map(|info| (info.id, info))
-            .collect();
-        if matching.len() > query.max_series {
-            return Err(too_many_series(query, matching.len()));
-        }
+        let mut collector = Collector::new(query);
+        self.series_of(query.tenant, query.metric).try_for_each(|info| collector.offer(0, info.clone()))?;
+        let matching: BTreeMap<SeriesId, Arc<SeriesInfo>> =
+            collector.finish().into_iter().map(|(_, info)| (info.id, info)).collect();
         let Some(rows) = self.0.rollups.get(&(query.tenant.to_owned(), query.metric.to_owned())) else { return Ok(()) };
         if query.from >= query.to {
             return Ok(());
         }
         for ((hour, id), rollup) in rows.range((query.from, SeriesId([0; 16]))..(query.to, SeriesId([0; 16]))) {
+            query.go_on()?;
             let Some(info) = matching.get(id) else { continue };
             let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
             if query.distinct {
@@ -104,8 +102,9 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(Decisions { admitted, set_aside: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect() })
     }
 
-    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
-        let of_tenant = self.0.metrics.iter().filter(|((t, _), _)| t == tenant);
+    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
+        page.go_on()?;
+        let of_tenant = self.0.metrics.iter().filter(|((t, name), _)| t == tenant && page.holds(name)).take(page.limit);
         Ok(of_tenant
             .map(|(key, ids)| {
                 let names: BTreeSet<&String> =
@@ -122,14 +121,21 @@ impl StoreSnapshot for MemorySnapshot {
             .collect())
     }
 
-    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+    fn label_values(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &Page<'_>,
+    ) -> Result<Vec<String>, StoreError> {
+        page.go_on()?;
         let of_metric = self.0.metrics.keys().filter(|(t, m)| t == tenant && metric.is_none_or(|wanted| wanted == m));
         let values: BTreeSet<&str> = of_metric
             .flat_map(|(t, m)| self.series_of(t, m))
             .map(|info| info.series.label(name))
-            .filter(|value| !value.is_empty())
+            .filter(|value| !value.is_empty() && page.holds(value))
             .collect();
-        Ok(values.into_iter().map(str::to_owned).collect())
+        Ok(values.into_iter().take(page.limit).map(str::to_owned).collect())
     }
 
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {

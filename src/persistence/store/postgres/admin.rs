@@ -297,3 +297,12 @@ pub(super) fn admitted_series(session: &mut Session, shard: ShardId) -> Result<V
     })?;
     Ok(tenants)
 }
+
+pub(super) fn metric_names(session: &mut Session) -> Result<Vec<(String, String)>, StoreError> {
+    let mut names = Vec::new();
+    session.each("SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no", params![], |row| {
+        names.push((get(row, 0)?, get(row, 1)?));
+        Ok(())
+    })?;
+    Ok(names)
+}

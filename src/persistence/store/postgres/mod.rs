@@ -56,7 +56,7 @@ pub struct PostgresStore {
     known: Known,
     /// Weeks that have their partitions, by the start of the server that said so.
     weeks: Mutex<(i64, BTreeSet<i32>)>,
-    matched: snapshot::MatchCache,
+    matched: snapshot::Matches,
     compressed: Compressed,
     patience: String,
     /// `store.timeout`: of a transaction, and of each step of an import.
@@ -173,7 +173,7 @@ impl PostgresStore {
             readers: Pool::new(readers, options.read_connections, options.timeout, "store.read_connections"),
             known: Known::default(),
             weeks: Mutex::default(),
-            matched: snapshot::MatchCache::default(),
+            matched: snapshot::Matches::new(options.match_cache),
             compressed: Compressed::default(),
             patience: format!("SET LOCAL lock_timeout = {patience};"),
             limit: options.timeout,
@@ -384,5 +384,9 @@ impl RollupStore for PostgresStore {
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
         admin::admitted_series(self.readers.begin(snapshot::BEGIN)?.session()?, shard)
+    }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        admin::metric_names(self.readers.begin(snapshot::BEGIN)?.session()?)
     }
 }

@@ -35,6 +35,8 @@ pub struct PostgresOptions {
     pub idle_timeout: Duration,
     /// PEM file of the authorities that may have signed the server's certificate; `None` takes those of the system.
     pub tls_ca: Option<PathBuf>,
+    /// Bytes for the series that queries match.
+    pub match_cache: u64,
 }
 
 impl std::fmt::Debug for PostgresOptions {
@@ -149,6 +151,7 @@ mod tests {
             lock_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
             tls_ca: None,
+            match_cache: 0,
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio_postgres::Row;
 
@@ -20,9 +20,12 @@ use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId};
+use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, RollupQuery, StoreSnapshot, blocks, too_many_series};
+use crate::persistence::store::matched::{Collector, MatchCache, Matched};
+use crate::persistence::store::{
+    Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, blocks, too_many_series,
+};
 
 /// The words that begin a snapshot; its first statement pins the state.
 pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -35,22 +38,13 @@ macro_rules! manifest_columns {
     };
 }
 
-/// Series by number, ascending.
-type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
-
-/// Matching series by start of server, metric and matchers, each with the metric's number of series at that time.
-#[derive(Debug, Default)]
-pub(super) struct MatchCache(Mutex<HashMap<Asked, (i64, Matched)>>);
-
-/// Start of the server, metric, matchers.
-type Asked = (i64, i32, String);
-
-const CACHE_ENTRIES: usize = 256;
+/// By start of the server, metric, matchers.
+pub(super) type Matches = MatchCache<(i64, i32, String)>;
 
 /// A view, until dropped.
 pub(super) struct PostgresSnapshot<'a> {
     lease: Lease<'a>,
-    cache: &'a MatchCache,
+    cache: &'a Matches,
     compressed: &'a Compressed,
 }
 
@@ -58,7 +52,7 @@ type VisitBytes<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
 
 impl<'a> PostgresSnapshot<'a> {
     /// `lease` is inside a transaction that began with [`BEGIN`].
-    pub(super) fn new(mut lease: Lease<'a>, cache: &'a MatchCache, compressed: &'a Compressed) -> Result<Self, StoreError> {
+    pub(super) fn new(mut lease: Lease<'a>, cache: &'a Matches, compressed: &'a Compressed) -> Result<Self, StoreError> {
         lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
         Ok(Self { lease, cache, compressed })
     }
@@ -76,26 +70,13 @@ impl<'a> PostgresSnapshot<'a> {
 
     fn matched(&mut self, query: &RollupQuery<'_>, metric_no: i32, count: i64) -> Result<Matched, StoreError> {
         if query.matchers.is_empty() && count as usize > query.max_series {
-            return Err(too_many_series(query, count as usize));
+            return Err(too_many_series(query));
         }
         let key = (self.sql()?.backend.server, metric_no, format!("{:?}", query.matchers));
-        let cached = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let matched = match cached {
-            Some((then, matched)) if then == count => matched,
-            _ => {
-                let matched = Arc::new(self.match_series(query, metric_no)?);
-                let mut cache = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner);
-                if cache.len() >= CACHE_ENTRIES {
-                    cache.clear();
-                }
-                cache.insert(key, (count, Arc::clone(&matched)));
-                matched
-            }
-        };
-        if matched.len() > query.max_series {
-            return Err(too_many_series(query, matched.len()));
-        }
-        Ok(matched)
+        let cache = self.cache;
+        let matched = cache.get(key, count, || self.match_series(query, metric_no))?;
+        // It may have been kept when a query was allowed more.
+        if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
     }
 
     fn match_series(&mut self, query: &RollupQuery<'_>, metric_no: i32) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
@@ -104,42 +85,43 @@ impl<'a> PostgresSnapshot<'a> {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name.clone(), value.clone())),
             _ => None,
         });
-        let pass = |info: &SeriesInfo| query.matchers.iter().all(|m| m.matches(&info.series));
-        let mut matched = match indexed {
+        let mut collector = Collector::new(query);
+        match indexed {
             // Text of PostgreSQL holds no NUL, and so no label does.
-            Some((_, value)) if value.contains('\0') => Vec::new(),
+            Some((_, value)) if value.contains('\0') => {}
             Some((name, value)) => {
                 let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON l.pair_no = p.no
                     JOIN series s ON s.no = l.series_no WHERE p.metric_no = $1 AND p.name = $2 AND p.value = $3";
-                self.series(sql, params![metric_no, name, value], pass)?
+                self.each_series(sql, params![metric_no, name, value], |no, info| collector.offer(no, info))?;
             }
-            None => self.series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], pass)?,
-        };
-        matched.sort_by_key(|(no, _)| *no);
-        Ok(matched)
+            None => {
+                let sql = "SELECT no, id, key FROM series WHERE metric_no = $1";
+                self.each_series(sql, params![metric_no], |no, info| collector.offer(no, info))?;
+            }
+        }
+        Ok(collector.finish())
     }
 
-    fn series(
+    fn each_series(
         &mut self,
         sql: &str,
         params: Vec<Param>,
-        pass: impl Fn(&SeriesInfo) -> bool,
-    ) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
-        let mut series = Vec::new();
+        mut each: impl FnMut(i64, Arc<SeriesInfo>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let cache = self.cache;
         self.sql()?.each(sql, params, |row| {
-            let info = SeriesInfo { id: SeriesId(get::<Id>(row, 1)?.0), series: Series::from_key(get(row, 2)?)? };
-            if pass(&info) {
-                series.push((get(row, 0)?, Arc::new(info)));
-            }
-            Ok(())
-        })?;
-        Ok(series)
+            let info = cache.series(SeriesId(get::<Id>(row, 1)?.0), get(row, 2)?)?;
+            each(get(row, 0)?, info)
+        })
     }
 
     /// All rollups of a metric, of one hour after the other, of one series id after the other.
     fn metric_bytes(&mut self, metric_no: i32, (from, to): (Hour, Hour), visit: &mut VisitBytes<'_>) -> Result<(), StoreError> {
-        let series = self.series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], |_| true)?;
-        let series: HashMap<i64, Arc<SeriesInfo>> = series.into_iter().collect();
+        let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
+        self.each_series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], |no, info| {
+            series.insert(no, info);
+            Ok(())
+        })?;
         let count = series.len() as u64;
         let hours = (from, to);
         let all = Reading { metric_no, hours, series: count, few: None, distinct: true, quantiles: true, patient: true };
@@ -238,6 +220,7 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         let compressed = self.compressed;
         let session = self.sql()?;
         let read = reading.run(session, compressed, &mut |hour, no, rollup| {
+            query.go_on()?;
             if let Ok(at) = matched.binary_search_by_key(&no, |(no, _)| *no) {
                 visit(&matched[at].1, hour, rollup);
             }
@@ -292,10 +275,13 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         Ok(decisions)
     }
 
-    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
+    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
         let sql = "SELECT m.name, m.series_count, m.first_hour, m.last_hour,
             ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY p.name)
-            FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = $1 ORDER BY m.name";
+            FROM tenants t JOIN metrics m ON m.tenant_no = t.no
+            WHERE t.name = $1 AND m.name > $2 AND m.name >= $3 AND m.name < $4 ORDER BY m.name LIMIT $5";
+        let (from, to) = page.bounds();
+        let asked = params![tenant.to_owned(), page.after.to_owned(), from.to_owned(), to, page.rows()];
         let metric = |row: &Row| {
             Ok(MetricInfo {
                 metric: get(row, 0)?,
@@ -305,15 +291,24 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                 last: get::<Option<i32>>(row, 3)?.map(Hour),
             })
         };
-        self.sql()?.query(sql, params![tenant.to_owned()])?.iter().map(metric).collect()
+        self.sql()?.query(sql, asked)?.iter().map(metric).collect()
     }
 
-    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
+    fn label_values(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &Page<'_>,
+    ) -> Result<Vec<String>, StoreError> {
         let sql =
             "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no JOIN label_pairs p ON p.metric_no = m.no
-            WHERE t.name = $1 AND p.name = $2 AND ($3::text IS NULL OR m.name = $3) ORDER BY p.value";
-        let params = params![tenant.to_owned(), name.to_owned(), metric.map(str::to_owned)];
-        self.sql()?.query(sql, params)?.iter().map(|row| get(row, 0)).collect()
+            WHERE t.name = $1 AND p.name = $2 AND ($3::text IS NULL OR m.name = $3)
+            AND p.value > $4 AND p.value >= $5 AND p.value < $6 ORDER BY p.value LIMIT $7";
+        let ((from, to), metric) = (page.bounds(), metric.map(str::to_owned));
+        let after = page.after.to_owned();
+        let asked = params![tenant.to_owned(), name.to_owned(), metric, after, from.to_owned(), to, page.rows()];
+        self.sql()?.query(sql, asked)?.iter().map(|row| get(row, 0)).collect()
     }
 
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {

@@ -359,3 +359,10 @@ pub(super) fn admitted_series(connection: &Connection, shard: ShardId) -> Result
     }
     Ok(tenants)
 }
+
+pub(super) fn metric_names(connection: &Connection) -> Result<Vec<(String, String)>, StoreError> {
+    let sql = "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no";
+    let mut statement = connection.prepare_cached(sql)?;
+    let names = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    Ok(names.collect::<Result<_, _>>()?)
+}

@@ -25,7 +25,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use self::catalogue::Known;
 use self::pool::Pool;
-use super::{Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
+use super::{DEFAULT_MATCH_CACHE, Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::CodecError;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
@@ -33,7 +33,9 @@ use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
-const READERS: usize = 4;
+/// Twice as many connections for reading as the machine has cores, at least these: a query may read with two, and starts of shards and
+/// looks at the store must not wait until queries end.
+const READERS: usize = 8;
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
@@ -54,7 +56,7 @@ pub struct SqliteStore {
     /// `None` if opened to be read only; nothing inside while the disk takes no writes.
     writer: Option<Mutex<Option<Writer>>>,
     readers: Pool,
-    matched: snapshot::MatchCache,
+    matched: snapshot::Matches,
     rebuilding: bool,
 }
 
@@ -89,7 +91,15 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if it cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
-        Self::open_as(path.as_ref(), schema::State::Complete)
+        Self::open_caching(path, DEFAULT_MATCH_CACHE)
+    }
+
+    /// As [`SqliteStore::open`], with so many bytes for the series that queries match.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub fn open_caching(path: impl AsRef<Path>, match_cache: u64) -> Result<Arc<Self>, StoreError> {
+        Self::open_as(path.as_ref(), schema::State::Complete, match_cache)
     }
 
     /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`] nothing else opens it.
@@ -97,11 +107,11 @@ impl SqliteStore {
     /// # Errors
     /// As [`SqliteStore::open`], and if the store is complete.
     pub fn open_rebuilding(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
-        Self::open_as(path.as_ref(), schema::State::Rebuilding)
+        Self::open_as(path.as_ref(), schema::State::Rebuilding, DEFAULT_MATCH_CACHE)
     }
 
-    fn open_as(path: &Path, state: schema::State) -> Result<Arc<Self>, StoreError> {
-        let readers = Pool::new(path, READERS);
+    fn open_as(path: &Path, state: schema::State, match_cache: u64) -> Result<Arc<Self>, StoreError> {
+        let readers = Pool::new(path, readers());
         let writer = match readers.exclusively(|| Writer::open(path, state)) {
             Ok(writer) => Some(writer),
             Err(StoreError::Failed(why)) if state == schema::State::Complete && path.is_file() => {
@@ -111,7 +121,7 @@ impl SqliteStore {
             }
             Err(error) => return Err(error),
         };
-        let (path, writer, matched) = (path.to_owned(), Some(Mutex::new(writer)), snapshot::MatchCache::default());
+        let (path, writer, matched) = (path.to_owned(), Some(Mutex::new(writer)), snapshot::Matches::new(match_cache));
         Ok(Arc::new(Self { path, writer, readers, matched, rebuilding: state == schema::State::Rebuilding }))
     }
 
@@ -154,7 +164,7 @@ impl SqliteStore {
     /// As [`SqliteStore::open`], and if there is no store.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         let path = path.as_ref();
-        let (readers, matched) = (Pool::new(path, READERS), snapshot::MatchCache::default());
+        let (readers, matched) = (Pool::new(path, readers()), snapshot::Matches::new(DEFAULT_MATCH_CACHE));
         schema::check_version(readers.take()?.connection()?, path)?;
         Ok(Arc::new(Self { path: path.to_owned(), writer: None, readers, matched, rebuilding: false }))
     }
@@ -303,6 +313,15 @@ impl RollupStore for SqliteStore {
         let reader = self.readers.take()?;
         admin::admitted_series(reader.connection()?, shard)
     }
+
+    fn metric_names(&self) -> Result<Vec<(String, String)>, StoreError> {
+        let reader = self.readers.take()?;
+        admin::metric_names(reader.connection()?)
+    }
+}
+
+fn readers() -> usize {
+    std::thread::available_parallelism().map_or(READERS, |cores| (2 * cores.get()).max(READERS))
 }
 
 /// One row, or none.

@@ -3,9 +3,9 @@
 //! Which series match a query is remembered per metric and matchers, together with the number of series of the metric: series are
 //! only ever added, so an equal number is an equal set. Rollups are read by seeks when few series match, by one scan otherwise.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::{Connection, Row, params};
 
@@ -15,9 +15,10 @@ use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId};
+use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, RollupQuery, StoreSnapshot, too_many_series};
+use crate::persistence::store::matched::{Collector, MatchCache, Matched};
+use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series};
 
 /// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
@@ -27,23 +28,17 @@ macro_rules! manifest_columns {
     };
 }
 
-/// Series by number, ascending.
-type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
-
-/// Matching series by metric and matchers, each with the metric's number of series at that time.
-#[derive(Debug, Default)]
-pub(super) struct MatchCache(Mutex<HashMap<(i64, String), (i64, Matched)>>);
-
-const CACHE_ENTRIES: usize = 256;
+/// By metric and matchers.
+pub(super) type Matches = MatchCache<(i64, String)>;
 
 pub(super) struct SqliteSnapshot<'a> {
     reader: Reader<'a>,
-    cache: &'a MatchCache,
+    cache: &'a Matches,
 }
 
 impl<'a> SqliteSnapshot<'a> {
     /// Begins the read transaction; the first read pins the state it sees.
-    pub(super) fn begin(reader: Reader<'a>, cache: &'a MatchCache) -> Result<Self, StoreError> {
+    pub(super) fn begin(reader: Reader<'a>, cache: &'a Matches) -> Result<Self, StoreError> {
         reader.connection()?.execute_batch("BEGIN; SELECT count(*) FROM shards;")?;
         Ok(Self { reader, cache })
     }
@@ -60,26 +55,12 @@ impl<'a> SqliteSnapshot<'a> {
 
     fn matched(&self, query: &RollupQuery<'_>, metric_no: i64, count: i64) -> Result<Matched, StoreError> {
         if query.matchers.is_empty() && count as usize > query.max_series {
-            return Err(too_many_series(query, count as usize));
+            return Err(too_many_series(query));
         }
         let key = (metric_no, format!("{:?}", query.matchers));
-        let cached = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let matched = match cached {
-            Some((then, matched)) if then == count => matched,
-            _ => {
-                let matched = Arc::new(self.match_series(query, metric_no)?);
-                let mut cache = self.cache.0.lock().unwrap_or_else(PoisonError::into_inner);
-                if cache.len() >= CACHE_ENTRIES {
-                    cache.clear();
-                }
-                cache.insert(key, (count, Arc::clone(&matched)));
-                matched
-            }
-        };
-        if matched.len() > query.max_series {
-            return Err(too_many_series(query, matched.len()));
-        }
-        Ok(matched)
+        let matched = self.cache.get(key, count, || self.match_series(query, metric_no))?;
+        // It may have been kept when a query was allowed more.
+        if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
     }
 
     fn match_series(&self, query: &RollupQuery<'_>, metric_no: i64) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
@@ -88,28 +69,32 @@ impl<'a> SqliteSnapshot<'a> {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name, value)),
             _ => None,
         });
-        let mut matched = match indexed {
+        let mut collector = Collector::new(query);
+        let mut offer = |no: i64, id: SeriesId, key: &[u8]| collector.offer(no, self.cache.series(id, key)?);
+        match indexed {
             Some((name, value)) => {
                 let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON l.pair_no = p.no
                     JOIN series s ON s.no = l.series_no WHERE p.metric_no = ? AND p.name = ? AND p.value = ?";
-                self.series(sql, params![metric_no, name, value])?
+                self.each_series(sql, params![metric_no, name, value], &mut offer)?;
             }
-            None => self.series("SELECT no, id, key FROM series WHERE metric_no = ?", params![metric_no])?,
-        };
-        matched.retain(|(_, info)| query.matchers.iter().all(|m| m.matches(&info.series)));
-        matched.sort_by_key(|(no, _)| *no);
-        Ok(matched)
+            None => self.each_series("SELECT no, id, key FROM series WHERE metric_no = ?", params![metric_no], &mut offer)?,
+        }
+        Ok(collector.finish())
     }
 
-    fn series(&self, sql: &str, params: impl rusqlite::Params) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+    fn each_series(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        each: &mut dyn FnMut(i64, SeriesId, &[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
-        let mut series = Vec::new();
         while let Some(row) = rows.next()? {
-            let info = SeriesInfo { id: SeriesId(row.get(1)?), series: Series::from_key(&row.get::<_, Vec<u8>>(2)?)? };
-            series.push((row.get(0)?, Arc::new(info)));
+            let key = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+            each(row.get(0)?, SeriesId(row.get(1)?), key)?;
         }
-        Ok(series)
+        Ok(())
     }
 
     fn seek(
@@ -124,6 +109,7 @@ impl<'a> SqliteSnapshot<'a> {
         let mut statement = self.sql()?.prepare_cached(&sql)?;
         for hour in query.from.0..query.to.0 {
             for (no, info) in series {
+                query.go_on()?;
                 let mut rows = statement.query(params![metric_no, hour, no])?;
                 if let Some(row) = rows.next()? {
                     visit(info, Hour(hour), rollup(row, query.distinct, query.quantiles)?);
@@ -150,6 +136,7 @@ impl<'a> SqliteSnapshot<'a> {
         // Rows of an hour come by ascending number, as the series do: one walk along both.
         let (mut at, mut current) = (0, None);
         while let Some(row) = rows.next()? {
+            query.go_on()?;
             let hour = Hour(row.get(0)?);
             let no: i64 = row.get(1)?;
             if current != Some(hour) {
@@ -250,8 +237,11 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         let metrics: Vec<i64> = self.sql()?.prepare_cached(sql)?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
         let mut bytes = Vec::new();
         for metric_no in metrics {
-            let series = self.series("SELECT no, id, key FROM series WHERE metric_no = ?", [metric_no])?;
-            let series: HashMap<i64, Arc<SeriesInfo>> = series.into_iter().collect();
+            let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
+            self.each_series("SELECT no, id, key FROM series WHERE metric_no = ?", [metric_no], &mut |no, id, key| {
+                series.insert(no, self.cache.series(id, key)?);
+                Ok(())
+            })?;
             let sql = format!(
                 "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, r.hour, r.series_no",
                 select(true)
@@ -306,14 +296,17 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(Decisions { admitted, set_aside: events.collect::<Result<_, _>>()? })
     }
 
-    fn metrics(&mut self, tenant: &str) -> Result<Vec<MetricInfo>, StoreError> {
-        let sql = "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t
-            JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ? ORDER BY m.name";
+    fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
+        let sql =
+            "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t JOIN metrics m ON m.tenant_no = t.no
+            WHERE t.name = ? AND m.name > ? AND m.name >= ? AND m.name < ? ORDER BY m.name LIMIT ?";
+        let (from, to) = page.bounds();
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let mut names = self.sql()?.prepare_cached("SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name")?;
-        let mut rows = statement.query([tenant])?;
+        let mut rows = statement.query(params![tenant, page.after, from, to, page.rows()])?;
         let mut metrics = Vec::new();
         while let Some(row) = rows.next()? {
+            page.go_on()?;
             let labels = names.query_map([row.get::<_, i64>(0)?], |r| r.get(0))?.collect::<Result<_, _>>()?;
             metrics.push(MetricInfo {
                 metric: row.get(1)?,
@@ -326,12 +319,38 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(metrics)
     }
 
-    fn label_values(&mut self, tenant: &str, name: &str, metric: Option<&str>) -> Result<Vec<String>, StoreError> {
-        let sql = "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no
-            JOIN label_pairs p ON p.metric_no = m.no WHERE t.name = ?1 AND p.name = ?2 AND (?3 IS NULL OR m.name = ?3) ORDER BY p.value";
+    fn label_values(
+        &mut self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &Page<'_>,
+    ) -> Result<Vec<String>, StoreError> {
+        // One metric after the other, each in the order of its index, so that nothing is sorted that is not on the page.
+        let sql =
+            "SELECT m.no FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ?1 AND (?2 IS NULL OR m.name = ?2)";
+        let mut metrics = self.sql()?.prepare_cached(sql)?;
+        let metrics: Vec<i64> = metrics.query_map(params![tenant, metric], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        let sql = "SELECT value FROM label_pairs WHERE metric_no = ? AND name = ? AND value > ? AND value >= ? AND value < ?
+            ORDER BY value LIMIT ?";
         let mut statement = self.sql()?.prepare_cached(sql)?;
-        let values = statement.query_map(params![tenant, name, metric], |r| r.get(0))?;
-        Ok(values.collect::<Result<_, _>>()?)
+        let (from, to) = page.bounds();
+        let mut values: BTreeSet<String> = BTreeSet::new();
+        for metric_no in metrics {
+            let mut rows = statement.query(params![metric_no, name, page.after, from, to, page.rows()])?;
+            while let Some(row) = rows.next()? {
+                page.go_on()?;
+                let value = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+                if values.len() >= page.limit && values.last().is_some_and(|last| last.as_str() <= value) {
+                    break;
+                }
+                values.insert(value.to_owned());
+                if values.len() > page.limit {
+                    values.pop_last();
+                }
+            }
+        }
+        Ok(values.into_iter().collect())
     }
 
     fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {

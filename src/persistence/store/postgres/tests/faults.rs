@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::proxy::{Plan, Proxy};
 use super::*;
-use crate::persistence::store::StoreError;
+use crate::persistence::store::{Page, StoreError};
 
 fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
     options(&format!("postgres://postgres@127.0.0.1:{}/{}", proxy.port, url.rsplit('/').next().expect("a name")))
@@ -163,7 +163,7 @@ fn shards_in_opposite_order_do_not_wait_for_each_other() {
         .collect();
     owners.into_iter().for_each(|owner| owner.join().expect("no deadlock"));
     assert_eq!(state(&*store, 0), (20, 2 * 20 * 20));
-    let metrics = store.snapshot().expect("a snapshot").metrics("t0").expect("metrics");
+    let metrics = store.snapshot().expect("a snapshot").metrics("t0", &Page::ALL).expect("metrics");
     assert_eq!(metrics.iter().map(|m| m.series).sum::<u64>(), 2 * 20 * 4);
 }
 
@@ -266,6 +266,7 @@ fn a_question_that_takes_long_is_not_a_store_that_is_away() {
         distinct: true,
         quantiles: true,
         max_series: 9,
+        budget: None,
     };
     let late = snapshot.rollups(&query, &mut |_, _, _| ()).expect_err("it takes too long");
     assert!(matches!(late, StoreError::TooLong(_)), "{late:?}");

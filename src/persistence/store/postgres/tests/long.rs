@@ -34,8 +34,17 @@ fn store_of(own: &Own, weeks: i32) {
 /// Rows with their sketches.
 fn year(store: &PostgresStore, matchers: &[Matcher]) -> usize {
     let (from, to) = (Hour((NOW - 52) * 168), Hour((NOW + 1) * 168));
-    let query =
-        RollupQuery { tenant: "acme", metric: "views", matchers, from, to, distinct: true, quantiles: true, max_series: 1_000 };
+    let query = RollupQuery {
+        tenant: "acme",
+        metric: "views",
+        matchers,
+        from,
+        to,
+        distinct: true,
+        quantiles: true,
+        max_series: 1_000,
+        budget: None,
+    };
     let mut rows = 0;
     store.snapshot().expect("a snapshot").rollups(&query, &mut |_, _, _| rows += 1).expect("rollups");
     rows

@@ -48,6 +48,7 @@ pub(in crate::persistence::store) fn options(url: &str) -> PostgresOptions {
         lock_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(20),
         tls_ca: None,
+        match_cache: crate::persistence::store::DEFAULT_MATCH_CACHE,
     }
 }
 

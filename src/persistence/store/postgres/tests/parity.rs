@@ -6,10 +6,10 @@ use super::timescale::Own;
 use super::*;
 use crate::model::flush::{DedupBlock, QuarantineRow};
 use crate::model::manifest::{ManifestRow, Tier};
-use crate::persistence::store::StoreError;
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::Piece;
 use crate::persistence::store::{Matcher, RollupQuery};
+use crate::persistence::store::{Page, StoreError};
 
 fn random_batch(rng: &mut Rng) -> FlushBatch {
     let mut deltas = Vec::new();
@@ -50,9 +50,9 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
         .expect("bytes");
     all.push(format!("{:?}", snapshot.checkpoints().expect("checkpoints")));
     for tenant in ["t0", "t1"] {
-        all.push(format!("{:?}", snapshot.metrics(tenant).expect("metrics")));
-        all.push(format!("{:?}", snapshot.label_values(tenant, "l0", None).expect("values")));
-        all.push(format!("{:?}", snapshot.label_values(tenant, "l1", Some("m1")).expect("values")));
+        all.push(format!("{:?}", snapshot.metrics(tenant, &Page::ALL).expect("metrics")));
+        all.push(format!("{:?}", snapshot.label_values(tenant, "l0", None, &Page::ALL).expect("values")));
+        all.push(format!("{:?}", snapshot.label_values(tenant, "l1", Some("m1"), &Page::ALL).expect("values")));
         all.push(format!("{:?}", snapshot.accounting(tenant, Hour(0), Hour(9)).expect("accounting")));
         for metric in ["m0", "m1", "m2"] {
             all.push(format!("{:?}", snapshot.revisions(tenant, metric, -20..20).expect("revisions")));
@@ -75,6 +75,7 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
                         distinct,
                         quantiles,
                         max_series: 100,
+                        budget: None,
                     };
                     let mut rows = Vec::new();
                     snapshot

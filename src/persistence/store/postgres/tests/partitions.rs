@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
+use crate::persistence::store::Page;
 use crate::persistence::store::postgres::Keep;
 
 fn relations(database: &str) -> String {
@@ -53,7 +54,7 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
     assert_eq!(state(&*store, 0), (1, 2));
     assert!(revisions(hours[0]) != before && revisions(hours[1]) != before, "days that lost rows have moved on");
     assert_eq!(revisions(hours[2]), before);
-    let metrics = store.snapshot().expect("a snapshot").metrics("acme").expect("metrics");
+    let metrics = store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
     assert_eq!((metrics[0].first, metrics[0].last), (Some(Hour(hours[2])), Some(Hour(hours[3]))));
 
     store.flush(guard(0, 1, epoch), &batch(deltas()), 0).expect("a late event makes its week again");

@@ -125,6 +125,7 @@ fn rows(store: &PostgresStore, matchers: &[Matcher], hours: (i32, i32), sketches
         distinct: sketches,
         quantiles: sketches,
         max_series: 10_000,
+        budget: None,
     };
     let mut rows = BTreeMap::new();
     let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup| {
@@ -224,6 +225,7 @@ fn a_chunk_in_use_holds_up_no_other() {
         distinct: false,
         quantiles: false,
         max_series: 10,
+        budget: None,
     };
     snapshot.rollups(&query, &mut |_, _, _| ()).expect("it holds the figures of the second week");
     assert_eq!(store.compress_before(Hour(504)), Ok(3), "all but the one in use");

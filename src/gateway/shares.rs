@@ -1,0 +1,173 @@
+//! What tenants share, and what is answered when a share is used up.
+//!
+//! The decision is [`crate::model::share`]'s; here are the shares of the edge, each with its limit, its metric and its answer: 429 to
+//! the tenant that holds its part already, 503 when the whole is in use, both with `Retry-After`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, HttpBody};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+
+use super::GatewayLimits;
+use super::auth::KeyTable;
+use super::error::ApiError;
+use crate::model::share::{Exceeded, Held, Shares};
+use crate::telemetry;
+
+/// Answers of fewer bytes are not worth counting: each connection holds one at most.
+const SMALL_ANSWER: u64 = 4 * 1024;
+
+/// Everything of which a tenant has a part.
+pub struct TenantShares {
+    one_tenant: Arc<AtomicBool>,
+    /// `query.max_concurrent`: queries that run or wait for their turn.
+    pub queries: Arc<Shares>,
+    /// `query.max_memory`: bytes of queries while they run.
+    pub query_memory: Arc<Shares>,
+    /// `accept.max_inflight`: bytes of requests that are read or wait for the log.
+    pub inflight: Arc<Shares>,
+    /// `server.max_answers`: bytes of answers that are not taken yet.
+    pub answers: Arc<Shares>,
+    /// `server.max_connections`: connections on which a valid key came in.
+    pub connections: Arc<Shares>,
+    /// `ws.max_all_subscriptions`: of all WebSockets.
+    pub subscriptions: Arc<Shares>,
+}
+
+impl TenantShares {
+    /// With these limits.
+    pub fn new(limits: &GatewayLimits, keys: &KeyTable) -> Self {
+        let one_tenant = Arc::new(AtomicBool::new(keys.tenants() < 2));
+        let shares = |name, total: usize| Shares::new(name, total as u64, one_tenant.clone());
+        Self {
+            queries: shares("query.max_concurrent", limits.max_queries),
+            query_memory: shares("query.max_memory", limits.max_query_bytes),
+            inflight: shares("accept.max_inflight", limits.max_inflight_bytes),
+            answers: shares("server.max_answers", limits.max_answer_bytes),
+            connections: shares("server.max_connections", limits.max_connections),
+            subscriptions: shares("ws.max_all_subscriptions", limits.ws_max_all_subscriptions),
+            one_tenant,
+        }
+    }
+
+    /// Whether there is nobody to share with, as it stands at any moment.
+    pub fn one_tenant(&self) -> &Arc<AtomicBool> {
+        &self.one_tenant
+    }
+
+    /// Learns how many tenants the keys in force name.
+    pub fn learn(&self, keys: &KeyTable) {
+        self.one_tenant.store(keys.tenants() < 2, Ordering::Relaxed);
+    }
+
+    /// All of them.
+    pub fn all(&self) -> [&Arc<Shares>; 6] {
+        [&self.queries, &self.query_memory, &self.inflight, &self.answers, &self.connections, &self.subscriptions]
+    }
+
+    /// Shows in the metrics what is held.
+    pub fn measure(&self) {
+        for shares in self.all() {
+            metrics::gauge!(telemetry::SHARE_USED, "limit" => shares.name).set(shares.usage("").held as f64);
+        }
+    }
+
+    /// Limits and their use, as a tenant sees them.
+    pub fn shown(&self, tenant: &str) -> serde_json::Value {
+        let of = |shares: &Arc<Shares>| {
+            let usage = shares.usage(tenant);
+            let value = serde_json::json!({
+                "total": usage.share.total, "tenant": usage.share.each, "used": usage.held, "used_by_tenant": usage.own
+            });
+            (shares.name.to_owned(), value)
+        };
+        self.all().into_iter().map(of).collect::<serde_json::Map<_, _>>().into()
+    }
+}
+
+/// Takes for a tenant.
+///
+/// # Errors
+/// 429 if the tenant holds its part, 503 if all is held, both with `Retry-After`.
+pub fn take(shares: &Arc<Shares>, tenant: &Arc<str>, amount: u64) -> Result<Held, ApiError> {
+    shares.take(tenant, amount).map_err(|exceeded| refused(shares, exceeded))
+}
+
+/// An answer that counts as held until its last byte is taken, or one that says that there is no room for it.
+pub fn hold_answer(shares: &TenantShares, tenant: &Arc<str>, response: Response) -> Response {
+    let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes >= SMALL_ANSWER) else { return response };
+    // An answer that is larger than the whole part takes all of it.
+    let amount = bytes.min(shares.answers.share().each);
+    let held = match take(&shares.answers, tenant, amount) {
+        Ok(held) => Arc::new(held),
+        Err(error) => return error.into_response(),
+    };
+    // Dropped with the bytes, that is when they are written, not when they are handed over.
+    response.map(|body| Body::new(Answer { body, held }))
+}
+
+/// A body whose bytes are held until they are dropped.
+struct Answer {
+    body: Body,
+    held: Arc<Held>,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let held = &self.held;
+        let hold = |data| Bytes::from_owner(Waiting { data, _held: held.clone() });
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(hold))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Bytes that wait to be written.
+struct Waiting {
+    data: Bytes,
+    _held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for Waiting {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+/// Takes more.
+///
+/// # Errors
+/// As [`take`].
+pub fn grow(held: &mut Held, more: u64) -> Result<(), ApiError> {
+    held.grow(more).map_err(|exceeded| refused(held.of(), exceeded))
+}
+
+fn refused(shares: &Shares, exceeded: Exceeded) -> ApiError {
+    let (name, each) = (shares.name, shares.share().each);
+    let (by, error) = match exceeded {
+        Exceeded::Own => {
+            let message = format!("the tenant uses all that one may have of {name} ({each}): retry");
+            ("tenant", ApiError::busy("tenant_overloaded", message, 1))
+        }
+        Exceeded::Total => {
+            ("total", ApiError::unavailable("overloaded", format!("all of {name} is in use on this node: retry"), 1))
+        }
+    };
+    metrics::counter!(telemetry::SHARES_REFUSED, "limit" => name, "by" => by).increment(1);
+    error
+}

@@ -1,0 +1,164 @@
+//! What one query may cost, counted while it runs, and whether it may still go on.
+//!
+//! Whoever runs a query charges what it holds and looks now and then whether it has ended; whoever waits for it ends it. The first
+//! reason stays. Nothing here waits, and nothing is counted after the fact: a query that becomes too large stops there.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::share::{Exceeded, Held};
+
+/// Memory is taken from the share in steps of this.
+const STEP: u64 = 256 * 1024;
+
+/// Why a query ended before it had an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Nobody waits for it any more.
+    Abandoned,
+    /// It took longer than a query may.
+    Late,
+    /// Its answer has more points than one may have.
+    Points,
+    /// It alone needs more memory than its tenant may use for queries.
+    Memory,
+    /// The memory for queries is in use by others of its tenant.
+    TenantBusy,
+    /// The memory for queries is in use.
+    Busy,
+}
+
+const ALL: [Ended; 6] = [Ended::Abandoned, Ended::Late, Ended::Points, Ended::Memory, Ended::TenantBusy, Ended::Busy];
+
+/// The budget of one query.
+#[derive(Debug, Default)]
+pub struct Budget {
+    /// 0 while it goes on; otherwise one more than the place in [`ALL`].
+    ended: AtomicU8,
+    bytes: AtomicU64,
+    points: AtomicU64,
+    /// How much of it is taken from the share.
+    covered: AtomicU64,
+    /// Memory taken from the tenant's share; without it there is no bound.
+    memory: Option<Mutex<Held>>,
+}
+
+impl Budget {
+    /// A query that takes its memory from a share.
+    pub fn from_share(memory: Held) -> Self {
+        Self { memory: Some(Mutex::new(memory)), ..Self::default() }
+    }
+
+    /// Ends the query; an earlier reason stays.
+    pub fn end(&self, why: Ended) {
+        let code = ALL.iter().position(|other| *other == why).map_or(0, |at| at as u8 + 1);
+        let _earlier = self.ended.compare_exchange(0, code, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Why it ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        match self.ended.load(Ordering::Acquire) {
+            0 => None,
+            code => ALL.get(usize::from(code) - 1).copied(),
+        }
+    }
+
+    /// Charges memory; the query ends if there is no more.
+    pub fn charge(&self, bytes: usize) {
+        let now = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        let Some(memory) = self.memory.as_ref().filter(|_| now > self.covered.load(Ordering::Relaxed)) else { return };
+        let mut held = memory.lock().unwrap_or_else(PoisonError::into_inner);
+        if now <= held.amount() || self.ended().is_some() {
+            return;
+        }
+        let more = (now - held.amount()).next_multiple_of(STEP);
+        if let Err(exceeded) = held.grow(more) {
+            let alone = now.next_multiple_of(STEP) > held.of().share().each;
+            self.end(match exceeded {
+                _ if alone => Ended::Memory,
+                Exceeded::Own => Ended::TenantBusy,
+                Exceeded::Total => Ended::Busy,
+            });
+        }
+        self.covered.store(held.amount(), Ordering::Relaxed);
+    }
+
+    /// Gives memory back. What was taken from the share stays with the query until it ends: it will need it again.
+    pub fn release(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a new point of the answer; the query ends if it has more than `max`.
+    pub fn point(&self, max: usize) {
+        if self.points.fetch_add(1, Ordering::Relaxed) >= max as u64 {
+            self.end(Ended::Points);
+        }
+    }
+
+    /// Points that are counted elsewhere from now on.
+    pub fn release_points(&self, points: usize) {
+        self.points.fetch_sub(points as u64, Ordering::Relaxed);
+    }
+
+    /// Memory charged now.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::model::share::Shares;
+
+    fn memory(total: u64) -> (Arc<Shares>, Arc<str>) {
+        (Shares::new("query_memory", total, Arc::new(AtomicBool::new(false))), "t".into())
+    }
+
+    #[test]
+    fn the_first_reason_stays() {
+        let budget = Budget::default();
+        assert_eq!(budget.ended(), None);
+        for why in ALL {
+            let budget = Budget::default();
+            budget.end(why);
+            budget.end(Ended::Abandoned);
+            assert_eq!(budget.ended(), Some(why));
+        }
+    }
+
+    #[test]
+    fn memory_ends_the_query_that_needs_too_much_and_says_whose_fault_it_is() {
+        let (shares, tenant) = memory(64 * STEP);
+        let take = || Budget::from_share(shares.take(&tenant, 0).expect("nothing is always there"));
+        let large = take();
+        large.charge(17 * STEP as usize);
+        assert_eq!(large.ended(), Some(Ended::Memory), "more than a quarter alone");
+        assert_eq!(shares.usage("t").own, 0);
+        let (first, second) = (take(), take());
+        first.charge(10 * STEP as usize);
+        second.charge(10 * STEP as usize);
+        assert_eq!((first.ended(), second.ended()), (None, Some(Ended::TenantBusy)));
+        drop(first);
+        let third = take();
+        third.charge(10 * STEP as usize);
+        third.release(9 * STEP as usize);
+        third.charge(9 * STEP as usize);
+        assert_eq!((third.ended(), shares.usage("t").own), (None, 10 * STEP));
+    }
+
+    #[test]
+    fn points_are_counted_as_they_come() {
+        let budget = Budget::default();
+        (0..5).for_each(|_| budget.point(5));
+        assert_eq!(budget.ended(), None);
+        budget.release_points(1);
+        budget.point(5);
+        assert_eq!(budget.ended(), None);
+        budget.point(5);
+        assert_eq!(budget.ended(), Some(Ended::Points));
+    }
+}

@@ -1,0 +1,228 @@
+//! Shares: how much of something a node has, and how much of it one tenant may hold.
+//!
+//! Queries, bytes in flight, unread answers, connections and subscriptions are all counted like this. What always holds: the whole is
+//! never exceeded; while there are several tenants, none holds more than its part, so that the others find room whatever it does;
+//! what was taken is given back when it is dropped.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+/// One tenant's part is the whole divided by this.
+const PARTS: u64 = 4;
+
+/// How much there is, and how much of it one tenant may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// For all together.
+    pub total: u64,
+    /// For each tenant.
+    pub each: u64,
+}
+
+/// What is exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exceeded {
+    /// The tenant's own part.
+    Own,
+    /// The whole.
+    Total,
+}
+
+impl Share {
+    /// A quarter for each tenant; all of it, if there is only one.
+    pub fn divided(total: u64, one_tenant: bool) -> Self {
+        Self { total, each: if one_tenant { total } else { total.div_ceil(PARTS) } }
+    }
+
+    /// Whether `more` may be taken, of which all hold `held`, and the tenant `own`.
+    ///
+    /// # Errors
+    /// What would be exceeded.
+    pub fn admits(&self, held: u64, own: u64, more: u64) -> Result<(), Exceeded> {
+        if own.saturating_add(more) > self.each && self.each < self.total {
+            Err(Exceeded::Own)
+        } else if held.saturating_add(more) > self.total {
+            Err(Exceeded::Total)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Who holds how much of one thing.
+#[derive(Debug)]
+pub struct Shares {
+    /// What it is, as in the names of limits and metrics.
+    pub name: &'static str,
+    total: u64,
+    one_tenant: Arc<AtomicBool>,
+    books: Mutex<Books>,
+}
+
+#[derive(Debug, Default)]
+struct Books {
+    held: u64,
+    // Tenants come from the keys file, so the map is as bounded as that file.
+    tenants: HashMap<Arc<str>, u64, FixedState>,
+}
+
+/// How much is held, of how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    /// What there is.
+    pub share: Share,
+    /// What all hold.
+    pub held: u64,
+    /// What the tenant holds.
+    pub own: u64,
+}
+
+impl Shares {
+    /// So much in all. `one_tenant` says at any moment whether there is nobody to share with.
+    pub fn new(name: &'static str, total: u64, one_tenant: Arc<AtomicBool>) -> Arc<Self> {
+        Arc::new(Self { name, total, one_tenant, books: Mutex::default() })
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // Two numbers are changed under the lock and nothing in between can panic.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much there is now.
+    pub fn share(&self) -> Share {
+        Share::divided(self.total, self.one_tenant.load(Ordering::Relaxed))
+    }
+
+    /// Takes for a tenant.
+    ///
+    /// # Errors
+    /// What would be exceeded.
+    pub fn take(self: &Arc<Self>, tenant: &Arc<str>, amount: u64) -> Result<Held, Exceeded> {
+        let mut held = Held { of: self.clone(), tenant: tenant.clone(), amount: 0 };
+        held.grow(amount)?;
+        Ok(held)
+    }
+
+    /// How much is held, and by this tenant.
+    pub fn usage(&self, tenant: &str) -> Use {
+        let books = self.books();
+        Use { share: self.share(), held: books.held, own: books.tenants.get(tenant).copied().unwrap_or(0) }
+    }
+}
+
+/// What a tenant holds, until dropped.
+#[derive(Debug)]
+pub struct Held {
+    of: Arc<Shares>,
+    tenant: Arc<str>,
+    amount: u64,
+}
+
+impl Held {
+    /// How much.
+    pub fn amount(&self) -> u64 {
+        self.amount
+    }
+
+    /// What it is taken from.
+    pub fn of(&self) -> &Arc<Shares> {
+        &self.of
+    }
+
+    /// Takes more.
+    ///
+    /// # Errors
+    /// What would be exceeded; what was held is still held.
+    pub fn grow(&mut self, more: u64) -> Result<(), Exceeded> {
+        let share = self.of.share();
+        let mut books = self.of.books();
+        let own = books.tenants.get(&self.tenant).copied().unwrap_or(0);
+        share.admits(books.held, own, more)?;
+        books.held += more;
+        books.tenants.insert(self.tenant.clone(), own + more);
+        self.amount += more;
+        Ok(())
+    }
+
+    /// Gives back all beyond `amount`.
+    pub fn shrink_to(&mut self, amount: u64) {
+        let less = self.amount.saturating_sub(amount);
+        if less == 0 {
+            return;
+        }
+        let mut books = self.of.books();
+        books.held = books.held.saturating_sub(less);
+        if let Some(own) = books.tenants.get_mut(&self.tenant) {
+            *own = own.saturating_sub(less);
+            if *own == 0 {
+                books.tenants.remove(&self.tenant);
+            }
+        }
+        self.amount -= less;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn shares(total: u64, one_tenant: bool) -> Arc<Shares> {
+        Shares::new("things", total, Arc::new(AtomicBool::new(one_tenant)))
+    }
+
+    #[test]
+    fn a_tenant_has_a_quarter_and_the_only_one_all() {
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let several = shares(64, false);
+        let held = several.take(&a, 16).expect("a quarter");
+        assert_eq!(several.take(&a, 1).map(|_| ()), Err(Exceeded::Own));
+        let other = several.take(&b, 16).expect("the other's quarter is untouched");
+        assert_eq!(several.usage("a"), Use { share: Share { total: 64, each: 16 }, held: 32, own: 16 });
+        drop((held, other));
+        assert_eq!(several.usage("a").held, 0);
+        assert!(shares(64, true).take(&a, 64).is_ok());
+    }
+
+    #[test]
+    fn more_than_four_tenants_never_exceed_the_whole() {
+        let shares = shares(8, false);
+        let held: Vec<_> = (0..9).map(|n| shares.take(&format!("t{n}").into(), 1).map_err(|e| (n, e))).collect();
+        assert_eq!(held.iter().filter(|taken| taken.is_ok()).count(), 8);
+        assert_eq!(held[8].as_ref().map(|_| ()), Err(&(8, Exceeded::Total)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_dropped_is_given_back(steps in prop::collection::vec((0_u8..5, 0_u64..40, 0_u8..3), 1..60)) {
+            let shares = shares(100, false);
+            let mut held: Vec<(u8, Held)> = Vec::new();
+            for (tenant, amount, what) in steps {
+                match what {
+                    0 => { held.pop(); }
+                    1 => if let Some((_, last)) = held.last_mut() {
+                        if last.grow(amount).is_err() { last.shrink_to(last.amount() / 2); }
+                    },
+                    _ => held.extend(shares.take(&format!("{tenant}").into(), amount).ok().map(|h| (tenant, h))),
+                }
+                for tenant in 0..5 {
+                    let own: u64 = held.iter().filter(|(of, _)| *of == tenant).map(|(_, h)| h.amount()).sum();
+                    let of = shares.usage(&format!("{tenant}"));
+                    prop_assert_eq!(of.own, own);
+                    prop_assert!(of.own <= of.share.each && of.held <= of.share.total);
+                }
+                prop_assert_eq!(shares.usage("0").held, held.iter().map(|(_, h)| h.amount()).sum::<u64>());
+            }
+        }
+    }
+}

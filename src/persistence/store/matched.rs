@@ -1,0 +1,232 @@
+//! Which series match a query, remembered: bounded in bytes, the least recently used forgotten first.
+//!
+//! What always holds: what was refused is remembered nowhere; a series that several lists name is one object; a list is weighed as if it
+//! shared nothing, so that the bound holds whatever is forgotten.
+
+use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use dashmap::DashMap;
+use foldhash::fast::RandomState;
+
+use super::{RollupQuery, StoreError, too_many_series};
+use crate::model::flush::SeriesInfo;
+use crate::model::series::{Series, SeriesId};
+
+/// Series by number, ascending.
+pub(super) type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
+
+/// Bytes of a series in a list, beside its strings: its entry, counters, id, and the heads of its strings and labels.
+const SERIES_BYTES: usize = 176;
+/// Bytes of a label beside its text.
+const LABEL_BYTES: usize = 64;
+/// Bytes of a list beside its series.
+const LIST_BYTES: usize = 256;
+/// Series that are gone are looked for when so many are known, and from then on when there are twice as many as are left.
+const TIDY_FROM: usize = 4_096;
+
+/// Lists of series by what was asked for, each with the metric's number of series at that time.
+pub(super) struct MatchCache<K> {
+    lists: moka::sync::Cache<K, (i64, Matched)>,
+    /// The series of the lists, and some that are gone.
+    known: DashMap<SeriesId, Weak<SeriesInfo>, RandomState>,
+    tidy_at: AtomicUsize,
+}
+
+impl<K> std::fmt::Debug for MatchCache<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MatchCache").finish_non_exhaustive()
+    }
+}
+
+fn weight(list: &[(i64, Arc<SeriesInfo>)]) -> usize {
+    LIST_BYTES + list.iter().map(|(_, info)| series_bytes(&info.series)).sum::<usize>()
+}
+
+/// Roughly the memory of a series.
+fn series_bytes(series: &Series) -> usize {
+    let labels: usize = series.labels.iter().map(|(name, value)| LABEL_BYTES + name.len() + value.len()).sum();
+    SERIES_BYTES + series.tenant.len() + series.metric.len() + labels
+}
+
+impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
+    /// A cache of so many bytes; 0 keeps nothing.
+    pub(super) fn new(bytes: u64) -> Self {
+        let weigher = |_: &K, (_, list): &(i64, Matched)| u32::try_from(weight(list)).unwrap_or(u32::MAX);
+        Self {
+            lists: moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build(),
+            known: DashMap::default(),
+            tidy_at: AtomicUsize::new(TIDY_FROM),
+        }
+    }
+
+    /// The list that was kept when the metric had so many series, or the one that `find` collects, which is kept.
+    ///
+    /// # Errors
+    /// As `find`: what it refuses is not kept.
+    pub(super) fn get(
+        &self,
+        key: K,
+        count: i64,
+        find: impl FnOnce() -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError>,
+    ) -> Result<Matched, StoreError> {
+        if let Some((_, matched)) = self.lists.get(&key).filter(|(then, _)| *then == count) {
+            return Ok(matched);
+        }
+        let mut found = find()?;
+        found.sort_unstable_by_key(|(no, _)| *no);
+        found.shrink_to_fit();
+        let matched = Arc::new(found);
+        if weight(&matched) as u64 <= self.lists.policy().max_capacity().unwrap_or(0) {
+            for (_, info) in matched.iter() {
+                self.known.entry(info.id).or_insert_with(|| Arc::downgrade(info));
+            }
+            self.lists.insert(key, (count, matched.clone()));
+            self.tidy();
+        }
+        Ok(matched)
+    }
+
+    /// The series of an id and its key, which is parsed only if no list has it.
+    ///
+    /// # Errors
+    /// If the key does not decode.
+    pub(super) fn series(&self, id: SeriesId, key: &[u8]) -> Result<Arc<SeriesInfo>, StoreError> {
+        if let Some(info) = self.known.get(&id).and_then(|known| known.upgrade()) {
+            return Ok(info);
+        }
+        Ok(Arc::new(SeriesInfo { id, series: Series::from_key(key)? }))
+    }
+
+    fn tidy(&self) {
+        if self.known.len() < self.tidy_at.load(Ordering::Relaxed) {
+            return;
+        }
+        self.lists.run_pending_tasks();
+        self.known.retain(|_, info| info.strong_count() > 0);
+        self.tidy_at.store((2 * self.known.len()).max(TIDY_FROM), Ordering::Relaxed);
+    }
+
+    /// Bytes of the lists that are kept.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        self.lists.run_pending_tasks();
+        self.lists.weighted_size()
+    }
+}
+
+/// Collects the series that pass, and no more of them than a query may read.
+pub(super) struct Collector<'q> {
+    query: &'q RollupQuery<'q>,
+    found: Vec<(i64, Arc<SeriesInfo>)>,
+}
+
+impl<'q> Collector<'q> {
+    /// For this query.
+    pub(super) fn new(query: &'q RollupQuery<'q>) -> Self {
+        Self { query, found: Vec::new() }
+    }
+
+    /// Takes a series if it passes.
+    ///
+    /// # Errors
+    /// [`StoreError::TooManySeries`] with the first one too many; [`StoreError::Ended`].
+    pub(super) fn offer(&mut self, no: i64, info: Arc<SeriesInfo>) -> Result<(), StoreError> {
+        self.query.go_on()?;
+        if !self.query.matchers.iter().all(|matcher| matcher.matches(&info.series)) {
+            return Ok(());
+        }
+        if self.found.len() >= self.query.max_series {
+            return Err(too_many_series(self.query));
+        }
+        // What a list holds already is charged too: it may be forgotten while the query holds it.
+        self.query.charge(series_bytes(&info.series));
+        self.found.push((no, info));
+        Ok(())
+    }
+
+    /// What was taken.
+    pub(super) fn finish(self) -> Vec<(i64, Arc<SeriesInfo>)> {
+        self.found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::budget::{Budget, Ended};
+    use crate::persistence::store::Matcher;
+
+    fn info(n: i64) -> Arc<SeriesInfo> {
+        let series = Series::new("t", "m", [("n".to_owned(), n.to_string())]);
+        Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series })
+    }
+
+    fn asked(matchers: &[Matcher], max_series: usize) -> RollupQuery<'_> {
+        let (from, to) = (crate::model::window::Hour(0), crate::model::window::Hour(1));
+        RollupQuery { tenant: "t", metric: "m", matchers, from, to, distinct: false, quantiles: false, max_series, budget: None }
+    }
+
+    fn list(cache: &MatchCache<u32>, key: u32, numbers: std::ops::Range<i64>) -> Matched {
+        let series = |n: i64| (n, cache.series(info(n).id, &info(n).series.key()).expect("a key"));
+        cache.get(key, 1, || Ok(numbers.rev().map(series).collect())).expect("a list")
+    }
+
+    #[test]
+    fn the_cache_is_bounded_in_bytes_and_forgets_the_least_recently_used() {
+        let one = weight(&[(0, info(10))]) - LIST_BYTES;
+        let cache = MatchCache::new((10 * (100 * one + LIST_BYTES)) as u64);
+        for key in 0..200_u32 {
+            let from = i64::from(key) * 100 + 1_000;
+            list(&cache, key, from..from + 100);
+            list(&cache, 0, 1_000..1_100);
+        }
+        assert!(cache.bytes() <= cache.lists.policy().max_capacity().expect("a bound"), "{}", cache.bytes());
+        assert!(cache.bytes() > 0);
+        assert!(cache.lists.contains_key(&0), "what is asked for all the time stays");
+        cache.tidy();
+        assert!(cache.known.len() <= 2 * TIDY_FROM, "series that are gone are forgotten: {}", cache.known.len());
+        list(&cache, 1_000, 0..5_000);
+        assert!(!cache.lists.contains_key(&1_000), "what is larger than all of it is not kept");
+    }
+
+    #[test]
+    fn lists_share_their_series_and_are_in_order() {
+        let cache = MatchCache::new(1 << 20);
+        let (first, second) = (list(&cache, 1, 0..10), list(&cache, 2, 5..15));
+        assert!(first.iter().map(|(no, _)| *no).eq(0..10));
+        assert!(first[5..].iter().zip(&second[..5]).all(|((_, a), (_, b))| Arc::ptr_eq(a, b)));
+        assert!(Arc::ptr_eq(&first, &list(&cache, 1, 0..1)), "kept");
+        let grown = cache.get(1, 2, || Ok(vec![(3, info(3))])).expect("a list");
+        assert_eq!(grown.len(), 1, "another number of series is another list");
+    }
+
+    #[test]
+    fn what_is_refused_is_not_kept_and_ends_at_the_first_one_too_many() {
+        let cache: MatchCache<u32> = MatchCache::new(1 << 20);
+        let query = asked(&[], 3);
+        let mut looked_at = 0;
+        let refused = cache.get(1, 1, || {
+            let mut collector = Collector::new(&query);
+            for n in 0..100 {
+                looked_at += 1;
+                collector.offer(n, info(n))?;
+            }
+            Ok(collector.finish())
+        });
+        assert!(matches!(refused, Err(StoreError::TooManySeries { max: 3, .. })), "{refused:?}");
+        assert_eq!((looked_at, cache.bytes(), cache.known.len()), (4, 0, 0));
+    }
+
+    #[test]
+    fn matching_ends_with_its_query() {
+        let budget = Budget::default();
+        let none = [Matcher::Equal("n".to_owned(), "none".to_owned())];
+        let query = RollupQuery { budget: Some(&budget), ..asked(&none, 3) };
+        let mut collector = Collector::new(&query);
+        assert_eq!(collector.offer(1, info(1)), Ok(()));
+        budget.end(Ended::Abandoned);
+        assert_eq!(collector.offer(2, info(2)), Err(StoreError::Ended));
+    }
+}

@@ -1,0 +1,90 @@
+//! What a query costs is counted while it runs: it ends where it becomes too large, with nothing remembered.
+
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::model::budget::Ended;
+use crate::model::share::Shares;
+
+const SERIES: usize = 1_000;
+
+/// So many series in each of the hours.
+fn engine(hours: impl Iterator<Item = i32> + Clone, max_points: usize) -> Arc<QueryEngine> {
+    let store = MemoryStore::new();
+    let mut rollup = Rollup::default();
+    rollup.add(None, None);
+    let series = (0..SERIES).map(|n| Series::new("t", "m", [("s".to_owned(), format!("{n:05}"))]));
+    let deltas = series
+        .map(|series| Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }))
+        .flat_map(|info| hours.clone().map(move |hour| (info.clone(), Hour(START + hour))))
+        .map(|(series, hour)| Delta { series, hour, rollup: rollup.clone() })
+        .collect();
+    let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
+    let guard = FlushGuard { shard: ShardId(0), log: LOG, range: OffsetRange { from: 0, to: 1 }, epoch: claim.checkpoint.epoch };
+    store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
+    let limits = QueryLimits { max_points, max_series: SERIES, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    QueryEngine::new(store, Arc::new(Idle), ManualClock::at(i64::from(START + 24 * 200) * HOUR_MS), limits)
+}
+
+fn params(step: &str, hours: i32, more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let time = |hour: i32| (i64::from(START + hour) * HOUR_MS).to_string();
+    let own = [("metric", "m".to_owned()), ("by", "s".to_owned()), ("step", step.to_owned())];
+    let range = [("from", time(0)), ("to", time(hours))];
+    let more = more.iter().map(|(name, value)| (*name, (*value).to_owned()));
+    own.into_iter().chain(range).chain(more).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A budget out of so much memory.
+fn budget(bytes: u64) -> (Budget, Arc<Shares>) {
+    let shares = Shares::new("query.max_memory", bytes, Arc::new(AtomicBool::new(true)));
+    (Budget::from_share(shares.take(&"t".into(), 0).expect("nothing is there")), shares)
+}
+
+#[test]
+fn a_query_of_too_many_points_ends_at_the_limit() {
+    // 60,000 points take some 14 MB: it is refused long before.
+    let engine = engine(0..60, 5_000);
+    let (budget, shares) = budget(4 << 20);
+    let refused = engine.query("t", &params("1h", 60, &[]), &budget).expect_err("too many");
+    assert_eq!((refused.code, refused.kind), ("too_many_points", QueryErrorKind::TooLarge), "{refused}");
+    assert!(refused.message.contains("query.max_points"), "{refused}");
+    // The list of series is held until the query is gone.
+    assert!(budget.bytes() < 300_000, "what was counted is given back: {}", budget.bytes());
+    drop(budget);
+    assert_eq!(shares.usage("t").held, 0);
+}
+
+#[test]
+fn a_query_that_needs_too_much_memory_ends_there() {
+    let engine = engine(0..60, 1_000_000);
+    let (small, _shares) = budget(4 << 20);
+    let refused = engine.query("t", &params("1h", 60, &[]), &small).expect_err("too large");
+    assert_eq!((refused.code, refused.kind), ("query_too_large", QueryErrorKind::TooLarge), "{refused}");
+    let (large, _shares) = budget(64 << 20);
+    assert!(engine.query("t", &params("1h", 60, &[]), &large).is_ok());
+}
+
+#[test]
+fn days_of_many_groups_do_not_lie_in_memory_together() {
+    // 1,000 points, but 150,000 in the parts of all days, which would take more than 100 MB.
+    let engine = engine((0..150).map(|day| day * 24 + 1), 10_000);
+    let (budget, _shares) = budget(56 << 20);
+    let answer = engine.query("t", &params("all", 150 * 24, &[]), &budget).unwrap_or_else(|e| panic!("{e}"));
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    let series = answer["series"].as_array().expect("series");
+    assert_eq!(series.len(), SERIES);
+    assert!(series.iter().all(|one| one["points"][0]["count"] == 150));
+}
+
+#[test]
+fn an_ended_query_reads_no_further() {
+    let engine = engine(0..60, 1_000_000);
+    for (why, code) in
+        [(Ended::Abandoned, "query_abandoned"), (Ended::Late, "query_timeout"), (Ended::TenantBusy, "tenant_overloaded")]
+    {
+        let budget = Budget::default();
+        budget.end(why);
+        let refused = engine.query("t", &params("1h", 60, &[]), &budget).expect_err("ended");
+        assert_eq!(refused.code, code);
+    }
+}
