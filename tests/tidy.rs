@@ -284,6 +284,37 @@ fn every_config_key_is_documented_as_it_is() {
     assert_eq!(page.lines().filter(|line| line.starts_with("| `")).count(), rollmill::config::KEYS.len());
 }
 
+/// Two branches take the same number easily.
+#[test]
+fn every_adr_has_a_number_of_its_own_and_every_reference_one_that_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names: Vec<String> = std::fs::read_dir(root.join("docs/adr"))
+        .expect("docs/adr")
+        .map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    for pair in names.windows(2) {
+        assert_ne!(pair[0][..4], pair[1][..4], "two decisions with one number: {} and {}", pair[0], pair[1]);
+    }
+    for name in &names {
+        let text = std::fs::read_to_string(root.join("docs/adr").join(name)).expect("UTF-8");
+        let number: u32 = name[..4].parse().expect("a number");
+        assert!(text.starts_with(&format!("# {number}. ")), "{name}: its title has another number");
+    }
+    let mut pages: Vec<(PathBuf, String)> = sources();
+    let docs = std::fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("entry").path());
+    let markdown = docs.filter(|path| path.extension().is_some_and(|e| e == "md")).chain([root.join("ARCHITECTURE.md")]);
+    pages.extend(markdown.map(|path| (path.clone(), std::fs::read_to_string(path).expect("UTF-8"))));
+    for (path, text) in pages {
+        for reference in text.split("adr/").skip(1) {
+            let end = reference.find(".md").map_or(4, |at| at + 3);
+            let named = &reference[..end.min(reference.len())];
+            let there = names.iter().any(|name| name == named || named.len() == 4 && name.starts_with(named));
+            assert!(there || !named.starts_with('0'), "{}: there is no docs/adr/{named}", path.display());
+        }
+    }
+}
+
 #[test]
 fn every_adr_is_one_page() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/adr");
