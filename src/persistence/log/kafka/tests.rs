@@ -383,14 +383,16 @@ fn a_plain_client_reads_the_records() {
     assert_eq!((message.partition(), message.offset(), message.key()), (2, 0, None));
     assert_eq!(message.timestamp(), rdkafka::message::Timestamp::LogAppendTime(appended));
     // The envelope as docs/kafka.md describes it, read without our code.
-    let (version, tenant, gateway, series, events): (
+    let (version, tenant, gateway, series, events, stamp): (
         u8,
         String,
         u32,
         Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
         Vec<PlainEvent>,
+        serde_bytes::ByteBuf,
     ) = rmp_serde::from_slice(message.payload().expect("a payload")).expect("MessagePack");
-    assert_eq!((version, tenant.as_str(), gateway, series[0].1.as_ref()), (1, "shop", 9, &b"key"[..]));
+    assert_eq!((version, tenant.as_str(), gateway, series[0].1.as_ref()), (2, "shop", 9, &b"key"[..]));
+    assert_eq!(stamp.as_ref(), 1_i64.to_be_bytes());
     assert_eq!((events[0].1, events[0].3.as_deref(), events[0].5.as_ref()), (7, Some("u"), &br#"{"metric":"m"}"#[..]));
 }
 
