@@ -185,7 +185,7 @@ mod tests {
     #[tokio::test]
     async fn a_tenant_that_waits_for_ever_does_not_keep_another_waiting() {
         let lanes = Lanes::new("test", 0, 4, Arc::new(AtomicBool::new(false)));
-        let (release, held) = mpsc::channel::<()>();
+        let (release, held) = mpsc::sync_channel::<()>(1);
         let held = Arc::new(Mutex::new(held));
         let hold = |_| {
             let held = held.clone();

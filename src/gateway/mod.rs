@@ -144,6 +144,9 @@ impl Default for GatewayLimits {
 /// Whether the node is ready for a role, or for all of its own; if it is not, why.
 pub type ReadyFor = Arc<dyn Fn(Option<&str>) -> Result<(), String> + Send + Sync>;
 
+/// How many metric names a tenant may use, and how many it does.
+pub type MetricNames = Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>;
+
 /// What the edge stands on.
 pub struct GatewayDeps {
     /// Takes validated requests; none on a node without the gateway role.
@@ -171,7 +174,7 @@ pub struct GatewayDeps {
     /// Whether the node does what its roles ask of it.
     pub ready: ReadyFor,
     /// How many metric names a tenant may use, and how many it does; none on a node without shards.
-    pub metric_names: Arc<dyn Fn(&str) -> Option<(usize, usize)> + Send + Sync>,
+    pub metric_names: MetricNames,
 }
 
 /// The edge, shared by all connections.

@@ -210,8 +210,8 @@ mod tests {
             for (tenant, amount, what) in steps {
                 match what {
                     0 => { held.pop(); }
-                    1 => if let Some((_, last)) = held.last_mut() {
-                        if last.grow(amount).is_err() { last.shrink_to(last.amount() / 2); }
+                    1 => if let Some((_, last)) = held.last_mut() && last.grow(amount).is_err() {
+                        last.shrink_to(last.amount() / 2);
                     },
                     _ => held.extend(shares.take(&format!("{tenant}").into(), amount).ok().map(|h| (tenant, h))),
                 }

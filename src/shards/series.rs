@@ -337,10 +337,10 @@ mod tests {
                 }
                 places.push((shard, event, offset, placed));
             }
-            for shard in 0..2 {
-                let mut recorded = Admission::recorded(noted[shard].clone()).of_shard(ShardId(shard as u32));
+            for (shard, noted) in noted.iter().enumerate() {
+                let mut recorded = Admission::recorded(noted.clone()).of_shard(ShardId(shard as u32));
                 let mut learned = new(shard, vec![], &Census::new(0));
-                learned.learn(&noted[shard], u64::MAX);
+                learned.learn(noted, u64::MAX);
                 for (_, event, offset, placed) in places.iter().filter(|(of, ..)| *of == shard) {
                     proptest::prop_assert_eq!(&place(&mut recorded, event, *offset), placed, "recorded, {}", offset);
                     proptest::prop_assert_eq!(&place(&mut learned, event, *offset), placed, "learned, {}", offset);

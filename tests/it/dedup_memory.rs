@@ -38,6 +38,7 @@ fn memory() -> (f64, f64) {
 }
 
 /// The process that is measured: an hour of ids and then two more, each id with an append time of its own.
+#[allow(clippy::print_stdout)] // what the parent process reads
 fn measured() {
     let (before, _) = memory();
     let mut dedup = Dedup::new(RULE, 7);

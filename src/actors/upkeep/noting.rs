@@ -23,10 +23,13 @@ const PAGE: usize = 4_096;
 
 /// What came of the last look at each shard, and when that was.
 #[derive(Debug, Clone, Default)]
-pub struct Looked(Arc<Mutex<BTreeMap<ShardId, (Reading, Option<Offset>)>>>);
+pub struct Looked(Arc<Mutex<Looks>>);
+
+/// When each shard was looked at, and the offset below which something was due.
+type Looks = BTreeMap<ShardId, (Reading, Option<Offset>)>;
 
 impl Looked {
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<ShardId, (Reading, Option<Offset>)>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Looks) -> T) -> T {
         // A map is whole after every change.
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

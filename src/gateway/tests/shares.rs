@@ -1,6 +1,7 @@
 //! One tenant at its worst, beside another one.
 
 use super::*;
+use crate::clock::Stopwatch;
 
 /// Keys of the tenants `a` and `b` with all scopes.
 fn two_tenants() -> (KeyTable, [String; 2]) {
@@ -170,7 +171,7 @@ async fn answers_that_nobody_takes_are_bounded_and_dropped_in_time() {
     ask(&mut second, "/v1/query?size=20000000", "").await;
     assert_eq!(status(&mut second).await, "HTTP/1.1 503", "there is no room for another one");
     ask(&mut second, "/v1/query?size=100", "").await;
-    let began = std::time::Instant::now();
+    let began = Stopwatch::start();
     while gateway.shares.answers.usage("default").held > 0 {
         assert!(began.elapsed() < LATEST, "an answer that nobody takes is still held");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -291,7 +292,7 @@ async fn a_message_has_to_be_whole_in_time_whatever_pings_come_between() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(closed_with(&mut socket).await, Some(1008));
-    let began = std::time::Instant::now();
+    let began = Stopwatch::start();
     while gateway.shares.inflight.usage("default").held > 0 {
         assert!(began.elapsed() < LATEST, "memory of a closed socket is still held");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -36,6 +36,9 @@ pub(super) struct SqliteSnapshot<'a> {
     cache: &'a Matches,
 }
 
+/// Takes the number, the id and the key of a series.
+type EachSeries<'a> = dyn FnMut(i64, SeriesId, &[u8]) -> Result<(), StoreError> + 'a;
+
 impl<'a> SqliteSnapshot<'a> {
     /// Begins the read transaction; the first read pins the state it sees.
     pub(super) fn begin(reader: Reader<'a>, cache: &'a Matches) -> Result<Self, StoreError> {
@@ -82,12 +85,7 @@ impl<'a> SqliteSnapshot<'a> {
         Ok(collector.finish())
     }
 
-    fn each_series(
-        &self,
-        sql: &str,
-        params: impl rusqlite::Params,
-        each: &mut dyn FnMut(i64, SeriesId, &[u8]) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
+    fn each_series(&self, sql: &str, params: impl rusqlite::Params, each: &mut EachSeries<'_>) -> Result<(), StoreError> {
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
         while let Some(row) = rows.next()? {
