@@ -86,8 +86,9 @@ fn reach(gateway: &Gateway, headers: &HeaderMap) -> Result<KeyReach, ApiError> {
 }
 
 /// `GET /v1/archive/expiry`
-pub(super) async fn expiry(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn expiry(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
+    params(q, &[])?;
     let expiry = gateway.deps.expiry.clone();
     gateway.blocking(&tenant, move |_| expiry.list()).await.map(json)
 }
@@ -100,8 +101,9 @@ struct Yes {
 }
 
 /// `POST /v1/archive/expiry`
-pub(super) async fn expire(State(gateway): Edge, headers: HeaderMap, body: Body) -> Result<Response, ApiError> {
+pub(super) async fn expire(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
+    params(q, &[])?;
     let said: Yes = said(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
     if !said.yes {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "yes_missing", r#"send {"yes":true}, or nothing"#));
