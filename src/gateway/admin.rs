@@ -30,8 +30,9 @@ pub(super) async fn status(State(gateway): Edge, headers: HeaderMap, q: GivenPar
 }
 
 /// `POST /v1/archive/flush`
-pub(super) async fn archive_flush(State(gateway): Edge, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn archive_flush(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
+    params(q, &[])?;
     Ok(json(gateway.deps.status.archive_now()?))
 }
 
