@@ -74,6 +74,7 @@ pub struct Connection {
     address: IpAddr,
     /// Told once, if the connection has to give way.
     pub give_way: Notify,
+    gives_way: AtomicBool,
     /// Something waits to be written, and was not taken when it was tried last.
     pub stalled: AtomicBool,
     /// There was no memory for what came in.
@@ -122,6 +123,7 @@ impl Connections {
             all: self.clone(),
             address,
             give_way: Notify::new(),
+            gives_way: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             overloaded: AtomicBool::new(false),
             owner: Mutex::new(None),
@@ -152,6 +154,7 @@ impl Open {
             let Some(connection) = oldest.upgrade() else { continue };
             let nobodys = lock(&connection.owner).is_none();
             if nobodys {
+                connection.gives_way.store(true, Ordering::Relaxed);
                 connection.give_way.notify_one();
             }
             looked_at.push(connection);
@@ -229,6 +232,11 @@ impl Connection {
     /// For how long a message of a WebSocket has been coming in.
     pub fn unfinished_for(&self) -> Option<std::time::Duration> {
         lock(&self.socket).as_ref().and_then(|incoming| incoming.began.map(|began| began.elapsed()))
+    }
+
+    /// Whether its place is wanted.
+    pub fn has_to_give_way(&self) -> bool {
+        self.gives_way.load(Ordering::Relaxed)
     }
 
     /// Whether an answer waits and the other side does not take it.

@@ -128,7 +128,7 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>, places: &Arc<Con
             refuse(&stream);
             continue;
         };
-        return Ok(Some((Socket::new(stream, slot), connection)));
+        return Ok(Some((Socket::new(stream, slot, connection.clone()), connection)));
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
+
+use super::connections::Connection;
 
 /// How long what a client still sends is read and thrown away.
 const LINGER: Duration = Duration::from_secs(5);
@@ -21,14 +24,15 @@ pub(super) struct Socket {
     /// None only while it is dropped.
     stream: Option<TcpStream>,
     slot: Option<OwnedSemaphorePermit>,
+    of: Arc<Connection>,
     /// The client has said that it sends nothing more, or is gone.
     ended: bool,
 }
 
 impl Socket {
     /// In this place.
-    pub(super) fn new(stream: TcpStream, slot: OwnedSemaphorePermit) -> Self {
-        Self { stream: Some(stream), slot: Some(slot), ended: false }
+    pub(super) fn new(stream: TcpStream, slot: OwnedSemaphorePermit, of: Arc<Connection>) -> Self {
+        Self { stream: Some(stream), slot: Some(slot), of, ended: false }
     }
 
     fn stream(&mut self) -> Result<Pin<&mut TcpStream>> {
@@ -70,7 +74,8 @@ impl AsyncWrite for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         let (Some(stream), Ok(runtime)) = (self.stream.take(), Handle::try_current()) else { return };
-        if !self.ended {
+        // Whoever has to give way has no time to say goodbye: another one waits for the place.
+        if !self.ended && !self.of.has_to_give_way() {
             runtime.spawn(linger(stream, self.slot.take()));
         }
     }

@@ -389,7 +389,8 @@ fn sqlite_has_no_further_view_while_all_readers_are_busy() {
     while let Some(snapshot) = store.snapshot_at_once().expect("snapshot") {
         held.push(snapshot);
     }
-    assert_eq!(held.len(), 4);
+    let all = held.len();
+    assert!(all >= 8, "{all}");
     held.pop();
     assert!(store.snapshot_at_once().expect("snapshot").is_some());
 }
