@@ -41,7 +41,7 @@ enum Command {
     /// Archive at once what a node has applied until now, and wait until it is there
     #[command(after_help = "Examples:
   rollmill archive flush
-  rollmill archive flush --url http://node-2:8080 --timeout 5m
+  rollmill archive flush --url http://node-2:8080 --timeout 300
 
 A node archives its own shards: in a cluster, ask every node. What is not in the store yet is flushed first, within flush.interval.")]
     Flush {
