@@ -103,8 +103,26 @@ fn after_a_restart_no_answer_that_is_complete_shows_less_than_before() {
     }
     started.await_query(question, |answer| total(answer) == EVENTS);
     started.kill();
-    let restarted = server(&dir, &env);
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
+    // A fast machine may have applied all of it before the first question: it is asked after several starts.
+    for _ in 0..8 {
+        answers_after_a_start(&dir, &env, question, EVENTS, &mut reasons);
+        if reasons.contains_key("recovering") {
+            return;
+        }
+    }
+    panic!("this test should have met a shard on its way: {reasons:?}");
+}
+
+/// Asks from the start on, until an answer is complete; every complete one shows all.
+fn answers_after_a_start(
+    dir: &tempfile::TempDir,
+    env: &[(&str, &str)],
+    question: &str,
+    all: u64,
+    reasons: &mut BTreeMap<String, u64>,
+) {
+    let restarted = server(dir, env);
     until("a complete answer", || {
         let (status, answer) = restarted.get(question);
         if status != 200 {
@@ -114,10 +132,10 @@ fn after_a_restart_no_answer_that_is_complete_shows_less_than_before() {
             *reasons.entry(missing["reason"].as_str().expect("a reason").to_owned()).or_default() += 1;
         }
         let partial = answer["completeness"]["partial"] == true;
-        assert!(partial || total(&answer) == EVENTS, "it says that this is all: {answer}");
+        assert!(partial || total(&answer) == all, "it says that this is all: {answer}");
         !partial
     });
-    assert!(reasons.contains_key("recovering"), "this test should have met a shard on its way: {reasons:?}");
+    restarted.kill();
 }
 
 #[test]

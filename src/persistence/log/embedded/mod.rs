@@ -265,7 +265,8 @@ impl EventLog for EmbeddedLog {
     }
 
     fn start(&self, shard: ShardId) -> Offset {
-        self.shared.segments().first().map_or(0, |s| s.header.firsts[shard.0 as usize])
+        // A damaged store may name a shard that does not exist.
+        self.shared.segments().first().and_then(|s| s.header.firsts.get(shard.0 as usize).copied()).unwrap_or(0)
     }
 
     fn end(&self, shard: ShardId) -> Offset {
