@@ -365,8 +365,9 @@ impl Slots {
         let in_step = |wall: Millis, append: Millis| wall.saturating_sub(append).saturating_abs() <= JITTER_MS;
         let as_of = match (went_back, in_step(now.wall, append_now) && in_step(received, appended)) {
             (true, _) => Millis::MIN,
-            (false, true) => received,
-            (false, false) => received.min(now.wall.saturating_sub(at_most)),
+            // A leap of no more than the jitter is not seen, so that much is never claimed.
+            (false, true) => received.saturating_sub(JITTER_MS),
+            (false, false) => received.min(now.wall.saturating_sub(at_most)).saturating_sub(JITTER_MS),
         };
         (as_of, since)
     }
