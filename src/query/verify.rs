@@ -202,12 +202,6 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
     // Several shards may write to one overflow series: those rows are compared when all shards are folded.
     let mut shared = Rows::default();
     for (done, (at, shard, checkpoint)) in (1..).zip(&asked) {
-        if shard.0 >= shard_count {
-            report.unverified.push((*shard, format!("the store has it, and the log has {shard_count} shards")));
-            books.add(false, &[]);
-            progress(done, shards);
-            continue;
-        }
         let of_shard = |row: &&QuarantineRow| row.shard == *shard;
         let suspects = stand.quarantine.iter().filter(of_shard).map(|row| Suspect::certain(row.offset, row.index)).collect();
         let decided = (stand.admissions[*at].clone(), stand.rules[*at].clone());
@@ -437,6 +431,10 @@ impl Fold {
         manifest: &[&ManifestRow],
     ) -> Result<(), VerifyError> {
         let incomplete = |why: String| VerifyError::Incomplete { shard: self.shard, why };
+        let shards = log.shard_count();
+        if self.shard.0 >= shards {
+            return Err(incomplete(format!("the store has it, and the log has {shards} shards")));
+        }
         manifest::tiles(manifest.iter().copied(), floor.map_or(0, |floor| floor.offset), self.archived).map_err(incomplete)?;
         let below: Vec<&ManifestRow> = manifest.iter().copied().filter(|row| row.range.from < self.until).collect();
         let from_log = self.archived.max(log.start(self.shard).min(self.until));
