@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::client::ServerArgs;
 use crate::clock::Stopwatch;
-use crate::config::Config;
+use crate::config::{Config, key};
 use crate::model::manifest::ManifestRow;
 use crate::model::offset::{Checkpoint, ShardId};
 use crate::node::{DataDir, offline};
@@ -74,9 +74,9 @@ pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
         Command::Expire { yes, json, server } => return expire(server, *yes, *json),
         Command::Flush { timeout, server } => return flush(server, Duration::from_secs(*timeout)),
     };
-    let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
+    let flags: Vec<(&str, String)> = data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
-    let store = offline::store(&config, &DataDir::new(config.text("data.dir")))?;
+    let store = offline::store(&config, &DataDir::new(&config.data.dir))?;
     let mut snapshot = store.snapshot()?;
     let (rows, checkpoints) = (snapshot.manifest(None)?, snapshot.checkpoints()?);
     if *json {

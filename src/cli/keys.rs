@@ -121,7 +121,7 @@ impl FileArgs {
         }
         let config = Config::load(self.config.as_deref(), std::env::vars(), &[])?;
         let none = || UsageError("no keys file is configured: set auth.keys_file, or name a file with --file".to_owned());
-        Ok(config.path("auth.keys_file").ok_or_else(none)?)
+        Ok(config.auth.keys_file.clone().ok_or_else(none)?)
     }
 }
 

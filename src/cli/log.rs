@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, key};
 use crate::node::{DataDir, offline};
 
 #[derive(Debug, Args)]
@@ -31,9 +31,9 @@ enum Command {
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
     let Command::Cut { data, config } = &args.command;
-    let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
+    let flags: Vec<(&str, String)> = data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
-    match offline::cut_log(&config, &DataDir::new(config.text("data.dir")))? {
+    match offline::cut_log(&config, &DataDir::new(&config.data.dir))? {
         Some((kept, bytes)) => println!("cut the last commit of {bytes} bytes off; they are kept in {}", kept.display()),
         None => println!("the last commit is whole: nothing was changed"),
     }

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, ConfigErrors};
+use crate::config::{Config, ConfigErrors, key};
 use crate::node::private;
 
 /// Exact metrics from billions of events: takes events over HTTP, answers time series a second later.
@@ -204,10 +204,11 @@ fn bar_style(unit: &str) -> indicatif::ProgressStyle {
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let flags: Vec<(&str, String)> = [("data.dir", args.data), ("server.listen", args.listen), ("node.roles", args.roles)]
-        .into_iter()
-        .filter_map(|(k, v)| v.map(|v| (k, v)))
-        .collect();
+    let flags: Vec<(&str, String)> =
+        [(key!(data.dir), args.data), (key!(server.listen), args.listen), (key!(node.roles), args.roles)]
+            .into_iter()
+            .filter_map(|(k, v)| v.map(|v| (k, v)))
+            .collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     logging::start(args.log_json);
     crate::node::serve(&config)

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::UsageError;
 use crate::clock::Stopwatch;
-use crate::config::Config;
+use crate::config::{Config, key};
 use crate::model::offset::LogId;
 use crate::model::window::Hour;
 use crate::node::DataDir;
@@ -51,10 +51,10 @@ pub(super) struct RebuildArgs {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
-    let flags: Vec<(&str, String)> = args.data.iter().map(|data| ("data.dir", data.clone())).collect();
+    let flags: Vec<(&str, String)> = args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     let former = args.former_log.iter().map(|id| log_id(id)).collect::<anyhow::Result<Vec<_>>>()?;
-    let prepared = prepare(&config, &DataDir::new(config.text("data.dir")), &former, args.allow_expired)?;
+    let prepared = prepare(&config, &DataDir::new(&config.data.dir), &former, args.allow_expired)?;
     if args.dry_run {
         println!("{}", if args.json { planned_json(&prepared) } else { planned(&prepared) });
         return Ok(());

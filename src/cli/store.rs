@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, key};
 use crate::node::{DataDir, backends, offline};
 
 #[derive(Debug, Args)]
@@ -49,14 +49,14 @@ enum Command {
 pub(super) fn run(args: &StoreArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Backup { to, data, config } => {
-            let flags: Vec<(&str, String)> = data.iter().map(|data| ("data.dir", data.clone())).collect();
+            let flags: Vec<(&str, String)> = data.iter().map(|data| (key!(data.dir), data.clone())).collect();
             let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
-            offline::back_up(&config, &DataDir::new(config.text("data.dir")), to)?;
+            offline::back_up(&config, &DataDir::new(&config.data.dir), to)?;
             println!("{} is a copy of the store", to.display());
         }
         Command::Roles => print!("{}", backends::roles()),
         Command::Migrate { url, config } => {
-            let flags: Vec<(&str, String)> = url.iter().map(|url| ("store.url", url.clone())).collect();
+            let flags: Vec<(&str, String)> = url.iter().map(|url| (key!(store.url), url.clone())).collect();
             let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
             println!("the tables are of this version: {}", backends::migrate(&config)?);
         }

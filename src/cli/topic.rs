@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, key};
 use crate::node::{backends, move_topic};
 use crate::persistence::log::kafka::topic::Description;
 
@@ -82,7 +82,7 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
         println!("{}", json(&description));
     } else {
         println!("{}", table(&description));
-        if let Some(refusal) = description.refusal(config.text("kafka.brokers")) {
+        if let Some(refusal) = description.refusal(config.kafka.brokers.as_deref().unwrap_or_default()) {
             println!("{refusal}");
         }
         description.notes().for_each(|note| println!("{note}"));
@@ -97,15 +97,10 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
 
 #[allow(clippy::print_stdout)] // the output of the command
 fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode> {
-    let load = |flags: &[(&str, &str)]| {
-        let flags: Vec<(&str, String)> = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-        Config::load(options.config.as_deref(), std::env::vars(), &flags)
-    };
-    let topic = ("kafka.topic", old);
-    let (old, new) = (load(&[topic])?, load(&[])?);
-    let at_once = load(&[topic, ("flush.interval", "100ms"), ("archive.max_delay", "100ms")])?;
+    let load = |flags: &[(&str, String)]| Config::load(options.config.as_deref(), std::env::vars(), flags);
+    let (old, new) = (load(&[(key!(kafka.topic), old.to_owned())])?, load(&[])?);
     let mut said = None;
-    let moved = move_topic::run(&move_topic::Topics { old: &old, at_once: &at_once, new: &new }, dry, &mut |step, _, _| {
+    let moved = move_topic::run(&move_topic::Topics { old: &old, new: &new }, dry, &mut |step, _, _| {
         if said.replace(step) != Some(step) && !options.json {
             eprintln!("{}", step.words().0);
         }
@@ -124,7 +119,7 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
             "unflushed": unflushed, "unarchived": unarchived });
         println!("{shown}");
     } else if let Some(to) = to {
-        println!("the cluster goes on in topic {} (log {to}); its log was {}", new.text("kafka.topic"), moved.from);
+        println!("the cluster goes on in topic {} (log {to}); its log was {}", new.kafka.topic, moved.from);
     } else {
         let (unflushed, unarchived) = moved.waiting;
         println!(

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 
 use super::{UsageError, when};
 use crate::clock::{Clock, Stopwatch, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, key, millis};
 use crate::model::decimal::Decimal;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Figures;
@@ -55,17 +55,17 @@ pub(super) struct VerifyArgs {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
-    let flags: Vec<(&str, String)> = args.data.iter().map(|data| ("data.dir", data.clone())).collect();
+    let flags: Vec<(&str, String)> = args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
-    let data = DataDir::new(config.text("data.dir"));
+    let data = DataDir::new(&config.data.dir);
     let hours = hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
     let (store, archive) = (offline::store(&config, &data)?, offline::archive(&config, &data)?);
     let sources = Sources {
         store: store.as_ref(),
         archive: archive.as_ref(),
         open_log: &|| offline::log(&config, &data),
-        dedup_horizon_ms: config.millis("dedup.horizon"),
-        dedup_max_ids: config.number("dedup.max_ids") as usize,
+        dedup_horizon_ms: millis(config.dedup.horizon),
+        dedup_max_ids: config.dedup.max_ids,
         only: args.shard.map(ShardId),
     };
     let watch = Stopwatch::start();

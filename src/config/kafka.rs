@@ -1,5 +1,8 @@
 //! `kafka.properties`: settings of Kafka's client, checked against the promises and against what this build can do.
 
+use super::lists::parts;
+use super::values::{Kind, Setting};
+
 /// Whether this build speaks TLS and SCRAM with Kafka.
 const TLS: bool = cfg!(feature = "kafka-tls");
 
@@ -41,12 +44,10 @@ impl Properties {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut found = Vec::new();
         for pair in split(text).iter().filter(|pair| !pair.trim().is_empty()) {
-            let (name, value) = pair.split_once('=').ok_or("kafka.properties: write name=value,name=value")?;
+            let (name, value) = pair.split_once('=').ok_or("write name=value,name=value")?;
             let name = name.trim();
             if OURS.contains(&name) {
-                return Err(format!(
-                    "kafka.properties: {name} is set by Rollmill, because its promises depend on it: leave it out"
-                ));
+                return Err(format!("{name} is set by Rollmill, because its promises depend on it: leave it out"));
             }
             found.push((name.to_owned(), value.trim().to_owned()));
         }
@@ -74,18 +75,35 @@ impl Properties {
         };
         if let Some(wanted) = wanted.filter(|_| !tls) {
             return Err(format!(
-                "kafka.properties: {wanted} takes TLS, with which this build was not made: use the image of docker/Dockerfile, or build \
+                "{wanted} takes TLS, with which this build was not made: use the image of docker/Dockerfile, or build \
                  with `cargo build --release --features kafka-tls` (it needs OpenSSL: libssl-dev and pkg-config); `rollmill version` \
                  says what a build has"
             ));
         }
         if protocol.starts_with("SASL_") && matches!(&*mechanism, "" | "GSSAPI") {
             return Err(format!(
-                "kafka.properties: security.protocol={protocol} without sasl.mechanism is Kerberos, which Rollmill does not speak: set \
+                "security.protocol={protocol} without sasl.mechanism is Kerberos, which Rollmill does not speak: set \
                  sasl.mechanism to SCRAM-SHA-512, SCRAM-SHA-256, OAUTHBEARER or PLAIN"
             ));
         }
         Ok(())
+    }
+}
+
+impl Setting for Properties {
+    const KIND: Kind = Kind::Text;
+    const IS_SECRET: bool = true;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+
+    fn text(&self) -> String {
+        if self.0.is_empty() { String::new() } else { "***".to_owned() }
+    }
+
+    fn is_secret(&self) -> bool {
+        !self.0.is_empty()
     }
 }
 
@@ -113,28 +131,32 @@ fn split(text: &str) -> Vec<String> {
 pub struct Gaps(Vec<(u32, std::ops::Range<u64>)>);
 
 impl Gaps {
-    /// Reads `shard:from-to,shard:from-to`; the first offset is in the gap, the last one behind it.
-    ///
-    /// # Errors
-    /// Names what is not of this form.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// Whether all of `[from, to)` of the shard is in one of them.
+    pub fn covers(&self, shard: u32, from: u64, to: u64) -> bool {
+        self.0.iter().any(|(of, range)| *of == shard && range.start <= from && to <= range.end)
+    }
+}
+
+/// `shard:from-to,shard:from-to`; the first offset is in the gap, the last one behind it.
+impl Setting for Gaps {
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
         let gap = |text: &str| {
             let (shard, range) = text.split_once(':')?;
             let (from, to) = range.split_once('-')?;
             let range = from.trim().parse().ok()?..to.trim().parse().ok()?;
             (range.start < range.end).then_some((shard.trim().parse().ok()?, range))
         };
-        let all = text.split(',').map(str::trim).filter(|text| !text.is_empty());
-        all.map(|text| {
-            gap(text).ok_or_else(|| format!("kafka.passed_gaps: {text:?} is no gap: write SHARD:FROM-TO, as the log names it"))
-        })
-        .collect::<Result<_, _>>()
-        .map(Self)
+        let all = parts(text);
+        all.map(|text| gap(text).ok_or_else(|| format!("{text:?} is no gap: write SHARD:FROM-TO, as the log names it")))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
-    /// Whether all of `[from, to)` of the shard is in one of them.
-    pub fn covers(&self, shard: u32, from: u64, to: u64) -> bool {
-        self.0.iter().any(|(of, range)| *of == shard && range.start <= from && to <= range.end)
+    fn text(&self) -> String {
+        let gap = |(shard, range): &(u32, std::ops::Range<u64>)| format!("{shard}:{}-{}", range.start, range.end);
+        self.0.iter().map(gap).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -196,6 +218,7 @@ mod tests {
         let gaps = Gaps::parse("3:120-122, 7:0-1,").expect("two");
         assert!(gaps.covers(3, 120, 122) && gaps.covers(3, 121, 122) && gaps.covers(7, 0, 1));
         assert!(!gaps.covers(3, 119, 121) && !gaps.covers(3, 121, 123) && !gaps.covers(2, 120, 121));
+        assert_eq!(gaps.text(), "3:120-122,7:0-1");
         assert_eq!(Gaps::parse(""), Ok(Gaps::default()));
         for wrong in ["3", "3:5", "3:5-5", "3:6-5", "x:1-2", "3:-1-2", "3:1-2;4:1-2"] {
             assert!(Gaps::parse(wrong).is_err_and(|why| why.contains("SHARD:FROM-TO")), "{wrong}");

@@ -1,622 +1,345 @@
-//! The table of keys: name, kind, default, range, and why.
+//! The table of keys: name, type, default, range, and what each is for. Everything else about a key comes from its row.
 
-/// What a key takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A whole number.
-    Number,
-    /// `64MiB`.
-    Bytes,
-    /// `10m`.
-    Duration,
-    /// Anything.
-    Text,
-}
+use std::path::PathBuf;
+use std::time::Duration;
 
-/// One key.
-#[derive(Debug, Clone, Copy)]
-pub struct Key {
-    /// Its name.
-    pub name: &'static str,
-    /// What it takes.
-    pub kind: Kind,
-    /// Its default, as written in a file.
-    pub default: &'static str,
-    /// Least value; durations in milliseconds.
-    pub min: u64,
-    /// Largest value.
-    pub max: u64,
-    /// What it is for.
-    pub doc: &'static str,
-}
+use super::kafka::{Gaps, Properties};
+use super::lists::{HostList, Origins};
+use super::roles::Roles;
+use super::table::config;
+use super::values::{ByteSize, Url, days, gib, hours, kib, mib, minutes, ms, seconds};
 
-impl Key {
-    /// Its environment variable.
-    pub fn env(&self) -> String {
-        format!("ROLLMILL_{}", self.name.replace('.', "_").to_uppercase())
+config! {
+    /// This node.
+    node: NodeConfig {
+        /// Name of this node in `rollmill status`. Empty: the name of the machine.
+        name: Option<String> = None;
+        /// What this node does. The embedded log and SQLite need every role on one node.
+        roles: Roles = Roles::ALL;
+    }
+    /// The HTTP server.
+    server: ServerConfig {
+        /// Where HTTP and WebSocket are served. Without API keys only loopback addresses are taken.
+        listen: String = "127.0.0.1:8080".to_owned();
+        /// Pages that may send and read, `https://shop.example,http://localhost:3000`: their
+        /// origins as browsers name them. Empty: none.
+        cors_origins: Origins = Origins::default();
+        /// Connections at once. Those on which no valid key came in have three quarters, the oldest
+        /// gives way; one of several tenants has a quarter.
+        max_connections: usize = 4096, 1..=1_000_000;
+        /// Connections from one address; one more is answered 503. 0: no limit, because everybody
+        /// behind a proxy is one address.
+        max_connections_per_address: usize = 0, 0..=1_000_000;
+        /// A client that takes less than 16 KiB of a waiting answer in this time is cut off.
+        write_timeout: Duration = seconds(30), ms(100)..=hours(1);
+        /// Bytes of answers that clients have not taken yet; beyond it 503. One of several tenants
+        /// has a quarter, beyond it 429.
+        max_answers: ByteSize = mib(256), mib(1)..=gib(64);
+        /// A client that takes longer to send its headers is cut off.
+        header_timeout: Duration = seconds(10), ms(100)..=minutes(10);
+        /// A client that takes longer to send a body is cut off.
+        body_timeout: Duration = seconds(30), ms(100)..=hours(1);
+        /// At a stop, `/readyz` fails this long before connections are closed, so that load
+        /// balancers notice first.
+        drain_delay: Duration = Duration::ZERO, Duration::ZERO..=minutes(10);
+        /// While Kafka or PostgreSQL cannot be reached at a start, it is tried again for this long;
+        /// then the node ends with code 1. 0 ends it at once.
+        start_wait: Duration = minutes(5), Duration::ZERO..=days(1);
+    }
+    /// The local disk.
+    data: DataConfig {
+        /// Log, store and archive of the embedded mode. One process at a time.
+        dir: PathBuf = PathBuf::from("./data");
+    }
+    /// The shards of the log and their owners.
+    shards: ShardsConfig {
+        /// Fixed when the data directory is created; a start with another number is refused.
+        count: u32 = 64, 1..=4096;
+        /// How soon a shard pulls new records: most of the delay until an event shows in queries.
+        pull_interval: Duration = ms(20), ms(1)..=seconds(1);
+        /// How long a shard that leaves this node may flush what is open; the log holds the rest.
+        handover: Duration = seconds(1), ms(10)..=minutes(1);
+        /// A shard that another node has claimed is claimed again after this time, doubling, or
+        /// when the assignment changes.
+        refused_delay: Duration = seconds(2), ms(10)..=minutes(10);
+    }
+    /// From a request to the log.
+    gateway: GatewayConfig {
+        /// Gateway actors that group events by shard.
+        actors: usize = 2, 1..=64;
+        /// A write that is not durable by then is answered 503, its outcome being unknown; the
+        /// retry is absorbed by id.
+        append_timeout: Duration = seconds(30), ms(100)..=minutes(10);
+        /// Series whose checked labels the gateway remembers; others are parsed again.
+        max_interned: usize = 2_000_000, 2..=100_000_000;
+        /// Memory of those labels.
+        max_interned_bytes: ByteSize = mib(512), kib(64)..=gib(64);
+    }
+    /// What is accepted of clients.
+    accept: AcceptConfig {
+        /// Events older than this are refused. Rollups and archive are kept at least as long.
+        max_age: Duration = days(365), hours(1)..=days(36_500);
+        /// Events further in the future are refused.
+        max_ahead: Duration = minutes(10), Duration::ZERO..=days(1);
+        /// Bytes of one event.
+        max_event_bytes: ByteSize = kib(8), ByteSize::of(64)..=mib(1);
+        /// Events of one request.
+        max_events: usize = 10_000, 1..=10_000;
+        /// Bytes of one request, after decompression.
+        max_body: ByteSize = mib(20), kib(1)..=gib(1);
+        /// Bytes of requests being worked on; beyond it 503 with Retry-After. One of several
+        /// tenants has a quarter, beyond it 429.
+        max_inflight: ByteSize = mib(256), mib(1)..=gib(64);
+    }
+    /// What each tenant may use.
+    tenants: TenantsConfig {
+        /// Budget of each tenant, beyond it 429 with Retry-After; 0 is no limit.
+        max_events_per_second: u64 = 0, 0..=1_000_000_000;
+        /// Events a tenant may send at once after a rest, when it has a budget.
+        burst: u64 = 100_000, 1..=1_000_000_000;
+        /// Series of each tenant; beyond it events go to the overflow series of their metric.
+        max_series: u64 = 2_000_000, 1..=1_000_000_000;
+        /// Metric names of each tenant, as each node with shards counts them; events of further
+        /// names go to the metric `__overflow__`.
+        max_metrics: usize = 10_000, 1..=1_000_000_000;
+    }
+    /// The log, embedded or on Kafka.
+    log: LogConfig {
+        /// A segment of the log is sealed at this size; the last one is scanned at start.
+        segment_bytes: ByteSize = mib(128), kib(64)..=gib(4);
+        /// Bytes waiting to be committed; beyond it 503 with Retry-After.
+        max_waiting: ByteSize = mib(64), mib(1)..=gib(16);
+        /// Recent records kept in memory for the shards.
+        tail_cache: ByteSize = mib(64), ByteSize::ZERO..=gib(16);
+        /// How long a rebalance of Kafka's group waits for the shards that leave this node.
+        handover: Duration = seconds(2), ms(10)..=minutes(1);
+        /// Records younger than this stay in Kafka although they are rolled up and archived: a
+        /// store that failed over may have lost commits.
+        safety: Duration = hours(24), Duration::ZERO..=days(365);
+    }
+    /// Kafka as the log.
+    kafka: KafkaConfig {
+        /// Kafka as the log: `host:port,host:port`. Empty: the embedded log in `data.dir`.
+        brokers: Option<String> = None;
+        /// Topic of the log; shard n is partition n. `rollmill topic create` makes it.
+        topic: String = "rollmill".to_owned();
+        /// Consumer group that assigns shards to nodes.
+        group: String = "rollmill".to_owned();
+        /// Replicas that the topic must have at least; 3 in production.
+        replication: u32 = 1, 1..=32;
+        /// In-sync replicas without which Kafka refuses writes, at least; 2 in production.
+        min_isr: u32 = 1, 1..=32;
+        /// More settings of the client, `name=value,name=value`, such as those of SASL and TLS;
+        /// never shown.
+        properties: Properties = Properties::default();
+        /// Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks
+        /// for it: docs/operations.md, "Kafka".
+        passed_gaps: Gaps = Gaps::default();
+        /// Patience with one request to Kafka.
+        timeout: Duration = seconds(5), ms(100)..=minutes(10);
+        /// A node silent for this long loses its shards: most of the time until they are served
+        /// elsewhere.
+        session_timeout: Duration = seconds(6), seconds(1)..=minutes(5);
+        /// A record not acknowledged by then has an unknown outcome and is answered 503. Below
+        /// `gateway.append_timeout`.
+        delivery_timeout: Duration = seconds(20), ms(100)..=minutes(10);
+        /// Bytes fetched ahead of the shards of this node.
+        prefetch: ByteSize = mib(16), kib(64)..=gib(1);
+        /// How often the ends of the shards are asked for: an answer is no fresher than that.
+        refresh: Duration = ms(100), ms(10)..=seconds(10);
+    }
+    /// How deltas get to the store.
+    flush: FlushConfig {
+        /// How often a shard writes its deltas to the store.
+        interval: Duration = seconds(10), ms(100)..=hours(1);
+        /// Memory of the deltas of all shards; a shard over its part flushes early.
+        max_delta_bytes: ByteSize = mib(512), mib(1)..=gib(256);
+    }
+    /// PostgreSQL as the store.
+    store: StoreConfig {
+        /// PostgreSQL or TimescaleDB that holds the rollups:
+        /// `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`. Empty: SQLite in `data.dir`.
+        url: Option<Url> = None;
+        /// The same primary, as a role that may only read, for queries. Empty: `store.url`.
+        read_url: Option<Url> = None;
+        /// PEM file of the authorities of the server's certificate, for URLs with
+        /// `sslmode=require`. Empty: those of the system.
+        tls_ca: Option<PathBuf> = None;
+        /// Connections of this node for flushes, claims and the archive; one more flush waits.
+        flush_connections: usize = 8, 1..=1000;
+        /// Connections of this node for queries and starts of shards; one more query waits.
+        read_connections: usize = 8, 1..=1000;
+        /// Time to connect to one host of the URL; then the next one is tried.
+        connect_timeout: Duration = seconds(5), ms(100)..=minutes(10);
+        /// Time of one transaction, waiting for a connection included; each 8,192 rows of a flush
+        /// have it anew. A commit not answered by then is unknown, and the shard starts again.
+        timeout: Duration = seconds(30), ms(100)..=hours(1);
+        /// Time to wait for a lock of another transaction.
+        lock_timeout: Duration = seconds(5), ms(10)..=minutes(10);
+        /// A node silent for this long inside a flush is cut off by the server; a connection
+        /// without acknowledgements counts as broken.
+        idle_timeout: Duration = seconds(5), ms(100)..=minutes(10);
+        /// Weeks older than this are compressed, and again after late events, if the server is a
+        /// TimescaleDB whose licence has that; 0 is never.
+        compress_after: Duration = Duration::ZERO, Duration::ZERO..=days(36_500);
+        /// Time to compress one chunk (a week of rollups, or of sketches). Late events of that week
+        /// wait for it, queries do not.
+        compress_timeout: Duration = hours(1), seconds(1)..=days(1);
+    }
+    /// How long rollups are kept.
+    rollups: RollupsConfig {
+        /// Rollups of windows older than this are dropped from PostgreSQL, a week at a time; 0
+        /// keeps them for ever. At least `accept.max_age`.
+        keep: Duration = Duration::ZERO, Duration::ZERO..=days(36_500);
+    }
+    /// De-duplication by event id.
+    dedup: DedupConfig {
+        /// Equal ids appended within this time count once.
+        horizon: Duration = hours(1), seconds(1)..=days(7);
+        /// Ids remembered by each shard, at most 24 bytes each; the shorter of both limits holds.
+        max_ids: usize = 1_000_000, 1..=33_554_432;
+    }
+    /// The archive of raw events.
+    archive: ArchiveConfig {
+        /// Raw bytes of one archive object.
+        max_bytes: ByteSize = mib(128), kib(1)..=gib(4);
+        /// An object is written at the latest after this time.
+        max_delay: Duration = minutes(10), ms(100)..=days(1);
+        /// Where raw events are archived: `file:///path` or `s3://bucket/prefix`. Empty: `archive`
+        /// in the data directory.
+        url: Option<Url> = None;
+        /// Endpoint of the object storage, such as `http://127.0.0.1:9000`. Empty: AWS, or that of
+        /// the environment.
+        endpoint: Option<Url> = None;
+        /// Its region. Empty: that of the environment, or us-east-1.
+        region: Option<String> = None;
+        /// Its credentials, in the form of the AWS tools. Empty: the environment
+        /// (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`) or the role of the machine.
+        credentials_file: Option<PathBuf> = None;
+        /// One request to the object storage, an object of archive.max_bytes included. It is tried
+        /// again three times, for twice this time.
+        timeout: Duration = seconds(60), ms(100)..=hours(1);
+        /// Where old objects move to, on the same endpoint or in a directory; must be another
+        /// place. Empty: they stay.
+        cold_url: Option<Url> = None;
+        /// Storage class of moved objects, such as STANDARD_IA. Empty: the bucket's.
+        cold_class: Option<String> = None;
+        /// Objects older than this move.
+        cold_after: Duration = days(30), ms(100)..=days(36_500);
+        /// Objects older than this are removed; windows that they touched cannot be recomputed
+        /// then. 0 keeps them; otherwise at least accept.max_age.
+        keep: Duration = days(365), Duration::ZERO..=days(36_500);
+    }
+    /// Safeguards of what is deleted.
+    expiry: ExpiryConfig {
+        /// If more objects of a shard than this, and more than a twentieth of them, become due at
+        /// once, a person is asked before they go.
+        max_at_once: u64 = 100, 1..=1_000_000;
+    }
+    /// Queries and their caches.
+    query: QueryConfig {
+        /// Flushed batches are kept this long for queries that read an older snapshot.
+        deadline: Duration = seconds(10), ms(100)..=minutes(10);
+        /// Points of one answer.
+        max_points: usize = 100_000, 1..=100_000_000;
+        /// Series that one query may read.
+        max_series: usize = 100_000, 1..=100_000_000;
+        /// Queries that run or wait for their turn; beyond it 503 with Retry-After. One of several
+        /// tenants has a quarter, beyond it 429.
+        max_concurrent: usize = 64, 1..=4096;
+        /// Threads that run queries, below the priority of everything else. 0: one for each core,
+        /// at least 4. One of several tenants has three quarters.
+        threads: usize = 0, 0..=1024;
+        /// A query that takes longer, waiting for its turn included, is ended and answered 503 with
+        /// Retry-After.
+        timeout: Duration = seconds(30), ms(100)..=hours(1);
+        /// Memory of all queries while they run, counted as it grows. One of several tenants has a
+        /// quarter; a query that alone needs more is 422.
+        max_memory: ByteSize = gib(1), mib(1)..=gib(64);
+        /// A shard further behind makes the answer partial.
+        stale_after: Duration = seconds(10), ms(100)..=hours(1);
+        /// Cached parts of answers (two thirds) and lists of the series that queries match (one
+        /// third); 0 turns both off.
+        cache: ByteSize = mib(96), ByteSize::ZERO..=gib(64);
+        /// A second query cache that nodes share, behind query.cache:
+        /// `redis://[[user]:password@]host[:port][/database]`. Empty: none.
+        redis: Option<Url> = None;
+        /// A query waits no longer for it, and after three failures not at all.
+        redis_timeout: Duration = ms(10), ms(1)..=seconds(1);
+        /// How long it keeps a part.
+        redis_keep: Duration = days(7), seconds(1)..=days(365);
+    }
+    /// WebSockets.
+    ws: WebSocketConfig {
+        /// Unacknowledged messages of one WebSocket.
+        window: usize = 32, 1..=10_000;
+        /// Bytes of one WebSocket message.
+        max_message: ByteSize = mib(20), kib(1)..=gib(1);
+        /// Subscriptions of one WebSocket; one more closes it with 1008.
+        max_subscriptions: usize = 16, 0..=1000;
+        /// Subscriptions of all WebSockets; one more closes its own with 1013. One of several
+        /// tenants has a quarter.
+        max_all_subscriptions: usize = 4096, 1..=1_000_000;
+        /// How often subscriptions are run again.
+        update_interval: Duration = seconds(1), ms(100)..=hours(1);
+        /// A WebSocket that says nothing for this long, pings unanswered, or takes nothing for this
+        /// long is closed.
+        idle_timeout: Duration = seconds(30), seconds(1)..=hours(1);
+    }
+    /// API keys.
+    auth: AuthConfig {
+        /// File of API keys, written by `rollmill keys`. Empty: no keys, loopback only, tenant
+        /// `default`.
+        keys_file: Option<PathBuf> = None;
+    }
+    /// Restarts of actors that failed.
+    supervision: SupervisionConfig {
+        /// Failures of an actor within the window that are answered by a restart.
+        max_restarts: u32 = 10, 1..=10_000;
+        /// The window.
+        restart_window: Duration = minutes(1), seconds(1)..=days(1);
+        /// Delay of the first restart; it doubles.
+        backoff_min: Duration = ms(100), ms(1)..=minutes(10);
+        /// Longest delay.
+        backoff_max: Duration = seconds(10), ms(1)..=hours(1);
+    }
+    /// The mesh of nodes.
+    cluster: ClusterConfig {
+        /// Where other nodes come in, HOST:PORT. Empty: this node knows of no others, and answers
+        /// for its own shards alone.
+        listen: Option<String> = None;
+        /// Addresses to dial, host:port,host:port; the node's own may be among them. A node that
+        /// dials is known to the one that it dials.
+        peers: HostList = HostList::default();
+        /// File with the secret of the cluster, at least 32 bytes, the same on all nodes; or the
+        /// environment ROLLMILL_CLUSTER_COOKIE.
+        cookie_file: Option<PathBuf> = None;
+        /// This node's certificate for TLS between nodes (PEM), for the host in cluster.peers.
+        /// Empty: plain TCP, loopback only.
+        cert: Option<PathBuf> = None;
+        /// The key of this certificate (PEM).
+        key: Option<PathBuf> = None;
+        /// The authority that has signed the certificates of all nodes (PEM); each side checks the
+        /// other's.
+        ca: Option<PathBuf> = None;
+        /// true: plain TCP between nodes beyond loopback. Whoever can read the network reads the
+        /// events' figures, and can alter them.
+        insecure: bool = false;
+        /// How often each other node is asked whether it is there, and what it owns.
+        heartbeat: Duration = seconds(1), ms(100)..=minutes(1);
+        /// A node that has not answered for so long is not asked any more until it is back.
+        dead_after: Duration = seconds(5), ms(300)..=minutes(10);
+        /// How long a query waits for the live deltas of another node; at most half of
+        /// query.deadline, because a query may ask twice.
+        call_timeout: Duration = seconds(2), ms(20)..=minutes(10);
+        /// Questions on their way to one other node; more wait, within cluster.call_timeout. Bounds
+        /// memory, with cluster.max_answer.
+        max_calls: usize = 16, 1..=4096;
+        /// Questions of other nodes answered at once; beyond it they are refused, and those answers
+        /// are partial.
+        max_reads: usize = 64, 1..=4096;
+        /// Size of one answer to another node; shards that do not fit are missing from it as
+        /// too_large.
+        max_answer: ByteSize = mib(8), kib(64)..=mib(256);
     }
 }
-
-const fn key(name: &'static str, kind: Kind, default: &'static str, min: u64, max: u64, doc: &'static str) -> Key {
-    Key { name, kind, default, min, max, doc }
-}
-
-const fn text(name: &'static str, default: &'static str, doc: &'static str) -> Key {
-    key(name, Kind::Text, default, 0, 0, doc)
-}
-
-/// Every key.
-pub const KEYS: &[Key] = &[
-    text("node.name", "", "Name of this node in `rollmill status`. Empty: the name of the machine."),
-    text(
-        "node.roles",
-        "gateway,shards,query,replay",
-        "What this node does. The embedded log and SQLite need every role on one node.",
-    ),
-    text(
-        "server.listen",
-        "127.0.0.1:8080",
-        "Where HTTP and WebSocket are served. Without API keys only loopback addresses are taken.",
-    ),
-    text(
-        "server.cors_origins",
-        "",
-        "Pages that may send and read, `https://shop.example,http://localhost:3000`: their origins as browsers name them. Empty: none.",
-    ),
-    key(
-        "server.max_connections",
-        Kind::Number,
-        "4096",
-        1,
-        1000000,
-        "Connections at once. Those on which no valid key came in have three quarters, the oldest gives way; one of several tenants has a quarter.",
-    ),
-    key(
-        "server.max_connections_per_address",
-        Kind::Number,
-        "0",
-        0,
-        1000000,
-        "Connections from one address; one more is answered 503. 0: no limit, because everybody behind a proxy is one address.",
-    ),
-    key(
-        "server.write_timeout",
-        Kind::Duration,
-        "30s",
-        100,
-        3600000,
-        "A client that takes less than 16 KiB of a waiting answer in this time is cut off.",
-    ),
-    key(
-        "server.max_answers",
-        Kind::Bytes,
-        "256MiB",
-        1048576,
-        68719476736,
-        "Bytes of answers that clients have not taken yet; beyond it 503. One of several tenants has a quarter, beyond it 429.",
-    ),
-    key(
-        "server.header_timeout",
-        Kind::Duration,
-        "10s",
-        100,
-        600000,
-        "A client that takes longer to send its headers is cut off.",
-    ),
-    key("server.body_timeout", Kind::Duration, "30s", 100, 3600000, "A client that takes longer to send a body is cut off."),
-    key(
-        "server.drain_delay",
-        Kind::Duration,
-        "0",
-        0,
-        600000,
-        "At a stop, `/readyz` fails this long before connections are closed, so that load balancers notice first.",
-    ),
-    key(
-        "server.start_wait",
-        Kind::Duration,
-        "5m",
-        0,
-        86400000,
-        "While Kafka or PostgreSQL cannot be reached at a start, it is tried again for this long; then the node ends with code 1. 0 ends it at once.",
-    ),
-    text("data.dir", "./data", "Log, store and archive of the embedded mode. One process at a time."),
-    key(
-        "shards.count",
-        Kind::Number,
-        "64",
-        1,
-        4096,
-        "Fixed when the data directory is created; a start with another number is refused.",
-    ),
-    key(
-        "shards.pull_interval",
-        Kind::Duration,
-        "20ms",
-        1,
-        1000,
-        "How soon a shard pulls new records: most of the delay until an event shows in queries.",
-    ),
-    key(
-        "shards.handover",
-        Kind::Duration,
-        "1s",
-        10,
-        60000,
-        "How long a shard that leaves this node may flush what is open; the log holds the rest.",
-    ),
-    key(
-        "shards.refused_delay",
-        Kind::Duration,
-        "2s",
-        10,
-        600000,
-        "A shard that another node has claimed is claimed again after this time, doubling, or when the assignment changes.",
-    ),
-    key("gateway.actors", Kind::Number, "2", 1, 64, "Gateway actors that group events by shard."),
-    key(
-        "gateway.append_timeout",
-        Kind::Duration,
-        "30s",
-        100,
-        600000,
-        "A write that is not durable by then is answered 503, its outcome being unknown; the retry is absorbed by id.",
-    ),
-    key(
-        "gateway.max_interned",
-        Kind::Number,
-        "2000000",
-        2,
-        100000000,
-        "Series whose checked labels the gateway remembers; others are parsed again.",
-    ),
-    key("gateway.max_interned_bytes", Kind::Bytes, "512MiB", 65536, 68719476736, "Memory of those labels."),
-    key(
-        "accept.max_age",
-        Kind::Duration,
-        "365d",
-        3600000,
-        3153600000000,
-        "Events older than this are refused. Rollups and archive are kept at least as long.",
-    ),
-    key("accept.max_ahead", Kind::Duration, "10m", 0, 86400000, "Events further in the future are refused."),
-    key("accept.max_event_bytes", Kind::Bytes, "8KiB", 64, 1048576, "Bytes of one event."),
-    key("accept.max_events", Kind::Number, "10000", 1, 10000, "Events of one request."),
-    key("accept.max_body", Kind::Bytes, "20MiB", 1024, 1073741824, "Bytes of one request, after decompression."),
-    key(
-        "accept.max_inflight",
-        Kind::Bytes,
-        "256MiB",
-        1048576,
-        68719476736,
-        "Bytes of requests being worked on; beyond it 503 with Retry-After. One of several tenants has a quarter, beyond it 429.",
-    ),
-    key(
-        "tenants.max_events_per_second",
-        Kind::Number,
-        "0",
-        0,
-        1000000000,
-        "Budget of each tenant, beyond it 429 with Retry-After; 0 is no limit.",
-    ),
-    key(
-        "tenants.burst",
-        Kind::Number,
-        "100000",
-        1,
-        1000000000,
-        "Events a tenant may send at once after a rest, when it has a budget.",
-    ),
-    key(
-        "tenants.max_series",
-        Kind::Number,
-        "2000000",
-        1,
-        1000000000,
-        "Series of each tenant; beyond it events go to the overflow series of their metric.",
-    ),
-    key(
-        "tenants.max_metrics",
-        Kind::Number,
-        "10000",
-        1,
-        1000000000,
-        "Metric names of each tenant, as each node with shards counts them; events of further names go to the metric `__overflow__`.",
-    ),
-    key(
-        "log.segment_bytes",
-        Kind::Bytes,
-        "128MiB",
-        65536,
-        4294967296,
-        "A segment of the log is sealed at this size; the last one is scanned at start.",
-    ),
-    key(
-        "log.max_waiting",
-        Kind::Bytes,
-        "64MiB",
-        1048576,
-        17179869184,
-        "Bytes waiting to be committed; beyond it 503 with Retry-After.",
-    ),
-    key("log.tail_cache", Kind::Bytes, "64MiB", 0, 17179869184, "Recent records kept in memory for the shards."),
-    text("kafka.brokers", "", "Kafka as the log: `host:port,host:port`. Empty: the embedded log in `data.dir`."),
-    text("kafka.topic", "rollmill", "Topic of the log; shard n is partition n. `rollmill topic create` makes it."),
-    text("kafka.group", "rollmill", "Consumer group that assigns shards to nodes."),
-    key("kafka.replication", Kind::Number, "1", 1, 32, "Replicas that the topic must have at least; 3 in production."),
-    key(
-        "kafka.min_isr",
-        Kind::Number,
-        "1",
-        1,
-        32,
-        "In-sync replicas without which Kafka refuses writes, at least; 2 in production.",
-    ),
-    text(
-        "kafka.properties",
-        "",
-        "More settings of the client, `name=value,name=value`, such as those of SASL and TLS; never shown.",
-    ),
-    text(
-        "kafka.passed_gaps",
-        "",
-        "Gaps of partitions that hold nothing of Rollmill's, `SHARD:FROM-TO,…`, when the log asks for it: docs/operations.md, \"Kafka\".",
-    ),
-    key("kafka.timeout", Kind::Duration, "5s", 100, 600000, "Patience with one request to Kafka."),
-    key(
-        "kafka.session_timeout",
-        Kind::Duration,
-        "6s",
-        1000,
-        300000,
-        "A node silent for this long loses its shards: most of the time until they are served elsewhere.",
-    ),
-    key(
-        "kafka.delivery_timeout",
-        Kind::Duration,
-        "20s",
-        100,
-        600000,
-        "A record not acknowledged by then has an unknown outcome and is answered 503. Below `gateway.append_timeout`.",
-    ),
-    key("kafka.prefetch", Kind::Bytes, "16MiB", 65536, 1073741824, "Bytes fetched ahead of the shards of this node."),
-    key(
-        "kafka.refresh",
-        Kind::Duration,
-        "100ms",
-        10,
-        10000,
-        "How often the ends of the shards are asked for: an answer is no fresher than that.",
-    ),
-    key(
-        "log.handover",
-        Kind::Duration,
-        "2s",
-        10,
-        60000,
-        "How long a rebalance of Kafka's group waits for the shards that leave this node.",
-    ),
-    key(
-        "log.safety",
-        Kind::Duration,
-        "24h",
-        0,
-        31536000000,
-        "Records younger than this stay in Kafka although they are rolled up and archived: a store that failed over may have lost commits.",
-    ),
-    key("flush.interval", Kind::Duration, "10s", 100, 3600000, "How often a shard writes its deltas to the store."),
-    key(
-        "flush.max_delta_bytes",
-        Kind::Bytes,
-        "512MiB",
-        1048576,
-        274877906944,
-        "Memory of the deltas of all shards; a shard over its part flushes early.",
-    ),
-    text(
-        "store.url",
-        "",
-        "PostgreSQL or TimescaleDB that holds the rollups: `postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE`. Empty: SQLite in `data.dir`.",
-    ),
-    text("store.read_url", "", "The same primary, as a role that may only read, for queries. Empty: `store.url`."),
-    text(
-        "store.tls_ca",
-        "",
-        "PEM file of the authorities of the server's certificate, for URLs with `sslmode=require`. Empty: those of the system.",
-    ),
-    key(
-        "store.flush_connections",
-        Kind::Number,
-        "8",
-        1,
-        1000,
-        "Connections of this node for flushes, claims and the archive; one more flush waits.",
-    ),
-    key(
-        "store.read_connections",
-        Kind::Number,
-        "8",
-        1,
-        1000,
-        "Connections of this node for queries and starts of shards; one more query waits.",
-    ),
-    key(
-        "store.connect_timeout",
-        Kind::Duration,
-        "5s",
-        100,
-        600000,
-        "Time to connect to one host of the URL; then the next one is tried.",
-    ),
-    key(
-        "store.timeout",
-        Kind::Duration,
-        "30s",
-        100,
-        3600000,
-        "Time of one transaction, waiting for a connection included; each 8,192 rows of a flush have it anew. A commit not answered by then is unknown, and the shard starts again.",
-    ),
-    key("store.lock_timeout", Kind::Duration, "5s", 10, 600000, "Time to wait for a lock of another transaction."),
-    key(
-        "store.idle_timeout",
-        Kind::Duration,
-        "5s",
-        100,
-        600000,
-        "A node silent for this long inside a flush is cut off by the server; a connection without acknowledgements counts as broken.",
-    ),
-    key(
-        "store.compress_after",
-        Kind::Duration,
-        "0",
-        0,
-        3153600000000,
-        "Weeks older than this are compressed, and again after late events, if the server is a TimescaleDB whose licence has that; 0 is never.",
-    ),
-    key(
-        "store.compress_timeout",
-        Kind::Duration,
-        "1h",
-        1_000,
-        86_400_000,
-        "Time to compress one chunk (a week of rollups, or of sketches). Late events of that week wait for it, queries do not.",
-    ),
-    key(
-        "rollups.keep",
-        Kind::Duration,
-        "0",
-        0,
-        3153600000000,
-        "Rollups of windows older than this are dropped from PostgreSQL, a week at a time; 0 keeps them for ever. At least `accept.max_age`.",
-    ),
-    key("dedup.horizon", Kind::Duration, "1h", 1000, 604800000, "Equal ids appended within this time count once."),
-    key(
-        "dedup.max_ids",
-        Kind::Number,
-        "1000000",
-        1,
-        33554432,
-        "Ids remembered by each shard, at most 24 bytes each; the shorter of both limits holds.",
-    ),
-    key("archive.max_bytes", Kind::Bytes, "128MiB", 1024, 4294967296, "Raw bytes of one archive object."),
-    key("archive.max_delay", Kind::Duration, "10m", 100, 86400000, "An object is written at the latest after this time."),
-    text(
-        "archive.url",
-        "",
-        "Where raw events are archived: `file:///path` or `s3://bucket/prefix`. Empty: `archive` in the data directory.",
-    ),
-    text(
-        "archive.endpoint",
-        "",
-        "Endpoint of the object storage, such as `http://127.0.0.1:9000`. Empty: AWS, or that of the environment.",
-    ),
-    text("archive.region", "", "Its region. Empty: that of the environment, or us-east-1."),
-    text(
-        "archive.credentials_file",
-        "",
-        "Its credentials, in the form of the AWS tools. Empty: the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`) or the role of the machine.",
-    ),
-    key(
-        "archive.timeout",
-        Kind::Duration,
-        "60s",
-        100,
-        3600000,
-        "One request to the object storage, an object of archive.max_bytes included. It is tried again three times, for twice this time.",
-    ),
-    text(
-        "archive.cold_url",
-        "",
-        "Where old objects move to, on the same endpoint or in a directory; must be another place. Empty: they stay.",
-    ),
-    text("archive.cold_class", "", "Storage class of moved objects, such as STANDARD_IA. Empty: the bucket's."),
-    key("archive.cold_after", Kind::Duration, "30d", 100, 3153600000000, "Objects older than this move."),
-    key(
-        "archive.keep",
-        Kind::Duration,
-        "365d",
-        0,
-        3153600000000,
-        "Objects older than this are removed; windows that they touched cannot be recomputed then. 0 keeps them; otherwise at least accept.max_age.",
-    ),
-    key(
-        "expiry.max_at_once",
-        Kind::Number,
-        "100",
-        1,
-        1000000,
-        "If more objects of a shard than this, and more than a twentieth of them, become due at once, a person is asked before they go.",
-    ),
-    key(
-        "query.deadline",
-        Kind::Duration,
-        "10s",
-        100,
-        600000,
-        "Flushed batches are kept this long for queries that read an older snapshot.",
-    ),
-    key("query.max_points", Kind::Number, "100000", 1, 100000000, "Points of one answer."),
-    key("query.max_series", Kind::Number, "100000", 1, 100000000, "Series that one query may read."),
-    key(
-        "query.max_concurrent",
-        Kind::Number,
-        "64",
-        1,
-        4096,
-        "Queries that run or wait for their turn; beyond it 503 with Retry-After. One of several tenants has a quarter, beyond it 429.",
-    ),
-    key(
-        "query.threads",
-        Kind::Number,
-        "0",
-        0,
-        1024,
-        "Threads that run queries, below the priority of everything else. 0: one for each core, at least 4. One of several tenants has three quarters.",
-    ),
-    key(
-        "query.timeout",
-        Kind::Duration,
-        "30s",
-        100,
-        3600000,
-        "A query that takes longer, waiting for its turn included, is ended and answered 503 with Retry-After.",
-    ),
-    key(
-        "query.max_memory",
-        Kind::Bytes,
-        "1GiB",
-        1048576,
-        68719476736,
-        "Memory of all queries while they run, counted as it grows. One of several tenants has a quarter; a query that alone needs more is 422.",
-    ),
-    key("query.stale_after", Kind::Duration, "10s", 100, 3600000, "A shard further behind makes the answer partial."),
-    key(
-        "query.cache",
-        Kind::Bytes,
-        "96MiB",
-        0,
-        68719476736,
-        "Cached parts of answers (two thirds) and lists of the series that queries match (one third); 0 turns both off.",
-    ),
-    text(
-        "query.redis",
-        "",
-        "A second query cache that nodes share, behind query.cache: `redis://[[user]:password@]host[:port][/database]`. Empty: none.",
-    ),
-    key(
-        "query.redis_timeout",
-        Kind::Duration,
-        "10ms",
-        1,
-        1000,
-        "A query waits no longer for it, and after three failures not at all.",
-    ),
-    key("query.redis_keep", Kind::Duration, "7d", 1000, 31536000000, "How long it keeps a part."),
-    key("ws.window", Kind::Number, "32", 1, 10000, "Unacknowledged messages of one WebSocket."),
-    key("ws.max_message", Kind::Bytes, "20MiB", 1024, 1073741824, "Bytes of one WebSocket message."),
-    key("ws.max_subscriptions", Kind::Number, "16", 0, 1000, "Subscriptions of one WebSocket; one more closes it with 1008."),
-    key(
-        "ws.max_all_subscriptions",
-        Kind::Number,
-        "4096",
-        1,
-        1000000,
-        "Subscriptions of all WebSockets; one more closes its own with 1013. One of several tenants has a quarter.",
-    ),
-    key("ws.update_interval", Kind::Duration, "1s", 100, 3600000, "How often subscriptions are run again."),
-    key(
-        "ws.idle_timeout",
-        Kind::Duration,
-        "30s",
-        1000,
-        3600000,
-        "A WebSocket that says nothing for this long, pings unanswered, or takes nothing for this long is closed.",
-    ),
-    text("auth.keys_file", "", "File of API keys, written by `rollmill keys`. Empty: no keys, loopback only, tenant `default`."),
-    key(
-        "supervision.max_restarts",
-        Kind::Number,
-        "10",
-        1,
-        10000,
-        "Failures of an actor within the window that are answered by a restart.",
-    ),
-    key("supervision.restart_window", Kind::Duration, "1m", 1000, 86400000, "The window."),
-    key("supervision.backoff_min", Kind::Duration, "100ms", 1, 600000, "Delay of the first restart; it doubles."),
-    key("supervision.backoff_max", Kind::Duration, "10s", 1, 3600000, "Longest delay."),
-    text(
-        "cluster.listen",
-        "",
-        "Where other nodes come in, HOST:PORT. Empty: this node knows of no others, and answers for its own shards alone.",
-    ),
-    text(
-        "cluster.peers",
-        "",
-        "Addresses to dial, host:port,host:port; the node's own may be among them. A node that dials is known to the one that it dials.",
-    ),
-    text(
-        "cluster.cookie_file",
-        "",
-        "File with the secret of the cluster, at least 32 bytes, the same on all nodes; or the environment ROLLMILL_CLUSTER_COOKIE.",
-    ),
-    text(
-        "cluster.cert",
-        "",
-        "This node's certificate for TLS between nodes (PEM), for the host in cluster.peers. Empty: plain TCP, loopback only.",
-    ),
-    text("cluster.key", "", "The key of this certificate (PEM)."),
-    text("cluster.ca", "", "The authority that has signed the certificates of all nodes (PEM); each side checks the other's."),
-    text(
-        "cluster.insecure",
-        "false",
-        "true: plain TCP between nodes beyond loopback. Whoever can read the network reads the events' figures, and can alter them.",
-    ),
-    key(
-        "cluster.heartbeat",
-        Kind::Duration,
-        "1s",
-        100,
-        60000,
-        "How often each other node is asked whether it is there, and what it owns.",
-    ),
-    key(
-        "cluster.dead_after",
-        Kind::Duration,
-        "5s",
-        300,
-        600000,
-        "A node that has not answered for so long is not asked any more until it is back.",
-    ),
-    key(
-        "cluster.call_timeout",
-        Kind::Duration,
-        "2s",
-        20,
-        600000,
-        "How long a query waits for the live deltas of another node; at most half of query.deadline, because a query may ask twice.",
-    ),
-    key(
-        "cluster.max_calls",
-        Kind::Number,
-        "16",
-        1,
-        4096,
-        "Questions on their way to one other node; more wait, within cluster.call_timeout. Bounds memory, with cluster.max_answer.",
-    ),
-    key(
-        "cluster.max_reads",
-        Kind::Number,
-        "64",
-        1,
-        4096,
-        "Questions of other nodes answered at once; beyond it they are refused, and those answers are partial.",
-    ),
-    key(
-        "cluster.max_answer",
-        Kind::Bytes,
-        "8MiB",
-        65536,
-        268435456,
-        "Size of one answer to another node; shards that do not fit are missing from it as too_large.",
-    ),
-];

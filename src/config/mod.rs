@@ -1,34 +1,39 @@
 //! Configuration: one TOML file, then environment variables, then flags; all mistakes reported at once.
 //!
-//! One table of keys drives reading, the environment and the check of the docs. The key `accept.max_age` is
-//! `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
+//! One table (`keys.rs`) makes the typed [`Config`], its defaults, its reading, the environment, and the pages of the keys. The key
+//! `accept.max_age` is the field `config.accept.max_age`, and `ROLLMILL_ACCEPT_MAX_AGE` in the environment.
 
 mod kafka;
 mod keys;
-mod origins;
+mod lists;
+#[cfg(test)]
+mod pages;
 mod roles;
 mod service_links;
+mod table;
 mod values;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::LazyLock;
 
 pub use kafka::{Gaps, Properties};
-pub use keys::{KEYS, Key, Kind};
+pub use keys::*;
+pub use lists::{HostList, Origins};
 pub use roles::Roles;
 use service_links::is_service_link;
-use values::{Value, parse};
+pub use table::Entry;
+pub(crate) use table::key;
+pub use values::{ByteSize, Kind, Url, millis};
 
 use crate::model::near::near;
-
-/// The configuration, checked.
-#[derive(Debug, Clone)]
-pub struct Config(BTreeMap<&'static str, Value>);
 
 /// Everything that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the configuration has {} mistake(s):\n{}", .0.len(), .0.join("\n"))]
 pub struct ConfigErrors(pub Vec<String>);
+
+/// Every key, with its default.
+pub static KEYS: LazyLock<Vec<Entry>> = LazyLock::new(|| Config::defaults().entries());
 
 impl Config {
     /// Reads the file, if one is given, then the environment, then the flags; later ones win.
@@ -73,20 +78,23 @@ impl Config {
             match KEYS.iter().find(|key| key.env() == name) {
                 Some(key) => texts.push((format!("environment {name}"), key.name.to_owned(), value)),
                 None if IGNORED.contains(&name.as_str()) || is_service_link(&name, &value) => {}
-                None => mistakes.push(format!("environment {name}: no such key{}", nearest(&name, |key| key.env()))),
+                None => {
+                    let nearest = nearest_of(&name, KEYS.iter().map(Entry::env));
+                    mistakes.push(format!("environment {name}: no such key{nearest}"));
+                }
             }
         }
         texts.extend(flags.iter().map(|(key, value)| ("command line".to_owned(), (*key).to_owned(), value.clone())));
-        let mut config = Self::default();
+        let mut config = Self::defaults();
         for (place, name, text) in texts {
-            match KEYS.iter().find(|key| key.name == name) {
-                None => mistakes.push(format!("{place}: {name}: no such key{}", nearest(&name, |key| key.name.to_owned()))),
-                Some(key) => match parse(key, &text) {
-                    Ok(value) => {
-                        config.0.insert(key.name, value);
-                    }
-                    Err(why) => mistakes.push(format!("{place}: {name} = {text:?}: {why}")),
-                },
+            match config.set(&name, &text) {
+                Some(Ok(())) => {}
+                Some(Err(refusal)) if refusal.is_secret => mistakes.push(format!("{place}: {name}: {}", refusal.why)),
+                Some(Err(refusal)) => mistakes.push(format!("{place}: {name} = {text:?}: {}", refusal.why)),
+                None => {
+                    let nearest = nearest_of(&name, KEYS.iter().map(|key| key.name.to_owned()));
+                    mistakes.push(format!("{place}: {name}: no such key{nearest}"));
+                }
             }
         }
         (config, mistakes)
@@ -94,10 +102,13 @@ impl Config {
 
     /// Shards move between nodes, so what they write must not stay on one.
     fn check_shared(&self, mistakes: &mut Vec<String>) {
-        if self.text("kafka.brokers").is_empty() {
+        if self.kafka.brokers.is_none() {
             return;
         }
-        for key in ["store.url", "archive.url"].into_iter().filter(|key| self.text(key).is_empty()) {
+        for (key, url) in [(key!(store.url), &self.store.url), (key!(archive.url), &self.archive.url)] {
+            if url.is_some() {
+                continue;
+            }
             mistakes.push(format!(
                 "kafka.brokers is set and {key} is not: shards move between nodes, so what they write must not stay on one"
             ));
@@ -105,186 +116,76 @@ impl Config {
     }
 
     fn check_together(&self, mistakes: &mut Vec<String>) {
-        if self.millis("supervision.backoff_min") > self.millis("supervision.backoff_max") {
+        if self.supervision.backoff_min > self.supervision.backoff_max {
             mistakes.push("supervision.backoff_min is above supervision.backoff_max".to_owned());
         }
         self.check_cluster(mistakes);
-        mistakes.extend(Properties::parse(self.text("kafka.properties")).err());
-        mistakes.extend(Gaps::parse(self.text("kafka.passed_gaps")).err());
-        if self.number("accept.max_event_bytes") > self.number("accept.max_body") {
+        if self.accept.max_event_bytes > self.accept.max_body {
             mistakes.push("accept.max_event_bytes is above accept.max_body".to_owned());
         }
-        let (keep, max_age) = (self.millis("rollups.keep"), self.millis("accept.max_age"));
-        if keep != 0 && keep < max_age {
+        let max_age = self.accept.max_age;
+        if !self.rollups.keep.is_zero() && self.rollups.keep < max_age {
             mistakes.push(
                 "rollups.keep is below accept.max_age: accepted events would be dropped; raise it, or set it to 0".to_owned(),
             );
         }
-        let keep = self.millis("archive.keep");
-        if keep != 0 && keep < max_age {
+        if !self.archive.keep.is_zero() && self.archive.keep < max_age {
             mistakes.push(
                 "archive.keep is below accept.max_age: accepted events could not be recomputed; raise it, or set it to 0"
                     .to_owned(),
             );
         }
-        mistakes.extend(origins::parse(self.text("server.cors_origins")).err().map(|why| format!("server.cors_origins: {why}")));
-        match Roles::parse(self.text("node.roles")) {
-            Err(why) => mistakes.push(format!("node.roles = {:?}: {why}", self.text("node.roles"))),
-            Ok(roles) if roles != Roles::ALL && self.is_embedded() => mistakes.push(format!(
+        if self.node.roles != Roles::ALL && self.is_embedded() {
+            mistakes.push(format!(
                 "node.roles = {:?}: the embedded log and SQLite belong to one process, so this node needs every role: leave the key \
                  out, or configure a log and a store that nodes share",
-                self.text("node.roles")
-            )),
-            Ok(_) => {}
+                self.node.roles.names().join(",")
+            ));
         }
-    }
-
-    /// With another value of a key, unchecked.
-    ///
-    /// # Panics
-    /// If there is no such key, or the text is not for it.
-    #[cfg(test)]
-    pub fn with(mut self, name: &str, text: &str) -> Self {
-        let key = KEYS.iter().find(|key| key.name == name).expect("a key");
-        self.0.insert(key.name, parse(key, text).expect("a value"));
-        self
-    }
-
-    /// With a number that is no larger than this.
-    pub fn lowered(mut self, name: &str, most: u64) -> Self {
-        if let Some(Value::Number(number)) = self.0.get_mut(name) {
-            *number = most.min(*number);
-        }
-        self
-    }
-
-    /// Whether log or store belong to this process alone.
-    fn is_embedded(&self) -> bool {
-        self.text("store.url").is_empty() || self.text("kafka.brokers").is_empty()
-    }
-
-    /// `server.cors_origins`
-    pub fn origins(&self) -> Vec<String> {
-        // Checked when the configuration was read.
-        origins::parse(self.text("server.cors_origins")).unwrap_or_default()
-    }
-
-    /// `node.roles`
-    pub fn roles(&self) -> Roles {
-        // Checked when the configuration was read.
-        Roles::parse(self.text("node.roles")).unwrap_or(Roles::ALL)
     }
 
     fn check_cluster(&self, mistakes: &mut Vec<String>) {
-        let insecure = self.text("cluster.insecure");
-        if !matches!(insecure, "true" | "false") {
-            mistakes.push(format!("cluster.insecure = {insecure:?} is neither true nor false"));
-        }
-        let tls = ["cluster.cert", "cluster.key", "cluster.ca"].map(|key| self.text(key).is_empty());
+        let cluster = &self.cluster;
+        let tls = [&cluster.cert, &cluster.key, &cluster.ca].map(Option::is_none);
         if tls.contains(&true) && tls.contains(&false) {
             mistakes.push("TLS between nodes takes all three: cluster.cert, cluster.key and cluster.ca".to_owned());
         }
-        if self.text("cluster.listen").is_empty() {
+        if cluster.listen.is_none() {
             return;
         }
-        if self.millis("cluster.call_timeout") * 2 > self.millis("query.deadline") {
+        if cluster.call_timeout * 2 > self.query.deadline {
             mistakes.push("cluster.call_timeout is above half of query.deadline: a query may ask twice".to_owned());
         }
-        if self.millis("cluster.dead_after") < self.millis("cluster.heartbeat") * 2 {
+        if cluster.dead_after < cluster.heartbeat * 2 {
             mistakes
                 .push("cluster.dead_after is below twice cluster.heartbeat: one lost heartbeat would be a dead node".to_owned());
         }
     }
 
-    /// A number, or a size in bytes.
-    pub fn number(&self, key: &str) -> u64 {
-        match self.0.get(key) {
-            Some(Value::Number(number)) => *number,
-            other => unreachable_key(key, other),
-        }
+    /// Changed, and not checked.
+    #[cfg(test)]
+    pub fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
     }
 
-    /// A duration in milliseconds.
-    pub fn millis(&self, key: &str) -> i64 {
-        match self.0.get(key) {
-            Some(Value::Millis(millis)) => *millis,
-            other => unreachable_key(key, other),
-        }
-    }
-
-    /// A text.
-    pub fn text(&self, key: &str) -> &str {
-        match self.0.get(key) {
-            Some(Value::Text(text)) => text,
-            other => unreachable_key(key, other),
-        }
-    }
-
-    /// A duration.
-    pub fn duration(&self, key: &str) -> std::time::Duration {
-        std::time::Duration::from_millis(self.millis(key).unsigned_abs())
-    }
-
-    /// A path; none if empty.
-    pub fn path(&self, key: &str) -> Option<PathBuf> {
-        let text = self.text(key);
-        (!text.is_empty()).then(|| PathBuf::from(text))
+    /// Whether log or store belong to this process alone.
+    fn is_embedded(&self) -> bool {
+        self.store.url.is_none() || self.kafka.brokers.is_none()
     }
 
     /// The whole of it as a file that gives the same configuration. A password is not shown: its key is a remark.
     pub fn to_toml(&self) -> String {
-        let mut out = String::new();
-        for key in KEYS {
-            let Some(value) = self.0.get(key.name) else { continue };
-            let written = match value {
-                Value::Text(text) if shown(key.name, text.clone()) != *text => {
-                    let hidden = Value::Text(shown(key.name, text.clone()));
-                    format!("# holds a password, which is not shown: {} = {}", key.name, values::to_toml(key, &hidden))
-                }
-                _ => format!("{} = {}", key.name, values::to_toml(key, value)),
-            };
-            out.push_str(&written);
-            out.push('\n');
-        }
-        out
+        let line = |entry: &Entry| {
+            let remark = if entry.is_secret { "# holds a password, which is not shown: " } else { "" };
+            format!("{remark}{} = {}\n", entry.name, entry.toml())
+        };
+        self.entries().iter().map(line).collect()
     }
-
-    /// Every key with its value as text, to be shown: the password of an address is not.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.iter().map(|(key, value)| (*key, shown(key, value.to_string())))
-    }
-}
-
-fn shown(key: &str, text: String) -> String {
-    if key == "kafka.properties" && !text.is_empty() { "***".to_owned() } else { without_password(text) }
-}
-
-/// `scheme://user:***@host` for an address with a password.
-fn without_password(text: String) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text };
-    let Some((user, host)) = rest.rsplit_once('@') else { return text };
-    let name = user.split_once(':').map_or("", |(name, _)| name);
-    format!("{scheme}://{name}:***@{host}")
 }
 
 /// Variables with our prefix that are no keys: the client's address and key, and a secret that no listing of the keys may show.
 const IGNORED: &[&str] = &["ROLLMILL_URL", "ROLLMILL_KEY", "ROLLMILL_FLIGHTS", "ROLLMILL_LOG", "ROLLMILL_CLUSTER_COOKIE"];
-
-/// Asking for a key that is not in the table, or as another type, is a mistake of the program.
-fn unreachable_key(key: &str, found: Option<&Value>) -> ! {
-    panic!("the program asks for {key} in the wrong way: {found:?}")
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let value = |key: &Key| parse(key, key.default).unwrap_or_else(|why| panic!("default of {}: {why}", key.name));
-        Self(KEYS.iter().map(|key| (key.name, value(key))).collect())
-    }
-}
-
-fn nearest(name: &str, spelled: impl Fn(&Key) -> String) -> String {
-    nearest_of(name, KEYS.iter().map(spelled))
-}
 
 fn nearest_of(name: &str, known: impl Iterator<Item = String>) -> String {
     near(name, known).map(|best| format!("; did you mean {best}?")).unwrap_or_default()
@@ -326,7 +227,7 @@ mod tests {
     fn file_then_environment() {
         let environment = [("ROLLMILL_ACCEPT_MAX_AGE", "400d"), ("ROLLMILL_ARCHIVE_KEEP", "400d")];
         let config = load("accept.max_age = \"10d\"\n[shards]\ncount = 8\n", &environment).expect("valid");
-        assert_eq!((config.millis("accept.max_age"), config.number("shards.count")), (400 * 86_400_000, 8));
+        assert_eq!((millis(config.accept.max_age), config.shards.count), (400 * 86_400_000, 8));
     }
 
     #[test]
@@ -337,7 +238,7 @@ mod tests {
             let config = load(text, &[]).expect("valid");
             let printed = config.to_toml();
             let again = load(&printed, &[]).unwrap_or_else(|why| panic!("{why}\n{printed}"));
-            assert_eq!(again.0, config.0);
+            assert_eq!(again, config);
         }
         let printed = load("store.url = \"postgres://me:secret@db/r\"\n", &[]).expect("valid").to_toml();
         assert!(
@@ -376,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_needs_a_name_is_refused_without_one() {
-        let named: Vec<_> = KEYS.iter().filter(|key| key.kind == Kind::Text && !key.default.is_empty()).collect();
+        let named: Vec<_> = KEYS.iter().filter(|key| key.kind == Kind::Text && !key.text.is_empty()).collect();
         assert!(["data.dir", "server.listen", "kafka.topic"].iter().all(|name| named.iter().any(|key| key.name == *name)));
         for key in named {
             for empty in ["", "  "] {
@@ -393,15 +294,16 @@ mod tests {
         assert!(mistakes[0].contains("node.roles") && mistakes[0].contains("every role"), "{mistakes:?}");
         let ConfigErrors(mistakes) = load("node.roles = \"gateway,shard\"\n", &[]).expect_err("no such role");
         assert!(mistakes[0].contains("did you mean shards?"), "{mistakes:?}");
-        assert_eq!(load("node.roles = \"replay, query, shards, gateway\"\n", &[]).expect("valid").roles(), Roles::ALL);
+        assert_eq!(load("node.roles = \"replay, query, shards, gateway\"\n", &[]).expect("valid").node.roles, Roles::ALL);
     }
 
     #[test]
     fn the_stores_password_is_not_shown() {
         let config = load("store.url = \"postgres://me:top@se:cret@db,db2/rollmill\"\n", &[]).expect("valid");
-        assert_eq!(config.text("store.url"), "postgres://me:top@se:cret@db,db2/rollmill");
-        let shown: BTreeMap<_, _> = config.iter().collect();
-        assert_eq!(shown["store.url"], "postgres://me:***@db,db2/rollmill");
+        let url = config.store.url.as_ref().expect("a URL");
+        assert_eq!(url.expose(), "postgres://me:top@se:cret@db,db2/rollmill");
+        assert!(config.to_toml().contains("store.url = \"postgres://me:***@db,db2/rollmill\""), "{}", config.to_toml());
+        assert!(!format!("{config:?}").contains("cret"), "{config:?}");
     }
 
     #[test]
@@ -420,25 +322,15 @@ mod tests {
         let shared = "kafka.brokers = \"b:9092\"\nstore.url = \"postgres://db/r\"\narchive.url = \"s3://b/p\"\n";
         let config =
             load(&format!("{shared}node.roles = \"gateway\"\nkafka.properties = \"sasl.password=x\"\n"), &[]).expect("valid");
-        assert_eq!(config.iter().find(|(key, _)| *key == "kafka.properties"), Some(("kafka.properties", "***".to_owned())));
+        assert!(config.to_toml().contains("# holds a password, which is not shown: kafka.properties = \"***\""));
     }
 
     #[test]
     fn properties_of_kafka_are_checked_with_the_rest() {
         let text = "kafka.properties = \"sasl.password=s3cret,acks=1\"\nws.window = -1\n";
         let ConfigErrors(mistakes) = load(text, &[]).expect_err("two mistakes");
-        assert!(mistakes.len() == 2 && mistakes[1].contains("kafka.properties: acks is set by Rollmill"), "{mistakes:?}");
+        assert!(mistakes.len() == 2 && mistakes.concat().contains("kafka.properties: acks is set by Rollmill"), "{mistakes:?}");
         assert!(!mistakes.concat().contains("s3cret"));
-    }
-
-    #[test]
-    fn passwords_are_not_shown() {
-        let config = load("query.redis = \"redis://me:top@se:cret@cache:6379/1\"\n", &[]).expect("valid");
-        assert_eq!(config.text("query.redis"), "redis://me:top@se:cret@cache:6379/1");
-        let shown: BTreeMap<_, _> = config.iter().collect();
-        assert_eq!(shown["query.redis"], "redis://me:***@cache:6379/1");
-        assert_eq!(without_password("redis://secret@cache".to_owned()), "redis://:***@cache");
-        assert_eq!(without_password("http://127.0.0.1:9000".to_owned()), "http://127.0.0.1:9000");
     }
 
     #[test]
@@ -451,19 +343,62 @@ mod tests {
     #[test]
     fn nothing_needs_no_unit() {
         let config = load("query.cache = 0\naccept.max_ahead = \"0\"\n", &[]).expect("valid");
-        assert_eq!((config.number("query.cache"), config.millis("accept.max_ahead")), (0, 0));
+        assert_eq!((config.query.cache.bytes(), millis(config.accept.max_ahead)), (0, 0));
         let ConfigErrors(mistakes) = load("accept.max_body = 0\n", &[]).expect_err("too small");
-        assert!(mistakes[0].contains("must be from 1024B"), "{mistakes:?}");
+        assert!(mistakes[0].contains("must be from 1KiB to 1GiB"), "{mistakes:?}");
     }
 
     #[test]
-    fn the_documented_file_holds_every_key_with_its_default() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/rollmill.toml");
-        let pairs: BTreeMap<_, _> = read_file(&path).expect("reads").into_iter().collect();
-        for key in KEYS {
-            assert_eq!(pairs.get(key.name).map(String::as_str), Some(key.default), "{} in config/rollmill.toml", key.name);
+    fn every_key_is_read_into_the_field_of_its_name() {
+        for key in KEYS.iter() {
+            let text = match key.kind {
+                Kind::Number | Kind::Bytes | Kind::Duration => {
+                    let (least, most) = key.range.clone().expect("a range");
+                    if most == key.text { least } else { most }
+                }
+                Kind::Bool => "true".to_owned(),
+                Kind::Text if key.name == key!(node.roles) => "query,replay".to_owned(),
+                Kind::Text if key.name == key!(server.cors_origins) => "https://a".to_owned(),
+                Kind::Text if key.name == key!(kafka.passed_gaps) => "1:2-3".to_owned(),
+                Kind::Text if key.name == key!(kafka.properties) => "linger.ms=1".to_owned(),
+                Kind::Text => "other".to_owned(),
+            };
+            let mut config = Config::defaults();
+            assert!(config.set(key.name, &text).is_some_and(|read| read.is_ok()), "{}", key.name);
+            let changed = config.entries().into_iter().zip(KEYS.iter()).filter(|(now, default)| now.text != default.text);
+            let changed: Vec<_> = changed.map(|(now, _)| (now.name, now.is_secret || now.text == text)).collect();
+            assert_eq!(changed, [(key.name, true)], "{text}");
         }
-        assert_eq!(pairs.len(), KEYS.len());
-        assert!(Config::load(Some(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.toml")), [].into_iter(), &[]).is_ok());
+        assert!(Config::defaults().set("server.listens", "x").is_none());
+    }
+
+    #[test]
+    fn defaults_are_allowed_and_limits_are_kept() {
+        for key in KEYS.iter() {
+            assert!(Config::defaults().set(key.name, &key.text).is_some_and(|read| read.is_ok()), "{}", key.name);
+            let Some((least, most)) = &key.range else { continue };
+            for (text, fits) in [(least.as_str(), true), (most, true), ("99999999999999999999", false)] {
+                let read = Config::defaults().set(key.name, text).expect("a key");
+                assert_eq!(read.is_ok(), fits, "{} = {text}", key.name);
+            }
+        }
+        let ConfigErrors(mistakes) = load("shards.count = 5000\nws.idle_timeout = \"2d\"\n", &[]).expect_err("too large");
+        assert!(mistakes[0].contains("shards.count = \"5000\": must be from 1 to 4096"), "{mistakes:?}");
+        assert!(mistakes[1].contains("ws.idle_timeout = \"2d\": must be from 1s to 1h"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn true_and_false_are_read_as_they_are_and_as_texts() {
+        for text in ["cluster.insecure = true\n", "cluster.insecure = \"true\"\n"] {
+            assert!(load(text, &[]).expect("valid").cluster.insecure);
+        }
+        let ConfigErrors(mistakes) = load("", &[("ROLLMILL_CLUSTER_INSECURE", "yes")]).expect_err("neither");
+        assert!(mistakes[0].contains("cluster.insecure = \"yes\": neither true nor false"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn the_example_of_a_demo_is_valid() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/demo.toml");
+        assert!(Config::load(Some(&path), [].into_iter(), &[]).is_ok());
     }
 }

@@ -1,6 +1,8 @@
 //! What a node does.
 
+use super::lists::parts;
 use super::nearest_of;
+use super::values::{Kind, Setting};
 
 /// The roles of a node; each can be on any node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,7 @@ impl Roles {
     /// # Errors
     /// If a name is none of a role, with the nearest one, or there is none at all.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let names: Vec<&str> = text.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+        let names: Vec<&str> = parts(text).collect();
         if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
             return Err(format!("no such role: {wrong}{}", nearest_of(wrong, NAMES.iter().map(|n| (*n).to_owned()))));
         }
@@ -46,6 +48,18 @@ impl Roles {
     /// Whether the node reads or writes the store; one that only takes writes does not.
     pub fn need_store(self) -> bool {
         self.shards || self.query || self.replay
+    }
+}
+
+impl Setting for Roles {
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+
+    fn text(&self) -> String {
+        self.names().join(",")
     }
 }
 

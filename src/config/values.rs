@@ -1,70 +1,142 @@
-//! Values of keys: numbers, sizes, durations, texts.
+//! The types of keys: how each is read from a text, and written.
 
-use super::keys::{Key, Kind};
+use std::path::PathBuf;
+use std::time::Duration;
 
-/// A value of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
-    /// A number or bytes.
-    Number(u64),
-    /// A duration.
-    Millis(i64),
+/// What a key takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole number.
+    Number,
+    /// `64MiB`.
+    Bytes,
+    /// `10m`.
+    Duration,
+    /// `true` or `false`.
+    Bool,
     /// A text.
-    Text(String),
+    Text,
 }
 
-impl std::fmt::Display for Value {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Value::Number(number) => write!(f, "{number}"),
-            Value::Millis(millis) => write!(f, "{millis}ms"),
-            Value::Text(text) => f.write_str(text),
-        }
+/// A type of values.
+pub(super) trait Setting: Sized {
+    /// What a key of this type takes.
+    const KIND: Kind;
+    /// Whether a text of this type is never shown, not even in the message that refuses it.
+    const IS_SECRET: bool = false;
+
+    /// Reads a value.
+    fn parse(text: &str) -> Result<Self, String>;
+    /// The value as a file has it, without quotes and passwords.
+    fn text(&self) -> String;
+    /// Whether `text` hides a part of the value.
+    fn is_secret(&self) -> bool {
+        false
     }
+    /// The value as a number, if it has a range.
+    fn number(&self) -> Option<u64> {
+        None
+    }
+}
+
+macro_rules! numbers {
+    ($($type:ty)+) => {$(
+        impl Setting for $type {
+            const KIND: Kind = Kind::Number;
+            fn parse(text: &str) -> Result<Self, String> {
+                text.parse().map_err(|_| "expected a whole number".to_owned())
+            }
+            fn text(&self) -> String {
+                self.to_string()
+            }
+            fn number(&self) -> Option<u64> {
+                Some(*self as u64)
+            }
+        }
+    )+};
+}
+numbers!(u32 u64 usize);
+
+/// A size in bytes, `64MiB` in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(u64);
+
+impl ByteSize {
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
+
+    /// So many bytes.
+    pub const fn of(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// The bytes, as sizes of memory count them.
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+pub(super) const fn kib(n: u64) -> ByteSize {
+    ByteSize(n << 10)
+}
+pub(super) const fn mib(n: u64) -> ByteSize {
+    ByteSize(n << 20)
+}
+pub(super) const fn gib(n: u64) -> ByteSize {
+    ByteSize(n << 30)
+}
+pub(super) const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+pub(super) const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+pub(super) const fn minutes(n: u64) -> Duration {
+    seconds(n * 60)
+}
+pub(super) const fn hours(n: u64) -> Duration {
+    minutes(n * 60)
+}
+pub(super) const fn days(n: u64) -> Duration {
+    hours(n * 24)
+}
+
+/// A duration in the unit of the clock.
+pub fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 const DURATIONS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
 
-/// Parses the text of a key and checks its range.
-pub fn parse(key: &Key, text: &str) -> Result<Value, String> {
-    let (number, make): (u64, fn(u64) -> Value) = match key.kind {
-        // Where empty means something, it is the default.
-        Kind::Text if text.trim().is_empty() && !key.default.is_empty() => {
-            return Err(format!("must not be empty: leave it out for {}", key.default));
-        }
-        Kind::Text => return Ok(Value::Text(text.to_owned())),
-        Kind::Number => (text.parse().map_err(|_| "expected a whole number")?, Value::Number),
-        Kind::Bytes => (with_unit(text, SIZES).ok_or("expected a size such as 64MiB")?, Value::Number),
-        Kind::Duration => {
-            (with_unit(text, DURATIONS).ok_or("expected a duration such as 10m or 400d")?, |n| Value::Millis(n as i64))
-        }
-    };
-    if number < key.min || number > key.max {
-        return Err(format!("must be from {} to {}", show(key, key.min), show(key, key.max)));
+impl Setting for ByteSize {
+    const KIND: Kind = Kind::Bytes;
+    fn parse(text: &str) -> Result<Self, String> {
+        with_unit(text, SIZES).map(Self).ok_or_else(|| "expected a size such as 64MiB".to_owned())
     }
-    Ok(make(number))
-}
-
-fn show(key: &Key, number: u64) -> String {
-    match key.kind {
-        Kind::Duration => format!("{number}ms"),
-        Kind::Bytes => format!("{number}B"),
-        _ => number.to_string(),
+    fn text(&self) -> String {
+        in_largest_unit(self.0, SIZES)
+    }
+    fn number(&self) -> Option<u64> {
+        Some(self.0)
     }
 }
 
-/// A value as it is written in a file.
-pub fn to_toml(key: &Key, value: &Value) -> String {
-    let largest = |number: u64, units: &[(&str, u64)]| {
-        let whole = units.iter().filter(|(_, unit)| number > 0 && number.is_multiple_of(*unit)).max_by_key(|(_, unit)| *unit);
-        whole.map_or_else(|| "\"0\"".to_owned(), |(name, unit)| format!("\"{}{name}\"", number / unit))
-    };
-    match (value, key.kind) {
-        (Value::Text(text), _) => toml::Value::from(text.as_str()).to_string(),
-        (Value::Millis(millis), _) => largest(millis.unsigned_abs(), DURATIONS),
-        (Value::Number(number), Kind::Bytes) => largest(*number, SIZES),
-        (Value::Number(number), _) => number.to_string(),
+impl Setting for Duration {
+    const KIND: Kind = Kind::Duration;
+    fn parse(text: &str) -> Result<Self, String> {
+        with_unit(text, DURATIONS).map(ms).ok_or_else(|| "expected a duration such as 10m or 400d".to_owned())
+    }
+    fn text(&self) -> String {
+        in_largest_unit(millis(*self).unsigned_abs(), DURATIONS)
+    }
+    fn number(&self) -> Option<u64> {
+        Some(millis(*self).unsigned_abs())
     }
 }
 
@@ -77,4 +149,132 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let (number, unit) = text.split_at(at);
     let factor = units.iter().find(|(name, _)| *name == unit.trim())?.1;
     number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn in_largest_unit(number: u64, units: &[(&str, u64)]) -> String {
+    let whole = units.iter().filter(|(_, unit)| number > 0 && number.is_multiple_of(*unit)).max_by_key(|(_, unit)| *unit);
+    whole.map_or_else(|| "0".to_owned(), |(name, unit)| format!("{}{name}", number / unit))
+}
+
+impl Setting for bool {
+    const KIND: Kind = Kind::Bool;
+    fn parse(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "neither true nor false".to_owned())
+    }
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for String {
+    const KIND: Kind = Kind::Text;
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+    fn text(&self) -> String {
+        self.clone()
+    }
+}
+
+impl Setting for PathBuf {
+    const KIND: Kind = Kind::Text;
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self::from(text))
+    }
+    fn text(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+/// What is not there is empty in a file.
+impl<T: Setting> Setting for Option<T> {
+    const KIND: Kind = T::KIND;
+    const IS_SECRET: bool = T::IS_SECRET;
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() { Ok(None) } else { T::parse(text).map(Some) }
+    }
+    fn text(&self) -> String {
+        self.as_ref().map(T::text).unwrap_or_default()
+    }
+    fn is_secret(&self) -> bool {
+        self.as_ref().is_some_and(T::is_secret)
+    }
+}
+
+/// The address of a server, which may hold a password. Only [`Url::expose`] shows that.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Url(String);
+
+impl Url {
+    /// All of it, for whoever connects.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Url {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Display for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&without_password(&self.0))
+    }
+}
+
+impl std::fmt::Debug for Url {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl Setting for Url {
+    const KIND: Kind = Kind::Text;
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self(text.to_owned()))
+    }
+    fn text(&self) -> String {
+        self.to_string()
+    }
+    fn is_secret(&self) -> bool {
+        self.text() != self.0
+    }
+}
+
+/// `scheme://user:***@host` for an address with a password.
+fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let Some((user, host)) = rest.rsplit_once('@') else { return text.to_owned() };
+    let name = user.split_once(':').map_or("", |(name, _)| name);
+    format!("{scheme}://{name}:***@{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_password("redis://me:top@se:cret@cache:6379/1"), "redis://me:***@cache:6379/1");
+        assert_eq!(without_password("redis://secret@cache"), "redis://:***@cache");
+        assert_eq!(without_password("http://127.0.0.1:9000"), "http://127.0.0.1:9000");
+        let url = Url::parse("postgres://me:top@se:cret@db,db2/rollmill").expect("a text");
+        assert_eq!(format!("{url} {url:?}"), "postgres://me:***@db,db2/rollmill postgres://me:***@db,db2/rollmill");
+        assert!(url.is_secret() && !Url::parse("redis://cache").expect("a text").is_secret());
+    }
+
+    #[test]
+    fn sizes_and_durations_are_read_as_they_are_written() {
+        for text in ["0", "1B", "20971521B", "3KiB", "20MiB", "1GiB"] {
+            assert_eq!(ByteSize::parse(text).expect("a size").text(), text);
+        }
+        for text in ["0", "1ms", "61s", "90m", "36h", "400d"] {
+            assert_eq!(Duration::parse(text).expect("a duration").text(), text);
+        }
+        for wrong in ["", "1", "soon", "-1s", "1.5h", "1 week", "99999999999999999999d", "18446744073709551615d"] {
+            assert!(Duration::parse(wrong).is_err() && ByteSize::parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

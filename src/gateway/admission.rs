@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 
-use super::GatewayLimits;
 use super::error::ApiError;
 use crate::clock::Stopwatch;
+use crate::config::TenantsConfig;
 
 struct Bucket {
     tokens: f64,
@@ -24,13 +24,13 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// With these limits.
-    pub fn new(limits: &GatewayLimits) -> Self {
+    /// With the budget of each tenant.
+    pub fn new(config: &TenantsConfig) -> Self {
         Self {
             buckets: DashMap::new(),
             started: Stopwatch::start(),
-            rate: limits.events_per_second as f64,
-            burst: limits.burst.max(1) as f64,
+            rate: config.max_events_per_second as f64,
+            burst: config.burst.max(1) as f64,
         }
     }
 
@@ -72,11 +72,15 @@ impl Admission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn a_bucket_fills_at_its_rate_and_tenants_do_not_share() {
-        let limits = GatewayLimits { events_per_second: 10, burst: 20, ..GatewayLimits::default() };
-        let admission = Admission::new(&limits);
+        let config = Config::defaults().with(|c| {
+            c.tenants.max_events_per_second = 10;
+            c.tenants.burst = 20;
+        });
+        let admission = Admission::new(&config.tenants);
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         assert_eq!(admission.take_at(&a, 20, 0.0), Ok(()));
         assert_eq!(admission.take_at(&a, 1, 0.0).unwrap_err().retry_after, Some(1));

@@ -116,7 +116,7 @@ pub async fn read_body(
     body: Body,
 ) -> Result<(Bytes, Reservation), ApiError> {
     let encoding = encoding_of(headers)?;
-    let deadline = gateway.deps.limits.body_timeout;
+    let deadline = gateway.deps.config.server.body_timeout;
     let read = tokio::time::timeout(deadline, collect(gateway, tenant, body)).await.map_err(|_| {
         let message = format!("the body did not arrive within {} s", deadline.as_secs());
         ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
@@ -125,7 +125,7 @@ pub async fn read_body(
     if encoding == Encoding::Identity {
         return Ok((packed, reservation));
     }
-    let max = gateway.deps.limits.max_body_bytes;
+    let max = gateway.deps.config.accept.max_body.in_memory();
     let work = move || unpack(max, encoding, &packed, &mut reservation).map(|body| (body, reservation));
     gateway
         .readers
@@ -135,7 +135,7 @@ pub async fn read_body(
 }
 
 async fn collect(gateway: &Gateway, tenant: &Arc<str>, mut body: Body) -> Result<(Bytes, Reservation), ApiError> {
-    let max = gateway.deps.limits.max_body_bytes;
+    let max = gateway.deps.config.accept.max_body.in_memory();
     // What the head says is believed before anything is read, and before a client that waits for it is told to go on.
     if body.size_hint().lower() > max as u64 {
         return Err(over(max));

@@ -94,7 +94,7 @@ impl Request<'_> {
                 return Err(EventError::new(EventErrorCode::TimestampInvalid, "a timestamp is RFC 3339 or integer milliseconds"));
             }
         };
-        event::check_timestamp(at, self.now, &self.gateway.deps.limits.event).map(|()| at)
+        event::check_timestamp(at, self.now, &self.gateway.event_limits).map(|()| at)
     }
 
     fn id(&self, index: usize, field: &Text<'_>) -> Result<Option<String>, EventError> {
@@ -131,7 +131,7 @@ impl Request<'_> {
     /// # Errors
     /// 400 if the body holds no events that can be told apart, 413 for too many events, 429.
     pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
-        let max = self.gateway.deps.limits.max_events;
+        let max = self.gateway.deps.config.accept.max_events;
         let ranges = match self.format {
             Format::Json => parse::split_json(body, max)?,
             Format::Ndjson => parse::split_ndjson(body, max)?,
@@ -168,7 +168,7 @@ impl Request<'_> {
             tracing::debug!(tenant = %self.tenant, index, code = error.code.name(), why = %error.message, "an event was refused");
             Refusal { index, id, code: error.code.name(), message: error.message }
         };
-        let max_bytes = self.gateway.deps.limits.event.max_event_bytes;
+        let max_bytes = self.gateway.deps.config.accept.max_event_bytes.in_memory();
         if raw.len() > max_bytes {
             let message = format!("the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)", raw.len());
             let error = EventError::new(EventErrorCode::EventTooLarge, message);
@@ -223,7 +223,7 @@ pub async fn append(
 async fn durable(gateway: &Gateway, submit: &dyn Submit, batch: ValidBatch) -> Result<(), AppendError> {
     let unknown = |why: &str| AppendError::Unknown(why.to_owned());
     let ticket = submit.submit(batch)?;
-    tokio::time::timeout(gateway.deps.limits.append_timeout, ticket)
+    tokio::time::timeout(gateway.deps.config.gateway.append_timeout, ticket)
         .await
         .map_err(|_| unknown("the log did not answer in time"))?
         .map_err(|_| unknown("the gateway actor went away"))?

@@ -12,6 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
+use crate::config::Config;
+
 /// What waits, and who runs how much.
 #[derive(Debug)]
 struct Turns<T> {
@@ -153,6 +155,16 @@ impl Inner {
             self.changed.notify_all();
         }
     }
+}
+
+/// Threads of queries. They run below the priority of everything else, so there may be more of them than cores; a store that is a
+/// server is not asked more at once than it has connections, of which some stay free for the shards and for looks at it.
+pub(super) fn query_threads(config: &Config, cores: usize) -> usize {
+    let wanted = match config.query.threads {
+        0 => cores.max(4),
+        threads => threads,
+    };
+    if config.store.url.is_none() { wanted } else { wanted.min(config.store.read_connections.div_ceil(2)) }
 }
 
 #[cfg(test)]

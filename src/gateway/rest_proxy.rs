@@ -99,7 +99,7 @@ async fn take(
     if embedded == Embedded::Binary {
         reservation.cover(2 * body.len())?;
     }
-    let (kept, records) = records::read(embedded, &body, gateway.deps.limits.max_events)?;
+    let (kept, records) = records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
     gateway.admission.take(&tenant, records.len())?;
     let request = ingest::Request {
         gateway,

@@ -16,6 +16,7 @@ use super::connections::Connection;
 use super::error::ApiError;
 use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, shares, sites, ws};
 use crate::clock::Stopwatch;
+use crate::config::millis;
 use crate::model::budget::{Budget, Ended};
 use crate::model::event;
 use crate::query::params;
@@ -153,7 +154,7 @@ impl Gateway {
         let turn = shares::take(&self.shares.queries, tenant, 1)?;
         let budget = Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
         let _ends = EndOnDrop(budget.clone());
-        let limit = self.deps.limits.query_timeout;
+        let limit = self.deps.config.query.timeout;
         let own = budget.clone();
         let answer = self.queries.run(tenant, move || {
             // Held until the work is really over, whoever has stopped waiting.
@@ -301,23 +302,27 @@ async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Res
         tracing::error!(%error, "the limits crashed");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request crashed, the log of the server says why")
     })?;
-    let l = &gateway.deps.limits;
+    let config = &*gateway.deps.config;
+    let (accept, ws, dedup) = (&config.accept, &config.ws, &config.dedup);
+    let numbers = config.entries().into_iter().filter_map(|entry| Some((entry.name.to_owned(), entry.number?.into())));
     let effective = nodes.iter().map(|(_, horizon_ms)| *horizon_ms).min();
     let nodes: Vec<_> = nodes.iter().map(|(node, ms)| serde_json::json!({"node": node, "effective_horizon_ms": ms})).collect();
     let body = serde_json::json!({
-        "accept": {"max_age_ms": l.event.max_age_ms, "max_ahead_ms": l.event.max_ahead_ms, "max_event_bytes": l.event.max_event_bytes},
+        "accept": {"max_age_ms": millis(accept.max_age), "max_ahead_ms": millis(accept.max_ahead),
+            "max_event_bytes": accept.max_event_bytes.bytes()},
         "event": {"metric_bytes": event::MAX_METRIC_BYTES, "labels": event::MAX_LABELS, "label_name_bytes": event::MAX_LABEL_NAME_BYTES,
             "label_value_bytes": event::MAX_LABEL_VALUE_BYTES, "user_bytes": event::MAX_USER_BYTES, "id_bytes": event::MAX_ID_BYTES,
             "properties_depth": parse::MAX_DEPTH},
-        "request": {"max_events": l.max_events, "max_body_bytes": l.max_body_bytes, "body_timeout_ms": l.body_timeout.as_millis() as u64,
+        "request": {"max_events": accept.max_events, "max_body_bytes": accept.max_body.bytes(),
+            "body_timeout_ms": millis(config.server.body_timeout),
             "compressed_members": decode::MAX_MEMBERS},
-        "tenant": {"events_per_second": l.events_per_second, "burst": l.burst},
-        "query": {"max_concurrent": l.max_queries, "timeout_ms": l.query_timeout.as_millis() as u64},
-        "config": l.config.iter().map(|(key, value)| ((*key).to_owned(), (*value).into())).collect::<serde_json::Map<_, _>>(),
+        "tenant": {"events_per_second": config.tenants.max_events_per_second, "burst": config.tenants.burst},
+        "query": {"max_concurrent": config.query.max_concurrent, "timeout_ms": millis(config.query.timeout)},
+        "config": numbers.collect::<serde_json::Map<_, _>>(),
         "shares": gateway.shares.shown(&tenant),
         "metrics": (gateway.deps.metric_names)(&tenant).map(|(max, used)| serde_json::json!({"max": max, "used": used})),
-        "ws": {"window": l.ws_window, "max_message_bytes": l.ws_max_message_bytes, "max_subscriptions": l.ws_max_subscriptions},
-        "dedup": {"horizon_ms": l.dedup_horizon_ms, "max_ids_per_shard": l.dedup_max_ids, "effective_horizon_ms": effective,
+        "ws": {"window": ws.window, "max_message_bytes": ws.max_message.bytes(), "max_subscriptions": ws.max_subscriptions},
+        "dedup": {"horizon_ms": millis(dedup.horizon), "max_ids_per_shard": dedup.max_ids, "effective_horizon_ms": effective,
             "nodes": nodes},
     });
     Ok(json(body.to_string()))

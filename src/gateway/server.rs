@@ -18,7 +18,8 @@ use super::connections::{Connection, Connections, Cut, count_cut};
 use super::error::ApiError;
 use super::patient::Patient;
 use super::socket::Socket;
-use super::{Gateway, GatewayLimits, routes};
+use super::{Gateway, routes};
+use crate::config::{ServerConfig, key};
 use crate::model::share::Shares;
 
 /// How long an accept error (no file descriptors) is waited out.
@@ -36,8 +37,8 @@ const CUT: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is true; then takes no more connections and lets open requests end.
 pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> Result<(), Infallible> {
-    let limits = &gateway.deps.limits;
-    let slots = Arc::new(Semaphore::new(limits.max_connections));
+    let config = &gateway.deps.config.server;
+    let slots = Arc::new(Semaphore::new(config.max_connections));
     let places = gateway.connections.clone();
     let router = routes::router(gateway.clone());
     let tasks = TaskTracker::new();
@@ -50,7 +51,7 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
         match accepted {
             Ok(Some(accepted)) => {
                 let (router, stopping) = (router.clone(), gateway.stopping.subscribe());
-                let (gateway, patience) = (gateway.clone(), Patience::of(limits));
+                let (gateway, patience) = (gateway.clone(), Patience::of(config));
                 tasks.spawn(async move { connection(router, accepted, patience, stopping, Some(&gateway)).await });
             }
             Ok(None) => break,
@@ -75,7 +76,7 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
 pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections: usize, head: Duration) -> Infallible {
     let slots = Arc::new(Semaphore::new(max_connections));
     let one_tenant = Arc::new(AtomicBool::new(true));
-    let places = Connections::new(max_connections, 0, Shares::new("server.max_connections", u64::MAX, one_tenant));
+    let places = Connections::new(max_connections, 0, Shares::new(key!(server.max_connections), u64::MAX, one_tenant));
     let patience = Patience { head, write: head };
     // Dropped with the rest, which is the signal.
     let (_stop, stopping) = watch::channel(false);
@@ -102,8 +103,8 @@ struct Patience {
 }
 
 impl Patience {
-    fn of(limits: &GatewayLimits) -> Self {
-        Self { head: limits.header_timeout, write: limits.write_timeout }
+    fn of(config: &ServerConfig) -> Self {
+        Self { head: config.header_timeout, write: config.write_timeout }
     }
 }
 

@@ -13,9 +13,9 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use super::GatewayLimits;
 use super::auth::KeyTable;
 use super::error::ApiError;
+use crate::config::{Config, key};
 use crate::model::share::{Exceeded, Held, Shares};
 use crate::telemetry;
 
@@ -40,17 +40,17 @@ pub struct TenantShares {
 }
 
 impl TenantShares {
-    /// With these limits.
-    pub fn new(limits: &GatewayLimits, keys: &KeyTable) -> Self {
+    /// With the limits of this configuration.
+    pub fn new(config: &Config, keys: &KeyTable) -> Self {
         let one_tenant = Arc::new(AtomicBool::new(keys.tenants() < 2));
         let shares = |name, total: usize| Shares::new(name, total as u64, one_tenant.clone());
         Self {
-            queries: shares("query.max_concurrent", limits.max_queries),
-            query_memory: shares("query.max_memory", limits.max_query_bytes),
-            inflight: shares("accept.max_inflight", limits.max_inflight_bytes),
-            answers: shares("server.max_answers", limits.max_answer_bytes),
-            connections: shares("server.max_connections", limits.max_connections),
-            subscriptions: shares("ws.max_all_subscriptions", limits.ws_max_all_subscriptions),
+            queries: shares(key!(query.max_concurrent), config.query.max_concurrent),
+            query_memory: shares(key!(query.max_memory), config.query.max_memory.in_memory()),
+            inflight: shares(key!(accept.max_inflight), config.accept.max_inflight.in_memory()),
+            answers: shares(key!(server.max_answers), config.server.max_answers.in_memory()),
+            connections: shares(key!(server.max_connections), config.server.max_connections),
+            subscriptions: shares(key!(ws.max_all_subscriptions), config.ws.max_all_subscriptions),
             one_tenant,
         }
     }

@@ -24,9 +24,10 @@ use tower::ServiceExt;
 
 use super::auth::{KeyTable, KeysFile, Scope, StoredKey, new_key};
 use super::sites::Sites;
-use super::{Gateway, GatewayDeps, GatewayLimits, routes, server};
+use super::{Gateway, GatewayDeps, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
 use crate::clock::ManualClock;
+use crate::config::{ByteSize, Config};
 use crate::model::budget::Budget;
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::query::absent::NoQueries;
@@ -119,12 +120,12 @@ impl ExpiryService for Standing {
     }
 }
 
-fn gateway(limits: GatewayLimits, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
+fn gateway(config: Config, keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     let log = Arc::new(Log::default());
-    (Gateway::new(deps(Some(log.clone()), limits, keys)), log)
+    (Gateway::new(deps(Some(log.clone()), config, keys)), log)
 }
 
-fn deps(log: Option<Arc<Log>>, limits: GatewayLimits, keys: KeyTable) -> GatewayDeps {
+fn deps(log: Option<Arc<Log>>, config: Config, keys: KeyTable) -> GatewayDeps {
     GatewayDeps {
         submit: log.map(|log| log as Arc<dyn Submit>),
         queries: Arc::new(Queries::default()),
@@ -132,7 +133,7 @@ fn deps(log: Option<Arc<Log>>, limits: GatewayLimits, keys: KeyTable) -> Gateway
         sites: Sites::default(),
         expiry: Arc::new(Standing),
         keys: Arc::new(ArcSwap::from_pointee(keys)),
-        limits,
+        config: Arc::new(config),
         clock: ManualClock::at(NOW),
         shard_count: 64,
         render_metrics: Arc::new(String::new),
@@ -147,7 +148,14 @@ fn deps(log: Option<Arc<Log>>, limits: GatewayLimits, keys: KeyTable) -> Gateway
 
 #[tokio::test]
 async fn a_node_answers_for_its_roles_alone() {
-    let mut deps = deps(None, GatewayLimits { events_per_second: 1, burst: 1, ..GatewayLimits::default() }, KeyTable::open());
+    let mut deps = deps(
+        None,
+        Config::defaults().with(|c| {
+            c.tenants.max_events_per_second = 1;
+            c.tenants.burst = 1;
+        }),
+        KeyTable::open(),
+    );
     (deps.queries, deps.quarantine) = (Arc::new(NoQueries), Arc::new(NoQueries));
     let gateway = Gateway::new(deps);
     for _ in 0..3 {
@@ -187,7 +195,7 @@ async fn send(gateway: &Arc<Gateway>, body: impl Into<Body>) -> (StatusCode, Str
 
 #[tokio::test]
 async fn good_events_pass_beside_bad_ones_and_raw_bytes_are_kept() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let body = r#" [{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}}, {"metric":"m","timestamp":-1,"id":"old"} ,
         {"metric":"m","timestamp":4102444800000},{"metric":"m","value":1e19},{"metric":"m","value":"NaN"},{"metric":"m","value":null}]"#;
     let (status, answer, _) = send(&gateway, body).await;
@@ -207,7 +215,7 @@ async fn good_events_pass_beside_bad_ones_and_raw_bytes_are_kept() {
 
 #[tokio::test]
 async fn all_bad_is_422_and_nothing_reaches_the_log() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for body in [r#"{"metric":"m","timestamp":1}"#, r#"{"metric":""}"#, r#"{"metric":"m","labels":{"a":"x\r\n"}}"#, "{}"] {
         assert_eq!(send(&gateway, body).await.0, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
     }
@@ -216,7 +224,7 @@ async fn all_bad_is_422_and_nothing_reaches_the_log() {
 
 #[tokio::test]
 async fn hostile_bodies_are_refused_without_harm() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let deep = format!(r#"{{"metric":"m","properties":{}{}}}"#, "[".repeat(2000), "]".repeat(2000));
     for body in ["", "["] {
         assert_eq!(send(&gateway, body.to_owned()).await.0, StatusCode::BAD_REQUEST);
@@ -240,7 +248,7 @@ async fn hostile_bodies_are_refused_without_harm() {
 
 #[tokio::test]
 async fn bombs_stop_at_the_cap() {
-    let (gateway, _) = gateway(GatewayLimits { max_body_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20)), KeyTable::open());
     let zeros = vec![b' '; 64 << 20];
     let bomb = zstd::encode_all(&zeros[..], 1).unwrap();
     let mut request = post("application/json", bomb);
@@ -254,7 +262,7 @@ async fn bombs_stop_at_the_cap() {
 
 #[tokio::test]
 async fn messagepack_values_are_exact_and_finite() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (value, status) in [(0.1, 202), (-0.0, 202), (5e-324, 202), (f64::NAN, 422), (f64::INFINITY, 422), (1e308, 422)] {
         let mut body = vec![0x82, 0xa6];
         body.extend(b"metric\xa1m\xa5value\xcb");
@@ -266,7 +274,13 @@ async fn messagepack_values_are_exact_and_finite() {
 
 #[tokio::test]
 async fn a_failed_append_is_503_and_overload_says_when_to_retry() {
-    let (gateway, log) = gateway(GatewayLimits { events_per_second: 1, burst: 2, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, log) = gateway(
+        Config::defaults().with(|c| {
+            c.tenants.max_events_per_second = 1;
+            c.tenants.burst = 2;
+        }),
+        KeyTable::open(),
+    );
     *log.fails.lock().unwrap() = Some(AppendError::Unknown("crash".to_owned()));
     for _ in 0..5 {
         let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
@@ -295,7 +309,7 @@ async fn keys_alone_name_the_tenant() {
     let key =
         |prefix, sha256, expires_ms| StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Read], expires_ms };
     let keys = vec![key(prefix, sha256, None), key(late_prefix, late_hash, Some(NOW))];
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys }));
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys }));
     let get =
         |uri: &str, key: &str| Request::get(uri).header("authorization", format!("Bearer {key}")).body(Body::empty()).unwrap();
     for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/query?tenant=other"] {
@@ -323,7 +337,7 @@ async fn the_quarantine_is_for_operators() {
         key(read_prefix, read_hash, vec![Scope::Read, Scope::Write]),
         key(node_prefix, node_hash, vec![Scope::Operator]),
     ];
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys }));
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys }));
     let ask = async |method: &str, path: &str, key: &str, body: &'static str| {
         let uri = format!("/v1/quarantine{path}");
         let request = Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {key}"));
@@ -354,8 +368,8 @@ async fn the_quarantine_is_for_operators() {
     assert_eq!(call(&gateway, from_a_form).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
 
-async fn listen(limits: GatewayLimits) -> (std::net::SocketAddr, watch::Sender<bool>) {
-    serve(gateway(limits, KeyTable::open()).0).await
+async fn listen(config: Config) -> (std::net::SocketAddr, watch::Sender<bool>) {
+    serve(gateway(config, KeyTable::open()).0).await
 }
 
 async fn serve(gateway: Arc<Gateway>) -> (std::net::SocketAddr, watch::Sender<bool>) {
@@ -369,7 +383,11 @@ async fn serve(gateway: Arc<Gateway>) -> (std::net::SocketAddr, watch::Sender<bo
 #[tokio::test]
 async fn slow_heads_and_bodies_are_cut_off() {
     let short = Duration::from_millis(200);
-    let (address, _stop) = listen(GatewayLimits { header_timeout: short, body_timeout: short, ..GatewayLimits::default() }).await;
+    let (address, _stop) = listen(Config::defaults().with(|c| {
+        c.server.header_timeout = short;
+        c.server.body_timeout = short;
+    }))
+    .await;
     let body = "POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{";
     for start in ["GET / HT", body] {
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
@@ -382,7 +400,7 @@ async fn slow_heads_and_bodies_are_cut_off() {
 
 #[tokio::test]
 async fn acks_come_in_order_and_subscriptions_update() {
-    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let (address, _stop) = listen(Config::defaults()).await;
     let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     for seq in 0..200 {
         ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
@@ -398,8 +416,8 @@ async fn acks_come_in_order_and_subscriptions_update() {
 
 #[tokio::test]
 async fn a_reader_that_never_reads_is_dropped() {
-    let limits = GatewayLimits { ws_idle_timeout: Duration::from_millis(300), ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| c.ws.idle_timeout = Duration::from_millis(300));
+    let (address, _stop) = listen(config).await;
     let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     let dropped = tokio::time::timeout(Duration::from_secs(120), async {
         while ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"4000000"}}"#)).await.is_ok() {
@@ -412,7 +430,7 @@ async fn a_reader_that_never_reads_is_dropped() {
 #[tokio::test]
 async fn gzip_bombs_stop_at_the_cap_too() {
     use std::io::Write;
-    let (gateway, _) = gateway(GatewayLimits { max_body_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20)), KeyTable::open());
     let gzip = |bytes: &[u8]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(bytes).unwrap();
@@ -430,7 +448,7 @@ async fn gzip_bombs_stop_at_the_cap_too() {
 
 #[tokio::test]
 async fn lines_are_events_and_an_idempotency_key_names_them() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let mut request =
         post("application/x-ndjson", "{\"metric\":\"m\"}\r\n\n{\"metric\":\"m\",\"id\":\"own\"}\n{\"metric\":\"m\"}");
     request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
@@ -451,7 +469,7 @@ async fn lines_are_events_and_an_idempotency_key_names_them() {
 
 #[tokio::test]
 async fn too_many_bytes_in_flight_are_503_with_a_time_to_retry() {
-    let (gateway, _) = gateway(GatewayLimits { max_inflight_bytes: 1 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(1 << 20)), KeyTable::open());
     let held = gateway.shares.inflight.take(&"default".into(), 1 << 20).unwrap();
     let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
     assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{answer}");
@@ -461,7 +479,7 @@ async fn too_many_bytes_in_flight_are_503_with_a_time_to_retry() {
 
 #[tokio::test]
 async fn a_stop_cuts_connections_that_do_not_end() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
@@ -479,7 +497,7 @@ async fn a_stop_cuts_connections_that_do_not_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_queries_are_503_with_a_time_to_retry() {
     let log = Some(Arc::new(Log::default()));
-    let mut deps = deps(log, GatewayLimits { max_queries: 1, ..GatewayLimits::default() }, KeyTable::open());
+    let mut deps = deps(log, Config::defaults().with(|c| c.query.max_concurrent = 1), KeyTable::open());
     let (go_on, held) = std::sync::mpsc::sync_channel(1);
     deps.queries = Arc::new(Queries { held: Mutex::new(Some(held)) });
     let gateway = Gateway::new(deps);

@@ -137,7 +137,7 @@ pub async fn upgrade(
     key_from_protocol(&mut headers)?;
     let writer = gateway.tenant(&headers, Scope::Write);
     // Without the right to send events, no message is large.
-    let max = if writer.is_ok() { gateway.deps.limits.ws_max_message_bytes } else { MAX_REQUEST };
+    let max = if writer.is_ok() { gateway.deps.config.ws.max_message.in_memory() } else { MAX_REQUEST };
     let tenant = writer.or_else(|_| gateway.tenant(&headers, Scope::Read))?;
     // The key first: whether a path speaks WebSocket is nobody else's business.
     let ws = ws.map_err(|refused| ApiError::new(refused.status(), "websocket_expected", refused.body_text()))?;
@@ -167,15 +167,15 @@ fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
 }
 
 async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket, connection: Option<Arc<Connection>>) {
-    let limits = gateway.deps.limits.clone();
+    let config = gateway.deps.config.clone();
     let (sink, mut incoming) = socket.split();
-    let (out, queue) = mpsc::channel(limits.ws_window + SLACK);
+    let (out, queue) = mpsc::channel(config.ws.window + SLACK);
     let (cut, was_cut) = oneshot::channel();
-    let mut writer = tokio::spawn(write(sink, queue, was_cut, limits.ws_idle_timeout));
+    let mut writer = tokio::spawn(write(sink, queue, was_cut, config.ws.idle_timeout));
     let mut stopping = gateway.stopping.subscribe();
-    let mut tick = tokio::time::interval(limits.ws_update_interval);
+    let mut tick = tokio::time::interval(config.ws.update_interval);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut late = std::pin::pin!(late(connection.clone(), limits.body_timeout));
+    let mut late = std::pin::pin!(late(connection.clone(), config.server.body_timeout));
     let mut session = Session {
         gateway,
         headers,
@@ -192,7 +192,7 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket, conne
             _ = &mut writer => return,
             () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(End::ours(GOING_AWAY, "the server stops")),
             () = &mut late => Err(End::ours(POLICY, "a message was not whole in time (server.body_timeout)")),
-            message = incoming.next(), if session.acks.len() < limits.ws_window => match message {
+            message = incoming.next(), if session.acks.len() < config.ws.window => match message {
                 Some(Ok(message)) => session.on_message(message),
                 Some(Err(_)) if connection.as_ref().is_some_and(|c| c.overloaded.load(Ordering::Relaxed)) => {
                     Err(End::ours(TRY_LATER, "there is no room for the message (accept.max_inflight)"))
@@ -279,7 +279,7 @@ fn nack(seq: u64, error: &ApiError) -> String {
 impl Session {
     /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
     async fn send(&mut self, message: Message, unsent: Option<Unsent>) -> Result<(), End> {
-        let patience = self.gateway.deps.limits.ws_idle_timeout;
+        let patience = self.gateway.deps.config.ws.idle_timeout;
         self.out.send_timeout((message, unsent), patience).await.map_err(|_| End::TooSlow)
     }
 
@@ -300,7 +300,7 @@ impl Session {
             }
         };
         // As long as the log may take, except where the server itself cannot wait.
-        let patience = patience.unwrap_or(self.gateway.deps.limits.append_timeout + FAREWELL);
+        let patience = patience.unwrap_or(self.gateway.deps.config.gateway.append_timeout + FAREWELL);
         let said = async {
             while let Some(ack) = self.acks.next().await {
                 // Those of a client that is gone are waited for, too: what was read before it went is appended.
@@ -379,7 +379,7 @@ impl Session {
                 default_metric: None,
                 now,
             };
-            let ranges = parse::split_json_in(&body, events, gateway.deps.limits.max_events)?;
+            let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
             Ok((request.read_ranges(&body, ranges)?, tenant.clone(), reservation))
         });
         let (read, tenant, reservation) = match read {
@@ -398,7 +398,7 @@ impl Session {
     }
 
     fn subscribe(&mut self, name: String, query: Option<Vec<(String, String)>>) -> Result<(), End> {
-        let max = self.gateway.deps.limits.ws_max_subscriptions;
+        let max = self.gateway.deps.config.ws.max_subscriptions;
         if name.len() > 128 {
             return Err(End::ours(POLICY, "the name of a subscription is at most 128 bytes"));
         }
@@ -430,7 +430,7 @@ impl Session {
 
     fn ask(&mut self) -> Result<(), End> {
         let unsent = Arc::strong_count(&self.unsent) - 1;
-        let room = self.gateway.deps.limits.ws_max_subscriptions.saturating_sub(unsent + self.updates.len());
+        let room = self.gateway.deps.config.ws.max_subscriptions.saturating_sub(unsent + self.updates.len());
         for (name, subscription) in self.subscriptions.iter_mut().filter(|(_, s)| !s.running).take(room) {
             subscription.running = true;
             let (gateway, headers) = (self.gateway.clone(), self.headers.clone());
@@ -479,7 +479,7 @@ impl Session {
     }
 
     async fn on_tick(&mut self) -> Result<(), End> {
-        let idle = self.gateway.deps.limits.ws_idle_timeout;
+        let idle = self.gateway.deps.config.ws.idle_timeout;
         if self.heard.elapsed() > idle && self.acks.is_empty() {
             // Silent because it does not read is too slow; silent though nothing waits for it is gone.
             let waits = Arc::strong_count(&self.unsent) > 1 || self.out.capacity() < self.out.max_capacity();

@@ -1,12 +1,13 @@
 //! The concrete backends, by configuration: with [`super::offline`] and [`super::rebuild`] the only place that names them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::{DataDir, private};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Url};
 use crate::persistence::archive::Archive;
 use crate::persistence::archive::location::Location;
 use crate::persistence::archive::objects::{ObjectArchive, Place};
@@ -15,7 +16,7 @@ use crate::persistence::cache::redis::{self, RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
 use crate::persistence::log::kafka::topic::{Admin, Description, Wish};
-use crate::persistence::log::kafka::{Connection, Gaps, KafkaLog, KafkaOptions, Properties, reach};
+use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, reach};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
@@ -24,16 +25,16 @@ use crate::persistence::store::sqlite::SqliteStore;
 const COMMIT_BYTES: usize = 1 << 20;
 
 /// Of one step of an import, and of reading everything once to compare: what a flush or a query may take is too short for that.
-const IMPORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3600);
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that `owns_shards` joins Kafka's group.
 ///
 /// # Errors
 /// If it cannot be reached, is damaged, or is of another shape than the configuration says.
 pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
-    match config.text("kafka.brokers") {
-        "" => embedded_log(config, data, clock),
-        _ => kafka_log(config, clock, owns_shards),
+    match config.kafka.brokers {
+        None => embedded_log(config, data, clock),
+        Some(_) => kafka_log(config, clock, owns_shards),
     }
 }
 
@@ -43,17 +44,17 @@ pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bo
     let options = KafkaOptions {
         connection: connection(config)?,
         shard_count: wish.partitions,
-        group: owns_shards.then(|| config.text("kafka.group").to_owned()),
-        session_timeout: config.duration("kafka.session_timeout"),
-        handover: config.duration("log.handover"),
-        delivery_timeout: config.duration("kafka.delivery_timeout"),
-        max_waiting_bytes: config.number("log.max_waiting"),
-        prefetch_bytes: config.number("kafka.prefetch"),
-        refresh: config.duration("kafka.refresh"),
-        safety: config.duration("log.safety"),
+        group: owns_shards.then(|| config.kafka.group.clone()),
+        session_timeout: config.kafka.session_timeout,
+        handover: config.log.handover,
+        delivery_timeout: config.kafka.delivery_timeout,
+        max_waiting_bytes: config.log.max_waiting.bytes(),
+        prefetch_bytes: config.kafka.prefetch.bytes(),
+        refresh: config.kafka.refresh,
+        safety: config.log.safety,
         replication: wish.replication,
         min_isr: wish.min_isr,
-        passed_gaps: Gaps::parse(config.text("kafka.passed_gaps")).map_err(|why| anyhow::anyhow!(why))?,
+        passed_gaps: config.kafka.passed_gaps.clone(),
         clock: clock.clone(),
     };
     let log = KafkaLog::open(options).context("cannot open the log")?;
@@ -61,18 +62,17 @@ pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bo
 }
 
 fn connection(config: &Config) -> anyhow::Result<Connection> {
-    anyhow::ensure!(!config.text("kafka.brokers").is_empty(), "kafka.brokers is empty: name the brokers, `host:port,host:port`");
+    let brokers = config.kafka.brokers.clone().context("kafka.brokers is empty: name the brokers, `host:port,host:port`")?;
     Ok(Connection {
-        brokers: config.text("kafka.brokers").to_owned(),
-        topic: config.text("kafka.topic").to_owned(),
-        properties: Properties::parse(config.text("kafka.properties")).map_err(|why| anyhow::anyhow!(why))?,
-        timeout: config.duration("kafka.timeout"),
+        brokers,
+        topic: config.kafka.topic.clone(),
+        properties: config.kafka.properties.clone(),
+        timeout: config.kafka.timeout,
     })
 }
 
 fn wish(config: &Config) -> Wish {
-    let number = |key: &str| config.number(key) as u32;
-    Wish { partitions: number("shards.count"), replication: number("kafka.replication"), min_isr: number("kafka.min_isr") }
+    Wish { partitions: config.shards.count, replication: config.kafka.replication, min_isr: config.kafka.min_isr }
 }
 
 /// Whether Kafka answers, if it is the log.
@@ -80,9 +80,9 @@ fn wish(config: &Config) -> Wish {
 /// # Errors
 /// If it cannot be reached, or refuses this node.
 pub(super) fn reach_log(config: &Config) -> anyhow::Result<()> {
-    match config.text("kafka.brokers") {
-        "" => Ok(()),
-        _ => Ok(reach::reach(&connection(config)?)?),
+    match config.kafka.brokers {
+        None => Ok(()),
+        Some(_) => Ok(reach::reach(&connection(config)?)?),
     }
 }
 
@@ -101,9 +101,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(options) = postgres(config) {
         options.place()?;
     }
-    match config.text("query.redis") {
-        "" => Ok(()),
-        url => redis::check(url).map_err(|why| anyhow::anyhow!("query.redis: {why}")),
+    match &config.query.redis {
+        None => Ok(()),
+        Some(url) => redis::check(url.expose()).map_err(|why| anyhow::anyhow!("query.redis: {why}")),
     }
 }
 
@@ -138,11 +138,11 @@ fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyh
     getrandom::fill(&mut log_id_if_new).map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
     let options = LogOptions {
         dir: data.log(),
-        shard_count: config.number("shards.count") as u32,
-        segment_bytes: config.number("log.segment_bytes"),
-        max_waiting_bytes: config.number("log.max_waiting"),
+        shard_count: config.shards.count,
+        segment_bytes: config.log.segment_bytes.bytes(),
+        max_waiting_bytes: config.log.max_waiting.bytes(),
         max_commit_bytes: COMMIT_BYTES,
-        tail_cache_bytes: config.number("log.tail_cache") as usize,
+        tail_cache_bytes: config.log.tail_cache.in_memory(),
         log_id_if_new,
         clock: clock.clone(),
     };
@@ -165,8 +165,8 @@ pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow:
         return Ok(store);
     };
     let store = PostgresStore::open(&options)?;
-    let age = |key: &str| Some(config.duration(key)).filter(|age| !age.is_zero());
-    let keep = Keep { rollups: age("rollups.keep"), compress: age("store.compress_after") };
+    let age = |age: Duration| Some(age).filter(|age| !age.is_zero());
+    let keep = Keep { rollups: age(config.rollups.keep), compress: age(config.store.compress_after) };
     if !keep.is_idle() {
         store.maintain_regularly(clock.clone(), keep, super::limits::expiry(config))?;
     }
@@ -175,19 +175,19 @@ pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow:
 
 /// How PostgreSQL is reached, if the configuration names one.
 pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
-    let text = |key: &str| Some(config.text(key).to_owned()).filter(|text| !text.is_empty());
+    let text = |url: &Option<Url>| url.as_ref().map(|url| url.expose().to_owned());
     Some(PostgresOptions {
-        url: text("store.url")?,
-        read_url: text("store.read_url"),
+        url: text(&config.store.url)?,
+        read_url: text(&config.store.read_url),
         node: super::name(config),
-        flush_connections: config.number("store.flush_connections") as usize,
-        read_connections: config.number("store.read_connections") as usize,
-        connect_timeout: config.duration("store.connect_timeout"),
-        timeout: config.duration("store.timeout"),
-        compress_timeout: config.duration("store.compress_timeout"),
-        lock_timeout: config.duration("store.lock_timeout"),
-        idle_timeout: config.duration("store.idle_timeout"),
-        tls_ca: config.path("store.tls_ca"),
+        flush_connections: config.store.flush_connections,
+        read_connections: config.store.read_connections,
+        connect_timeout: config.store.connect_timeout,
+        timeout: config.store.timeout,
+        compress_timeout: config.store.compress_timeout,
+        lock_timeout: config.store.lock_timeout,
+        idle_timeout: config.store.idle_timeout,
+        tls_ca: config.store.tls_ca.clone(),
         match_cache: super::limits::match_cache(config),
     })
 }
@@ -236,24 +236,24 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
 
 /// Where the tiers of the archive are.
 fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Option<Location>)> {
-    if let Some(path) = config.path("archive.credentials_file") {
-        private::secret("archive.credentials_file", &path)?;
+    if let Some(path) = &config.archive.credentials_file {
+        private::secret("archive.credentials_file", path)?;
     }
     let location = |url: &str| Location {
         url: url.to_owned(),
-        endpoint: config.text("archive.endpoint").to_owned(),
-        region: config.text("archive.region").to_owned(),
-        credentials: config.path("archive.credentials_file"),
-        timeout: config.duration("archive.timeout"),
+        endpoint: config.archive.endpoint.as_ref().map_or_else(String::new, |url| url.expose().to_owned()),
+        region: config.archive.region.clone().unwrap_or_default(),
+        credentials: config.archive.credentials_file.clone(),
+        timeout: config.archive.timeout,
     };
-    let hot = match config.text("archive.url") {
-        "" => {
+    let hot = match &config.archive.url {
+        None => {
             std::fs::create_dir_all(data.archive()).with_context(|| format!("cannot create {}", data.archive().display()))?;
             location(&format!("file://{}", std::path::absolute(data.archive())?.display()))
         }
-        url => location(url),
+        Some(url) => location(url.expose()),
     };
-    let cold = Some(config.text("archive.cold_url")).filter(|url| !url.is_empty()).map(location);
+    let cold = config.archive.cold_url.as_ref().map(|url| location(url.expose()));
     Ok((hot, cold))
 }
 
@@ -264,7 +264,7 @@ fn object_archive(config: &Config, hot: &Location, cold: Option<&Location>) -> a
         Some(cold) => {
             let store = cold.open().context("archive.cold_url")?;
             anyhow::ensure!(!cold.is_same_place(hot), "archive.cold_url is where archive.url is: name another place");
-            Some(Place::new(store).of_class(config.text("archive.cold_class")))
+            Some(Place::new(store).of_class(config.archive.cold_class.as_deref().unwrap_or_default()))
         }
     };
     Ok(ObjectArchive::new(hot_place, cold_place)?)
@@ -286,7 +286,7 @@ pub(super) struct Moving {
 /// As [`archive`].
 pub(super) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::Result<Moving> {
     let from = locations(source.0, source.1)?;
-    let to = locations(target, &DataDir::new(target.text("data.dir")))?;
+    let to = locations(target, &DataDir::new(&target.data.dir))?;
     let cold = matches!((&from.1, &to.1), (Some(from), Some(to)) if from.is_same_place(to));
     Ok(Moving {
         from: object_archive(source.0, &from.0, from.1.as_ref()).context("the archive of the embedded node")?,
@@ -318,11 +318,11 @@ pub(super) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
 /// # Errors
 /// If its address is none.
 pub fn second_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn PartCache>>> {
-    let options = RedisOptions { deadline: config.duration("query.redis_timeout"), keep: config.duration("query.redis_keep") };
-    match config.text("query.redis") {
-        "" => Ok(None),
-        url => {
-            let cache = RedisCache::open(url, options).map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
+    let options = RedisOptions { deadline: config.query.redis_timeout, keep: config.query.redis_keep };
+    match &config.query.redis {
+        None => Ok(None),
+        Some(url) => {
+            let cache = RedisCache::open(url.expose(), options).map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
             Ok(Some(Arc::new(cache)))
         }
     }
@@ -334,9 +334,9 @@ mod tests {
 
     #[test]
     fn the_database_knows_a_node_by_its_name() {
-        let config = Config::default().with("store.url", "postgres://db/rollmill");
+        let config = Config::defaults().with(|c| c.store.url = Some(Url::from("postgres://db/rollmill")));
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         assert_eq!(postgres(&config).expect("a database").node, machine);
-        assert_eq!(postgres(&config.with("node.name", "node-7")).expect("a database").node, "node-7");
+        assert_eq!(postgres(&config.with(|c| c.node.name = Some("node-7".to_owned()))).expect("a database").node, "node-7");
     }
 }

@@ -2,20 +2,20 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::Config;
+use crate::config::{Config, key};
 
 /// Kept for log, store, archive, other nodes and servers: connections of clients must not use them up.
 const RESERVE: u64 = 100;
 /// What is asked for where the system says that there is no limit: more is refused by the usual kernels.
 const PLENTY: u64 = 1 << 20;
 
-const KEY: &str = "server.max_connections";
+const KEY: &str = key!(server.max_connections);
 
 /// Raises the soft limit of this process to the hard one, and fits `server.max_connections` to what there is.
 pub(super) fn fit(config: &Config) -> Config {
     let limit = raise();
-    let wanted = config.number(KEY);
-    let connections = connections(wanted, limit);
+    let wanted = config.server.max_connections;
+    let connections = connections(wanted as u64, limit) as usize;
     if connections < wanted {
         tracing::warn!(
             wanted,
@@ -24,7 +24,9 @@ pub(super) fn fit(config: &Config) -> Config {
             "{KEY} is lowered to what the limit of file descriptors is enough for: raise that (ulimit -Hn, LimitNOFILE)"
         );
     }
-    config.clone().lowered(KEY, connections)
+    let mut fitted = config.clone();
+    fitted.server.max_connections = connections;
+    fitted
 }
 
 /// The limit that is in force then; none if there is none.

@@ -30,7 +30,7 @@ pub(super) fn role(config: &Config, ports: &Ports) -> anyhow::Result<Gateways> {
         stamps: Stamps::begin(&*ports.clock),
         clock: ports.clock.clone(),
     };
-    let places = tree::places(config.number("gateway.actors") as usize);
+    let places = tree::places(config.gateway.actors);
     let child = tree::gateways(actor, places.clone(), limits::restarts(config), ports.clock.clone());
     Ok(Gateways { submit: GatewayPool::new(places), health, child })
 }

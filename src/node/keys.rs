@@ -34,7 +34,7 @@ pub struct Keys {
 /// # Errors
 /// If the file cannot be used.
 pub fn load(config: &Config) -> anyhow::Result<Keys> {
-    let Some(path) = config.path("auth.keys_file") else {
+    let Some(path) = config.auth.keys_file.clone() else {
         return Ok(Keys { table: Arc::new(ArcSwap::from_pointee(KeyTable::open())), file: None, reload: Arc::default() });
     };
     // Before the reading: what is written in between is then read again.

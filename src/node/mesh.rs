@@ -56,10 +56,7 @@ pub(super) async fn role(
     clock: &Arc<dyn Clock>,
     log: LogId,
 ) -> anyhow::Result<Option<Role>> {
-    let address = config.text("cluster.listen");
-    if address.is_empty() {
-        return Ok(None);
-    }
+    let Some(address) = config.cluster.listen.as_deref() else { return Ok(None) };
     let options = Arc::new(options(config, log)?);
     let resolved: Vec<_> = tokio::net::lookup_host(address)
         .await
@@ -75,9 +72,9 @@ pub(super) async fn role(
     let status: Arc<OnceLock<Arc<Status>>> = Arc::default();
     let told = status.clone();
     let card = move || told.get().and_then(|status| serde_json::to_vec(&status.this_node()).ok()).unwrap_or_default();
-    let max_answer = config.number("cluster.max_answer") as usize;
+    let max_answer = config.cluster.max_answer.in_memory();
     let directory = Arc::new(Directory::default());
-    let call_timeout = config.duration("cluster.call_timeout");
+    let call_timeout = config.cluster.call_timeout;
     let server = Server { slots: slots.clone(), clock: clock.clone(), max_answer, card: Arc::new(card) };
     let live = MeshReader { slots: slots.clone(), directory: directory.clone(), clock: clock.clone(), call_timeout };
     let peers = Arc::new(Known(directory.clone()));
@@ -93,19 +90,18 @@ pub(super) async fn role(
 /// # Errors
 /// Names the key and the way out.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
-    if config.text("cluster.listen").is_empty() { Ok(()) } else { options(config, LogId([0; 16])).map(drop) }
+    if config.cluster.listen.is_none() { Ok(()) } else { options(config, LogId([0; 16])).map(drop) }
 }
 
 fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
-    let peers = config.text("cluster.peers").split(',').map(str::trim).filter(|peer| !peer.is_empty());
-    let peers: Vec<String> = peers.map(str::to_owned).collect();
+    let peers = config.cluster.peers.0.clone();
     if let Some(bad) = peers.iter().find(|peer| peer.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
         bail!("cluster.peers holds {bad:?}: it takes host:port,host:port");
     }
-    let tls = match (config.path("cluster.cert"), config.path("cluster.key"), config.path("cluster.ca")) {
+    let tls = match (&config.cluster.cert, &config.cluster.key, &config.cluster.ca) {
         (Some(cert), Some(key), Some(ca)) => {
-            private::secret("cluster.key", &key)?;
-            Some(Tls::load(&cert, &key, &ca).map_err(|why| anyhow!(why))?)
+            private::secret("cluster.key", key)?;
+            Some(Tls::load(cert, key, ca).map_err(|why| anyhow!(why))?)
         }
         _ => None,
     };
@@ -115,18 +111,18 @@ fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
         peers,
         cookie: cookie(config)?,
         tls,
-        heartbeat: config.duration("cluster.heartbeat"),
-        dead_after: config.duration("cluster.dead_after"),
-        max_calls: config.number("cluster.max_calls") as usize,
-        max_reads: config.number("cluster.max_reads") as usize,
+        heartbeat: config.cluster.heartbeat,
+        dead_after: config.cluster.dead_after,
+        max_calls: config.cluster.max_calls,
+        max_reads: config.cluster.max_reads,
     })
 }
 
 fn cookie(config: &Config) -> anyhow::Result<Cookie> {
-    let (place, text) = match (config.path("cluster.cookie_file"), std::env::var(COOKIE)) {
+    let (place, text) = match (&config.cluster.cookie_file, std::env::var(COOKIE)) {
         (Some(path), _) => {
-            private::secret("cluster.cookie_file", &path)?;
-            let text = std::fs::read_to_string(&path);
+            private::secret("cluster.cookie_file", path)?;
+            let text = std::fs::read_to_string(path);
             let place = format!("cluster.cookie_file {}", path.display());
             (place.clone(), text.with_context(|| format!("cannot read {place}"))?)
         }
@@ -147,7 +143,7 @@ fn is_loopback(peer: &str) -> bool {
 /// Plain TCP is for loopback, unless somebody says that they know what they do.
 fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
     let Some(beyond) = beyond else { return Ok(()) };
-    if config.text("cluster.insecure") != "true" {
+    if !config.cluster.insecure {
         bail!(
             "{beyond} is beyond loopback, and nodes would speak plain TCP: set cluster.cert, cluster.key and cluster.ca, or \
              cluster.insecure = true if nobody else can reach this network"

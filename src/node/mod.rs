@@ -45,7 +45,7 @@ use crate::actors::heal::{Unhealed, resume};
 use crate::actors::live::LiveReader;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch};
-use crate::config::Config;
+use crate::config::{Config, millis};
 use crate::gateway::{Gateway, GatewayDeps, server};
 use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId, continues};
 use crate::persistence::archive::Archive;
@@ -109,7 +109,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 /// As [`serve`].
 pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     let config = &descriptors::fit(config);
-    let data = DataDir::new(config.text("data.dir"));
+    let data = DataDir::new(&config.data.dir);
     let _lock = lock::lock(data.root())?;
     migrate::mark::refuse(config, &data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
@@ -153,7 +153,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     };
     let mut node = Node::start(config, ports, keys, listener, faults).await?;
     let (address, startup_ms) = (node.address, started.elapsed().as_millis() as u64);
-    tracing::info!(%address, data = %data.root().display(), roles = config.roles().names().join(","), startup_ms, "serving");
+    tracing::info!(%address, data = %data.root().display(), roles = config.node.roles.names().join(","), startup_ms, "serving");
     let outcome = tokio::select! {
         signal = stopped => signal,
         () = node.gave_up() => Err(anyhow::anyhow!("the supervision tree gave up: see the log for what failed too often")),
@@ -194,7 +194,7 @@ impl Node {
         faults: Faults,
     ) -> anyhow::Result<Self> {
         let (log, clock) = (ports.log.clone(), ports.clock.clone());
-        let (roles, limits) = (config.roles(), limits::shard(config, log.shard_count(), faults));
+        let (roles, limits) = (config.node.roles, limits::shard(config, log.shard_count(), faults));
         let slots = Slots::new(log.clone(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
         let census = limits::census(config);
@@ -207,7 +207,7 @@ impl Node {
             log: log.clone(),
             appends: gateways.as_ref().map(|gateways| gateways.health.clone()),
             slots: slots.clone(),
-            stale_after_ms: config.millis("query.stale_after"),
+            stale_after_ms: millis(config.query.stale_after),
             store: queries.store.clone(),
             knows: mesh.as_mut().and_then(|mesh| mesh.knows.take()),
             clock: clock.clone(),
@@ -224,13 +224,13 @@ impl Node {
             store: ports.store.clone(),
             peers: mesh.as_ref().map_or(Arc::new(NoPeers) as Arc<dyn Peers>, |mesh| mesh.peers.clone()),
             clock: clock.clone(),
-            stale_after_ms: config.millis("query.stale_after"),
+            stale_after_ms: millis(config.query.stale_after),
         });
         if let Some(mesh) = &mesh {
             mesh.tell_of(status.clone());
         }
         let gateway_ready = ready.clone();
-        let dedup_horizon_ms = config.millis("dedup.horizon");
+        let dedup_horizon_ms = millis(config.dedup.horizon);
         let gauges = Gauges { ready: ready.clone(), slots: slots.clone(), dedup_horizon_ms };
         let edge = Gateway::new(GatewayDeps {
             submit: gateways.as_ref().map(|gateways| gateways.submit.clone()),
@@ -239,7 +239,7 @@ impl Node {
             expiry: queries.expiry,
             keys: keys.table.clone(),
             sites: limits::sites(config),
-            limits: limits::gateway(config),
+            config: Arc::new(config.clone()),
             clock: clock.clone(),
             shard_count: log.shard_count(),
             render_metrics: gauges.before(ports.render_metrics.clone()),
@@ -262,7 +262,7 @@ impl Node {
         let serving = tokio::spawn(async move {
             let Ok(()) = server::serve(edge, listener, stopping).await;
         });
-        let drain_delay = config.duration("server.drain_delay");
+        let drain_delay = config.server.drain_delay;
         Ok(Self { address, slots, log, root, tree_ended, shards: handle, ready, drain_delay, tasks, stop, serving })
     }
 
@@ -296,10 +296,7 @@ impl Node {
 
 /// `node.name`, or the name of the machine.
 fn name(config: &Config) -> String {
-    match config.text("node.name") {
-        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        name => name.to_owned(),
-    }
+    config.node.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
 async fn stop_signal() -> anyhow::Result<()> {
@@ -325,7 +322,7 @@ fn reload_at_hangup(keys: &keys::Keys) -> anyhow::Result<JoinHandle<()>> {
 
 /// Binds; without API keys to loopback only.
 async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
-    let address = config.text("server.listen");
+    let address = &config.server.listen;
     let resolved: Vec<_> = tokio::net::lookup_host(address)
         .await
         .with_context(|| format!("cannot resolve {address}: --listen takes HOST:PORT"))?
@@ -369,7 +366,7 @@ fn check_log(
             }
             false => Err(Diverged::OtherLog { expected, found }.into()),
         };
-        let embedded = config.text("kafka.brokers").is_empty();
+        let embedded = config.kafka.brokers.is_none();
         if let Err(lost @ (Unhealed::Diverged(Diverged::Lost { .. }) | Unhealed::Archive(_))) = &continued
             && !embedded
         {

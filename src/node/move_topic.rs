@@ -35,12 +35,10 @@ pub struct Moved {
     pub waiting: (u64, u64),
 }
 
-/// The configurations of the cluster before and after; `at_once` is the one before with short times for flushes and objects.
+/// The configurations of the cluster before and after.
 pub struct Topics<'a> {
     /// With the old topic.
     pub old: &'a Config,
-    /// The same, in haste.
-    pub at_once: &'a Config,
     /// With the new topic.
     pub new: &'a Config,
 }
@@ -50,15 +48,15 @@ pub struct Topics<'a> {
 /// # Errors
 /// Names the thing and the way out. What was done stays, and the next run goes on.
 pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Moved> {
-    let Topics { old, at_once, new } = topics;
-    let name = |config: &Config| config.text("kafka.topic").to_owned();
-    ensure!(!new.text("kafka.brokers").is_empty(), "the log is not Kafka's: kafka.brokers is empty");
+    let Topics { old, new } = topics;
+    let name = |config: &Config| config.kafka.topic.clone();
+    ensure!(new.kafka.brokers.is_some(), "the log is not Kafka's: kafka.brokers is empty");
     ensure!(
         name(old) != name(new),
         "kafka.topic is {} before and after: name the new one there, the old one with --from",
         name(new)
     );
-    let data = DataDir::new(old.text("data.dir"));
+    let data = DataDir::new(&old.data.dir);
     let _lock = lock::lock(data.root())?;
     let topic = backends::new_topic(new)?;
     let cluster = topic.admin.cluster().map_err(|why| anyhow::anyhow!(why))?;
@@ -87,7 +85,7 @@ pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Mov
             return Ok(moved);
         }
         tell(Step::Rest, 0, before.unflushed.max(before.unarchived));
-        let stand = rest_of(old, at_once, &data, &mut |done, all| tell(Step::Rest, done, all))?;
+        let stand = rest_of(old, &data, &mut |done, all| tell(Step::Rest, done, all))?;
         fill_topic(&topic, identity, &stand, tell)?;
         nobody_writes(old, &data, &stand)?;
         store.go_on_in(current, to, &stand.ends)?;

@@ -52,7 +52,7 @@ pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()>
 /// # Errors
 /// If a node is running, there is no log, it is damaged elsewhere, or the disk refuses.
 pub fn cut_log(config: &Config, data: &DataDir) -> anyhow::Result<Option<(PathBuf, u64)>> {
-    if !config.text("kafka.brokers").is_empty() {
+    if config.kafka.brokers.is_some() {
         bail!("the log is on Kafka: there is nothing on this disk to cut");
     }
     if !data.log().is_dir() {
@@ -75,7 +75,7 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
 /// # Errors
 /// If it is damaged, or cannot be reached.
 pub fn log(config: &Config, data: &DataDir) -> Result<Arc<dyn EventLog>, String> {
-    if !config.text("kafka.brokers").is_empty() {
+    if config.kafka.brokers.is_some() {
         let clock: Arc<dyn crate::clock::Clock> = Arc::new(SystemClock);
         return backends::kafka_log(config, &clock, false).map_err(|why| format!("{why:#}"));
     }

@@ -42,14 +42,14 @@ pub(super) async fn open(config: &Config, data: &DataDir, listener: &TcpListener
         Ok(ports) => return Ok(ports),
         Err(error) => error,
     };
-    let what = awaited(config, &error).filter(|_| !config.duration("server.start_wait").is_zero());
+    let what = awaited(config, &error).filter(|_| !config.server.start_wait.is_zero());
     let Some(what) = what else { return Err(error) };
     // Known before the first request is answered.
     let why = Arc::new(ArcSwap::from_pointee(waits_for(what)));
-    let connections = config.number("server.max_connections") as usize;
+    let connections = config.server.max_connections;
     tokio::select! {
         ports = patiently(config, data, &render, error, &why) => ports,
-        never = starting::serve(listener, why.clone(), connections, config.duration("server.header_timeout")) => match never {},
+        never = starting::serve(listener, why.clone(), connections, config.server.header_timeout) => match never {},
     }
 }
 
@@ -61,7 +61,7 @@ async fn patiently(
     mut error: anyhow::Error,
     why: &ArcSwap<String>,
 ) -> anyhow::Result<Ports> {
-    let (limit, watch) = (config.duration("server.start_wait"), Stopwatch::start());
+    let (limit, watch) = (config.server.start_wait, Stopwatch::start());
     let (mut pause, mut told) = (PAUSE_MIN, BTreeSet::new());
     loop {
         let Some(what) = awaited(config, &error) else { return Err(error) };
@@ -113,11 +113,11 @@ async fn attempt(config: &Config, data: &DataDir, render: &Render) -> anyhow::Re
 
 fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::Result<Ports> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let roles = config.roles();
+    let roles = config.node.roles;
     // Nobody is asked for it yet: what is wrong with it is told before anything is waited for.
     let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
     // Before the log: who has joined Kafka's group owns shards, and must not wait for a store then.
-    let shared = if roles.need_store() && !config.text("store.url").is_empty() {
+    let shared = if roles.need_store() && config.store.url.is_some() {
         let opened = backends::store(config, data, &clock);
         Some(opened.map_err(|error| instead_of(config, &error).unwrap_or(error))?)
     } else {
@@ -147,26 +147,29 @@ const DATABASE: &str = "PostgreSQL (store.url)";
 
 /// What may heal by waiting: the server that cannot be reached. `None` if it is something else that failed.
 fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
-    let is = |key: &str| !config.text(key).is_empty();
     error.chain().find_map(|cause| {
         if let Some(Unopened::Away(_)) = cause.downcast_ref() {
             return Some(KAFKA);
         }
         if let Some(LogError::Io(_)) = cause.downcast_ref() {
-            return is("kafka.brokers").then_some(KAFKA);
+            return config.kafka.brokers.is_some().then_some(KAFKA);
         }
-        matches!(cause.downcast_ref()?, StoreError::Unavailable(_) if is("store.url")).then_some(DATABASE)
+        matches!(cause.downcast_ref()?, StoreError::Unavailable(_) if config.store.url.is_some()).then_some(DATABASE)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Url;
 
     #[test]
     fn only_servers_that_are_configured_are_waited_for() {
-        let embedded = Config::default();
-        let shared = Config::default().with("kafka.brokers", "b:9092").with("store.url", "postgres://db/r");
+        let embedded = Config::defaults();
+        let shared = Config::defaults().with(|c| {
+            c.kafka.brokers = Some("b:9092".to_owned());
+            c.store.url = Some(Url::from("postgres://db/r"));
+        });
         let refused = || StoreError::Unavailable("refused".to_owned());
         for (error, what) in [
             (anyhow::Error::new(Unopened::Away("gone".to_owned())).context("cannot open the log"), Some(KAFKA)),

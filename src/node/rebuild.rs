@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::lock::{self, DataLock};
 use super::{DataDir, Faults, backends, limits, offline};
-use crate::config::Config;
+use crate::config::{Config, millis};
 use crate::model::offset::LogId;
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
@@ -47,7 +47,7 @@ enum Target {
 /// # Errors
 /// If anything stands in the way: names it and the way out.
 pub fn prepare(config: &Config, data: &DataDir, former: &[LogId], allow_expired: bool) -> anyhow::Result<Prepared> {
-    if config.text("kafka.brokers").is_empty() && !data.log().is_dir() {
+    if config.kafka.brokers.is_none() && !data.log().is_dir() {
         bail!(
             "{} has no log: name the data directory with --data; a store is made from its archive and its log",
             data.root().display()
@@ -79,7 +79,7 @@ impl Prepared {
         let nonce = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
         let shards = limits::shard(config, self.log.shard_count(), Faults::default());
         let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
-        let max_delta_bytes = (config.number("flush.max_delta_bytes") / SHARE_OF_DELTAS) as usize;
+        let max_delta_bytes = (config.flush.max_delta_bytes.bytes() / SHARE_OF_DELTAS) as usize;
         let run = |store: &dyn RollupStore, progress: &mut dyn FnMut(u64)| {
             let rebuild = Rebuild {
                 store,
@@ -88,7 +88,7 @@ impl Prepared {
                 rules: FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes, shard_count: self.log.shard_count() },
                 max_series: limits::max_series(config, self.log.shard_count()),
                 census: limits::census(config),
-                max_ahead_ms: config.millis("accept.max_ahead"),
+                max_ahead_ms: millis(config.accept.max_ahead),
                 nonce,
             };
             rebuild.run(&self.plans, archive_only, progress)

@@ -14,7 +14,7 @@ use crate::actors::pulse::{self, ShardRefs};
 use crate::actors::shard::{Names, ShardActor};
 use crate::actors::slots::Slots;
 use crate::actors::upkeep::{Damaged, Looked, Upkeep};
-use crate::config::Config;
+use crate::config::{Config, millis};
 use crate::shards::series::Census;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
@@ -63,7 +63,7 @@ pub(super) fn role(
         alone: Arc::new(Semaphore::new(1)),
         slots: slots.clone(),
     };
-    let (places, handover, leaving) = (refs.clone(), config.duration("shards.handover"), log.clone());
+    let (places, handover, leaving) = (refs.clone(), config.shards.handover, log.clone());
     let spec = ShardsSpec {
         assignment: log.assignment(),
         child: Arc::new(move |shard| tree::shard(ShardActor { shard, ..actor.clone() }, &places)),
@@ -71,7 +71,7 @@ pub(super) fn role(
         slots: slots.clone(),
         refs: refs.clone(),
         policy: RestartPolicy { escalates: false, ..limits::restarts(config) },
-        refused_delay_ms: config.millis("shards.refused_delay"),
+        refused_delay_ms: millis(config.shards.refused_delay),
         handover,
         clock: clock.clone(),
     };
@@ -103,7 +103,7 @@ pub(super) fn role(
 impl Handle {
     /// Starts the pulse.
     pub(super) fn pulse(&self, config: &Config, slots: &Arc<Slots>) -> JoinHandle<()> {
-        tokio::spawn(pulse::run(self.refs.clone(), slots.clone(), config.duration("shards.pull_interval")))
+        tokio::spawn(pulse::run(self.refs.clone(), slots.clone(), config.shards.pull_interval))
     }
 
     /// Drains every shard, bounded in time, and lets it go; what does not end in time is still in the log.

@@ -44,7 +44,7 @@ impl Cluster {
 
     /// A node on this log, with ports only for its roles.
     async fn node(&self, log: &Arc<MemoryLog>, config: &Config) -> Node {
-        let roles = config.roles();
+        let roles = config.node.roles;
         let store = self.store.clone() as Arc<dyn RollupStore>;
         let ports = Ports {
             log: log.clone(),
@@ -64,17 +64,17 @@ fn all() -> BTreeSet<ShardId> {
 
 /// Everything quick, so that much happens.
 fn quick() -> Config {
-    let keys = [
-        ("shards.pull_interval", "1ms"),
-        ("flush.interval", "100ms"),
-        ("archive.max_delay", "200ms"),
-        ("supervision.backoff_min", "1ms"),
-        ("supervision.backoff_max", "20ms"),
-        ("supervision.max_restarts", "10000"),
-        ("shards.refused_delay", "10ms"),
-        ("query.deadline", "20s"),
-    ];
-    keys.iter().fold(Config::default(), |config, (key, value)| config.with(key, value))
+    let ms = Duration::from_millis;
+    Config::defaults().with(|c| {
+        c.shards.pull_interval = ms(1);
+        c.shards.refused_delay = ms(10);
+        c.flush.interval = ms(100);
+        c.archive.max_delay = ms(200);
+        c.supervision.backoff_min = ms(1);
+        c.supervision.backoff_max = ms(20);
+        c.supervision.max_restarts = 10_000;
+        c.query.deadline = ms(20_000);
+    })
 }
 
 /// One event of one of `SERIES` series.

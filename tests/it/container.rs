@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rollmill::actors::mesh::tls::Tls;
-use rollmill::config::Config;
+use rollmill::config::{Config, Url};
 use yaml_rust2::{Yaml, YamlLoader};
 
 use crate::support::{Server, agent, free_port, until};
@@ -122,18 +122,20 @@ fn every_service_is_configured_with_keys_that_exist() {
     let peers: BTreeSet<String> = nodes.iter().map(|node| format!("{}:7946", node.name)).collect();
     for node in &nodes {
         let config = config(node);
-        assert_eq!(config.text("node.name"), node.name);
-        assert_eq!(config.text("cluster.peers").split(',').map(str::to_owned).collect::<BTreeSet<_>>(), peers);
-        for (key, host) in [
-            ("store.url", "@postgres:5432/"),
-            ("store.read_url", "@postgres:5432/"),
-            ("kafka.brokers", "kafka:9092"),
-            ("archive.endpoint", "//s3:9000"),
-            ("query.redis", "//redis:6379"),
-            ("cluster.cert", &format!("/{}.pem", node.name)),
-            ("cluster.key", &format!("/{}.key", node.name)),
+        assert_eq!(config.node.name.as_ref(), Some(&node.name));
+        assert_eq!(config.cluster.peers.0.iter().cloned().collect::<BTreeSet<_>>(), peers);
+        let url = |url: &Option<Url>| url.as_ref().map(Url::to_string).unwrap_or_default();
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        for (value, host) in [
+            (url(&config.store.url), "@postgres:5432/"),
+            (url(&config.store.read_url), "@postgres:5432/"),
+            (config.kafka.brokers.clone().unwrap_or_default(), "kafka:9092"),
+            (url(&config.archive.endpoint), "//s3:9000"),
+            (url(&config.query.redis), "//redis:6379"),
+            (path(&config.cluster.cert), &format!("/{}.pem", node.name)),
+            (path(&config.cluster.key), &format!("/{}.key", node.name)),
         ] {
-            assert!(config.text(key).contains(host), "{}: {key} = {}", node.name, config.text(key));
+            assert!(value.contains(host), "{}: {value} is not of {host}", node.name);
         }
         let nginx = read("docker/nginx.conf");
         assert!(nginx.contains(&format!("server {}:8080 ", node.name)), "nginx knows nothing of {}", node.name);
@@ -256,8 +258,9 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     let node = |name: &str| services.iter().find(|service| service.name == name).map(config).expect("a node");
     let files = |name: &str| -> Vec<PathBuf> {
         let config = node(name);
-        ["cluster.cert", "cluster.key", "cluster.ca", "cluster.cookie_file", "auth.keys_file"]
-            .map(|key| here(&config.path(key).expect("set")))
+        let cluster = &config.cluster;
+        [&cluster.cert, &cluster.key, &cluster.ca, &cluster.cookie_file, &config.auth.keys_file]
+            .map(|path| here(path.as_ref().expect("set")))
             .into()
     };
     let [one, two] = ["node-1", "node-2"].map(|name| {

@@ -215,7 +215,7 @@ fn kubernetes_manifests_set_keys_that_exist_and_probe_what_is_there() {
         let variables =
             if kinds == 2 { variables.into_iter().filter(|(n, _)| n != "ROLLMILL_STORE_URL").collect() } else { variables };
         let config = Config::load(Some(&path), variables.into_iter(), &[]).unwrap_or_else(|why| panic!("{file}: {why}"));
-        assert_eq!(config.text("server.listen"), "0.0.0.0:8080");
+        assert_eq!(config.server.listen, "0.0.0.0:8080");
         for (probe, route) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
             assert_eq!(container[probe]["httpGet"]["path"].as_str(), Some(route), "{file}: {probe}");
         }

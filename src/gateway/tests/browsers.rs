@@ -8,7 +8,7 @@ const PAGE: &str = "https://shop.example";
 
 fn listing(keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     let log = Arc::new(Log::default());
-    let mut deps = deps(Some(log.clone()), GatewayLimits::default(), keys);
+    let mut deps = deps(Some(log.clone()), Config::defaults(), keys);
     deps.sites = Sites::new("127.0.0.1:8080", vec![PAGE.to_owned(), "http://localhost:3000".to_owned()]);
     (Gateway::new(deps), log)
 }
@@ -49,7 +49,7 @@ const ROUTES: [(&str, &str); 6] = [
 
 #[tokio::test]
 async fn a_name_that_is_pointed_at_loopback_is_not_the_nodes() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (method, path) in ROUTES {
         for host in ["evil.example:8080", "evil.example", "localhost.evil.example", "10.0.0.1:8080", ""] {
             let origin = format!("http://{host}");
@@ -72,7 +72,7 @@ async fn a_name_that_is_pointed_at_loopback_is_not_the_nodes() {
         assert_eq!(ask(&gateway, "GET", path, &[("host", "balancer.example")], "").await.0, 200, "{path}");
     }
     let (plain, keys) = with_key();
-    let (keyed, _) = super::gateway(GatewayLimits::default(), keys);
+    let (keyed, _) = super::gateway(Config::defaults(), keys);
     let bearer = format!("Bearer {plain}");
     let headers = [("host", "mill.example"), ("authorization", bearer.as_str()), ("origin", "http://mill.example")];
     assert_eq!(ask(&keyed, "POST", "/v1/events", &headers, EVENT).await.0, 202, "a key is proof enough");

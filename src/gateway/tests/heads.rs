@@ -22,7 +22,7 @@ async fn raw(address: SocketAddr, request: &str) -> String {
 async fn what_is_there_twice_or_not_at_all_is_refused() {
     let (plain, prefix, sha256) = new_key([7; 24]);
     let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write, Scope::Read], expires_ms: None };
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let (address, _stop) = serve(gateway).await;
     let key = format!("Authorization: Bearer {plain}\r\n");
     let end = "Connection: close\r\nContent-Length: 14\r\n\r\n{\"metric\":\"m\"}";
@@ -59,7 +59,7 @@ async fn what_is_there_twice_or_not_at_all_is_refused() {
 
 #[tokio::test]
 async fn a_body_that_says_it_is_too_large_is_refused_from_its_head() {
-    let (address, _stop) = listen(GatewayLimits { max_body_bytes: 1_000, ..GatewayLimits::default() }).await;
+    let (address, _stop) = listen(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1_000))).await;
     for length in ["1001", "1000000000000"] {
         let expect =
             format!("POST /v1/events HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
@@ -82,7 +82,7 @@ async fn a_body_that_says_it_is_too_large_is_refused_from_its_head() {
 /// As Python's urllib and many others do it: send all, and only then read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
-    let (address, _stop) = listen(GatewayLimits { max_body_bytes: 1 << 20, ..GatewayLimits::default() }).await;
+    let (address, _stop) = listen(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20))).await;
     const BYTES: usize = 8 << 20;
     let chunk = [&b"10000\r\n"[..], &vec![b' '; 1 << 16], b"\r\n"].concat();
     for (head, body) in [
@@ -107,7 +107,7 @@ async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
 
 #[tokio::test]
 async fn a_websocket_counts_as_a_connection_as_long_as_it_is_open() {
-    let (address, _stop) = listen(GatewayLimits { max_connections: 1, ..GatewayLimits::default() }).await;
+    let (address, _stop) = listen(Config::defaults().with(|c| c.server.max_connections = 1)).await;
     let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     let health = tokio::spawn(raw_owned(address, "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -126,7 +126,7 @@ async fn raw_owned(address: SocketAddr, request: &'static str) -> String {
 async fn a_path_that_is_no_text_is_an_error_like_others_and_after_the_key() {
     let (plain, prefix, sha256) = new_key([7; 24]);
     let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write, Scope::Read], expires_ms: None };
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     for (method, path, refused, wrong) in [
         ("GET", "/v1/labels/%ff/values", "\"unauthorized\"", "\"path_invalid\""),
         ("POST", "/topics/%ff", "40101", "\"error_code\":400"),
@@ -147,7 +147,7 @@ async fn a_path_that_is_no_text_is_an_error_like_others_and_after_the_key() {
 #[tokio::test]
 async fn a_compressed_body_has_a_thousand_members_at_most() {
     use std::io::Write;
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let gzip = |bytes: &[u8]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(bytes).unwrap();
@@ -180,7 +180,7 @@ async fn a_compressed_body_has_a_thousand_members_at_most() {
 
 #[tokio::test]
 async fn large_answers_are_packed_for_those_who_take_it() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let ask = async |path: &str, takes: Option<&str>| {
         let mut request = Request::get(path).header("host", "localhost");
         if let Some(takes) = takes {

@@ -39,10 +39,8 @@ fn packed(field: &str, value: &[u8]) -> Vec<u8> {
 }
 
 /// Roomy limits, so that the decoders themselves meet the shapes, not only the cap on an event's bytes.
-fn roomy() -> GatewayLimits {
-    let mut limits = GatewayLimits::default();
-    limits.event.max_event_bytes = 32 << 20;
-    limits
+fn roomy() -> Config {
+    Config::defaults().with(|c| c.accept.max_event_bytes = ByteSize::of(32 << 20))
 }
 
 #[tokio::test]
@@ -102,7 +100,7 @@ async fn a_million_keys_and_endless_nesting_are_refused_at_once() {
         assert!(got.as_u16() == status && answer.contains(says), "{what}: {got} {answer}");
         assert!(answer.len() < 1_000, "{what}: the answer quotes too much");
     }
-    let (gateway, _) = super::gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = super::gateway(Config::defaults(), KeyTable::open());
     let (status, answer, _) = send(&gateway, format!(r#"{{"metric":"m","properties":{{{keys}"z":0}}}}"#)).await;
     assert_eq!((status.as_u16(), answer.contains("event_too_large")), (422, true), "{answer}");
     assert!(log.batches.lock().unwrap().is_empty());
@@ -132,7 +130,7 @@ async fn huge_length_prefixes_cost_nothing() {
 
 #[tokio::test]
 async fn a_field_or_label_that_is_there_twice_is_refused() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let twice = [r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","m\u0065tric":"b"}"#, r#"{"metric":"a","id":"1","id":null}"#];
     for body in twice {
         assert_eq!(send(&gateway, body).await.0, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
@@ -164,7 +162,7 @@ const NUMBERS: &[(&str, u16, &str)] = &[
 
 #[tokio::test]
 async fn numbers_that_are_none_are_refused_in_text() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for kind in ["application/json", "application/x-ndjson"] {
         for quote in ["", "\""] {
             for (number, status, says) in NUMBERS {
@@ -223,7 +221,7 @@ async fn numbers_that_are_none_are_refused_in_messagepack() {
         text(&mut value, number);
         cases.push((value, *status, *says));
     }
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (value, status, says) in cases {
         let (got, answer, _) = call(&gateway, post("application/msgpack", packed("value", &value))).await;
         assert_eq!(got.as_u16(), status, "{value:x?}: {answer}");
@@ -266,7 +264,7 @@ const TIMES: &[(&str, &str)] = &[
 
 #[tokio::test]
 async fn garbage_times_are_refused_in_every_codec() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (time, code) in TIMES {
         let body = format!(r#"{{"metric":"m","timestamp":{time}}}"#);
         let value: serde_json::Value = serde_json::from_str(time).unwrap();
@@ -324,7 +322,7 @@ proptest! {
     #[test]
     fn no_bytes_harm_a_decoder(body in prop_oneof![proptest::collection::vec(any::<u8>(), 0..300), nearly_good()]) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (gateway, _) = gateway(GatewayLimits { max_body_bytes: EVENT_BYTES, ..GatewayLimits::default() }, KeyTable::open());
+        let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(EVENT_BYTES as u64)), KeyTable::open());
         for kind in KINDS {
             for encoding in [None, Some("gzip"), Some("zstd")] {
                 let mut bodies = vec![body.clone()];
@@ -348,7 +346,8 @@ proptest! {
 
 #[tokio::test]
 async fn bombs_in_bombs_and_wrong_encodings_are_refused() {
-    let (gateway, _) = gateway(GatewayLimits { max_body_bytes: EVENT_BYTES, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, _) =
+        gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(EVENT_BYTES as u64)), KeyTable::open());
     let nested = gzip(&gzip(&vec![b' '; 8 << 20]));
     let started = Stopwatch::start();
     assert_eq!(call(&gateway, request(KINDS[0], Some("gzip"), nested)).await.0, StatusCode::BAD_REQUEST, "opened once only");

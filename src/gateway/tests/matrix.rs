@@ -57,7 +57,7 @@ async fn every_operation_refuses_every_key_but_the_right_one() {
     let (revoked, gone) = stored(8, "acme", &all, None);
     let kept: Vec<StoredKey> = one.iter().map(|(_, key)| key.clone()).chain([late]).collect();
     let with = [kept.clone(), vec![gone]].concat();
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: with }));
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: with }));
     assert_ne!(call(&gateway, ask("/v1/query", "GET", Some(&revoked))).await.0, StatusCode::UNAUTHORIZED);
     gateway.deps.keys.store(Arc::new(KeyTable::of(KeysFile { keys: kept })));
     for (path, method, scopes) in operations() {
@@ -105,7 +105,7 @@ async fn the_routes_are_those_of_the_published_interface() {
         (path.to_owned(), method.to_uppercase())
     });
     assert_eq!(routes.collect::<BTreeSet<_>>(), published);
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     for (path, _) in &published {
         // Known, and answered with 404 in these tests.
         let gone = path.ends_with("/discard") || path.contains("/partitions/");
@@ -128,7 +128,7 @@ async fn the_routes_are_those_of_the_published_interface() {
 async fn every_answer_is_one_that_is_published() {
     let interface = interface();
     let (key, stored) = stored(1, "acme", &SCOPES.map(|(scope, _)| scope), None);
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let bodies = ["", "{", "{}", "[1]", r#"{"metric":"m"}"#, r#"{"shard":1,"offset":2,"index":3}"#];
     for (path, method, scopes) in operations() {
         for key in [None, Some(key.as_str())] {
@@ -153,7 +153,7 @@ async fn every_answer_is_one_that_is_published() {
 #[tokio::test]
 async fn no_operation_ignores_a_parameter() {
     let (key, stored) = stored(1, "acme", &SCOPES.map(|(scope, _)| scope), None);
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let interface = interface();
     for (path, method, _) in operations() {
         // The engine reads those of its own routes; files and sockets take none, and other people's protocols are theirs.

@@ -216,7 +216,7 @@ fn assert_alone(what: &str, answer: &str, code: &str) {
 
 #[tokio::test]
 async fn in_an_array_and_in_lines() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let rejected = telemetry::METRICS.iter().find(|metric| metric.name == telemetry::EVENTS_REJECTED).unwrap();
     let (_, known) = rejected.label.unwrap();
     for (bad, fate) in kinds() {
@@ -246,7 +246,7 @@ async fn in_an_array_and_in_lines() {
 
 #[tokio::test]
 async fn in_the_records_of_a_rest_proxy() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (bad, fate) in kinds() {
         let what = String::from_utf8_lossy(&bad[..bad.len().min(200)]).into_owned();
         if [&br#"{"value":1}"#[..], br#"{"metric":null}"#].contains(&&bad[..]) {
@@ -271,7 +271,7 @@ async fn in_the_records_of_a_rest_proxy() {
 
 #[tokio::test]
 async fn on_a_websocket_which_stays_open() {
-    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let (address, _stop) = listen(Config::defaults()).await;
     let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     for (seq, (bad, fate)) in kinds().into_iter().enumerate().filter(|(_, (_, fate))| !matches!(fate, Fate::NoText(_))) {
         let what = String::from_utf8_lossy(&bad[..bad.len().min(200)]).into_owned();
@@ -300,7 +300,7 @@ fn packed(event: &Value) -> Vec<u8> {
 
 #[tokio::test]
 async fn in_messagepack() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let of = |event: Value| packed(&event);
     let with = |field: &[u8], value: &[u8]| [b"\x82\xa6metric\xa1m", field, value].concat();
     let deep = |marker: u8, fill: &[u8], n: usize| {
@@ -372,7 +372,7 @@ async fn in_messagepack() {
 
 #[tokio::test]
 async fn an_event_that_cannot_be_read_is_named_by_its_id_if_that_can() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let large = format!(r#"{{"metric":"m","properties":"{}","id":"x"}}"#, "x".repeat(9_000));
     let cases = [
         (r#"{"id":"x","metric":"m","value":NaN}"#, Some("x")),
@@ -412,7 +412,7 @@ async fn an_event_that_cannot_be_read_is_named_by_its_id_if_that_can() {
 
 #[tokio::test]
 async fn only_what_is_no_body_is_400_and_names_the_place() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (body, place) in [
         ("", "empty"),
         (" \n", "empty"),
@@ -452,7 +452,7 @@ async fn only_what_is_no_body_is_400_and_names_the_place() {
 
 #[tokio::test]
 async fn what_is_kept_of_an_accepted_event_can_be_decoded() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for properties in [r#""\ud83d\ude00""#, r#""\\ud800""#, r#"{"\u0000":"\"\\"}"#, r#"["\\\\","\/"]"#, "\"\u{1f600}\""] {
         let body = format!(r#"{{"metric":"m","properties":{properties}}}"#);
         assert_eq!(send(&gateway, body.clone()).await.0, StatusCode::ACCEPTED, "{body}");
@@ -469,7 +469,7 @@ async fn what_is_kept_of_an_accepted_event_can_be_decoded() {
 
 #[tokio::test]
 async fn an_empty_label_is_as_good_as_none_before_they_are_counted() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let sixteen: Vec<_> = (0..16).map(|n| format!(r#""l{n}":"v""#)).collect();
     let empty: Vec<_> = (0..300).map(|n| format!(r#""e{n}":"""#)).collect();
     let body =
@@ -486,7 +486,13 @@ async fn an_empty_label_is_as_good_as_none_before_they_are_counted() {
 
 #[tokio::test]
 async fn what_is_refused_does_not_use_the_rate_budget() {
-    let (gateway, _) = gateway(GatewayLimits { events_per_second: 1, burst: 20, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, _) = gateway(
+        Config::defaults().with(|c| {
+            c.tenants.max_events_per_second = 1;
+            c.tenants.burst = 20;
+        }),
+        KeyTable::open(),
+    );
     let all_bad = vec!["{}"; 20].join("\n");
     let broken = format!("[{}", vec![GOOD; 20].join(","));
     for _ in 0..3 {
@@ -502,7 +508,7 @@ async fn what_is_refused_does_not_use_the_rate_budget() {
 
 #[tokio::test]
 async fn a_fraction_of_a_second_has_any_number_of_digits() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let body = r#"[{"metric":"m","timestamp":"2025-12-31T23:59:59.1234567891Z"},{"metric":"m","timestamp":"2025-12-31T23:59:59.12345678912345Z"}]"#;
     let (status, answer, _) = send(&gateway, body).await;
     assert_eq!((status.as_u16(), answer.starts_with(r#"{"accepted":2,"#)), (202, true), "{answer}");

@@ -34,7 +34,7 @@ fn base64(text: &str) -> String {
 
 #[tokio::test]
 async fn the_quickstart_gets_the_recorded_shape() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let (status, taken_one) = answer(&gateway, produce("jsontest", JSON_V2, r#"{"records":[{"value":{"value":"2.5"}}]}"#)).await;
     let partition = log.batches.lock().unwrap()[0].events[0].series.shard.0;
     let entry = json!({"partition": partition, "offset": -1, "error_code": null, "error": null});
@@ -50,7 +50,7 @@ async fn the_quickstart_gets_the_recorded_shape() {
 
 #[tokio::test]
 async fn good_records_are_taken_beside_bad_ones_in_the_order_of_the_request() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let large = format!(r#"{{"key":"{}","value":{{"value":1}}}}"#, "k".repeat(9_000));
     let records = [
         r#"{"key": "k", "value": {"metric": "own", "id": "a"}, "partition": null}"#,
@@ -84,7 +84,7 @@ async fn good_records_are_taken_beside_bad_ones_in_the_order_of_the_request() {
 
 #[tokio::test]
 async fn binary_records_are_the_events_that_they_encode() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let (event, padded) = (r#"{"metric":"m","id":"1"}"#, r#"{"metric":"m","id":"22"}"#);
     for (round, kind) in [BINARY_V2, "application/vnd.kafka.binary.v1+json", "application/vnd.kafka.v1+json"].iter().enumerate() {
         // As npm's kafka-rest sends it: chunked, and with "partition": null.
@@ -114,8 +114,11 @@ async fn binary_records_are_the_events_that_they_encode() {
 
 #[tokio::test]
 async fn whole_requests_are_refused_in_the_shape_of_that_interface() {
-    let limits = GatewayLimits { max_events: 2, max_body_bytes: 2_000, ..GatewayLimits::default() };
-    let (gateway, log) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| {
+        c.accept.max_events = 2;
+        c.accept.max_body = ByteSize::of(2_000);
+    });
+    let (gateway, log) = gateway(config, KeyTable::open());
     let good = r#"{"records":[{"value":{}}]}"#;
     let cases = [
         ("t", JSON_V2, "{".to_owned(), 400, 400, "body_unreadable"),
@@ -145,8 +148,11 @@ async fn whole_requests_are_refused_in_the_shape_of_that_interface() {
 
 #[tokio::test]
 async fn overload_refuses_the_whole_request_and_says_when_to_come_back() {
-    let limits = GatewayLimits { events_per_second: 1, burst: 1, ..GatewayLimits::default() };
-    let (gateway, log) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| {
+        c.tenants.max_events_per_second = 1;
+        c.tenants.burst = 1;
+    });
+    let (gateway, log) = gateway(config, KeyTable::open());
     let one = || produce("t", JSON_V2, r#"{"records":[{"value":{"id":"1"}}]}"#);
     *log.fails.lock().unwrap() = Some(AppendError::DiskFull);
     let (status, answered) = answer(&gateway, one()).await;
@@ -165,7 +171,7 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
     };
     let ((writer, write), (reader, read)) = (stored(1, Scope::Write), stored(2, Scope::Read));
     let log = Arc::new(Log::default());
-    let mut deps = deps(Some(log.clone()), GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![write, read] }));
+    let mut deps = deps(Some(log.clone()), Config::defaults(), KeyTable::of(KeysFile { keys: vec![write, read] }));
     deps.sites = Sites::new("0.0.0.0:80", vec!["https://rollmill.test".to_owned()]);
     let gateway = Gateway::new(deps);
     let basic = |text: &str| format!("Basic {}", base64(text));

@@ -36,7 +36,7 @@ async fn idle(gateway: &Gateway) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_ends_when_nobody_waits_for_it() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     for _ in 0..20 {
         let asked = gateway.clone();
         let request = Request::get("/v1/query?until_ended=1").body(Body::empty()).unwrap();
@@ -51,8 +51,8 @@ async fn a_query_ends_when_nobody_waits_for_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_ends_at_its_deadline() {
-    let limits = GatewayLimits { query_timeout: Duration::from_millis(200), ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| c.query.timeout = Duration::from_millis(200));
+    let (gateway, _) = gateway(config, KeyTable::open());
     for path in ["/v1/query?until_ended=1", "/v1/query?until_ended=1&metric=m"] {
         let (status, answer, retry) = call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
         assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true), "{answer}");
@@ -64,8 +64,11 @@ async fn a_query_ends_at_its_deadline() {
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_of_one_tenant_leave_room_for_another() {
     let (keys, [a, b]) = two_tenants();
-    let limits = GatewayLimits { max_queries: 16, query_threads: 4, ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, keys);
+    let config = Config::defaults().with(|c| {
+        c.query.max_concurrent = 16;
+        c.query.threads = 4;
+    });
+    let (gateway, _) = gateway(config, keys);
     let asking: Vec<_> = (0..4)
         .map(|_| {
             let (gateway, request) = (gateway.clone(), get("/v1/query?until_ended=1", &a));
@@ -94,7 +97,7 @@ async fn queries_of_one_tenant_leave_room_for_another() {
 #[tokio::test]
 async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
     let (keys, [a, b]) = two_tenants();
-    let (gateway, _) = gateway(GatewayLimits { max_inflight_bytes: 4 << 20, ..GatewayLimits::default() }, keys);
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(4 << 20)), keys);
     // Bodies that have begun and do not end.
     let mut begun = Vec::new();
     let mut bodies = Vec::new();
@@ -125,7 +128,7 @@ async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
 
 #[tokio::test]
 async fn what_is_reserved_for_a_body_is_what_it_takes() {
-    let (gateway, _) = gateway(GatewayLimits { max_inflight_bytes: 3 << 20, ..GatewayLimits::default() }, KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(3 << 20)), KeyTable::open());
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut packer, &vec![b' '; 2_200_000]).unwrap();
     let bomb = packer.finish().unwrap();
@@ -159,8 +162,11 @@ async fn status(socket: &mut tokio::net::TcpStream) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_takes_are_bounded_and_dropped_in_time() {
-    let limits = GatewayLimits { max_answer_bytes: 30 << 20, write_timeout: Duration::from_secs(2), ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| {
+        c.server.max_answers = ByteSize::of(30 << 20);
+        c.server.write_timeout = Duration::from_secs(2);
+    });
+    let (gateway, _) = gateway(config, KeyTable::open());
     let (address, _stop) = serve(gateway.clone()).await;
     let mut first = tokio::net::TcpStream::connect(address).await.unwrap();
     ask(&mut first, "/v1/query?size=20000000", "").await;
@@ -183,8 +189,8 @@ async fn answers_that_nobody_takes_are_bounded_and_dropped_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_is_slow_but_reads_gets_all_of_its_answer() {
-    let limits = GatewayLimits { write_timeout: Duration::from_secs(5), ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| c.server.write_timeout = Duration::from_secs(5));
+    let (gateway, _) = gateway(config, KeyTable::open());
     let (address, _stop) = serve(gateway.clone()).await;
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
     ask(&mut socket, "/v1/query?size=20000000", "").await;
@@ -200,7 +206,7 @@ async fn a_reader_that_is_slow_but_reads_gets_all_of_its_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_without_a_key_give_way_and_those_with_one_stay() {
     let (keys, [a, _]) = two_tenants();
-    let (gateway, _) = gateway(GatewayLimits { max_connections: 16, ..GatewayLimits::default() }, keys);
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.server.max_connections = 16), keys);
     let (address, _stop) = serve(gateway).await;
     let mut own = tokio::net::TcpStream::connect(address).await.unwrap();
     ask(&mut own, "/v1/query", &a).await;
@@ -236,7 +242,7 @@ async fn connections_without_a_key_give_way_and_those_with_one_stay() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_of_one_tenant_leave_room_for_another() {
     let (keys, [a, b]) = two_tenants();
-    let (gateway, _) = gateway(GatewayLimits { max_connections: 16, ..GatewayLimits::default() }, keys);
+    let (gateway, _) = gateway(Config::defaults().with(|c| c.server.max_connections = 16), keys);
     let (address, _stop) = serve(gateway).await;
     let mut open = Vec::new();
     for n in 0..5 {
@@ -276,8 +282,8 @@ async fn closed_with(socket: &mut tokio::net::TcpStream) -> Option<u16> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_has_to_be_whole_in_time_whatever_pings_come_between() {
-    let limits = GatewayLimits { body_timeout: Duration::from_millis(700), ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| c.server.body_timeout = Duration::from_millis(700));
+    let (gateway, _) = gateway(config, KeyTable::open());
     let (address, _stop) = serve(gateway.clone()).await;
     let mut idle = websocket(address).await;
     let mut socket = websocket(address).await;
@@ -305,8 +311,8 @@ async fn a_message_has_to_be_whole_in_time_whatever_pings_come_between() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_come_in_are_counted_before_they_are_whole() {
-    let limits = GatewayLimits { max_inflight_bytes: 4 << 20, ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, KeyTable::open());
+    let config = Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(4 << 20));
+    let (gateway, _) = gateway(config, KeyTable::open());
     let (address, _stop) = serve(gateway.clone()).await;
     let mut open = Vec::new();
     let mut closed = 0;
@@ -324,7 +330,7 @@ async fn messages_that_come_in_are_counted_before_they_are_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_no_events_is_small() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let (address, _stop) = serve(gateway).await;
     for (bytes, code) in [(10_000, None), (20_000, Some(1008))] {
         let mut socket = websocket(address).await;

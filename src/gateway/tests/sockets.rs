@@ -51,9 +51,11 @@ async fn acked(ws: &mut Socket, seq: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     let patience = Duration::from_millis(1_500);
-    let limits =
-        GatewayLimits { ws_idle_timeout: patience, ws_update_interval: Duration::from_millis(50), ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| {
+        c.ws.idle_timeout = patience;
+        c.ws.update_interval = Duration::from_millis(50);
+    });
+    let (address, _stop) = listen(config).await;
     let mut stuck = Vec::new();
     for _ in 0..40 {
         let mut ws = connect(address).await;
@@ -96,13 +98,12 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
 
 #[tokio::test]
 async fn what_waits_for_a_reader_is_bounded() {
-    let limits = GatewayLimits {
-        ws_update_interval: Duration::from_millis(10),
-        ws_max_subscriptions: 2,
-        ws_idle_timeout: PATIENCE,
-        ..GatewayLimits::default()
-    };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| {
+        c.ws.update_interval = Duration::from_millis(10);
+        c.ws.max_subscriptions = 2;
+        c.ws.idle_timeout = PATIENCE;
+    });
+    let (address, _stop) = listen(config).await;
     let mut ws = connect(address).await;
     // Each time a new question under the same name, whose answer the reader does not take.
     for size in 0..200 {
@@ -127,9 +128,11 @@ async fn what_waits_for_a_reader_is_bounded() {
 async fn half_open_sockets_are_closed_and_answering_ones_stay() {
     // Long enough that a machine which stands still for a moment does not make the answering one look idle.
     let idle = Duration::from_secs(3);
-    let limits =
-        GatewayLimits { ws_idle_timeout: idle, ws_update_interval: Duration::from_millis(50), ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| {
+        c.ws.idle_timeout = idle;
+        c.ws.update_interval = Duration::from_millis(50);
+    });
+    let (address, _stop) = listen(config).await;
     // By hand, because the client answers pings by itself.
     let mut silent = TcpStream::connect(address).await.unwrap();
     silent.write_all(HANDSHAKE.as_bytes()).await.unwrap();
@@ -149,8 +152,8 @@ async fn half_open_sockets_are_closed_and_answering_ones_stay() {
 
 #[tokio::test]
 async fn answers_carry_the_clients_seq_whatever_it_is() {
-    let limits = GatewayLimits { ws_window: 4, ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| c.ws.window = 4);
+    let (address, _stop) = listen(config).await;
     let mut ws = connect(address).await;
     let seqs = [5, 5, 0, u64::MAX, 3, 1 << 53, 7];
     for seq in seqs {
@@ -196,8 +199,11 @@ async fn farewell(ws: &mut Socket) -> (Vec<String>, Option<u16>, String) {
 
 #[tokio::test]
 async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
-    let limits = GatewayLimits { ws_max_message_bytes: 10_000, ws_max_subscriptions: 1, ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| {
+        c.ws.max_message = ByteSize::of(10_000);
+        c.ws.max_subscriptions = 1;
+    });
+    let (address, _stop) = listen(config).await;
     let mut good = connect(address).await;
     let deep = format!(r#"{{"events":{}"#, "[".repeat(9_000));
     for bad in [
@@ -247,7 +253,7 @@ async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
 
 #[tokio::test]
 async fn frames_that_are_none_are_told_after_the_acks_that_are_due() {
-    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let (address, _stop) = listen(Config::defaults()).await;
     // A frame as a client sends it, masked with zeros.
     let frame = |first: u8, payload: &[u8]| [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat();
     let event = frame(0x81, br#"{"seq":1,"events":[{"metric":"m"}]}"#);
@@ -273,7 +279,7 @@ async fn frames_that_are_none_are_told_after_the_acks_that_are_due() {
 #[tokio::test]
 async fn a_close_frame_is_answered_with_its_own_code() {
     use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
-    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let (address, _stop) = listen(Config::defaults()).await;
     for (frame, code) in [
         (Some(CloseFrame { code: CloseCode::Normal, reason: "done".into() }), 1000),
         (Some(CloseFrame { code: CloseCode::from(4001), reason: "".into() }), 4001),
@@ -289,7 +295,7 @@ async fn a_close_frame_is_answered_with_its_own_code() {
 
 #[tokio::test]
 async fn what_was_read_before_a_close_is_appended() {
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let (address, _stop) = serve(gateway).await;
     let mut ws = connect(address).await;
     for seq in 0..20 {
@@ -309,8 +315,8 @@ async fn what_was_read_before_a_close_is_appended() {
 async fn a_stop_and_a_revoked_key_say_why() {
     let (plain, prefix, sha256) = new_key([7; 24]);
     let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write], expires_ms: None };
-    let limits = GatewayLimits { ws_update_interval: Duration::from_millis(20), ..GatewayLimits::default() };
-    let (gateway, _) = gateway(limits, KeyTable::of(KeysFile { keys: vec![stored] }));
+    let config = Config::defaults().with(|c| c.ws.update_interval = Duration::from_millis(20));
+    let (gateway, _) = gateway(config, KeyTable::of(KeysFile { keys: vec![stored] }));
     let (address, stop) = serve(gateway.clone()).await;
     let open = async || {
         use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -333,7 +339,7 @@ async fn a_stop_and_a_revoked_key_say_why() {
 
 #[tokio::test]
 async fn a_subscription_that_is_none_is_an_error_and_the_socket_stays_open() {
-    let (address, _stop) = listen(GatewayLimits::default()).await;
+    let (address, _stop) = listen(Config::defaults()).await;
     let mut ws = connect(address).await;
     let mut said = async |message: &str| {
         ws.send(Message::text(message)).await.unwrap();
@@ -354,7 +360,7 @@ async fn a_subscription_that_is_none_is_an_error_and_the_socket_stays_open() {
 async fn a_browser_sends_its_key_as_a_subprotocol() {
     let (plain, prefix, sha256) = new_key([7; 24]);
     let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write], expires_ms: None };
-    let (gateway, log) = gateway(GatewayLimits::default(), KeyTable::of(KeysFile { keys: vec![stored] }));
+    let (gateway, log) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let (address, _stop) = serve(gateway).await;
     let open = async |headers: &[(&'static str, String)]| {
         use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -391,7 +397,7 @@ proptest! {
     fn no_bytes_harm_a_socket(noise in proptest::collection::vec(any::<u8>(), 0..200), text in ".{0,200}", cut in 0usize..60) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let (address, _stop) = listen(GatewayLimits { header_timeout: PATIENCE, ..GatewayLimits::default() }).await;
+            let (address, _stop) = listen(Config::defaults().with(|c| c.server.header_timeout = PATIENCE)).await;
             // A message that is text, one that nearly is right, frames that are none, and no HTTP at all.
             for text in [text, r#"{"seq":1,"events":[{"metric":"m","value":1}]}"#.chars().take(cut).collect()] {
                 let mut ws = connect(address).await;
@@ -419,8 +425,8 @@ proptest! {
 
 #[tokio::test]
 async fn a_slow_body_is_told_408() {
-    let limits = GatewayLimits { body_timeout: Duration::from_millis(200), ..GatewayLimits::default() };
-    let (address, _stop) = listen(limits).await;
+    let config = Config::defaults().with(|c| c.server.body_timeout = Duration::from_millis(200));
+    let (address, _stop) = listen(config).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
     let mut answer = Vec::new();

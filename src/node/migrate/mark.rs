@@ -94,7 +94,7 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// # Errors
 /// Says where it went, and the way out.
 pub fn refuse(config: &Config, data: &DataDir) -> anyhow::Result<()> {
-    if !config.text("kafka.brokers").is_empty() {
+    if config.kafka.brokers.is_some() {
         return Ok(());
     }
     let Some(mark) = Mark::read(data)? else { return Ok(()) };
@@ -122,7 +122,7 @@ mod tests {
     fn a_marked_directory_is_not_served_by_an_embedded_node() {
         let dir = tempfile::tempdir().expect("a directory");
         let data = DataDir::new(dir.path());
-        let config = Config::default();
+        let config = Config::defaults();
         refuse(&config, &data).expect("no mark");
         let place = ("cluster".to_owned(), "topic".to_owned());
         let mut mark = Mark::new(7, place, 1 << 62, "database x".to_owned(), "s3://b".to_owned());
@@ -133,8 +133,9 @@ mod tests {
             let refused = refuse(&config, &data).expect_err("marked").to_string();
             assert!(refused.contains(way_out) && refused.contains("database x") && refused.contains(NAME), "{refused}");
         }
-        refuse(&config.with("kafka.brokers", "k:9092"), &data).expect("a node of the cluster only locks it");
+        refuse(&config.with(|c| c.kafka.brokers = Some("k:9092".to_owned())), &data)
+            .expect("a node of the cluster only locks it");
         std::fs::write(dir.path().join(NAME), "{}").expect("written");
-        assert!(refuse(&Config::default(), &data).is_err(), "what is not understood is not served either");
+        assert!(refuse(&Config::defaults(), &data).is_err(), "what is not understood is not served either");
     }
 }

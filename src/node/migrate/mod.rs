@@ -26,7 +26,7 @@ use self::rest::Stand;
 use super::backends::{self, Moving, NewTopic};
 use super::{DataDir, lock, offline};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, ConfigErrors};
+use crate::config::{Config, Url, key, millis};
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::LogId;
 use crate::model::window::Hour;
@@ -42,8 +42,6 @@ use crate::persistence::store::transfer::{Extent, Piece};
 const COPIES: usize = 8;
 /// A topic that got too long is made anew; records of a killed run arrive late once, not again and again.
 const TOPICS: usize = 3;
-/// Limits that decide which events are duplicates: the cluster must go on with those of the node.
-const SAME: [&str; 2] = ["dedup.horizon", "dedup.max_ids"];
 
 /// What is being done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,7 +87,6 @@ pub struct Source {
     pub config: Config,
     /// Its directory.
     pub data: DataDir,
-    file: Option<std::path::PathBuf>,
 }
 
 impl Source {
@@ -100,28 +97,19 @@ impl Source {
     pub fn open(data: &str, file: Option<&Path>) -> anyhow::Result<Self> {
         let dir = DataDir::new(data);
         ensure!(dir.store().is_file() && dir.log().is_dir(), "{data} is no data directory: it has no store.sqlite and log");
-        let shards = offline::log(&Config::default(), &dir).map_err(|why| anyhow::anyhow!(why))?.shard_count();
-        let mut source = Self { config: Config::default(), data: dir, file: file.map(Path::to_owned) };
-        source.config = source.config_with(&[("data.dir", data), ("shards.count", &shards.to_string())])?;
-        for key in ["kafka.brokers", "store.url"] {
+        let shards = offline::log(&Config::defaults(), &dir).map_err(|why| anyhow::anyhow!(why))?.shard_count();
+        let flags = [(key!(data.dir), data.to_owned()), (key!(shards.count), shards.to_string())];
+        let config = Config::load(file, std::iter::empty(), &flags)?;
+        for (key, is_set) in
+            [(key!(kafka.brokers), config.kafka.brokers.is_some()), (key!(store.url), config.store.url.is_some())]
+        {
             ensure!(
-                source.config.text(key).is_empty(),
+                !is_set,
                 "{key} is set in the configuration of the embedded node: only a node whose log and store are both in its data directory \
                  is migrated"
             );
         }
-        Ok(source)
-    }
-
-    /// The configuration with other values.
-    fn config_with(&self, flags: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
-        let mut all: Vec<(&str, String)> = flags.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-        let number = self.config.number("shards.count").to_string();
-        if !flags.iter().any(|(key, _)| *key == "shards.count") {
-            all.push(("data.dir", self.data.root().display().to_string()));
-            all.push(("shards.count", number));
-        }
-        Config::load(self.file.as_deref(), std::iter::empty(), &all)
+        Ok(Self { config, data: dir })
     }
 }
 
@@ -232,18 +220,22 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
 /// Whether the configurations go together.
 fn fits(source: &Source, target: &Config) -> anyhow::Result<()> {
     ensure!(
-        !target.text("kafka.brokers").is_empty(),
+        target.kafka.brokers.is_some(),
         "the configuration of the cluster names no Kafka: set kafka.brokers, store.url and archive.url (--config, or the environment)"
     );
-    let (here, there) = (source.config.number("shards.count"), target.number("shards.count"));
+    let (here, there) = (source.config.shards.count, target.shards.count);
     ensure!(
         here == there,
         "the data directory has {here} shards, the configuration of the cluster says shards.count = {there}: the number is fixed when a \
          data directory is created and goes with the events; set shards.count = {here} for the cluster"
     );
-    for key in SAME {
-        let value = |config: &Config| config.iter().find(|(name, _)| *name == key).map(|(_, value)| value).unwrap_or_default();
-        let (here, there) = (value(&source.config), value(target));
+    // What decides which events are duplicates: the cluster must go on with the limits of the node.
+    let (node, cluster) = (&source.config.dedup, &target.dedup);
+    let decisive = [
+        (key!(dedup.horizon), format!("{}ms", millis(node.horizon)), format!("{}ms", millis(cluster.horizon))),
+        (key!(dedup.max_ids), node.max_ids.to_string(), cluster.max_ids.to_string()),
+    ];
+    for (key, here, there) in decisive {
         ensure!(
             here == there,
             "{key} is {here} for the embedded node and {there} for the cluster: it decides which events are duplicates, and replay and \
@@ -253,9 +245,13 @@ fn fits(source: &Source, target: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn archive_url(config: &Config) -> &str {
+    config.archive.url.as_ref().map_or("", Url::expose)
+}
+
 /// A migration that was interrupted goes on to where it went.
 fn same_target(source: &Source, mark: &Mark, place: &(String, String), target: &Config) -> anyhow::Result<()> {
-    let archive = target.text("archive.url");
+    let archive = archive_url(target);
     if (&mark.cluster, &mark.topic) == (&place.0, &place.1) && mark.archive == archive {
         return Ok(());
     }
@@ -316,7 +312,7 @@ fn is_imported(store: Option<&PostgresStore>, mark: Option<&Mark>) -> anyhow::Re
 fn begin(source: &Source, place: (String, String), store: &PostgresStore, target: &Config) -> anyhow::Result<Mark> {
     let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
     let identity = topic::migrated_identity(random);
-    let mark = Mark::new(SystemClock.now(), place, identity, store.place(), target.text("archive.url").to_owned());
+    let mark = Mark::new(SystemClock.now(), place, identity, store.place(), archive_url(target).to_owned());
     mark.write(&source.data)?;
     Ok(mark)
 }
@@ -337,7 +333,7 @@ fn report(source: &Source, target: &Config, stand: &Stand, topic: &NewTopic, clu
         cluster,
         log: None,
         store: backends::store_place(target)?,
-        archive: target.text("archive.url").to_owned(),
+        archive: archive_url(target).to_owned(),
     })
 }
 

@@ -23,7 +23,7 @@ const MEMBERS: Duration = Duration::from_secs(60);
 /// Between two looks at the shards.
 const LOOK: Duration = Duration::from_millis(50);
 /// Flushes and objects are not to wait for more.
-const AT_ONCE: &str = "100ms";
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Where the parts of an embedded node stand.
 #[derive(Debug, Clone)]
@@ -67,21 +67,17 @@ pub(in crate::node) fn stand(config: &Config, data: &DataDir) -> anyhow::Result<
 
 /// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller holds the lock of the directory.
 pub(super) fn rest(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<Stand> {
-    let at_once = source.config_with(&[("flush.interval", AT_ONCE), ("archive.max_delay", AT_ONCE)])?;
-    rest_of(&source.config, &at_once, &source.data, tell)
+    rest_of(&source.config, &source.data, tell)
 }
 
-/// Brings to rest what a configuration names; `at_once` is the same with short times for flushes and objects.
-pub(in crate::node) fn rest_of(
-    config: &Config,
-    at_once: &Config,
-    data: &DataDir,
-    tell: &mut dyn FnMut(u64, u64),
-) -> anyhow::Result<Stand> {
+/// Brings to rest what a configuration names.
+pub(in crate::node) fn rest_of(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<Stand> {
     let before = stand(config, data)?;
     if before.unflushed > 0 || before.unarchived > 0 {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-        runtime.block_on(drain(at_once, data, tell))?;
+        let mut hurried = config.clone();
+        (hurried.flush.interval, hurried.archive.max_delay) = (AT_ONCE, AT_ONCE);
+        runtime.block_on(drain(&hurried, data, tell))?;
     }
     let after = stand(config, data)?;
     anyhow::ensure!(

@@ -276,7 +276,7 @@ async fn hand_over() -> Duration {
     let cluster = Cluster::new();
     let logs = [cluster.log.join(), cluster.log.join()];
     logs[0].assign(all());
-    let config = quick().with("flush.interval", "1h").with("shards.handover", "1s");
+    let config = quick().with(|c| (c.flush.interval, c.shards.handover) = (Duration::from_secs(3_600), Duration::from_secs(1)));
     let (first, second) = (cluster.node(&logs[0], &config).await, cluster.node(&logs[1], &config).await);
     for id in 0..500 {
         append(&cluster.log, &some_event(id)).await;
@@ -326,7 +326,8 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
     let cluster = Cluster::new();
     let log = cluster.log.join();
     log.assign(all());
-    let config = quick().with("flush.interval", "1h").with("shards.handover", "100ms");
+    let config =
+        quick().with(|c| (c.flush.interval, c.shards.handover) = (Duration::from_secs(3_600), Duration::from_millis(100)));
     let node = cluster.node(&log, &config).await;
     for id in 0..100 {
         append(&cluster.log, &some_event(id)).await;
@@ -356,7 +357,7 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
 async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
     let cluster = Cluster::new();
     let (log, other) = (cluster.log.join(), cluster.log.join());
-    let config = quick().with("shards.refused_delay", "5m");
+    let config = quick().with(|c| c.shards.refused_delay = Duration::from_secs(300));
     log.assign(all());
     let (stale, owner) = (cluster.node(&log, &config).await, cluster.node(&other, &config).await);
     other.assign(all());

@@ -1,9 +1,13 @@
 //! Nodes of different roles on one log and one store.
 
 use super::*;
+use crate::config::Roles;
 
 fn with_roles(roles: &str) -> Config {
-    quick().with("node.roles", roles).with("node.name", roles)
+    quick().with(|c| {
+        c.node.roles = Roles::parse(roles).expect("roles");
+        c.node.name = Some(roles.to_owned());
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,7 +68,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
     let cluster = Cluster::new();
     let log = cluster.log.join();
     log.assign((1..SHARDS).map(ShardId).collect());
-    let node = cluster.node(&log, &quick().with("node.name", "a")).await;
+    let node = cluster.node(&log, &quick().with(|c| c.node.name = Some("a".to_owned()))).await;
     for id in 0..200 {
         append(&log, &some_event(id)).await;
     }
@@ -93,7 +97,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
 
     // The store is down: what the node knows of its own shards is told all the same.
     let other = cluster.log.join();
-    let second = cluster.node(&other, &quick().with("node.name", "b")).await;
+    let second = cluster.node(&other, &quick().with(|c| c.node.name = Some("b".to_owned()))).await;
     other.assign([ShardId(0)].into());
     until("owned", || second.slots.slot(ShardId(0)).epoch().is_some()).await;
     let answer = await_status(&node, |answer| answer["healthy"] == true).await;
@@ -108,7 +112,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
 async fn a_stopping_node_fails_readyz_first_and_finishes_what_it_took() {
     let cluster = Cluster::new();
     cluster.log.assign(all());
-    let config = quick().with("server.drain_delay", "4s").with("shards.handover", "30s");
+    let config = quick().with(|c| (c.server.drain_delay, c.shards.handover) = (Duration::from_secs(4), Duration::from_secs(30)));
     let node = cluster.node(&cluster.log, &config).await;
     let began = Stopwatch::start();
     while get(&node, "/readyz").await.0 != 200 {

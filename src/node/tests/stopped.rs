@@ -35,7 +35,7 @@ fn epoch(cluster: &Cluster, shard: ShardId) -> u64 {
 }
 
 fn config() -> Config {
-    quick().with("query.stale_after", "1s")
+    quick().with(|c| c.query.stale_after = Duration::from_secs(1))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,7 +130,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
     let log = cluster.log.join();
     log.assign(all());
     // Nothing is archived: everything is read from the log.
-    let node = cluster.node(&log, &config().with("archive.max_delay", "1h")).await;
+    let node = cluster.node(&log, &config().with(|c| c.archive.max_delay = Duration::from_secs(3_600))).await;
     let shard = ShardId(5);
     for id in 0..200 {
         append(&cluster.log, &some_event(id)).await;

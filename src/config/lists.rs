@@ -1,0 +1,85 @@
+//! Lists with commas between: origins of pages, in the form in which browsers name them, and hosts.
+
+use super::values::{Kind, Setting};
+
+/// Origins of pages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origins(pub Vec<String>);
+
+impl Setting for Origins {
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let checked = |origin: &str| {
+            if is_origin(origin) {
+                return Ok(origin.to_owned());
+            }
+            Err(format!(
+                "{origin:?} is no origin: write https://shop.example or http://localhost:3000, in small letters, without a path"
+            ))
+        };
+        parts(text).map(checked).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn text(&self) -> String {
+        self.0.join(",")
+    }
+}
+
+/// Addresses of hosts; whether they are any shows when they are used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostList(pub Vec<String>);
+
+impl Setting for HostList {
+    const KIND: Kind = Kind::Text;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        Ok(Self(parts(text).map(str::to_owned).collect()))
+    }
+
+    fn text(&self) -> String {
+        self.0.join(",")
+    }
+}
+
+/// The parts of a list, without those that are empty.
+pub(super) fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+/// A scheme, a host and a port, if it is not that of the scheme.
+fn is_origin(text: &str) -> bool {
+    let (host, default_port) = match text.split_once("://") {
+        Some(("https", host)) => (host, ":443"),
+        Some(("http", host)) => (host, ":80"),
+        _ => return false,
+    };
+    let is_of_host = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+    !host.is_empty() && !host.starts_with(':') && host.bytes().all(is_of_host) && !host.ends_with(default_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_as_browsers_name_them() {
+        let good = "https://shop.example, http://localhost:3000,http://[::1]:8080,";
+        assert_eq!(Origins::parse(good).expect("origins").text(), "https://shop.example,http://localhost:3000,http://[::1]:8080");
+        assert_eq!(Origins::parse(""), Ok(Origins::default()));
+        for bad in [
+            "*",
+            "null",
+            "shop.example",
+            "https://",
+            "https://a/",
+            "https://a/b",
+            "https://A",
+            "https://a:443",
+            "http://:80",
+            "ftp://a",
+        ] {
+            assert!(Origins::parse(bad).is_err(), "{bad}");
+        }
+    }
+}
