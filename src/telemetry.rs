@@ -101,8 +101,8 @@ metrics_table! {
     Gauge DISK_FREE = "rollmill_disk_free_bytes":
         "Free bytes of the file system that has least of them, of those that hold log, store and archive on this machine.";
     Gauge LOG_SIZE = "rollmill_log_size_bytes": "Bytes of the log on this node's disk; 0 if it is Kafka.";
-    Gauge STORE_SIZE = "rollmill_store_size_bytes": "Bytes of the store; 0 if it does not say.";
-    Gauge ARCHIVE_SIZE = "rollmill_archive_size_bytes": "Bytes of the archive's objects, as the manifest lists them; 0 if the store does not say.";
+    Gauge STORE_SIZE = "rollmill_store_size_bytes": "Bytes of the store: the file with its journal, or all tables of PostgreSQL with their indexes, partitions and chunks, measured once a minute.";
+    Gauge ARCHIVE_SIZE = "rollmill_archive_size_bytes": "Bytes of the archive's objects, as the manifest lists them; with PostgreSQL as of up to a minute ago.";
     Counter LOG_COMMITS = "rollmill_log_commits_total": "Durable commits of the embedded log.";
     Counter LOG_BYTES = "rollmill_log_bytes_total": "Bytes appended to the log.";
     Counter LOG_HEALINGS = "rollmill_log_healings_total" by "outcome" in ["begun", "done", "refused"]:

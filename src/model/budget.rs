@@ -4,7 +4,7 @@
 //! reason stays. Nothing here waits, and nothing is counted after the fact: a query that becomes too large stops there.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::share::{Exceeded, Held};
 
@@ -34,13 +34,24 @@ const ALL: [Ended; 6] = [Ended::Abandoned, Ended::Late, Ended::Points, Ended::Me
 #[derive(Debug, Default)]
 pub struct Budget {
     /// 0 while it goes on; otherwise one more than the place in [`ALL`].
-    ended: AtomicU8,
+    ended: Arc<AtomicU8>,
     bytes: AtomicU64,
     points: AtomicU64,
     /// How much of it is taken from the share.
     covered: AtomicU64,
     /// Memory taken from the tenant's share; without it there is no bound.
     memory: Option<Mutex<Held>>,
+}
+
+/// Whether a query has ended, for what works for it and may outlive it.
+#[derive(Debug, Clone)]
+pub struct Ending(Arc<AtomicU8>);
+
+impl Ending {
+    /// Whether it has ended.
+    pub fn has_come(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
 }
 
 impl Budget {
@@ -61,6 +72,11 @@ impl Budget {
             0 => None,
             code => ALL.get(usize::from(code) - 1).copied(),
         }
+    }
+
+    /// What tells whether it has ended.
+    pub fn ending(&self) -> Ending {
+        Ending(self.ended.clone())
     }
 
     /// Charges memory; the query ends if there is no more.
@@ -126,7 +142,7 @@ mod tests {
             let budget = Budget::default();
             budget.end(why);
             budget.end(Ended::Abandoned);
-            assert_eq!(budget.ended(), Some(why));
+            assert_eq!((budget.ended(), budget.ending().has_come()), (Some(why), true));
         }
     }
 

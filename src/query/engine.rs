@@ -163,7 +163,7 @@ impl QueryEngine {
         let max_points = plan.limit.is_none().then_some(self.limits.max_points);
         let mut groups = Groups::new(plan, Cost { budget, max_points });
         let failed = |error| self.failed(error, budget);
-        let mut snapshot = self.store.snapshot().map_err(failed)?;
+        let mut snapshot = self.store.snapshot_for(budget).map_err(failed)?;
         let asked = self.asked(&mut *snapshot).map_err(failed)?;
         self.stored(tenant, plan, &mut *snapshot, &mut groups).map_err(failed)?;
         drop(snapshot);
@@ -209,6 +209,7 @@ impl QueryEngine {
         let mut at_once = if plan.by.is_empty() { usize::MAX } else { 1 };
         let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
         let mut parts = self.cache.look_up(tenant, plan, &wanted);
+        let further = || self.store.snapshot_at_once(cost.budget);
         for (day, revision) in wanted.iter().copied().chain([(days.end, 0)]) {
             let kept = parts.next_part();
             if revision > 0 && kept.is_none() {
@@ -217,7 +218,7 @@ impl QueryEngine {
                     continue;
                 }
             }
-            let read = days::read(snapshot, &|| self.store.snapshot_at_once(), &query(first, end), (plan, of_days), &unknown)?;
+            let read = days::read(snapshot, &further, &query(first, end), (plan, of_days), &unknown)?;
             if !read.is_empty() {
                 let points = read.iter().map(Groups::points).sum::<usize>().div_ceil(read.len());
                 at_once = (PART_POINTS / points.max(1)).clamp(1, at_once.saturating_mul(MORE_DAYS));
@@ -269,8 +270,8 @@ impl QueryEngine {
     }
 
     /// The metrics of a tenant, those of which no flush has written anything yet too.
-    fn catalogue(&self, tenant: &str, page: &Page<'_>) -> Result<Catalogue, StoreError> {
-        let mut snapshot = self.store.snapshot()?;
+    fn catalogue(&self, tenant: &str, page: &Page<'_>, budget: &Budget) -> Result<Catalogue, StoreError> {
+        let mut snapshot = self.store.snapshot_for(budget)?;
         let asked = self.asked(&mut *snapshot)?;
         let mut catalogue = Catalogue::stored(snapshot.metrics(tenant, page)?);
         drop(snapshot);
@@ -279,8 +280,15 @@ impl QueryEngine {
     }
 
     /// The values of a label, those of new series too.
-    fn values(&self, tenant: &str, name: &str, metric: Option<&str>, page: &Page<'_>) -> Result<BTreeSet<String>, StoreError> {
-        let mut snapshot = self.store.snapshot()?;
+    fn values(
+        &self,
+        tenant: &str,
+        name: &str,
+        metric: Option<&str>,
+        page: &Page<'_>,
+        budget: &Budget,
+    ) -> Result<BTreeSet<String>, StoreError> {
+        let mut snapshot = self.store.snapshot_for(budget)?;
         let asked = self.asked(&mut *snapshot)?;
         let mut values: BTreeSet<String> = snapshot.label_values(tenant, name, metric, page)?.into_iter().collect();
         drop(snapshot);
@@ -297,8 +305,8 @@ impl QueryEngine {
     }
 
     /// The books of the hours of append, and how complete they are.
-    fn books(&self, tenant: &str, from: Hour, to: Hour) -> Result<(Books, Completeness), StoreError> {
-        let mut snapshot = self.store.snapshot()?;
+    fn books(&self, tenant: &str, from: Hour, to: Hour, budget: &Budget) -> Result<(Books, Completeness), StoreError> {
+        let mut snapshot = self.store.snapshot_for(budget)?;
         let asked = self.asked(&mut *snapshot)?;
         let mut books = Books::stored(&snapshot.accounting(tenant, from, to)?, &snapshot.accounting("", from, to)?);
         drop(snapshot);
@@ -389,7 +397,7 @@ impl QueryService for QueryEngine {
     fn metrics(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         let asked = Listing::of(params, &[])?;
         let page = asked.page(budget);
-        let catalogue = self.catalogue(tenant, &page).map_err(|error| self.failed(error, budget))?;
+        let catalogue = self.catalogue(tenant, &page, budget).map_err(|error| self.failed(error, budget))?;
         let mut metrics: Vec<MetricInfo> = catalogue.metrics().filter(|info| page.holds(&info.metric)).collect();
         let next = asked.cut(&mut metrics).map(|last| last.metric.clone());
         let mut out = "{\"metrics\":[".to_owned();
@@ -415,7 +423,7 @@ impl QueryService for QueryEngine {
     fn label_values(&self, tenant: &str, name: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         let asked = Listing::of(params, &["metric"])?;
         let page = asked.page(budget);
-        let found = self.values(tenant, name, asked.get("metric"), &page).map_err(|error| self.failed(error, budget))?;
+        let found = self.values(tenant, name, asked.get("metric"), &page, budget).map_err(|error| self.failed(error, budget))?;
         let mut values: Vec<String> = found.into_iter().collect();
         let next = asked.cut(&mut values).cloned();
         let mut answer = serde_json::json!({ "label": name, "values": values });
@@ -425,7 +433,7 @@ impl QueryService for QueryEngine {
         Ok(answer.to_string())
     }
 
-    fn accounting(&self, tenant: &str, params: &[(String, String)], _budget: &Budget) -> Result<String, QueryError> {
+    fn accounting(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         let params = Params::read(params, &["from", "to"])?;
         let now = self.clock.now();
         let from = params.time("from")?.unwrap_or(now - 24 * HOUR_MS);
@@ -435,9 +443,10 @@ impl QueryService for QueryEngine {
         }
         // Outward to whole hours, as in queries.
         let (from, to) = (Hour::of(from), Hour::of(to + HOUR_MS - 1));
-        let (mut books, mut completeness) = self.books(tenant, from, to).map_err(store_error)?;
+        let failed = |error| self.failed(error, budget);
+        let (mut books, mut completeness) = self.books(tenant, from, to, budget).map_err(failed)?;
         if completeness.moved() {
-            (books, completeness) = self.books(tenant, from, to).map_err(store_error)?;
+            (books, completeness) = self.books(tenant, from, to, budget).map_err(failed)?;
         }
         Ok(books.render(&completeness))
     }

@@ -31,8 +31,17 @@ fn a_node_on_postgres_counts_once_over_a_kill_and_verifies() {
     send(&node, 0);
     let query = "/v1/query?metric=sales&from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z&step=1d&agg=count,sum";
     node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 200);
+    let archived = || server.psql(&database, "SELECT count(*) > 0 FROM rollmill.manifest").expect("an answer") == "t";
+    until("something is archived", archived);
     node.kill();
     let node = Server::start(&data, &settings);
+    let size = |name: &str| {
+        let metrics = node.get("/metrics").1.as_str().unwrap_or_default().to_owned();
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+    };
+    until("the sizes are told", || {
+        ["rollmill_store_size_bytes ", "rollmill_archive_size_bytes "].iter().all(|name| size(name).is_some_and(|n| n > 0.0))
+    });
     send(&node, 100);
     let answer = node.await_query(query, |answer| answer["series"][0]["points"][0]["count"] == 300);
     assert_eq!(answer["series"][0]["points"][0]["sum"].to_string(), "30");
@@ -93,5 +102,28 @@ fn flushes_that_fail_for_ever_are_told() {
     server.psql(&database, "ALTER TABLE rollmill.accounting DROP CONSTRAINT never").expect("no limit");
     until("it goes on by itself", || node.accounted()[0] == 2);
     until("nothing is told any more", || shard()["problem"].is_null() && failing("0"));
+    assert_eq!(node.stop(), Some(0));
+}
+
+/// A server that answers nothing uses up neither the threads for queries nor a tenant's part of them.
+#[test]
+fn queries_end_in_time_while_postgres_is_frozen_and_leave_room_for_the_next() {
+    let server = postgres::Postgres::start("frozen");
+    let url = server.url(&server.database());
+    let dir = tempfile::tempdir().expect("a directory");
+    let settings = [("store.url", &*url), ("shards.count", "1"), ("query.timeout", "500ms"), ("query.max_concurrent", "2")];
+    let node = Server::start(&dir.path().join("data"), &settings);
+    let ask = || node.get("/v1/query?metric=m&step=all");
+    until("it answers", || ask().0 == 200);
+    server.freeze();
+    // Two may run at a time: were they not over, the third would be refused.
+    for n in 0..5 {
+        let asked = std::time::Instant::now();
+        let (status, answer) = ask();
+        assert_eq!((status, answer["error"]["code"].as_str()), (503, Some("query_timeout")), "{n}: {answer}");
+        assert!(asked.elapsed() < std::time::Duration::from_secs(10), "{:?}", asked.elapsed());
+    }
+    server.thaw();
+    until("it answers again", || ask().0 == 200);
     assert_eq!(node.stop(), Some(0));
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use rollmill::model::budget::Budget;
 use rollmill::model::flush::{
     AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo,
 };
@@ -15,7 +16,9 @@ use rollmill::model::series::SeriesId;
 use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, Examined, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
-use rollmill::persistence::store::{Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use rollmill::persistence::store::{
+    Damage, Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, RollupStore, Sizes, StoreError, StoreSnapshot,
+};
 
 use crate::plants::Plant;
 use crate::report::{Fault, Stats};
@@ -217,8 +220,20 @@ impl RollupStore for SimStore {
         Ok(if self.plant == Some(Plant::RevisionsStand) { Box::new(Still(snapshot)) } else { snapshot })
     }
 
-    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+    fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.snapshot()
+    }
+
+    fn snapshot_at_once(&self, _: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         self.snapshot().map(Some)
+    }
+
+    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+        self.inner.check(found)
+    }
+
+    fn sizes(&self) -> Result<Sizes, StoreError> {
+        self.inner.sizes()
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

@@ -142,6 +142,27 @@ impl Postgres {
         self.run();
     }
 
+    /// Stops every process of the server where it stands, until [`Self::thaw`].
+    pub fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let postmaster = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).expect("its children");
+        let mut pids: Vec<&str> = children.split_whitespace().collect();
+        let own = postmaster.to_string();
+        pids.insert(0, &own);
+        for pid in pids {
+            // A session may have ended meanwhile.
+            let _ = Command::new("kill").args([signal, pid]).stderr(Stdio::null()).status().expect("kill runs");
+        }
+    }
+
     /// SIGKILL, for good.
     pub fn kill(&mut self) {
         if let Some(mut guard) = self.guard.take() {

@@ -61,7 +61,7 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     let mut before = store.snapshot().expect("snapshot");
     store.flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0).expect("flush");
     assert_eq!(read(&mut *before, &[]).len(), 2, "a later flush is invisible");
-    let further = store.snapshot_at_once().expect("snapshot");
+    let further = store.snapshot_at_once(&Budget::default()).expect("snapshot");
     assert_eq!(read(&mut *further.expect("one more is free"), &[]).len(), 3, "a further view is of now");
     drop(before);
 
@@ -215,6 +215,8 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     assert_eq!(snapshot.manifest(Some(SHARD)), Ok(vec![row(0, 2, now), row(2, 3, epoch)]));
     assert_eq!(snapshot.manifest(Some(ShardId(9))), Ok(vec![]));
     assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.archived, 3);
+    drop(snapshot);
+    assert_eq!(store.sizes().expect("sizes").archive, 2 * 40);
 }
 
 fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
@@ -223,11 +225,11 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
         shard: SHARD,
         range: OffsetRange { from, to },
         epoch,
-        path: format!("raw/{from}"),
+        path: ManifestRow::object_path(LOG, SHARD, OffsetRange { from, to }, epoch),
         appended: (from as i64, to as i64),
         received: (from as i64 - 7, to as i64 + 1),
         windows: vec![(Hour(-1), 5), (Hour(10 - from as i32), 1)],
-        rows: 5,
+        rows: 6,
         raw_bytes: 50,
         bytes: 40,
         crc32c: u32::MAX,
@@ -386,13 +388,13 @@ fn sqlite_has_no_further_view_while_all_readers_are_busy() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = sqlite::SqliteStore::open(dir.path().join("store.db")).expect("a store");
     let mut held = Vec::new();
-    while let Some(snapshot) = store.snapshot_at_once().expect("snapshot") {
+    while let Some(snapshot) = store.snapshot_at_once(&Budget::default()).expect("snapshot") {
         held.push(snapshot);
     }
     let all = held.len();
     assert!(all >= 8, "{all}");
     held.pop();
-    assert!(store.snapshot_at_once().expect("snapshot").is_some());
+    assert!(store.snapshot_at_once(&Budget::default()).expect("snapshot").is_some());
 }
 
 #[test]
@@ -416,8 +418,14 @@ fn sqlite_survives_reopening() {
 #[test]
 fn sqlite_takes_over_stores_of_older_versions() {
     // What takes a new file back to what an older version had.
-    let times = "ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN first_received; \
-        ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; DROP TABLE dedup_rules; ";
+    let few = "ALTER TABLE suspects DROP COLUMN sum; ";
+    let back_to_6 =
+        format!("{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; PRAGMA user_version = 6");
+    let back_to_5 = format!("{few} ALTER TABLE expiry DROP COLUMN sum; DROP TABLE dedup_rules; PRAGMA user_version = 5");
+    let times = format!(
+        "{few} ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN first_received; \
+         ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; DROP TABLE dedup_rules; "
+    );
     let back_to_4 = format!("{times} PRAGMA user_version = 4");
     let sums: String = ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
         .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
@@ -426,18 +434,22 @@ fn sqlite_takes_over_stores_of_older_versions() {
     let back_to_2 = format!(
         "{times} {sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2"
     );
-    for back in [back_to_4, back_to_3, back_to_2] {
-        taken_over(&back);
+    for (back, of_two_times) in [(back_to_6, true), (back_to_5, true), (back_to_4, false), (back_to_3, false), (back_to_2, false)]
+    {
+        taken_over(&back, of_two_times);
     }
 }
 
-fn taken_over(back: &str) {
+fn taken_over(back: &str, of_two_times: bool) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("store.db");
     let store = sqlite::SqliteStore::open(&path).expect("a store");
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
-    store.flush(guard(0, 2, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("flush");
+    let of_two = FlushBatch { appended: Some(9), ..batch(vec![delta("a", 1, 1)]) };
+    store.flush(guard(0, 2, epoch), &of_two, 0).expect("flush");
     store.archived(epoch, &manifest_row(0, 2, epoch)).expect("archived");
+    store.note_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.mark_suspect(SHARD, epoch, 2, 1).expect("marked");
     drop(store);
     let raw = rusqlite::Connection::open(&path).expect("open");
     raw.execute_batch(back).expect("as the older version had it");
@@ -448,13 +460,16 @@ fn taken_over(back: &str) {
     assert_eq!(found, [], "every row has its checksum");
     let mut snapshot = store.snapshot().expect("snapshot");
     let row = manifest_row(0, 2, epoch);
-    let one_time = ManifestRow { received: row.appended, ..row };
-    assert_eq!(snapshot.manifest(None), Ok(vec![one_time.clone()]), "one time, which is both");
-    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.appended, None);
+    let expected = if of_two_times { row } else { ManifestRow { received: row.appended, ..row } };
+    assert_eq!(snapshot.manifest(None), Ok(vec![expected.clone()]), "one time, which is both");
+    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.appended, Some(9).filter(|_| of_two_times));
     drop(snapshot);
-    assert_eq!(store.swap_expiry(Expiring::Archive(SHARD), None, "a note"), Ok(true));
-    assert_eq!(store.expired(&one_time), Ok(true));
-    store.note_dedup_rule(SHARD, epoch, 0, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    let note = serde_json::to_string(&crate::model::expiry::Note::default()).expect("a note");
+    assert_eq!(store.swap_expiry(Expiring::Weeks, None, &note), Ok(true));
+    assert_eq!(store.expired(&expected), Ok(true));
+    store.note_dedup_rule(SHARD, epoch, 2, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
+    store.claim(SHARD, LOG, 2).expect("the mark becomes a suspect");
+    store.check(&mut |damage| panic!("{damage:?}")).expect("looks");
 }
 
 #[test]

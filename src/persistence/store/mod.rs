@@ -3,6 +3,7 @@
 //! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it), [`memory`] (the double). All methods block.
 
 mod blocks;
+mod check;
 #[cfg(test)]
 mod conformance;
 mod matched;
@@ -200,7 +201,7 @@ pub struct MetricInfo {
 /// How large things are, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// The store; 0 if it does not say.
+    /// The store: the file with its journal, or the tables; 0 if nothing of it is on disk, or it was not measured yet.
     pub store: u64,
     /// The objects that the manifest lists.
     pub archive: u64,
@@ -383,11 +384,17 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
-    /// A further view, if one can be had without waiting until another ends.
+    /// A view for a query: waiting for it, and whatever is read in it, ends with [`StoreError::Ended`] soon after the query has ended, also
+    /// while the store does not answer.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
+    fn snapshot_for(&self, query: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
+    /// A further view for a query, if one can be had without waiting until another ends.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    fn snapshot_at_once(&self, query: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
     /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the checkpoint's `next` stays where flushes moved it.
     /// Only of a store that is being rebuilt, which nothing else may use.
     ///
@@ -398,16 +405,12 @@ pub trait RollupStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// If it cannot look at all; what is damaged is found, and no error.
-    fn check(&self, _found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
-        Ok(())
-    }
-    /// How large the store and the archive are. Cheap enough to be asked every few seconds.
+    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError>;
+    /// How large the store and the archive are, perhaps a minute ago. Cheap enough to be asked every few seconds.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn sizes(&self) -> Result<Sizes, StoreError> {
-        Ok(Sizes::default())
-    }
+    fn sizes(&self) -> Result<Sizes, StoreError>;
     /// The ids of the shard's admitted series by tenant, for the cardinality limit.
     ///
     /// # Errors

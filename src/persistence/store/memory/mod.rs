@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use snapshot::MemorySnapshot;
 
-use super::{Expiring, ExpiryNote, RollupStore, StoreError, StoreSnapshot};
+use super::{Damage, Expiring, ExpiryNote, RollupStore, Sizes, StoreError, StoreSnapshot};
+use crate::model::budget::Budget;
 use crate::model::flush::{
     AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect,
     settled_revision,
@@ -428,8 +429,21 @@ impl RollupStore for MemoryStore {
         Ok(Box::new(MemorySnapshot(Arc::clone(&self.lock()))))
     }
 
-    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+    fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.snapshot()
+    }
+
+    fn snapshot_at_once(&self, _: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         self.snapshot().map(Some)
+    }
+
+    fn check(&self, _: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+        // It has no second place that could contradict the first.
+        Ok(())
+    }
+
+    fn sizes(&self) -> Result<Sizes, StoreError> {
+        Ok(Sizes { store: 0, archive: self.snapshot()?.manifest(None)?.iter().map(|row| row.bytes).sum() })
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

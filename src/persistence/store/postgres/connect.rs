@@ -16,7 +16,8 @@ use super::StoreError;
 use super::errors::Failure;
 use super::options::Place;
 use super::session::{Backend, Session};
-use super::worker::Hands;
+use super::worker::{Hands, Unanswered};
+use crate::model::budget::Ending;
 
 /// The oldest server with all settings that sessions use (`client_connection_check_interval`).
 const OLDEST: i32 = 140_000;
@@ -55,6 +56,14 @@ impl Connector {
     /// # Errors
     /// [`StoreError::Failed`] if no host takes it, [`StoreError::Invalid`] if the server is too old.
     pub(super) fn connect(&self) -> Result<Session, StoreError> {
+        self.connect_for(None)
+    }
+
+    /// As [`Connector::connect`], but no longer than until the query ends that it is for.
+    ///
+    /// # Errors
+    /// As there, and [`StoreError::Ended`].
+    pub(super) fn connect_for(&self, query: Option<&Ending>) -> Result<Session, StoreError> {
         let (config, tls, setup) = (self.config.clone(), self.tls.clone(), self.setup.clone());
         let connecting = async move {
             let (client, connection) = match tls {
@@ -69,9 +78,9 @@ impl Connector {
             let backend = Backend { pid, started: began, server: micros(started), timescale };
             Ok::<_, Error>((client, guard, backend, row.try_get::<_, i32>(3)?))
         };
-        let failure = match self.hands.run(self.limit, connecting) {
+        let failure = match self.hands.run(self.limit, query, connecting) {
             Ok(Ok((client, connection, backend, version))) if version >= OLDEST => {
-                return Ok(Session::new(client, connection, backend, self.hands.clone()));
+                return Ok(Session::new(client, connection, backend, self.hands.clone(), self.tls.clone()));
             }
             Ok(Ok((.., version))) => {
                 return Err(StoreError::Invalid(format!(
@@ -82,7 +91,10 @@ impl Connector {
                 )));
             }
             Ok(Err(error)) => StoreError::from(Failure::Said(error)),
-            Err(_) => StoreError::Unavailable(format!("no answer within {:?}, see store.connect_timeout", self.limit)),
+            Err(Unanswered::Ended) => StoreError::Ended,
+            Err(Unanswered::Late) => {
+                StoreError::Unavailable(format!("no answer within {:?}, see store.connect_timeout", self.limit))
+            }
         };
         Err(match failure {
             StoreError::Failed(why) => StoreError::Failed(format!("cannot connect to {}: {why}", self.place)),

@@ -25,6 +25,8 @@ pub(super) enum Failure {
     Said(Error),
     /// No answer within the deadline.
     Late,
+    /// The query that it was done for has ended.
+    Ended,
 }
 
 impl Failure {
@@ -32,7 +34,7 @@ impl Failure {
     pub(super) fn state(&self) -> Option<&SqlState> {
         match self {
             Failure::Said(error) => error.code(),
-            Failure::Late => None,
+            Failure::Late | Failure::Ended => None,
         }
     }
 
@@ -85,6 +87,9 @@ fn is_broken(error: &Error) -> bool {
 
 impl From<Failure> for StoreError {
     fn from(failure: Failure) -> Self {
+        if matches!(failure, Failure::Ended) {
+            return StoreError::Ended;
+        }
         let text = format!("postgres: {}", failure.text());
         match failure.state() {
             Some(state) if *state == SqlState::DATA_CORRUPTED || *state == SqlState::INDEX_CORRUPTED => {

@@ -8,6 +8,7 @@
 
 mod admin;
 mod catalogue;
+mod check;
 mod codec;
 mod compressed;
 mod connect;
@@ -20,6 +21,7 @@ mod pool;
 mod rollups;
 mod schema;
 mod session;
+mod sizes;
 mod snapshot;
 #[cfg(test)]
 pub(super) mod tests;
@@ -41,7 +43,8 @@ use self::connect::Connector;
 use self::pool::Pool;
 use self::session::{Session, params};
 use self::worker::{Hands, Worker};
-use super::{Expiring, RollupStore, StoreError, StoreSnapshot};
+use super::{Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
+use crate::model::budget::Budget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
@@ -58,6 +61,7 @@ pub struct PostgresStore {
     weeks: Mutex<(i64, BTreeSet<i32>)>,
     matched: snapshot::Matches,
     compressed: Compressed,
+    measured: sizes::Measured,
     patience: String,
     /// `store.timeout`: of a transaction, and of each step of an import.
     limit: Duration,
@@ -175,6 +179,7 @@ impl PostgresStore {
             weeks: Mutex::default(),
             matched: snapshot::Matches::new(options.match_cache),
             compressed: Compressed::default(),
+            measured: sizes::Measured::default(),
             patience: format!("SET LOCAL lock_timeout = {patience};"),
             limit: options.timeout,
             compress_limit: options.compress_timeout,
@@ -377,9 +382,22 @@ impl RollupStore for PostgresStore {
         Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?))
     }
 
-    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN)? else { return Ok(None) };
+    fn snapshot_for(&self, query: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        let lease = self.readers.begin_for(snapshot::BEGIN, Some(&query.ending()))?;
+        Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?))
+    }
+
+    fn snapshot_at_once(&self, query: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+        let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN, Some(&query.ending()))? else { return Ok(None) };
         Ok(Some(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?)))
+    }
+
+    fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+        self.look_for_damage(found)
+    }
+
+    fn sizes(&self) -> Result<Sizes, StoreError> {
+        Ok(self.measured())
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

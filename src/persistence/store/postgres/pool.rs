@@ -11,6 +11,10 @@ use super::connect::Connector;
 use super::errors::Failure;
 use super::session::Session;
 use crate::clock::Stopwatch;
+use crate::model::budget::Ending;
+
+/// How often who waits for a session looks whether the query has ended that it is for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The sessions of one purpose.
 pub(super) struct Pool {
@@ -47,17 +51,23 @@ impl Pool {
     /// # Errors
     /// [`StoreError::Failed`] if none comes free in time, or the server refuses; [`StoreError::Unavailable`] if it cannot be reached.
     pub(super) fn take(&self) -> Result<Lease<'_>, StoreError> {
-        self.lend(self.wait()?)
+        self.take_for(None)
+    }
+
+    fn take_for(&self, query: Option<&Ending>) -> Result<Lease<'_>, StoreError> {
+        self.lend(self.wait(query)?, query)
     }
 
     /// Lends a place that was taken.
-    fn lend(&self, idle: Option<Session>) -> Result<Lease<'_>, StoreError> {
+    fn lend(&self, idle: Option<Session>, query: Option<&Ending>) -> Result<Lease<'_>, StoreError> {
         // From here on dropping `lease` gives the place back, also if connecting fails.
         let mut lease = Lease { pool: self, fresh: idle.is_none(), session: idle };
         if lease.session.is_none() {
-            lease.session = Some(self.connector.connect()?);
+            lease.session = Some(self.connector.connect_for(query)?);
         }
-        lease.session()?.allow(self.limit);
+        let session = lease.session()?;
+        session.allow(self.limit);
+        session.work_for(query);
         Ok(lease)
     }
 
@@ -67,19 +77,27 @@ impl Pool {
     /// # Errors
     /// As [`Pool::take`], and what the server says to `words`.
     pub(super) fn begin(&self, words: &str) -> Result<Lease<'_>, StoreError> {
+        self.begin_for(words, None)
+    }
+
+    /// As [`Pool::begin`]: waiting for it and all that is done with it ends with the query that it is for.
+    ///
+    /// # Errors
+    /// As there, and [`StoreError::Ended`].
+    pub(super) fn begin_for(&self, words: &str, query: Option<&Ending>) -> Result<Lease<'_>, StoreError> {
         loop {
-            if let Some(lease) = Self::begun(self.take()?, words)? {
+            if let Some(lease) = Self::begun(self.take_for(query)?, words)? {
                 return Ok(lease);
             }
         }
     }
 
-    /// As [`Pool::begin`], but none where that would wait for a place.
-    pub(super) fn begin_at_once(&self, words: &str) -> Result<Option<Lease<'_>>, StoreError> {
+    /// As [`Pool::begin_for`], but none where that would wait for a place.
+    pub(super) fn begin_at_once(&self, words: &str, query: Option<&Ending>) -> Result<Option<Lease<'_>>, StoreError> {
         loop {
             let place = self.place(&mut self.free.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(idle) = place else { return Ok(None) };
-            if let Some(lease) = Self::begun(self.lend(idle)?, words)? {
+            if let Some(lease) = Self::begun(self.lend(idle, query)?, words)? {
                 return Ok(Some(lease));
             }
         }
@@ -90,7 +108,9 @@ impl Pool {
         let fresh = lease.fresh;
         match lease.session()?.begin(words.to_owned()) {
             Ok(()) => Ok(Some(lease)),
-            Err(failure) if fresh || matches!(failure, Failure::Late) || failure.session_survives() => Err(failure.into()),
+            Err(failure) if fresh || matches!(failure, Failure::Late | Failure::Ended) || failure.session_survives() => {
+                Err(failure.into())
+            }
             Err(_) => Ok(None),
         }
     }
@@ -108,13 +128,16 @@ impl Pool {
         room.then_some(None)
     }
 
-    /// Takes a place, and waits until one is free.
-    fn wait(&self) -> Result<Option<Session>, StoreError> {
+    /// Takes a place, and waits until one is free or the query has ended.
+    fn wait(&self, query: Option<&Ending>) -> Result<Option<Session>, StoreError> {
         let watch = Stopwatch::start();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(place) = self.place(&mut free) {
                 return Ok(place);
+            }
+            if query.is_some_and(Ending::has_come) {
+                return Err(StoreError::Ended);
             }
             let left = self.limit.saturating_sub(watch.elapsed());
             if left.is_zero() {
@@ -123,6 +146,7 @@ impl Pool {
                     self.size, self.connector.place, self.limit, self.key
                 )));
             }
+            let left = query.map_or(left, |_| left.min(LOOK_EVERY));
             free = self.returned.wait_timeout(free, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }

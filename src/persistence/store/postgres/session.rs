@@ -11,13 +11,15 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Error, Row, RowStream, Statement};
+use tokio_postgres::{Client, Error, NoTls, Row, RowStream, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::StoreError;
 use super::connect::Connection;
 use super::errors::Failure;
-use super::worker::Hands;
+use super::worker::{Hands, Unanswered};
 use crate::clock::Stopwatch;
+use crate::model::budget::Ending;
 
 /// A parameter that outlives its caller's borrow.
 pub(super) type Param = Box<dyn ToSql + Sync + Send>;
@@ -32,6 +34,8 @@ pub(super) use params;
 const ROWS: usize = 1024;
 /// A rollback that takes longer costs the session.
 const ROLLBACK: Duration = Duration::from_secs(2);
+/// What takes longer to reach the server is left to the server's own limits.
+const CANCEL: Duration = Duration::from_secs(5);
 
 /// The server's side of a session.
 #[derive(Debug, Clone, Copy)]
@@ -58,13 +62,22 @@ pub(super) struct Session {
     limit: Duration,
     open: bool,
     sound: bool,
+    /// The query that it works for.
+    query: Option<Ending>,
+    tls: Option<MakeRustlsConnect>,
 }
 
 /// Rows that are still coming.
 pub(super) struct Rows(Option<Pin<Box<RowStream>>>);
 
 impl Session {
-    pub(super) fn new(client: Client, connection: Connection, backend: Backend, hands: Hands) -> Self {
+    pub(super) fn new(
+        client: Client,
+        connection: Connection,
+        backend: Backend,
+        hands: Hands,
+        tls: Option<MakeRustlsConnect>,
+    ) -> Self {
         Self {
             client: Arc::new(client),
             _connection: connection,
@@ -75,12 +88,19 @@ impl Session {
             limit: Duration::ZERO,
             open: false,
             sound: true,
+            query: None,
+            tls,
         }
     }
 
     /// Gives the next statements, together, this much time.
     pub(super) fn allow(&mut self, limit: Duration) {
         (self.watch, self.limit) = (Stopwatch::start(), limit);
+    }
+
+    /// What it does from now on ends with this query, until it is rolled back.
+    pub(super) fn work_for(&mut self, query: Option<&Ending>) {
+        self.query = query.cloned();
     }
 
     /// Gives the next statements the same time again: what makes progress may take longer than one part of it.
@@ -118,6 +138,7 @@ impl Session {
 
     /// Rolls back, if a transaction is open. A session that cannot is not used again, and its end rolls back.
     pub(super) fn rollback(&mut self) {
+        self.query = None;
         if self.open && self.sound {
             self.allow(ROLLBACK);
             self.open = self.batch("ROLLBACK".to_owned()).is_err();
@@ -130,13 +151,33 @@ impl Session {
             self.sound = false;
             return Err(Failure::Late);
         }
-        let failure = match self.hands.run(left, work) {
+        let failure = match self.hands.run(left, self.query.as_ref(), work) {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => Failure::Said(error),
-            Err(_) => Failure::Late,
+            Err(Unanswered::Late) => Failure::Late,
+            Err(Unanswered::Ended) => {
+                self.cancel();
+                Failure::Ended
+            }
         };
         self.sound = failure.session_survives();
         Err(failure)
+    }
+
+    /// Asks the server to stop what it does for this session, which is not used again. Nobody waits for it.
+    fn cancel(&self) {
+        let (token, tls) = (self.client.cancel_token(), self.tls.clone());
+        self.hands.spawn(async move {
+            let asked = async {
+                match tls {
+                    Some(tls) => token.cancel_query(tls).await,
+                    None => token.cancel_query(NoTls).await,
+                }
+            };
+            if let Ok(Err(why)) = tokio::time::timeout(CANCEL, asked).await {
+                tracing::debug!(%why, "what the server does for a query that has ended could not be cancelled");
+            }
+        });
     }
 
     /// Statements without parameters.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 
 use super::StoreError;
+use crate::clock::Stopwatch;
+use crate::model::budget::Ending;
 
 /// Threads that speak with the server. They move bytes; merging is done by the callers.
 const THREADS: usize = 2;
@@ -24,9 +26,17 @@ pub(super) struct Worker(Option<Runtime>);
 #[derive(Debug, Clone)]
 pub(super) struct Hands(Handle);
 
-/// The work did not end in time, or its thread died.
-#[derive(Debug)]
-pub(super) struct Unanswered;
+/// How often a caller looks whether the query that it works for has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Why there is no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// The work did not end in time, or its thread died.
+    Late,
+    /// The query that it was done for has ended.
+    Ended,
+}
 
 impl Worker {
     pub(super) fn start() -> Result<Self, StoreError> {
@@ -55,20 +65,31 @@ impl Drop for Worker {
 }
 
 impl Hands {
-    /// Runs `work` and waits for it, at most `limit`.
+    /// Runs `work` and waits for it, at most `limit`, and not beyond the end of the query that it is for.
     pub(super) fn run<T: Send + 'static>(
         &self,
         limit: Duration,
+        query: Option<&Ending>,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Unanswered> {
         let (answer, answered) = sync_channel(1);
-        self.0.spawn(async move {
+        let task = self.0.spawn(async move {
             // A caller that has gone needs no answer.
             _ = answer.send(tokio::time::timeout(limit, work).await);
         });
-        match answered.recv_timeout(limit + GRACE) {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(_)) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(Unanswered),
+        let (watch, most) = (Stopwatch::start(), limit + GRACE);
+        loop {
+            let left = most.saturating_sub(watch.elapsed());
+            match answered.recv_timeout(query.map_or(left, |_| left.min(LOOK_EVERY))) {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => return Err(Unanswered::Late),
+                Err(RecvTimeoutError::Timeout) if query.is_some_and(Ending::has_come) => {
+                    task.abort();
+                    return Err(Unanswered::Ended);
+                }
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Err(Unanswered::Late),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 
@@ -81,6 +102,7 @@ impl Hands {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::budget::{Budget, Ended};
 
     #[test]
     fn waits_inside_a_runtime_and_not_for_ever() {
@@ -88,8 +110,13 @@ mod tests {
         let hands = worker.hands().expect("open");
         let elsewhere = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         elsewhere.block_on(async move {
-            assert_eq!(hands.run(Duration::from_secs(5), async { 7 }).expect("an answer"), 7);
-            assert!(hands.run(Duration::from_millis(10), std::future::pending::<()>()).is_err());
+            assert_eq!(hands.run(Duration::from_secs(5), None, async { 7 }), Ok(7));
+            assert_eq!(hands.run(Duration::from_millis(10), None, std::future::pending::<()>()), Err(Unanswered::Late));
+            let query = Budget::default();
+            assert_eq!(hands.run(Duration::from_secs(5), Some(&query.ending()), async { 7 }), Ok(7));
+            query.end(Ended::Late);
+            let for_ever = std::future::pending::<()>();
+            assert_eq!(hands.run(Duration::from_secs(3_600), Some(&query.ending()), for_ever), Err(Unanswered::Ended));
             drop(worker);
         });
     }

@@ -17,11 +17,12 @@ pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> 
         return Err(super::super::other_log(shard, found, log));
     }
     tx.execute(
-        "INSERT INTO suspects SELECT shard, marked_offset, marked_index, 1 FROM shards WHERE shard = ? AND marked_offset NOT NULL
-         ON CONFLICT DO UPDATE SET deaths = deaths + 1",
+        "INSERT INTO suspects (shard, offset, idx, deaths) SELECT shard, marked_offset, marked_index, 1 FROM shards
+         WHERE shard = ? AND marked_offset NOT NULL ON CONFLICT DO UPDATE SET deaths = deaths + 1",
         [shard.0],
     )?;
     let suspects = suspects(tx, shard)?;
+    suspects.iter().try_for_each(|suspect| seal_suspect(tx, shard, *suspect))?;
     let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?1, ?2, 0, 0, 1, ?3, 1)
         ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, marked_offset = NULL
         RETURNING next, archived, epoch, attempts, appended";
@@ -78,8 +79,8 @@ pub(super) fn note_dedup_rule(
         return Err(StoreError::Refused { shard });
     }
     tx.execute("DELETE FROM dedup_rules WHERE shard = ? AND from_offset >= ?", params![shard.0, from as i64])?;
-    let row = params![shard.0, from as i64, rule.horizon_ms, rule.max_ids as i64];
-    tx.execute("INSERT INTO dedup_rules VALUES (?, ?, ?, ?)", row)?;
+    let row = params![shard.0, from as i64, rule.horizon_ms, rule.max_ids as i64, rule_sum(shard, from, rule)];
+    tx.execute("INSERT INTO dedup_rules VALUES (?, ?, ?, ?, ?)", row)?;
     Ok(())
 }
 
@@ -175,6 +176,59 @@ pub(super) fn floor_sum(shard: ShardId, floor: ArchiveFloor) -> i64 {
     codec::sum(&[&shard.0.to_be_bytes(), &offset.to_be_bytes(), &appended.to_be_bytes(), &hour.0.to_be_bytes()])
 }
 
+/// The checksum of a rule of de-duplication.
+pub(super) fn rule_sum(shard: ShardId, from: Offset, rule: DedupRule) -> i64 {
+    let numbers = [from, rule.horizon_ms as u64, rule.max_ids as u64].map(u64::to_be_bytes).concat();
+    codec::sum(&[&shard.0.to_be_bytes(), &numbers])
+}
+
+/// Every rule, with the checksum of its row.
+#[allow(clippy::type_complexity)] // a row
+pub(super) fn rules(sql: &Connection) -> Result<Vec<(ShardId, Offset, DedupRule, Option<i64>)>, StoreError> {
+    let mut statement = sql.prepare("SELECT shard, from_offset, horizon_ms, max_ids, sum FROM dedup_rules")?;
+    let rows = statement.query_map([], |r| {
+        let rule = DedupRule { horizon_ms: r.get(2)?, max_ids: r.get::<_, i64>(3)? as usize };
+        Ok((ShardId(r.get(0)?), r.get::<_, i64>(1)? as Offset, rule, r.get(4)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The checksum of a suspect.
+pub(super) fn suspect_sum(shard: ShardId, suspect: Suspect) -> i64 {
+    let Suspect { offset, index, deaths } = suspect;
+    codec::sum(&[&shard.0.to_be_bytes(), &offset.to_be_bytes(), &index.to_be_bytes(), &deaths.to_be_bytes()])
+}
+
+fn seal_suspect(tx: &Connection, shard: ShardId, suspect: Suspect) -> Result<(), StoreError> {
+    let key = params![suspect_sum(shard, suspect), shard.0, suspect.offset as i64, suspect.index];
+    tx.prepare_cached("UPDATE suspects SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?.execute(key)?;
+    Ok(())
+}
+
+/// Every suspect, with the checksum of its row.
+pub(super) fn all_suspects(sql: &Connection) -> Result<Vec<(ShardId, Suspect, Option<i64>)>, StoreError> {
+    let mut statement = sql.prepare("SELECT shard, offset, idx, deaths, sum FROM suspects")?;
+    let rows = statement.query_map([], |r| {
+        let suspect = Suspect { offset: r.get::<_, i64>(1)? as Offset, index: r.get(2)?, deaths: r.get(3)? };
+        Ok((ShardId(r.get(0)?), suspect, r.get(4)?))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// The checksum of what is noted of expiry.
+pub(super) fn expiry_sum(of: i32, note: &str, said: i64) -> i64 {
+    codec::sum(&[&of.to_be_bytes(), note.as_bytes(), &said.to_be_bytes()])
+}
+
+/// Writes the checksum of a note: whoever has changed the note does.
+fn seal_expiry(tx: &Connection, of: i32) -> Result<(), StoreError> {
+    let sum = one(tx, "SELECT note, said FROM expiry WHERE shard = ?", [of], |r| {
+        Ok(expiry_sum(of, &r.get::<_, String>(0)?, r.get(1)?))
+    })?;
+    tx.prepare_cached("UPDATE expiry SET sum = ? WHERE shard = ?")?.execute(params![sum, of])?;
+    Ok(())
+}
+
 /// Where a block of ids stands, with its checksum.
 type BlockAt = (ShardId, OffsetRange, (Millis, Millis), Option<i64>);
 
@@ -221,6 +275,13 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
         let key = params![quarantine_sum(&row), row.shard.0, row.offset as i64, row.index];
         tx.prepare_cached("UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?.execute(key)?;
     }
+    for (shard, from, rule, _) in rules(tx)? {
+        let key = params![rule_sum(shard, from, rule), shard.0, from as i64];
+        tx.prepare_cached("UPDATE dedup_rules SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
+    }
+    all_suspects(tx)?.into_iter().try_for_each(|(shard, suspect, _)| seal_suspect(tx, shard, suspect))?;
+    let notes: Vec<i32> = tx.prepare("SELECT shard FROM expiry")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    notes.into_iter().try_for_each(|of| seal_expiry(tx, of))?;
     for (row, _) in super::snapshot::manifest_sums(tx)? {
         let row = row?;
         let key = params![manifest_sum(&row), row.shard.0, row.range.from as i64];
@@ -278,6 +339,7 @@ pub(super) fn swap_expiry(tx: &Connection, of: Expiring, before: Option<&str>, a
             before
         ])?,
     };
+    seal_expiry(tx, of.number())?;
     Ok(changed == 1)
 }
 
@@ -286,6 +348,7 @@ pub(super) fn say_yes(tx: &Connection, of: &[Expiring]) -> Result<u64, StoreErro
     let mut said = 0;
     for one in of {
         said += statement.execute([one.number()])? as u64;
+        seal_expiry(tx, one.number())?;
     }
     Ok(said)
 }

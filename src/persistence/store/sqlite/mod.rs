@@ -27,6 +27,7 @@ use self::catalogue::Known;
 use self::pool::Pool;
 use super::{DEFAULT_MATCH_CACHE, Damage, Expiring, RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::CodecError;
+use crate::model::budget::Budget;
 use crate::model::flush::{Claim, DedupBlock, DedupRule, FlushBatch, FlushGuard};
 use crate::model::manifest::{ManifestRow, Restored, Tier};
 use crate::model::offset::{Epoch, LogId, Offset, ShardId};
@@ -285,7 +286,12 @@ impl RollupStore for SqliteStore {
         Ok(Box::new(snapshot::SqliteSnapshot::begin(self.readers.take()?, &self.matched)?))
     }
 
-    fn snapshot_at_once(&self) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+    /// The file waits for nobody: reading looks at the budget row by row.
+    fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
+        self.snapshot()
+    }
+
+    fn snapshot_at_once(&self, _: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
         Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.matched)?)))
     }

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -34,11 +34,11 @@ CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER 
   epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER, sum INTEGER,
   appended INTEGER);
 CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, deaths INTEGER NOT NULL,
-  PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
+  sum INTEGER, PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
 CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
   first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, sum INTEGER, PRIMARY KEY (shard, from_offset));
 CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER NOT NULL, max_ids INTEGER NOT NULL,
-  PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
+  sum INTEGER, PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
 CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
   quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
 CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, tenant TEXT NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
 CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL,
   sum INTEGER);
-CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0, sum INTEGER);
 ";
 
 /// From version 3: rows that nothing else gives again have a checksum.
@@ -90,8 +90,15 @@ CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, 
   PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
 ";
 
+/// From version 6: what had no checksum yet has one.
+const FROM_6: &str = "
+ALTER TABLE suspects ADD COLUMN sum INTEGER;
+ALTER TABLE dedup_rules ADD COLUMN sum INTEGER;
+ALTER TABLE expiry ADD COLUMN sum INTEGER;
+";
+
 /// What leads from each version to the next, from the oldest that is brought up to date.
-const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5)];
+const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5), (6, FROM_6)];
 
 /// What a file is opened as. One that is being rebuilt has the negative version: no build takes it for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

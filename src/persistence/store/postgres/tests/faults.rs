@@ -4,7 +4,9 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use super::proxy::{Plan, Proxy};
+use super::timescale::run;
 use super::*;
+use crate::model::budget::{Budget, Ended};
 use crate::persistence::store::{Page, StoreError};
 
 fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
@@ -175,11 +177,11 @@ fn a_busy_pool_says_which_key_to_raise() {
     drop(PostgresStore::open(&options(&url)).expect("the tables"));
     let store = PostgresStore::open(&few).expect("a store");
     let held = store.snapshot().expect("the only one");
-    assert!(store.snapshot_at_once().expect("no failure").is_none());
+    assert!(store.snapshot_at_once(&Budget::default()).expect("no failure").is_none());
     let busy = store.snapshot().map(|_| ()).expect_err("busy").to_string();
     assert!(busy.contains("store.read_connections"), "{busy}");
     drop(held);
-    store.snapshot_at_once().expect("no failure").expect("free again").checkpoints().expect("read");
+    store.snapshot_at_once(&Budget::default()).expect("no failure").expect("free again").checkpoints().expect("read");
 }
 
 #[test]
@@ -303,4 +305,51 @@ fn a_large_flush_has_the_time_that_it_needs() {
     store.flush(guard(0, 1, epoch), &batch(deltas(350)), 0).expect("eight parts of 0.7 s and more");
     assert!(watch.elapsed() > Duration::from_secs(5), "{:?}", watch.elapsed());
     assert_eq!(state(&*direct, 0), (2, 168 + 350 * 168));
+}
+
+/// Runs `read` for a query that ends after 300 ms, and sees that it ends with it.
+fn ends_with_its_query(read: impl Fn(&Budget) -> Result<(), StoreError>) {
+    let budget = Budget::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            budget.end(Ended::Late);
+        });
+        let started = Instant::now();
+        assert_eq!(read(&budget), Err(StoreError::Ended));
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}, a third of store.timeout", started.elapsed());
+    });
+}
+
+#[test]
+fn a_query_that_has_ended_waits_neither_for_a_lock_nor_for_a_connection() {
+    let (_, url) = store();
+    let patient = PostgresOptions { lock_timeout: Duration::from_secs(30), ..options(&url) };
+    let store = PostgresStore::open(&patient).expect("a store");
+    let mut stranger = store.writers.begin("BEGIN").expect("a session");
+    stranger.session().expect("it").batch("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE".to_owned()).expect("locked");
+    let names = |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
+    // Three times as many as there are connections: some wait for the lock, others for those.
+    std::thread::scope(|scope| (0..12).for_each(|_| _ = scope.spawn(|| ends_with_its_query(names))));
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while run(&url, waiting) != ["0"] {
+        assert!(Instant::now() < deadline, "the server still works for queries that have ended");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(stranger);
+    assert_eq!(names(&Budget::default()), Ok(()));
+}
+
+#[test]
+fn a_query_that_has_ended_waits_for_no_server_that_is_frozen() {
+    let server = server::Postgres::start("frozen");
+    let store = PostgresStore::open(&options(&server.url(&server.database()))).expect("a store");
+    let names = |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
+    assert_eq!(names(&Budget::default()), Ok(()), "a connection is idle");
+    server.freeze();
+    // The first finds the idle connection, the others connect.
+    (0..3).for_each(|_| ends_with_its_query(names));
+    server.thaw();
+    assert_eq!(names(&Budget::default()), Ok(()));
 }

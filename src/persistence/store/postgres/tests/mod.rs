@@ -2,11 +2,13 @@
 #![allow(clippy::disallowed_methods)] // real servers are waited for in real time
 
 mod backup;
+mod expiry;
 mod faults;
 mod long;
 mod parity;
 mod partitions;
 mod roles;
+mod sizes;
 mod takeover;
 pub(in crate::persistence::store) mod timescale;
 mod tls;

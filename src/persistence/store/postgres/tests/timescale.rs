@@ -11,7 +11,7 @@ use crate::persistence::store::postgres::Keep;
 use crate::persistence::store::{Matcher, RollupQuery};
 
 /// Runs statements; the first column of the last rows.
-pub(super) fn run(url: &str, sql: &str) -> Vec<String> {
+pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
@@ -48,7 +48,7 @@ impl Own {
     }
 
     /// On each kind of server that there is.
-    pub(super) fn on_each() -> Vec<Self> {
+    pub(in crate::persistence::store) fn on_each() -> Vec<Self> {
         let plain = Self::new(&server::shared().url("postgres"), false);
         let timescale = std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok().map(|url| Self::new(&url, true));
         std::iter::once(plain).chain(timescale).collect()
