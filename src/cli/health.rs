@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 Exit code 0: the node is ready. 1: it is not, or does not answer within 2 s. It needs no API key.")]
 pub(super) struct HealthArgs {
     /// One role of the node [default: all that it has]
-    #[arg(long, value_parser = ["gateway", "shards", "query", "replay"])]
+    #[arg(long, value_parser = ["gateway", "shards", "query"])]
     role: Option<String>,
     #[command(flatten)]
     server: ServerArgs,

@@ -117,7 +117,7 @@ struct ServeArgs {
     /// Address to serve on [default: 127.0.0.1:8080]
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// What this node does, of gateway,shards,query,replay [default: all]
+    /// What this node does, of gateway,shards,query [default: all]
     #[arg(long)]
     roles: Option<String>,
     /// Log as JSON

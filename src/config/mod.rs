@@ -294,7 +294,7 @@ mod tests {
         assert!(mistakes[0].contains("node.roles") && mistakes[0].contains("every role"), "{mistakes:?}");
         let ConfigErrors(mistakes) = load("node.roles = \"gateway,shard\"\n", &[]).expect_err("no such role");
         assert!(mistakes[0].contains("did you mean shards?"), "{mistakes:?}");
-        assert_eq!(load("node.roles = \"replay, query, shards, gateway\"\n", &[]).expect("valid").node.roles, Roles::ALL);
+        assert_eq!(load("node.roles = \"query, shards, gateway\"\n", &[]).expect("valid").node.roles, Roles::ALL);
     }
 
     #[test]
@@ -357,7 +357,7 @@ mod tests {
                     if most == key.text { least } else { most }
                 }
                 Kind::Bool => "true".to_owned(),
-                Kind::Text if key.name == key!(node.roles) => "query,replay".to_owned(),
+                Kind::Text if key.name == key!(node.roles) => "shards,query".to_owned(),
                 Kind::Text if key.name == key!(server.cors_origins) => "https://a".to_owned(),
                 Kind::Text if key.name == key!(kafka.passed_gaps) => "1:2-3".to_owned(),
                 Kind::Text if key.name == key!(kafka.properties) => "linger.ms=1".to_owned(),

@@ -13,15 +13,16 @@ pub struct Roles {
     pub shards: bool,
     /// Answers queries.
     pub query: bool,
-    /// Recomputes rollups from the archive.
-    pub replay: bool,
 }
 
-const NAMES: [&str; 4] = ["gateway", "shards", "query", "replay"];
+const NAMES: [&str; 3] = ["gateway", "shards", "query"];
+
+/// A role that earlier releases accepted and that did nothing.
+const NOT_YET: &str = "replay";
 
 impl Roles {
     /// Every role.
-    pub const ALL: Roles = Roles { gateway: true, shards: true, query: true, replay: true };
+    pub const ALL: Roles = Roles { gateway: true, shards: true, query: true };
 
     /// Names with commas between, in any order.
     ///
@@ -29,25 +30,28 @@ impl Roles {
     /// If a name is none of a role, with the nearest one, or there is none at all.
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = parts(text).collect();
+        if names.contains(&NOT_YET) {
+            return Err(format!("this release has no role {NOT_YET} (it did nothing in earlier ones): leave it out"));
+        }
         if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
             return Err(format!("no such role: {wrong}{}", nearest_of(wrong, NAMES.iter().map(|n| (*n).to_owned()))));
         }
         if names.is_empty() {
             return Err(format!("a node needs a role: {}", NAMES.join(", ")));
         }
-        let [gateway, shards, query, replay] = NAMES.map(|name| names.contains(&name));
-        Ok(Self { gateway, shards, query, replay })
+        let [gateway, shards, query] = NAMES.map(|name| names.contains(&name));
+        Ok(Self { gateway, shards, query })
     }
 
     /// Their names.
     pub fn names(self) -> Vec<&'static str> {
-        let has = [self.gateway, self.shards, self.query, self.replay];
+        let has = [self.gateway, self.shards, self.query];
         NAMES.into_iter().zip(has).filter_map(|(name, has)| has.then_some(name)).collect()
     }
 
     /// Whether the node reads or writes the store; one that only takes writes does not.
     pub fn need_store(self) -> bool {
-        self.shards || self.query || self.replay
+        self.shards || self.query
     }
 }
 
@@ -71,9 +75,10 @@ mod tests {
     fn roles_are_named_in_any_order() {
         let roles = Roles::parse(" query, gateway,").expect("roles");
         assert_eq!((roles.names(), roles.need_store()), (vec!["gateway", "query"], true));
-        assert_eq!(Roles::parse("gateway,shards,query,replay"), Ok(Roles::ALL));
+        assert_eq!(Roles::parse("gateway,shards,query"), Ok(Roles::ALL));
         assert!(!Roles::parse("gateway").expect("a role").need_store());
         assert_eq!(Roles::parse("gatway").unwrap_err(), "no such role: gatway; did you mean gateway?");
-        assert!(Roles::parse(" , ").unwrap_err().contains("gateway, shards, query, replay"));
+        assert!(Roles::parse("gateway,shards,query,replay").unwrap_err().contains("no role replay"));
+        assert!(Roles::parse(" , ").unwrap_err().contains("gateway, shards, query"));
     }
 }

@@ -104,7 +104,7 @@ async fn attempt(config: &Config, data: &DataDir, render: &Render) -> anyhow::Re
     let runtime = tokio::runtime::Handle::current();
     let run = move || {
         let _inside = runtime.enter();
-        // Nobody waits for it any more: what was opened is closed again.
+        #[expect(clippy::let_underscore_must_use, reason = "nobody waits for it any more: what was opened is closed again")]
         let _ = answer.send(open_all(&config, &data, render));
     };
     std::thread::Builder::new().name("open".to_owned()).spawn(run).context("cannot start a thread")?;
@@ -115,7 +115,7 @@ fn open_all(config: &Config, data: &DataDir, render_metrics: Render) -> anyhow::
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let roles = config.node.roles;
     // Nobody is asked for it yet: what is wrong with it is told before anything is waited for.
-    let archive = if roles.shards || roles.replay { Some(backends::archive(config, data)?) } else { None };
+    let archive = if roles.shards { Some(backends::archive(config, data)?) } else { None };
     // Before the log: who has joined Kafka's group owns shards, and must not wait for a store then.
     let shared = if roles.need_store() && config.store.url.is_some() {
         let opened = backends::store(config, data, &clock);

@@ -93,12 +93,10 @@ impl Readiness {
             }
             "shards" => (self.slots.all_fresh(self.stale_after_ms), "shards: the shard readers do not make progress"),
             "query" if !self.store.load(Ordering::Acquire) => (false, "query: the store does not answer"),
-            "query" => {
+            _ => {
                 let known = self.knows.as_ref().is_none_or(|knows| knows.enough(KNOWN_WITHIN));
                 (known, "query: the owners of some shards are not known yet, answers would be partial")
             }
-            // Replays run when somebody asks for one; nothing waits for them.
-            _ => (true, ""),
         };
         if ready { Ok(()) } else { Err(why.to_owned()) }
     }

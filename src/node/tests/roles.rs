@@ -29,7 +29,7 @@ async fn a_gateway_without_a_store_takes_writes_that_other_nodes_count() {
 
     let log = cluster.log.join();
     log.assign(all());
-    let node = cluster.node(&log, &with_roles("shards,query,replay")).await;
+    let node = cluster.node(&log, &with_roles("shards,query")).await;
     until("everything is counted", || node.slots.all_fresh(1_000)).await;
     let (status, answer) = get(&node, "/v1/query?metric=m&step=all").await;
     assert_eq!((status, &answer["series"][0]["points"][0]["count"]), (200, &20.into()), "{answer}");
