@@ -1,9 +1,11 @@
-# Two commands do everything: `make run` and `make test`.
-.PHONY: run test build bench cluster clean
+# Two commands do everything: `make run` and `make test`. `make verify` is the gate: what CI runs.
+.PHONY: run test verify build bench cluster clean
 
 CARGO ?= cargo
 DATA ?= ./data
 FLIGHTS := $(firstword $(wildcard ../shared/data/nycflights13/events_by_arrival.csv.gz) data-sets/events_by_arrival.csv.gz)
+# One set of features everywhere, so that nothing is compiled twice; what a build without it refuses is tested in it too.
+BUILD := --locked --features kafka-tls
 
 run: build $(FLIGHTS)
 	scripts/demo "$(DATA)" "$(FLIGHTS)"
@@ -16,9 +18,34 @@ build:
 tools:
 	scripts/install-test-tools
 
-# With kafka-tls, so that one build tests everything; what a build without it refuses is tested in it too.
 test: tools $(FLIGHTS)
-	ROLLMILL_FLIGHTS="$(abspath $(FLIGHTS))" $(CARGO) test --locked --features kafka-tls
+	ROLLMILL_FLIGHTS="$(abspath $(FLIGHTS))" $(CARGO) test $(BUILD)
+
+# The cheap parts first. `fmt-check` and `lint` need no servers, but OpenSSL's headers, which `tools` brings.
+verify: fmt-check tools lint doc deps test
+
+# Units and tidiness: what needs no server and takes less than a minute once it is built.
+.PHONY: test-fast fmt fmt-check lint doc deps
+test-fast:
+	$(CARGO) test $(BUILD) --lib --test tidy -- --skip persistence::log::kafka --skip persistence::store::postgres --skip persistence::cache::redis
+
+fmt:
+	$(CARGO) fmt
+
+fmt-check:
+	$(CARGO) fmt --check
+
+# Every lint of Cargo.toml and clippy.toml is an error here; in an editor it is a warning.
+lint:
+	$(CARGO) clippy $(BUILD) --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(BUILD) --no-deps --document-private-items
+
+# Licences, duplicates and sources by deny.toml; with cargo-deny (`cargo install --locked cargo-deny`) known vulnerabilities too.
+deps:
+	$(CARGO) test $(BUILD) --test tidy dependencies
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: advisories were not looked at"; fi
 
 data-sets/events_by_arrival.csv.gz:
 	scripts/fetch-flights data-sets

@@ -75,3 +75,28 @@ pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -
     }
     holds
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// How often `rollmill_invariant_violations_total` counts a violation of this invariant. The panic of debug builds is caught.
+    pub(crate) fn violations(invariant: Invariant, work: impl FnOnce()) -> u64 {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let ended = metrics::with_local_recorder(&recorder, || std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)));
+        let line = format!("{}{{id=\"{}\"}} ", crate::telemetry::INVARIANT_VIOLATIONS, invariant.id());
+        let page = handle.render();
+        let counted = page.lines().find_map(|shown| shown.strip_prefix(&line)).map_or(0, |count| count.parse().expect("a count"));
+        assert_eq!(ended.is_err(), counted > 0, "{page}");
+        counted
+    }
+
+    #[test]
+    fn a_violation_is_counted_under_its_id() {
+        for invariant in Invariant::ALL {
+            assert_eq!(violations(invariant, || assert!(!check(invariant, false, || "planted".to_owned()))), 1);
+            assert_eq!(violations(invariant, || assert!(check(invariant, true, || unreachable!("it holds")))), 0);
+        }
+    }
+}

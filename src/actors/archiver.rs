@@ -15,6 +15,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::slots::{Slot, Slots};
 use crate::clock::Clock;
+use crate::invariants::{Invariant, check};
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow};
 use crate::model::offset::{Epoch, Offset, OffsetRange, ShardId};
@@ -207,9 +208,13 @@ impl Archiver {
     }
 
     fn write(&self, shard: ShardId, slot: &Slot, records: &[LogRecord]) -> Result<(), ActorProcessingErr> {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
         let epoch = slot.epoch().ok_or("the shard has no owner")?;
         let decisions = self.decisions(shard, epoch, records)?;
         let row = self.archive.write(self.log.id(), shard, epoch, records, &decisions)?;
+        if !continues(&row, OffsetRange { from: first.offset, to: last.offset + 1 }) {
+            return Err("the object that was written holds other records than were given".into());
+        }
         self.note(slot, epoch, &row)?;
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
         let left = slot.unarchived_bytes.load(Ordering::Relaxed).saturating_sub(bytes);
@@ -220,8 +225,11 @@ impl Archiver {
 
     /// Writes the manifest row of an object that is in the archive.
     fn note(&self, slot: &Slot, owner: Epoch, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
+        // Read before: a store that takes the row has this owner still.
+        let before = slot.archived.load(Ordering::Acquire);
         match self.store.archived(owner, row) {
             Ok(()) => {
+                continues(row, OffsetRange { from: before, to: row.range.to });
                 slot.archived_to(owner, row.range.to);
                 Ok(())
             }
@@ -311,6 +319,14 @@ impl Archiver {
     }
 }
 
+/// Whether an object holds what was due: the objects of a shard leave no gap and do not overlap.
+fn continues(row: &ManifestRow, due: OffsetRange) -> bool {
+    let OffsetRange { from, to } = row.range;
+    check(Invariant::ArchiveTiles, row.range == due, || {
+        format!("an object of shard {} with [{from}, {to}) where [{}, {}) was due", row.shard, due.from, due.to)
+    })
+}
+
 /// What the log does not have any more and the archive never got.
 fn lost(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
     format!(
@@ -324,6 +340,33 @@ fn lost(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::invariants::tests::violations;
+    use crate::model::manifest::Tier;
+    use crate::model::offset::LogId;
+
+    #[test]
+    fn an_object_that_leaves_a_gap_is_a_violation() {
+        let range = OffsetRange { from: 5, to: 9 };
+        let row = ManifestRow {
+            log: LogId([1; 16]),
+            shard: ShardId(0),
+            range,
+            epoch: Epoch { counter: 1, nonce: 1 },
+            path: String::new(),
+            appended: (0, 0),
+            received: (0, 0),
+            windows: Vec::new(),
+            rows: 4,
+            raw_bytes: 4,
+            bytes: 1,
+            crc32c: 0,
+            tier: Tier::Hot,
+        };
+        let found = |due: OffsetRange| violations(Invariant::ArchiveTiles, || _ = continues(&row, due));
+        assert_eq!(found(range), 0);
+        assert_eq!(found(OffsetRange { from: 4, to: 9 }), 1);
+        assert_eq!(found(OffsetRange { from: 5, to: 8 }), 1);
+    }
 
     #[test]
     fn an_object_is_cut_by_size_or_age() {

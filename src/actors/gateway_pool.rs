@@ -98,7 +98,10 @@ impl Actor for GatewayActor {
                 Err(error) => Err(error),
             };
             health.note(&outcome, clock.uptime());
-            // A client that hung up needs no answer; its retry is absorbed by id.
+            #[expect(
+                clippy::let_underscore_must_use,
+                reason = "a client that hung up needs no answer; its retry is absorbed by id"
+            )]
             let _ = reply.send(outcome);
         });
         Ok(())

@@ -77,8 +77,7 @@ pub trait LiveReader: Send + Sync + 'static {
     fn read(&self, asked: &[Asked], question: &LiveQuestion<'_>, matchers: &[Matcher], visit: VisitDeltas<'_>) -> Reports;
     /// Visits what each shard that is owned here holds at or above its checkpoint and the catalogue lacks. Other nodes are not asked: what
     /// their shards hold shows after their next flush.
-    fn catalogue(&self, asked: &[Asked], tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
-        let _ = (asked, tenant, visit);
+    fn catalogue(&self, _asked: &[Asked], _tenant: &str, _visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
         Reports::new()
     }
     /// Visits what each shard has counted at or above its checkpoint.

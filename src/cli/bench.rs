@@ -6,6 +6,7 @@ mod events;
 mod load;
 mod queries;
 mod server;
+mod shape;
 mod victoria;
 mod warm_up;
 mod wire;
@@ -16,8 +17,8 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use self::events::Shape;
 use self::server::Server;
+use self::shape::Shape;
 use super::client::key_or_variable;
 
 #[derive(Debug, Args)]

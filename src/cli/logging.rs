@@ -6,12 +6,12 @@
 use std::io::{IsTerminal, Write};
 
 /// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
-pub fn start(json: bool) {
+pub(super) fn start(json: bool) {
     start_with("warn,rollmill=info,ractor_cluster=error", json);
 }
 
 /// For a command that runs parts of a node and prints a result of its own: warnings only.
-pub fn start_quietly() {
+pub(super) fn start_quietly() {
     start_with("warn,ractor_cluster=error", false);
 }
 

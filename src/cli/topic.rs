@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use crate::config::{Config, key};
-use crate::node::{backends, move_topic};
-use crate::persistence::log::kafka::topic::Description;
+use crate::node::backends::{self, Description, Difference};
+use crate::node::move_topic;
 
 #[derive(Debug, Args)]
 pub(super) struct TopicArgs {
@@ -154,7 +154,7 @@ fn table(topic: &Description) -> comfy_table::Table {
 }
 
 fn json(topic: &Description) -> serde_json::Value {
-    let difference = |d: &crate::persistence::log::kafka::topic::Difference| {
+    let difference = |d: &Difference| {
         serde_json::json!({ "what": d.what, "found": d.found, "wanted": d.wanted, "why": d.why,
             "nodes_serve": d.is_harmless })
     };

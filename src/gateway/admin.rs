@@ -10,7 +10,7 @@ use axum::response::Response;
 
 use super::auth::Scope;
 use super::error::ApiError;
-use super::routes::{GivenParams, json, params};
+use super::extract::{GivenParams, json, params};
 use super::{Gateway, decode};
 use crate::query::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError};
 

@@ -28,7 +28,7 @@ const STEP: u64 = 64 * 1024;
 
 /// Why a connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub(super) enum Cut {
     /// A newer one needed its place.
     GaveWay,
     /// Its answer was not taken in time.
@@ -48,12 +48,12 @@ impl Cut {
 }
 
 /// Counts a connection that is cut.
-pub fn count_cut(why: Cut) {
+pub(super) fn count_cut(why: Cut) {
     metrics::counter!(telemetry::CONNECTIONS_CUT, "reason" => why.name()).increment(1);
 }
 
 /// All connections of a server.
-pub struct Connections {
+pub(super) struct Connections {
     max_of_nobody: usize,
     max_per_address: usize,
     shares: Arc<Shares>,
@@ -104,13 +104,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Connections {
     /// At most so many connections, and from one address; 0 is no limit of its own for addresses.
-    pub fn new(max: usize, max_per_address: usize, shares: Arc<Shares>) -> Arc<Self> {
+    pub(super) fn new(max: usize, max_per_address: usize, shares: Arc<Shares>) -> Arc<Self> {
         Arc::new(Self { max_of_nobody: (max - max / 4).max(1), max_per_address, shares, open: Mutex::default() })
     }
 
     /// Takes a new connection, which is nobody's at first; another one of nobody gives way if there are too many. None if its address has
     /// too many.
-    pub fn open(self: &Arc<Self>, address: IpAddr) -> Option<Arc<Connection>> {
+    pub(super) fn open(self: &Arc<Self>, address: IpAddr) -> Option<Arc<Connection>> {
         // Whatever is upgraded may be the last of its kind, and takes the lock when it is dropped.
         let mut looked_at = Vec::new();
         let mut open = lock(&self.open);
@@ -142,7 +142,7 @@ impl Connections {
     }
 
     /// Asks the oldest connection of nobody, if there is one, to give way.
-    pub fn make_room(&self) {
+    pub(super) fn make_room(&self) {
         let mut looked_at = Vec::new();
         lock(&self.open).oldest_gives_way(&mut looked_at);
     }

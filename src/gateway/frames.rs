@@ -8,7 +8,7 @@ const MAX_HEAD: usize = 14;
 
 /// Where the stream of frames is.
 #[derive(Debug, Default)]
-pub struct Frames {
+pub(super) struct Frames {
     head: [u8; MAX_HEAD],
     head_bytes: usize,
     /// Of the payload that follows.
@@ -22,7 +22,7 @@ pub struct Frames {
 
 impl Frames {
     /// Follows these bytes.
-    pub fn push(&mut self, mut bytes: &[u8]) {
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.left == 0 {
                 let (first, rest) = bytes.split_at(1);
@@ -45,7 +45,7 @@ impl Frames {
     }
 
     /// Bytes of the message that has begun and is not whole; none if all are.
-    pub fn unfinished(&self) -> Option<u64> {
+    pub(super) fn unfinished(&self) -> Option<u64> {
         self.message
     }
 

@@ -10,10 +10,59 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-
-use super::auth::{KeysError, KeysFile};
+use serde::{Deserialize, Serialize};
 
 const WRITE_OF_OTHERS: u32 = 0o022;
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Send events.
+    Write,
+    /// Query.
+    Read,
+    /// Settle what was set aside of the tenant's own events.
+    Admin,
+    /// Operate the node: `/metrics`, the status, records that are nobody's. No tenant's events.
+    Operator,
+}
+
+/// A key as the keys file holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredKey {
+    /// The first characters of the key, by which people name it.
+    pub prefix: String,
+    /// SHA-256 of the whole key, in hexadecimal.
+    pub sha256: String,
+    /// Whose.
+    pub tenant: String,
+    /// What it may do.
+    pub scopes: Vec<Scope>,
+    /// Milliseconds since the epoch from which on it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<i64>,
+}
+
+/// The keys file: TOML, or JSON if its name ends so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysFile {
+    /// The keys.
+    #[serde(default)]
+    pub keys: Vec<StoredKey>,
+}
+
+/// Why there is no key table.
+#[derive(Debug, thiserror::Error)]
+#[error("the keys file {path} cannot be used: {why}")]
+pub struct KeysError {
+    /// The file.
+    pub path: String,
+    /// What is wrong.
+    pub why: String,
+}
 
 fn error(path: &Path, why: impl std::fmt::Display) -> KeysError {
     KeysError { path: path.display().to_string(), why: why.to_string() }

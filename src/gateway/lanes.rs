@@ -79,17 +79,21 @@ struct Inner {
 }
 
 /// The threads. They are started when they are needed, and end when this is dropped and nothing waits.
-pub struct Lanes(Arc<Inner>);
+pub(super) struct Lanes(Arc<Inner>);
 
 impl Lanes {
     /// At most `max` threads of this name, so much nicer than everything else: with 10 they get about a tenth on a busy machine. `one_tenant` says at any moment whether there is nobody to share with.
-    pub fn new(name: &'static str, nice: i32, max: usize, one_tenant: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(name: &'static str, nice: i32, max: usize, one_tenant: Arc<AtomicBool>) -> Self {
         let (state, changed) = (Mutex::default(), Condvar::new());
         Self(Arc::new(Inner { name, nice, max: max.max(1), one_tenant, state, changed }))
     }
 
     /// Runs the work when it is its turn. No answer comes if it panicked.
-    pub fn run<T: Send + 'static>(&self, tenant: &Arc<str>, work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        tenant: &Arc<str>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
         let (reply, answer) = oneshot::channel();
         let work: Work = Box::new(move || {
             // Nobody may wait any more.

@@ -10,6 +10,7 @@ pub mod auth;
 mod connections;
 pub mod decode;
 pub mod error;
+mod extract;
 mod frames;
 pub mod ingest;
 pub mod interner;

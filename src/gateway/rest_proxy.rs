@@ -15,11 +15,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use self::records::{Embedded, Record};
+use super::Gateway;
 use super::auth::Scope;
 use super::decode::{self, Format};
 use super::error::ApiError;
+use super::extract::{idempotency_of, part};
 use super::ingest::{self, Refusal};
-use super::{Gateway, routes};
 use crate::actors::gateway::ValidEvent;
 use crate::model::event;
 use crate::telemetry;
@@ -87,13 +88,13 @@ async fn take(
     body: Body,
 ) -> Result<Answer, ApiError> {
     let tenant = gateway.tenant_or_basic(headers, Scope::Write)?;
-    let topic: &str = &routes::part(topic)?;
+    let topic: &str = &part(topic)?;
     let embedded = embedded_of(headers)?;
     event::check_metric(topic).map_err(|error| {
         let message = format!("a topic is the metric of events that name none: {}", error.message);
         ApiError::new(StatusCode::NOT_FOUND, "topic_not_found", message)
     })?;
-    let idempotency = routes::idempotency_of(headers)?;
+    let idempotency = idempotency_of(headers)?;
     // Held until the answer, so that what waits for the log stays counted.
     let (body, mut reservation) = decode::read_body(gateway, &tenant, headers, body).await?;
     if embedded == Embedded::Binary {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{MatchedPath, Path, Query, Request, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -14,20 +14,14 @@ use axum::routing::{get, post};
 use super::auth::Scope;
 use super::connections::Connection;
 use super::error::ApiError;
+use super::extract::{Edge, GivenParams, given, idempotency_of, json, params, part};
 use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, shares, sites, ws};
 use crate::clock::Stopwatch;
 use crate::config::millis;
 use crate::model::budget::{Budget, Ended};
 use crate::model::event;
-use crate::query::params;
 use crate::query::service::{QueryError, QueryErrorKind, QueryService};
 use crate::telemetry;
-
-type Edge = State<Arc<Gateway>>;
-/// Parameters.
-pub(super) type Params = Vec<(String, String)>;
-/// A query string, perhaps one that cannot be read.
-pub(super) type GivenParams = Result<Query<Params>, QueryRejection>;
 
 /// All routes.
 pub fn router(gateway: Arc<Gateway>) -> Router {
@@ -91,11 +85,6 @@ async fn share(State(gateway): Edge, request: Request, next: Next) -> Response {
     }
     let response = next.run(request).await;
     shares::hold_answer(&gateway.shares, &tenant, response)
-}
-
-/// A finished JSON body.
-pub(super) fn json(body: String) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 impl Gateway {
@@ -218,51 +207,6 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, b
     let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
     let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
     Ok((status, axum::Json(outcome)).into_response())
-}
-
-/// `Idempotency-Key`, if it is there.
-///
-/// # Errors
-/// 400.
-pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    match headers.get("idempotency-key").map(HeaderValue::to_str) {
-        None => Ok(None),
-        Some(Ok(key)) if (1..=100).contains(&key.len()) => Ok(Some(key)),
-        Some(_) => {
-            let message = "Idempotency-Key is 1 to 100 visible ASCII characters";
-            Err(ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", message))
-        }
-    }
-}
-
-/// A part of the path.
-///
-/// # Errors
-/// 400.
-pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
-    path.map(|Path(part)| part)
-        .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8"))
-}
-
-/// The parameters of a query string, as they came.
-///
-/// # Errors
-/// 400.
-pub(super) fn given(query: GivenParams) -> Result<Params, ApiError> {
-    query
-        .map(|Query(p)| p)
-        .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "the query string cannot be read"))
-}
-
-/// The parameters of a route that takes these and no others. Every route reads its parameters here, or hands them on to where the same
-/// is done; after the key, so that nobody without one learns what a route takes.
-///
-/// # Errors
-/// 400: see [`params::Params::read`].
-pub(super) fn params(query: GivenParams, known: &[&str]) -> Result<Params, ApiError> {
-    let given = given(query)?;
-    params::Params::read(&given, known)?;
-    Ok(given)
 }
 
 async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {

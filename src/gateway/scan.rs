@@ -11,7 +11,7 @@ const LANE: usize = 16;
 
 /// A text whose parts cannot be told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Broken {
+pub(super) struct Broken {
     /// Where.
     pub at: usize,
     /// Where the part begins that was being read.
@@ -22,7 +22,7 @@ pub struct Broken {
 
 impl Broken {
     /// What is wrong, with line and column.
-    pub fn shown(&self, text: &[u8]) -> String {
+    pub(super) fn shown(&self, text: &[u8]) -> String {
         let (line, column) = position(text, self.at);
         if self.begun == self.at {
             return format!("{} at line {line} column {column}", self.why);
@@ -69,7 +69,7 @@ fn is_space(byte: u8) -> bool {
 }
 
 /// The first byte at or behind `at` that is no space.
-pub fn skip_space(text: &[u8], mut at: usize) -> usize {
+pub(super) fn skip_space(text: &[u8], mut at: usize) -> usize {
     while text.get(at).is_some_and(|b| is_space(*b)) {
         at += 1;
     }
@@ -127,7 +127,7 @@ fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, Broken> {
 ///
 /// # Errors
 /// If it does not end, or something stands behind it.
-pub fn only(text: &[u8], from: usize) -> Result<Range<usize>, Broken> {
+pub(super) fn only(text: &[u8], from: usize) -> Result<Range<usize>, Broken> {
     let end = value_end(text, from, true)?;
     match skip_space(text, end) {
         at if at < text.len() => Err(Broken { at, begun: at, why: "something stands behind the end" }),
@@ -140,7 +140,7 @@ pub fn only(text: &[u8], from: usize) -> Result<Range<usize>, Broken> {
 ///
 /// # Errors
 /// If elements cannot be told apart.
-pub fn elements(text: &[u8], from: usize, max: usize) -> Result<(Vec<Range<usize>>, usize), Broken> {
+pub(super) fn elements(text: &[u8], from: usize, max: usize) -> Result<(Vec<Range<usize>>, usize), Broken> {
     let mut found = Vec::new();
     let mut at = skip_space(text, from + 1);
     if text.get(at) == Some(&b']') {
@@ -160,7 +160,7 @@ pub fn elements(text: &[u8], from: usize, max: usize) -> Result<(Vec<Range<usize
 
 /// A member of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub(super) struct Member {
     /// Its name, with the quotes.
     pub name: Range<usize>,
     /// Its value.
@@ -168,7 +168,7 @@ pub struct Member {
 }
 
 /// The members of an object, one after the other, up to its end or to where it is broken.
-pub struct Members<'a> {
+pub(super) struct Members<'a> {
     text: &'a [u8],
     at: usize,
     ended: bool,
@@ -176,7 +176,7 @@ pub struct Members<'a> {
 
 impl<'a> Members<'a> {
     /// Those of the object that begins at `from`.
-    pub fn of(text: &'a [u8], from: usize) -> Self {
+    pub(super) fn of(text: &'a [u8], from: usize) -> Self {
         let at = skip_space(text, from + 1);
         Self { text, at, ended: text.get(from) != Some(&b'{') || text.get(at) == Some(&b'}') }
     }

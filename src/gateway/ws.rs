@@ -288,7 +288,7 @@ impl Session {
     async fn finish(mut self, end: End, cut: oneshot::Sender<()>) -> Option<oneshot::Sender<()>> {
         let (last, patience) = match end {
             End::TooSlow => {
-                // If the writer is gone already there is nobody to tell.
+                #[expect(clippy::let_underscore_must_use, reason = "if the writer is gone already there is nobody to tell")]
                 let _ = cut.send(());
                 return None;
             }
@@ -313,6 +313,7 @@ impl Session {
         let said: Result<(), End> = tokio::time::timeout(patience, said).await.unwrap_or(Ok(()));
         for message in last {
             if said.is_err() || self.send(message, None).await.is_err() {
+                #[expect(clippy::let_underscore_must_use, reason = "if the writer is gone already there is nobody to tell")]
                 let _ = cut.send(());
                 return None;
             }

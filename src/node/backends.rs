@@ -1,4 +1,5 @@
-//! The concrete backends, by configuration: with [`super::offline`] and [`super::rebuild`] the only place that names them.
+//! The concrete backends, by configuration: with [`super::offline`], [`super::rebuild`] and what moves data
+//! from one to another (`migrate`, `move_topic`) the only place that names them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use crate::persistence::cache::PartCache;
 use crate::persistence::cache::redis::{self, RedisCache, RedisOptions};
 use crate::persistence::log::EventLog;
 use crate::persistence::log::embedded::{EmbeddedLog, LogOptions};
-use crate::persistence::log::kafka::topic::{Admin, Description, Wish};
+use crate::persistence::log::kafka::topic::{Admin, Wish};
+pub use crate::persistence::log::kafka::topic::{Description, Difference};
 use crate::persistence::log::kafka::{Connection, KafkaLog, KafkaOptions, reach};
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{self, Keep, PostgresOptions, PostgresStore};

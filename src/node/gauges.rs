@@ -9,7 +9,7 @@ use crate::model::offset::ShardId;
 use crate::telemetry;
 
 /// Renders `/metrics`.
-pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
+pub(super) type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// What is read.
 pub(super) struct Gauges {

@@ -40,8 +40,8 @@ pub(super) struct Role {
 
 impl Role {
     /// From now on, other nodes are told of this one.
-    pub fn tell_of(&self, status: Arc<Status>) {
-        // There is one status for each node.
+    pub(super) fn tell_of(&self, status: Arc<Status>) {
+        #[expect(clippy::let_underscore_must_use, reason = "there is one status for each node")]
         let _ = self.status.set(status);
     }
 }

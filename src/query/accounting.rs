@@ -23,7 +23,7 @@ struct Row {
 
 /// The hours.
 #[derive(Debug, Default)]
-pub struct Books {
+pub(super) struct Books {
     hours: BTreeMap<Hour, Row>,
     /// Whole records that were set aside: whose they are, nobody can tell.
     nobodys: u64,
@@ -31,7 +31,7 @@ pub struct Books {
 
 impl Books {
     /// What is in the store: the tenant's, and what belongs to nobody.
-    pub fn stored(rows: &[AccountingDelta], nobodys: &[AccountingDelta]) -> Self {
+    pub(super) fn stored(rows: &[AccountingDelta], nobodys: &[AccountingDelta]) -> Self {
         let mut books = Self { nobodys: nobodys.iter().map(|row| row.quarantined).sum(), ..Self::default() };
         for row in rows {
             let hour = books.hours.entry(row.hour).or_default();
@@ -43,12 +43,12 @@ impl Books {
     }
 
     /// What is above the checkpoints.
-    pub fn pending(&mut self, row: &AccountingDelta) {
+    pub(super) fn pending(&mut self, row: &AccountingDelta) {
         self.hours.entry(row.hour).or_default().pending += row.aggregated + row.deduplicated + row.quarantined;
     }
 
     /// Their JSON.
-    pub fn render(&self, completeness: &Completeness) -> String {
+    pub(super) fn render(&self, completeness: &Completeness) -> String {
         let mut out = "{\"hours\":[".to_owned();
         for (at, (hour, row)) in self.hours.iter().enumerate() {
             out.push_str(if at > 0 { ",{\"hour\":" } else { "{\"hour\":" });
@@ -79,7 +79,7 @@ mod tests {
             quarantined,
         };
         let whole = Books::stored(&[row("t", 1)], &[row("", 2), row("", 1)]);
-        let shown = whole.render(&Completeness::of(&Vec::new(), 0, 1));
+        let shown = whole.render(&Completeness::of(&[], &Vec::new(), 0, 1));
         let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
         assert_eq!((&shown["hours"][0]["accepted"], &shown["nobodys_records_set_aside"]), (&8.into(), &3.into()), "{shown}");
     }

@@ -27,10 +27,10 @@ struct Key {
 }
 
 /// A part of an answer.
-pub type Part = Arc<DayPart>;
+pub(super) type Part = Arc<DayPart>;
 
 /// The cache of an engine; none if it may hold nothing.
-pub struct Cache {
+pub(super) struct Cache {
     first: Option<moka::sync::Cache<Key, Part>>,
     second: Option<Arc<dyn PartCache>>,
 }
@@ -47,7 +47,7 @@ fn weight(part: &DayPart) -> usize {
 
 impl Cache {
     /// A cache of so many bytes, with a second one behind it if there is one; 0 turns both off.
-    pub fn new(bytes: u64, second: Option<Arc<dyn PartCache>>) -> Self {
+    pub(super) fn new(bytes: u64, second: Option<Arc<dyn PartCache>>) -> Self {
         let weigher =
             |key: &Key, part: &Part| u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX);
         let first = (bytes > 0).then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build());
@@ -55,12 +55,12 @@ impl Cache {
     }
 
     /// Looks up the parts of days, in their order.
-    pub fn look_up<'a>(&'a self, tenant: &'a str, plan: &'a Plan, days: &'a [(i32, u64)]) -> LookUp<'a> {
+    pub(super) fn look_up<'a>(&'a self, tenant: &'a str, plan: &'a Plan, days: &'a [(i32, u64)]) -> LookUp<'a> {
         LookUp { cache: self, tenant, plan, days, found: Vec::new().into_iter() }
     }
 
     /// Keeps the part of a day.
-    pub fn put(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Part) {
+    pub(super) fn put(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Part) {
         if let Some(second) = &self.second {
             let name = PartName::new(tenant, plan, day, revision);
             second.put(name.public(), name.encode(&part));
@@ -110,7 +110,7 @@ impl Cache {
 }
 
 /// The parts of days, looked up a few days ahead, so that a long range neither asks day by day nor holds everything at once.
-pub struct LookUp<'a> {
+pub(super) struct LookUp<'a> {
     cache: &'a Cache,
     tenant: &'a str,
     plan: &'a Plan,
@@ -120,7 +120,7 @@ pub struct LookUp<'a> {
 
 impl LookUp<'_> {
     /// The part of the next day, if it is kept.
-    pub fn next_part(&mut self) -> Option<Part> {
+    pub(super) fn next_part(&mut self) -> Option<Part> {
         if self.found.len() == 0 {
             let (now, later) = self.days.split_at(self.days.len().min(BATCH));
             self.days = later;

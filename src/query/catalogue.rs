@@ -9,7 +9,7 @@ use crate::shards::state::NewEntry;
 
 /// The metrics of a tenant.
 #[derive(Debug, Default)]
-pub struct Catalogue {
+pub(super) struct Catalogue {
     metrics: BTreeMap<String, MetricInfo>,
     /// Overflow series that were added: each shard admits the one of a metric for itself.
     overflow: BTreeSet<SeriesId>,
@@ -17,13 +17,13 @@ pub struct Catalogue {
 
 impl Catalogue {
     /// What the store has.
-    pub fn stored(metrics: Vec<MetricInfo>) -> Self {
+    pub(super) fn stored(metrics: Vec<MetricInfo>) -> Self {
         let metrics = metrics.into_iter().map(|info| (info.metric.clone(), info)).collect();
         Self { metrics, overflow: BTreeSet::new() }
     }
 
     /// Adds what a shard holds.
-    pub fn add(&mut self, entry: NewEntry<'_>) {
+    pub(super) fn add(&mut self, entry: NewEntry<'_>) {
         match entry {
             NewEntry::Series(info) => {
                 let series = &info.series;
@@ -53,7 +53,7 @@ impl Catalogue {
     }
 
     /// The metrics, ascending.
-    pub fn metrics(self) -> impl Iterator<Item = MetricInfo> {
+    pub(super) fn metrics(self) -> impl Iterator<Item = MetricInfo> {
         self.metrics.into_values()
     }
 }

@@ -1,9 +1,11 @@
 //! What an answer lacks: shards that did not answer, or are behind.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::json;
-use crate::actors::live::{LiveError, Reports};
+use crate::actors::live::{Asked, LiveError, Reports};
+use crate::invariants::{Invariant, check};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
 
@@ -15,7 +17,7 @@ struct Missing {
 }
 
 /// How much of the truth an answer is.
-pub struct Completeness {
+pub(super) struct Completeness {
     missing: Vec<Missing>,
     as_of: Millis,
     shards: usize,
@@ -23,10 +25,23 @@ pub struct Completeness {
     overflow: Option<u64>,
 }
 
+/// The shards that nobody reported on. There is a report for each that was asked, if only an error: without one, an answer that lacks
+/// the shard would seem whole.
+fn unheard(asked: &[Asked], reports: &Reports) -> Vec<Missing> {
+    let heard: BTreeSet<ShardId> = reports.iter().map(|(shard, _)| *shard).collect();
+    let silent: Vec<ShardId> = asked.iter().map(|(shard, _)| *shard).filter(|shard| !heard.contains(shard)).collect();
+    check(Invariant::HonestQueries, silent.is_empty() && heard.len() == reports.len(), || {
+        format!("{} reports of {} shards: none of {silent:?}", reports.len(), asked.len())
+    });
+    let missing = |shard| Missing { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
+    silent.into_iter().map(missing).collect()
+}
+
 impl Completeness {
-    /// From what the shards reported. One whose report is older than `stale_after_ms` is behind.
-    pub fn of(reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
-        let mut completeness = Self { missing: Vec::new(), as_of: now, shards: reports.len(), moved: false, overflow: None };
+    /// From what the shards that were asked reported. One whose report is older than `stale_after_ms` is behind.
+    pub(super) fn of(asked: &[Asked], reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
+        let mut completeness = Self { missing: Vec::new(), as_of: now, shards: asked.len(), moved: false, overflow: None };
+        completeness.missing = unheard(asked, reports);
         for &(shard, report) in reports {
             match report {
                 Ok(report) => {
@@ -49,22 +64,22 @@ impl Completeness {
     }
 
     /// Whether a shard moved between the snapshot and its answer: a new snapshot knows where to.
-    pub fn moved(&self) -> bool {
+    pub(super) fn moved(&self) -> bool {
         self.moved
     }
 
     /// With the number of events whose labels are not kept, if the answer would tell labels apart.
-    pub fn with_overflow(self, overflow: Option<u64>) -> Self {
+    pub(super) fn with_overflow(self, overflow: Option<u64>) -> Self {
         Self { overflow, ..self }
     }
 
     /// Whether anything is missing.
-    pub fn partial(&self) -> bool {
+    pub(super) fn partial(&self) -> bool {
         !self.missing.is_empty()
     }
 
     /// Its JSON.
-    pub fn render(&self, out: &mut String) {
+    pub(super) fn render(&self, out: &mut String) {
         _ = write!(out, "{{\"partial\":{},\"shards\":{},\"missing\":[", self.partial(), self.shards);
         for (at, missing) in self.missing.iter().enumerate() {
             let comma = if at > 0 { "," } else { "" };
@@ -81,5 +96,22 @@ impl Completeness {
         out.push_str(",\"as_of\":");
         json::time(out, self.as_of);
         out.push('}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::invariants::tests::violations;
+
+    #[test]
+    fn a_shard_that_nobody_reported_on_is_missing_and_a_violation() {
+        let asked = [(ShardId(0), None), (ShardId(1), None)];
+        let reports = vec![(ShardId(0), Err(LiveError::Overloaded))];
+        assert_eq!(violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &reports, 0, 1))), 1);
+        let whole = vec![reports[0], (ShardId(1), Err(LiveError::Moved))];
+        assert_eq!(violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &whole, 0, 1))), 0);
+        let twice = vec![whole[0], whole[1], whole[1]];
+        assert_eq!(violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &twice, 0, 1))), 1);
     }
 }

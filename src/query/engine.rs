@@ -12,8 +12,8 @@ use super::days::{self, start};
 use super::groups::{Cost, Group, Groups};
 use super::json;
 use super::listing::Listing;
-use super::params::Params;
-use super::plan::{Plan, bad, plan};
+use super::params::{Params, bad};
+use super::plan::{Plan, plan};
 use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
 use crate::actors::live::{Asked, LiveReader};
@@ -266,7 +266,7 @@ impl QueryEngine {
         };
         let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| groups.add_live(series, hour, rollup);
         let reports = self.live.read(asked, &question, &plan.matchers, &mut visit);
-        Completeness::of(&reports, now, self.limits.stale_after_ms)
+        Completeness::of(asked, &reports, now, self.limits.stale_after_ms)
     }
 
     /// The metrics of a tenant, those of which no flush has written anything yet too.
@@ -312,7 +312,7 @@ impl QueryEngine {
         drop(snapshot);
         let now = self.clock.now();
         let reports = self.live.accounting(&asked, &AccountingQuestion { tenant, from, to }, &mut |_, row| books.pending(row));
-        Ok((books, Completeness::of(&reports, now, self.limits.stale_after_ms)))
+        Ok((books, Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
     }
 
     fn render(

@@ -23,11 +23,11 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
 /// Values of the `by` labels.
-pub type GroupKey = Vec<String>;
+pub(super) type GroupKey = Vec<String>;
 
 /// One series of an answer.
 #[derive(Debug, Clone)]
-pub struct Group {
+pub(super) struct Group {
     /// Its labels.
     pub key: GroupKey,
     /// Its points, ascending.
@@ -53,7 +53,7 @@ impl Group {
 
 /// What merging may cost.
 #[derive(Debug, Clone, Copy)]
-pub struct Cost<'a> {
+pub(super) struct Cost<'a> {
     /// The query's budget.
     pub budget: &'a Budget,
     /// Points of the whole answer; none if only its end tells how many those are.
@@ -71,7 +71,7 @@ const LABEL_BYTES: usize = 64;
 
 /// What is kept of one day of an answer.
 #[derive(Debug, Clone, Default)]
-pub struct DayPart {
+pub(super) struct DayPart {
     /// Its groups.
     pub groups: Vec<Group>,
     /// Events of the overflow series, if the query counts them.
@@ -79,7 +79,7 @@ pub struct DayPart {
 }
 
 /// The groups of one answer, or of one day of it.
-pub struct Groups<'a> {
+pub(super) struct Groups<'a> {
     plan: &'a Plan,
     groups: Vec<Group>,
     /// Places of groups by their keys, which are held by the groups alone. The values of labels are strangers': the hash has a random seed.
@@ -98,7 +98,7 @@ pub struct Groups<'a> {
 
 impl<'a> Groups<'a> {
     /// No groups.
-    pub fn new(plan: &'a Plan, cost: Cost<'a>) -> Self {
+    pub(super) fn new(plan: &'a Plan, cost: Cost<'a>) -> Self {
         Self {
             plan,
             groups: Vec::new(),
@@ -115,17 +115,17 @@ impl<'a> Groups<'a> {
     }
 
     /// Number of points.
-    pub fn points(&self) -> usize {
+    pub(super) fn points(&self) -> usize {
         self.points
     }
 
     /// What merging may cost.
-    pub fn cost(&self) -> Cost<'a> {
+    pub(super) fn cost(&self) -> Cost<'a> {
         self.cost
     }
 
     /// Merges one live delta. If events of the overflow series are counted it comes whatever the matchers say.
-    pub fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+    pub(super) fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
         if self.plan.overflow.is_some() && series.series.is_overflow() {
             self.overflow += rollup.figures.count;
             if !self.plan.matchers.iter().all(|matcher| matcher.matches(&series.series)) {
@@ -136,7 +136,7 @@ impl<'a> Groups<'a> {
     }
 
     /// Merges one rollup of a series.
-    pub fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+    pub(super) fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
         if self.cost.budget.ended().is_some() {
             return;
         }
@@ -161,7 +161,7 @@ impl<'a> Groups<'a> {
     }
 
     /// Merges groups that were merged before.
-    pub fn absorb(&mut self, part: &DayPart) {
+    pub(super) fn absorb(&mut self, part: &DayPart) {
         self.overflow += part.overflow;
         for group in &part.groups {
             if self.cost.budget.ended().is_some() {
@@ -173,7 +173,7 @@ impl<'a> Groups<'a> {
     }
 
     /// The groups as they are.
-    pub fn into_part(mut self) -> DayPart {
+    pub(super) fn into_part(mut self) -> DayPart {
         DayPart { groups: std::mem::take(&mut self.groups), overflow: self.overflow }
     }
 
@@ -236,7 +236,7 @@ impl<'a> Groups<'a> {
     }
 
     /// The groups in the order asked for, cut at the limit. Those of one rank are by their labels.
-    pub fn ordered(&self) -> Vec<&Group> {
+    pub(super) fn ordered(&self) -> Vec<&Group> {
         let mut groups: Vec<_> = self.groups.iter().collect();
         groups.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         if self.plan.order != Order::Labels {

@@ -8,13 +8,13 @@ use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
 
 /// A JSON string.
-pub fn string(out: &mut String, text: &str) {
+pub(super) fn string(out: &mut String, text: &str) {
     // A string always serialises.
     out.push_str(&serde_json::Value::from(text).to_string());
 }
 
 /// A time, quoted.
-pub fn time(out: &mut String, t: Millis) {
+pub(super) fn time(out: &mut String, t: Millis) {
     match jiff::Timestamp::from_millisecond(t) {
         Ok(at) => _ = write!(out, "\"{at}\""),
         Err(_) => out.push_str("null"),
@@ -22,7 +22,7 @@ pub fn time(out: &mut String, t: Millis) {
 }
 
 /// One point.
-pub fn point(out: &mut String, plan: &Plan, start: Millis, end: Millis, rollup: &Rollup) {
+pub(super) fn point(out: &mut String, plan: &Plan, start: Millis, end: Millis, rollup: &Rollup) {
     out.push_str("{\"t\":");
     time(out, start);
     for &agg in &plan.aggs {

@@ -1,7 +1,6 @@
 //! Parts of long lists: names that begin with a prefix, so many at once, and where the next ones begin. Pure.
 
-use super::params::Params;
-use super::plan::bad;
+use super::params::{Params, bad};
 use super::service::QueryError;
 use crate::model::budget::Budget;
 use crate::persistence::store::Page;
@@ -10,7 +9,7 @@ use crate::persistence::store::Page;
 const LIMIT: usize = 10_000;
 
 /// What is asked of a list.
-pub struct Listing<'a> {
+pub(super) struct Listing<'a> {
     params: &'a [(String, String)],
     limit: usize,
 }
@@ -20,7 +19,7 @@ impl<'a> Listing<'a> {
     ///
     /// # Errors
     /// Names the parameter and what it takes.
-    pub fn of(params: &'a [(String, String)], more: &[&str]) -> Result<Self, QueryError> {
+    pub(super) fn of(params: &'a [(String, String)], more: &[&str]) -> Result<Self, QueryError> {
         let known: Vec<&str> = ["prefix", "after", "limit"].iter().chain(more).copied().collect();
         Params::read(params, &known)?;
         let listing = Self { params, limit: LIMIT };
@@ -35,12 +34,12 @@ impl<'a> Listing<'a> {
     }
 
     /// A parameter.
-    pub fn get(&self, name: &str) -> Option<&'a str> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a str> {
         self.params.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
     /// What is asked of the store: one more than the limit, to know whether there are more.
-    pub fn page<'b>(&self, budget: &'b Budget) -> Page<'b>
+    pub(super) fn page<'b>(&self, budget: &'b Budget) -> Page<'b>
     where
         'a: 'b,
     {
@@ -49,7 +48,7 @@ impl<'a> Listing<'a> {
     }
 
     /// Cuts the list at the limit. If there are more, the last one that is left.
-    pub fn cut<'l, T>(&self, list: &'l mut Vec<T>) -> Option<&'l T> {
+    pub(super) fn cut<'l, T>(&self, list: &'l mut Vec<T>) -> Option<&'l T> {
         if list.len() <= self.limit {
             return None;
         }

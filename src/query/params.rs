@@ -3,8 +3,7 @@
 //! Whoever asks trusts that what is not refused is used. A parameter that is ignored, because its name is wrong, because another of the
 //! same name came later, or because its value is missing, makes an answer to another question.
 
-use super::plan::bad;
-use super::service::QueryError;
+use super::service::{QueryError, QueryErrorKind};
 use crate::model::window::Millis;
 
 /// What is nearer than this to a known name was perhaps meant.
@@ -67,6 +66,11 @@ impl<'p> Params<'p> {
             }
         }
     }
+}
+
+/// A refusal of the parameters.
+pub(super) fn bad(code: &'static str, message: impl Into<String>) -> QueryError {
+    QueryError { code, message: message.into(), kind: QueryErrorKind::Bad }
 }
 
 /// What an answer repeats of a text that may be a whole request long.

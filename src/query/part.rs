@@ -19,11 +19,11 @@ const CODE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + CODE_BYTES;
 
 /// What a part is found by.
-pub struct PartName([u8; 32]);
+pub(super) struct PartName([u8; 32]);
 
 impl PartName {
     /// Of a tenant's query, a day and its revision.
-    pub fn new(tenant: &str, plan: &Plan, day: i32, revision: u64) -> Self {
+    pub(super) fn new(tenant: &str, plan: &Plan, day: i32, revision: u64) -> Self {
         let mut material = Vec::new();
         for text in [env!("CARGO_PKG_VERSION"), tenant, plan.key.as_str()] {
             material.extend((text.len() as u64).to_be_bytes());
@@ -35,7 +35,7 @@ impl PartName {
     }
 
     /// The name in the cache.
-    pub fn public(&self) -> [u8; 32] {
+    pub(super) fn public(&self) -> [u8; 32] {
         *blake3::keyed_hash(&self.0, b"name").as_bytes()
     }
 
@@ -48,7 +48,7 @@ impl PartName {
     }
 
     /// The part as bytes.
-    pub fn encode(&self, part: &DayPart) -> Vec<u8> {
+    pub(super) fn encode(&self, part: &DayPart) -> Vec<u8> {
         let mut out = vec![VERSION; HEAD_BYTES];
         out.extend(part.overflow.to_be_bytes());
         out.extend((part.groups.len() as u32).to_be_bytes());
@@ -73,7 +73,7 @@ impl PartName {
     ///
     /// # Errors
     /// If they are anything but what [`PartName::encode`] made for this name.
-    pub fn decode(&self, bytes: &[u8]) -> Result<DayPart, CodecError> {
+    pub(super) fn decode(&self, bytes: &[u8]) -> Result<DayPart, CodecError> {
         let mut input = bytes;
         if take(&mut input)? != [VERSION] {
             return Err(bad("unknown version"));

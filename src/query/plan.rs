@@ -2,18 +2,18 @@
 
 use jiff::tz::TimeZone;
 
-use super::matchers;
-use super::params::{Params, shown};
-use super::service::{QueryError, QueryErrorKind};
+use super::matchers::{self, check_label_name};
+use super::params::{Params, bad, shown};
+use super::service::QueryError;
 use super::steps::{STEPS, Step};
-use crate::model::event::{self, MAX_LABELS};
+use crate::model::event::MAX_LABELS;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::Matcher;
 
 /// One requested aggregate.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Agg {
+pub(super) enum Agg {
     /// Events.
     Count,
     /// Sum of the values.
@@ -49,7 +49,7 @@ const AGGS: &[(&str, Agg)] = &[
 
 impl Agg {
     /// Its key in answers.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         AGGS.iter().find(|(_, agg)| *agg == self).map_or("", |(name, _)| name)
     }
 }
@@ -58,7 +58,7 @@ const PARAMETERS: &[&str] = &["metric", "from", "to", "step", "tz", "agg", "by",
 
 /// How the series of an answer are ordered and cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(super) enum Order {
     /// By labels.
     Labels,
     /// By the first aggregate over the whole range, largest first.
@@ -71,7 +71,7 @@ const ORDERS: &[(&str, Order)] = &[("labels", Order::Labels), ("desc", Order::De
 
 /// A checked query.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(super) struct Plan {
     /// Which metric.
     pub metric: String,
     /// First millisecond, snapped outward to the step.
@@ -100,16 +100,11 @@ pub struct Plan {
     pub key: String,
 }
 
-/// A refusal of the parameters.
-pub fn bad(code: &'static str, message: impl Into<String>) -> QueryError {
-    QueryError { code, message: message.into(), kind: QueryErrorKind::Bad }
-}
-
 /// Checks the parameters.
 ///
 /// # Errors
 /// Names the parameter and what it takes.
-pub fn plan(params: &[(String, String)], now: Millis) -> Result<Plan, QueryError> {
+pub(super) fn plan(params: &[(String, String)], now: Millis) -> Result<Plan, QueryError> {
     let params = Params::read(params, PARAMETERS)?;
     let metric = params.get("metric").ok_or_else(|| bad("metric_missing", "the parameter metric is required"))?.to_owned();
     let step = params.word("step", "step_invalid", STEPS)?.unwrap_or(Step::Hours(1));
@@ -173,14 +168,6 @@ fn labels(text: &str) -> Result<Vec<String>, QueryError> {
     Ok(labels)
 }
 
-/// Whether a series can have a label of this name: one that events may carry, or that of the overflow series.
-pub(super) fn check_label_name(name: &str) -> Result<(), String> {
-    if name == OVERFLOW_LABEL.0 {
-        return Ok(());
-    }
-    event::check_label(name, "").map_err(|why| format!("{:?} is no label: {}", shown(name), why.message))
-}
-
 fn limit(text: &str) -> Result<usize, QueryError> {
     let number = text.parse().ok().filter(|number| *number > 0);
     number.ok_or_else(|| bad("limit_invalid", format!("limit is a whole number from 1 on, not {:?}", shown(text))))
@@ -188,19 +175,19 @@ fn limit(text: &str) -> Result<usize, QueryError> {
 
 impl Plan {
     /// First hour.
-    pub fn first_hour(&self) -> Hour {
+    pub(super) fn first_hour(&self) -> Hour {
         Hour::of(self.from)
     }
     /// First hour behind.
-    pub fn end_hour(&self) -> Hour {
+    pub(super) fn end_hour(&self) -> Hour {
         Hour::of(self.to + HOUR_MS - 1)
     }
     /// Whether a quantile is asked for.
-    pub fn wants_quantiles(&self) -> bool {
+    pub(super) fn wants_quantiles(&self) -> bool {
         self.aggs.iter().any(|agg| matches!(agg, Agg::Quantile(..)))
     }
     /// Whether distinct users are asked for.
-    pub fn wants_distinct(&self) -> bool {
+    pub(super) fn wants_distinct(&self) -> bool {
         self.aggs.contains(&Agg::Distinct)
     }
 }

@@ -12,7 +12,7 @@ use crate::model::window::Millis;
 
 /// The figure of a series over its whole range.
 #[derive(Debug, Clone, Copy)]
-pub enum Rank {
+pub(super) enum Rank {
     /// A whole number.
     Whole(u128),
     /// A value.
@@ -25,7 +25,7 @@ pub enum Rank {
 
 impl Rank {
     /// Of all points of a series; none if they have no such figure.
-    pub fn of(agg: Agg, points: &[(Millis, Rollup)]) -> Option<Self> {
+    pub(super) fn of(agg: Agg, points: &[(Millis, Rollup)]) -> Option<Self> {
         let figures = || points.iter().map(|(_, rollup)| &rollup.figures);
         let values: u64 = figures().map(|f| f.value_count).sum();
         if values == 0 && !matches!(agg, Agg::Count | Agg::Rate | Agg::Distinct) {
@@ -58,7 +58,7 @@ impl Rank {
 }
 
 /// Compares the figures of two series: the larger or the smaller one first, and none last either way.
-pub fn order(a: Option<&Rank>, b: Option<&Rank>, descending: bool) -> Ordering {
+pub(super) fn order(a: Option<&Rank>, b: Option<&Rank>, descending: bool) -> Ordering {
     match (a, b) {
         (Some(a), Some(b)) if descending => b.compare(a),
         (Some(a), Some(b)) => a.compare(b),
@@ -80,7 +80,7 @@ fn merged(points: &[(Millis, Rollup)]) -> Rollup {
 
 /// A whole number of 192 bits: `high × 2^64 + low`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Wide {
+pub(super) struct Wide {
     high: i128,
     low: u64,
 }

@@ -35,7 +35,7 @@ pub fn patient_client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, 
     send_until(number, seed, Sender { agent: within(Duration::from_secs(50)), urls, at: number as usize }, ledger, stop);
 }
 
-fn send_until(number: u64, seed: u64, mut sender: Sender, ledger: &Ledger, stop: &AtomicBool) {
+fn send_until(number: u64, seed: u64, mut sender: Sender<'_>, ledger: &Ledger, stop: &AtomicBool) {
     let mut rng = Rng(seed ^ (number + 1).wrapping_mul(0xabcd_ef01));
     let mut serial = 0;
     let mut earlier: Vec<String> = Vec::new();

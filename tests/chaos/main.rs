@@ -4,6 +4,7 @@
 //! pressure, not the same run. `embedded` kills one node, `cluster` everything that a cluster is made of.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)] // real processes take real time, and a run says what it did
+#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
 
 mod cluster;
 mod embedded;

@@ -1,5 +1,6 @@
 //! The real binary, used as its users use it.
 #![allow(clippy::disallowed_methods)] // processes are waited for in real time
+#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
 
 #[path = "../support/mod.rs"]
 mod support;

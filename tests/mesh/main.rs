@@ -1,5 +1,6 @@
 //! Several nodes, each a process: one answer, whichever is asked; and what is left of it when nodes are killed, frozen or cut off.
 #![allow(clippy::disallowed_methods)] // processes are waited for in real time
+#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
 
 mod node;
 #[path = "../support/ports.rs"]

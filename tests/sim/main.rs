@@ -2,6 +2,7 @@
 //! store and archive that fail as badly as their ports allow. One seed is one schedule; the same seed gives the same schedule.
 //!
 //! `ROLLMILL_SIM_SEEDS=1000000 cargo test --test sim` runs more seeds, `ROLLMILL_SIM_SEED=7` runs one and prints its trace.
+#![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
 
 mod checks;
 mod client;

@@ -1,4 +1,5 @@
 //! An S3 server on loopback over a directory, for `make cluster`: prints its endpoint, ends when standard input ends.
+#![allow(unreachable_pub)] // it shares a file with the tests
 
 #[path = "s3.rs"]
 mod s3;

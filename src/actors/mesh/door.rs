@@ -62,7 +62,7 @@ impl Actor for Door {
 }
 
 fn send(reply: RpcReplyPort<Vec<u8>>, bytes: Vec<u8>) -> Result<(), ActorProcessingErr> {
-    // Whoever asked may be gone.
+    #[expect(clippy::let_underscore_must_use, reason = "whoever asked may be gone")]
     let _ = reply.send(bytes);
     Ok(())
 }

@@ -30,11 +30,11 @@ struct Gate {
 
 /// The gates of all connections, by the address of the peer.
 #[derive(Debug, Default)]
-pub struct Gates(Mutex<HashMap<String, Weak<Gate>>>);
+pub(super) struct Gates(Mutex<HashMap<String, Weak<Gate>>>);
 
 impl Gates {
     /// The session of this address is authenticated.
-    pub fn open(&self, address: &str) {
+    pub(super) fn open(&self, address: &str) {
         let gate = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(address).and_then(|gate| gate.upgrade());
         if let Some(gate) = gate {
             gate.open.store(true, Ordering::Release);
@@ -43,7 +43,7 @@ impl Gates {
     }
 
     /// A connection behind a closed gate.
-    pub fn guard(
+    pub(super) fn guard(
         &self,
         peer: String,
         reader: impl AsyncRead + Send + Unpin + 'static,

@@ -21,7 +21,7 @@ const MAX_HANDSHAKES: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections for as long as it runs, and hands those that pass the handshake to the server of sessions.
-pub async fn run(
+pub(super) async fn run(
     listener: Arc<TcpListener>,
     tls: Option<Tls>,
     gates: Arc<Gates>,
@@ -44,7 +44,10 @@ pub async fn run(
             match tokio::time::timeout(handshake, accepted(stream, address, tls, &gates)).await {
                 Ok(Ok(stream)) => {
                     let opened = NodeServerMessage::ConnectionOpenedExternal { stream: Box::new(stream), is_server: true };
-                    // A server that is gone takes its sessions with it; the mesh starts again.
+                    #[expect(
+                        clippy::let_underscore_must_use,
+                        reason = "a server that is gone takes its sessions with it; the mesh starts again"
+                    )]
                     let _ = server.cast(opened);
                 }
                 Ok(Err(error)) => tracing::debug!(%address, %error, "a connection of another node failed"),
@@ -73,7 +76,7 @@ async fn accepted(stream: TcpStream, peer: SocketAddr, tls: Option<Tls>, gates: 
 ///
 /// # Errors
 /// What failed.
-pub async fn connect(address: &str, tls: Option<&Tls>, gates: &Gates) -> Result<Connection, String> {
+pub(super) async fn connect(address: &str, tls: Option<&Tls>, gates: &Gates) -> Result<Connection, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let peer = stream.peer_addr().map_err(|e| e.to_string())?.to_string();

@@ -210,7 +210,7 @@ impl Peer {
             let outcome = peer.question(question.clone(), deadline).await;
             let waiting = peer.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
             for Waiting { number, to } in waiting.into_iter().flatten() {
-                // One whose own deadline has passed listens no more.
+                #[expect(clippy::let_underscore_must_use, reason = "one whose own deadline has passed listens no more")]
                 let _ = to.try_send((number, outcome.clone()));
             }
         });

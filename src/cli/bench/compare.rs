@@ -11,10 +11,10 @@ use anyhow::{Context, bail};
 
 use self::table::{Column, Comparison, Figure};
 use super::BenchArgs;
-use super::events::Shape;
 use super::load::{self, Begin, Outcome, Plan, Target, percentile_ms};
 use super::queries::{self, Asked, Filling, SERIES};
 use super::server::Server;
+use super::shape::Shape;
 use super::victoria;
 use super::wire::Wire;
 use crate::clock::{Clock, Stopwatch, SystemClock};

@@ -9,7 +9,8 @@ use anyhow::bail;
 
 use super::Figures;
 use super::client::Client;
-use super::events::{Body, Shape};
+use super::events::Body;
+use super::shape::Shape;
 use super::wire::Wire;
 use crate::cli::client::Answer;
 use crate::clock::{Clock, Stopwatch, SystemClock};

@@ -8,8 +8,8 @@ use anyhow::bail;
 
 use super::Figures;
 use super::client::Client;
-use super::events::Shape;
 use super::load::{self, Target, percentile_ms};
+use super::shape::Shape;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::model::window::HOUR_MS;
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::events::Shape;
 use super::load::{self, Line, Target};
 use super::server::Server;
+use super::shape::Shape;
 use crate::clock::{Clock, Stopwatch, SystemClock};
 
 /// Events of a request.

@@ -1,6 +1,6 @@
 //! How each server is spoken to: ours, and the one it is compared with.
 
-use super::events::Shape;
+use super::shape::Shape;
 
 /// A way to send events and to ask how many have arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use parquet::file::metadata::KeyValue;
 use serde::{Deserialize, Serialize};
 
-use super::parquet::Times;
 use crate::model::CodecError;
+use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ObjectName};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::series::SeriesId;
@@ -25,6 +25,29 @@ const NO_SUM: [u8; 8] = *b"00000000";
 const SUM_FOLLOWS: [u8; 2] = [0x18, 8];
 /// Length of the footer and magic number, at the end of the file.
 const TAIL: usize = 8;
+
+/// When the records of an object were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Times {
+    /// Append time of the first and last.
+    pub(super) appended: (Millis, Millis),
+    /// The least and the greatest received time.
+    pub(super) received: (Millis, Millis),
+}
+
+impl Times {
+    /// Those of consecutive records.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub(super) fn of(records: &[LogRecord]) -> Result<Self, CodecError> {
+        let none = || CodecError::new("archive object", "an object needs at least one record");
+        let (first, last) = (records.first().ok_or_else(none)?, records.last().ok_or_else(none)?);
+        let received = records.iter().map(|record| record.received);
+        let range = received.fold((first.received, first.received), |(low, high), at| (low.min(at), high.max(at)));
+        Ok(Self { appended: (first.appended, last.appended), received: range })
+    }
+}
 
 /// What the footer says of the object's place.
 pub(super) fn place(log: LogId, shard: ShardId, name: ObjectName) -> Vec<(&'static str, String)> {

@@ -19,13 +19,13 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
-use super::footer::{self, Footer};
+use super::footer::{self, Footer, Times};
 use super::row::{self, Row, RowMaker};
 use crate::model::CodecError;
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow, ObjectName, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
-use crate::model::window::{Hour, Millis};
+use crate::model::window::Hour;
 
 /// The columns, version 2. New columns go behind; a change of meaning is a new version. In version 1 there was one time, `received`, which
 /// was the append time; it ends with `payload`.
@@ -101,25 +101,6 @@ impl Summary {
             crc32c: crc32c::crc32c(bytes),
             tier,
         }
-    }
-}
-
-/// When the records of an object were taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Times {
-    /// Append time of the first and last.
-    pub(super) appended: (Millis, Millis),
-    /// The least and the greatest received time.
-    pub(super) received: (Millis, Millis),
-}
-
-impl Times {
-    fn of(records: &[LogRecord]) -> Result<Self, CodecError> {
-        let none = || CodecError::new("archive object", "an object needs at least one record");
-        let (first, last) = (records.first().ok_or_else(none)?, records.last().ok_or_else(none)?);
-        let received = records.iter().map(|record| record.received);
-        let range = received.fold((first.received, first.received), |(low, high), at| (low.min(at), high.max(at)));
-        Ok(Self { appended: (first.appended, last.appended), received: range })
     }
 }
 

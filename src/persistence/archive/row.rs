@@ -16,7 +16,7 @@ use crate::model::window::Millis;
 
 /// One event with its envelope. Everything of the event is absent in the row of a record that has none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Row {
+pub(super) struct Row {
     /// Offset of the record.
     pub offset: u64,
     /// Index of the event in the record.
@@ -55,7 +55,7 @@ pub struct Row {
 
 /// Makes rows. Records of one shard repeat their series, so their columns are made once.
 #[derive(Debug, Default)]
-pub struct RowMaker {
+pub(super) struct RowMaker {
     series: HashMap<Bytes, SeriesColumns>,
 }
 
@@ -83,7 +83,7 @@ impl SeriesColumns {
 
 impl RowMaker {
     /// Appends the rows of a record: at least one.
-    pub fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<Row>) {
+    pub(super) fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<Row>) {
         let start = rows.len();
         let payload = &log_record.payload;
         let exact = record::decode(payload).is_ok_and(|record| self.push_events(log_record, &record, rows));
@@ -156,7 +156,7 @@ fn is_canonical(record: &Record<'_>, payload: &[u8]) -> bool {
 ///
 /// # Errors
 /// If the rows are no record's.
-pub fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
+pub(super) fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
     let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
     let payload = match &first.payload {
         Some(payload) => payload.clone(),

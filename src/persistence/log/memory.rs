@@ -185,7 +185,7 @@ impl EventLog for MemoryLog {
             }
         };
         let (reply, ticket) = oneshot::channel();
-        // The ticket is in our hands: somebody is there.
+        #[expect(clippy::let_underscore_must_use, reason = "the ticket is in our hands: somebody is there")]
         let _ = reply.send(outcome);
         Ok(ticket)
     }

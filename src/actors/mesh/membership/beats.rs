@@ -45,7 +45,7 @@ pub(super) async fn beats(peer: Arc<Peer>, id: NodeId, options: Arc<MeshOptions>
             }
         }
         if answered.elapsed() >= options.dead_after {
-            // The actor that is gone has ended the session.
+            #[expect(clippy::let_underscore_must_use, reason = "the actor that is gone has ended the session")]
             let _ = mesh.cast(MeshMessage::Silent(id));
             return;
         }

@@ -94,7 +94,7 @@ struct Events(ActorRef<MeshMessage>);
 
 impl Events {
     fn tell(&self, happened: Happened, session: NodeServerSessionInformation) {
-        // The actor that is gone takes the sessions with it.
+        #[expect(clippy::let_underscore_must_use, reason = "the actor that is gone takes the sessions with it")]
         let _ = self.0.cast(MeshMessage::Session(happened, Box::new(session)));
     }
 }

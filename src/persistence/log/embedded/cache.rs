@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::segment::RunAt;
+use super::frame::RunAt;
 
 /// The records of the newest runs, up to a number of bytes.
-pub struct TailCache {
+pub(super) struct TailCache {
     limit: usize,
     bytes: usize,
     /// `(segment, position, records)`, ascending.
@@ -16,12 +16,12 @@ pub struct TailCache {
 
 impl TailCache {
     /// An empty cache of at most `limit` bytes.
-    pub fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self { limit, bytes: 0, runs: VecDeque::new() }
     }
 
     /// Adds the newest run. Runs of one frame share its memory, so the oldest ones go a little later than their bytes say.
-    pub fn push(&mut self, segment: u64, position: u64, records: Bytes) {
+    pub(super) fn push(&mut self, segment: u64, position: u64, records: Bytes) {
         self.bytes += records.len();
         self.runs.push_back((segment, position, records));
         while self.bytes > self.limit {
@@ -31,7 +31,7 @@ impl TailCache {
     }
 
     /// The records of a run, if they are here.
-    pub fn get(&self, segment: u64, run: &RunAt) -> Option<Bytes> {
+    pub(super) fn get(&self, segment: u64, run: &RunAt) -> Option<Bytes> {
         let at = self.runs.binary_search_by_key(&(segment, run.at), |(s, position, _)| (*s, *position)).ok()?;
         self.runs.get(at).map(|(_, _, records)| records.clone())
     }

@@ -22,31 +22,47 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::payload::Packer;
-use super::segment::RunAt;
+use super::payload::{MAX_FRAME, Packer};
 use crate::model::clock::{Reading, Stamp};
 use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 
 /// Begins every frame.
-pub const MAGIC: [u8; 4] = *b"RMF2";
+pub(super) const MAGIC: [u8; 4] = *b"RMF2";
 const OLD_MAGIC: [u8; 4] = *b"RMF1";
 /// Bytes before the runs.
 const HEADER: usize = 56;
 const OLD_HEADER: usize = 32;
 /// Bytes of one run's entry.
-pub const RUN: usize = 32;
-/// Longest frame a reader believes.
-pub const MAX_FRAME: usize = 256 << 20;
+pub(super) const RUN: usize = 32;
 
 /// Rounds up to where the next frame may start.
-pub fn aligned(len: usize) -> usize {
+pub(super) fn aligned(len: usize) -> usize {
     len.next_multiple_of(8)
+}
+
+/// Where a run stands in its segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RunAt {
+    /// Offset of the first record.
+    pub first: Offset,
+    /// Number of records.
+    pub records: u32,
+    /// Length of the payload.
+    pub len: u32,
+    /// Position of the payload in the file.
+    pub at: u64,
+    /// Append time.
+    pub appended: i64,
+    /// Received time.
+    pub received: i64,
+    /// Checksum of the payload.
+    pub crc: u32,
 }
 
 /// The records of one shard within a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+pub(super) struct Run {
     /// Whose.
     pub shard: ShardId,
     /// How many.
@@ -63,7 +79,7 @@ pub struct Run {
 
 /// A frame's header and runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
+pub(super) struct Frame {
     /// Length without padding.
     pub len: usize,
     /// Sequence number.
@@ -75,12 +91,12 @@ pub struct Frame {
 }
 
 /// The salt of a log's checksums: its id, so that bytes which a client sent can never pass for a frame.
-pub fn salt(log: LogId) -> u32 {
+pub(super) fn salt(log: LogId) -> u32 {
     crc32c::crc32c(&log.0)
 }
 
 /// Encodes frames, in buffers that it keeps.
-pub struct Encoder {
+pub(super) struct Encoder {
     salt: u32,
     packer: Packer,
     /// The frame, padded.
@@ -94,13 +110,13 @@ impl Encoder {
     ///
     /// # Errors
     /// If there is no memory for compression.
-    pub fn new(salt: u32) -> Result<Self, String> {
+    pub(super) fn new(salt: u32) -> Result<Self, String> {
         Ok(Self { salt, packer: Packer::new()?, bytes: Vec::new(), plain: Vec::new() })
     }
 
     /// Encodes a frame into [`Self::bytes`], and says where in [`Self::plain`] the records of each run stand. `records` are in order
     /// of arrival; those of a shard keep that order.
-    pub fn encode(
+    pub(super) fn encode(
         &mut self,
         sequence: u64,
         stamp: Stamp,
@@ -156,13 +172,13 @@ fn put_run(run: &Run, entry: &mut [u8]) {
 }
 
 /// How long the frame at the start of `bytes` says that it is, if that may be; its other bytes need not be good.
-pub fn claimed_len(bytes: &[u8]) -> Option<usize> {
+pub(super) fn claimed_len(bytes: &[u8]) -> Option<usize> {
     let len = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
     (OLD_HEADER..=MAX_FRAME).contains(&len).then_some(len)
 }
 
 /// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
-pub fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
+pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
     let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
     let long = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let header = header_of(bytes)?;
@@ -199,7 +215,7 @@ pub fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
 }
 
 /// Length of the header of a frame that begins so; `None` if none does.
-pub fn header_of(bytes: &[u8]) -> Option<usize> {
+pub(super) fn header_of(bytes: &[u8]) -> Option<usize> {
     match bytes.first_chunk() {
         Some(&MAGIC) => Some(HEADER),
         Some(&OLD_MAGIC) => Some(OLD_HEADER),
@@ -208,7 +224,7 @@ pub fn header_of(bytes: &[u8]) -> Option<usize> {
 }
 
 /// The records of a run from offset `from` on, sharing `payload`; `None` if the run is damaged.
-pub fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<Vec<LogRecord>> {
+pub(super) fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<Vec<LogRecord>> {
     let mut records = Vec::new();
     let (mut at, mut offset) = (0usize, run.first);
     let RunAt { appended, received, .. } = *run;

@@ -26,9 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::sync::{oneshot, watch};
 
 use self::cache::TailCache;
+use self::frame::RunAt;
 use self::recovery::Purpose;
 pub use self::recovery::Recovery;
-use self::segment::{Header, RunAt, Segment, Unread};
+use self::segment::{Header, Segment, Unread};
 use self::tail::{Dir, Failure, Tail};
 use self::writer::{Position, Queue, Writer};
 use super::{AppendError, AppendRequest, AppendTicket, EventLog, LogError};

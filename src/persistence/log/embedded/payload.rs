@@ -7,15 +7,15 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 
-use super::frame::MAX_FRAME;
-
+/// Longest frame a reader believes.
+pub(super) const MAX_FRAME: usize = 256 << 20;
 /// Shorter runs are stored as they are: they compress badly, and the disk is not what limits them.
 const WORTH: usize = 4 << 10;
 /// Measured at 1.3 s of CPU per GB for a sixth of the bytes; level 3 costs twice that for a few hundredths less.
 const LEVEL: i32 = 1;
 
 /// Compresses runs, with one context for all of them.
-pub struct Packer {
+pub(super) struct Packer {
     zstd: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
 }
@@ -25,13 +25,13 @@ impl Packer {
     ///
     /// # Errors
     /// If there is no memory for its context.
-    pub fn new() -> Result<Self, String> {
+    pub(super) fn new() -> Result<Self, String> {
         let zstd = zstd::bulk::Compressor::new(LEVEL).map_err(|e| format!("no compressor for the log: {e}"))?;
         Ok(Self { zstd, scratch: Vec::new() })
     }
 
     /// Appends the stored form of `plain`: whichever is smaller.
-    pub fn pack(&mut self, plain: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn pack(&mut self, plain: &[u8], out: &mut Vec<u8>) {
         if plain.len() < WORTH {
             return out.extend_from_slice(plain);
         }
@@ -43,7 +43,7 @@ impl Packer {
 }
 
 /// The records of a stored payload; `None` if it is damaged.
-pub fn unpack(stored: Bytes) -> Option<Bytes> {
+pub(super) fn unpack(stored: Bytes) -> Option<Bytes> {
     if !stored.starts_with(&zstd::zstd_safe::MAGICNUMBER.to_le_bytes()) {
         return Some(stored);
     }

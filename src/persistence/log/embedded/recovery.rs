@@ -29,7 +29,7 @@ pub struct Recovery {
 
 /// What is done about a damaged end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub(super) enum Purpose {
     /// Another process may be writing: what is not whole yet is not looked at.
     Read,
     /// Damage is refused.
@@ -40,7 +40,7 @@ pub enum Purpose {
 
 /// What stands behind the last good frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Behind {
+pub(super) enum Behind {
     /// Zeros: the next frame goes there.
     Nothing,
     /// A damaged or torn commit of so many bytes.
@@ -52,7 +52,7 @@ pub enum Behind {
 }
 
 /// The state of a log on disk.
-pub struct Found {
+pub(super) struct Found {
     /// Its segments, oldest first; empty for a new log.
     pub segments: VecDeque<Arc<Segment>>,
     /// Where the next frame goes in the last one.
@@ -71,7 +71,7 @@ pub struct Found {
 ///
 /// # Errors
 /// Names the file and what is wrong with it.
-pub fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
+pub(super) fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
     let paths = segment_paths(dir)?;
     let mut found = Found {
         segments: VecDeque::new(),

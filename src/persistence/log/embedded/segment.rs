@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::frame::{Frame, aligned};
+use super::frame::{Frame, RunAt, aligned};
 use super::payload::unpack;
 use crate::model::offset::{LogId, Offset, ShardId};
 
@@ -19,41 +19,22 @@ const MAGIC: &[u8; 8] = b"RMLOGSEG";
 const END_MAGIC: &[u8; 8] = b"RMLOGEND";
 /// Version 2 may hold compressed runs, which version 1 did not; it is read alike. Version 3 holds frames of version 2, and in its index the
 /// received time; a segment of an older version takes none of them, because an older release would cut them off.
-pub const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 3;
 const WITH_RECEIVED: u32 = 3;
 const OLDEST_VERSION: u32 = 1;
 const FIXED: usize = 64;
 const ENTRY: usize = 48;
 const OLD_ENTRY: usize = 40;
 /// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client sent never stands in its place.
-pub const FOOTER: usize = 32;
+pub(super) const FOOTER: usize = 32;
 /// The files that a start reads.
-pub const EXTENSION: &str = "seg";
+pub(super) const EXTENSION: &str = "seg";
 /// Those that it does not.
 const UNPUBLISHED: &str = "seg-new";
 
-/// Where a run stands in its segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RunAt {
-    /// Offset of the first record.
-    pub first: Offset,
-    /// Number of records.
-    pub records: u32,
-    /// Length of the payload.
-    pub len: u32,
-    /// Position of the payload in the file.
-    pub at: u64,
-    /// Append time.
-    pub appended: i64,
-    /// Received time.
-    pub received: i64,
-    /// Checksum of the payload.
-    pub crc: u32,
-}
-
 /// What a segment's header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
+pub(super) struct Header {
     /// Version of the segment: [`VERSION`], unless an older release wrote it.
     pub version: u32,
     /// The log.
@@ -70,12 +51,12 @@ pub struct Header {
 
 impl Header {
     /// That of the first segment of a log.
-    pub fn first(log: LogId, first_sequence: u64, firsts: Vec<Offset>) -> Self {
+    pub(super) fn first(log: LogId, first_sequence: u64, firsts: Vec<Offset>) -> Self {
         Self { version: VERSION, log, number: 0, first_sequence, appended: 0, firsts }
     }
 
     /// Bytes of the header, where the first frame stands.
-    pub fn len(shards: usize) -> u64 {
+    pub(super) fn len(shards: usize) -> u64 {
         aligned(FIXED + shards * 8) as u64
     }
 
@@ -131,7 +112,7 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 /// One file of the log.
 #[derive(Debug)]
-pub struct Segment {
+pub(super) struct Segment {
     /// Its path.
     pub path: PathBuf,
     /// Its header.
@@ -142,7 +123,7 @@ pub struct Segment {
 }
 
 /// A segment that is durable under a name at which no start looks.
-pub struct Unpublished {
+pub(super) struct Unpublished {
     header: Header,
     path: PathBuf,
     beside: PathBuf,
@@ -154,7 +135,7 @@ impl Unpublished {
     ///
     /// # Errors
     /// If the disk refuses; nothing is left behind then that the next attempt does not replace.
-    pub fn create(dir: &Path, header: Header, reserve: u64) -> io::Result<Self> {
+    pub(super) fn create(dir: &Path, header: Header, reserve: u64) -> io::Result<Self> {
         let path = Segment::path(dir, header.number);
         let beside = path.with_extension(UNPUBLISHED);
         let made = (|| {
@@ -179,7 +160,7 @@ impl Unpublished {
     ///
     /// # Errors
     /// If the disk refuses; nothing has changed then.
-    pub fn publish(self) -> io::Result<(Segment, Arc<File>)> {
+    pub(super) fn publish(self) -> io::Result<(Segment, Arc<File>)> {
         std::fs::rename(&self.beside, &self.path)?;
         let file = Arc::new(self.file);
         let segment = Segment::of(self.path, self.header);
@@ -192,7 +173,7 @@ impl Unpublished {
 ///
 /// # Errors
 /// If the disk refuses.
-pub fn reserve(file: &File, end: u64) -> io::Result<()> {
+pub(super) fn reserve(file: &File, end: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, end) {
         Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(end),
         other => Ok(other?),
@@ -200,7 +181,7 @@ pub fn reserve(file: &File, end: u64) -> io::Result<()> {
 }
 
 /// What became of an index that was to be written.
-pub enum Sealed {
+pub(super) enum Sealed {
     /// It is durable.
     Durable,
     /// A part of it may stand behind the frames.
@@ -211,7 +192,7 @@ pub enum Sealed {
 
 impl Segment {
     /// The path of a segment.
-    pub fn path(dir: &Path, number: u64) -> PathBuf {
+    pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
         dir.join(format!("{number:012}.{EXTENSION}"))
     }
 
@@ -224,7 +205,7 @@ impl Segment {
     ///
     /// # Errors
     /// If it cannot be read, or is no segment.
-    pub fn open(path: &Path) -> Result<Self, String> {
+    pub(super) fn open(path: &Path) -> Result<Self, String> {
         let named = |why: String| format!("{}: {why}", path.display());
         let file = File::open(path).map_err(|e| named(e.to_string()))?;
         let mut start = vec![0; FIXED];
@@ -238,7 +219,7 @@ impl Segment {
     }
 
     /// Keeps this file open for readers, or none.
-    pub fn hold(&self, file: Option<Arc<File>>) {
+    pub(super) fn hold(&self, file: Option<Arc<File>>) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = file;
     }
 
@@ -246,7 +227,7 @@ impl Segment {
     ///
     /// # Errors
     /// If it cannot be opened; it may have been released.
-    pub fn file(&self) -> io::Result<Arc<File>> {
+    pub(super) fn file(&self) -> io::Result<Arc<File>> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
         held.map_or_else(|| File::open(&self.path).map(Arc::new), Ok)
     }
@@ -255,12 +236,12 @@ impl Segment {
     ///
     /// # Errors
     /// If it is not there.
-    pub fn size(&self) -> io::Result<u64> {
+    pub(super) fn size(&self) -> io::Result<u64> {
         Ok(std::fs::metadata(&self.path)?.len())
     }
 
     /// Notes the runs of a frame that stands at `position`.
-    pub fn note(&self, position: u64, frame: &Frame) {
+    pub(super) fn note(&self, position: u64, frame: &Frame) {
         if let Ok(mut runs) = self.runs.write() {
             for run in &frame.runs {
                 let at = RunAt {
@@ -278,19 +259,19 @@ impl Segment {
     }
 
     /// First offset behind the shard's last record in this segment.
-    pub fn end(&self, shard: ShardId) -> Offset {
+    pub(super) fn end(&self, shard: ShardId) -> Offset {
         let last = self.runs.read().ok().and_then(|runs| runs[shard.0 as usize].last().copied());
         last.map_or(self.header.firsts[shard.0 as usize], |run| run.first + u64::from(run.records))
     }
 
     /// Append time of its last frame.
-    pub fn last_appended(&self) -> Option<i64> {
+    pub(super) fn last_appended(&self) -> Option<i64> {
         let runs = self.runs.read().ok()?;
         runs.iter().filter_map(|runs| runs.last()).map(|run| run.appended).max()
     }
 
     /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least one if there is one.
-    pub fn runs_from(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Vec<RunAt> {
+    pub(super) fn runs_from(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Vec<RunAt> {
         let Ok(runs) = self.runs.read() else { return Vec::new() };
         let runs = &runs[shard.0 as usize];
         let first = runs.partition_point(|run| run.first + u64::from(run.records) <= from);
@@ -315,7 +296,7 @@ impl Segment {
     ///
     /// # Errors
     /// If it cannot be read or is damaged.
-    pub fn payload(&self, run: &RunAt) -> Result<bytes::Bytes, Unread> {
+    pub(super) fn payload(&self, run: &RunAt) -> Result<bytes::Bytes, Unread> {
         let mut payload = vec![0; run.len as usize];
         let named = |why: String| format!("{} at byte {}: {why}", self.path.display(), run.at);
         let file = self.file().map_err(|e| match e.kind() {
@@ -333,7 +314,7 @@ impl Segment {
     }
 
     /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it durable.
-    pub fn seal(&self, file: &File, end: u64) -> Sealed {
+    pub(super) fn seal(&self, file: &File, end: u64) -> Sealed {
         let index = self.index(end);
         if let Err(error) = file.write_all_at(&index, end).and_then(|()| file.set_len(end + index.len() as u64)) {
             return Sealed::Partly(error);
@@ -375,7 +356,7 @@ impl Segment {
     ///
     /// # Errors
     /// If it cannot be read, or does not fit the header.
-    pub fn load_index(&self) -> Result<Index, String> {
+    pub(super) fn load_index(&self) -> Result<Index, String> {
         let named = |why: &str| format!("{}: {why}", self.path.display());
         let file = self.file().map_err(|e| named(&e.to_string()))?;
         let size = file.metadata().map_err(|e| named(&e.to_string()))?.len();
@@ -418,7 +399,7 @@ impl Segment {
 
 /// What stands at the end of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Index {
+pub(super) enum Index {
     /// No footer: the segment that was written last.
     Absent,
     /// Its runs are noted.
@@ -431,7 +412,7 @@ pub enum Index {
 }
 
 /// Why a run was not read.
-pub enum Unread {
+pub(super) enum Unread {
     /// The segment was released.
     Gone,
     /// The disk or the process refused.

@@ -31,7 +31,7 @@ const ASIDE: &str = "damaged";
 
 /// Why a step failed.
 #[derive(Debug)]
-pub enum Failure {
+pub(super) enum Failure {
     /// Nothing of it is in the log; it may work later.
     Refused(AppendError),
     /// The log cannot go on.
@@ -60,7 +60,7 @@ enum State {
 
 /// The directory of the log, held open, because making an entry durable must not need a descriptor.
 #[derive(Debug)]
-pub struct Dir {
+pub(super) struct Dir {
     path: PathBuf,
     file: File,
 }
@@ -70,7 +70,7 @@ impl Dir {
     ///
     /// # Errors
     /// If the disk or the process refuses.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), file: File::open(path)? })
     }
 
@@ -78,7 +78,7 @@ impl Dir {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn sync(&self) -> io::Result<()> {
+    pub(super) fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
@@ -97,7 +97,7 @@ impl Dir {
 }
 
 /// The end of the log.
-pub struct Tail {
+pub(super) struct Tail {
     dir: Arc<Dir>,
     segment_bytes: u64,
     segment: Arc<Segment>,
@@ -113,7 +113,7 @@ impl Tail {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub fn begin(dir: Arc<Dir>, header: Header, segment_bytes: u64) -> Result<Self, Failure> {
+    pub(super) fn begin(dir: Arc<Dir>, header: Header, segment_bytes: u64) -> Result<Self, Failure> {
         let (segment, file, capacity) = make(&dir, header, segment_bytes, 0)?;
         let at = Header::len(segment.header.firsts.len());
         Ok(Self { dir, segment_bytes, segment, file: Some(file), at, capacity, state: State::Open })
@@ -123,7 +123,7 @@ impl Tail {
     ///
     /// # Errors
     /// If the segment is gone.
-    pub fn of(dir: Arc<Dir>, segment: Arc<Segment>, found: &Found, segment_bytes: u64) -> io::Result<Self> {
+    pub(super) fn of(dir: Arc<Dir>, segment: Arc<Segment>, found: &Found, segment_bytes: u64) -> io::Result<Self> {
         let state = match found.behind {
             Behind::Nothing => State::Open,
             Behind::Commit(aside) => State::Dirty { aside },
@@ -135,7 +135,7 @@ impl Tail {
     }
 
     /// The last segment.
-    pub fn segment(&self) -> &Arc<Segment> {
+    pub(super) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
@@ -154,7 +154,7 @@ impl Tail {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub fn probe(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
+    pub(super) fn probe(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
         let begun = self.make_room(len, header)?;
         let at = self.at;
         self.writable()?.write_all_at(&[0; FOOTER], at)?;
@@ -166,7 +166,7 @@ impl Tail {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub fn make_room(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
+    pub(super) fn make_room(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
         self.clean()?;
         if self.fits(len) {
             return Ok(None);
@@ -192,7 +192,7 @@ impl Tail {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub fn write(&mut self, frame: &[u8]) -> Result<u64, Failure> {
+    pub(super) fn write(&mut self, frame: &[u8]) -> Result<u64, Failure> {
         let at = self.at;
         let file = self.writable()?;
         if let Err(error) = file.write_all_at(frame, at) {
@@ -323,7 +323,7 @@ fn put_aside(dir: &Dir, segment: &Segment, file: &File, at: u64, bytes: u64) -> 
 ///
 /// # Errors
 /// If the log is damaged elsewhere, or the disk refuses.
-pub fn cut(dir: &Path, found: &Found) -> Result<Option<(PathBuf, u64)>, String> {
+pub(super) fn cut(dir: &Path, found: &Found) -> Result<Option<(PathBuf, u64)>, String> {
     let (Some(segment), Behind::Commit(bytes)) = (found.segments.back(), found.behind) else { return Ok(None) };
     let named = |e: io::Error| format!("{}: {e}", segment.path.display());
     let dir = Dir::open(dir).map_err(named)?;

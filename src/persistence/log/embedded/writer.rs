@@ -28,7 +28,7 @@ type Reply = oneshot::Sender<Result<i64, AppendError>>;
 
 /// Requests that wait for the writer.
 #[derive(Default)]
-pub struct Queue {
+pub(super) struct Queue {
     state: Mutex<Waiting>,
     woken: Condvar,
 }
@@ -51,7 +51,7 @@ impl Queue {
     }
 
     /// Hands a request to the writer.
-    pub fn push(&self, request: AppendRequest, reply: Reply, limit: u64) -> Result<(), AppendError> {
+    pub(super) fn push(&self, request: AppendRequest, reply: Reply, limit: u64) -> Result<(), AppendError> {
         let mut waiting = self.lock();
         if let Some(why) = &waiting.closed {
             return Err(AppendError::Closed(why.clone()));
@@ -68,13 +68,13 @@ impl Queue {
     }
 
     /// Refuses everything from here on; what waits is still written.
-    pub fn close(&self, why: &str) {
+    pub(super) fn close(&self, why: &str) {
         self.lock().closed.get_or_insert_with(|| why.to_owned());
         self.woken.notify_one();
     }
 
     /// Why nothing more is taken, if nothing is.
-    pub fn closed(&self) -> Option<String> {
+    pub(super) fn closed(&self) -> Option<String> {
         self.lock().closed.clone()
     }
 
@@ -117,13 +117,13 @@ impl Queue {
     }
 }
 
-/// A client that no longer waits needs no answer.
 fn answer(reply: Reply, outcome: Result<i64, AppendError>) {
+    #[expect(clippy::let_underscore_must_use, reason = "a client that no longer waits needs no answer")]
     let _ = reply.send(outcome);
 }
 
 /// What the next frame is.
-pub struct Position {
+pub(super) struct Position {
     /// Sequence number.
     pub sequence: u64,
     /// Append time of the last frame; 0 before the first.
@@ -133,7 +133,7 @@ pub struct Position {
 }
 
 /// Writes the log.
-pub struct Writer {
+pub(super) struct Writer {
     shared: Arc<Shared>,
     position: Position,
     tail: Tail,
@@ -148,7 +148,7 @@ impl Writer {
     ///
     /// # Errors
     /// If there is no memory, or the disk does not say what is durable.
-    pub fn new(shared: Arc<Shared>, position: Position, tail: Tail) -> Result<Self, String> {
+    pub(super) fn new(shared: Arc<Shared>, position: Position, tail: Tail) -> Result<Self, String> {
         let encoder = frame::Encoder::new(shared.salt)?;
         let mut writer = Self { shared, position, tail, encoder, tried: Stopwatch::start(), refused: 0 };
         match writer.try_disk() {
@@ -161,7 +161,7 @@ impl Writer {
     ///
     /// # Errors
     /// If there is none.
-    pub fn start(self) -> Result<std::thread::JoinHandle<()>, String> {
+    pub(super) fn start(self) -> Result<std::thread::JoinHandle<()>, String> {
         std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || self.run()).map_err(|e| e.to_string())
     }
 

@@ -16,7 +16,7 @@ const LONGEST: u64 = 64;
 ///
 /// # Errors
 /// If a question is not answered.
-pub fn time_below<E>(
+pub(super) fn time_below<E>(
     gap: OffsetRange,
     start: Offset,
     first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
@@ -30,7 +30,7 @@ pub fn time_below<E>(
 ///
 /// # Errors
 /// If a question is not answered.
-pub fn kept_by_the_broker<E>(
+pub(super) fn kept_by_the_broker<E>(
     gap: OffsetRange,
     below: Millis,
     mut first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
@@ -50,7 +50,7 @@ pub fn kept_by_the_broker<E>(
 }
 
 /// What stands for an offset that is passed: a record without events, so that offsets stay dense for everybody behind the log.
-pub fn stand_in() -> Vec<u8> {
+pub(super) fn stand_in() -> Vec<u8> {
     let nothing =
         Record { version: record::VERSION_1, tenant: "", gateway: 0, series: Vec::new(), events: Vec::new(), stamp: None };
     let mut payload = Vec::new();

@@ -35,7 +35,7 @@ struct Shards {
 }
 
 /// What the group and the rest of the log share.
-pub struct Membership {
+pub(super) struct Membership {
     shards: Mutex<Shards>,
     let_go: Condvar,
     assigned: watch::Sender<Arc<BTreeSet<ShardId>>>,
@@ -50,7 +50,7 @@ pub struct Membership {
 
 impl Membership {
     /// Owns nothing yet.
-    pub fn new(options: &KafkaOptions) -> Self {
+    pub(super) fn new(options: &KafkaOptions) -> Self {
         Self {
             shards: Mutex::default(),
             let_go: Condvar::new(),
@@ -83,17 +83,17 @@ impl Membership {
     }
 
     /// What the group assigned, whether published or not.
-    pub fn owned(&self) -> BTreeSet<ShardId> {
+    pub(super) fn owned(&self) -> BTreeSet<ShardId> {
         self.shards().owned.clone()
     }
 
     /// What the node is to own: assigned, with start and end known.
-    pub fn assigned(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
+    pub(super) fn assigned(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
         self.assigned.subscribe()
     }
 
     /// Start and end of these shards are known as of now: those that are owned may start.
-    pub fn known(&self, shards: &BTreeSet<ShardId>) {
+    pub(super) fn known(&self, shards: &BTreeSet<ShardId>) {
         let owned = self.shards();
         self.assigned.send_if_modified(|published| {
             let next: BTreeSet<ShardId> = published.union(shards).filter(|shard| owned.owned.contains(shard)).copied().collect();
@@ -106,20 +106,20 @@ impl Membership {
     }
 
     /// The actors of these shards have stopped.
-    pub fn let_go(&self, shards: &BTreeSet<ShardId>) {
+    pub(super) fn let_go(&self, shards: &BTreeSet<ShardId>) {
         self.shards().gone.extend(shards);
         self.let_go.notify_all();
     }
 
     /// A reader stands behind this record.
-    pub fn read_up_to(&self, shard: ShardId, end: Offset) {
+    pub(super) fn read_up_to(&self, shard: ShardId, end: Offset) {
         if let Some(position) = self.positions.get(shard.0 as usize) {
             position.fetch_max(end, Ordering::AcqRel);
         }
     }
 
     /// The group waits no longer for anybody.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
         self.let_go.notify_all();
     }
@@ -168,7 +168,7 @@ impl Membership {
 }
 
 /// The context of the member.
-pub struct Context {
+pub(super) struct Context {
     membership: Arc<Membership>,
     /// Told when something was assigned.
     changed: Box<dyn Fn() + Send + Sync>,
@@ -218,7 +218,7 @@ fn commit(member: &BaseConsumer<Context>, membership: &Membership, shards: &BTre
 ///
 /// # Errors
 /// If the settings are refused or no thread can be had.
-pub fn join(
+pub(super) fn join(
     options: &KafkaOptions,
     group: &str,
     membership: Arc<Membership>,

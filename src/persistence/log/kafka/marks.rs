@@ -19,12 +19,12 @@ use crate::model::window::Millis;
 const BELIEVED_AFTER: Duration = Duration::from_secs(5);
 
 /// Shard n is partition n.
-pub fn partition(shard: ShardId) -> i32 {
+pub(super) fn partition(shard: ShardId) -> i32 {
     i32::try_from(shard.0).unwrap_or(i32::MAX)
 }
 
 /// Partition n is shard n.
-pub fn shard(partition: i32) -> ShardId {
+pub(super) fn shard(partition: i32) -> ShardId {
     ShardId(partition.unsigned_abs())
 }
 
@@ -39,14 +39,14 @@ struct Mark {
 
 /// What is known of the shards.
 #[derive(Debug)]
-pub struct Marks {
+pub(super) struct Marks {
     marks: Vec<Mark>,
     appended: watch::Sender<u64>,
 }
 
 impl Marks {
     /// Nothing is known yet.
-    pub fn new(shards: u32) -> Self {
+    pub(super) fn new(shards: u32) -> Self {
         Self { marks: (0..shards).map(|_| Mark::default()).collect(), appended: watch::Sender::new(0) }
     }
 
@@ -55,27 +55,27 @@ impl Marks {
     }
 
     /// First offset kept.
-    pub fn start(&self, shard: ShardId) -> Offset {
+    pub(super) fn start(&self, shard: ShardId) -> Offset {
         self.of(shard).map_or(0, |mark| mark.start.load(Ordering::Acquire))
     }
 
     /// First offset behind the last record known to be durable.
-    pub fn end(&self, shard: ShardId) -> Offset {
+    pub(super) fn end(&self, shard: ShardId) -> Offset {
         self.of(shard).map_or(0, |mark| mark.end.load(Ordering::Acquire))
     }
 
     /// When the end was asked for that is known now, on the boot clock.
-    pub fn known_at(&self, shard: ShardId) -> Millis {
+    pub(super) fn known_at(&self, shard: ShardId) -> Millis {
         self.of(shard).map_or(0, |mark| mark.known_at.load(Ordering::Acquire))
     }
 
     /// Changes whenever records are seen to be durable.
-    pub fn appended(&self) -> watch::Receiver<u64> {
+    pub(super) fn appended(&self) -> watch::Receiver<u64> {
         self.appended.subscribe()
     }
 
     /// A durable record below `end` was seen: acknowledged, or read.
-    pub fn seen(&self, shard: ShardId, end: Offset) {
+    pub(super) fn seen(&self, shard: ShardId, end: Offset) {
         let raised = self.of(shard).is_some_and(|mark| mark.end.fetch_max(end, Ordering::AcqRel) < end);
         if raised {
             self.appended.send_modify(|count| *count = count.wrapping_add(1));
@@ -83,14 +83,14 @@ impl Marks {
     }
 
     /// The log begins at `start` now.
-    pub fn starts(&self, shard: ShardId, start: Offset) {
+    pub(super) fn starts(&self, shard: ShardId, start: Offset) {
         if let Some(mark) = self.of(shard) {
             mark.start.store(start, Ordering::Release);
         }
     }
 
     /// A broker, asked at `asked` on the boot clock, said that the shard ends at `end`.
-    pub fn ends(&self, shard: ShardId, end: Offset, asked: Millis) {
+    pub(super) fn ends(&self, shard: ShardId, end: Offset, asked: Millis) {
         let Some(mark) = self.of(shard) else { return };
         let mut behind = mark.behind.lock().unwrap_or_else(PoisonError::into_inner);
         if end >= mark.end.load(Ordering::Acquire) {
@@ -114,14 +114,14 @@ impl Marks {
     }
 
     /// Whether a broker says that the shard ends below what was seen.
-    pub fn is_behind(&self, shard: ShardId) -> bool {
+    pub(super) fn is_behind(&self, shard: ShardId) -> bool {
         self.of(shard).is_some_and(|mark| mark.behind.lock().unwrap_or_else(PoisonError::into_inner).is_some())
     }
 }
 
 /// What to ask a broker for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
+pub(super) enum Ask {
     /// The first offset kept.
     Start,
     /// The first offset behind the last durable record.
@@ -131,7 +131,7 @@ pub enum Ask {
 }
 
 /// Asks brokers for offsets, one request per broker.
-pub struct Asker {
+pub(super) struct Asker {
     consumer: BaseConsumer<Quiet>,
     topic: String,
     timeout: Duration,
@@ -142,7 +142,7 @@ impl Asker {
     ///
     /// # Errors
     /// If the settings are refused.
-    pub fn new(connection: &Connection) -> KafkaResult<Self> {
+    pub(super) fn new(connection: &Connection) -> KafkaResult<Self> {
         let consumer = connection.asker().create_with_context(Quiet)?;
         Ok(Self { consumer, topic: connection.topic.clone(), timeout: connection.timeout })
     }
@@ -151,7 +151,7 @@ impl Asker {
     ///
     /// # Errors
     /// If no broker answers.
-    pub fn leaders(&self) -> KafkaResult<Vec<Vec<ShardId>>> {
+    pub(super) fn leaders(&self) -> KafkaResult<Vec<Vec<ShardId>>> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), self.timeout)?;
         let mut by_leader: std::collections::BTreeMap<i32, Vec<ShardId>> = std::collections::BTreeMap::new();
         for found in metadata.topics().iter().flat_map(|topic| topic.partitions()).filter(|found| found.leader() >= 0) {
@@ -164,7 +164,7 @@ impl Asker {
     ///
     /// # Errors
     /// If a broker does not answer.
-    pub fn ask(&self, shards: &[ShardId], what: Ask) -> KafkaResult<Vec<(ShardId, Option<Offset>)>> {
+    pub(super) fn ask(&self, shards: &[ShardId], what: Ask) -> KafkaResult<Vec<(ShardId, Option<Offset>)>> {
         if shards.is_empty() {
             return Ok(Vec::new());
         }
@@ -193,7 +193,7 @@ impl Asker {
     ///
     /// # Errors
     /// If there is none.
-    pub fn one(&self, shard: ShardId, what: Ask) -> KafkaResult<Option<Offset>> {
+    pub(super) fn one(&self, shard: ShardId, what: Ask) -> KafkaResult<Option<Offset>> {
         let answers = self.ask(&[shard], what)?;
         let found = answers.first().map(|(_, offset)| *offset);
         found.ok_or(KafkaError::MetadataFetch(rdkafka::types::RDKafkaErrorCode::LeaderNotAvailable))

@@ -22,7 +22,7 @@ use crate::persistence::log::{AppendError, AppendRequest, AppendTicket};
 use crate::telemetry;
 
 /// One request under way.
-pub struct Pending {
+pub(super) struct Pending {
     /// Records without an outcome.
     left: AtomicU32,
     appended: AtomicI64,
@@ -47,19 +47,22 @@ impl Pending {
             Some(why) => Err(AppendError::Unknown(why.clone())),
         };
         if let Some(reply) = self.reply.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Nobody may be waiting any more; the records are durable all the same.
+            #[expect(
+                clippy::let_underscore_must_use,
+                reason = "nobody may be waiting any more; the records are durable all the same"
+            )]
             let _ = reply.send(outcome);
         }
     }
 
     fn failed(&self, why: &str) {
-        // The first reason is kept.
+        #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
         let _ = self.failure.set(why.to_owned());
     }
 }
 
 /// What the delivery reports need.
-pub struct Deliveries {
+pub(super) struct Deliveries {
     marks: Arc<Marks>,
     clock: Arc<dyn Clock>,
     waiting: AtomicU64,
@@ -79,6 +82,7 @@ impl Deliveries {
                      was made anew; look at it with `rollmill topic describe`, put back the data that belongs to the store, and start again"
                 );
                 tracing::error!(%why, "this node appends no more");
+                #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
                 let _ = self.condemned.set(why.clone());
                 pending.failed(&why);
             } else {
@@ -91,7 +95,7 @@ impl Deliveries {
 }
 
 /// The context of the producer: forwards to what outlives it.
-pub struct Context(Arc<Deliveries>);
+pub(super) struct Context(Arc<Deliveries>);
 
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
@@ -123,7 +127,7 @@ impl ProducerContext for Context {
 }
 
 /// The appending side of the log.
-pub struct Appending {
+pub(super) struct Appending {
     config: ClientConfig,
     topic: String,
     delivery_timeout: Duration,
@@ -138,7 +142,7 @@ impl Appending {
     ///
     /// # Errors
     /// If the settings are refused or no broker answers.
-    pub fn start(options: &KafkaOptions, marks: Arc<Marks>) -> KafkaResult<Self> {
+    pub(super) fn start(options: &KafkaOptions, marks: Arc<Marks>) -> KafkaResult<Self> {
         let config = options.producer();
         let (waiting, condemned) = (AtomicU64::new(0), OnceLock::new());
         let deliveries = Arc::new(Deliveries { marks, clock: options.clock.clone(), waiting, condemned });
@@ -156,7 +160,7 @@ impl Appending {
     }
 
     /// See [`super::super::EventLog::append`].
-    pub fn append(&self, request: &AppendRequest) -> Result<AppendTicket, AppendError> {
+    pub(super) fn append(&self, request: &AppendRequest) -> Result<AppendTicket, AppendError> {
         if let Some(why) = self.deliveries.condemned.get() {
             return Err(AppendError::Closed(why.clone()));
         }
@@ -167,7 +171,7 @@ impl Appending {
         self.reserve(bytes)?;
         let (reply, ticket) = oneshot::channel();
         if request.records.is_empty() {
-            // The ticket is in our hands: somebody is there.
+            #[expect(clippy::let_underscore_must_use, reason = "the ticket is in our hands: somebody is there")]
             let _ = reply.send(Ok(self.deliveries.clock.now()));
             return Ok(ticket);
         }
@@ -224,7 +228,7 @@ impl Appending {
 
     /// A producer that can never send again, because a broker refused its identity, is replaced by a new one; what it had not sent
     /// is answered as unknown.
-    pub fn revive(&self) {
+    pub(super) fn revive(&self) {
         let producer = self.producer.load_full();
         let Some((code, why)) = producer.client().fatal_error() else { return };
         match self.config.create_with_context(Context(self.deliveries.clone())) {
@@ -237,13 +241,14 @@ impl Appending {
     }
 
     /// Takes no more.
-    pub fn condemn(&self, why: String) {
+    pub(super) fn condemn(&self, why: String) {
         tracing::error!(%why, "this node appends no more");
+        #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
         let _ = self.deliveries.condemned.set(why);
     }
 
     /// Waits until everything enqueued has an outcome and takes no more.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }

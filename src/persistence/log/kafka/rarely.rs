@@ -9,7 +9,7 @@ use crate::clock::Stopwatch;
 
 /// What repeats is said once in a while: the first time, and then once in each interval with the number of times that it was not said.
 #[derive(Debug)]
-pub struct Rarely<K> {
+pub(super) struct Rarely<K> {
     interval: Duration,
     said: Mutex<HashMap<K, (Stopwatch, u64)>>,
 }
@@ -19,12 +19,12 @@ impl<K: Hash + Eq> Rarely<K> {
     const MOST: usize = 4_096;
 
     /// Once in this interval.
-    pub fn once_in(interval: Duration) -> Self {
+    pub(super) fn once_in(interval: Duration) -> Self {
         Self { interval, said: Mutex::default() }
     }
 
     /// Whether it is to be said now, and if so, how often it was not since it was said last.
-    pub fn due(&self, what: K) -> Option<u64> {
+    pub(super) fn due(&self, what: K) -> Option<u64> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, times)) = said.get_mut(&what) {
             if at.elapsed() < self.interval {

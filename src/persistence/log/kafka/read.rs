@@ -90,7 +90,7 @@ struct Lane {
 }
 
 /// The reading side of the log.
-pub struct Reading {
+pub(super) struct Reading {
     topic: String,
     marks: Arc<Marks>,
     asker: Arc<Asker>,
@@ -104,7 +104,7 @@ impl Reading {
     ///
     /// # Errors
     /// If the settings are refused.
-    pub fn new(options: &KafkaOptions, marks: Arc<Marks>, asker: Arc<Asker>) -> KafkaResult<Self> {
+    pub(super) fn new(options: &KafkaOptions, marks: Arc<Marks>, asker: Arc<Asker>) -> KafkaResult<Self> {
         let lane = |_| {
             let consumer: BaseConsumer<Quiet> = options.reader().create_with_context(Quiet)?;
             let cursors = (0..options.shard_count).map(|_| Mutex::default()).collect();
@@ -122,7 +122,7 @@ impl Reading {
     }
 
     /// Serves the events of the consumers; their records come through the queues of the cursors.
-    pub fn serve(&self) {
+    pub(super) fn serve(&self) {
         for lane in &self.lanes {
             self.rest(lane);
             while let Some(event) = lane.consumer.poll(Duration::ZERO) {
@@ -152,7 +152,7 @@ impl Reading {
     }
 
     /// See [`super::super::EventLog::read`]. The caller has compared `from` with start and end.
-    pub fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+    pub(super) fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
         let (lane, mut cursor) = self.cursor(shard, from)?;
         cursor.used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         // A record left over from an earlier position is told from a gap by placing the cursor anew, once.
@@ -177,13 +177,13 @@ impl Reading {
     }
 
     /// Whether the last offsets of the shard are none that a client is given, as far as can be seen: a record behind them would show it.
-    pub fn ends_in_a_gap(&self, shard: ShardId) -> bool {
+    pub(super) fn ends_in_a_gap(&self, shard: ShardId) -> bool {
         let cursors = self.lanes.iter().filter_map(|lane| lane.cursors.get(shard.0 as usize)?.try_lock().ok());
         cursors.into_iter().any(|cursor| cursor.placed && cursor.in_vain >= IN_VAIN)
     }
 
     /// Stops reading shards that are somebody else's now.
-    pub fn leave(&self, shards: impl Iterator<Item = ShardId>) {
+    pub(super) fn leave(&self, shards: impl Iterator<Item = ShardId>) {
         for shard in shards {
             for lane in &self.lanes {
                 let Some(mut cursor) = lane.cursors.get(shard.0 as usize).map(lock) else { continue };

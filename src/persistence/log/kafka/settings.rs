@@ -23,7 +23,7 @@ const GOOD_ANSWER_BYTES: u64 = 16 << 10;
 const SETUP_MIN: Duration = Duration::from_secs(1);
 
 /// Consumers that read: the shard's actor at the end of the log, its archiver behind.
-pub const LANES: usize = 2;
+pub(super) const LANES: usize = 2;
 
 /// Which cluster and topic, and the patience with it.
 #[derive(Debug, Clone)]
@@ -73,10 +73,10 @@ pub struct KafkaOptions {
 
 /// Logs what the client says of itself, never as an error: what fails is answered where it was asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Quiet;
+pub(super) struct Quiet;
 
 /// An error of the client as a whole, such as a broker that cannot be reached: it tries again by itself.
-pub fn note(error: &KafkaError, reason: &str) {
+pub(super) fn note(error: &KafkaError, reason: &str) {
     if let Some(silent) = SAID.tell(in_essence(reason)) {
         tracing::warn!(%error, reason, silent, "Kafka (told once a minute)");
     }
@@ -86,7 +86,7 @@ pub fn note(error: &KafkaError, reason: &str) {
 static SAID: RepeatedLog = RepeatedLog::new();
 
 /// A line of the client's own log.
-pub fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+pub(super) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let matters = matches!(
         level,
         RDKafkaLogLevel::Emerg

@@ -12,7 +12,7 @@ use crate::model::record;
 use crate::model::window::Millis;
 
 /// What a record says of its append time, which its leader appended at `time`.
-pub fn append_time(time: Millis, payload: &[u8]) -> Millis {
+pub(super) fn append_time(time: Millis, payload: &[u8]) -> Millis {
     record::stamp_of(payload).map_or(time, |stamp| stamp.min(time))
 }
 
@@ -21,7 +21,7 @@ pub fn append_time(time: Millis, payload: &[u8]) -> Millis {
 ///
 /// # Errors
 /// If a question is not answered.
-pub fn maximum_below<E>(
+pub(super) fn maximum_below<E>(
     from: Offset,
     known: Millis,
     mut first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
@@ -46,7 +46,7 @@ pub fn maximum_below<E>(
 ///
 /// # Errors
 /// If a question is not answered.
-pub fn releasable<E>(
+pub(super) fn releasable<E>(
     start: Offset,
     floor: Offset,
     before: Millis,

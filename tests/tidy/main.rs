@@ -1,0 +1,10 @@
+//! Tidiness is a test: who imports whom, purity, sizes, docs, invariants, decisions, dependencies.
+#![allow(unreachable_pub)] // a test has no outside
+
+mod arrows;
+mod decisions;
+mod dependencies;
+mod invariants;
+mod keys;
+mod shape;
+mod source;
