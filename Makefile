@@ -40,7 +40,7 @@ lint:
 	$(CARGO) clippy $(BUILD) --all-targets -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(BUILD) --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc $(BUILD) --no-deps --document-private-items
 
 # Licences, duplicates and sources by deny.toml; with cargo-deny (`cargo install --locked cargo-deny`) known vulnerabilities too.
 deps:

@@ -31,6 +31,10 @@ impl Decimal {
     pub fn from_units(units: i128) -> Self {
         Self(units)
     }
+    /// From units of 10^-9 that somebody else has written: only what [`Self::parse`] accepts too, or sums could overflow.
+    pub fn from_foreign_units(units: i128) -> Option<Self> {
+        (units.unsigned_abs() <= (MAX_MAGNITUDE * UNITS_PER_ONE).unsigned_abs()).then_some(Self(units))
+    }
     /// Units of 10^-9.
     pub fn units(self) -> i128 {
         self.0

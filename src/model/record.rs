@@ -214,7 +214,8 @@ fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decim
         }
         fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
             let units: [u8; 16] = bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
-            Ok(Some(Decimal::from_units(i128::from_be_bytes(units))))
+            let value = Decimal::from_foreign_units(i128::from_be_bytes(units));
+            value.map(Some).ok_or_else(|| E::custom("a value beyond ±10^18"))
         }
     }
     deserializer.deserialize_any(Units)
@@ -282,6 +283,27 @@ mod tests {
         assert_eq!(decode(&two).map(|record| (record.version, record.stamp)), Ok((2, Some(0x019e_7309_2900))));
         let one = encoded(VERSION_1, None);
         assert_eq!(decode(&one).map(|record| (record.version, record.stamp)), Ok((1, None)));
+    }
+
+    /// Sums are not checked for overflow, because values are.
+    #[test]
+    fn a_value_that_no_gateway_lets_in_is_refused() {
+        let with = |units: i128| {
+            let series = vec![SeriesEntry { id: &[7; 16], key: b"k" }];
+            let value = Some(Decimal::from_units(units));
+            let event = RecordEvent { series: 0, timestamp: 0, value, user: None, id: None, raw: b"{}" };
+            let mut bytes = Vec::new();
+            let record = Record { version: VERSION, tenant: "t", gateway: 3, series, events: vec![event], stamp: Some(1) };
+            encode(&record, &mut bytes);
+            decode(&bytes).map(|record| record.events[0].value.map(Decimal::units)).map_err(|why| why.to_string())
+        };
+        let most = 10i128.pow(27);
+        for units in [0, -1, most, -most] {
+            assert_eq!(with(units), Ok(Some(units)));
+        }
+        for units in [most + 1, -most - 1, i128::MAX, i128::MIN] {
+            assert!(with(units).is_err_and(|why| why.contains("beyond")), "{units}");
+        }
     }
 
     #[test]

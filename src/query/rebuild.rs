@@ -1,6 +1,6 @@
 //! Makes a lost store anew, from the archive and the log alone, with the shards' own code.
 //!
-//! The history of a shard is a chain of archive objects and then the records that only the log has ([`plan`]). Objects carry what does
+//! The history of a shard is a chain of archive objects and then the records that only the log has ([`plan()`]). Objects carry what does
 //! not follow from the records: which series were admitted where, and which events had been set aside. Where that was not noted (objects of
 //! older releases, records not archived yet), the shard decides again, under the limits of today.
 //! What always holds: every batch is an ordinary flush behind its compare-and-set, so a rebuild that was killed goes on at its checkpoints
