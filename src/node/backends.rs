@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::{DataDir, private};
 use crate::clock::Clock;
-use crate::config::{Config, Url};
+use crate::config::{Config, Url, key};
 use crate::persistence::archive::Archive;
 use crate::persistence::archive::location::Location;
 use crate::persistence::archive::objects::{ObjectArchive, Place};
@@ -239,7 +239,7 @@ pub fn archive(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn Archiv
 /// Where the tiers of the archive are.
 fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Option<Location>)> {
     if let Some(path) = &config.archive.credentials_file {
-        private::secret("archive.credentials_file", path)?;
+        private::secret(key!(archive.credentials_file), path)?;
     }
     let location = |url: &str| Location {
         url: url.to_owned(),
@@ -260,11 +260,11 @@ fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Optio
 }
 
 fn object_archive(config: &Config, hot: &Location, cold: Option<&Location>) -> anyhow::Result<ObjectArchive> {
-    let hot_place = Place::new(hot.open().context("archive.url")?);
+    let hot_place = Place::new(hot.open().context(key!(archive.url))?);
     let cold_place = match cold {
         None => None,
         Some(cold) => {
-            let store = cold.open().context("archive.cold_url")?;
+            let store = cold.open().context(key!(archive.cold_url))?;
             anyhow::ensure!(!cold.is_same_place(hot), "archive.cold_url is where archive.url is: name another place");
             Some(Place::new(store).of_class(config.archive.cold_class.as_deref().unwrap_or_default()))
         }

@@ -17,7 +17,7 @@ use crate::actors::mesh::serve::Server;
 use crate::actors::mesh::tls::Tls;
 use crate::actors::slots::Slots;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, key};
 use crate::model::offset::LogId;
 use crate::query::status::{NodeStatus, Peers, Status};
 use crate::supervision::supervisor::ChildSpec;
@@ -100,7 +100,7 @@ fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
     }
     let tls = match (&config.cluster.cert, &config.cluster.key, &config.cluster.ca) {
         (Some(cert), Some(key), Some(ca)) => {
-            private::secret("cluster.key", key)?;
+            private::secret(key!(cluster.key), key)?;
             Some(Tls::load(cert, key, ca).map_err(|why| anyhow!(why))?)
         }
         _ => None,
@@ -121,7 +121,7 @@ fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
 fn cookie(config: &Config) -> anyhow::Result<Cookie> {
     let (place, text) = match (&config.cluster.cookie_file, std::env::var(COOKIE)) {
         (Some(path), _) => {
-            private::secret("cluster.cookie_file", path)?;
+            private::secret(key!(cluster.cookie_file), path)?;
             let text = std::fs::read_to_string(path);
             let place = format!("cluster.cookie_file {}", path.display());
             (place.clone(), text.with_context(|| format!("cannot read {place}"))?)
