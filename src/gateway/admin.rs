@@ -12,6 +12,7 @@ use super::auth::Scope;
 use super::error::ApiError;
 use super::extract::{GivenParams, json, params};
 use super::{Gateway, decode};
+use crate::model::budget::Budget;
 use crate::query::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError};
 
 type Edge = State<Arc<Gateway>>;
@@ -45,7 +46,7 @@ pub(super) async fn quarantine(State(gateway): Edge, headers: HeaderMap, q: Give
         Some(_) => return Err(ApiError::new(StatusCode::BAD_REQUEST, "all_invalid", "all is true or false")),
     };
     let tenant = reach.tenant.clone();
-    operate(&gateway, &tenant, move |quarantine| quarantine.list(&reach, all)).await
+    operate(&gateway, &tenant, move |quarantine, budget| quarantine.list(&reach, all, budget)).await
 }
 
 /// `POST /v1/quarantine/release`
@@ -54,7 +55,7 @@ pub(super) async fn release(State(gateway): Edge, headers: HeaderMap, q: GivenPa
     params(q, &[])?;
     let tenant = reach.tenant.clone();
     let place = place(&gateway, &tenant, &headers, body).await?;
-    let answer = operate(&gateway, &tenant, move |quarantine| quarantine.release(&reach, place)).await;
+    let answer = operate(&gateway, &tenant, move |quarantine, _| quarantine.release(&reach, place)).await;
     if answer.is_ok() {
         tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was released");
     }
@@ -67,7 +68,7 @@ pub(super) async fn discard(State(gateway): Edge, headers: HeaderMap, q: GivenPa
     params(q, &[])?;
     let tenant = reach.tenant.clone();
     let place = place(&gateway, &tenant, &headers, body).await?;
-    let answer = operate(&gateway, &tenant, move |quarantine| quarantine.discard(&reach, place)).await;
+    let answer = operate(&gateway, &tenant, move |quarantine, _| quarantine.discard(&reach, place)).await;
     if answer.is_ok() {
         tracing::info!(shard = place.shard, offset = place.offset, index = place.index, "a quarantined event was discarded");
     }
@@ -91,7 +92,7 @@ pub(super) async fn expiry(State(gateway): Edge, headers: HeaderMap, q: GivenPar
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
     params(q, &[])?;
     let expiry = gateway.deps.expiry.clone();
-    gateway.blocking(&tenant, move |_| expiry.list()).await.map(json)
+    gateway.blocking(&tenant, move |budget| expiry.list(budget)).await.map(json)
 }
 
 /// A person's yes.
@@ -141,8 +142,8 @@ async fn place(gateway: &Arc<Gateway>, tenant: &Arc<str>, headers: &HeaderMap, b
 async fn operate(
     gateway: &Gateway,
     tenant: &Arc<str>,
-    work: impl FnOnce(&dyn QuarantineService) -> Result<String, QueryError> + Send + 'static,
+    work: impl FnOnce(&dyn QuarantineService, &Budget) -> Result<String, QueryError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let quarantine = gateway.deps.quarantine.clone();
-    gateway.blocking(tenant, move |_| work(&*quarantine)).await.map(json)
+    gateway.blocking(tenant, move |budget| work(&*quarantine, budget)).await.map(json)
 }

@@ -86,7 +86,7 @@ impl QueryService for Queries {
 
 struct SetAside;
 impl QuarantineService for SetAside {
-    fn list(&self, reach: &KeyReach, all: bool) -> Result<String, QueryError> {
+    fn list(&self, reach: &KeyReach, all: bool, _: &Budget) -> Result<String, QueryError> {
         Ok(format!("{} {} {all}", reach.tenant, reach.unowned))
     }
     fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError> {
@@ -112,7 +112,7 @@ impl StatusService for Standing {
 }
 
 impl ExpiryService for Standing {
-    fn list(&self) -> Result<String, QueryError> {
+    fn list(&self, _: &Budget) -> Result<String, QueryError> {
         Ok("{}".to_owned())
     }
     fn say_yes(&self) -> Result<String, QueryError> {

@@ -28,7 +28,7 @@ impl QueryService for NoQueries {
 }
 
 impl QuarantineService for NoQueries {
-    fn list(&self, _: &KeyReach, _: bool) -> Result<String, QueryError> {
+    fn list(&self, _: &KeyReach, _: bool, _: &Budget) -> Result<String, QueryError> {
         absent()
     }
     fn release(&self, _: &KeyReach, _: EventPlace) -> Result<String, QueryError> {
@@ -40,7 +40,7 @@ impl QuarantineService for NoQueries {
 }
 
 impl ExpiryService for NoQueries {
-    fn list(&self) -> Result<String, QueryError> {
+    fn list(&self, _: &Budget) -> Result<String, QueryError> {
         absent()
     }
     fn say_yes(&self) -> Result<String, QueryError> {

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::service::{ExpiryService, QueryError, QueryErrorKind};
+use crate::model::budget::Budget;
 use crate::model::expiry::Note;
-use crate::persistence::store::{Expiring, ExpiryNote, RollupStore, StoreError};
+use crate::persistence::store::{Expiring, ExpiryNote, RollupStore, StoreError, StoreSnapshot};
 
 /// What a store has noted.
 pub struct Expiry(Arc<dyn RollupStore>);
@@ -19,8 +20,8 @@ impl Expiry {
         Arc::new(Self(store))
     }
 
-    fn noted(&self) -> Result<Vec<(Expiring, Note)>, QueryError> {
-        let noted = self.0.snapshot().and_then(|mut snapshot| snapshot.expiries()).map_err(|why| failed(&why))?;
+    fn noted(view: Result<Box<dyn StoreSnapshot + '_>, StoreError>) -> Result<Vec<(Expiring, Note)>, QueryError> {
+        let noted = view.and_then(|mut view| view.expiries()).map_err(|why| failed(&why))?;
         noted.into_iter().map(|(of, ExpiryNote { note, .. })| Ok((of, read(&note)?))).collect()
     }
 }
@@ -51,8 +52,8 @@ fn shown((of, note): &(Expiring, Note)) -> Value {
 }
 
 impl ExpiryService for Expiry {
-    fn list(&self) -> Result<String, QueryError> {
-        let mut noted = self.noted()?;
+    fn list(&self, budget: &Budget) -> Result<String, QueryError> {
+        let mut noted = Self::noted(self.0.snapshot_for(budget))?;
         noted.retain(|(_, note)| note.noted_to().is_some());
         let stopped = noted.iter().filter(|(_, note)| note.stopped().is_some()).count();
         Ok(json!({ "stopped": stopped, "due": noted.iter().map(shown).collect::<Vec<_>>() }).to_string())
@@ -60,7 +61,7 @@ impl ExpiryService for Expiry {
 
     fn say_yes(&self) -> Result<String, QueryError> {
         let stopped: Vec<Expiring> =
-            self.noted()?.into_iter().filter(|(_, note)| note.stopped().is_some()).map(|(of, _)| of).collect();
+            Self::noted(self.0.snapshot())?.into_iter().filter(|(_, note)| note.stopped().is_some()).map(|(of, _)| of).collect();
         let said = self.0.say_yes(&stopped).map_err(|why| failed(&why))?;
         Ok(json!({ "going_on": said, "of": stopped.into_iter().map(of_whom).collect::<Vec<_>>() }).to_string())
     }
@@ -85,7 +86,7 @@ mod tests {
             assert!(store.swap_expiry(of, None, &serde_json::to_string(&note).expect("text")).expect("noted"));
         }
         let expiry = Expiry::new(store.clone());
-        let listed: Value = serde_json::from_str(&expiry.list().expect("listed")).expect("JSON");
+        let listed: Value = serde_json::from_str(&expiry.list(&Budget::default()).expect("listed")).expect("JSON");
         assert_eq!((listed["stopped"].as_u64(), listed["due"].as_array().map(Vec::len)), (Some(2), Some(3)));
         let said: Value = serde_json::from_str(&expiry.say_yes().expect("said")).expect("JSON");
         assert_eq!(said["going_on"], 2);

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind};
+use crate::model::budget::Budget;
 use crate::model::flush::QuarantineRow;
 use crate::model::offset::ShardId;
 use crate::model::record;
 use crate::model::series::Series;
-use crate::persistence::store::{RollupStore, StoreError};
+use crate::persistence::store::{RollupStore, StoreError, StoreSnapshot};
 use crate::shards::release;
 use crate::shards::state::ShardLimits;
 
@@ -34,15 +35,19 @@ impl Quarantine {
         Arc::new(Self { store, limits })
     }
 
-    fn rows(&self, reach: &KeyReach) -> Result<Vec<QuarantineRow>, QueryError> {
-        let mut rows = self.store.snapshot().and_then(|mut s| s.quarantine()).map_err(failed)?;
+    fn rows(
+        &self,
+        reach: &KeyReach,
+        view: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
+    ) -> Result<Vec<QuarantineRow>, QueryError> {
+        let mut rows = view.and_then(|mut view| view.quarantine()).map_err(failed)?;
         rows.retain(|row| if row.tenant.is_empty() { reach.unowned } else { row.tenant == *reach.tenant });
         Ok(rows)
     }
 
     /// The row of an event that waits.
     fn waiting(&self, reach: &KeyReach, place: EventPlace) -> Result<QuarantineRow, QueryError> {
-        let found = self.rows(reach)?.into_iter().find(|row| place_of(row) == place);
+        let found = self.rows(reach, self.store.snapshot())?.into_iter().find(|row| place_of(row) == place);
         match found {
             Some(row) if row.discarded => Err(gone(place, "was discarded, which is for good")),
             Some(row) => Ok(row),
@@ -70,8 +75,8 @@ fn failed(error: StoreError) -> QueryError {
 }
 
 impl QuarantineService for Quarantine {
-    fn list(&self, reach: &KeyReach, all: bool) -> Result<String, QueryError> {
-        let mut rows = self.rows(reach)?;
+    fn list(&self, reach: &KeyReach, all: bool, budget: &Budget) -> Result<String, QueryError> {
+        let mut rows = self.rows(reach, self.store.snapshot_for(budget))?;
         rows.retain(|row| all || !row.discarded);
         let events: Vec<Value> = rows.iter().take(MAX_LISTED).map(shown).collect();
         Ok(json!({ "events": events, "more": rows.len() - events.len() }).to_string())

@@ -91,7 +91,7 @@ pub trait QuarantineService: Send + Sync {
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn list(&self, reach: &KeyReach, all: bool) -> Result<String, QueryError>;
+    fn list(&self, reach: &KeyReach, all: bool, budget: &Budget) -> Result<String, QueryError>;
     /// `POST /v1/quarantine/release`: the event is counted after all.
     ///
     /// # Errors
@@ -110,7 +110,7 @@ pub trait ExpiryService: Send + Sync {
     ///
     /// # Errors
     /// See [`QueryErrorKind`].
-    fn list(&self) -> Result<String, QueryError>;
+    fn list(&self, budget: &Budget) -> Result<String, QueryError>;
     /// `POST /v1/archive/expiry`: what has stopped goes on.
     ///
     /// # Errors

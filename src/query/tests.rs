@@ -297,7 +297,7 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     let (of_a, absent) = (EventPlace { shard: 0, offset: 0, index: 0 }, EventPlace { shard: 0, offset: 0, index: 9 });
     let reach = |tenant: &str| KeyReach { tenant: tenant.into(), unowned: false };
     let listed = |tenant: &str| {
-        let answer = quarantine.list(&reach(tenant), true).expect("listed");
+        let answer = quarantine.list(&reach(tenant), true, &Budget::default()).expect("listed");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")["events"].as_array().expect("events").len()
     };
     assert_eq!((listed("a"), listed("b"), listed("c")), (1, 1, 0));
