@@ -60,6 +60,8 @@ metrics_table! {
         "How far behind in time the owner here is; 0 for shards of other nodes.";
     Gauge SHARD_UNARCHIVED_RECORDS = "rollmill_shard_unarchived_records" by "shard" in []:
         "Records applied and not archived yet; 0 for shards of other nodes.";
+    Counter LOG_RECORDS_LOST = "rollmill_log_records_lost_total":
+        "Lines of the node's own log that were not written, because their reader is gone or stands still, or its disk is full.";
     Counter CLOCK_LEAPS = "rollmill_clock_leaps_total" by "direction" in ["forward", "back"]:
         "Leaps of this machine's wall clock by more than a minute.";
     Counter EXPIRY_STOPS = "rollmill_expiry_stops_total":

@@ -1,9 +1,21 @@
 //! The server's own log, on standard error.
 //!
 //! What always holds: a record is one line, whatever a client put into what it holds, so that nobody can write a record that looks like
-//! the server's or move a terminal's cursor. A panic is a record too.
+//! the server's or move a terminal's cursor. A panic is a record too. No record ends a node or makes it wait: one that cannot be written,
+//! because the disk is full or its reader is gone or stands still, is lost and counted.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::telemetry;
+
+/// As many bytes as a pipe that takes any takes at once (PIPE_BUF).
+const AT_ONCE: usize = 4096;
+/// How long a reader may take; one that took longer is not waited for until it reads again.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
 pub(super) fn start(json: bool) {
@@ -20,13 +32,44 @@ fn start_with(default: &str, json: bool) {
     let filter = tracing_subscriber::EnvFilter::new(filter);
     let records = tracing_subscriber::fmt().with_env_filter(filter);
     if json {
-        records.json().with_writer(|| OneLine(std::io::stderr())).init();
+        records.json().with_writer(|| OneLine(Records)).init();
     } else if std::io::stderr().is_terminal() {
         // Colours are control characters themselves; tracing escapes those of the fields.
-        records.with_writer(std::io::stderr).init();
+        records.with_writer(|| Records).init();
     } else {
-        records.with_ansi(false).with_writer(|| OneLine(std::io::stderr())).init();
+        records.with_ansi(false).with_writer(|| OneLine(Records)).init();
     }
+    log_panics();
+}
+
+/// Standard error, which never fails: what it does not take is lost and counted.
+struct Records;
+
+impl Write for Records {
+    fn write(&mut self, record: &[u8]) -> std::io::Result<usize> {
+        if !is_written(record) {
+            metrics::counter!(telemetry::LOG_RECORDS_LOST).increment(1);
+        }
+        Ok(record.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn is_written(record: &[u8]) -> bool {
+    static STANDS_STILL: AtomicBool = AtomicBool::new(false);
+    let mut stderr = std::io::stderr().lock();
+    record.chunks(AT_ONCE).all(|part| {
+        let patience = if STANDS_STILL.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
+        // Of a pipe, a terminal or a socket; a file is always ready.
+        let is_ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience)).is_ok_and(|ready| ready > 0);
+        STANDS_STILL.store(!is_ready, Ordering::Relaxed);
+        is_ready && stderr.write_all(part).is_ok()
+    })
+}
+
+fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(at, why = panic.payload_as_str().unwrap_or("no text"), "a thread panicked");

@@ -143,6 +143,7 @@ async fn run(config: &Config, data: &DataDir, faults: Faults) -> anyhow::Result<
     mesh::check(config)?;
     let listener = listen(config, keys.is_open()).await?;
     let mut stopped = std::pin::pin!(stop_signal());
+    outlive_file_limits()?;
     let _reloading = reload_at_hangup(&keys)?;
     let ports = tokio::select! {
         ports = open::open(config, data, &listener) => ports?,
@@ -305,6 +306,12 @@ async fn stop_signal() -> anyhow::Result<()> {
         _ = terminate.recv() => Ok(()),
         interrupt = tokio::signal::ctrl_c() => interrupt.context("cannot listen for Ctrl-C"),
     }
+}
+
+/// A file that may not grow any more (`ulimit -f`, `LimitFSIZE`) is a full disk, and no reason to end: without a handler SIGXFSZ is.
+fn outlive_file_limits() -> anyhow::Result<()> {
+    // The handler stays when this is dropped.
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop).context("cannot listen for SIGXFSZ")
 }
 
 /// Reads the keys file again at each SIGHUP, which operators and their tools send to reload. It never ends a node: a closed terminal is

@@ -1,4 +1,5 @@
-//! Disks that take no writes: full, without inodes, read-only, the store's alone; and a process without file descriptors. Each with a
+//! Disks that take no writes: full, without inodes, read-only, the store's alone; and a process without file descriptors, or with a limit
+//! on the size of its files. Each with a
 //! restart in it. What holds in all of them: nothing acknowledged is lost, nothing counts twice, queries are answered throughout, writes
 //! that cannot be kept are refused by name, and everything goes on by itself.
 
@@ -162,6 +163,40 @@ impl End {
             End::Kill => server.kill(),
         }
     }
+}
+
+/// A node whose files may not become larger than so many KiB.
+fn start_limited(data: &Path, kib: u32) -> Server {
+    let port = free_port();
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("ulimit -f {kib} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_rollmill"), "serve", "--data"]);
+    command.arg(data).args(["--listen", &format!("127.0.0.1:{port}")]);
+    for (key, value) in SMALL {
+        command.env(format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase()), value);
+    }
+    Server::run(command, data, port)
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_a_full_disk_and_ends_no_node() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let mut ledger = Ledger::default();
+    let server = Server::start(&data, SMALL);
+    ledger.send_some(&server);
+    until("a part is in the store", || server.accounted()[0] > 0);
+    End::Kill.of(server);
+
+    let mut server = start_limited(&data, 1024);
+    server.wait_alive();
+    ledger.send_until_refused(&server, "disk_full");
+    refuses_writes(&server, &mut ledger, "disk_full");
+    ledger.is_counted(&server);
+    End::Term.of(server);
+
+    let server = Server::start(&data, SMALL);
+    ledger.send_some(&server);
+    ledger.is_counted(&server);
 }
 
 /// One disk that takes no writes any more, and a node that runs, ends, starts and goes on on it.

@@ -1,8 +1,10 @@
-//! Output that nobody reads any more ends a command quietly, as SIGPIPE would.
+//! Output that nobody reads any more ends a command quietly, as SIGPIPE would; output that cannot be written ends it with a message. A
+//! node's log ends nothing, whatever becomes of it.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Server, until};
+use crate::support::{Server, free_port, until};
 
 /// The exit code of a command whose reader is gone before it prints, and what it said.
 fn unread(args: &[&str]) -> (Option<i32>, String) {
@@ -38,4 +40,55 @@ fn a_reader_that_is_gone_ends_a_command_quietly() {
     }
     let (code, said) = unread(&["--help"]);
     assert!(code == Some(0) && said.is_empty(), "{code:?} {said}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    for args in [&["version"][..], &["check-config"], &["store", "roles"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        let done = command.args(args).stdin(Stdio::null()).stdout(full()).stderr(Stdio::piped()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("rollmill: cannot write the output: No space left") && said.lines().count() == 1, "{said}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+        let done = command.args(args).stdin(Stdio::null()).stdout(full()).stderr(full()).status().expect("it runs");
+        assert_eq!(done.code(), Some(1), "{args:?}");
+    }
+}
+
+const LOST: &str = "rollmill_log_records_lost_total ";
+
+/// A node whose standard error is this.
+fn logging_to(log: impl Into<Stdio>, data: &Path, port: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
+    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
+    command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data);
+    command.env("ROLLMILL_SHARDS_COUNT", "2").env("ROLLMILL_LOG", "debug");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command
+}
+
+#[test]
+fn a_node_outlives_whatever_becomes_of_its_log() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+    let (reader, gone) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    // Held and never read: a collector that stands still, or a terminal after Ctrl-S.
+    let (_stands_still, slow) = std::io::pipe().expect("a pipe");
+    for (what, log) in [("a full disk", Stdio::from(full())), ("a closed pipe", gone.into()), ("a frozen reader", slow.into())] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let port = free_port();
+        let data = dir.path().join("data");
+        let mut server = Server::run_logged_elsewhere(logging_to(log, &data, port), &data, port);
+        server.wait_ready("gateway");
+        // Each refusal is a record at this level; together they are more than a pipe holds.
+        let bad = "no event\n".repeat(5_000);
+        assert_eq!(server.post_as(bad.as_bytes(), "application/x-ndjson", &[]).0, 422, "{what}");
+        assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202, "{what}");
+        server.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+        let lost = |text: &str| text.lines().any(|line| line.starts_with(LOST) && !line.ends_with(" 0"));
+        until(what, || server.get("/metrics").1.as_str().is_some_and(lost));
+        assert_eq!(server.stop(), Some(0), "{what}");
+    }
 }

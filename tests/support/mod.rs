@@ -61,7 +61,13 @@ impl Server {
     /// Starts any command that serves from `data` on `port`.
     pub fn run(mut command: Command, data: &Path, port: u16) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the server starts");
+        command.stderr(log);
+        Self::run_logged_elsewhere(command, data, port)
+    }
+
+    /// As [`Self::run`], with the standard error that the command has.
+    pub fn run_logged_elsewhere(mut command: Command, data: &Path, port: u16) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the server starts");
         Self { child, url: format!("http://127.0.0.1:{port}"), data: data.to_owned() }
     }
 
