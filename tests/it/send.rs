@@ -177,6 +177,42 @@ fn a_stream_is_sent_after_a_second_and_at_its_end_by_a_signal() {
 }
 
 #[test]
+fn a_named_pipe_is_a_stream_and_a_signal_ends_the_wait_for_its_writer() {
+    let (dir, server) = started();
+    let pipe = dir.path().join("events.ndjson");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("it runs").success());
+    let name = pipe.display().to_string();
+    let mut child = command(&server.url, &[&name]).stdin(Stdio::null()).spawn().expect("it runs");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    terminate(&child);
+    until("it ends though nobody writes", || child.try_wait().expect("waited").is_some());
+    let writing = std::thread::spawn(move || std::fs::write(pipe, "{\"metric\":\"piped\"}\n".repeat(10)));
+    sends(&server.url, &[&name]);
+    writing.join().expect("no panic").expect("written");
+    counts(&server, "piped", 10);
+}
+
+#[test]
+fn what_is_refused_is_not_sent_again_by_the_same_run() {
+    let (dir, server) = started();
+    let text = "{\"metric\":\"own\"}\nnonsense\n";
+    let file = write(&dir.path().join("events.ndjson"), text);
+    let (code, said) = send(&server.url, &[&file, "--rejects", &file]);
+    assert!(code == Some(2) && said.contains("is what this command writes to"), "{code:?} {said}");
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), text, "it is as it was");
+    // The second run finds what the first one has kept, and leaves it alone.
+    let (within, position) = (dir.path().join("bad.ndjson"), dir.path().join("sent.json"));
+    let [root, within, position] = [dir.path(), &within, &position].map(|path| path.display().to_string());
+    for (run, accepted, refused) in [(1, 1, 1), (2, 0, 0)] {
+        let (code, said) = send(&server.url, &[&root, "--rejects", &within, "--resume", &position]);
+        let verb = if refused == 1 { "was" } else { "were" };
+        let noun = if accepted == 1 { "event is" } else { "events are" };
+        assert!(said.contains(&format!("{accepted} {noun} in, {refused} {verb} refused")), "{run}: {code:?} {said}");
+    }
+    counts(&server, "own", 1);
+}
+
+#[test]
 fn a_stream_whose_answer_is_lost_counts_once() {
     let (_dir, server) = started();
     let port = server.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");

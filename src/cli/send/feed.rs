@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -26,7 +27,7 @@ pub(super) enum Fed {
 }
 
 /// What tells a file from another one of the same name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) struct Identity {
     pub(super) device: u64,
     pub(super) inode: u64,
@@ -42,6 +43,7 @@ impl Feed {
     pub(super) fn open(source: &Source, read: Arc<AtomicU64>) -> anyhow::Result<Self> {
         let raw: Box<dyn Read + Send> = match source {
             Source::Stdin => Box::new(io::stdin()),
+            Source::File(path) if is_pipe(path) => Box::new(Pipe { path: path.clone(), opened: None }),
             Source::File(path) => Box::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?),
         };
         let (sender, parts) = sync_channel(AHEAD);
@@ -68,6 +70,27 @@ pub(super) fn identity_of(source: &Source) -> anyhow::Result<Option<Identity>> {
     let Source::File(path) = source else { return Ok(None) };
     let metadata = std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
     Ok(metadata.is_file().then(|| Identity { device: metadata.dev(), inode: metadata.ino() }))
+}
+
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+/// A named pipe: to open it takes until somebody writes, so the thread that reads does it.
+struct Pipe {
+    path: PathBuf,
+    opened: Option<File>,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = match &mut self.opened {
+            Some(file) => file,
+            unopened => unopened.insert(File::open(&self.path)?),
+        };
+        file.read(buffer)
+    }
 }
 
 /// Counts the bytes that pass.

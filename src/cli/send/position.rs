@@ -3,6 +3,7 @@
 //! A position belongs to its inputs by content: it holds the hash of all that was sent of each, so another file under the same name is
 //! told from one that has grown. It holds the run's id, too: what was sent and not noted when a run ended gets the same ids again.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -86,28 +87,34 @@ impl Position {
         mut begins: impl FnMut(usize, &Entry) -> anyhow::Result<bool>,
     ) -> anyhow::Result<Vec<usize>> {
         let mut found: Vec<Option<usize>> = vec![None; inputs.len()];
+        let mut taken = vec![false; self.inputs.len()];
+        let mut by_identity: HashMap<Identity, Vec<usize>> = HashMap::new();
+        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        for (at, entry) in self.inputs.iter().enumerate() {
+            by_name.entry(entry.name.clone()).or_default().push(at);
+            if let Some(identity) = entry.identity {
+                by_identity.entry(identity).or_default().push(at);
+            }
+        }
         // Files first, wherever they have been moved: a log that was rotated leaves its name to another one.
         for (at, (name, identity)) in inputs.iter().enumerate() {
-            let same = |at: &usize| {
-                let entry: &Entry = &self.inputs[*at];
-                identity.is_some() && entry.identity == *identity && !found.contains(&Some(*at))
-            };
+            let same = identity.and_then(|identity| by_identity.get(&identity)).map_or(&[][..], Vec::as_slice);
             // A file may have two names.
-            let candidates = || (0..self.inputs.len()).filter(same);
-            let named = candidates().find(|at| self.inputs[*at].name == *name);
+            let candidates = || same.iter().copied().filter(|entry| !taken[*entry]);
+            let named = candidates().find(|entry| self.inputs[*entry].name == *name);
             let Some(entry) = named.or_else(|| candidates().next()) else { continue };
             if begins(at, &self.inputs[entry])? {
                 self.inputs[entry].name.clone_from(name);
-                found[at] = Some(entry);
+                (found[at], taken[entry]) = (Some(entry), true);
             }
         }
         for (at, (name, identity)) in inputs.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>() {
-            let taken = |entry: usize| found.contains(&Some(entry));
-            let named = (0..self.inputs.len()).find(|entry| self.inputs[*entry].name == *name && !taken(*entry));
-            found[at] = match named {
+            let same = by_name.get(name).map_or(&[][..], Vec::as_slice);
+            found[at] = match same.iter().copied().find(|entry| !taken[*entry]) {
                 // What a stream holds is seen only when it is read.
                 Some(entry) if identity.is_none() || begins(at, &self.inputs[entry])? => {
                     self.inputs[entry].identity = *identity;
+                    taken[entry] = true;
                     Some(entry)
                 }
                 Some(entry) => bail!(self.inputs[entry].differs()),
@@ -118,7 +125,8 @@ impl Position {
     }
 
     fn add(&mut self, name: &str, identity: Option<Identity>) -> usize {
-        let source = self.inputs.iter().map(|entry| entry.source + 1).max().unwrap_or(0);
+        // Numbers are given in the order of the entries.
+        let source = self.inputs.last().map_or(0, |entry| entry.source + 1);
         let hash = blake3::Hasher::new().finalize().to_hex().to_string();
         self.inputs.push(Entry { source, name: name.to_owned(), identity, offset: 0, hash });
         self.inputs.len() - 1

@@ -107,7 +107,7 @@ impl Files {
 }
 
 /// The file with the reasons, one for each refused line: `FILE:LINE: CODE: MESSAGE`.
-fn reasons(path: &Path) -> PathBuf {
+pub(super) fn reasons(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.reasons", path.display()))
 }
 

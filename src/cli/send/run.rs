@@ -1,6 +1,6 @@
 //! A run: inputs one after the other, events in batches, what is in noted, what is refused kept.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::feed::{self, Fed, Feed};
 use super::input::{Input, Mark, Yield};
 use super::position::{Entry, OtherInput, Position, STDIN};
 use super::post::{Delivered, Poster};
-use super::rejects::{Reject, Rejects};
+use super::rejects::{self, Reject, Rejects};
 use super::sources::{self, Source};
 use super::stop::Stop;
 use crate::cli::UsageError;
@@ -26,6 +26,8 @@ use crate::clock::Stopwatch;
 const LINGER: Duration = Duration::from_secs(1);
 /// Between two looks at whether an end was asked for.
 const LOOK: Duration = Duration::from_millis(100);
+/// Remarks on inputs that are shown.
+const NOTES: usize = 100;
 /// Bytes of a batch; a server takes at least 20 MiB by default.
 const BATCH_BYTES: usize = 4 << 20;
 
@@ -99,7 +101,7 @@ struct Run<'a> {
 
 pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
     let mut notes = Vec::new();
-    let sources = sources::expand(&args.files, &mut notes)?;
+    let sources = sources::expand(&args.files, &written(args), &mut notes)?;
     let id = getrandom::u64().map_err(|error| anyhow::anyhow!("no randomness for the run's id: {error}"))?;
     let (position, entries) = begin(args, &sources, &format!("{id:016x}"))?;
     let stop = Stop::listen()?;
@@ -130,6 +132,12 @@ pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
     let ended = run.all(&sources, &entries);
     run.progress.finish_and_clear();
     run.report(ended)
+}
+
+/// The files that this command writes.
+fn written(args: &SendArgs) -> Vec<PathBuf> {
+    let kept = args.rejects.iter().flat_map(|path| [path.clone(), rejects::reasons(path)]);
+    kept.chain(args.resume.clone()).collect()
 }
 
 /// Where each input stands, by the position if there is one.
@@ -301,7 +309,10 @@ impl Run<'_> {
         let extra: String = extra.into_iter().flatten().map(|text| format!(", {text}")).collect();
         let refused = format!("{} refused", if self.rejects.count == 1 { "1 was".to_owned() } else { were(self.rejects.count) });
         eprintln!("{} in, {refused}{extra}", are_events(self.accepted));
-        self.notes.iter().for_each(|note| eprintln!("  {note}"));
+        self.notes.iter().take(NOTES).for_each(|note| eprintln!("  {note}"));
+        if self.notes.len() > NOTES {
+            eprintln!("  and {} more such lines", self.notes.len() - NOTES);
+        }
         self.rejects.report().iter().for_each(|line| eprintln!("{line}"));
         let waiting = self.batch.lines.len() as u64;
         if let Err(error) = ended {

@@ -1,5 +1,7 @@
-//! What is to be sent: files, directories, patterns, standard input.
+//! What is to be sent: files, directories, patterns, standard input. Never what the command itself writes: it would send what it has just
+//! refused, and that again.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -27,18 +29,24 @@ impl Source {
 const ENDINGS: [&str; 5] = [".ndjson", ".jsonl", ".json", ".csv", ".tsv"];
 const COMPRESSED: [&str; 3] = [".gz", ".zst", ".zstd"];
 
-/// The inputs that are named, each once, in the order named; those of a directory or a pattern by name. `notes` says what is left out.
-pub(super) fn expand(named: &[PathBuf], notes: &mut Vec<String>) -> anyhow::Result<Vec<Source>> {
+/// The inputs that are named, each once, in the order named; those of a directory or a pattern by name. What the command writes itself
+/// (`own`) is left out, and refused where it is named. `notes` says what is left out.
+pub(super) fn expand(named: &[PathBuf], own: &[PathBuf], notes: &mut Vec<String>) -> anyhow::Result<Vec<Source>> {
+    let own: Vec<Identity> = own.iter().filter_map(|path| identity(path)).collect();
+    let is_own = |path: &Path| identity(path).is_some_and(|identity| own.contains(&identity));
     let mut sources = Vec::new();
     for path in named {
         if path.as_os_str() == "-" {
             sources.push(Source::Stdin);
         } else if path.is_dir() {
-            let before = sources.len();
-            directory(path, &mut sources, notes)?;
+            let (before, mut walk) = (sources.len(), Walk { is_own: &is_own, seen: HashSet::new(), notes });
+            walk.directory(path, &mut sources)?;
             if sources.len() == before {
                 notes.push(format!("{} holds no file to send", path.display()));
             }
+        } else if is_own(path) {
+            let message = format!("{} is what this command writes to: it cannot be sent at the same time", path.display());
+            bail!(UsageError(message));
         } else if path.exists() || !is_pattern(path) {
             sources.push(Source::File(path.clone()));
         } else {
@@ -46,19 +54,19 @@ pub(super) fn expand(named: &[PathBuf], notes: &mut Vec<String>) -> anyhow::Resu
             if found.is_empty() {
                 bail!(UsageError(format!("no file matches {}", path.display())));
             }
-            sources.extend(found.into_iter().map(Source::File));
+            let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|path| is_own(path));
+            notes.extend(own.iter().map(|path| left_to_itself(path)));
+            sources.extend(others.into_iter().map(Source::File));
         }
     }
-    let mut known = Vec::new();
+    let mut known = HashSet::new();
     sources.retain(|source| {
         let identity = match source {
             Source::Stdin => None,
             Source::File(path) => Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())),
         };
-        let new = !known.contains(&identity);
-        if new {
-            known.push(identity);
-        } else {
+        let new = known.insert(identity);
+        if !new {
             notes.push(format!("{} is named twice and sent once", source.name()));
         }
         new
@@ -66,22 +74,51 @@ pub(super) fn expand(named: &[PathBuf], notes: &mut Vec<String>) -> anyhow::Resu
     Ok(sources)
 }
 
-/// Files below a directory that are data by their names; hidden ones are not.
-fn directory(path: &Path, sources: &mut Vec<Source>, notes: &mut Vec<String>) -> anyhow::Result<()> {
-    for path in entries(path)? {
-        let name = name_of(&path);
-        if name.starts_with('.') {
-            continue;
+/// What tells files and directories apart, whatever they are called.
+type Identity = (u64, u64);
+
+fn identity(path: &Path) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    // What is not a file (such as /dev/null) may be written and named at the same time.
+    let metadata = std::fs::metadata(path).ok().filter(|metadata| metadata.is_file() || metadata.is_dir())?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+fn left_to_itself(path: &Path) -> String {
+    format!("{} is left alone: it is what this command writes to", path.display())
+}
+
+/// A way through directories. Each is entered once, so that links in a circle have an end.
+struct Walk<'a> {
+    is_own: &'a dyn Fn(&Path) -> bool,
+    seen: HashSet<Identity>,
+    notes: &'a mut Vec<String>,
+}
+
+impl Walk<'_> {
+    /// Files below a directory that are data by their names; hidden ones are not.
+    fn directory(&mut self, path: &Path, sources: &mut Vec<Source>) -> anyhow::Result<()> {
+        if identity(path).is_some_and(|identity| !self.seen.insert(identity)) {
+            self.notes.push(format!("{} is left alone: it is a directory that was entered already", path.display()));
+            return Ok(());
         }
-        if path.is_dir() {
-            directory(&path, sources, notes)?;
-        } else if is_data(&name) {
-            sources.push(Source::File(path));
-        } else {
-            notes.push(format!("{} is left alone: its name ends in none of {}", path.display(), ENDINGS.join(", ")));
+        for path in entries(path)? {
+            let name = name_of(&path);
+            if name.starts_with('.') {
+                continue;
+            }
+            if path.is_dir() {
+                self.directory(&path, sources)?;
+            } else if (self.is_own)(&path) {
+                self.notes.push(left_to_itself(&path));
+            } else if is_data(&name) {
+                sources.push(Source::File(path));
+            } else {
+                self.notes.push(format!("{} is left alone: its name ends in none of {}", path.display(), ENDINGS.join(", ")));
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn is_data(name: &str) -> bool {
@@ -162,14 +199,48 @@ mod tests {
             std::fs::write(path, "x").expect("written");
         }
         let mut notes = Vec::new();
-        let sources = expand(&[root.join("c/1.csv"), root.join("b")], &mut notes).expect("sources");
+        let sources = expand(&[root.join("c/1.csv"), root.join("b")], &[], &mut notes).expect("sources");
         assert_eq!(names(&sources, root), ["c/1.csv", "b/1.csv.gz", "b/2.csv", "b/deep/3.ndjson"]);
         assert!(notes.len() == 1 && notes[0].contains("notes.md is left alone"), "{notes:?}");
-        let sources = expand(&[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()], &mut notes).expect("sources");
+        let sources = expand(&[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()], &[], &mut notes).expect("sources");
         assert_eq!(names(&sources, root), ["b/2.csv", "c/1.csv", "standard input"]);
         assert!(notes[1].contains("2.csv is named twice") && notes[2].contains("standard input is named twice"), "{notes:?}");
-        assert!(expand(&[root.join("none*")], &mut notes).is_err());
-        assert_eq!(expand(&[root.join("none")], &mut notes).expect("opened later").len(), 1);
+        assert!(expand(&[root.join("none*")], &[], &mut notes).is_err());
+        assert_eq!(expand(&[root.join("none")], &[], &mut notes).expect("opened later").len(), 1);
+    }
+
+    #[test]
+    fn links_in_a_circle_have_an_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path();
+        std::fs::write(root.join("a.csv"), "x").expect("written");
+        for link in ["x", "y"] {
+            std::os::unix::fs::symlink(".", root.join(link)).expect("linked");
+        }
+        let mut notes = Vec::new();
+        let sources = expand(&[root.to_owned()], &[], &mut notes).expect("sources");
+        assert_eq!(names(&sources, root), ["a.csv"]);
+        assert!(notes.len() == 2 && notes[0].contains("x is left alone: it is a directory"), "{notes:?}");
+    }
+
+    #[test]
+    fn what_the_command_writes_is_no_input() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path();
+        for file in ["a.ndjson", "bad.ndjson", "sent.json"] {
+            std::fs::write(root.join(file), "x").expect("written");
+        }
+        std::os::unix::fs::symlink("bad.ndjson", root.join("link.ndjson")).expect("linked");
+        let own = [root.join("bad.ndjson"), root.join("sent.json"), root.join("not-there")];
+        for named in [root.to_owned(), root.join("*")] {
+            let mut notes = Vec::new();
+            let sources = expand(&[named], &own, &mut notes).expect("sources");
+            assert_eq!(names(&sources, root), ["a.ndjson"]);
+            assert_eq!(notes.iter().filter(|note| note.contains("what this command writes to")).count(), 3, "{notes:?}");
+        }
+        for named in ["bad.ndjson", "link.ndjson"] {
+            assert!(expand(&[root.join(named)], &own, &mut Vec::new()).is_err(), "{named}");
+        }
     }
 
     #[test]
