@@ -80,7 +80,8 @@ impl Reservation {
 /// # Errors
 /// 415.
 pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<Format, ApiError> {
-    let named = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+    // What is no text is another type, and not none.
+    let named = headers.get(header::CONTENT_TYPE).map_or("application/json", |named| named.to_str().unwrap_or("?"));
     match named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "application/json" => Ok(Format::Json),
         "text/plain" if is_listed => Ok(Format::Json),
@@ -96,7 +97,7 @@ fn unsupported(message: &str) -> ApiError {
 
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
-    let encoding = match named.next().map(|v| v.to_str().unwrap_or_default().trim().to_ascii_lowercase()).as_deref() {
+    let encoding = match named.next().map(|v| v.to_str().unwrap_or("?").trim().to_ascii_lowercase()).as_deref() {
         None | Some("" | "identity") => Encoding::Identity,
         Some("gzip" | "x-gzip") => Encoding::Gzip,
         Some("zstd") => Encoding::Zstd,

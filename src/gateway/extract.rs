@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -16,7 +16,7 @@ pub(super) type Edge = State<Arc<Gateway>>;
 /// Parameters.
 pub(super) type Params = Vec<(String, String)>;
 /// A query string, perhaps one that cannot be read.
-pub(super) type GivenParams = Result<Query<Params>, QueryRejection>;
+pub(super) type GivenParams = RawQuery;
 
 /// A finished JSON body.
 pub(super) fn json(body: String) -> Response {
@@ -47,14 +47,37 @@ pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, 
         .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8"))
 }
 
-/// The parameters of a query string, as they came.
+/// The parameters of a query string, as they came. What a lenient reader would guess, because an escape is none or makes no UTF-8, is
+/// refused: the answer would be to another question.
 ///
 /// # Errors
 /// 400.
-pub(super) fn given(query: GivenParams) -> Result<Params, ApiError> {
-    query
-        .map(|Query(p)| p)
-        .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "the query string cannot be read"))
+pub(super) fn given(RawQuery(query): GivenParams) -> Result<Params, ApiError> {
+    let query = query.unwrap_or_default();
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let decoded = pairs.map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        unescaped(name).zip(unescaped(value)).ok_or(pair)
+    });
+    decoded.collect::<Result<_, _>>().map_err(|pair| {
+        let pair: String = pair.escape_debug().take(100).collect();
+        let message = format!("the parameter {pair} cannot be read: a % begins an escape, and escapes are those of UTF-8, as %C3%BC");
+        ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", message)
+    })
+}
+
+/// A name or value without its escapes, if they are such.
+fn unescaped(text: &str) -> Option<String> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.bytes());
+    while let Some(byte) = rest.next() {
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => (digit()? * 16 + digit()?) as u8,
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// The parameters of a route that takes these and no others. Every route reads its parameters here, or hands them on to where the same

@@ -99,7 +99,33 @@ pub struct Gateway {
     stopping: tokio::sync::watch::Sender<bool>,
 }
 
+/// Bodies of so many bytes are read beside the event loop, or they would delay everybody's answers.
+const LARGE: usize = 1 << 20;
+/// The same where tenants share the node: a body of this size may be thousands of events, and nobody waits for another's.
+const LARGE_AMONG_SEVERAL: usize = 64 << 10;
+
 impl Gateway {
+    /// Reads a body: a large one where tenants take turns, and below the priority of the event loop.
+    ///
+    /// # Errors
+    /// What reading it says; 500 if that crashed.
+    async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+        bytes: usize,
+        work: impl FnOnce(&Arc<Self>) -> Result<T, error::ApiError> + Send + 'static,
+    ) -> Result<T, error::ApiError> {
+        let alone = self.shares.one_tenant().load(std::sync::atomic::Ordering::Relaxed);
+        if bytes < if alone { LARGE } else { LARGE_AMONG_SEVERAL } {
+            return work(self);
+        }
+        let gateway = self.clone();
+        self.readers.run(tenant, move || work(&gateway)).await.map_err(|_| {
+            let message = "reading the body crashed, nothing was kept";
+            error::ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+        })?
+    }
+
     /// The edge over these.
     pub fn new(deps: GatewayDeps) -> Arc<Self> {
         let config = &deps.config;

@@ -19,7 +19,7 @@ use super::Gateway;
 use super::auth::Scope;
 use super::decode::{self, Format};
 use super::error::ApiError;
-use super::extract::{idempotency_of, part};
+use super::extract::{GivenParams, idempotency_of, params, part};
 use super::ingest::{self, Refusal};
 use crate::actors::gateway::ValidEvent;
 use crate::model::event;
@@ -53,9 +53,10 @@ pub async fn produce(
     State(gateway): State<Arc<Gateway>>,
     topic: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
+    q: GivenParams,
     body: Body,
 ) -> Response {
-    match take(&gateway, topic, &headers, body).await {
+    match take(&gateway, topic, &headers, q, body).await {
         Ok(answer) => axum::Json(answer).into_response().with_type(kind_of(&headers)),
         Err(error) => refuse(error, &headers),
     }
@@ -85,9 +86,11 @@ async fn take(
     gateway: &Arc<Gateway>,
     topic: Result<Path<String>, PathRejection>,
     headers: &HeaderMap,
+    q: GivenParams,
     body: Body,
 ) -> Result<Answer, ApiError> {
     let tenant = gateway.tenant_or_basic(headers, Scope::Write)?;
+    params(q, &[])?;
     let topic: &str = &part(topic)?;
     let embedded = embedded_of(headers)?;
     event::check_metric(topic).map_err(|error| {
@@ -100,19 +103,38 @@ async fn take(
     if embedded == Embedded::Binary {
         reservation.cover(2 * body.len())?;
     }
-    let (kept, records) = records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
-    gateway.admission.take(&tenant, records.len())?;
-    let request = ingest::Request {
-        gateway,
-        tenant: &tenant,
-        format: Format::Json,
-        idempotency,
-        default_metric: Some(topic),
-        now: gateway.deps.clock.now(),
+    let now = gateway.deps.clock.now();
+    let (owner, topic, idempotency) = (tenant.clone(), topic.to_owned(), idempotency.map(str::to_owned));
+    let bytes = body.len();
+    let read = move |gateway: &Arc<Gateway>| {
+        let (kept, records) = records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
+        gateway.admission.take(&owner, records.len())?;
+        let request = ingest::Request {
+            gateway,
+            tenant: &owner,
+            format: Format::Json,
+            idempotency: idempotency.as_deref(),
+            default_metric: Some(&topic),
+            now,
+        };
+        let sorted = sorted(&request, &kept, records);
+        gateway.admission.give_back(&owner, sorted.2.len());
+        Ok((kept, sorted))
     };
+    let (kept, (entries, events, refusals)) = gateway.read(&tenant, bytes, read).await?;
+    ingest::append(gateway, tenant.clone(), kept, (events, refusals)).await?;
+    Ok(Answer { offsets: entries, key_schema_id: None, value_schema_id: None })
+}
+
+/// The entry of each record, the events, and why the others are none.
+fn sorted(
+    request: &ingest::Request<'_>,
+    kept: &[u8],
+    records: Vec<Result<Record, String>>,
+) -> (Vec<Entry>, Vec<ValidEvent>, Vec<Refusal>) {
     let (mut entries, mut events, mut refusals) = (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
     for (index, record) in records.into_iter().enumerate() {
-        match valid(&request, index, &kept, record) {
+        match valid(request, index, kept, record) {
             Ok(event) => {
                 entries.push(Entry {
                     partition: Some(event.series.shard.0),
@@ -129,9 +151,7 @@ async fn take(
             }
         }
     }
-    gateway.admission.give_back(&tenant, refusals.len());
-    ingest::append(gateway, tenant.clone(), kept, (events, refusals)).await?;
-    Ok(Answer { offsets: entries, key_schema_id: None, value_schema_id: None })
+    (entries, events, refusals)
 }
 
 /// The event of a record.

@@ -178,9 +178,6 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Bodies of so many bytes are read beside the event loop, or they would delay everybody's answers.
-const LARGE: usize = 1 << 20;
-
 async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
     params(q, &[])?;
@@ -189,20 +186,12 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, b
     // Held until the answer, so that what waits for the log stays counted.
     let (body, _reservation) = decode::read_body(&gateway, &tenant, &headers, body).await?;
     let now = gateway.deps.clock.now();
-    let read = if body.len() < LARGE {
-        let request = ingest::Request { gateway: &gateway, tenant: &tenant, format, idempotency, default_metric: None, now };
-        request.read(&body)?
-    } else {
-        let (readers, gateway, owner, body) = (&gateway.readers, gateway.clone(), tenant.clone(), body.clone());
-        let idempotency = idempotency.map(str::to_owned);
-        let read = move || {
-            let (tenant, idempotency) = (&owner, idempotency.as_deref());
-            ingest::Request { gateway: &gateway, tenant, format, idempotency, default_metric: None, now }.read(&body)
-        };
-        readers.run(&tenant, read).await.map_err(|_| {
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "reading the body crashed, nothing was kept")
-        })??
+    let (owner, whole, idempotency) = (tenant.clone(), body.clone(), idempotency.map(str::to_owned));
+    let read = move |gateway: &Arc<Gateway>| {
+        let (tenant, idempotency) = (&owner, idempotency.as_deref());
+        ingest::Request { gateway, tenant, format, idempotency, default_metric: None, now }.read(&whole)
     };
+    let read = gateway.read(&tenant, body.len(), read).await?;
     let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
     let all_bad = outcome.accepted == 0 && outcome.rejected > 0;
     let status = if all_bad { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::ACCEPTED };
@@ -291,12 +280,14 @@ async fn prometheus(State(gateway): Edge, headers: HeaderMap, q: GivenParams) ->
 }
 
 /// Not copied for each reader, of whom there may be many that read nothing.
-async fn interface() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+async fn interface(q: GivenParams) -> Result<Response, ApiError> {
+    params(q, &[])?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())
 }
 
-async fn index() -> Response {
+async fn index(q: GivenParams) -> Result<Response, ApiError> {
+    params(q, &[])?;
     let policy = "default-src 'none'; style-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'";
     let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
-    (headers, include_str!("index.html")).into_response()
+    Ok((headers, include_str!("index.html")).into_response())
 }

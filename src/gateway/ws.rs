@@ -32,7 +32,9 @@ use super::auth::Scope;
 use super::connections::Connection;
 use super::decode::Format;
 use super::error::ApiError;
-use super::{Gateway, ingest, parse, shares};
+use super::ingest::Refusal;
+use super::{Gateway, extract, ingest, parse, shares};
+use crate::actors::gateway::ValidEvent;
 use crate::clock::Stopwatch;
 use crate::model::share::Held;
 
@@ -42,6 +44,7 @@ const UNSUPPORTED: u16 = 1003;
 const NOT_UTF8: u16 = 1007;
 const POLICY: u16 = 1008;
 const TOO_LARGE: u16 = 1009;
+const INTERNAL: u16 = 1011;
 const TRY_LATER: u16 = 1013;
 /// Bytes of a message that is no `events`.
 const MAX_REQUEST: usize = 16 * 1024;
@@ -132,6 +135,7 @@ pub async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     mut headers: HeaderMap,
     connection: Option<Extension<Arc<Connection>>>,
+    q: extract::GivenParams,
     ws: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     key_from_protocol(&mut headers)?;
@@ -139,6 +143,7 @@ pub async fn upgrade(
     // Without the right to send events, no message is large.
     let max = if writer.is_ok() { gateway.deps.config.ws.max_message.in_memory() } else { MAX_REQUEST };
     let tenant = writer.or_else(|_| gateway.tenant(&headers, Scope::Read))?;
+    extract::params(q, &[])?;
     // The key first: whether a path speaks WebSocket is nobody else's business.
     let ws = ws.map_err(|refused| ApiError::new(refused.status(), "websocket_expected", refused.body_text()))?;
     let connection = connection.map(|Extension(connection)| connection);
@@ -193,7 +198,7 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket, conne
             () = async { drop(stopping.wait_for(|stop| *stop).await) } => Err(End::ours(GOING_AWAY, "the server stops")),
             () = &mut late => Err(End::ours(POLICY, "a message was not whole in time (server.body_timeout)")),
             message = incoming.next(), if session.acks.len() < config.ws.window => match message {
-                Some(Ok(message)) => session.on_message(message),
+                Some(Ok(message)) => session.on_message(message).await,
                 Some(Err(_)) if connection.as_ref().is_some_and(|c| c.overloaded.load(Ordering::Relaxed)) => {
                     Err(End::ours(TRY_LATER, "there is no room for the message (accept.max_inflight)"))
                 }
@@ -276,6 +281,63 @@ fn nack(seq: u64, error: &ApiError) -> String {
     }
 }
 
+/// What a message asks for.
+enum Asked {
+    Append(u64, Box<Batch>),
+    Answer(String),
+    Subscribe { name: String, query: Option<Vec<(String, String)>> },
+    Unsubscribe(String),
+}
+
+/// Events that were read, and what holds the memory of them.
+struct Batch {
+    tenant: Arc<str>,
+    body: Bytes,
+    events: (Vec<ValidEvent>, Vec<Refusal>),
+    reservation: Held,
+}
+
+/// Reads a message.
+fn read(gateway: &Gateway, headers: &HeaderMap, text: Bytes) -> Result<Asked, End> {
+    let bytes = text.len();
+    match message::read(&text) {
+        Ok(incoming) if bytes > MAX_REQUEST && !matches!(incoming, Incoming::Events { .. }) => {
+            Err(End::ours(POLICY, "a message without events is at most 16 KiB"))
+        }
+        Ok(Incoming::Events { seq, events }) => Ok(match read_events(gateway, headers, text, events) {
+            Ok(batch) => Asked::Append(seq, Box::new(batch)),
+            Err(error) => Asked::Answer(nack(seq, &error)),
+        }),
+        Ok(Incoming::Subscribe { name, query }) => Ok(Asked::Subscribe { name, query }),
+        Ok(Incoming::Unsubscribe(name)) => Ok(Asked::Unsubscribe(name)),
+        // What cannot be read is refused for good, and its neighbours are answered.
+        Err(Unread { seq: Some(seq), error }) => Ok(Asked::Answer(nack(seq, &error))),
+        Err(Unread { seq: None, error }) => Err(End::Refused(PROTOCOL, error)),
+    }
+}
+
+fn read_events(gateway: &Gateway, headers: &HeaderMap, body: Bytes, events: Range<usize>) -> Result<Batch, ApiError> {
+    let tenant = gateway.tenant(headers, Scope::Write)?;
+    let reservation = shares::take(&gateway.shares.inflight, &tenant, body.len() as u64)?;
+    let now = gateway.deps.clock.now();
+    let (format, idempotency, default_metric) = (Format::Json, None, None);
+    let request = ingest::Request { gateway, tenant: &tenant, format, idempotency, default_metric, now };
+    let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
+    let events = request.read_ranges(&body, ranges)?;
+    Ok(Batch { tenant, body, events, reservation })
+}
+
+/// Appends events; what is said of them.
+async fn append(gateway: Arc<Gateway>, seq: u64, batch: Batch) -> String {
+    let Batch { tenant, body, events, reservation } = batch;
+    let outcome = ingest::append(&gateway, tenant, body, events).await;
+    drop(reservation);
+    match outcome {
+        Ok(o) => serde_json::json!({"ack": seq, "accepted": o.accepted, "rejected": o.rejected, "errors": o.errors}).to_string(),
+        Err(error) => nack(seq, &error),
+    }
+}
+
 impl Session {
     /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
     async fn send(&mut self, message: Message, unsent: Option<Unsent>) -> Result<(), End> {
@@ -321,10 +383,10 @@ impl Session {
         Some(cut)
     }
 
-    fn on_message(&mut self, message: Message) -> Result<(), End> {
+    async fn on_message(&mut self, message: Message) -> Result<(), End> {
         self.heard = Stopwatch::start();
         match message {
-            Message::Text(text) => self.on_text(Bytes::from(text)),
+            Message::Text(text) => self.on_text(Bytes::from(text)).await,
             Message::Close(_) => Err(End::Theirs),
             Message::Binary(_) => {
                 let error = ApiError::unreadable("a message is text, not binary");
@@ -334,68 +396,36 @@ impl Session {
         }
     }
 
-    fn on_text(&mut self, text: Bytes) -> Result<(), End> {
-        let bytes = text.len();
-        match message::read(&text) {
-            Ok(incoming) if bytes > MAX_REQUEST && !matches!(incoming, Incoming::Events { .. }) => {
-                Err(End::ours(POLICY, "a message without events is at most 16 KiB"))
-            }
-            Ok(Incoming::Events { seq, events }) => {
-                let ack = self.events(seq, text, events);
-                self.acks.push_back(ack);
+    /// A message is read to its end before the next one, so that what comes first is also appended first.
+    async fn on_text(&mut self, text: Bytes) -> Result<(), End> {
+        let (headers, bytes) = (self.headers.clone(), text.len());
+        // Whose turn it is; without the right to send events no message is large.
+        let tenant = self.gateway.tenant(&self.headers, Scope::Write).unwrap_or_default();
+        let asked = self.gateway.read(&tenant, bytes, move |gateway| Ok(read(gateway, &headers, text))).await;
+        match asked.map_err(|error| End::Ours(INTERNAL, error.message))?? {
+            Asked::Append(seq, batch) => {
+                let gateway = self.gateway.clone();
+                self.acks.push_back(Box::pin(append(gateway, seq, *batch)));
                 Ok(())
             }
-            Ok(Incoming::Subscribe { name, query }) => self.subscribe(name, query),
-            Ok(Incoming::Unsubscribe(name)) => {
+            Asked::Answer(text) => {
+                self.say(text);
+                Ok(())
+            }
+            Asked::Subscribe { name, query } => self.subscribe(name, query),
+            Asked::Unsubscribe(name) => {
                 if self.subscriptions.remove(&name).is_none() {
                     let message = format!("there is no subscription {name:.128}");
                     self.say(ApiError::new(StatusCode::NOT_FOUND, "no_such_subscription", message).body());
                 }
                 Ok(())
             }
-            // What cannot be read is refused for good, and its neighbours are answered.
-            Err(Unread { seq: Some(seq), error }) => {
-                self.say(nack(seq, &error));
-                Ok(())
-            }
-            Err(Unread { seq: None, error }) => Err(End::Refused(PROTOCOL, error)),
         }
     }
 
     /// In the order of what was asked, and within the window.
     fn say(&mut self, text: String) {
         self.acks.push_back(Box::pin(std::future::ready(text)));
-    }
-
-    fn events(&self, seq: u64, body: Bytes, events: Range<usize>) -> BoxFuture<'static, String> {
-        let gateway = self.gateway.clone();
-        let read = gateway.tenant(&self.headers, Scope::Write).and_then(|tenant| {
-            let reservation = shares::take(&gateway.shares.inflight, &tenant, body.len() as u64)?;
-            let now = gateway.deps.clock.now();
-            let request = ingest::Request {
-                gateway: &gateway,
-                tenant: &tenant,
-                format: Format::Json,
-                idempotency: None,
-                default_metric: None,
-                now,
-            };
-            let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
-            Ok((request.read_ranges(&body, ranges)?, tenant.clone(), reservation))
-        });
-        let (read, tenant, reservation) = match read {
-            Ok(read) => read,
-            Err(error) => return Box::pin(std::future::ready(nack(seq, &error))),
-        };
-        Box::pin(async move {
-            let outcome = ingest::append(&gateway, tenant, body, read).await;
-            drop(reservation);
-            match outcome {
-                Ok(o) => serde_json::json!({"ack": seq, "accepted": o.accepted, "rejected": o.rejected, "errors": o.errors})
-                    .to_string(),
-                Err(error) => nack(seq, &error),
-            }
-        })
     }
 
     fn subscribe(&mut self, name: String, query: Option<Vec<(String, String)>>) -> Result<(), End> {

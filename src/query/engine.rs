@@ -12,8 +12,9 @@ use super::days::{self, start};
 use super::groups::{Cost, Group, Groups};
 use super::json;
 use super::listing::Listing;
+use super::matchers::check_label_name;
 use super::params::{Params, bad};
-use super::plan::{Plan, plan};
+use super::plan::{Plan, check_metric, plan};
 use super::service::{QueryError, QueryErrorKind, QueryService};
 use super::steps::Step;
 use crate::actors::live::{Asked, LiveReader};
@@ -422,6 +423,8 @@ impl QueryService for QueryEngine {
 
     fn label_values(&self, tenant: &str, name: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         let asked = Listing::of(params, &["metric"])?;
+        check_label_name(name).map_err(|why| bad("label_invalid", why))?;
+        asked.get("metric").map_or(Ok(()), check_metric)?;
         let page = asked.page(budget);
         let found = self.values(tenant, name, asked.get("metric"), &page, budget).map_err(|error| self.failed(error, budget))?;
         let mut values: Vec<String> = found.into_iter().collect();

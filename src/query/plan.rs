@@ -6,7 +6,7 @@ use super::matchers::{self, check_label_name};
 use super::params::{Params, bad, shown};
 use super::service::QueryError;
 use super::steps::{STEPS, Step};
-use crate::model::event::MAX_LABELS;
+use crate::model::event::{self, MAX_LABELS};
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::Matcher;
@@ -107,6 +107,7 @@ pub(super) struct Plan {
 pub(super) fn plan(params: &[(String, String)], now: Millis) -> Result<Plan, QueryError> {
     let params = Params::read(params, PARAMETERS)?;
     let metric = params.get("metric").ok_or_else(|| bad("metric_missing", "the parameter metric is required"))?.to_owned();
+    check_metric(&metric)?;
     let step = params.word("step", "step_invalid", STEPS)?.unwrap_or(Step::Hours(1));
     let tz_name = params.get("tz").unwrap_or("UTC");
     let tz = TimeZone::get(tz_name).map_err(|_| bad("tz_invalid", format!("there is no time zone {:?}", shown(tz_name))))?;
@@ -166,6 +167,11 @@ fn labels(text: &str) -> Result<Vec<String>, QueryError> {
         labels.push(name.to_owned());
     }
     Ok(labels)
+}
+
+/// Whether there can be a metric of this name: to ask for another one is a mistake, and "no data" would hide it.
+pub(super) fn check_metric(metric: &str) -> Result<(), QueryError> {
+    event::check_metric(metric).map_err(|why| bad("metric_invalid", format!("{:?} is no metric: {}", shown(metric), why.message)))
 }
 
 fn limit(text: &str) -> Result<usize, QueryError> {

@@ -76,6 +76,17 @@ fn what_would_be_ignored_is_refused() {
         ("/v1/quarantine?all=yes".to_owned(), "all_invalid"),
         ("/readyz?roles=gateway".to_owned(), "parameter_unknown"),
         ("/metrics?x=1".to_owned(), "parameter_unknown"),
+        ("/openapi.json?x=1".to_owned(), "parameter_unknown"),
+        ("/?x=1".to_owned(), "parameter_unknown"),
+        // What ISO 8859-1 makes of München, and escapes that are none.
+        ("/v1/query?metric=city&where=%7Bc=%22M%FCnchen%22%7D".to_owned(), "query_invalid"),
+        ("/v1/query?metric=city&where=%7Bc=%22100%%22%7D".to_owned(), "query_invalid"),
+        ("/v1/query?metric=r%+0".to_owned(), "query_invalid"),
+        ("/v1/metrics?prefix=%".to_owned(), "query_invalid"),
+        // No event can have such names.
+        ("/v1/query?metric=page+view".to_owned(), "metric_invalid"),
+        ("/v1/labels/c/values?metric=1st".to_owned(), "metric_invalid"),
+        ("/v1/labels/a%2Fb/values".to_owned(), "label_invalid"),
     ] {
         let (status, answer) = server.get(&path);
         assert_eq!((status, answer["error"]["code"].as_str()), (400, Some(code)), "{path}: {answer}");

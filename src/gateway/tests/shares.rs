@@ -344,3 +344,46 @@ async fn a_message_that_is_no_events_is_small() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_are_read_where_tenants_take_turns_whatever_the_protocol() {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+
+    let (keys, [a, b]) = two_tenants();
+    let (gateway, _) = gateway(Config::defaults(), keys);
+    let (address, _stop) = serve(gateway.clone()).await;
+    // Every turn of that tenant is taken until it is let go.
+    let (let_go, held) = std::sync::mpsc::sync_channel::<()>(0);
+    let held = Arc::new(std::sync::Mutex::new(held));
+    let hold = || {
+        let held = held.clone();
+        gateway.readers.run(&"a".into(), move || held.lock().unwrap().recv().is_err())
+    };
+    let turns: Vec<_> = (0..64).map(|_| hold()).collect();
+    let (events, records) = (vec![r#"{"metric":"m"}"#; 6_000].join(","), vec![r#"{"value":{}}"#; 9_000].join(","));
+    let of_a = |path: &str, kind: &str, body: String| {
+        let request = Request::post(path).header("authorization", format!("Bearer {a}")).header("content-type", kind);
+        let (gateway, request) = (gateway.clone(), request.body(Body::from(body)).unwrap());
+        tokio::spawn(async move { call(&gateway, request).await.0 })
+    };
+    let posted = of_a("/v1/events", "application/json", format!("[{events}]"));
+    let produced = of_a("/topics/m", "application/vnd.kafka.json.v2+json", format!(r#"{{"records":[{records}]}}"#));
+    let mut upgrade = format!("ws://{address}/v1/ws").into_client_request().unwrap();
+    upgrade.headers_mut().insert("authorization", format!("Bearer {a}").parse().unwrap());
+    let mut socket = tokio_tungstenite::connect_async(upgrade).await.unwrap().0;
+    socket.send(Message::text(format!(r#"{{"seq":1,"events":[{events}]}}"#))).await.unwrap();
+    socket.send(Message::text(r#"{"seq":2,"events":[{"metric":"m"}]}"#)).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(call(&gateway, event(&b)).await.0, StatusCode::ACCEPTED, "who sends little waits for nobody");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!posted.is_finished() && !produced.is_finished(), "they were read where everybody waits for them");
+    assert!(tokio::time::timeout(Duration::from_millis(100), socket.next()).await.is_err(), "so was the message");
+    drop(let_go);
+    assert!(futures::future::join_all(turns).await.into_iter().all(|turn| turn.unwrap()));
+    assert_eq!((posted.await.unwrap(), produced.await.unwrap()), (StatusCode::ACCEPTED, StatusCode::OK));
+    for ack in [r#""ack":1,"#, r#""ack":2,"#] {
+        let said = tokio::time::timeout(Duration::from_secs(60), socket.next()).await.expect("an ack").unwrap().unwrap();
+        assert!(said.to_text().unwrap().contains(ack), "{said}");
+    }
+}
