@@ -61,7 +61,8 @@ pub(super) fn given(RawQuery(query): GivenParams) -> Result<Params, ApiError> {
     });
     decoded.collect::<Result<_, _>>().map_err(|pair| {
         let pair: String = pair.escape_debug().take(100).collect();
-        let message = format!("the parameter {pair} cannot be read: a % begins an escape, and escapes are those of UTF-8, as %C3%BC");
+        let message =
+            format!("the parameter {pair} cannot be read: a % begins an escape, and escapes are those of UTF-8, as %C3%BC");
         ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", message)
     })
 }

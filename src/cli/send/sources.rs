@@ -202,7 +202,8 @@ mod tests {
         let sources = expand(&[root.join("c/1.csv"), root.join("b")], &[], &mut notes).expect("sources");
         assert_eq!(names(&sources, root), ["c/1.csv", "b/1.csv.gz", "b/2.csv", "b/deep/3.ndjson"]);
         assert!(notes.len() == 1 && notes[0].contains("notes.md is left alone"), "{notes:?}");
-        let sources = expand(&[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()], &[], &mut notes).expect("sources");
+        let sources =
+            expand(&[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()], &[], &mut notes).expect("sources");
         assert_eq!(names(&sources, root), ["b/2.csv", "c/1.csv", "standard input"]);
         assert!(notes[1].contains("2.csv is named twice") && notes[2].contains("standard input is named twice"), "{notes:?}");
         assert!(expand(&[root.join("none*")], &[], &mut notes).is_err());
