@@ -15,7 +15,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::StoreError;
 use super::errors::Failure;
 use super::options::Place;
-use super::session::{Backend, Session};
+use super::session::{Backend, Connection, Session};
 use super::worker::{Hands, Unanswered};
 use crate::model::budget::Ending;
 
@@ -101,16 +101,6 @@ impl Connector {
             StoreError::Unavailable(why) => StoreError::Unavailable(format!("cannot connect to {}: {why}", self.place)),
             other => other,
         })
-    }
-}
-
-/// Ends the connection when dropped, whatever it is waiting for.
-#[derive(Debug)]
-pub(super) struct Connection(JoinHandle<()>);
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

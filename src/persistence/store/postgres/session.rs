@@ -10,12 +10,12 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
+use tokio::task::JoinHandle;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, NoTls, Row, RowStream, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::StoreError;
-use super::connect::Connection;
 use super::errors::Failure;
 use super::worker::{Hands, Unanswered};
 use crate::clock::Stopwatch;
@@ -49,6 +49,16 @@ pub(super) struct Backend {
     pub(super) server: i64,
     /// Whether the database has the extension.
     pub(super) timescale: bool,
+}
+
+/// Ends the connection when dropped, whatever it is waiting for.
+#[derive(Debug)]
+pub(super) struct Connection(pub(super) JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A connection.

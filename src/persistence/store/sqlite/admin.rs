@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::{Expiring, StoreError, codec, one};
+use super::{Expiring, StoreError, codec, one, rows};
 use crate::model::flush::{Claim, DedupBlock, DedupRule, DedupRules, QuarantineRow, Suspect};
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
@@ -249,7 +249,7 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
         .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
         .collect::<Result<_, _>>()?;
     for (metric, day, revision) in revisions {
-        let sum = super::flush::revision_sum(metric, day, revision);
+        let sum = rows::revision_sum(metric, day, revision);
         tx.prepare_cached("UPDATE revisions SET sum = ? WHERE metric_no = ? AND day = ?")?.execute(params![sum, metric, day])?;
     }
     let shards: Vec<u32> = tx.prepare("SELECT shard FROM shards")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
@@ -271,7 +271,7 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
         let key = params![block_sum(block, range, appended), block.0, range.from as i64];
         tx.prepare_cached("UPDATE dedup SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
     }
-    for (row, _) in super::snapshot::quarantine_rows(tx)? {
+    for (row, _) in rows::quarantine_rows(tx)? {
         let key = params![quarantine_sum(&row), row.shard.0, row.offset as i64, row.index];
         tx.prepare_cached("UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?.execute(key)?;
     }
@@ -282,7 +282,7 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
     all_suspects(tx)?.into_iter().try_for_each(|(shard, suspect, _)| seal_suspect(tx, shard, suspect))?;
     let notes: Vec<i32> = tx.prepare("SELECT shard FROM expiry")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
     notes.into_iter().try_for_each(|of| seal_expiry(tx, of))?;
-    for (row, _) in super::snapshot::manifest_sums(tx)? {
+    for (row, _) in rows::manifest_sums(tx)? {
         let row = row?;
         let key = params![manifest_sum(&row), row.shard.0, row.range.from as i64];
         tx.prepare_cached("UPDATE manifest SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;

@@ -5,7 +5,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use super::catalogue::admission_sum;
-use super::{Damage, StoreError, admin, flush};
+use super::{Damage, StoreError, admin, rows};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::persistence::store::check::{self, Columns, Found, Tables, VisitRow};
@@ -117,7 +117,7 @@ fn revisions(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> 
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (metric, day, revision): (i64, i32, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if row.get::<_, Option<i64>>(3)? != Some(flush::revision_sum(metric, day, revision)) {
+        if row.get::<_, Option<i64>>(3)? != Some(rows::revision_sum(metric, day, revision)) {
             found.damage("revisions", format!("metric {metric}, day {day}: damaged (checksum)"));
         }
     }
@@ -149,7 +149,7 @@ fn floors(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
 }
 
 fn quarantine(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (row, sum) in super::snapshot::quarantine_rows(sql)? {
+    for (row, sum) in rows::quarantine_rows(sql)? {
         if sum != Some(admin::quarantine_sum(&row)) {
             found.damage(
                 "quarantine",
@@ -201,7 +201,7 @@ fn expiry(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
 }
 
 fn manifest(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
-    for (row, sum) in super::snapshot::manifest_sums(sql)? {
+    for (row, sum) in rows::manifest_sums(sql)? {
         match row {
             Ok(row) if sum != Some(admin::manifest_sum(&row)) => {
                 found.damage("manifest", format!("shard {}, {}: damaged (checksum)", row.shard, row.path));

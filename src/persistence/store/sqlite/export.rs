@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row};
 
-use super::{SqliteStore, StoreError, admin, codec, snapshot};
-use crate::model::flush::{AccountingDelta, DedupBlock, SeriesInfo, Suspect};
+use super::{SqliteStore, StoreError, admin, codec, rows, snapshot};
+use crate::model::flush::{DedupBlock, SeriesInfo, Suspect};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
@@ -75,7 +75,7 @@ impl SqliteStore {
             let suspects: Vec<Suspect> = admin::suspects(snapshot.sql()?, row.shard)?;
             in_pieces(suspects, &mut |part| take(Piece::Suspects(row.shard, part)))?;
         }
-        in_pieces(accounting(snapshot.sql()?)?, &mut |part| take(Piece::Accounting(part)))?;
+        in_pieces(rows::accounting(snapshot.sql()?)?, &mut |part| take(Piece::Accounting(part)))?;
         in_pieces(snapshot.quarantine()?, &mut |part| take(Piece::Quarantine(part)))?;
         in_pieces(snapshot.manifest(None)?, &mut |part| take(Piece::Manifest(part)))?;
         in_pieces(snapshot.archive_floors()?, &mut |part| take(Piece::Floors(part)))?;
@@ -166,19 +166,4 @@ fn revisions(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> 
         Ok(RevisionRow { tenant: row.get(0)?, metric: row.get(1)?, day: row.get(2)?, revision })
     };
     streamed(connection, sql, [], read, &mut |part| take(Piece::Revisions(part)))
-}
-
-pub(super) fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>, StoreError> {
-    let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER BY tenant, hour";
-    let mut statement = connection.prepare(sql)?;
-    let rows = statement.query_map([], |r| {
-        Ok(AccountingDelta {
-            tenant: r.get(0)?,
-            hour: Hour(r.get(1)?),
-            aggregated: r.get::<_, i64>(2)? as u64,
-            deduplicated: r.get::<_, i64>(3)? as u64,
-            quarantined: r.get::<_, i64>(4)? as u64,
-        })
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
 }

@@ -8,7 +8,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 
 use super::catalogue::Catalogue;
 use super::codec::{self, Units};
-use super::{StoreError, admin, one};
+use super::{StoreError, admin, one, rows};
 use crate::model::decimal::Decimal;
 use crate::model::distinct::Distinct;
 use crate::model::flush::{Delta, FlushBatch, FlushGuard, settled_revision};
@@ -148,7 +148,7 @@ fn merge(
             metric_no,
             day,
             revision,
-            revision_sum(metric_no, day, revision)
+            rows::revision_sum(metric_no, day, revision)
         ])?;
     }
     for (metric_no, (first, last)) in hours {
@@ -159,11 +159,6 @@ fn merge(
         .execute(params![metric_no, first, last])?;
     }
     Ok(())
-}
-
-/// The checksum of a revision: nothing else gives its number again.
-pub(super) fn revision_sum(metric_no: i64, day: i32, revision: i64) -> i64 {
-    codec::sum(&[&metric_no.to_be_bytes(), &day.to_be_bytes(), &revision.to_be_bytes()])
 }
 
 type RowKey = (i64, i32, i64);

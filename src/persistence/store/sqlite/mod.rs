@@ -13,6 +13,7 @@ mod codec;
 mod export;
 mod flush;
 mod pool;
+mod rows;
 mod schema;
 mod snapshot;
 

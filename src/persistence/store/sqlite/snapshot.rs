@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, Row, params};
 
 use super::pool::Reader;
+use super::rows::{self, manifest_columns, manifest_rows};
 use super::{StoreError, admin, codec, one};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
@@ -19,14 +20,6 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched::{Collector, MatchCache, Matched};
 use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series};
-
-/// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
-macro_rules! manifest_columns {
-    () => {
-        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
-         crc32c, tier, first_received, last_received FROM manifest"
-    };
-}
 
 /// By metric and matchers.
 pub(super) type Matches = MatchCache<(i64, String)>;
@@ -368,7 +361,7 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        super::export::accounting(self.sql()?)
+        rows::accounting(self.sql()?)
     }
 
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
@@ -433,67 +426,6 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
-        Ok(quarantine_rows(self.sql()?)?.into_iter().map(|(row, _)| row).collect())
+        Ok(rows::quarantine_rows(self.sql()?)?.into_iter().map(|(row, _)| row).collect())
     }
-}
-
-/// Every event that was set aside, with the checksum of its row.
-pub(super) fn quarantine_rows(connection: &Connection) -> Result<Vec<(QuarantineRow, Option<i64>)>, StoreError> {
-    let sql =
-        "SELECT shard, offset, idx, tenant, appended, reason, discarded, record, sum FROM quarantine ORDER BY shard, offset, idx";
-    let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map([], |r| {
-        let row = QuarantineRow {
-            shard: ShardId(r.get(0)?),
-            offset: r.get::<_, i64>(1)? as Offset,
-            index: r.get(2)?,
-            tenant: r.get(3)?,
-            received: r.get(4)?,
-            reason: r.get(5)?,
-            discarded: r.get(6)?,
-            record: r.get(7)?,
-        };
-        Ok((row, r.get(8)?))
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
-}
-
-/// Every row of the manifest, or why it does not decode, with its checksum.
-#[allow(clippy::type_complexity)] // a pair
-pub(super) fn manifest_sums(connection: &Connection) -> Result<Vec<(Result<ManifestRow, StoreError>, Option<i64>)>, StoreError> {
-    let mut statement = connection.prepare(concat!(manifest_columns!(), " ORDER BY shard, from_offset"))?;
-    let mut rows = statement.query([])?;
-    let mut sums = connection.prepare("SELECT sum FROM manifest ORDER BY shard, from_offset")?;
-    let mut sums = sums.query([])?;
-    let mut all = Vec::new();
-    while let (Some(row), Some(sum)) = (rows.next()?, sums.next()?) {
-        all.push((manifest_row(row), sum.get(0)?));
-    }
-    Ok(all)
-}
-
-fn manifest_rows(mut rows: rusqlite::Rows<'_>) -> Result<Vec<ManifestRow>, StoreError> {
-    let mut manifest = Vec::new();
-    while let Some(row) = rows.next()? {
-        manifest.push(manifest_row(row)?);
-    }
-    Ok(manifest)
-}
-
-fn manifest_row(r: &Row<'_>) -> Result<ManifestRow, StoreError> {
-    Ok(ManifestRow {
-        log: LogId(r.get(3)?),
-        shard: ShardId(r.get(0)?),
-        range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
-        epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
-        path: r.get(6)?,
-        appended: (r.get(7)?, r.get(8)?),
-        windows: codec::decode_windows(&r.get::<_, Vec<u8>>(9)?)?,
-        rows: r.get::<_, i64>(10)? as u64,
-        raw_bytes: r.get::<_, i64>(11)? as u64,
-        bytes: r.get::<_, i64>(12)? as u64,
-        crc32c: r.get(13)?,
-        tier: codec::tier(r.get(14)?)?,
-        received: (r.get(15)?, r.get(16)?),
-    })
 }
