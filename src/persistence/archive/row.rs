@@ -240,7 +240,7 @@ pub(super) mod tests {
         let event = |n: usize| RecordEvent {
             series: (n % keys.len()) as u32,
             timestamp: 3_600_000 * n as i64 - 1,
-            value: (!n.is_multiple_of(4)).then(|| Decimal::from_units((n as i128 - 2) * 10i128.pow(n as u32 % 28))),
+            value: (!n.is_multiple_of(4)).then(|| Decimal::from_units(((n as i128 - 2) % 100) * 10i128.pow(n as u32 % 26))),
             user: n.is_multiple_of(2).then_some(texts[n].as_str()),
             id: n.is_multiple_of(3).then_some(texts[n].as_str()),
             raw: texts[n].as_bytes(),
