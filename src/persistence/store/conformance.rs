@@ -454,6 +454,9 @@ fn taken_over(back: &str, of_two_times: bool) {
     let raw = rusqlite::Connection::open(&path).expect("open");
     raw.execute_batch(back).expect("as the older version had it");
     drop(raw);
+    // Who only reads cannot bring it up to date, and is told who can: no older version is needed, and no rebuild.
+    let unread = sqlite::SqliteStore::open_read_only(&path).map(drop);
+    assert!(matches!(&unread, Err(StoreError::Invalid(why)) if why.contains("start a node of this build")), "{unread:?}");
     let store = sqlite::SqliteStore::open(&path).expect("a store");
     let mut found = Vec::new();
     store.check(&mut |damage| found.push(damage)).expect("looks");

@@ -209,6 +209,9 @@ fn check_state(connection: &Connection, path: &Path, state: State) -> Result<(),
             format!("{path} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it")
         }
         (_, State::Rebuilding) => format!("{path} is not what this version has begun to rebuild: delete it, and start again"),
+        _ if STEPS.iter().any(|(known, _)| *known == found) => format!(
+            "{path} has schema version {found}, this build reads {VERSION}: start a node of this build on it, which brings it up to date"
+        ),
         _ => format!(
             "{path} has schema version {found}, this build reads {VERSION}: start the version of Rollmill that wrote it, or rebuild \
              the store from the archive"
