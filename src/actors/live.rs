@@ -7,7 +7,8 @@ use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved, NewEntry};
+use super::catalogue::{CatalogueQuestion, Growth};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved};
 
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct ShardReport {
     pub behind: u64,
     /// Whether the owner has not reached yet what the log held when it claimed the shard: an owner before it may have shown more.
     pub recovering: bool,
+    /// Whether it stands still until somebody mends what stopped it.
+    pub stopped: bool,
 }
 
 /// Why one shard did not answer.
@@ -35,6 +38,8 @@ pub enum LiveError {
     Overloaded,
     /// Its answer is larger than nodes send to each other.
     TooLarge,
+    /// It cannot begin until somebody mends what stops it.
+    Stopped,
 }
 
 impl LiveError {
@@ -46,6 +51,7 @@ impl LiveError {
             LiveError::Unreachable => "unreachable",
             LiveError::Overloaded => "overloaded",
             LiveError::TooLarge => "too_large",
+            LiveError::Stopped => "stopped",
         }
     }
 }
@@ -75,11 +81,8 @@ pub trait LiveReader: Send + Sync + 'static {
     fn shard_count(&self) -> u32;
     /// Visits the deltas of each shard at or above its checkpoint.
     fn read(&self, asked: &[Asked], question: &LiveQuestion<'_>, matchers: &[Matcher], visit: VisitDeltas<'_>) -> Reports;
-    /// Visits what each shard that is owned here holds at or above its checkpoint and the catalogue lacks. Other nodes are not asked: what
-    /// their shards hold shows after their next flush.
-    fn catalogue(&self, _asked: &[Asked], _tenant: &str, _visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
-        Reports::new()
-    }
+    /// Visits what each shard holds at or above its checkpoint and the catalogue lacks.
+    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports;
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(
         &self,

@@ -5,6 +5,7 @@
 //! Any actor may die at any time: everything worth keeping is in the log, the store or the archive.
 
 pub mod archiver;
+pub mod catalogue;
 pub mod clock_watch;
 pub mod dedup_watch;
 pub mod gateway;

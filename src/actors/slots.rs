@@ -17,6 +17,7 @@ use crate::persistence::log::EventLog;
 use crate::persistence::store::Matcher;
 use crate::shards::state::{AccountingQuestion, LiveMark, LiveQuestion, Moved, NewEntry, ShardState};
 
+use super::catalogue::{CatalogueQuestion, Growth};
 use super::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 
 /// A wall clock that is set right by less than this has not gone back: both clocks are read in whole milliseconds, one after the other.
@@ -144,6 +145,11 @@ impl Slot {
     /// Why the shard cannot be served until somebody mends it, if so.
     pub fn stopped(&self) -> Option<String> {
         self.stopped.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|stop| stop.why.clone())
+    }
+
+    /// Why a shard without an owner here does not answer.
+    fn why_not(&self) -> LiveError {
+        if self.stopped().is_some() { LiveError::Stopped } else { LiveError::Unavailable }
     }
 
     /// Notes how a flush ended.
@@ -382,14 +388,14 @@ impl Slots {
     ) -> Result<ShardReport, LiveError> {
         let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
         // The log is not asked about what is not owned here: it may know nothing of it.
-        slot.epoch().ok_or(LiveError::Unavailable)?;
+        slot.epoch().ok_or_else(|| slot.why_not())?;
         // The order matters: what is durable at `known` is below `end`, and `end` is compared with what was applied later.
         let now = self.clock.reading();
         let known = self.log.known_at(*shard, now.uptime);
         let end = self.log.end(*shard);
         // A poisoned lock means that the actor died while writing: its state is worthless until the restart replaces it.
         let guard = slot.state.read().map_err(|_| LiveError::Unavailable)?;
-        let state = guard.as_ref().ok_or(LiveError::Unavailable)?;
+        let state = guard.as_ref().ok_or_else(|| slot.why_not())?;
         let mark = live(state, checkpoint.as_ref().ok_or(LiveError::Moved)?)?;
         Ok(self.reported(*shard, slot, &mark, (now, known, end)))
     }
@@ -428,7 +434,8 @@ impl Slots {
             _ => self.held(shard, slot, mark, now).unwrap_or((0, now.wall)),
         };
         let as_of = as_of.min(now.wall.saturating_sub(proven));
-        ShardReport { as_of, age_ms: age_ms.max(proven), behind, recovering: mark.recovering }
+        let stopped = slot.stopped().is_some();
+        ShardReport { as_of, age_ms: age_ms.max(proven), behind, recovering: mark.recovering, stopped }
     }
 }
 
@@ -454,9 +461,16 @@ impl LiveReader for Slots {
         asked.iter().map(&mut read).collect()
     }
 
-    fn catalogue(&self, asked: &[Asked], tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
-        let mut read =
-            |one: &Asked| (one.0, self.report(one, |state, checkpoint| state.live_catalogue(checkpoint, tenant, &mut *visit)));
+    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+        let mut read = |one: &Asked| {
+            let mut growth = Growth::default();
+            let mut note = |entry: NewEntry<'_>| growth.note(question, entry);
+            let report = self.report(one, |state, checkpoint| state.live_catalogue(checkpoint, question.tenant, &mut note));
+            if report.is_ok() {
+                visit(&growth);
+            }
+            (one.0, report)
+        };
         asked.iter().map(&mut read).collect()
     }
 

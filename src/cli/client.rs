@@ -102,6 +102,8 @@ pub(super) struct Answer {
     /// Seconds.
     pub(super) retry_after: Option<u64>,
     pub(super) text: String,
+    /// How complete a table is, as JSON.
+    pub(super) completeness: Option<String>,
 }
 
 impl Answer {
@@ -174,9 +176,10 @@ impl Server {
             ),
         })?;
         let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()).and_then(|v| v.parse().ok());
+        let completeness = answer.headers().get("rollmill-completeness").and_then(|value| Some(value.to_str().ok()?.to_owned()));
         let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
         let text = text.map_err(|error| format!("the answer of {} ended early: {error}", self.address))?;
-        Ok(Answer { status: answer.status().as_u16(), retry_after, text })
+        Ok(Answer { status: answer.status().as_u16(), retry_after, text, completeness })
     }
 
     /// The text of a good answer.
@@ -239,7 +242,7 @@ mod tests {
 
     #[test]
     fn errors_are_sentences() {
-        let answer = |text: &str| Answer { status: 503, retry_after: None, text: text.to_owned() };
+        let answer = |text: &str| Answer { status: 503, retry_after: None, text: text.to_owned(), completeness: None };
         let ours = answer("{\"error\":{\"code\":\"disk_full\",\"message\":\"the disk is full: make room\",\"details\":{}}}");
         assert_eq!(ours.sentence(), "the disk is full: make room (503 disk_full)");
         assert!(answer("<html>").sentence().contains("503 and not as Rollmill does: <html>"));

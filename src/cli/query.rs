@@ -56,6 +56,9 @@ impl Point {
 struct Completeness {
     partial: bool,
     missing: Vec<Missing>,
+    /// Missing shards that are not named.
+    #[serde(default)]
+    more: usize,
     /// Events of the metric whose labels were given up, if the question is about labels.
     overflow: Option<u64>,
 }
@@ -142,18 +145,35 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
         bail!(UsageError("--plot draws for people: it goes with --output table alone".to_owned()));
     }
     let server = args.server.server(PATIENCE)?;
-    let text = server.good(server.get("/v1/query", &parameters(args, SystemClock.now())?).map_err(anyhow::Error::msg)?)?;
-    if output == Output::Json {
-        print(&text);
-        return Ok(ExitCode::SUCCESS);
+    let mut parameters = parameters(args, SystemClock.now())?;
+    if output == Output::Csv {
+        parameters.push(("format", "csv".to_owned()));
     }
-    let answer: Answer = serde_json::from_str(&text).context("the answer is not what this version understands")?;
-    warnings(&answer.completeness).iter().for_each(|warning| eprintln!("{warning}"));
+    let answer = server.get("/v1/query", &parameters).map_err(anyhow::Error::msg)?;
+    let beside = answer.completeness.clone();
+    let text = server.good(answer)?;
+    let strange = "the answer is not what this version understands";
+    let said = |completeness: &Completeness| warnings(completeness).iter().for_each(|warning| eprintln!("{warning}"));
     match output {
-        Output::Csv => print(csv(args, &answer)?.trim_end()),
-        // A metric that is new shows in the list after its first flush: that there is none is no failure.
-        _ if answer.series.is_empty() => print(&nothing(args, &server)),
-        _ => print(&table(args, &answer)),
+        Output::Json => {
+            print(&text);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Output::Csv => {
+            said(&serde_json::from_str(&beside.context(strange)?).context(strange)?);
+            // No label holds a line feed.
+            print(text.replace("\r\n", "\n").trim_end());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Output::Table => {}
+    }
+    let answer: Answer = serde_json::from_str(&text).context(strange)?;
+    said(&answer.completeness);
+    if answer.series.is_empty() {
+        // That there is none is no failure.
+        print(&nothing(args, &server));
+    } else {
+        print(&table(args, &answer));
     }
     if args.plot && !answer.series.is_empty() {
         print(&drawing(args, &answer));
@@ -217,21 +237,6 @@ fn table(args: &QueryArgs, answer: &Answer) -> String {
     table.to_string()
 }
 
-/// A row for each point, figures with all the digits that came.
-fn csv(args: &QueryArgs, answer: &Answer) -> anyhow::Result<String> {
-    let by = labels(args);
-    let mut rows = csv::Writer::from_writer(Vec::new());
-    rows.write_record(std::iter::once("time").chain(by.iter().copied()).chain(aggs(args)))?;
-    for series in &answer.series {
-        for point in &series.points {
-            let labels = by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
-            let values = aggs(args).into_iter().map(|agg| point.figure(agg).unwrap_or_default().to_owned());
-            rows.write_record(std::iter::once(time(args, point.text("t"))).chain(labels).chain(values))?;
-        }
-    }
-    String::from_utf8(rows.into_inner().context("cannot write CSV")?).context("the answer is not UTF-8")
-}
-
 /// Exact figures with all their digits; averages and quantiles, which are not, with six.
 fn shown(agg: &str, value: &str) -> String {
     match (agg, value.parse::<f64>()) {
@@ -244,7 +249,7 @@ fn shown(agg: &str, value: &str) -> String {
 fn warnings(completeness: &Completeness) -> Vec<String> {
     let missing = &completeness.missing;
     let named: Vec<String> = missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
-    let more = missing.len().saturating_sub(NAMED);
+    let more = missing.len().saturating_sub(NAMED) + completeness.more;
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let partial = completeness
         .partial
@@ -271,12 +276,12 @@ fn nothing(args: &QueryArgs, server: &Server) -> String {
         };
         return format!("{here}{known}");
     }
-    // A list that was cut does not say that a name is missing.
-    if known.as_object().is_some_and(|fields| fields.iter().any(|(name, value)| name != "metrics" && !value.is_null())) {
+    // A list that was cut, or that lacks shards, does not say that a name is missing.
+    if known.get("next").is_some() || known["completeness"]["partial"] == true {
         return here;
     }
     let hint = near(metric, rows.iter().map(name)).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
-    format!("there is no metric {metric}{hint} (`rollmill metrics` lists them; a new one shows after its first flush)")
+    format!("there is no metric {metric}{hint} (`rollmill metrics` lists them)")
 }
 
 fn drawing(args: &QueryArgs, answer: &Answer) -> String {
@@ -353,7 +358,7 @@ mod tests {
     use super::*;
 
     fn windows(step: &str, from: &str, to: &str, tz: &str) -> Windows {
-        let completeness = Completeness { partial: false, missing: Vec::new(), overflow: None };
+        let completeness = Completeness { partial: false, missing: Vec::new(), more: 0, overflow: None };
         let answer = Answer { step: step.to_owned(), from: from.to_owned(), to: to.to_owned(), series: Vec::new(), completeness };
         Windows::of(&answer, TimeZone::get(tz).expect("a zone"))
     }
@@ -386,8 +391,8 @@ mod tests {
     #[test]
     fn what_an_answer_lacks_is_said() {
         let missing = (0..7).map(|shard| Missing { shard, reason: "behind".to_owned() }).collect();
-        let said = warnings(&Completeness { partial: true, missing, overflow: Some(1456) });
-        assert!(said[0].contains("0 (behind), 1 (behind)") && said[0].contains("and 2 more"), "{said:?}");
+        let said = warnings(&Completeness { partial: true, missing, more: 30, overflow: Some(1456) });
+        assert!(said[0].contains("0 (behind), 1 (behind)") && said[0].contains("and 32 more"), "{said:?}");
         assert!(said[1].starts_with("1,456 events"), "{said:?}");
     }
 }

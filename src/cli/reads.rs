@@ -14,9 +14,7 @@ use crate::model::near::near;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill metrics
-  rollmill metrics --json --url http://10.0.0.5:8080 --key $KEY
-
-A series shows after its first flush, some seconds after it shows in queries.")]
+  rollmill metrics --json --url http://10.0.0.5:8080 --key $KEY")]
 pub(super) struct MetricsArgs {
     /// Print the answer as it came
     #[arg(long)]
@@ -108,22 +106,29 @@ fn shown(value: &Value) -> String {
 pub(super) fn metrics(args: &MetricsArgs) -> anyhow::Result<()> {
     let answer = args.server.get("/v1/metrics", &[])?;
     print(&if args.json { answer.to_string() } else { metrics_table(&answer) });
+    warn_partial(&answer);
     Ok(())
+}
+
+/// Says what an answer lacks.
+fn warn_partial(answer: &Value) {
+    if answer["completeness"]["partial"] == true {
+        eprintln!("partial: what {} hold is missing; ask again, or see --json", shards(&answer["completeness"]["missing"]));
+    }
 }
 
 fn metrics_table(answer: &Value) -> String {
     let metrics = rows(answer, "metrics");
     if metrics.is_empty() {
-        return "no metric yet: a new one shows after its first flush".to_owned();
+        return "no metric yet".to_owned();
     }
     let mut table = table(&["metric", "series", "first", "last", "labels"], 1..2);
     for row in metrics {
         table.add_row(["metric", "series", "first", "last", "labels"].map(|name| shown(&row[name])));
     }
     // A list may be cut; whatever says so stands beside it.
-    let cut = answer.as_object().into_iter().flatten().find(|(name, value)| *name != "metrics" && !value.is_null());
-    match cut {
-        Some((name, value)) => format!("{table}\n{name}: {}", shown(value)),
+    match answer.get("next") {
+        Some(next) => format!("{table}\nnext: {}", shown(next)),
         None => table.to_string(),
     }
 }
@@ -132,6 +137,7 @@ pub(super) fn labels(args: &LabelsArgs) -> anyhow::Result<()> {
     let metric = &args.metric;
     let Some(name) = &args.name else {
         let answer = args.server.get("/v1/metrics", &[])?;
+        warn_partial(&answer);
         let row = row_of(&answer, metric)?;
         let names: Vec<String> = rows(row, "labels").iter().map(shown).collect();
         print(&match (args.json, names.is_empty()) {
@@ -143,6 +149,7 @@ pub(super) fn labels(args: &LabelsArgs) -> anyhow::Result<()> {
     };
     let path = format!("/v1/labels/{}/values", encoded(name));
     let answer = args.server.get(&path, &[("metric", metric.clone())])?;
+    warn_partial(&answer);
     let values: Vec<String> = rows(&answer, "values").iter().map(shown).collect();
     if args.json {
         print(&answer.to_string());
@@ -242,9 +249,7 @@ pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
         table.add_row(header.map(|name| shown(&hour[name])));
     }
     print(&if hours.is_empty() { "no events in this range".to_owned() } else { table.to_string() });
-    if answer["completeness"]["partial"] == true {
-        eprintln!("partial: what {} hold is missing; ask again, or see --json", shards(&answer["completeness"]["missing"]));
-    }
+    warn_partial(&answer);
     Ok(())
 }
 

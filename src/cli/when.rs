@@ -4,6 +4,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use crate::clock::Millis;
+use crate::model::event::parse_rfc3339;
 
 /// Milliseconds since 1970 of a time: RFC 3339, milliseconds, a date or a time of the zone, `now`, or so long ago: `-7d`.
 ///
@@ -19,8 +20,8 @@ pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, St
     if let Ok(millis) = text.parse() {
         return Ok(millis);
     }
-    if let Ok(at) = text.parse::<jiff::Timestamp>() {
-        return Ok(at.as_millisecond());
+    if let Ok(millis) = parse_rfc3339(text) {
+        return Ok(millis);
     }
     let civil = text.parse::<DateTime>().ok().and_then(|civil| civil.to_zoned_datetime(tz.clone()).ok());
     civil.map(|zoned| zoned.timestamp().as_millisecond()).ok_or_else(|| {
@@ -64,6 +65,7 @@ mod tests {
             ("-2w", now - 14 * 86_400_000),
             ("1767225600123", now + 123),
             ("2026-01-01T00:00:00Z", now),
+            ("2026-01-01T00:00:00.0001234567891Z", now),
             ("2026-01-01", now - 3_600_000),
             ("2026-01-01 01:00", now),
         ] {

@@ -18,6 +18,7 @@ pub mod keys_file;
 mod lanes;
 pub mod msgpack;
 mod pack;
+mod pages;
 pub mod parse;
 mod patient;
 pub mod rest_proxy;

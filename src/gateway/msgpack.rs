@@ -120,6 +120,15 @@ impl<'a> Reader<'a> {
         }
         Ok(start..self.at)
     }
+    /// Whether every string of what is kept is text. Beside it there is `bin` for bytes, which readers of the archive expect to be any.
+    fn check_text(&mut self) -> Result<(), Why> {
+        while self.at < self.bytes.len() {
+            if let Token::Str(text) = self.token()? {
+                std::str::from_utf8(text).map_err(|_| "a string in the properties is not UTF-8")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The events of a body, as ranges of it.
@@ -199,7 +208,8 @@ fn fields(raw: &[u8]) -> Result<Fields<'_>, Why> {
             4 => fields.user = text(reader.token_of_scalar()?),
             5 => fields.id = text(reader.token_of_scalar()?),
             _ => {
-                reader.skip()?;
+                let raw = &raw[reader.skip()?];
+                Reader { bytes: raw, at: 0 }.check_text()?;
             }
         }
     }

@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,12 +15,12 @@ use super::auth::Scope;
 use super::connections::Connection;
 use super::error::ApiError;
 use super::extract::{Edge, GivenParams, given, idempotency_of, json, params, part};
-use super::{Gateway, admin, auth, decode, ingest, pack, parse, rest_proxy, shares, sites, ws};
+use super::{Gateway, admin, auth, decode, ingest, pack, pages, parse, rest_proxy, shares, sites, ws};
 use crate::clock::Stopwatch;
 use crate::config::millis;
 use crate::model::budget::{Budget, Ended};
 use crate::model::event;
-use crate::query::service::{QueryError, QueryErrorKind, QueryService};
+use crate::query::service::{QueryError, QueryErrorKind, QueryService, Table};
 use crate::telemetry;
 
 /// All routes.
@@ -46,7 +46,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(prometheus))
         .route("/openapi.json", get(interface))
-        .route("/", get(index))
+        .route("/", get(pages::index))
+        .route("/docs/{page}", get(pages::doc))
         .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "no such method here: see /openapi.json")
@@ -122,11 +123,11 @@ impl Gateway {
     ///
     /// # Errors
     /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the engine says.
-    pub async fn ask(
+    pub async fn ask<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
-        question: impl FnOnce(&dyn QueryService, &Budget) -> Result<String, QueryError> + Send + 'static,
-    ) -> Result<String, ApiError> {
+        question: impl FnOnce(&dyn QueryService, &Budget) -> Result<T, QueryError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let queries = self.deps.queries.clone();
         self.blocking(tenant, move |budget| question(&*queries, budget)).await
     }
@@ -135,11 +136,11 @@ impl Gateway {
     ///
     /// # Errors
     /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms nothing else; whatever the work says.
-    pub(super) async fn blocking(
+    pub(super) async fn blocking<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
-        work: impl FnOnce(&Budget) -> Result<String, QueryError> + Send + 'static,
-    ) -> Result<String, ApiError> {
+        work: impl FnOnce(&Budget) -> Result<T, QueryError> + Send + 'static,
+    ) -> Result<T, ApiError> {
         let turn = shares::take(&self.shares.queries, tenant, 1)?;
         let budget = Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
         let _ends = EndOnDrop(budget.clone());
@@ -199,9 +200,41 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, b
 }
 
 async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let (tenant, mut params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| queries.query(&tenant, &params, budget)).await.map(json)
+    if !params.iter().any(|(name, _)| name == "format") && accepts_csv(&headers) {
+        params.push(("format".to_owned(), "csv".to_owned()));
+    }
+    let mut response = if params.iter().any(|(name, value)| name == "format" && value == "csv") {
+        let Table { csv, completeness } =
+            gateway.ask(&asker, move |queries, budget| queries.table(&tenant, &params, budget)).await?;
+        let completeness = HeaderValue::from_str(&completeness).map_err(|error| {
+            tracing::error!(%error, "what an answer lacks does not fit into a header");
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the answer cannot be sent as CSV: ask for JSON")
+        })?;
+        let kind = HeaderValue::from_static("text/csv; charset=utf-8; header=present");
+        ([(header::CONTENT_TYPE, kind), (COMPLETENESS, completeness)], csv).into_response()
+    } else {
+        gateway.ask(&asker, move |queries, budget| queries.query(&tenant, &params, budget)).await.map(json)?
+    };
+    response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
+    Ok(response)
+}
+
+/// What a table has no place for.
+const COMPLETENESS: HeaderName = HeaderName::from_static("rollmill-completeness");
+
+/// Whether a client that says nothing else wants CSV: it names it, and JSON not.
+fn accepts_csv(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let kinds: Vec<&str> = accepted
+        .flat_map(|value| value.split(','))
+        .filter(|kind| !kind.split(';').any(|parameter| matches!(parameter.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000")))
+        .filter_map(|kind| kind.split(';').next())
+        .map(str::trim)
+        .collect();
+    let names = |kind: &str| kinds.iter().any(|named| named.eq_ignore_ascii_case(kind));
+    names("text/csv") && !names("application/json")
 }
 
 async fn list_metrics(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
@@ -283,11 +316,4 @@ async fn prometheus(State(gateway): Edge, headers: HeaderMap, q: GivenParams) ->
 async fn interface(q: GivenParams) -> Result<Response, ApiError> {
     params(q, &[])?;
     Ok(([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response())
-}
-
-async fn index(q: GivenParams) -> Result<Response, ApiError> {
-    params(q, &[])?;
-    let policy = "default-src 'none'; style-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'";
-    let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
-    Ok((headers, include_str!("index.html")).into_response())
 }

@@ -82,7 +82,7 @@ impl Sites {
             return Err(ApiError::new(StatusCode::MISDIRECTED_REQUEST, "host_unknown", message));
         }
         // The same for everybody.
-        if matches!(path, "/" | "/openapi.json") || self.listed(headers).is_some() {
+        if matches!(path, "/" | "/openapi.json") || path.starts_with("/docs/") || self.listed(headers).is_some() {
             return Ok(());
         }
         let is_own_page = headers.get(header::ORIGIN).is_none_or(|origin| {
@@ -105,7 +105,7 @@ impl Sites {
         }
         if let Some(origin) = listed {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after, rollmill-completeness"));
         }
     }
 }

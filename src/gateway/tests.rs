@@ -32,7 +32,7 @@ use crate::model::budget::Budget;
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::query::absent::NoQueries;
 use crate::query::service::{
-    EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService, StatusService,
+    EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService, StatusService, Table,
 };
 
 const NOW: i64 = 1_767_225_600_000;
@@ -72,6 +72,10 @@ impl QueryService for Queries {
         }
         let size = params.iter().find(|(k, _)| k == "size").map_or(0, |(_, v)| v.parse().unwrap());
         Ok(format!("{{\"tenant\":\"{tenant}\",\"pad\":\"{}\"}}", "x".repeat(size)))
+    }
+    fn table(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<Table, QueryError> {
+        let known: Vec<_> = params.iter().filter(|(name, _)| name != "format").cloned().collect();
+        Ok(Table { csv: self.query(tenant, &known, budget)?, completeness: "{\"partial\":true}".to_owned() })
     }
     fn metrics(&self, tenant: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         self.query(tenant, &[], budget)

@@ -1,19 +1,22 @@
 //! What a node without the query role answers.
 
-use super::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
+use super::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService, Table};
 use crate::model::budget::Budget;
 
 /// Answers no query: the node has no role for it.
 #[derive(Debug, Clone, Copy)]
 pub struct NoQueries;
 
-fn absent() -> Result<String, QueryError> {
+fn absent<T>() -> Result<T, QueryError> {
     let message = "this node has no query role (node.roles): ask a node that has";
     Err(QueryError::new(QueryErrorKind::Unavailable, "no_query_role", message))
 }
 
 impl QueryService for NoQueries {
     fn query(&self, _: &str, _: &[(String, String)], _: &Budget) -> Result<String, QueryError> {
+        absent()
+    }
+    fn table(&self, _: &str, _: &[(String, String)], _: &Budget) -> Result<Table, QueryError> {
         absent()
     }
     fn metrics(&self, _: &str, _: &[(String, String)], _: &Budget) -> Result<String, QueryError> {

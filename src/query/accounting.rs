@@ -59,7 +59,7 @@ impl Books {
             _ = write!(out, ",\"quarantined\":{quarantined},\"pending\":{pending}}}");
         }
         _ = write!(out, "],\"nobodys_records_set_aside\":{},\"completeness\":", self.nobodys);
-        completeness.render(&mut out);
+        completeness.render(&mut out, usize::MAX);
         out.push('}');
         out
     }

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::series::{OVERFLOW_LABEL, SeriesId};
+use crate::actors::catalogue::Growth;
+use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::Hour;
 use crate::persistence::store::MetricInfo;
-use crate::shards::state::NewEntry;
 
 /// The metrics of a tenant.
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
     metrics: BTreeMap<String, MetricInfo>,
-    /// Overflow series that were added: each shard admits the one of a metric for itself.
-    overflow: BTreeSet<SeriesId>,
+    /// Metrics whose overflow series was added: each shard admits it for itself.
+    overflow: BTreeSet<String>,
 }
 
 impl Catalogue {
@@ -23,31 +23,28 @@ impl Catalogue {
     }
 
     /// Adds what a shard holds.
-    pub(super) fn add(&mut self, entry: NewEntry<'_>) {
-        match entry {
-            NewEntry::Series(info) => {
-                let series = &info.series;
-                let metric = self.metrics.entry(series.metric.clone()).or_insert_with(|| MetricInfo {
-                    metric: series.metric.clone(),
-                    labels: Vec::new(),
-                    series: 0,
-                    first: None,
-                    last: None,
-                });
-                let of_overflow = |name: &String| name == OVERFLOW_LABEL.0;
-                let known = series.is_overflow() && (metric.labels.iter().any(of_overflow) || !self.overflow.insert(info.id));
-                metric.series += u64::from(!known);
-                for (name, _) in &series.labels {
-                    if let Err(at) = metric.labels.binary_search(name) {
-                        metric.labels.insert(at, name.clone());
-                    }
+    pub(super) fn add(&mut self, growth: &Growth) {
+        for (name, new) in &growth.metrics {
+            if !self.metrics.contains_key(name) {
+                if new.series == 0 && !new.overflow {
+                    // Windows of series that the store lists on another page.
+                    continue;
+                }
+                let none = MetricInfo { metric: name.clone(), labels: Vec::new(), series: 0, first: None, last: None };
+                self.metrics.insert(name.clone(), none);
+            }
+            let Some(metric) = self.metrics.get_mut(name) else { continue };
+            let stored = metric.labels.iter().any(|label| label == OVERFLOW_LABEL.0);
+            let overflows = new.overflow && self.overflow.insert(name.clone()) && !stored;
+            metric.series += new.series + u64::from(overflows);
+            for label in &new.labels {
+                if let Err(at) = metric.labels.binary_search(label) {
+                    metric.labels.insert(at, label.clone());
                 }
             }
-            NewEntry::Window(metric, hour) => {
-                if let Some(metric) = self.metrics.get_mut(metric) {
-                    let wider = |bound: Option<Hour>, pick: fn(Hour, Hour) -> Hour| Some(bound.map_or(hour, |at| pick(at, hour)));
-                    (metric.first, metric.last) = (wider(metric.first, Hour::min), wider(metric.last, Hour::max));
-                }
+            if let Some((first, last)) = new.hours {
+                let wider = |bound: Option<Hour>, hour, pick: fn(Hour, Hour) -> Hour| Some(bound.map_or(hour, |at| pick(at, hour)));
+                (metric.first, metric.last) = (wider(metric.first, first, Hour::min), wider(metric.last, last, Hour::max));
             }
         }
     }
@@ -61,8 +58,10 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::catalogue::{CatalogueQuestion, Names};
     use crate::model::flush::SeriesInfo;
-    use crate::model::series::Series;
+    use crate::model::series::{Series, SeriesId};
+    use crate::shards::state::NewEntry;
 
     fn info(metric: &str, labels: &[(&str, &str)]) -> SeriesInfo {
         let series = Series::new("t", metric, labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
@@ -79,13 +78,18 @@ mod tests {
             last: Some(Hour(7)),
         };
         let mut catalogue = Catalogue::stored(vec![stored]);
+        let question = CatalogueQuestion { tenant: "t", names: Names::Metrics, prefix: "", after: "", limit: 10 };
         let overflow = info("m", &[OVERFLOW_LABEL]);
-        for series in [&info("m", &[("a", "x"), ("b", "y")]), &info("new", &[("c", "z")]), &overflow, &overflow] {
-            catalogue.add(NewEntry::Series(series));
+        let (mut one, mut other) = (Growth::default(), Growth::default());
+        for series in [&info("m", &[("a", "x"), ("b", "y")]), &info("new", &[("c", "z")]), &overflow] {
+            one.note(&question, NewEntry::Series(series));
         }
-        for (metric, hour) in [("m", 6), ("m", 9), ("new", 8), ("new", 2)] {
-            catalogue.add(NewEntry::Window(metric, Hour(hour)));
+        other.note(&question, NewEntry::Series(&overflow));
+        for (metric, hour) in [("m", 6), ("m", 9), ("new", 8), ("new", 2), ("elsewhere", 3)] {
+            other.note(&question, NewEntry::Window(metric, Hour(hour)));
         }
+        catalogue.add(&one);
+        catalogue.add(&other);
         let found: Vec<_> = catalogue.metrics().map(|m| (m.metric, m.labels.concat(), m.series, m.first, m.last)).collect();
         let hours = |first, last| (Some(Hour(first)), Some(Hour(last)));
         let expected =

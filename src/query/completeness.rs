@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::json;
-use crate::actors::live::{Asked, LiveError, Reports};
+use crate::actors::live::{Asked, LiveError, Reports, ShardReport};
 use crate::invariants::{Invariant, check};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
@@ -48,8 +48,11 @@ impl Completeness {
                     completeness.as_of = completeness.as_of.min(report.as_of);
                     let behind_ms = report.age_ms;
                     // What it lacks another owner may have shown: however little it is, the answer must not seem to be all.
-                    let reason =
-                        if report.recovering { Some("recovering") } else { (behind_ms > stale_after_ms).then_some("behind") };
+                    let reason = match report {
+                        ShardReport { stopped: true, .. } => Some("stopped"),
+                        ShardReport { recovering: true, .. } => Some("recovering"),
+                        _ => (behind_ms > stale_after_ms).then_some("behind"),
+                    };
                     let missing = |reason| Missing { shard, reason, behind_ms: Some(behind_ms) };
                     completeness.missing.extend(reason.map(missing));
                 }
@@ -78,10 +81,10 @@ impl Completeness {
         !self.missing.is_empty()
     }
 
-    /// Its JSON.
-    pub(super) fn render(&self, out: &mut String) {
+    /// Its JSON, with at most so many of the missing shards; `more` says how many others there are.
+    pub(super) fn render(&self, out: &mut String, named: usize) {
         _ = write!(out, "{{\"partial\":{},\"shards\":{},\"missing\":[", self.partial(), self.shards);
-        for (at, missing) in self.missing.iter().enumerate() {
+        for (at, missing) in self.missing.iter().take(named).enumerate() {
             let comma = if at > 0 { "," } else { "" };
             _ = write!(out, "{comma}{{\"shard\":{},\"reason\":\"{}\"", missing.shard, missing.reason);
             if let Some(behind) = missing.behind_ms {
@@ -90,6 +93,9 @@ impl Completeness {
             out.push('}');
         }
         out.push(']');
+        if self.missing.len() > named {
+            _ = write!(out, ",\"more\":{}", self.missing.len() - named);
+        }
         if let Some(overflow) = self.overflow {
             _ = write!(out, ",\"overflow\":{overflow}");
         }

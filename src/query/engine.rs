@@ -8,6 +8,7 @@ use super::accounting::Books;
 use super::cache::Cache;
 use super::catalogue::Catalogue;
 use super::completeness::Completeness;
+use super::csv;
 use super::days::{self, start};
 use super::groups::{Cost, Group, Groups};
 use super::json;
@@ -15,8 +16,9 @@ use super::listing::Listing;
 use super::matchers::check_label_name;
 use super::params::{Params, bad};
 use super::plan::{Plan, check_metric, plan};
-use super::service::{QueryError, QueryErrorKind, QueryService};
+use super::service::{QueryError, QueryErrorKind, QueryService, Table};
 use super::steps::Step;
+use crate::actors::catalogue::{CatalogueQuestion, Growth, Names};
 use crate::actors::live::{Asked, LiveReader};
 use crate::clock::{Clock, Stopwatch};
 use crate::model::budget::{Budget, Ended};
@@ -25,8 +27,8 @@ use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::persistence::cache::PartCache;
-use crate::persistence::store::{MetricInfo, Page, RollupQuery, RollupStore, StoreError, StoreSnapshot};
-use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry};
+use crate::persistence::store::{MetricInfo, RollupQuery, RollupStore, StoreError, StoreSnapshot};
+use crate::shards::state::{AccountingQuestion, LiveQuestion};
 use crate::telemetry;
 
 /// Limits of queries.
@@ -85,14 +87,14 @@ impl QueryEngine {
         Arc::new(Self { store, live, clock, limits, cache })
     }
 
-    fn answer(&self, tenant: &str, plan: &Plan, budget: &Budget) -> Result<String, QueryError> {
+    fn answer<T>(&self, tenant: &str, plan: &Plan, budget: &Budget, render: Render<T>) -> Result<T, QueryError> {
         let watch = Stopwatch::start();
-        let answer = self.answered(tenant, plan, budget);
+        let answer = self.answered(tenant, plan, budget, render);
         metrics::histogram!(telemetry::QUERY_SECONDS).record(watch.elapsed().as_secs_f64());
         answer
     }
 
-    fn answered(&self, tenant: &str, plan: &Plan, budget: &Budget) -> Result<String, QueryError> {
+    fn answered<T>(&self, tenant: &str, plan: &Plan, budget: &Budget, render: Render<T>) -> Result<T, QueryError> {
         let (mut groups, mut completeness) = self.collect(tenant, plan, budget)?;
         if completeness.moved() {
             // Before the next ones are counted.
@@ -104,19 +106,22 @@ impl QueryEngine {
             return Err(QueryError::new(QueryErrorKind::TooLarge, "answer_too_large", why));
         }
         let ordered = groups.ordered();
-        let points = self.points(&ordered)?;
+        self.points(&ordered)?;
         let completeness = completeness.with_overflow(plan.overflow.is_some().then_some(groups.overflow));
-        let body = self.render(plan, &ordered, points, &completeness, budget)?;
+        let body = render(plan, &ordered, &completeness, budget)?;
+        if let Some(why) = budget.ended() {
+            return Err(self.ended(why));
+        }
         let outcome = if completeness.partial() { "partial" } else { "complete" };
         metrics::counter!(telemetry::QUERIES, "outcome" => outcome).increment(1);
         Ok(body)
     }
 
     /// The points of an answer, of which there may not be more than the limit.
-    fn points(&self, ordered: &[&Group]) -> Result<usize, QueryError> {
-        let points = ordered.iter().map(|group| group.points.len()).sum();
+    fn points(&self, ordered: &[&Group]) -> Result<(), QueryError> {
+        let points: usize = ordered.iter().map(|group| group.points.len()).sum();
         if points <= self.limits.max_points {
-            return Ok(points);
+            return Ok(());
         }
         Err(self.ended(Ended::Points))
     }
@@ -270,39 +275,25 @@ impl QueryEngine {
         Completeness::of(asked, &reports, now, self.limits.stale_after_ms)
     }
 
-    /// The metrics of a tenant, those of which no flush has written anything yet too.
-    fn catalogue(&self, tenant: &str, page: &Page<'_>, budget: &Budget) -> Result<Catalogue, StoreError> {
-        let mut snapshot = self.store.snapshot_for(budget)?;
-        let asked = self.asked(&mut *snapshot)?;
-        let mut catalogue = Catalogue::stored(snapshot.metrics(tenant, page)?);
-        drop(snapshot);
-        self.live.catalogue(&asked, tenant, &mut |entry| catalogue.add(entry));
-        Ok(catalogue)
-    }
-
-    /// The values of a label, those of new series too.
-    fn values(
+    /// The names of a page: what the store has is read by `stored`, what shards hold beside that is shown to `add`.
+    fn names<T>(
         &self,
-        tenant: &str,
-        name: &str,
-        metric: Option<&str>,
-        page: &Page<'_>,
+        question: &CatalogueQuestion<'_>,
+        stored: impl Fn(&mut dyn StoreSnapshot) -> Result<T, StoreError>,
+        add: impl Fn(&mut T, &Growth),
         budget: &Budget,
-    ) -> Result<BTreeSet<String>, StoreError> {
-        let mut snapshot = self.store.snapshot_for(budget)?;
-        let asked = self.asked(&mut *snapshot)?;
-        let mut values: BTreeSet<String> = snapshot.label_values(tenant, name, metric, page)?.into_iter().collect();
-        drop(snapshot);
-        self.live.catalogue(&asked, tenant, &mut |entry| {
-            if let NewEntry::Series(info) = entry
-                && metric.is_none_or(|metric| metric == info.series.metric)
-                && !info.series.label(name).is_empty()
-                && page.holds(info.series.label(name))
-            {
-                values.insert(info.series.label(name).to_owned());
-            }
-        });
-        Ok(values)
+    ) -> Result<(T, Completeness), StoreError> {
+        let read = || {
+            let mut snapshot = self.store.snapshot_for(budget)?;
+            let asked = self.asked(&mut *snapshot)?;
+            let mut names = stored(&mut *snapshot)?;
+            drop(snapshot);
+            let now = self.clock.now();
+            let reports = self.live.catalogue(&asked, question, &mut |growth| add(&mut names, growth));
+            Ok((names, Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
+        };
+        let (names, completeness) = read()?;
+        if completeness.moved() { read() } else { Ok((names, completeness)) }
     }
 
     /// The books of the hours of append, and how complete they are.
@@ -316,57 +307,55 @@ impl QueryEngine {
         Ok((books, Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
     }
 
-    fn render(
-        &self,
-        plan: &Plan,
-        groups: &[&Group],
-        points: usize,
-        completeness: &Completeness,
-        budget: &Budget,
-    ) -> Result<String, QueryError> {
-        let room = 256 + points * 64;
-        budget.charge(room);
-        let (mut out, mut charged) = (String::with_capacity(room), room);
-        out.push_str("{\"metric\":");
-        json::string(&mut out, &plan.metric);
-        out.push_str(",\"step\":");
-        json::string(&mut out, plan.step.name());
-        out.push_str(",\"from\":");
-        json::time(&mut out, plan.from);
-        out.push_str(",\"to\":");
-        json::time(&mut out, plan.to);
-        out.push_str(",\"series\":[");
-        for (at, Group { key, points }) in groups.iter().enumerate() {
-            budget.charge(out.len().saturating_sub(charged));
-            charged = charged.max(out.len());
-            if let Some(why) = budget.ended() {
-                return Err(self.ended(why));
-            }
-            out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
-            for (at, (name, value)) in plan.by.iter().zip(key).filter(|(_, value)| !value.is_empty()).enumerate() {
-                if at > 0 {
-                    out.push(',');
-                }
-                json::string(&mut out, name);
-                out.push(':');
-                json::string(&mut out, value);
-            }
-            out.push_str("},\"points\":[");
-            for (at, &(start, ref rollup)) in points.iter().enumerate() {
-                if at > 0 {
-                    out.push(',');
-                }
-                let bucket = if plan.step == Step::All { Ok(plan.from..plan.to) } else { plan.step.bucket(&plan.tz, start) };
-                let end = bucket.map_err(|why| bad("tz_not_hour_aligned", why))?.end;
-                json::point(&mut out, plan, start, end, rollup);
-            }
-            out.push_str("]}");
+}
+
+/// Writes an answer down, until the budget has ended.
+type Render<T> = fn(&Plan, &[&Group], &Completeness, &Budget) -> Result<T, QueryError>;
+
+fn render(plan: &Plan, groups: &[&Group], completeness: &Completeness, budget: &Budget) -> Result<String, QueryError> {
+    let points: usize = groups.iter().map(|group| group.points.len()).sum();
+    let room = 256 + points * 64;
+    budget.charge(room);
+    let (mut out, mut charged) = (String::with_capacity(room), room);
+    out.push_str("{\"metric\":");
+    json::string(&mut out, &plan.metric);
+    out.push_str(",\"step\":");
+    json::string(&mut out, plan.step.name());
+    out.push_str(",\"from\":");
+    json::time(&mut out, plan.from);
+    out.push_str(",\"to\":");
+    json::time(&mut out, plan.to);
+    out.push_str(",\"series\":[");
+    for (at, Group { key, points }) in groups.iter().enumerate() {
+        budget.charge(out.len().saturating_sub(charged));
+        charged = charged.max(out.len());
+        if budget.ended().is_some() {
+            break;
         }
-        out.push_str("],\"completeness\":");
-        completeness.render(&mut out);
-        out.push('}');
-        Ok(out)
+        out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
+        for (at, (name, value)) in plan.by.iter().zip(key).filter(|(_, value)| !value.is_empty()).enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            json::string(&mut out, name);
+            out.push(':');
+            json::string(&mut out, value);
+        }
+        out.push_str("},\"points\":[");
+        for (at, &(start, ref rollup)) in points.iter().enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            let bucket = if plan.step == Step::All { Ok(plan.from..plan.to) } else { plan.step.bucket(&plan.tz, start) };
+            let end = bucket.map_err(|why| bad("tz_not_hour_aligned", why))?.end;
+            json::point(&mut out, plan, start, end, rollup);
+        }
+        out.push_str("]}");
     }
+    out.push_str("],\"completeness\":");
+    completeness.render(&mut out, usize::MAX);
+    out.push('}');
+    Ok(out)
 }
 
 fn hour(out: &mut String, hour: Option<Hour>) {
@@ -374,6 +363,14 @@ fn hour(out: &mut String, hour: Option<Hour>) {
         Some(hour) => json::time(out, hour.start()),
         None => out.push_str("null"),
     }
+}
+
+/// Ends a list of names with what it lacks.
+fn finish(mut out: String, completeness: &Completeness) -> Result<String, QueryError> {
+    out.push_str(",\"completeness\":");
+    completeness.render(&mut out, usize::MAX);
+    out.push('}');
+    Ok(out)
 }
 
 fn store_error(error: StoreError) -> QueryError {
@@ -392,13 +389,24 @@ fn store_error(error: StoreError) -> QueryError {
 
 impl QueryService for QueryEngine {
     fn query(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
-        self.answer(tenant, &plan(params, self.clock.now())?, budget)
+        let plan = plan(params, self.clock.now())?;
+        if plan.table {
+            return Err(bad("format_invalid", "this answer is JSON: format=csv is for GET /v1/query"));
+        }
+        self.answer(tenant, &plan, budget, render)
+    }
+
+    fn table(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<Table, QueryError> {
+        self.answer(tenant, &plan(params, self.clock.now())?, budget, csv::table)
     }
 
     fn metrics(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
         let asked = Listing::of(params, &[])?;
         let page = asked.page(budget);
-        let catalogue = self.catalogue(tenant, &page, budget).map_err(|error| self.failed(error, budget))?;
+        let question = asked.question(tenant, Names::Metrics);
+        let stored = |snapshot: &mut dyn StoreSnapshot| Ok(Catalogue::stored(snapshot.metrics(tenant, &page)?));
+        let found = self.names(&question, stored, Catalogue::add, budget);
+        let (catalogue, completeness) = found.map_err(|error| self.failed(error, budget))?;
         let mut metrics: Vec<MetricInfo> = catalogue.metrics().filter(|info| page.holds(&info.metric)).collect();
         let next = asked.cut(&mut metrics).map(|last| last.metric.clone());
         let mut out = "{\"metrics\":[".to_owned();
@@ -417,8 +425,7 @@ impl QueryService for QueryEngine {
             out.push_str(",\"next\":");
             json::string(&mut out, &next);
         }
-        out.push('}');
-        Ok(out)
+        finish(out, &completeness)
     }
 
     fn label_values(&self, tenant: &str, name: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
@@ -426,14 +433,24 @@ impl QueryService for QueryEngine {
         check_label_name(name).map_err(|why| bad("label_invalid", why))?;
         asked.get("metric").map_or(Ok(()), check_metric)?;
         let page = asked.page(budget);
-        let found = self.values(tenant, name, asked.get("metric"), &page, budget).map_err(|error| self.failed(error, budget))?;
-        let mut values: Vec<String> = found.into_iter().collect();
+        let metric = asked.get("metric");
+        let question = asked.question(tenant, Names::Values(name, metric));
+        let stored = |snapshot: &mut dyn StoreSnapshot| {
+            let values: BTreeSet<String> = snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
+            Ok(values)
+        };
+        let add = |values: &mut BTreeSet<String>, growth: &Growth| values.extend(growth.values.iter().cloned());
+        let (values, completeness) = self.names(&question, stored, add, budget).map_err(|error| self.failed(error, budget))?;
+        let mut values: Vec<String> = values.into_iter().collect();
         let next = asked.cut(&mut values).cloned();
-        let mut answer = serde_json::json!({ "label": name, "values": values });
+        let mut out = "{\"label\":".to_owned();
+        json::string(&mut out, name);
+        _ = write!(out, ",\"values\":{}", serde_json::Value::from(values));
         if let Some(next) = next {
-            answer["next"] = next.into();
+            out.push_str(",\"next\":");
+            json::string(&mut out, &next);
         }
-        Ok(answer.to_string())
+        finish(out, &completeness)
     }
 
     fn accounting(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {

@@ -2,11 +2,12 @@
 
 use super::params::{Params, bad};
 use super::service::QueryError;
+use crate::actors::catalogue::{CatalogueQuestion, MAX_NAMES, Names};
 use crate::model::budget::Budget;
 use crate::persistence::store::Page;
 
 /// Names of one answer, unless it is asked for fewer; and at most.
-const LIMIT: usize = 10_000;
+const LIMIT: usize = MAX_NAMES - 1;
 
 /// What is asked of a list.
 pub(super) struct Listing<'a> {
@@ -45,6 +46,12 @@ impl<'a> Listing<'a> {
     {
         let text = |name| self.get(name).unwrap_or("");
         Page { prefix: text("prefix"), after: text("after"), limit: self.limit + 1, budget: Some(budget) }
+    }
+
+    /// What is asked of the shards, to go with [`Listing::page`].
+    pub fn question<'b>(&'b self, tenant: &'b str, names: Names<'b>) -> CatalogueQuestion<'b> {
+        let text = |name| self.get(name).unwrap_or("");
+        CatalogueQuestion { tenant, names, prefix: text("prefix"), after: text("after"), limit: self.limit + 1 }
     }
 
     /// Cuts the list at the limit. If there are more, the last one that is left.

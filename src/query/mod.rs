@@ -8,6 +8,7 @@ mod accounting;
 mod cache;
 mod catalogue;
 mod completeness;
+mod csv;
 mod days;
 pub mod engine;
 pub mod expiry;

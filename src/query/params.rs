@@ -4,6 +4,7 @@
 //! same name came later, or because its value is missing, makes an answer to another question.
 
 use super::service::{QueryError, QueryErrorKind};
+use crate::model::event::parse_rfc3339;
 use crate::model::window::Millis;
 
 /// What is nearer than this to a known name was perhaps meant.
@@ -90,7 +91,7 @@ fn unknown(name: &str, known: &[&str]) -> String {
 }
 
 fn time(name: &str, text: &str) -> Result<Millis, QueryError> {
-    let parsed = text.parse::<i64>().ok().or_else(|| text.parse::<jiff::Timestamp>().ok().map(|t| t.as_millisecond()));
+    let parsed = text.parse::<i64>().ok().or_else(|| parse_rfc3339(text).ok());
     parsed.filter(|t| (-LAST..=LAST).contains(t)).ok_or_else(|| {
         let expected = "is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970";
         bad("time_invalid", format!("{name} {expected}; not {:?}", shown(text)))
@@ -146,6 +147,12 @@ mod tests {
         let of = |text: &str| Params::read(&owned(&[("from", text)]), KNOWN).and_then(|p| p.time("from"));
         assert_eq!(of("1767225600000"), Ok(Some(1_767_225_600_000)));
         assert_eq!(of("2026-01-01T01:00:00+01:00"), Ok(Some(1_767_225_600_000)));
+        for fraction in ["", ".0", ".000999999", ".0009999999999", ".00000000000000000000000001"] {
+            let text = format!("2026-01-01T00:00:00{fraction}Z");
+            assert_eq!(of(&text), Ok(Some(1_767_225_600_000)), "{text}");
+        }
+        assert_eq!(of("2026-01-01T00:00:00.1239999999999+00:00"), Ok(Some(1_767_225_600_123)));
+        assert_eq!(of("1969-12-31T23:59:59.9999999999Z"), Ok(Some(-1)), "down, as in events");
         for bad in ["2026-01-01", "now", "1e12", "9999999999999999", "-9999999999999999"] {
             assert_eq!(of(bad).map_err(|e| e.code), Err("time_invalid"), "{bad}");
         }

@@ -54,7 +54,7 @@ impl Agg {
     }
 }
 
-const PARAMETERS: &[&str] = &["metric", "from", "to", "step", "tz", "agg", "by", "where", "limit", "order", "numbers"];
+const PARAMETERS: &[&str] = &["metric", "from", "to", "step", "tz", "agg", "by", "where", "limit", "order", "numbers", "format"];
 
 /// How the series of an answer are ordered and cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +94,8 @@ pub(super) struct Plan {
     pub order: Order,
     /// Whether decimals are written as strings, for readers whose numbers are doubles.
     pub strings: bool,
+    /// Whether a table of CSV is wanted.
+    pub table: bool,
     /// What finds the overflow series, if it may hold events that the answer would tell apart.
     pub overflow: Option<[Matcher; 1]>,
     /// What identifies the query in the cache, range left out.
@@ -124,12 +126,13 @@ pub(super) fn plan(params: &[(String, String)], now: Millis) -> Result<Plan, Que
     let limit = params.get("limit").map(limit).transpose()?;
     let order = params.word("order", "order_invalid", ORDERS)?.unwrap_or(Order::Labels);
     let strings = params.word("numbers", "numbers_invalid", &[("json", false), ("string", true)])?.unwrap_or(false);
+    let table = params.word("format", "format_invalid", &[("json", false), ("csv", true)])?.unwrap_or(false);
     let sketches = (aggs.contains(&Agg::Distinct), aggs.iter().any(|a| matches!(a, Agg::Quantile(..))));
     let key = format!("{:?}", (&metric, where_text, &by, step, tz_name, sketches, (step == Step::All).then_some(from)));
     // Labels of what is beyond the limit of series are not kept, so who asks for labels is told how much that is.
     let labelled = by.iter().map(String::as_str).chain(matchers.iter().map(Matcher::label)).any(|name| name != OVERFLOW_LABEL.0);
     let overflow = labelled.then(|| [Matcher::Equal(OVERFLOW_LABEL.0.to_owned(), OVERFLOW_LABEL.1.to_owned())]);
-    Ok(Plan { metric, from, to, step, tz, aggs, by, matchers, limit, order, strings, overflow, key })
+    Ok(Plan { metric, from, to, step, tz, aggs, by, matchers, limit, order, strings, table, overflow, key })
 }
 
 /// The items of a list; one that is empty is an item too, which no list takes.

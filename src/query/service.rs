@@ -40,6 +40,15 @@ impl QueryError {
     }
 }
 
+/// An answer as CSV, and beside it what a table has no place for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The rows.
+    pub csv: String,
+    /// How complete they are, as JSON that fits into a header.
+    pub completeness: String,
+}
+
 /// Answers questions about one tenant's metrics. A question ends early when its budget has ended.
 pub trait QueryService: Send + Sync {
     /// `GET /v1/query`.
@@ -47,6 +56,11 @@ pub trait QueryService: Send + Sync {
     /// # Errors
     /// See [`QueryErrorKind`].
     fn query(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError>;
+    /// The same as a table.
+    ///
+    /// # Errors
+    /// See [`QueryErrorKind`].
+    fn table(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<Table, QueryError>;
     /// `GET /v1/metrics`.
     ///
     /// # Errors

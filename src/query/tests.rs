@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::engine::{QueryEngine, QueryLimits};
 use super::quarantine::Quarantine;
 use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
+use crate::actors::catalogue::{CatalogueQuestion, Growth};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::clock::ManualClock;
 use crate::model::budget::Budget;
@@ -21,7 +22,7 @@ use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::persistence::store::memory::MemoryStore;
 use crate::persistence::store::{Matcher, RollupStore};
-use crate::shards::state::{AccountingQuestion, LiveQuestion, ShardLimits};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry, ShardLimits};
 
 const LOG: LogId = LogId([3; 16]);
 /// 2024-03-01T00:00:00Z, in hours: a spring with a change of the clocks.
@@ -42,11 +43,14 @@ impl LiveReader for Idle {
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false };
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
+    fn catalogue(&self, asked: &[Asked], _: &CatalogueQuestion<'_>, _: &mut dyn FnMut(&Growth)) -> Reports {
+        self.accounting(asked, &AccountingQuestion { tenant: "", from: Hour(0), to: Hour(0) }, &mut |_, _| ())
+    }
     fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false };
+        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }
@@ -332,6 +336,16 @@ impl LiveReader for Holding {
     ) -> Reports {
         asked.iter().map(|(shard, _)| (*shard, Err(LiveError::Unavailable))).collect()
     }
+    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+        let mut growth = Growth::default();
+        let labels = [("page".to_owned(), "/new".to_owned())];
+        let series = Series::new(question.tenant, "new", labels);
+        let info = SeriesInfo { id: SeriesId::of_key(&series.key()), series };
+        growth.note(question, NewEntry::Series(&info));
+        visit(&growth);
+        let asked = [asked[0], (ShardId(1), None)];
+        self.accounting(&asked, &AccountingQuestion { tenant: question.tenant, from: Hour(0), to: Hour(1) }, &mut |_, _| ())
+    }
     fn accounting(
         &self,
         asked: &[Asked],
@@ -350,7 +364,7 @@ impl LiveReader for Holding {
             quarantined: 0,
         };
         visit(ShardId(0), &row);
-        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, age_ms: 0, behind: 0, recovering: false };
+        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
         vec![(ShardId(0), Ok(report)), (ShardId(1), Err(LiveError::Unreachable))]
     }
 }
@@ -386,4 +400,14 @@ fn the_books_balance_and_say_whom_they_lack() {
     );
     let missing = serde_json::json!([{"shard": 1, "reason": "unreachable"}]);
     assert_eq!((&books["completeness"]["partial"], &books["completeness"]["missing"]), (&true.into(), &missing));
+    // Lists of names do the same.
+    for (list, name) in [
+        (engine.metrics("t0", &[], &Budget::default()), "\"metric\":\"new\""),
+        (engine.label_values("t0", "page", &[], &Budget::default()), "\"/new\""),
+    ] {
+        let list = list.expect("an answer");
+        let answer: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+        assert!(list.contains(name), "{list}");
+        assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &missing));
+    }
 }

@@ -222,3 +222,15 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     let text = String::from_utf8_lossy(&verified.stdout).into_owned() + &String::from_utf8_lossy(&verified.stderr);
     assert!(verified.status.success(), "{text}");
 }
+
+#[test]
+fn every_number_of_the_configuration_is_a_limit_that_is_shown() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = server(&dir, &[("query.max_points", "777")]);
+    let (_, limits) = server.get("/v1/limits");
+    let shown = limits["config"].as_object().expect("an object");
+    let numbers = rollmill::config::KEYS.iter().filter(|key| key.kind != rollmill::config::Kind::Text);
+    let missing: Vec<&str> = numbers.map(|key| key.name).filter(|name| !shown.contains_key(*name)).collect();
+    assert_eq!((missing, shown["query.max_points"].as_u64()), (vec![], Some(777)));
+    assert!(!limits.to_string().contains("store.url"), "no text is among them: some are secret");
+}

@@ -1,5 +1,6 @@
 //! The mesh of the real binary: how it refuses to start, and what a node shows of another.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,7 @@ fn a_mesh_that_would_not_be_safe_does_not_start() {
             1,
             vec!["cluster.cert", "PEM"],
         ),
+        ("query.redis = \"rediss://127.0.0.1:6379\"\n".to_owned(), 1, vec!["query.redis", "TLS"]),
         (format!("{near}cluster.insecure = \"perhaps\"\n"), 2, vec!["neither true nor false"]),
         (format!("{near}query.deadline = \"1s\"\n"), 2, vec!["cluster.call_timeout", "query.deadline"]),
     ] {
@@ -53,6 +55,11 @@ fn a_mesh_that_would_not_be_safe_does_not_start() {
         assert_eq!(found, Some(code), "{config}{said}");
         assert!(says.iter().all(|part| said.contains(part)), "{config}{said}");
         assert!(!said.contains(COOKIE) && !said.contains("panicked"), "{said}");
+        // It is said before a node is started, too.
+        let checked = Server::cli(&["check-config", &dir.path().join("c.toml").display().to_string()]);
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.code(), Some(code), "{config}{said}");
+        assert!(says.iter().all(|part| said.contains(part)) && !said.contains(COOKIE), "{config}{said}");
     }
 }
 
@@ -61,6 +68,7 @@ fn nodes_show_each_other_in_their_status() {
     let dir = tempfile::tempdir().expect("a directory");
     let cookie = dir.path().join("cookie");
     std::fs::write(&cookie, COOKIE).expect("written");
+    std::fs::set_permissions(&cookie, PermissionsExt::from_mode(0o644)).expect("set");
     let (cookie, ports) = (cookie.display().to_string(), [free_port(), free_port()]);
     let peers = ports.map(|port| format!("127.0.0.1:{port}"));
     let all = peers.join(",");
@@ -93,4 +101,6 @@ fn nodes_show_each_other_in_their_status() {
         }
     }
     assert_eq!((first.stop(), second.stop()), (Some(0), Some(0)));
+    let log = std::fs::read_to_string(dir.path().join("mill-1.server.log")).expect("a log");
+    assert!(log.contains("everybody on this machine can read cluster.cookie_file"), "{log}");
 }

@@ -43,7 +43,7 @@ fn attempts() -> Vec<(String, String, String)> {
     let mut found = Vec::new();
     for (path, methods) in interface["paths"].as_object().expect("paths") {
         for method in methods.as_object().expect("methods").keys() {
-            let path = path.replace("{name}", "page");
+            let path = path.replace("{name}", "page").replace("{page}", "api.md");
             // Most routes refuse parameters that are not theirs, so each is asked without any, too.
             found.push((method.to_uppercase(), path.clone(), r#"{"shard":0,"offset":0,"index":0}"#.to_owned()));
             for metric in ["canary_metric", "shared", "tenant_a/shared", "*"] {

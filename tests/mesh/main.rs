@@ -148,6 +148,35 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
 }
 
 #[test]
+fn every_node_lists_the_names_that_another_holds_in_memory_or_says_what_it_lacks() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b, c] = free_ports();
+    let names = |node: &mut Node, ask: &str| {
+        let answer = node.ask(ask);
+        let missing: Vec<_> = ["metrics", "values"].map(|list| missing(&answer[list])).concat();
+        (json!([answer["metrics"]["metrics"], answer["values"]["values"]]), missing)
+    };
+    let mut alone = Node::start(dir.path(), &Spec::new("alone", c, &[], 0..SHARDS));
+    let (expected, lacks) = names(&mut alone, "names");
+    assert_eq!((&expected[0][0]["series"], expected[1].as_array().map(Vec::len), lacks), (&56.into(), Some(56), vec![]));
+    let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
+    let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
+    near.await_peers(&["b"]);
+    await_complete(&mut near, &alone.query(&everything()).0["series"]);
+    assert_eq!(names(&mut near, "names"), (expected, vec![]));
+    // A page of them is the same page wherever the names are.
+    for page in ["prefix=/4", "after=/4&limit=7", "prefix=/5&limit=1"] {
+        let page = format!("names metric=views&{page}");
+        assert_eq!(names(&mut near, &page), names(&mut alone, &page));
+    }
+    far.kill();
+    let (left, lacks) = names(&mut near, "names");
+    assert_eq!(lacks, [all_are(4..8, "unreachable"), all_are(4..8, "unreachable")].concat());
+    let left = left[1].as_array().expect("values").len();
+    assert!((41..56).contains(&left), "what is stored, and its own new ones: {left}");
+}
+
+#[test]
 fn closed_windows_that_nobody_holds_cost_no_call() {
     let dir = tempfile::tempdir().expect("a directory");
     let [a, b] = free_ports();

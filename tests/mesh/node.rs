@@ -212,13 +212,18 @@ fn routed(page: usize) -> Arc<RoutedSeries> {
     Arc::new(RoutedSeries::new(&series, SHARDS))
 }
 
-/// The log that all nodes know: 1,200 events of 40 pages in 6 hours.
+/// All events.
+const EVENTS: usize = 1_200;
+/// Pages that come last of all, once each: no flush knows them.
+const NEW_PAGES: usize = 16;
+
+/// The log that all nodes know: 1,200 events of 40 pages, and of the new ones, in 6 hours.
 fn log() -> Arc<MemoryLog> {
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, Arc::new(SystemClock));
-    let series: Vec<_> = (0..40).map(routed).collect();
-    for at in 0..1_200usize {
+    let series: Vec<_> = (0..40 + NEW_PAGES).map(routed).collect();
+    for at in 0..EVENTS {
         let event = ValidEvent {
-            series: series[at % 40].clone(),
+            series: series[if at < EVENTS - NEW_PAGES { at % 40 } else { at - EVENTS + NEW_PAGES + 40 }].clone(),
             timestamp: START + (at % 6) as i64 * HOUR,
             value: Some(Decimal::from_units(at as i128 * 100_000_000)),
             user: Some(format!("u{}", at % 90)),
@@ -329,6 +334,12 @@ fn respond(parts: &Parts, line: &str) -> Value {
         }
         "books" => {
             serde_json::from_str(&parts.engine.accounting("acme", &[], &Budget::default()).expect("an answer")).expect("JSON")
+        }
+        "names" => {
+            let names = |answer: Result<String, _>| serde_json::from_str::<Value>(&answer.expect("an answer")).expect("JSON");
+            let budget = Budget::default();
+            let metrics = names(parts.engine.metrics("acme", &[], &budget));
+            json!({"metrics": metrics, "values": names(parts.engine.label_values("acme", "page", &params(rest), &budget))})
         }
         "peers" => {
             let peers = parts.directory.peers();

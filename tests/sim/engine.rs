@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use rollmill::actors::catalogue::{CatalogueQuestion, Growth};
 use rollmill::actors::live::{Asked, LiveReader, Reports};
 use rollmill::actors::slots::Slots;
 use rollmill::clock::Clock;
@@ -51,6 +52,11 @@ impl LiveReader for Router {
         let chosen = self.chosen.lock().expect("one thread");
         let of = |one: &Asked| self.slots[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit);
         asked.iter().flat_map(of).collect()
+    }
+
+    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+        let chosen = self.chosen.lock().expect("one thread");
+        asked.iter().flat_map(|one| self.slots[chosen[one.0.0 as usize]].catalogue(&[*one], question, visit)).collect()
     }
 
     fn accounting(

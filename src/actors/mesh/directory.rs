@@ -98,8 +98,8 @@ mod tests {
             let DoorMessage::Ask(_, reply) = message;
             let Epoch { counter, nonce } = epoch(self.0);
             let from = Place { shard: SHARD.0, log: [7; 16], next: 0, epoch: (counter, nonce) };
-            let shards = vec![Stand { from, reach: Reach { age_ms: 0, behind: 0, recovering: false } }];
-            let announcement = Announcement { shards, windows: None, card: ByteBuf::new() };
+            let shards = vec![Stand { from, reach: Reach { age_ms: 0, behind: 0, recovering: false, stopped: false } }];
+            let announcement = Announcement { shards, stopped: vec![], windows: None, card: ByteBuf::new() };
             Ok(reply.send(wire::encode(&Reply::Beat(announcement))?)?)
         }
     }

@@ -3,7 +3,7 @@
 //! What always holds: every call has a deadline; at most `cluster.max_calls` are on their way to one peer; equal questions share one
 //! call; a peer that let a call pass its deadline is not asked again until it has answered a heartbeat sent afterwards.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,7 +20,7 @@ use super::wire::{self, Announcement, Reach, Reply, Request, Stand};
 use crate::actors::live::LiveError;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
-use crate::model::offset::{Checkpoint, LogId};
+use crate::model::offset::{Checkpoint, LogId, ShardId};
 use crate::model::window::{Hour, Millis};
 use crate::shards::batch::metric_hash;
 use crate::telemetry;
@@ -30,6 +30,8 @@ use crate::telemetry;
 pub struct Announced {
     /// By number, the shards it owns.
     pub shards: HashMap<u32, Stand>,
+    /// Shards that cannot begin there.
+    stopped: HashSet<u32>,
     windows: Option<HashMap<u64, Vec<i32>>>,
     /// When it was asked for, by this node's boot clock.
     pub asked_at: Millis,
@@ -42,7 +44,13 @@ impl Announced {
     pub fn new(announcement: Announcement, asked_at: Millis) -> Self {
         let shards = announcement.shards.into_iter().map(|stand| (stand.from.shard, stand)).collect();
         let windows = announcement.windows.map(|all| all.into_iter().collect());
-        Self { shards, windows, asked_at, card: announcement.card.into_vec() }
+        let stopped = announcement.stopped.into_iter().collect();
+        Self { shards, stopped, windows, asked_at, card: announcement.card.into_vec() }
+    }
+
+    /// Whether the shard cannot begin there until somebody mends what stops it.
+    pub fn stops(&self, shard: ShardId) -> bool {
+        self.stopped.contains(&shard.0)
     }
 
     /// If the peer's memory of the shard held nothing of the metric in `[from, to)` when it was asked: up to when that says everything.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::directory::Directory;
 use super::peer::{Heard, Outcome, Peer, Waiting};
 use super::wire::{
-    self, AccountingAsk, AccountingBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply, Request, ShardAnswer,
+    self, AccountingAsk, AccountingBody, CatalogueAsk, CatalogueBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply, Request, ShardAnswer,
 };
+use crate::actors::catalogue::{CatalogueQuestion, Growth};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch};
@@ -20,7 +21,7 @@ use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry};
+use crate::shards::state::{AccountingQuestion, LiveQuestion};
 use crate::telemetry;
 
 /// Reads this node's slots and asks its peers.
@@ -52,6 +53,10 @@ fn accounting_part(reply: &Reply) -> Option<&Vec<ShardAnswer<AccountingBody>>> {
     if let Reply::Accounting(answers) = reply { Some(answers) } else { None }
 }
 
+fn catalogue_part(reply: &Reply) -> Option<&Vec<ShardAnswer<CatalogueBody>>> {
+    if let Reply::Catalogue(answers) = reply { Some(answers) } else { None }
+}
+
 /// A delta of another node, checked.
 type Delta = (Arc<SeriesInfo>, Hour, Rollup);
 
@@ -79,7 +84,12 @@ impl MeshReader {
                     if checkpoint.is_some_and(|at| owned != Some(at.epoch)) {
                         peers.iter().for_each(|peer| peer.nudged.notify_one());
                     }
-                    here.push((shard, checkpoint));
+                    let stops = |peer: &Arc<Peer>| peer.announced().is_some_and(|announced| announced.stops(shard));
+                    if owned.is_none() && peers.iter().any(|peer| peer.answers() && stops(peer)) {
+                        reports.push((shard, Err(LiveError::Stopped)));
+                    } else {
+                        here.push((shard, checkpoint));
+                    }
                 }
                 Some((peer, _)) if !peer.answers() => reports.push((shard, Err(LiveError::Unreachable))),
                 Some((peer, at)) => {
@@ -205,7 +215,8 @@ fn answered<B>(
 /// The age counts back from the moment of asking: the owner has read its clock later.
 fn report(reach: Reach, sent_at: Millis) -> ShardReport {
     let age_ms = reach.age_ms.max(0);
-    ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind: reach.behind, recovering: reach.recovering }
+    let Reach { behind, recovering, stopped, .. } = reach;
+    ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind, recovering, stopped }
 }
 
 /// The deltas of a body, if all of them belong to the question: no node puts another tenant's numbers into an answer.
@@ -279,8 +290,16 @@ impl LiveReader for MeshReader {
         reports
     }
 
-    fn catalogue(&self, asked: &[Asked], tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) -> Reports {
-        self.slots.catalogue(asked, tenant, visit)
+    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+        let mut reports = Vec::with_capacity(asked.len());
+        let (here, calls) = self.divide(asked, &mut reports);
+        let sent = self.send(calls, |places| Request::Catalogue(CatalogueAsk::of(question, places)));
+        reports.extend(self.slots.catalogue(&here, question, visit));
+        self.receive(sent, &mut reports, (catalogue_part, |body| body.reach), |_, body| {
+            visit(&body.growth(question)?);
+            Ok(())
+        });
+        reports
     }
 
     fn accounting(

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::wire::{
-    self, AccountingAsk, AccountingBody, Announcement, Failure, LiveAsk, LiveBody, Place, Reach, Reply, Request, Row,
+    self, AccountingAsk, AccountingBody, Announcement, CatalogueAsk, CatalogueBody, Failure, LiveAsk, LiveBody, Place, Reach, Reply, Request, Row,
     ShardAnswer, Stand,
 };
+use crate::actors::catalogue::Growth;
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::actors::slots::Slots;
 use crate::clock::Clock;
@@ -64,6 +65,7 @@ impl Server {
             Ok(Request::Beat) => Ok(Reply::Beat(self.announcement())),
             Ok(Request::Live(ask)) => self.live(ask),
             Ok(Request::Accounting(ask)) => self.accounting(&ask),
+            Ok(Request::Catalogue(ask)) => self.catalogue(&ask),
             Err(why) => Err(why),
         };
         wire::encode(&reply.unwrap_or_else(|why| Reply::Refused(why.to_string())))
@@ -107,23 +109,46 @@ impl Server {
         })))
     }
 
+    fn catalogue(&self, ask: &CatalogueAsk) -> Result<Reply, CodecError> {
+        let question = ask.question()?;
+        let mut left = self.max_answer;
+        // One shard after the other: what does not fit is forgotten before the next is read.
+        let answers = asked(&ask.places)?.into_iter().zip(&ask.places).map(|(one, place)| {
+            let mut found = Growth::default();
+            let reports = self.slots.catalogue(&[one], &question, &mut |growth| found = growth.clone());
+            let outcome = match reports.first().map_or(Err(LiveError::Unavailable), |(_, report)| *report) {
+                Ok(_) if found.bytes() > left => Err(Failure::TooLarge),
+                Ok(report) => {
+                    left -= found.bytes();
+                    Ok(CatalogueBody::of(reach(report), found))
+                }
+                Err(error) => Err(error.into()),
+            };
+            ShardAnswer { place: *place, outcome }
+        });
+        Ok(Reply::Catalogue(answers.collect()))
+    }
+
     /// What this node owns now. The windows of a shard are read in one step with how far it reaches.
     fn announcement(&self) -> Announcement {
-        let mut shards = Vec::new();
+        let (mut shards, mut stopped) = (Vec::new(), Vec::new());
         let mut windows: HashMap<u64, BTreeSet<i32>> = HashMap::new();
         let mut count = 0;
-        for (shard, _) in self.slots.iter() {
+        for (shard, slot) in self.slots.iter() {
             let stood = self.slots.stand(shard, &mut |metric, hour| {
                 if count < MAX_WINDOWS {
                     count += usize::from(windows.entry(metric).or_default().insert(hour.0));
                 }
             });
-            let Ok((from, report)) = stood else { continue };
+            let Ok((from, report)) = stood else {
+                stopped.extend(slot.stopped().map(|_| shard.0));
+                continue;
+            };
             shards.push(Stand { from: Place::of(shard, &from), reach: reach(report) });
         }
         let windows = windows.into_iter().map(|(metric, hours)| (metric, hours.into_iter().collect()));
         let windows = (count < MAX_WINDOWS).then(|| windows.collect());
-        Announcement { shards, windows, card: ByteBuf::from((self.card)()) }
+        Announcement { shards, stopped, windows, card: ByteBuf::from((self.card)()) }
     }
 }
 
@@ -177,5 +202,6 @@ fn answers<B>(
 }
 
 fn reach(report: ShardReport) -> Reach {
-    Reach { age_ms: report.age_ms.max(0), behind: report.behind, recovering: report.recovering }
+    let ShardReport { behind, recovering, stopped, .. } = report;
+    Reach { age_ms: report.age_ms.max(0), behind, recovering, stopped }
 }

@@ -1,6 +1,6 @@
 //! The asking side against doors that answer well, badly, late or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use super::peer::Peer;
 use super::reader::MeshReader;
 use super::serve::Server;
 use super::wire::{self, Failure, Reply, Request};
+use crate::actors::catalogue::{CatalogueQuestion, MAX_NAMES, Names};
 use crate::actors::gateway::{RoutedSeries, ValidBatch, ValidEvent};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports};
 use crate::actors::records::records_of;
@@ -218,6 +219,77 @@ async fn two_nodes_answer_as_one_in_one_call() {
         (counted, reports.iter().all(|(_, report)| report.is_ok()))
     });
     assert_eq!(counted.await.expect("no panic"), (400, true));
+}
+
+/// The pages that all shards hold, as the reader lists them, and the outcome of each shard.
+async fn pages(pair: &Pair, limit: usize) -> (BTreeSet<String>, Vec<Option<LiveError>>) {
+    let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
+    let listed = tokio::task::spawn_blocking(move || {
+        let names = Names::Values("page", Some("views"));
+        let question = CatalogueQuestion { tenant: "acme", names, prefix: "/1", after: "/11", limit };
+        let mut pages = BTreeSet::new();
+        let mut reports = reader.catalogue(&asked, &question, &mut |growth| pages.extend(growth.values.clone()));
+        reports.sort_by_key(|(shard, _)| *shard);
+        (pages, reports.iter().map(|(_, report)| report.err()).collect())
+    });
+    listed.await.expect("no panic")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_come_from_all_nodes_bounded_and_checked() {
+    let pair = Pair::new(honest()).await;
+    let all: BTreeSet<String> = (12..20).map(|page| format!("/{page}")).collect();
+    assert_eq!(pages(&pair, MAX_NAMES).await, (all.clone(), vec![None; 4]));
+    assert_eq!(pair.questions.load(Ordering::SeqCst), 1, "one call for both shards");
+    let (first, _) = pages(&pair, 3).await;
+    assert!(all.iter().take(3).all(|page| first.contains(page)), "{first:?}");
+    let failed = |error| vec![None, None, Some(error), Some(error)];
+    assert_eq!(pages(&pair, MAX_NAMES + 1).await.1, failed(LiveError::Unreachable), "it is refused");
+    let small = Pair::with(honest(), 10, Duration::ZERO).await;
+    let (near, outcomes) = pages(&small, MAX_NAMES).await;
+    assert_eq!(outcomes, failed(LiveError::TooLarge));
+    for twist in [
+        |body: &mut wire::CatalogueBody| body.values.push("/2".to_owned()),
+        |body: &mut wire::CatalogueBody| body.values.resize(MAX_NAMES + 1, "/12".to_owned()),
+        |body: &mut wire::CatalogueBody| {
+            let row = wire::MetricRow { metric: "/12".to_owned(), labels: vec![], series: 1, overflow: false, hours: None };
+            body.metrics.push(row);
+        },
+    ] {
+        let twisted: Twist = Arc::new(move |_, reply| {
+            let Reply::Catalogue(mut answers) = reply else { panic!("{reply:?}") };
+            answers.iter_mut().for_each(|answer| twist(answer.outcome.as_mut().expect("an answer")));
+            wire::encode(&Reply::Catalogue(answers)).ok()
+        });
+        assert_eq!(pages(&Pair::new(twisted).await, MAX_NAMES).await, (near.clone(), failed(LiveError::Unreachable)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_stands_still_says_so_to_every_node() {
+    let (here, asked) = slots(&[0, 1]);
+    let (there, _) = slots(&[2]);
+    // One stands before a record, the other cannot even begin.
+    there.stop(ShardId(2), Some(1_000), "a record of another release");
+    there.stop(ShardId(3), None, "its log is damaged");
+    let (door, _) = Actor::spawn(None, Door { server: server(&there, 1 << 20), permits: Arc::new(Semaphore::new(4)) }, ())
+        .await
+        .expect("spawned");
+    let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
+    peer.beat(TIMEOUT).await.expect("it is there");
+    let directory = Arc::new(Directory::default());
+    directory.join(peer);
+    let clock = Arc::new(SystemClock);
+    let reader = MeshReader { slots: here, directory, clock, call_timeout: TIMEOUT };
+    let for_there = asked.clone();
+    let (_, mut reports) =
+        tokio::task::spawn_blocking(move || read(&reader, &asked, Hour(i32::MAX), &[])).await.expect("no panic");
+    reports.sort_by_key(|(shard, _)| *shard);
+    let stopped: Vec<_> = reports.iter().map(|(_, report)| report.map(|report| report.stopped)).collect();
+    assert_eq!(stopped, [Ok(false), Ok(false), Ok(true), Err(LiveError::Stopped)]);
+    let at_home = read(&*there, &for_there[2..], Hour(i32::MAX), &[]).1;
+    let stopped: Vec<_> = at_home.iter().map(|(_, report)| report.map(|report| report.stopped)).collect();
+    assert_eq!(stopped, [Ok(true), Err(LiveError::Stopped)]);
 }
 
 /// What the reader makes of answers that are wrong in one way each: nothing of them is used.

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
+use crate::actors::catalogue::{CatalogueQuestion, Growth, MAX_NAMES, Names, NewMetric};
 use crate::actors::live::LiveError;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
@@ -17,7 +18,7 @@ use crate::model::window::Hour;
 use crate::persistence::store::Matcher;
 
 /// Version of everything below.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Memory of one compiled expression of a question: what its asker has granted it.
 const REGEX_BYTES: usize = 1 << 20;
@@ -31,6 +32,8 @@ pub enum Request {
     Live(LiveAsk),
     /// What some shards have counted.
     Accounting(AccountingAsk),
+    /// The names that some shards add to the catalogue.
+    Catalogue(CatalogueAsk),
 }
 
 /// What it answers.
@@ -42,6 +45,8 @@ pub enum Reply {
     Live(Vec<ShardAnswer<LiveBody>>),
     /// The answer of each shard asked.
     Accounting(Vec<ShardAnswer<AccountingBody>>),
+    /// The answer of each shard asked.
+    Catalogue(Vec<ShardAnswer<CatalogueBody>>),
     /// It answers as many questions as it may.
     Overloaded,
     /// It does not understand the question; says why.
@@ -153,6 +158,118 @@ pub struct AccountingAsk {
     pub places: Vec<Place>,
 }
 
+/// A question about names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogueAsk {
+    /// Whose.
+    pub tenant: String,
+    /// The label whose values are wanted, of one metric or of all; otherwise the names of metrics are.
+    pub values: Option<(String, Option<String>)>,
+    /// They begin with this.
+    pub prefix: String,
+    /// They come after this one.
+    pub after: String,
+    /// At most so many, the first ones.
+    pub limit: u64,
+    /// Which shards, from where on.
+    pub places: Vec<Place>,
+}
+
+impl CatalogueAsk {
+    /// A question about these shards.
+    pub fn of(question: &CatalogueQuestion<'_>, places: Vec<Place>) -> Self {
+        let values = match question.names {
+            Names::Metrics => None,
+            Names::Values(label, metric) => Some((label.to_owned(), metric.map(str::to_owned))),
+        };
+        let (prefix, after) = (question.prefix.to_owned(), question.after.to_owned());
+        Self { tenant: question.tenant.to_owned(), values, prefix, after, limit: question.limit as u64, places }
+    }
+
+    /// The question.
+    ///
+    /// # Errors
+    /// If it is for more names than nodes send to each other.
+    pub fn question(&self) -> Result<CatalogueQuestion<'_>, CodecError> {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        if limit > MAX_NAMES {
+            return Err(CodecError::new("question", format!("it is for more than {MAX_NAMES} names")));
+        }
+        let names = match &self.values {
+            None => Names::Metrics,
+            Some((label, metric)) => Names::Values(label, metric.as_deref()),
+        };
+        Ok(CatalogueQuestion { tenant: &self.tenant, names, prefix: &self.prefix, after: &self.after, limit })
+    }
+}
+
+/// The names that one shard adds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogueBody {
+    /// How far they reach.
+    pub reach: Reach,
+    /// Metrics, ascending.
+    pub metrics: Vec<MetricRow>,
+    /// Values, ascending.
+    pub values: Vec<String>,
+}
+
+/// What a shard adds to one metric.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetricRow {
+    /// Its name.
+    pub metric: String,
+    /// Names of labels.
+    pub labels: Vec<String>,
+    /// Series, beside the overflow series.
+    pub series: u64,
+    /// Whether the overflow series is new.
+    pub overflow: bool,
+    /// First and last window.
+    pub hours: Option<(i32, i32)>,
+}
+
+impl CatalogueBody {
+    /// What a shard adds.
+    pub fn of(reach: Reach, growth: Growth) -> Self {
+        let row = |(metric, new): (String, NewMetric)| MetricRow {
+            metric,
+            labels: new.labels.into_iter().collect(),
+            series: new.series,
+            overflow: new.overflow,
+            hours: new.hours.map(|(first, last)| (first.0, last.0)),
+        };
+        Self { reach, metrics: growth.metrics.into_iter().map(row).collect(), values: growth.values.into_iter().collect() }
+    }
+
+    /// What the shard adds, if all of it belongs to the question.
+    ///
+    /// # Errors
+    /// If it holds what was not asked for.
+    pub fn growth(&self, question: &CatalogueQuestion<'_>) -> Result<Growth, CodecError> {
+        let foreign = |what: &str| CodecError::new("catalogue", format!("it holds {what}, which was not asked for"));
+        let (count, alone) = match question.names {
+            Names::Metrics => (self.metrics.len(), self.values.is_empty()),
+            Names::Values(..) => (self.values.len(), self.metrics.is_empty()),
+        };
+        if count > question.limit || !alone {
+            return Err(foreign("other names, or more of them"));
+        }
+        let mut names = self.metrics.iter().map(|row| &row.metric).chain(&self.values);
+        if let Some(name) = names.find(|name| !question.holds(name)) {
+            return Err(foreign(&format!("the name {name:?}")));
+        }
+        let new = |row: &MetricRow| NewMetric {
+            labels: row.labels.iter().cloned().collect(),
+            series: row.series,
+            overflow: row.overflow,
+            hours: row.hours.map(|(first, last)| (Hour(first), Hour(last))),
+        };
+        let metrics = self.metrics.iter().map(|row| (row.metric.clone(), new(row))).collect();
+        Ok(Growth { metrics, values: self.values.iter().cloned().collect() })
+    }
+}
+
 /// The answer of one shard, and from where on it has answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShardAnswer<B> {
@@ -171,6 +288,8 @@ pub enum Failure {
     NotHere,
     /// Its answer is larger than nodes send to each other.
     TooLarge,
+    /// It cannot begin there until somebody mends what stops it.
+    Stopped,
 }
 
 impl From<LiveError> for Failure {
@@ -178,6 +297,7 @@ impl From<LiveError> for Failure {
         match error {
             LiveError::Moved => Failure::Moved,
             LiveError::TooLarge => Failure::TooLarge,
+            LiveError::Stopped => Failure::Stopped,
             LiveError::Unavailable | LiveError::Unreachable | LiveError::Overloaded => Failure::NotHere,
         }
     }
@@ -189,6 +309,7 @@ impl From<Failure> for LiveError {
             Failure::Moved => LiveError::Moved,
             Failure::NotHere => LiveError::Unavailable,
             Failure::TooLarge => LiveError::TooLarge,
+            Failure::Stopped => LiveError::Stopped,
         }
     }
 }
@@ -202,6 +323,8 @@ pub struct Reach {
     pub behind: u64,
     /// Whether the owner has not reached yet what the log held when it claimed the shard.
     pub recovering: bool,
+    /// Whether the shard stands still until somebody mends what stopped it.
+    pub stopped: bool,
 }
 
 /// Deltas of one shard.
@@ -321,6 +444,8 @@ impl AccountingBody {
 pub struct Announcement {
     /// The shards it owns.
     pub shards: Vec<Stand>,
+    /// Shards that cannot begin there until somebody mends what stops them.
+    pub stopped: Vec<u32>,
     /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if there are too many to say.
     pub windows: Option<Vec<(u64, Vec<i32>)>>,
     /// What it says of itself to people; opaque here.
@@ -379,11 +504,11 @@ mod tests {
         let bytes = encode(&Request::Accounting(ask.clone())).expect("encodes");
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let log = "09".repeat(16);
-        assert_eq!(hex, format!("0281aa4163636f756e74696e6794a1740102919403dc0010{log}0592024d"));
+        assert_eq!(hex, format!("0381aa4163636f756e74696e6794a1740102919403dc0010{log}0592024d"));
         assert_eq!(decode::<Request>(&bytes), Ok(Request::Accounting(ask)));
         let row = Row::of(0, Hour(4), &rollup(), false, false);
         let body = LiveBody {
-            reach: Reach { age_ms: 1, behind: 2, recovering: true },
+            reach: Reach { age_ms: 1, behind: 2, recovering: true, stopped: false },
             series: vec![ByteBuf::from(*b"k")],
             rows: vec![row],
         };
@@ -421,9 +546,9 @@ mod tests {
     #[test]
     fn another_version_and_garbage_are_refused_by_name() {
         let mut bytes = encode(&Request::Beat).expect("encodes");
-        bytes[0] = 3;
+        bytes[0] = 4;
         let why = decode::<Request>(&bytes).expect_err("refused").to_string();
-        assert!(why.contains("version 3") && why.contains("version 2"), "{why}");
+        assert!(why.contains("version 4") && why.contains("version 3"), "{why}");
         assert!(decode::<Request>(&[]).is_err());
         assert!(decode::<Request>(&[VERSION, 0xc1, 0xff]).is_err());
         let huge = [VERSION, 0x81, 0xa4, b'L', b'i', b'v', b'e', 0xdd, 0xff, 0xff, 0xff, 0xff];

@@ -221,7 +221,7 @@ async fn connection(
 
 /// An error of the server in its own words.
 fn sentence(status: u16, answer: &[u8]) -> String {
-    Answer { status, retry_after: None, text: String::from_utf8_lossy(answer).into_owned() }.sentence()
+    Answer { status, retry_after: None, text: String::from_utf8_lossy(answer).into_owned(), completeness: None }.sentence()
 }
 
 fn micros(time: Duration) -> u32 {

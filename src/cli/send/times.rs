@@ -3,6 +3,8 @@
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+use crate::model::event::parse_rfc3339;
+
 /// What a number since 1970 counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Unit {
@@ -110,8 +112,7 @@ impl Times {
         if is_number(text) {
             return self.number(text);
         }
-        if let Ok(at) = text.parse::<jiff::Timestamp>() {
-            let millis = i64::try_from(at.as_nanosecond().div_euclid(1_000_000)).unwrap_or(i64::MAX);
+        if let Ok(millis) = parse_rfc3339(text) {
             return Ok(if text.contains('T') { Time::Same } else { Time::Millis(millis) });
         }
         let Ok(civil) = text.parse::<DateTime>() else { return Ok(Time::Same) };

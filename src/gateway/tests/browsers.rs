@@ -156,7 +156,7 @@ async fn listed_pages_ask_first_send_and_read() {
         {
             let (got, headers, _) = ask(&gateway, method, path, &sends, EVENT).await;
             assert_eq!((got, &headers["access-control-allow-origin"]), (status, &PAGE.parse().unwrap()), "{method} {path}");
-            assert_eq!(headers["access-control-expose-headers"], "retry-after");
+            assert_eq!(headers["access-control-expose-headers"], "retry-after, rollmill-completeness");
         }
     }
     // What is refused can be read, too.
@@ -176,4 +176,35 @@ async fn a_beacon_is_taken_as_text_from_listed_pages_alone() {
     assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon("https://evil.example"), EVENT).await.0, 403);
     assert_eq!(ask(&gateway, "POST", "/v1/events", &[("host", "localhost"), ("content-type", "text/plain")], EVENT).await.0, 415);
     assert_eq!(log.batches.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let get = async |path: &str| {
+        let request = Request::get(path).header("host", "localhost").body(Body::empty()).unwrap();
+        let response = routes::router(gateway.clone()).oneshot(request).await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, headers, String::from_utf8(body.to_vec()).unwrap())
+    };
+    let (status, headers, page) = get("/").await;
+    let policy = headers["content-security-policy"].to_str().unwrap();
+    assert!(status == 200 && policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    let hash = policy.split_once("sha256-").unwrap().1.split_once('\'').unwrap().0;
+    assert_eq!((hash.len(), page.contains("<script"), page.contains(" style=")), (44, false, false));
+    let links: Vec<&str> = page.split("href=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    assert!(links.len() > 12, "{links:?}");
+    for link in links {
+        let (status, headers, text) = get(link).await;
+        assert!(matches!(status, 200 | 503) && !text.is_empty(), "{link}: {status}");
+        if link.starts_with("/docs/") {
+            assert_eq!(headers["content-type"], "text/plain; charset=utf-8");
+            assert!(text.starts_with("# "), "{link}");
+        }
+    }
+    assert_eq!(get("/docs/none.md").await.0, 404);
+    assert_eq!(get("/docs/api.md?x=1").await.0, 400);
+    let form = "/v1/query?metric=page_view&step=1h&agg=count%2Csum%2Cp95&format=csv";
+    assert_eq!(get(form).await.0, 200, "what the form asks");
 }

@@ -208,3 +208,33 @@ async fn large_answers_are_packed_for_those_who_take_it() {
     drop(places);
     assert_eq!(ask(large, Some("gzip")).await.0.as_deref(), Some("gzip"));
 }
+
+#[tokio::test]
+async fn a_table_is_asked_for_by_parameter_or_header_and_says_what_it_lacks() {
+    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let ask = async |path: &str, accept: Option<&str>| {
+        let mut request = Request::get(path).header("host", "localhost");
+        if let Some(accept) = accept {
+            request = request.header("accept", accept);
+        }
+        let response = routes::router(gateway.clone()).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let text = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        assert!(text("vary").is_some(), "a cache must not give JSON to who wants a table");
+        (response.status().as_u16(), text("content-type").unwrap(), text("rollmill-completeness"))
+    };
+    let csv = (200, "text/csv; charset=utf-8; header=present".to_owned(), Some("{\"partial\":true}".to_owned()));
+    let json = (200, "application/json".to_owned(), None);
+    for (path, accept, expected) in [
+        ("/v1/query", None, &json),
+        ("/v1/query?format=csv", None, &csv),
+        ("/v1/query?format=csv", Some("application/json"), &csv),
+        ("/v1/query", Some("text/csv"), &csv),
+        ("/v1/query", Some("text/html, Text/CSV;header=present;q=0.5, */*;q=0.1"), &csv),
+        ("/v1/query", Some("application/json, text/csv;q=0.5"), &json),
+        ("/v1/query", Some("text/csv;q=0, */*"), &json),
+        ("/v1/query?format=json", Some("text/csv"), &json),
+        ("/v1/query", Some("*/*"), &json),
+    ] {
+        assert_eq!(ask(path, accept).await, *expected, "{path} {accept:?}");
+    }
+}

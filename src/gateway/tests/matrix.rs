@@ -28,7 +28,7 @@ fn operations() -> Vec<(String, String, Vec<String>)> {
 }
 
 fn ask(path: &str, method: &str, key: Option<&str>) -> Request<Body> {
-    let uri = path.replace("{name}", "a").replace("{topic}", "a").replace("{id}", "1");
+    let uri = path.replace("{page}", "api.md").replace("{name}", "a").replace("{topic}", "a").replace("{id}", "1");
     let mut request = Request::builder().method(method).uri(uri).header("content-type", "application/json");
     if let Some(key) = key {
         request = request.header("authorization", format!("Bearer {key}"));

@@ -90,7 +90,8 @@ async fn a_record_of_another_release_stops_its_shard_alone_and_says_so_everywher
         (&answer["completeness"]["partial"], answer["completeness"]["missing"].as_array().map(Vec::len)),
         (&true.into(), Some(1))
     );
-    assert_eq!(answer["completeness"]["missing"][0]["shard"], 3, "{answer}");
+    let missing = &answer["completeness"]["missing"][0];
+    assert_eq!((&missing["shard"], &missing["reason"]), (&3.into(), &"stopped".into()), "{answer}");
     assert_eq!(get(&node, "/readyz").await.0, 200, "the other shards are served");
     let stands = stands(&node, shard).await;
     assert_eq!(stands["problem"], "stopped", "{stands}");

@@ -129,10 +129,18 @@ fn the_books_take_times_as_queries_do_and_nothing_else() {
     }
 }
 
-/// One shard that holds deltas in memory, and may say that it is recovering.
+/// One shard that holds deltas in memory, and may say that it is recovering or stopped.
 struct Memory {
     deltas: Vec<Delta>,
     recovering: bool,
+    stopped: bool,
+}
+
+impl Memory {
+    fn report(&self) -> ShardReport {
+        let (recovering, stopped) = (self.recovering, self.stopped);
+        ShardReport { as_of: i64::from(START + 50) * HOUR_MS, age_ms: 0, behind: 7, recovering, stopped }
+    }
 }
 
 impl LiveReader for Memory {
@@ -153,12 +161,13 @@ impl LiveReader for Memory {
                 visit(ShardId(0), &delta.series, delta.hour, &delta.rollup);
             }
         }
-        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, age_ms: 0, behind: 7, recovering: self.recovering };
-        asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
+        asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
+    }
+    fn catalogue(&self, asked: &[Asked], _: &CatalogueQuestion<'_>, _: &mut dyn FnMut(&Growth)) -> Reports {
+        asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
     fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + 50) * HOUR_MS, age_ms: 0, behind: 7, recovering: self.recovering };
-        asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
+        asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
 }
 
@@ -192,7 +201,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
         events(None, START + 49, 5),
         events(None, START - 100, 9_000),
     ];
-    let live = Memory { deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)], recovering: false };
+    let live = Memory { deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)], recovering: false, stopped: false };
     let engine = with_memory(live, stored);
     let (from, to) = ((i64::from(START) * HOUR_MS).to_string(), (i64::from(START + 50) * HOUR_MS).to_string());
     let ask = |extra: &[(&str, &str)]| {
@@ -232,16 +241,20 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
 }
 
 #[test]
-fn a_new_owner_that_has_not_caught_up_is_named_however_little_it_lacks() {
-    let engine = with_memory(Memory { deltas: vec![], recovering: true }, vec![events(Some("a"), START, 1)]);
-    let params = [("metric".to_owned(), "m".to_owned())];
-    for answer in [
-        engine.query("t", &params, &Budget::default()).expect("an answer"),
-        engine.accounting("t", &[], &Budget::default()).expect("books"),
-    ] {
-        let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
-        let expected = serde_json::json!([{"shard": 0, "reason": "recovering", "behind_ms": 0}]);
-        assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &expected));
+fn an_owner_that_has_not_caught_up_or_stands_still_is_named_however_little_it_lacks() {
+    // One that stands still says so, however little it lacks, and before anything else.
+    for (recovering, stopped, reason) in [(true, false, "recovering"), (false, true, "stopped"), (true, true, "stopped")] {
+        let engine = with_memory(Memory { deltas: vec![], recovering, stopped }, vec![events(Some("a"), START, 1)]);
+        let params = [("metric".to_owned(), "m".to_owned())];
+        for answer in [
+            engine.query("t", &params, &Budget::default()).expect("an answer"),
+            engine.accounting("t", &[], &Budget::default()).expect("books"),
+            engine.metrics("t", &[], &Budget::default()).expect("names"),
+        ] {
+            let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+            let expected = serde_json::json!([{"shard": 0, "reason": reason, "behind_ms": 0}]);
+            assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &expected));
+        }
     }
 }
 
@@ -260,4 +273,38 @@ fn decimals_are_strings_for_readers_whose_numbers_are_doubles() {
     let plain = ask(&engine, &[aggs, ("numbers", "json")]).expect("an answer");
     assert!(plain["series"][0]["points"][0]["sum"].is_number());
     assert_eq!(ask(&engine, &[("numbers", "text")]).expect_err("refused").code, "numbers_invalid");
+}
+
+#[test]
+fn a_table_holds_what_the_json_does_whatever_is_in_a_label() {
+    let odd = ["a,b", "say \"x\"", "=1+1", " edge ", "München", "-5"];
+    let series: Vec<(&str, &[Option<&str>])> =
+        odd.iter().map(|name| (*name, &[Some("-123456789012345678.423456789")][..])).chain([("none", &[None][..])]).collect();
+    let engine = engine(100, &series);
+    let table = |extra: &[(&str, &str)]| {
+        let params = [("metric", "m"), ("by", "s,absent"), ("from", "1709164800000"), ("to", "1709424000000")];
+        let params = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+        engine.table("t", &params, &Budget::default())
+    };
+    let aggs = ("agg", "sum,count,p99.9");
+    let found = table(&[aggs, ("format", "csv")]).expect("a table");
+    assert!(found.csv.starts_with("time,s,absent,sum,count,p99.9\r\n") && found.csv.ends_with("\r\n"), "{}", found.csv);
+    assert!(found.csv.contains("\r\n2024-03-01T00:00:00Z,\"say \"\"x\"\"\",,-123456789012345678.423456789,1,"), "{}", found.csv);
+    assert!(found.csv.contains(",none,,,1,\r\n"), "what has no value is an empty cell: {}", found.csv);
+    let mut rows = csv::Reader::from_reader(found.csv.as_bytes());
+    let mut names: Vec<String> = rows.records().map(|row| row.expect("a row")[1].to_owned()).collect();
+    names.sort_unstable();
+    let mut expected: Vec<&str> = odd.iter().copied().chain(["none"]).collect();
+    expected.sort_unstable();
+    assert_eq!(names, expected, "as they were sent");
+    let completeness: serde_json::Value = serde_json::from_str(&found.completeness).expect("JSON");
+    assert_eq!((&completeness["partial"], &completeness["overflow"]), (&false.into(), &0.into()));
+    // By the clocks of the zone; every cell quoted for readers that guess by quotes.
+    let found = table(&[aggs, ("tz", "Europe/Berlin"), ("step", "1d"), ("numbers", "string")]).expect("a table").csv;
+    assert!(found.starts_with("\"time\",\"s\"") && found.contains("\r\n\"2024-03-01T00:00:00+01:00\",\""), "{found}");
+    assert!(found.contains("\"-123456789012345678.423456789\",\"1\",\""), "{found}");
+    assert_eq!(table(&[("format", "xml")]).expect_err("refused").code, "format_invalid");
+    assert_eq!(ask(&engine, &[("format", "csv")]).expect_err("refused").code, "format_invalid", "a subscription is JSON");
+    let few = table(&[("step", "1h"), ("format", "json")]).expect("a table");
+    assert_eq!(few.csv.lines().count(), 1 + series.len());
 }

@@ -1,9 +1,10 @@
 //! What others do to the topic: more partitions, transactions.
 
-use rdkafka::admin::{AdminClient, NewPartitions};
+use rdkafka::admin::{AdminClient, AlterConfig, ConfigSource, NewPartitions, ResourceSpecifier};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::*;
+use crate::clock::Clock;
 use crate::model::flush::LogRecord;
 
 fn add_partitions(options: &KafkaOptions, partitions: usize) {
@@ -116,4 +117,62 @@ fn the_end_of_a_foreign_transaction_is_gone_over_and_nothing_else() {
     let tail = everything(&log, 7);
     let payloads: Vec<&[u8]> = tail.iter().map(|record| &*record.payload).collect();
     assert_eq!(payloads, [b"foreign".as_slice(), &nothing, &nothing]);
+}
+
+/// Changes one setting of the topic and leaves the others.
+fn set(options: &KafkaOptions, name: &str, value: &str) {
+    let raw: AdminClient<settings::Quiet> = options.connection.client().create_with_context(settings::Quiet).expect("a client");
+    let (wait, topic) = (AdminOptions::new(), ResourceSpecifier::Topic(&options.connection.topic));
+    let described = futures::executor::block_on(raw.describe_configs([&topic], &wait)).expect("answered");
+    let entries = &described[0].as_ref().expect("described").entries;
+    let of_topic = entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic && entry.name != name);
+    let kept: Vec<(&str, &str)> = of_topic.filter_map(|entry| Some((entry.name.as_str(), entry.value.as_deref()?))).collect();
+    // Kafka sets back what is not named.
+    let new = kept.iter().fold(AlterConfig::new(topic).set(name, value), |new, (name, value)| new.set(name, value));
+    futures::executor::block_on(raw.alter_configs([&new], &wait)).expect("answered")[0].as_ref().expect("altered");
+}
+
+#[test]
+fn a_gap_that_nothing_proves_is_passed_when_a_person_vouches_for_it_and_for_no_other() {
+    let options = fresh();
+    let log = open(&options);
+    soon("it owns the shard", 30, || owned(&log) == all());
+    let foreign = producer(&options, true);
+    foreign.init_transactions(Duration::from_secs(60)).expect("a coordinator");
+    append(&*log, &[(0, "a")]);
+    // The end of the transaction is earlier than its record, so that the broker does not find it by time.
+    set(&options, "message.timestamp.type", "CreateTime");
+    foreign.begin_transaction().expect("begun");
+    let ahead = SystemClock.now() + 600_000;
+    let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(&options.connection.topic).partition(0).payload(b"foreign".as_slice());
+    foreign.send(record.timestamp(ahead)).map_err(|(error, _)| error).expect("queued");
+    foreign.commit_transaction(Duration::from_secs(20)).expect("committed");
+    set(&options, "message.timestamp.type", "LogAppendTime");
+    append(&*log, &[(0, "b")]);
+    let read_on = |gaps: &str| {
+        let passed_gaps = Gaps::parse(gaps).expect("gaps");
+        let reader = KafkaLog::open(KafkaOptions { group: None, passed_gaps, ..options.clone() });
+        let reader = reader.unwrap_or_else(|error| panic!("{error:?}"));
+        let mut payloads: Vec<Vec<u8>> = Vec::new();
+        loop {
+            match reader.read(ShardId(0), payloads.len() as Offset, usize::MAX) {
+                Ok(records) => payloads.extend(records.iter().map(|record| record.payload.to_vec())),
+                Err(error) => return (payloads, Some(error.to_string())),
+            }
+            if payloads.len() as Offset >= reader.bounds(ShardId(0)).expect("known").1 {
+                return (payloads, None);
+            }
+        }
+    };
+    soon("the setting is known everywhere", 20, || KafkaLog::open(KafkaOptions { group: None, ..options.clone() }).is_ok());
+    for others in ["", "1:2-3", "0:1-2", "0:3-4"] {
+        let (read, why) = read_on(others);
+        let why = why.expect("it stops");
+        assert!(why.contains("kafka.passed_gaps = 0:2-3") && read.len() <= 2, "{others}: {why} after {}", read.len());
+    }
+    let nothing = gaps::stand_in();
+    let wanted = [b"a".as_slice(), b"foreign", &nothing, b"b"].map(<[u8]>::to_vec);
+    for vouched in ["0:2-3", "3:1-9,0:1-7"] {
+        assert_eq!(read_on(vouched), (wanted.to_vec(), None), "{vouched}");
+    }
 }

@@ -1,0 +1,57 @@
+//! Pages for people: what a node is and where to look, and the documentation of this very version.
+//!
+//! They are the same for everybody, hold nothing of a tenant, and are not copied for each reader, of whom there may be many that read
+//! nothing.
+
+use std::sync::LazyLock;
+
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use sha2::{Digest, Sha256};
+
+use super::error::ApiError;
+use super::routes::{GivenParams, params, part};
+
+const INDEX: &str = include_str!("index.html");
+
+const DOCS: &[(&str, &str)] = &[
+    ("api.md", include_str!("../../docs/api.md")),
+    ("archive.md", include_str!("../../docs/archive.md")),
+    ("configuration.md", include_str!("../../docs/configuration.md")),
+    ("kafka.md", include_str!("../../docs/kafka.md")),
+    ("metrics.md", include_str!("../../docs/metrics.md")),
+    ("operations.md", include_str!("../../docs/operations.md")),
+    ("send.md", include_str!("../../docs/send.md")),
+];
+
+/// The style of the page is allowed by its hash, and nothing else is.
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let style = INDEX.split_once("<style>").and_then(|(_, rest)| rest.split_once("</style>")).map_or("", |(style, _)| style);
+    let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(style));
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{hash}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    );
+    HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
+});
+
+/// `/`.
+pub(super) async fn index(q: GivenParams) -> Result<Response, ApiError> {
+    params(q, &[])?;
+    let kind = HeaderValue::from_static("text/html; charset=utf-8");
+    Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY.clone())], INDEX).into_response())
+}
+
+/// `/docs/{page}`: as text, which every browser shows.
+pub(super) async fn doc(name: Result<Path<String>, PathRejection>, q: GivenParams) -> Result<Response, ApiError> {
+    let name = part(name)?;
+    params(q, &[])?;
+    let Some((_, text)) = DOCS.iter().find(|(known, _)| *known == name) else {
+        let all: Vec<&str> = DOCS.iter().map(|(name, _)| *name).collect();
+        let message = format!("there is no such page; there are {}", all.join(", "));
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
+    };
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))], *text).into_response())
+}
