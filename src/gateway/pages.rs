@@ -18,13 +18,13 @@ use super::routes::{GivenParams, params, part};
 const INDEX: &str = include_str!("index.html");
 
 const DOCS: &[(&str, &str)] = &[
-    ("api.md", include_str!("../../docs/api.md")),
-    ("archive.md", include_str!("../../docs/archive.md")),
-    ("configuration.md", include_str!("../../docs/configuration.md")),
-    ("kafka.md", include_str!("../../docs/kafka.md")),
-    ("metrics.md", include_str!("../../docs/metrics.md")),
-    ("operations.md", include_str!("../../docs/operations.md")),
-    ("send.md", include_str!("../../docs/send.md")),
+    ("api", include_str!("../../docs/api.md")),
+    ("archive", include_str!("../../docs/archive.md")),
+    ("configuration", include_str!("../../docs/configuration.md")),
+    ("kafka", include_str!("../../docs/kafka.md")),
+    ("metrics", include_str!("../../docs/metrics.md")),
+    ("operations", include_str!("../../docs/operations.md")),
+    ("send", include_str!("../../docs/send.md")),
 ];
 
 /// The style of the page is allowed by its hash, and nothing else is.
@@ -48,8 +48,8 @@ pub(super) async fn index(q: GivenParams) -> Result<Response, ApiError> {
 pub(super) async fn doc(name: Result<Path<String>, PathRejection>, q: GivenParams) -> Result<Response, ApiError> {
     let name = part(name)?;
     params(q, &[])?;
-    let Some((_, text)) = DOCS.iter().find(|(known, _)| *known == name) else {
-        let all: Vec<&str> = DOCS.iter().map(|(name, _)| *name).collect();
+    let Some((_, text)) = DOCS.iter().find(|(known, _)| name.strip_suffix(".md") == Some(*known)) else {
+        let all: Vec<String> = DOCS.iter().map(|(name, _)| format!("{name}.md")).collect();
         let message = format!("there is no such page; there are {}", all.join(", "));
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     };

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use jiff::civil::{DateTime, Time, Weekday};
-use jiff::tz::TimeZone;
+use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{Timestamp, ToSpan, ZonedDateTime};
 
 use crate::model::window::{HOUR_MS, Millis};
@@ -92,7 +92,30 @@ impl Step {
         let unit = if self == Step::All { Step::Hours(1) } else { self };
         let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
         whole_hours(tz, from, to)?;
+        unit.stretches(tz, from, to)?;
         Ok((from, to))
+    }
+}
+
+impl Step {
+    /// Whether each bucket is one stretch of time: no clock goes back from one bucket into the one before, as some do in the Antarctic.
+    fn stretches(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
+        if self == Step::Hours(1) {
+            return Ok(());
+        }
+        let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
+        let changes = tz.following(begin).map(|change| change.timestamp());
+        for at in changes.take_while(|at| at.as_millisecond() < to) {
+            let label = |t| self.label(zoned(tz, t)?.datetime()).map_err(|e| e.to_string());
+            if label(at.as_millisecond() - 1)? > label(at.as_millisecond())? {
+                let zone = tz.iana_name().unwrap_or("this zone");
+                return Err(format!(
+                    "the clocks of {zone} went back at {at} into the step before: steps of {} are no stretches of time then",
+                    self.name()
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -118,7 +141,16 @@ fn zoned(tz: &TimeZone, t: Millis) -> Result<ZonedDateTime, String> {
 
 /// When the clocks of the zone show a time first: of two the earlier one, and behind a gap the first moment after it.
 fn instant(tz: &TimeZone, local: DateTime) -> Result<Millis, String> {
-    local.to_zoned_datetime(tz.clone()).map(|zoned| zoned.timestamp().as_millisecond()).map_err(|e| e.to_string())
+    let shown = tz.to_ambiguous_timestamp(local);
+    let first = || match shown.offset() {
+        AmbiguousOffset::Gap { before, .. } => {
+            // The change lies at or before the moment at which the clocks would have shown it.
+            let missed = before.to_timestamp(local)?;
+            Ok(tz.preceding(missed.checked_add(1.nanoseconds())?).next().map_or(missed, |change| change.timestamp()))
+        }
+        AmbiguousOffset::Unambiguous { .. } | AmbiguousOffset::Fold { .. } => shown.compatible(),
+    };
+    first().map(|at: Timestamp| at.as_millisecond()).map_err(|e: jiff::Error| e.to_string())
 }
 
 #[cfg(test)]
@@ -206,6 +238,26 @@ mod tests {
         assert!(refused("Europe/Berlin", "1850-01-01T00:00:00Z", "1850-02-01T00:00:00Z"), "the time of its meridian");
     }
 
+    #[test]
+    fn clocks_that_go_back_into_the_step_before_are_refused() {
+        let snap = |step: Step, name: &str, from: &str, to: &str| step.snap(&zone(name), at(from), at(to)).map(drop);
+        // Back by seven hours, at midnight of 1 February.
+        let vostok = |step| snap(step, "Antarctica/Vostok", "1994-01-31T00:00:00Z", "1994-02-02T00:00:00Z");
+        assert!(vostok(Step::Hours(6)).is_err_and(|why| why.contains("1994-01-31T17:00:00Z")));
+        assert_eq!((vostok(Step::Hours(1)), vostok(Step::Day), vostok(Step::All)), (Ok(()), Ok(()), Ok(())));
+        // Forward by seven hours, at midnight of 1 November: the step from six o'clock begins where the clocks go on.
+        let (from, to) = ("1994-11-01T00:00:00Z", "1994-11-01T05:00:00Z");
+        assert_eq!(lengths(Step::Hours(6), &zone("Antarctica/Vostok"), from, to), [5]);
+        // From two in the morning to eleven of the evening before.
+        let casey = |step| snap(step, "Antarctica/Casey", "2010-03-03T00:00:00Z", "2010-03-06T00:00:00Z");
+        assert!(casey(Step::Day).is_err() && casey(Step::Hours(6)).is_err() && casey(Step::Week).is_ok());
+        for (from, to) in [("2026-03-28T00:00:00Z", "2026-03-30T00:00:00Z"), ("2026-10-24T00:00:00Z", "2026-10-26T00:00:00Z")] {
+            for (_, step) in STEPS {
+                assert_eq!(snap(*step, "Europe/Berlin", from, to), Ok(()));
+            }
+        }
+    }
+
     /// What the calendar says of an instant, with nothing of the code above: two instants of one bucket have the same.
     fn mark(step: Step, tz: &TimeZone, t: Millis) -> (i16, i8, i16, i64) {
         let local = Timestamp::from_millisecond(t).expect("a time").to_zoned_datetime(tz.clone());
@@ -236,7 +288,8 @@ mod tests {
             let change = tz.following(Timestamp::from_millisecond(t).expect("a time")).next().filter(|_| to_change);
             let t = change.map_or(t, |change| change.timestamp().as_millisecond()) + near * HOUR_MS;
             let bucket = step.bucket(&tz, t).expect("a bucket");
-            prop_assume!(whole_hours(&tz, bucket.start - 24 * HOUR_MS, bucket.end + 24 * HOUR_MS).is_ok());
+            let around = (t.min(bucket.start) - 24 * HOUR_MS, t.max(bucket.end) + 24 * HOUR_MS);
+            prop_assume!(whole_hours(&tz, around.0, around.1).is_ok() && step.stretches(&tz, around.0, around.1).is_ok());
             prop_assert!(bucket.contains(&t), "{t} in {bucket:?}");
             prop_assert!(bucket.start % HOUR_MS == 0 && bucket.end % HOUR_MS == 0, "{bucket:?}");
             // Every instant of it is of one mark, which the instants beside it do not have.

@@ -223,7 +223,7 @@ fn log() -> Arc<MemoryLog> {
     let series: Vec<_> = (0..40 + NEW_PAGES).map(routed).collect();
     for at in 0..EVENTS {
         let event = ValidEvent {
-            series: series[if at < EVENTS - NEW_PAGES { at % 40 } else { at - EVENTS + NEW_PAGES + 40 }].clone(),
+            series: series[if at < EVENTS - NEW_PAGES { at % 40 } else { 40 + NEW_PAGES + at - EVENTS }].clone(),
             timestamp: START + (at % 6) as i64 * HOUR,
             value: Some(Decimal::from_units(at as i128 * 100_000_000)),
             user: Some(format!("u{}", at % 90)),

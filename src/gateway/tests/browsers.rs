@@ -197,7 +197,7 @@ async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
     assert!(links.len() > 12, "{links:?}");
     for link in links {
         let (status, headers, text) = get(link).await;
-        assert!(matches!(status, 200 | 503) && !text.is_empty(), "{link}: {status}");
+        assert!(matches!(status, 200 | 503), "{link}: {status}");
         if link.starts_with("/docs/") {
             assert_eq!(headers["content-type"], "text/plain; charset=utf-8");
             assert!(text.starts_with("# "), "{link}");
