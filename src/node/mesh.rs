@@ -65,7 +65,14 @@ pub(super) async fn role(
     if options.tls.is_none() {
         let listen_is_near = resolved.iter().all(|a| a.ip().is_loopback());
         let far = options.peers.iter().find(|peer| !is_loopback(peer));
-        plain_tcp(config, (!listen_is_near).then_some(address).or(far.map(String::as_str)))?;
+        let beyond = (!listen_is_near).then_some(address).or(far.map(String::as_str));
+        plain_tcp(config, beyond)?;
+        if let Some(address) = beyond {
+            tracing::warn!(
+                address,
+                "nodes speak plain TCP (cluster.insecure): whoever can reach the network reads and alters it"
+            );
+        }
     }
     let listener = TcpListener::bind(&resolved[..]).await;
     let listener = listener.with_context(|| format!("cannot listen on cluster.listen = {address}: is another process there?"))?;
@@ -90,7 +97,15 @@ pub(super) async fn role(
 /// # Errors
 /// Names the key and the way out.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
-    if config.cluster.listen.is_none() { Ok(()) } else { options(config, LogId([0; 16])).map(drop) }
+    let Some(address) = config.cluster.listen.as_deref() else { return Ok(()) };
+    let options = options(config, LogId([0; 16]))?;
+    if options.tls.is_some() {
+        return Ok(());
+    }
+    // The address of a name is known when it is resolved: at the start.
+    let is_far = |address: &&str| host(address).parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback());
+    let far = options.peers.iter().map(String::as_str).find(|peer| !is_loopback(peer));
+    plain_tcp(config, Some(address).filter(is_far).or(far))
 }
 
 fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
@@ -135,8 +150,13 @@ fn cookie(config: &Config) -> anyhow::Result<Cookie> {
     Cookie::new(&text).map_err(|why| anyhow!("{place}: {why}"))
 }
 
+/// The host of `host:port`.
+fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']'])
+}
+
 fn is_loopback(peer: &str) -> bool {
-    let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host).trim_matches(['[', ']']);
+    let host = host(peer);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
@@ -149,10 +169,6 @@ fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
              cluster.insecure = true if nobody else can reach this network"
         );
     }
-    tracing::warn!(
-        address = beyond,
-        "nodes speak plain TCP (cluster.insecure): whoever can reach the network reads and alters it"
-    );
     Ok(())
 }
 

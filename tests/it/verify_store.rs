@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use rollmill::config::Config;
-use rollmill::node::{DataDir, offline};
+use rollmill::persistence::store::RollupStore;
+use rollmill::persistence::store::sqlite::SqliteStore;
 use rusqlite::Connection;
 
 use crate::postgres;
@@ -249,8 +249,7 @@ fn nothing_that_could_be_compared_is_an_exit_code_of_its_own() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = filled(dir.path());
     // As after archive.keep: the raw events of every window have expired, their rollups are kept.
-    let config = Config::load(None, std::iter::empty(), &[("data.dir", data.display().to_string())]).expect("a configuration");
-    let store = offline::store(&config, &DataDir::new(&data)).expect("the store");
+    let store = SqliteStore::open(data.join("store.sqlite")).expect("the store");
     let rows = store.snapshot().and_then(|mut snapshot| snapshot.manifest(None)).expect("the manifest");
     assert!(!rows.is_empty());
     assert!(rows.iter().all(|row| store.expired(row).expect("noted")));

@@ -180,7 +180,7 @@ async fn a_beacon_is_taken_as_text_from_listed_pages_alone() {
 
 #[tokio::test]
 async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let get = async |path: &str| {
         let request = Request::get(path).header("host", "localhost").body(Body::empty()).unwrap();
         let response = routes::router(gateway.clone()).oneshot(request).await.unwrap();

@@ -212,7 +212,7 @@ async fn large_answers_are_packed_for_those_who_take_it() {
 
 #[tokio::test]
 async fn a_table_is_asked_for_by_parameter_or_header_and_says_what_it_lacks() {
-    let (gateway, _) = gateway(GatewayLimits::default(), KeyTable::open());
+    let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     let ask = async |path: &str, accept: Option<&str>| {
         let mut request = Request::get(path).header("host", "localhost");
         if let Some(accept) = accept {

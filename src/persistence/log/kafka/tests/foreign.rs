@@ -5,6 +5,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use super::*;
 use crate::clock::Clock;
+use crate::config::Config;
 use crate::model::flush::LogRecord;
 
 fn add_partitions(options: &KafkaOptions, partitions: usize) {
@@ -150,7 +151,8 @@ fn a_gap_that_nothing_proves_is_passed_when_a_person_vouches_for_it_and_for_no_o
     set(&options, "message.timestamp.type", "LogAppendTime");
     append(&*log, &[(0, "b")]);
     let read_on = |gaps: &str| {
-        let passed_gaps = Gaps::parse(gaps).expect("gaps");
+        let given = Some(("ROLLMILL_KAFKA_PASSED_GAPS".to_owned(), gaps.to_owned())).filter(|_| !gaps.is_empty());
+        let passed_gaps = Config::load_part(None, given.into_iter(), &[]).expect("gaps").kafka.passed_gaps;
         let reader = KafkaLog::open(KafkaOptions { group: None, passed_gaps, ..options.clone() });
         let reader = reader.unwrap_or_else(|error| panic!("{error:?}"));
         let mut payloads: Vec<Vec<u8>> = Vec::new();
