@@ -47,7 +47,7 @@ fn a_mesh_that_would_not_be_safe_does_not_start() {
             1,
             vec!["cluster.cert", "PEM"],
         ),
-        ("query.redis = \"rediss://127.0.0.1:6379\"\n".to_owned(), 1, vec!["query.redis", "TLS"]),
+        ("query.redis = \"rediss://127.0.0.1:6379\"\n".to_owned(), 1, vec!["query.redis", "redis://"]),
         (format!("{near}cluster.insecure = \"perhaps\"\n"), 2, vec!["neither true nor false"]),
         (format!("{near}query.deadline = \"1s\"\n"), 2, vec!["cluster.call_timeout", "query.deadline"]),
     ] {
