@@ -13,7 +13,7 @@ use base64::Engine;
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
-use super::routes::{GivenParams, params, part};
+use super::extract::{GivenParams, params, part};
 
 const INDEX: &str = include_str!("index.html");
 

@@ -39,7 +39,7 @@ pub(super) fn point(out: &mut String, plan: &Plan, start: Millis, end: Millis, r
 }
 
 /// One figure, `null` if there is none.
-pub fn value(out: &mut String, agg: Agg, seconds: i64, rollup: &Rollup) {
+pub(super) fn value(out: &mut String, agg: Agg, seconds: i64, rollup: &Rollup) {
     let figures = &rollup.figures;
     let valued = figures.value_count > 0;
     // Writing to a String cannot fail.

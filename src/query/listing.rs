@@ -49,7 +49,7 @@ impl<'a> Listing<'a> {
     }
 
     /// What is asked of the shards, to go with [`Listing::page`].
-    pub fn question<'b>(&'b self, tenant: &'b str, names: Names<'b>) -> CatalogueQuestion<'b> {
+    pub(super) fn question<'b>(&'b self, tenant: &'b str, names: Names<'b>) -> CatalogueQuestion<'b> {
         let text = |name| self.get(name).unwrap_or("");
         CatalogueQuestion { tenant, names, prefix: text("prefix"), after: text("after"), limit: self.limit + 1 }
     }
