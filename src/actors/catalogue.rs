@@ -117,7 +117,8 @@ impl Growth {
     /// Bytes it takes, rounded up.
     pub fn bytes(&self) -> usize {
         let name = |name: &String| NAME_BYTES + name.len();
-        let metric = |(metric, new): (&String, &NewMetric)| 2 * NAME_BYTES + metric.len() + new.labels.iter().map(name).sum::<usize>();
+        let metric =
+            |(metric, new): (&String, &NewMetric)| 2 * NAME_BYTES + metric.len() + new.labels.iter().map(name).sum::<usize>();
         self.metrics.iter().map(metric).sum::<usize>() + self.values.iter().map(name).sum::<usize>()
     }
 }

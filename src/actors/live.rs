@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::catalogue::{CatalogueQuestion, Growth};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
 use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use super::catalogue::{CatalogueQuestion, Growth};
 use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved};
 
 /// What one shard answered.

@@ -43,7 +43,8 @@ impl Catalogue {
                 }
             }
             if let Some((first, last)) = new.hours {
-                let wider = |bound: Option<Hour>, hour, pick: fn(Hour, Hour) -> Hour| Some(bound.map_or(hour, |at| pick(at, hour)));
+                let wider =
+                    |bound: Option<Hour>, hour, pick: fn(Hour, Hour) -> Hour| Some(bound.map_or(hour, |at| pick(at, hour)));
                 (metric.first, metric.last) = (wider(metric.first, first, Hour::min), wider(metric.last, last, Hour::max));
             }
         }

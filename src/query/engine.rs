@@ -306,7 +306,6 @@ impl QueryEngine {
         let reports = self.live.accounting(&asked, &AccountingQuestion { tenant, from, to }, &mut |_, row| books.pending(row));
         Ok((books, Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
     }
-
 }
 
 /// Writes an answer down, until the budget has ended.

@@ -43,14 +43,16 @@ impl LiveReader for Idle {
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
+        let report =
+            ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
     fn catalogue(&self, asked: &[Asked], _: &CatalogueQuestion<'_>, _: &mut dyn FnMut(&Growth)) -> Reports {
         self.accounting(asked, &AccountingQuestion { tenant: "", from: Hour(0), to: Hour(0) }, &mut |_, _| ())
     }
     fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report = ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
+        let report =
+            ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::directory::Directory;
 use super::peer::{Heard, Outcome, Peer, Waiting};
 use super::wire::{
-    self, AccountingAsk, AccountingBody, CatalogueAsk, CatalogueBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply, Request, ShardAnswer,
+    self, AccountingAsk, AccountingBody, CatalogueAsk, CatalogueBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply,
+    Request, ShardAnswer,
 };
 use crate::actors::catalogue::{CatalogueQuestion, Growth};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};

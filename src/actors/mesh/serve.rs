@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::wire::{
-    self, AccountingAsk, AccountingBody, Announcement, CatalogueAsk, CatalogueBody, Failure, LiveAsk, LiveBody, Place, Reach, Reply, Request, Row,
-    ShardAnswer, Stand,
+    self, AccountingAsk, AccountingBody, Announcement, CatalogueAsk, CatalogueBody, Failure, LiveAsk, LiveBody, Place, Reach,
+    Reply, Request, Row, ShardAnswer, Stand,
 };
 use crate::actors::catalogue::Growth;
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};

@@ -201,7 +201,8 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
         events(None, START + 49, 5),
         events(None, START - 100, 9_000),
     ];
-    let live = Memory { deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)], recovering: false, stopped: false };
+    let live =
+        Memory { deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)], recovering: false, stopped: false };
     let engine = with_memory(live, stored);
     let (from, to) = ((i64::from(START) * HOUR_MS).to_string(), (i64::from(START + 50) * HOUR_MS).to_string());
     let ask = |extra: &[(&str, &str)]| {
