@@ -32,7 +32,10 @@ pub(super) fn quietly(command: impl FnOnce() -> ExitCode) -> ExitCode {
         None => resume_unwind(panic),
         Some(why) if why.contains("Broken pipe") => ExitCode::from(NOBODY_READS),
         Some(why) => {
-            // Standard error may be what could not be written: then the code has to do.
+            #[expect(
+                clippy::let_underscore_must_use,
+                reason = "standard error may be what could not be written: the code has to do then"
+            )]
             let _ = writeln!(std::io::stderr(), "rollmill: cannot write the output: {why}");
             ExitCode::FAILURE
         }
