@@ -10,6 +10,7 @@ pub mod clock;
 pub mod invariants;
 pub mod telemetry;
 
+pub mod api;
 pub mod model;
 
 pub mod config;
@@ -21,6 +22,8 @@ pub mod actors;
 
 pub mod query;
 pub mod supervision;
+
+pub mod operate;
 
 pub mod gateway;
 

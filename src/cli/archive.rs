@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::client::ServerArgs;
+use super::client::{ServerArgs, typed};
+use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer, ExpiryRequest};
+use crate::api::status::StatusAnswer;
 use crate::clock::Stopwatch;
 use crate::config::{Config, key};
 use crate::model::manifest::ManifestRow;
@@ -103,21 +105,12 @@ fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> S
 /// Asks for it, and waits until every shard has archived what it was asked for.
 #[allow(clippy::print_stdout)] // the output of the command
 fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
-    let asked = server.post("/v1/archive/flush", &serde_json::json!({}))?;
-    let wanted: Vec<(u64, u64)> = asked["shards"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|one| Some((one["shard"].as_u64()?, one["below"].as_u64()?)))
-        .collect();
+    let wanted = typed::<ArchiveFlushAnswer>(&server.post("/v1/archive/flush", &serde_json::json!({}))?)?.shards;
     let watch = Stopwatch::start();
     loop {
-        let status = server.get("/v1/status", &[])?;
-        let archived = |shard: u64| {
-            let shards = status["shards"].as_array().into_iter().flatten();
-            shards.filter(|one| one["shard"] == shard).find_map(|one| one["archived"].as_u64()).unwrap_or(0)
-        };
-        let left = wanted.iter().filter(|(shard, below)| archived(*shard) < *below).count();
+        let status: StatusAnswer = typed(&server.get("/v1/status", &[])?)?;
+        let archived = |shard: u32| status.shards.iter().find(|one| one.shard == shard).and_then(|one| one.archived).unwrap_or(0);
+        let left = wanted.iter().filter(|one| archived(one.shard) < one.below).count();
         if left == 0 {
             println!("archived what {} shards had", wanted.len());
             return Ok(());
@@ -135,35 +128,35 @@ fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)] // the output of the command
 fn expire(server: &ServerArgs, yes: bool, json: bool) -> anyhow::Result<()> {
     let answer = match yes {
-        true => server.post("/v1/archive/expiry", &serde_json::json!({ "yes": true }))?,
+        true => server.post("/v1/archive/expiry", &serde_json::to_value(ExpiryRequest { yes })?)?,
         false => server.get("/v1/archive/expiry", &[])?,
     };
     match (json, yes) {
         (true, _) => println!("{answer}"),
-        (false, true) => println!("{} of those that had stopped go on", answer["going_on"]),
-        (false, false) => println!("{}", due(&answer)),
+        (false, true) => println!("{} of those that had stopped go on", typed::<ExpiryGoesOnAnswer>(&answer)?.going_on),
+        (false, false) => println!("{}", due(&typed(&answer)?)),
     }
     Ok(())
 }
 
-fn due(answer: &serde_json::Value) -> String {
-    let rows = answer["due"].as_array().map_or(&[][..], Vec::as_slice);
-    if rows.is_empty() {
+fn due(answer: &ExpiryAnswer) -> String {
+    if answer.due.is_empty() {
         return "nothing is due".to_owned();
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["of", "shard", "below", "first goes in", "stopped"]);
-    for row in rows {
-        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        let hours = row["left_ms"].as_i64().unwrap_or_default() as f64 / 3_600_000.0;
-        let shard = row["shard"].as_u64().map_or_else(String::new, |shard| shard.to_string());
-        table.add_row([text("of"), shard, row["below"].to_string(), format!("{hours:.1} h"), text("stopped")]);
+    for row in &answer.due {
+        let hours = row.left_ms.unwrap_or_default() as f64 / 3_600_000.0;
+        let shard = row.expiring.shard.map_or_else(String::new, |shard| shard.to_string());
+        let below = row.below.map_or_else(|| "-".to_owned(), |below| below.to_string());
+        let stopped = row.stopped.clone().unwrap_or_default();
+        table.add_row([row.expiring.of.clone(), shard, below, format!("{hours:.1} h"), stopped]);
     }
     let way_out = "if the clock is right, `rollmill archive expire --yes` lets it go on";
-    match answer["stopped"].as_u64() {
-        Some(stopped) if stopped > 0 => format!("{table}\n{stopped} stopped: {way_out}"),
-        _ => table.to_string(),
+    match answer.stopped {
+        0 => table.to_string(),
+        stopped => format!("{table}\n{stopped} stopped: {way_out}"),
     }
 }
 

@@ -84,6 +84,14 @@ impl ServerArgs {
     }
 }
 
+/// An answer as the type that it has on the wire.
+///
+/// # Errors
+/// If it is of another release that speaks another language.
+pub(super) fn typed<T: serde::de::DeserializeOwned>(answer: &serde_json::Value) -> anyhow::Result<T> {
+    T::deserialize(answer).with_context(|| format!("the answer is not what this version understands: {answer:.200}"))
+}
+
 /// For commands that ask once.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 

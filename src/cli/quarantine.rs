@@ -1,12 +1,10 @@
 //! `rollmill quarantine`: what was set aside, and what becomes of it.
 
-use std::str::FromStr;
-
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
 
-use super::client::ServerArgs;
+use super::client::{ServerArgs, typed};
+use crate::api::quarantine::{EventPlace, QuarantineAnswer, QuarantinedEvent};
 
 #[derive(Debug, Args)]
 pub(super) struct QuarantineArgs {
@@ -39,7 +37,7 @@ An event that still crashes stays in the quarantine. Exit code 0: all were relea
     Release {
         /// The events, as `list` names them
         #[arg(value_name = "SHARD/OFFSET/INDEX", required_unless_present = "all", conflicts_with = "all")]
-        events: Vec<Place>,
+        events: Vec<EventPlace>,
         /// Every event that waits
         #[arg(long)]
         all: bool,
@@ -52,39 +50,10 @@ An event that still crashes stays in the quarantine. Exit code 0: all were relea
     Discard {
         /// The events, as `list` names them
         #[arg(value_name = "SHARD/OFFSET/INDEX", required = true)]
-        events: Vec<Place>,
+        events: Vec<EventPlace>,
         #[command(flatten)]
         server: ServerArgs,
     },
-}
-
-/// Where an event stands.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    shard: u32,
-    offset: u64,
-    index: u32,
-}
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no event: write SHARD/OFFSET/INDEX, as `rollmill quarantine list` prints it");
-        let mut parts = text.split('/');
-        let mut part = || parts.next().and_then(|part| part.parse::<u64>().ok()).ok_or_else(wrong);
-        let (shard, offset, index) = (part()?, part()?, part()?);
-        match (u32::try_from(shard), u32::try_from(index), parts.next()) {
-            (Ok(shard), Ok(index), None) => Ok(Self { shard, offset, index }),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.shard, self.offset, self.index)
-    }
 }
 
 pub(super) fn run(args: &QuarantineArgs) -> anyhow::Result<()> {
@@ -99,51 +68,41 @@ pub(super) fn run(args: &QuarantineArgs) -> anyhow::Result<()> {
 #[allow(clippy::print_stdout)] // the output of the command
 fn list(server: &ServerArgs, all: bool, json: bool) -> anyhow::Result<()> {
     let answer = server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" }, &[])?;
-    println!("{}", if json { answer.to_string() } else { table(&answer) });
+    println!("{}", if json { answer.to_string() } else { table(&typed(&answer)?) });
     Ok(())
 }
 
-fn events(answer: &Value) -> &[Value] {
-    answer["events"].as_array().map_or(&[], Vec::as_slice)
-}
-
-fn table(answer: &Value) -> String {
-    if events(answer).is_empty() {
+fn table(answer: &QuarantineAnswer) -> String {
+    if answer.events.is_empty() {
         return "nothing is set aside".to_owned();
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["event", "tenant", "received", "metric", "labels", "id", "reason"]);
-    for row in events(answer) {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let series = &row["event"]["series"];
-        let labels = series["labels"].as_object().into_iter().flatten().map(|(name, value)| format!("{name}={}", text(value)));
-        let reason = match row["discarded"].as_bool() {
-            Some(true) => format!("discarded; {}", text(&row["reason"])),
-            _ => text(&row["reason"]),
-        };
+    for row in &answer.events {
+        let event = row.event.as_ref();
+        let series = event.and_then(|event| event.series.as_ref());
+        let labels = series.iter().flat_map(|series| &series.labels).map(|(name, value)| format!("{name}={value}"));
         table.add_row([
-            format!("{}/{}/{}", row["shard"], row["offset"], row["index"]),
-            text(&row["tenant"]),
-            text(&row["received"]),
-            text(&series["metric"]),
+            row.place().to_string(),
+            row.tenant.clone(),
+            row.received.map_or_else(String::new, |at| at.to_string()),
+            series.map_or_else(String::new, |series| series.metric.clone()),
             labels.collect::<Vec<_>>().join(" "),
-            text(&row["event"]["id"]),
-            reason,
+            event.and_then(|event| event.id.clone()).unwrap_or_default(),
+            if row.discarded { format!("discarded; {}", row.reason) } else { row.reason.clone() },
         ]);
     }
-    match answer["more"].as_u64() {
-        Some(more) if more > 0 => format!("{table}\nand {more} more"),
-        _ => table.to_string(),
+    match answer.more {
+        0 => table.to_string(),
+        more => format!("{table}\nand {more} more"),
     }
 }
 
 /// The events that wait. The answer is bounded, so whoever wants all asks again.
-fn waiting(server: &ServerArgs) -> anyhow::Result<(Vec<Place>, bool)> {
-    let answer = server.get("/v1/quarantine", &[])?;
-    let place = |row: &Value| format!("{}/{}/{}", row["shard"], row["offset"], row["index"]).parse::<Place>();
-    let places = events(&answer).iter().map(place).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
-    Ok((places, answer["more"].as_u64().is_some_and(|more| more > 0)))
+fn waiting(server: &ServerArgs) -> anyhow::Result<(Vec<EventPlace>, bool)> {
+    let answer: QuarantineAnswer = typed(&server.get("/v1/quarantine", &[])?)?;
+    Ok((answer.events.iter().map(QuarantinedEvent::place).collect(), answer.more > 0))
 }
 
 fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
@@ -158,11 +117,10 @@ fn release_all(server: &ServerArgs) -> anyhow::Result<()> {
 
 /// Does it to each event; goes on after a refusal, so that one event does not hold up the others.
 #[allow(clippy::print_stdout)] // the output of the command
-fn each(server: &ServerArgs, what: &str, done: &str, places: &[Place]) -> anyhow::Result<()> {
+fn each(server: &ServerArgs, what: &str, done: &str, places: &[EventPlace]) -> anyhow::Result<()> {
     let mut refused = 0;
     for place in places {
-        let body = json!({ "shard": place.shard, "offset": place.offset, "index": place.index });
-        match server.post(&format!("/v1/quarantine/{what}"), &body) {
+        match server.post(&format!("/v1/quarantine/{what}"), &serde_json::to_value(place)?) {
             Ok(_) => println!("{place} {done}"),
             Err(error) => {
                 eprintln!("{place}: {error:#}");
@@ -174,17 +132,4 @@ fn each(server: &ServerArgs, what: &str, done: &str, places: &[Place]) -> anyhow
         bail!("{refused} of {} events were not {done}", places.len());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_read_as_they_print() {
-        assert_eq!("12/3456/7".parse::<Place>().map(|p| p.to_string()), Ok("12/3456/7".to_owned()));
-        for wrong in ["", "1", "1/2", "1/2/3/4", "a/2/3", "1/2/-3", "4294967296/2/3"] {
-            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
-        }
-    }
 }

@@ -2,17 +2,17 @@
 
 mod plot;
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use jiff::tz::TimeZone;
-use serde_json::value::RawValue;
 
 use super::client::{PATIENCE, Server, ServerArgs};
 use super::figures::{grouped, short};
 use super::{UsageError, when};
+use crate::api::completeness::Completeness;
+use crate::api::query::QueryAnswer;
 use crate::clock::{Clock, Millis, SystemClock};
 use crate::model::near::near;
 
@@ -22,52 +22,6 @@ const NAMED: usize = 5;
 const PLOTS: usize = 8;
 /// Characters of a line where no terminal says how many.
 const WIDTH: u16 = 80;
-
-/// The answer of the server; figures stay text, so that sums keep all their digits.
-#[derive(Debug, serde::Deserialize)]
-struct Answer {
-    step: String,
-    from: String,
-    to: String,
-    series: Vec<SeriesPoints>,
-    completeness: Completeness,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct SeriesPoints {
-    labels: BTreeMap<String, String>,
-    points: Vec<Point>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct Point(BTreeMap<String, Box<RawValue>>);
-
-impl Point {
-    /// A value as it came, without the quotes of a string; empty if it is not there.
-    fn text(&self, key: &str) -> &str {
-        self.0.get(key).map_or("", |v| v.get().trim_matches('"'))
-    }
-    fn figure(&self, agg: &str) -> Option<&str> {
-        Some(self.text(agg)).filter(|text| !text.is_empty() && *text != "null")
-    }
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct Completeness {
-    partial: bool,
-    missing: Vec<Missing>,
-    /// Missing shards that are not named.
-    #[serde(default)]
-    more: usize,
-    /// Events of the metric whose labels were given up, if the question is about labels.
-    overflow: Option<u64>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct Missing {
-    shard: u32,
-    reason: String,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
@@ -167,7 +121,7 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
         }
         Output::Table => {}
     }
-    let answer: Answer = serde_json::from_str(&text).context(strange)?;
+    let answer: QueryAnswer = serde_json::from_str(&text).context(strange)?;
     said(&answer.completeness);
     if answer.series.is_empty() {
         // That there is none is no failure.
@@ -219,7 +173,7 @@ fn time(args: &QueryArgs, text: &str) -> String {
     when::shown(text, args.tz.as_ref().map(|Zone(_, tz)| tz))
 }
 
-fn table(args: &QueryArgs, answer: &Answer) -> String {
+fn table(args: &QueryArgs, answer: &QueryAnswer) -> String {
     let by = labels(args);
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -249,7 +203,7 @@ fn shown(agg: &str, value: &str) -> String {
 fn warnings(completeness: &Completeness) -> Vec<String> {
     let missing = &completeness.missing;
     let named: Vec<String> = missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
-    let more = missing.len().saturating_sub(NAMED) + completeness.more;
+    let more = missing.len().saturating_sub(NAMED) + completeness.more as usize;
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     let partial = completeness
         .partial
@@ -284,7 +238,7 @@ fn nothing(args: &QueryArgs, server: &Server) -> String {
     format!("there is no metric {metric}{hint} (`rollmill metrics` lists them)")
 }
 
-fn drawing(args: &QueryArgs, answer: &Answer) -> String {
+fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
     let agg = aggs(args)[0];
     let windows = Windows::of(answer, args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone()));
     let lines: Vec<plot::Line> = answer
@@ -319,7 +273,7 @@ struct Windows {
 }
 
 impl Windows {
-    fn of(answer: &Answer, tz: TimeZone) -> Self {
+    fn of(answer: &QueryAnswer, tz: TimeZone) -> Self {
         let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap_or_default().to_zoned_datetime(tz.clone());
         let mut windows = Self { from: time(&answer.from), step: answer.step.clone(), count: 0 };
         let to = time(&answer.to);
@@ -356,10 +310,12 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::completeness::MissingShard;
 
     fn windows(step: &str, from: &str, to: &str, tz: &str) -> Windows {
-        let completeness = Completeness { partial: false, missing: Vec::new(), more: 0, overflow: None };
-        let answer = Answer { step: step.to_owned(), from: from.to_owned(), to: to.to_owned(), series: Vec::new(), completeness };
+        let completeness = Completeness { partial: false, shards: 1, missing: Vec::new(), more: 0, overflow: None, as_of: None };
+        let (metric, step, from, to) = ("m".to_owned(), step.to_owned(), from.to_owned(), to.to_owned());
+        let answer = QueryAnswer { metric, step, from, to, series: Vec::new(), completeness };
         Windows::of(&answer, TimeZone::get(tz).expect("a zone"))
     }
 
@@ -390,8 +346,8 @@ mod tests {
 
     #[test]
     fn what_an_answer_lacks_is_said() {
-        let missing = (0..7).map(|shard| Missing { shard, reason: "behind".to_owned() }).collect();
-        let said = warnings(&Completeness { partial: true, missing, more: 30, overflow: Some(1456) });
+        let missing = (0..7).map(|shard| MissingShard { shard, reason: "behind".to_owned(), behind_ms: None }).collect();
+        let said = warnings(&Completeness { partial: true, shards: 37, missing, more: 30, overflow: Some(1456), as_of: None });
         assert!(said[0].contains("0 (behind), 1 (behind)") && said[0].contains("and 32 more"), "{said:?}");
         assert!(said[1].starts_with("1,456 events"), "{said:?}");
     }

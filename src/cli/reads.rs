@@ -3,11 +3,14 @@
 use anyhow::bail;
 use clap::Args;
 use jiff::tz::TimeZone;
+use serde::Deserialize;
 use serde_json::Value;
 
-use super::client::ServerArgs;
+use super::client::{ServerArgs, typed};
 use super::figures::grouped;
 use super::{UsageError, when};
+use crate::api::accounting::AccountingAnswer;
+use crate::api::completeness::Completeness;
 use crate::clock::{Clock, SystemClock};
 use crate::model::near::near;
 
@@ -72,6 +75,9 @@ pub(super) struct AccountingArgs {
     server: ServerArgs,
 }
 
+/// Shards named in the warning about a partial answer.
+const NAMED: usize = 5;
+
 #[allow(clippy::print_stdout)] // the output of the commands
 fn print(text: &str) {
     println!("{text}");
@@ -112,8 +118,11 @@ pub(super) fn metrics(args: &MetricsArgs) -> anyhow::Result<()> {
 
 /// Says what an answer lacks.
 fn warn_partial(answer: &Value) {
-    if answer["completeness"]["partial"] == true {
-        eprintln!("partial: what {} hold is missing; ask again, or see --json", shards(&answer["completeness"]["missing"]));
+    // An older release says nothing of it.
+    let Ok(completeness) = Completeness::deserialize(&answer["completeness"]) else { return };
+    if completeness.partial {
+        let named: Vec<String> = completeness.missing.iter().take(NAMED).map(|missing| missing.shard.to_string()).collect();
+        eprintln!("partial: what shards {} hold is missing; ask again, or see --json", named.join(", "));
     }
 }
 
@@ -242,20 +251,16 @@ pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
         print(&answer.to_string());
         return Ok(());
     }
-    let hours = rows(&answer, "hours");
-    let header = ["hour", "accepted", "aggregated", "deduplicated", "quarantined", "pending"];
-    let mut table = table(&header, 1..6);
-    for hour in hours {
-        table.add_row(header.map(|name| shown(&hour[name])));
+    let books: AccountingAnswer = typed(&answer)?;
+    let mut table = table(&["hour", "accepted", "aggregated", "deduplicated", "quarantined", "pending"], 1..6);
+    for row in &books.hours {
+        let hour = row.hour.map_or_else(|| "-".to_owned(), |hour| hour.to_string());
+        let figures = [row.accepted, row.aggregated, row.deduplicated, row.quarantined, row.pending];
+        table.add_row(std::iter::once(hour).chain(figures.map(|figure| grouped(&figure.to_string()))));
     }
-    print(&if hours.is_empty() { "no events in this range".to_owned() } else { table.to_string() });
+    print(&if books.hours.is_empty() { "no events in this range".to_owned() } else { table.to_string() });
     warn_partial(&answer);
     Ok(())
-}
-
-fn shards(missing: &Value) -> String {
-    let named: Vec<String> = missing.as_array().into_iter().flatten().take(5).map(|shard| shown(&shard["shard"])).collect();
-    format!("shards {}", named.join(", "))
 }
 
 #[cfg(test)]

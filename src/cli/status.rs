@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::Args;
-use serde_json::Value;
 
-use super::client::ServerArgs;
+use super::client::{ServerArgs, typed};
+use crate::api::status::StatusAnswer;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -25,35 +24,26 @@ pub(super) struct StatusArgs {
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let answer = args.server.get("/v1/status", &[])?;
-    let Some(healthy) = answer["healthy"].as_bool() else { bail!("the answer is not what this version understands: {answer}") };
+    let status: StatusAnswer = typed(&answer)?;
     if args.json {
         println!("{answer}");
     } else {
-        println!("{}\n\n{}", nodes(&answer), shards(&answer));
-        if let Some(problem) = problem(&answer) {
+        println!("{}\n\n{}", nodes(&status), shards(&status));
+        if let Some(problem) = problem(&status) {
             eprintln!("{problem}");
         }
     }
-    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if status.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn rows(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-/// A value as people read it; what is not known is a dash.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().map(shown).collect::<Vec<_>>().join(","),
-        other => other.to_string(),
-    }
+/// A figure as people read it; what is not known is a dash.
+fn shown<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// Milliseconds in the largest unit that leaves a figure above one.
-fn duration(value: &Value) -> String {
-    match value.as_u64() {
+fn duration(ms: Option<u64>) -> String {
+    match ms {
         None => "-".to_owned(),
         Some(ms) if ms < 1_000 => format!("{ms}ms"),
         Some(ms) if ms < 60_000 => format!("{:.1}s", ms as f64 / 1_000.0),
@@ -75,50 +65,57 @@ fn table(header: &[&str], figures: std::ops::Range<usize>) -> comfy_table::Table
     table
 }
 
-fn nodes(answer: &Value) -> String {
+fn nodes(answer: &StatusAnswer) -> String {
     let mut table = table(&["node", "roles", "version", "up", "shards", "ready"], 3..5);
-    for node in rows(&answer["nodes"]) {
-        let ready = node["not_ready"].as_str().unwrap_or("yes").to_owned();
-        let texts = ["name", "roles", "version"].map(|name| shown(&node[name]));
-        table.add_row(texts.into_iter().chain([duration(&node["uptime_ms"]), shown(&node["shards"]), ready]));
+    for node in &answer.nodes {
+        let ready = node.not_ready.clone().unwrap_or_else(|| "yes".to_owned());
+        let up = duration(Some(node.uptime_ms));
+        table.add_row([node.name.clone(), node.roles.join(","), node.version.clone(), up, node.shards.to_string(), ready]);
     }
     table.to_string()
 }
 
-fn shards(answer: &Value) -> String {
-    if rows(&answer["shards"]).is_empty() {
+fn shards(answer: &StatusAnswer) -> String {
+    if answer.shards.is_empty() {
         return "this node knows nothing of shards: ask one with the role shards or query".to_owned();
     }
     let header = ["shard", "owner", "epoch", "next", "end", "lag", "age", "archived", "unarchived", "attempts", "problem"];
     let mut table = table(&header, 2..10);
-    for shard in rows(&answer["shards"]) {
-        let owner = if shard["node"].is_null() { shown(&shard["owner"]) } else { shown(&shard["node"]) };
-        let figures = ["epoch", "next", "end", "lag"].map(|name| shown(&shard[name]));
-        let behind = ["archived", "archive_lag", "attempts"].map(|name| shown(&shard[name]));
-        let problem = shard["problem"].as_str().unwrap_or_default().to_owned();
-        let row = [shown(&shard["shard"]), owner].into_iter().chain(figures).chain([duration(&shard["age_ms"])]);
-        table.add_row(row.chain(behind).chain([problem]));
+    for shard in &answer.shards {
+        table.add_row([
+            shard.shard.to_string(),
+            shard.node.clone().unwrap_or_else(|| shard.owner.clone()),
+            shown(shard.epoch),
+            shown(shard.next),
+            shown(shard.end),
+            shown(shard.lag),
+            duration(shard.age_ms.and_then(|ms| u64::try_from(ms).ok())),
+            shown(shard.archived),
+            shown(shard.archive_lag),
+            shown(shard.attempts),
+            shard.problem.clone().unwrap_or_default(),
+        ]);
     }
     table.to_string()
 }
 
 /// What is wrong, in a line or two.
-fn problem(answer: &Value) -> Option<String> {
-    let count = |kind: &str| rows(&answer["shards"]).iter().filter(|shard| shard["problem"] == kind).count();
+fn problem(answer: &StatusAnswer) -> Option<String> {
+    let count = |kind: &str| answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some(kind)).count();
     let mut lines = Vec::new();
     match (count("no_owner"), count("stale")) {
         (0, 0) => {}
         (without, stale) => lines.push(format!("{without} shards have no owner, {stale} are stale")),
     }
-    for shard in rows(&answer["shards"]).iter().filter(|shard| shard["problem"] == "stopped") {
-        lines.push(format!("shard {} stands still: {}", shown(&shard["shard"]), shown(&shard["why"])));
+    for shard in answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some("stopped")) {
+        lines.push(format!("shard {} stands still: {}", shard.shard, shown(shard.why.as_ref())));
     }
     let failing = count("flush_failing");
     if failing > 0 {
-        let why = rows(&answer["shards"]).iter().find_map(|shard| shard["flush_failure"].as_str());
+        let why = answer.shards.iter().find_map(|shard| shard.flush_failure.as_deref());
         lines.push(format!("flushes of {failing} shards fail again and again ({})", why.unwrap_or("their nodes' logs say why")));
     }
-    match answer["store"].as_str() {
+    match answer.store.as_deref() {
         None | Some("reachable") => {}
         Some(why) => lines.push(format!("the store does not answer ({why}): shards of other nodes are not known")),
     }
@@ -127,21 +124,23 @@ fn problem(answer: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
     use serde_json::json;
 
     use super::*;
 
     #[test]
     fn durations_are_short() {
-        let cases = [(json!(0), "0ms"), (json!(1_500), "1.5s"), (json!(61_000), "1m01s"), (json!(3_660_000), "1h01m")];
-        for (value, text) in cases.into_iter().chain([(json!(90_000_000), "1d01h"), (Value::Null, "-")]) {
-            assert_eq!(duration(&value), text);
+        let cases = [(0, "0ms"), (1_500, "1.5s"), (61_000, "1m01s"), (3_660_000, "1h01m"), (90_000_000, "1d01h")];
+        for (ms, text) in cases {
+            assert_eq!(duration(Some(ms)), text);
         }
+        assert_eq!(duration(None), "-");
     }
 
     #[test]
     fn a_table_names_owner_and_problem() {
-        let answer = json!({
+        let answer = StatusAnswer::deserialize(json!({
             "healthy": false, "store": "the store failed",
             "nodes": [{"name": "a", "roles": ["gateway", "shards"], "version": "1", "uptime_ms": 1_000, "not_ready": null, "shards": 1}],
             "shards": [
@@ -149,7 +148,8 @@ mod tests {
                  "archived": 4, "archive_lag": 5, "attempts": 0, "problem": "stale"},
                 {"shard": 1, "owner": "none", "node": null, "problem": "no_owner"},
                 {"shard": 2, "owner": "here", "node": "a", "problem": "stopped", "why": "the log is corrupt"}],
-        });
+        }));
+        let answer = answer.expect("an answer of an older release");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let lines: Vec<_> = shards(&answer).lines().map(words).collect();
         assert_eq!(lines[1], ["0", "a", "3", "9", "10", "1", "12.0s", "4", "5", "0", "stale"]);

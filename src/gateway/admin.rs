@@ -11,9 +11,11 @@ use axum::response::Response;
 use super::auth::Scope;
 use super::error::ApiError;
 use super::extract::{GivenParams, json, params};
-use super::{Gateway, decode};
+use super::{Gateway, decode, reads};
+use crate::api::archive::ExpiryRequest;
+use crate::api::quarantine::EventPlace;
 use crate::model::budget::Budget;
-use crate::query::service::{EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError};
+use crate::operate::service::{KeyReach, OperateError, QuarantineService};
 
 type Edge = State<Arc<Gateway>>;
 
@@ -27,14 +29,14 @@ pub(super) async fn status(State(gateway): Edge, headers: HeaderMap, q: GivenPar
         tracing::error!(%error, "the status crashed");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request crashed, the log of the server says why")
     })?;
-    Ok(json(answer?))
+    Ok(json(reads::json(&answer)?))
 }
 
 /// `POST /v1/archive/flush`
 pub(super) async fn archive_flush(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
     params(q, &[])?;
-    Ok(json(gateway.deps.status.archive_now()?))
+    Ok(json(reads::json(&gateway.deps.status.archive_now())?))
 }
 
 /// `GET /v1/quarantine`
@@ -92,30 +94,22 @@ pub(super) async fn expiry(State(gateway): Edge, headers: HeaderMap, q: GivenPar
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
     params(q, &[])?;
     let expiry = gateway.deps.expiry.clone();
-    gateway.blocking(&tenant, move |budget| expiry.list(budget)).await.map(json)
-}
-
-/// A person's yes.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Yes {
-    yes: bool,
+    let answer = gateway.blocking(&tenant, move |budget| expiry.list(budget)).await?;
+    Ok(json(reads::json(&answer)?))
 }
 
 /// `POST /v1/archive/expiry`
 pub(super) async fn expire(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Operator)?;
     params(q, &[])?;
-    let said: Yes = said(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
+    let said: ExpiryRequest = said(&gateway, &tenant, &headers, body, r#"{"yes":true}"#).await?;
     if !said.yes {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "yes_missing", r#"send {"yes":true}, or nothing"#));
     }
-    let expiry: Arc<dyn ExpiryService> = gateway.deps.expiry.clone();
-    let answer = gateway.blocking(&tenant, move |_| expiry.say_yes()).await.map(json);
-    if answer.is_ok() {
-        tracing::warn!("a person said yes: what had stopped to expire goes on");
-    }
-    answer
+    let expiry = gateway.deps.expiry.clone();
+    let answer = gateway.blocking(&tenant, move |_| expiry.say_yes()).await?;
+    tracing::warn!("a person said yes: what had stopped to expire goes on");
+    Ok(json(reads::json(&answer)?))
 }
 
 /// JSON said to be JSON: a page of another site cannot send that to a server on loopback without being asked first.
@@ -139,11 +133,12 @@ async fn place(gateway: &Arc<Gateway>, tenant: &Arc<str>, headers: &HeaderMap, b
     said(gateway, tenant, headers, body, "{\"shard\":…,\"offset\":…,\"index\":…}").await
 }
 
-async fn operate(
+async fn operate<T: serde::Serialize + Send + 'static>(
     gateway: &Gateway,
     tenant: &Arc<str>,
-    work: impl FnOnce(&dyn QuarantineService, &Budget) -> Result<String, QueryError> + Send + 'static,
+    work: impl FnOnce(&dyn QuarantineService, &Budget) -> Result<T, OperateError> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let quarantine = gateway.deps.quarantine.clone();
-    gateway.blocking(tenant, move |budget| work(&*quarantine, budget)).await.map(json)
+    let answer = gateway.blocking(tenant, move |budget| work(&*quarantine, budget)).await?;
+    Ok(json(reads::json(&answer)?))
 }

@@ -3,7 +3,10 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::query::service::{QueryError, QueryErrorKind};
+use crate::api::error::ErrorAnswer;
+use crate::operate::service::OperateError;
+use crate::query::error::QueryError;
+use crate::query::request::InvalidRequest;
 
 /// An answer that is not the one hoped for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +31,15 @@ impl ApiError {
     pub fn unreadable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "body_unreadable", message)
     }
+    /// 400: the question breaks a rule.
+    pub fn bad(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+    /// 500: a bug, of which the log says more.
+    pub fn internal() -> Self {
+        let message = "the request crashed and changed nothing, the log of the server says why";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
     /// 413.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
@@ -46,19 +58,72 @@ impl ApiError {
     }
     /// The body of the answer.
     pub fn body(&self) -> String {
-        serde_json::json!({"error": {"code": self.code, "message": self.message, "details": {}}}).to_string()
+        // A plain struct always serialises.
+        serde_json::to_string(&ErrorAnswer::new(self.code, &self.message)).unwrap_or_default()
+    }
+}
+
+impl From<InvalidRequest> for ApiError {
+    fn from(error: InvalidRequest) -> Self {
+        let code = match error {
+            InvalidRequest::EmptyRange => "range_empty",
+            InvalidRequest::TimeZone(_) => "tz_not_hour_aligned",
+            InvalidRequest::RepeatedAggregate(_) => "agg_invalid",
+            InvalidRequest::GroupBy(_) => "by_invalid",
+        };
+        Self::bad(code, error.to_string())
     }
 }
 
 impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
-        match error.kind {
-            QueryErrorKind::Bad => Self::new(StatusCode::BAD_REQUEST, error.code, error.message),
-            QueryErrorKind::NotFound => Self::new(StatusCode::NOT_FOUND, error.code, error.message),
-            QueryErrorKind::TooLarge => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code, error.message),
-            QueryErrorKind::Busy => Self::busy(error.code, error.message, 1),
-            QueryErrorKind::Unavailable => Self::unavailable(error.code, error.message, 1),
-            QueryErrorKind::Internal => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.code, error.message),
+        let too_large = |code, message: String| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message);
+        match error {
+            QueryError::NoQueryRole => Self::unavailable("no_query_role", error.to_string(), 1),
+            QueryError::TooManyPoints { max } => {
+                let way_out = "ask for a shorter range, a longer step, fewer groups, or set limit";
+                too_large("too_many_points", format!("the answer has more than {max} points (query.max_points): {way_out}"))
+            }
+            QueryError::TooManySeries(why) => too_large("too_many_series", why),
+            QueryError::FigureTooLarge(why) => too_large("answer_too_large", why),
+            QueryError::TooMuchMemory => {
+                let message = "the query needs more memory than one tenant may use for queries (a part of query.max_memory): ask for \
+                    a shorter range, fewer groups, or without distinct and quantiles";
+                too_large("query_too_large", message.to_owned())
+            }
+            QueryError::TenantBusy => {
+                Self::busy("tenant_overloaded", "the tenant's other queries use its part of query.max_memory: retry", 1)
+            }
+            QueryError::Busy => Self::unavailable("overloaded", "other queries use all of query.max_memory: retry", 1),
+            QueryError::TimedOut => {
+                let message = "the query took longer than query.timeout: ask for a shorter range or fewer series, or retry";
+                Self::unavailable("query_timeout", message, 1)
+            }
+            QueryError::Abandoned => Self::unavailable("query_abandoned", "nobody waits for the answer", 1),
+            QueryError::StoreTooSlow(why) => {
+                let message =
+                    format!("the store did not finish this question within store.timeout: ask for less at once ({why})");
+                Self::unavailable("query_too_slow", message, 1)
+            }
+            QueryError::StoreUnavailable(why) => Self::unavailable("store_unavailable", why, 1),
+            QueryError::StoreInvalid(why) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_invalid", why),
+        }
+    }
+}
+
+impl From<OperateError> for ApiError {
+    fn from(error: OperateError) -> Self {
+        match error {
+            OperateError::NoQueryRole => Self::unavailable("no_query_role", error.to_string(), 1),
+            OperateError::NotQuarantined { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "not_quarantined", format!("{error}: see GET /v1/quarantine"))
+            }
+            OperateError::NotReleasable(why) => {
+                let message = format!("the event stays in the quarantine: {why}");
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_releasable", message)
+            }
+            OperateError::StoreUnavailable(why) => Self::unavailable("store_unavailable", format!("{why}; try again"), 1),
+            OperateError::StoreInvalid(why) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_invalid", why),
         }
     }
 }

@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 
 use super::Gateway;
 use super::error::ApiError;
-use crate::query::params;
 
 /// The gateway, as a handler is given it.
 pub(super) type Edge = State<Arc<Gateway>>;
@@ -85,9 +84,9 @@ fn unescaped(text: &str) -> Option<String> {
 /// is done; after the key, so that nobody without one learns what a route takes.
 ///
 /// # Errors
-/// 400: see [`params::Params::read`].
+/// 400: see [`super::params::Params::read`].
 pub(super) fn params(query: GivenParams, known: &[&str]) -> Result<Params, ApiError> {
     let given = given(query)?;
-    params::Params::read(&given, known)?;
+    super::params::Params::read(&given, known)?;
     Ok(given)
 }

@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
 
 use super::Gateway;
 use super::decode::Format;
@@ -15,34 +14,11 @@ use super::error::ApiError;
 use super::msgpack;
 use super::parse::{self, Fields, Number, Text, Time};
 use crate::actors::gateway::{Submit, ValidBatch, ValidEvent};
+use crate::api::events::{IngestAnswer, RefusedEvent};
 use crate::model::decimal::{Decimal, DecimalError};
 use crate::model::event::{self, EventError, EventErrorCode};
 use crate::persistence::log::AppendError;
 use crate::telemetry;
-
-/// One refused event.
-#[derive(Debug, Serialize)]
-pub struct Refusal {
-    /// Its place in the request.
-    pub index: usize,
-    /// Its id, if it has a valid one.
-    pub id: Option<String>,
-    /// The code.
-    pub code: &'static str,
-    /// What is wrong.
-    pub message: String,
-}
-
-/// The answer to a request.
-#[derive(Debug, Serialize)]
-pub struct Outcome {
-    /// Events that are durable.
-    pub accepted: usize,
-    /// Events refused.
-    pub rejected: usize,
-    /// Why.
-    pub errors: Vec<Refusal>,
-}
 
 fn text<'a>(field: &'a Text<'_>, wrong: EventErrorCode, what: &str) -> Result<Option<&'a str>, EventError> {
     match field {
@@ -130,7 +106,7 @@ impl Request<'_> {
     ///
     /// # Errors
     /// 400 if the body holds no events that can be told apart, 413 for too many events, 429.
-    pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
+    pub fn read(&self, body: &Bytes) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         let max = self.gateway.deps.config.accept.max_events;
         let ranges = match self.format {
             Format::Json => parse::split_json(body, max)?,
@@ -144,7 +120,7 @@ impl Request<'_> {
     ///
     /// # Errors
     /// 429.
-    pub fn read_ranges(&self, body: &Bytes, ranges: Vec<Range<usize>>) -> Result<(Vec<ValidEvent>, Vec<Refusal>), ApiError> {
+    pub fn read_ranges(&self, body: &Bytes, ranges: Vec<Range<usize>>) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         self.gateway.admission.take(self.tenant, ranges.len())?;
         let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
         for (index, range) in ranges.into_iter().enumerate() {
@@ -162,11 +138,11 @@ impl Request<'_> {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<ValidEvent, Refusal> {
+    pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<ValidEvent, RefusedEvent> {
         let refuse = |id: Option<String>, error: EventError| {
             metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
             tracing::debug!(tenant = %self.tenant, index, code = error.code.name(), why = %error.message, "an event was refused");
-            Refusal { index, id, code: error.code.name(), message: error.message }
+            RefusedEvent { index, id, code: error.code.name().into(), message: error.message }
         };
         let max_bytes = self.gateway.deps.config.accept.max_event_bytes.in_memory();
         if raw.len() > max_bytes {
@@ -202,8 +178,8 @@ pub async fn append(
     gateway: &Gateway,
     tenant: Arc<str>,
     body: Bytes,
-    (events, errors): (Vec<ValidEvent>, Vec<Refusal>),
-) -> Result<Outcome, ApiError> {
+    (events, errors): (Vec<ValidEvent>, Vec<RefusedEvent>),
+) -> Result<IngestAnswer, ApiError> {
     let accepted = events.len();
     let Some(submit) = &gateway.deps.submit else {
         gateway.admission.give_back(&tenant, accepted);
@@ -217,7 +193,7 @@ pub async fn append(
         }
         metrics::counter!(telemetry::EVENTS_ACCEPTED).increment(accepted as u64);
     }
-    Ok(Outcome { accepted, rejected: errors.len(), errors })
+    Ok(IngestAnswer { accepted, rejected: errors.len(), errors })
 }
 
 async fn durable(gateway: &Gateway, submit: &dyn Submit, batch: ValidBatch) -> Result<(), AppendError> {

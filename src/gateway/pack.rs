@@ -3,12 +3,9 @@
 //! What is small is sent as it is, and so is everything while a node has as much to pack as it spends processors on.
 
 use std::io::Write;
-use std::sync::Arc;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 
@@ -21,7 +18,7 @@ const LEAST_BYTES: u64 = 4 * 1024;
 const ZSTD_LEVEL: i32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
+pub(super) enum Coding {
     Gzip,
     Zstd,
 }
@@ -52,7 +49,7 @@ pub(super) fn places() -> usize {
 }
 
 /// The coding that a client likes best, of those that we have.
-fn wanted(headers: &HeaderMap) -> Option<Coding> {
+pub(super) fn wanted(headers: &HeaderMap) -> Option<Coding> {
     let asked = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let (mut gzip, mut zstd, mut any) = (None, None, None);
     for item in asked.flat_map(|value| value.split(',')) {
@@ -82,10 +79,8 @@ fn is_worth_it(response: &Response) -> bool {
         && response.body().size_hint().exact().is_some_and(|bytes| bytes >= LEAST_BYTES)
 }
 
-/// Packs answers.
-pub(super) async fn pack(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let wanted = wanted(request.headers());
-    let mut response = next.run(request).await;
+/// Packs an answer, if it is worth it and the client takes it so.
+pub(super) async fn pack(gateway: &Gateway, wanted: Option<Coding>, mut response: Response) -> Response {
     if !is_worth_it(&response) {
         return response;
     }

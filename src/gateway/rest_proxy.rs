@@ -20,8 +20,9 @@ use super::auth::Scope;
 use super::decode::{self, Format};
 use super::error::ApiError;
 use super::extract::{GivenParams, idempotency_of, params, part};
-use super::ingest::{self, Refusal};
+use super::ingest;
 use crate::actors::gateway::ValidEvent;
+use crate::api::events::RefusedEvent;
 use crate::model::event;
 use crate::telemetry;
 
@@ -131,7 +132,7 @@ fn sorted(
     request: &ingest::Request<'_>,
     kept: &[u8],
     records: Vec<Result<Record, String>>,
-) -> (Vec<Entry>, Vec<ValidEvent>, Vec<Refusal>) {
+) -> (Vec<Entry>, Vec<ValidEvent>, Vec<RefusedEvent>) {
     let (mut entries, mut events, mut refusals) = (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
     for (index, record) in records.into_iter().enumerate() {
         match valid(request, index, kept, record) {
@@ -160,10 +161,10 @@ fn valid(
     index: usize,
     kept: &[u8],
     record: Result<Record, String>,
-) -> Result<ValidEvent, Refusal> {
+) -> Result<ValidEvent, RefusedEvent> {
     let refuse = |message: String| {
         metrics::counter!(telemetry::EVENTS_REJECTED, "code" => "record_invalid").increment(1);
-        Refusal { index, id: None, code: "record_invalid", message }
+        RefusedEvent { index, id: None, code: "record_invalid".into(), message }
     };
     let Record { event, raw } = record.map_err(refuse)?;
     request.read_one(index, &kept[event], raw)

@@ -13,14 +13,16 @@ use axum::routing::{get, post};
 
 use super::auth::Scope;
 use super::connections::Connection;
+use super::csv::Table;
 use super::error::ApiError;
 use super::extract::{Edge, GivenParams, given, idempotency_of, json, params, part};
-use super::{Gateway, admin, auth, decode, ingest, pack, pages, parse, rest_proxy, shares, sites, ws};
+use super::{Gateway, admin, auth, decode, ingest, pack, pages, parse, reads, rest_proxy, shares, sites, ws};
 use crate::clock::Stopwatch;
 use crate::config::millis;
 use crate::model::budget::{Budget, Ended};
 use crate::model::event;
-use crate::query::service::{QueryError, QueryErrorKind, QueryService, Table};
+use crate::query::error::QueryError;
+use crate::query::service::QueryService;
 use crate::telemetry;
 
 /// All routes.
@@ -52,40 +54,67 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "no such method here: see /openapi.json")
         })
-        .layer(axum::middleware::from_fn_with_state(gateway.clone(), pack::pack))
-        .layer(axum::middleware::from_fn_with_state(gateway.clone(), sites::guard))
-        .layer(axum::middleware::from_fn_with_state(gateway.clone(), share))
-        .layer(axum::middleware::from_fn(count))
+        // One layer for all that stands around a route: a small request costs as much as a few of them.
+        .layer(axum::middleware::from_fn_with_state(gateway.clone(), around))
         .with_state(gateway)
 }
 
 /// Counts requests by route and status.
 pub(super) async fn count(request: Request, next: Next) -> Response {
-    // The route, never the path: a path is as many metrics as a client likes.
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
-    let watch = Stopwatch::start();
-    let mut response = next.run(request).await;
-    metrics::histogram!(telemetry::REQUEST_SECONDS, "route" => route.clone()).record(watch.elapsed().as_secs_f64());
-    metrics::counter!(telemetry::REQUESTS, "route" => route, "status" => response.status().as_u16().to_string()).increment(1);
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
+    let counted = Counted::begin(&request);
+    counted.end(next.run(request).await)
 }
 
-/// Whose the connection is, and how much of its tenant's answers wait to be taken.
-async fn share(State(gateway): Edge, request: Request, next: Next) -> Response {
-    let authorization = request.headers().get(header::AUTHORIZATION).cloned();
-    let Some(tenant) = gateway.deps.keys.load().owner(authorization.as_ref(), gateway.deps.clock.now()) else {
-        return next.run(request).await;
-    };
-    if let Some(connection) = request.extensions().get::<Arc<Connection>>()
-        && let Err(error) = connection.belongs_to(&tenant, authorization.as_ref())
+/// A request that is counted when it is answered.
+struct Counted {
+    route: String,
+    watch: Stopwatch,
+}
+
+impl Counted {
+    fn begin(request: &Request) -> Self {
+        // The route, never the path: a path is as many metrics as a client likes.
+        let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
+        Self { route, watch: Stopwatch::start() }
+    }
+
+    fn end(self, mut response: Response) -> Response {
+        let Self { route, watch } = self;
+        metrics::histogram!(telemetry::REQUEST_SECONDS, "route" => route.clone()).record(watch.elapsed().as_secs_f64());
+        let status = response.status().as_u16().to_string();
+        metrics::counter!(telemetry::REQUESTS, "route" => route, "status" => status).increment(1);
+        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+    }
+}
+
+/// What stands around every route: counts, whose the connection is, which sites may ask, packed answers, and how much of its tenant's
+/// answers wait to be taken.
+async fn around(State(gateway): Edge, request: Request, next: Next) -> Response {
+    let counted = Counted::begin(&request);
+    let authorization = request.headers().get(header::AUTHORIZATION);
+    let tenant = gateway.deps.keys.load().owner(authorization, gateway.deps.clock.now());
+    if let (Some(tenant), Some(connection)) = (&tenant, request.extensions().get::<Arc<Connection>>())
+        && let Err(error) = connection.belongs_to(tenant, authorization)
     {
         let mut response = error.into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        return response;
+        return counted.end(response);
     }
-    let response = next.run(request).await;
-    shares::hold_answer(&gateway.shares, &tenant, response)
+    let sites = &gateway.deps.sites;
+    let listed = sites.listed(request.headers());
+    let mut response = match sites::answer_at_once(&gateway, &request, listed.is_some()) {
+        Some(response) => response,
+        None => {
+            let coding = pack::wanted(request.headers());
+            pack::pack(&gateway, coding, next.run(request).await).await
+        }
+    };
+    sites.allow(listed, response.headers_mut());
+    counted.end(match tenant {
+        Some(tenant) => shares::hold_answer(&gateway.shares, &tenant, response),
+        None => response,
+    })
 }
 
 impl Gateway {
@@ -122,11 +151,11 @@ impl Gateway {
     /// Asks the query engine outside of the event loop. The query ends when nobody waits for this any more.
     ///
     /// # Errors
-    /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the engine says.
-    pub async fn ask<T: Send + 'static>(
+    /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the question says.
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
-        question: impl FnOnce(&dyn QueryService, &Budget) -> Result<T, QueryError> + Send + 'static,
+        question: impl FnOnce(&dyn QueryService, &Budget) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let queries = self.deps.queries.clone();
         self.blocking(tenant, move |budget| question(&*queries, budget)).await
@@ -136,10 +165,10 @@ impl Gateway {
     ///
     /// # Errors
     /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms nothing else; whatever the work says.
-    pub(super) async fn blocking<T: Send + 'static>(
+    pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
         &self,
         tenant: &Arc<str>,
-        work: impl FnOnce(&Budget) -> Result<T, QueryError> + Send + 'static,
+        work: impl FnOnce(&Budget) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ApiError> {
         let turn = shares::take(&self.shares.queries, tenant, 1)?;
         let budget = Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
@@ -149,10 +178,10 @@ impl Gateway {
         let answer = self.queries.run(tenant, move || {
             // Held until the work is really over, whoever has stopped waiting.
             let _turn = turn;
-            if own.ended().is_some() {
-                return Err(QueryError::new(QueryErrorKind::Unavailable, "query_abandoned", "nobody waits for the answer"));
+            match own.ended() {
+                Some(_) => Err(ApiError::from(QueryError::Abandoned)),
+                None => work(&own).map_err(Into::into),
             }
-            work(&own)
         });
         let Ok(answer) = tokio::time::timeout(limit, answer).await else {
             budget.end(Ended::Late);
@@ -162,11 +191,7 @@ impl Gateway {
             );
             return Err(ApiError::unavailable("query_timeout", message, 5));
         };
-        let answer = answer.map_err(|_| {
-            let message = "the request crashed and changed nothing, the log of the server says why";
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
-        })?;
-        Ok(answer?)
+        answer.map_err(|_| ApiError::internal())?
     }
 }
 
@@ -201,13 +226,14 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, b
 
 async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
     let (tenant, mut params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let now = gateway.deps.clock.now();
     let asker = tenant.clone();
     if !params.iter().any(|(name, _)| name == "format") && accepts_csv(&headers) {
         params.push(("format".to_owned(), "csv".to_owned()));
     }
     let mut response = if params.iter().any(|(name, value)| name == "format" && value == "csv") {
         let Table { csv, completeness } =
-            gateway.ask(&asker, move |queries, budget| queries.table(&tenant, &params, budget)).await?;
+            gateway.ask(&asker, move |queries, budget| reads::table(queries, &tenant, &params, now, budget)).await?;
         let completeness = HeaderValue::from_str(&completeness).map_err(|error| {
             tracing::error!(%error, "what an answer lacks does not fit into a header");
             ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the answer cannot be sent as CSV: ask for JSON")
@@ -215,7 +241,7 @@ async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Resu
         let kind = HeaderValue::from_static("text/csv; charset=utf-8; header=present");
         ([(header::CONTENT_TYPE, kind), (COMPLETENESS, completeness)], csv).into_response()
     } else {
-        gateway.ask(&asker, move |queries, budget| queries.query(&tenant, &params, budget)).await.map(json)?
+        gateway.ask(&asker, move |queries, budget| reads::query(queries, &tenant, &params, now, budget)).await.map(json)?
     };
     response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
@@ -238,9 +264,9 @@ fn accepts_csv(headers: &HeaderMap) -> bool {
 }
 
 async fn list_metrics(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let (tenant, given) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| queries.metrics(&tenant, &params, budget)).await.map(json)
+    gateway.ask(&asker, move |queries, budget| reads::metrics(queries, &tenant, &given, budget)).await.map(json)
 }
 
 async fn label_values(
@@ -249,15 +275,15 @@ async fn label_values(
     name: Result<Path<String>, PathRejection>,
     q: GivenParams,
 ) -> Result<Response, ApiError> {
-    let (tenant, name, params) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, given(q)?);
+    let (tenant, name, given) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, given(q)?);
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| queries.label_values(&tenant, &name, &params, budget)).await.map(json)
+    gateway.ask(&asker, move |queries, budget| reads::label_values(queries, &tenant, &name, &given, budget)).await.map(json)
 }
 
 async fn accounting(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
-    let (tenant, params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
+    let (tenant, given, now) = (gateway.tenant(&headers, Scope::Read)?, given(q)?, gateway.deps.clock.now());
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| queries.accounting(&tenant, &params, budget)).await.map(json)
+    gateway.ask(&asker, move |queries, budget| reads::accounting(queries, &tenant, &given, now, budget)).await.map(json)
 }
 
 async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {

@@ -6,12 +6,10 @@
 //! itself.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
@@ -99,7 +97,7 @@ impl Sites {
     }
 
     /// What the answer to a page says about who may read it.
-    fn allow(&self, listed: Option<HeaderValue>, headers: &mut HeaderMap) {
+    pub(super) fn allow(&self, listed: Option<HeaderValue>, headers: &mut HeaderMap) {
         if !self.origins.is_empty() {
             headers.append(header::VARY, HeaderValue::from_static("origin"));
         }
@@ -148,21 +146,16 @@ fn check_head(request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Lets requests pass that may be answered, answers the preflights of browsers, and tells them what pages may read.
-pub(super) async fn guard(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let sites = &gateway.deps.sites;
-    let listed = sites.listed(request.headers());
+/// The answer to a request that no route is to see: one that may not be answered, or the preflight of a browser's page that is `listed`.
+pub(super) fn answer_at_once(gateway: &Gateway, request: &Request, listed: bool) -> Option<Response> {
     let is_open = gateway.deps.keys.load().is_open();
-    let checked = check_head(&request).and_then(|()| if is_open { sites.check_open(&request) } else { Ok(()) });
-    let mut response = match checked {
+    let checked = check_head(request).and_then(|()| if is_open { gateway.deps.sites.check_open(request) } else { Ok(()) });
+    match checked {
         // Errors of an interface that is another's have its shape.
-        Err(error) if request.uri().path().starts_with("/topics/") => rest_proxy::refuse(error, request.headers()),
-        Err(error) => error.into_response(),
-        Ok(()) if listed.is_some() && is_preflight(&request) => preflight(request.headers()),
-        Ok(()) => next.run(request).await,
-    };
-    sites.allow(listed, response.headers_mut());
-    response
+        Err(error) if request.uri().path().starts_with("/topics/") => Some(rest_proxy::refuse(error, request.headers())),
+        Err(error) => Some(error.into_response()),
+        Ok(()) => (listed && is_preflight(request)).then(|| preflight(request.headers())),
+    }
 }
 
 fn is_preflight(request: &Request) -> bool {

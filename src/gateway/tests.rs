@@ -3,12 +3,15 @@
 mod browsers;
 mod heads;
 mod hostile;
+mod interface;
 mod matrix;
 mod neighbours;
 mod rest_proxy;
 mod shares;
 mod sockets;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,14 +29,26 @@ use super::auth::{KeyTable, KeysFile, Scope, StoredKey, new_key};
 use super::sites::Sites;
 use super::{Gateway, GatewayDeps, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
+use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
+use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName};
+use crate::api::status::StatusAnswer;
 use crate::clock::ManualClock;
 use crate::config::{ByteSize, Config};
 use crate::model::budget::Budget;
+use crate::model::window::Hour;
+use crate::operate::absent::NoStore;
+use crate::operate::service::{ExpiryService, KeyReach, OperateError, QuarantineService, StatusService};
 use crate::persistence::log::{AppendError, AppendTicket};
+use crate::persistence::store::MetricInfo;
 use crate::query::absent::NoQueries;
-use crate::query::service::{
-    EventPlace, ExpiryService, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService, StatusService, Table,
-};
+use crate::query::accounting::AccountingAnswer;
+use crate::query::answer::{LabelValuesAnswer, MetricsAnswer, PageRequest, QueryAnswer};
+use crate::query::charge::Charge;
+use crate::query::completeness::Completeness;
+use crate::query::error::QueryError;
+use crate::query::groups::Group;
+use crate::query::request::QueryRequest;
+use crate::query::service::QueryService;
 
 const NOW: i64 = 1_767_225_600_000;
 
@@ -59,56 +74,85 @@ struct Queries {
 }
 
 impl QueryService for Queries {
-    fn query(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
-        if params.iter().any(|(k, _)| k == "wait") {
+    /// Metric `wait` waits, metric `until_ended` runs until it is ended; the label `pad` has as many characters as `limit` says.
+    fn query<'a>(&self, tenant: &str, request: &'a QueryRequest, budget: &'a Budget) -> Result<QueryAnswer<'a>, QueryError> {
+        if request.metric == "wait" {
             let held = self.held.lock().unwrap().take().expect("something to wait for");
             held.recv().expect_err("nobody sends");
         }
-        if params.iter().any(|(k, _)| k == "until_ended") {
+        if request.metric == "until_ended" {
             while budget.ended().is_none() {
                 std::thread::yield_now();
             }
-            return Err(QueryError::new(QueryErrorKind::Unavailable, "ended", "it has ended"));
+            return Err(QueryError::Abandoned);
         }
-        let size = params.iter().find(|(k, _)| k == "size").map_or(0, |(_, v)| v.parse().unwrap());
-        Ok(format!("{{\"tenant\":\"{tenant}\",\"pad\":\"{}\"}}", "x".repeat(size)))
+        let value = |label: &String| if label == "pad" { "x".repeat(request.limit.unwrap_or(0)) } else { tenant.to_owned() };
+        let series = Group { key: request.group_by.iter().map(value).collect(), points: vec![] };
+        let completeness = Completeness::of(&[], &Vec::new(), NOW, 1);
+        Ok(QueryAnswer::new(request, vec![series], completeness, Charge::new(budget)).unwrap())
     }
-    fn table(&self, tenant: &str, params: &[(String, String)], budget: &Budget) -> Result<Table, QueryError> {
-        let known: Vec<_> = params.iter().filter(|(name, _)| name != "format").cloned().collect();
-        Ok(Table { csv: self.query(tenant, &known, budget)?, completeness: "{\"partial\":true}".to_owned() })
+    fn metrics(&self, tenant: &str, _: &PageRequest, _: &Budget) -> Result<MetricsAnswer, QueryError> {
+        let metric = MetricInfo { metric: tenant.to_owned(), labels: vec![], series: 1, first: None, last: None };
+        Ok(MetricsAnswer { items: vec![metric], next: None, completeness: Completeness::of(&[], &Vec::new(), NOW, 1) })
     }
-    fn metrics(&self, tenant: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
-        self.query(tenant, &[], budget)
+    fn label_values(
+        &self,
+        tenant: &str,
+        _: &str,
+        _: Option<&str>,
+        _: &PageRequest,
+        _: &Budget,
+    ) -> Result<LabelValuesAnswer, QueryError> {
+        Ok(LabelValuesAnswer {
+            items: vec![tenant.to_owned()],
+            next: None,
+            completeness: Completeness::of(&[], &Vec::new(), NOW, 1),
+        })
     }
-    fn label_values(&self, tenant: &str, _: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
-        self.query(tenant, &[], budget)
-    }
-    fn accounting(&self, tenant: &str, _: &[(String, String)], budget: &Budget) -> Result<String, QueryError> {
-        self.query(tenant, &[], budget)
+    /// As many records are nobody's as the tenant's name is long.
+    fn accounting(&self, tenant: &str, _: Range<Hour>, _: &Budget) -> Result<AccountingAnswer, QueryError> {
+        Ok(AccountingAnswer {
+            hours: vec![],
+            unowned: tenant.len() as u64,
+            completeness: Completeness::of(&[], &Vec::new(), NOW, 1),
+        })
     }
 }
 
+/// Lists one event, whose tenant is the key's, and whose reason says what else the key reaches.
 struct SetAside;
 impl QuarantineService for SetAside {
-    fn list(&self, reach: &KeyReach, all: bool, _: &Budget) -> Result<String, QueryError> {
-        Ok(format!("{} {} {all}", reach.tenant, reach.unowned))
+    fn list(&self, reach: &KeyReach, all: bool, _: &Budget) -> Result<QuarantineAnswer, OperateError> {
+        let event = QuarantinedEvent {
+            shard: 1,
+            offset: 2,
+            index: 3,
+            tenant: reach.tenant.to_string(),
+            received: None,
+            reason: format!("{} {all}", reach.unowned),
+            discarded: false,
+            event: None,
+            bytes: None,
+        };
+        Ok(QuarantineAnswer { events: vec![event], more: 0 })
     }
-    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<String, QueryError> {
+    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<ReleaseAnswer, OperateError> {
         assert_ne!(place.index, 13, "a fault to be caught");
-        Ok(format!("{} {place:?}", reach.tenant))
+        let counted_in = SeriesName { metric: reach.tenant.to_string(), labels: BTreeMap::new() };
+        Ok(ReleaseAnswer { released: place, counted_in: Some(counted_in) })
     }
-    fn discard(&self, _: &KeyReach, _: EventPlace) -> Result<String, QueryError> {
-        Err(QueryError::new(QueryErrorKind::NotFound, "not_quarantined", "gone"))
+    fn discard(&self, _: &KeyReach, place: EventPlace) -> Result<DiscardAnswer, OperateError> {
+        Err(OperateError::NotQuarantined { place, why: "is gone" })
     }
 }
 
 struct Standing;
 impl StatusService for Standing {
-    fn archive_now(&self) -> Result<String, QueryError> {
-        Ok("{}".to_owned())
+    fn archive_now(&self) -> ArchiveFlushAnswer {
+        ArchiveFlushAnswer { shards: vec![] }
     }
-    fn status(&self) -> Result<String, QueryError> {
-        Ok("{}".to_owned())
+    fn status(&self) -> StatusAnswer {
+        StatusAnswer { at: None, healthy: true, store: None, nodes: vec![], shards: vec![] }
     }
     fn dedup_horizons(&self) -> Vec<(String, i64)> {
         vec![("mill-1".to_owned(), 3_600_000), ("mill-2".to_owned(), 90_000)]
@@ -116,11 +160,11 @@ impl StatusService for Standing {
 }
 
 impl ExpiryService for Standing {
-    fn list(&self, _: &Budget) -> Result<String, QueryError> {
-        Ok("{}".to_owned())
+    fn list(&self, _: &Budget) -> Result<ExpiryAnswer, OperateError> {
+        Ok(ExpiryAnswer { stopped: 0, due: vec![] })
     }
-    fn say_yes(&self) -> Result<String, QueryError> {
-        Ok("{}".to_owned())
+    fn say_yes(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
+        Ok(ExpiryGoesOnAnswer { going_on: 0, of: vec![] })
     }
 }
 
@@ -160,7 +204,7 @@ async fn a_node_answers_for_its_roles_alone() {
         }),
         KeyTable::open(),
     );
-    (deps.queries, deps.quarantine) = (Arc::new(NoQueries), Arc::new(NoQueries));
+    (deps.queries, deps.quarantine) = (Arc::new(NoQueries), Arc::new(NoStore));
     let gateway = Gateway::new(deps);
     for _ in 0..3 {
         let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
@@ -316,9 +360,15 @@ async fn keys_alone_name_the_tenant() {
     let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys }));
     let get =
         |uri: &str, key: &str| Request::get(uri).header("authorization", format!("Bearer {key}")).body(Body::empty()).unwrap();
-    for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/query?tenant=other"] {
+    for (uri, of_tenant) in [
+        ("/v1/query?metric=m&by=tenant", "acme"),
+        ("/v1/metrics", "acme"),
+        ("/v1/accounting", "\"nobodys_records_set_aside\":4"),
+        ("/v1/labels/a/values", "acme"),
+        ("/v1/labels/tenant/values?metric=other", "acme"),
+    ] {
         let (status, body, _) = call(&gateway, get(uri, &plain)).await;
-        assert_eq!((status, body.contains("acme")), (StatusCode::OK, true), "{uri}");
+        assert_eq!((status, body.contains(of_tenant)), (StatusCode::OK, true), "{uri}: {body}");
         assert_eq!(call(&gateway, get(uri, "wrong")).await.0, StatusCode::UNAUTHORIZED);
         assert_eq!(call(&gateway, get(uri, &late)).await.0, StatusCode::UNAUTHORIZED, "expired");
     }
@@ -327,7 +377,7 @@ async fn keys_alone_name_the_tenant() {
     assert_eq!(call(&gateway, get("/metrics", &plain)).await.0, StatusCode::FORBIDDEN);
     assert_eq!(call(&gateway, get("/nothing", &plain)).await.0, StatusCode::NOT_FOUND);
     gateway.deps.keys.store(Arc::new(KeyTable::of(KeysFile::default())));
-    assert_eq!(call(&gateway, get("/v1/query", &plain)).await.0, StatusCode::UNAUTHORIZED, "revoked");
+    assert_eq!(call(&gateway, get("/v1/query?metric=m", &plain)).await.0, StatusCode::UNAUTHORIZED, "revoked");
 }
 
 #[tokio::test]
@@ -350,12 +400,21 @@ async fn the_quarantine_is_for_operators() {
         (status.as_u16(), answer)
     };
     let place = r#"{"shard":1,"offset":2,"index":3}"#;
-    assert_eq!(ask("GET", "", &operator, "").await, (200, "acme false false".to_owned()));
+    let listed = async |query: &str, key: &str| {
+        let (status, answer) = ask("GET", query, key, "").await;
+        assert_eq!(status, 200, "{answer}");
+        let answer: QuarantineAnswer = serde_json::from_str(&answer).unwrap();
+        (answer.events[0].tenant.clone(), answer.events[0].reason.clone())
+    };
+    let of = |tenant: &str, reason: &str| (tenant.to_owned(), reason.to_owned());
+    assert_eq!(listed("", &operator).await, of("acme", "false false"));
     // The operator of the node reaches what is nobody's, and no tenant's events.
-    assert_eq!(ask("GET", "", &of_the_node, "").await, (200, " true false".to_owned()));
-    assert_eq!(ask("GET", "?all=true", &operator, "").await, (200, "acme false true".to_owned()));
-    let released = ask("POST", "/release", &operator, place).await;
-    assert_eq!(released, (200, "acme EventPlace { shard: 1, offset: 2, index: 3 }".to_owned()));
+    assert_eq!(listed("", &of_the_node).await, of("", "true false"));
+    assert_eq!(listed("?all=true", &operator).await, of("acme", "false true"));
+    let (status, released) = ask("POST", "/release", &operator, place).await;
+    let released: ReleaseAnswer = serde_json::from_str(&released).unwrap();
+    assert_eq!((status, released.released.to_string()), (200, "1/2/3".to_owned()));
+    assert_eq!(released.counted_in.map(|series| series.metric).as_deref(), Some("acme"));
     let (status, answer) = ask("POST", "/discard", &operator, place).await;
     assert_eq!((status, answer.contains("not_quarantined")), (404, true));
     for body in ["", "[]", r#"{"shard":1}"#, r#"{"shard":-1,"offset":2,"index":3}"#, r#"{"shard":1,"offset":2,"index":3,"x":1}"#]
@@ -415,7 +474,7 @@ async fn acks_come_in_order_and_subscriptions_update() {
     }
     ws.send(Message::text(r#"{"subscribe":"q1","query":{"metric":"m"}}"#)).await.unwrap();
     let update = ws.next().await.unwrap().unwrap().into_text().unwrap();
-    assert!(update.starts_with(r#"{"update":"q1","tenant":"default""#), "{update}");
+    assert!(update.starts_with(r#"{"update":"q1","metric":"m","step":"1h""#), "{update}");
 }
 
 #[tokio::test]
@@ -424,7 +483,7 @@ async fn a_reader_that_never_reads_is_dropped() {
     let (address, _stop) = listen(config).await;
     let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     let dropped = tokio::time::timeout(Duration::from_secs(120), async {
-        while ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"4000000"}}"#)).await.is_ok() {
+        while ws.send(Message::text(r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"4000000"}}"#)).await.is_ok() {
             tokio::task::yield_now().await;
         }
     });
@@ -507,13 +566,13 @@ async fn too_many_queries_are_503_with_a_time_to_retry() {
     let gateway = Gateway::new(deps);
     let get = |uri: &str| Request::get(uri).body(Body::empty()).unwrap();
     let slow = {
-        let (gateway, request) = (gateway.clone(), get("/v1/query?wait=1"));
+        let (gateway, request) = (gateway.clone(), get("/v1/query?metric=wait"));
         tokio::spawn(async move { call(&gateway, request).await })
     };
     while gateway.shares.queries.usage("default").held == 0 {
         tokio::task::yield_now().await;
     }
-    for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/quarantine"] {
+    for uri in ["/v1/query?metric=m", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/quarantine"] {
         let (status, answer, retry) = call(&gateway, get(uri)).await;
         assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{uri}");
         assert!(answer.contains("\"overloaded\"") && answer.contains("query.max_concurrent"), "{answer}");
@@ -521,5 +580,5 @@ async fn too_many_queries_are_503_with_a_time_to_retry() {
     assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED, "writes do not wait for queries");
     drop(go_on);
     assert_eq!(slow.await.unwrap().0, StatusCode::OK, "the one that runs is not disturbed");
-    assert_eq!(call(&gateway, get("/v1/query")).await.0, StatusCode::OK);
+    assert_eq!(call(&gateway, get("/v1/query?metric=m")).await.0, StatusCode::OK);
 }

@@ -23,8 +23,6 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, FuturesUnordered, SplitSink};
 use futures::{SinkExt, StreamExt};
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use self::message::{Incoming, Unread};
@@ -32,11 +30,14 @@ use super::auth::Scope;
 use super::connections::Connection;
 use super::decode::Format;
 use super::error::ApiError;
-use super::ingest::Refusal;
-use super::{Gateway, extract, ingest, parse, shares};
+use super::{Gateway, extract, ingest, parse, reads, shares};
 use crate::actors::gateway::ValidEvent;
+use crate::api::error::ErrorAnswer;
+use crate::api::events::RefusedEvent;
 use crate::clock::Stopwatch;
+use crate::model::budget::Budget;
 use crate::model::share::Held;
+use crate::query::service::QueryService;
 
 const GOING_AWAY: u16 = 1001;
 const PROTOCOL: u16 = 1002;
@@ -76,7 +77,8 @@ struct Subscription {
 type Unsent = (Arc<()>, Option<Held>);
 /// A message, and with an update what counts it.
 type Outgoing = (Message, Option<Unsent>);
-type Update = (String, u64, Result<String, ApiError>);
+/// An answer's subscription and its generation; the update, and a hash of what is worth one.
+type Update = (String, u64, Result<(String, u128), ApiError>);
 
 /// How a connection ends.
 #[derive(Debug)]
@@ -293,7 +295,7 @@ enum Asked {
 struct Batch {
     tenant: Arc<str>,
     body: Bytes,
-    events: (Vec<ValidEvent>, Vec<Refusal>),
+    events: (Vec<ValidEvent>, Vec<RefusedEvent>),
     reservation: Held,
 }
 
@@ -439,7 +441,7 @@ impl Session {
         let Some(params) = query else {
             self.subscriptions.remove(&name);
             let error = ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "query is an object of strings");
-            self.say(update(&name, &error.body()));
+            self.say(failed_update(&name, &error));
             return Ok(());
         };
         let tenant = self.gateway.tenant(&self.headers, Scope::Read);
@@ -466,11 +468,15 @@ impl Session {
             subscription.running = true;
             let (gateway, headers) = (self.gateway.clone(), self.headers.clone());
             let (name, generation, params) = (name.clone(), subscription.generation, subscription.params.clone());
+            let now = gateway.deps.clock.now();
             self.updates.push(Box::pin(async move {
                 let answer = match gateway.tenant(&headers, Scope::Read) {
                     Ok(tenant) => {
-                        let asker = tenant.clone();
-                        gateway.ask(&asker, move |queries, budget| queries.query(&tenant, &params, budget)).await
+                        let (asker, name) = (tenant.clone(), name.clone());
+                        let asked = move |queries: &dyn QueryService, budget: &Budget| {
+                            reads::update(queries, &tenant, (&name, &params), now, budget)
+                        };
+                        gateway.ask(&asker, asked).await
                     }
                     Err(error) => Err(error),
                 };
@@ -483,13 +489,16 @@ impl Session {
     async fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), End> {
         let Some(subscription) = self.subscriptions.get_mut(&name).filter(|s| s.generation == generation) else { return Ok(()) };
         subscription.running = false;
-        let (key, rest) = match answer {
+        let (update, hash) = match answer {
             // Too busy to look: the next tick looks again.
             Err(error) if error.retry_after.is_some() => return Ok(()),
-            Err(error) => (error.body(), error.body()),
-            Ok(body) => (substance(&body), body),
+            Err(error) => {
+                let update = failed_update(&name, &error);
+                let hash = xxhash_rust::xxh3::xxh3_128(update.as_bytes());
+                (update, hash)
+            }
+            Ok(answer) => answer,
         };
-        let hash = xxhash_rust::xxh3::xxh3_128(key.as_bytes());
         if subscription.last == Some(hash) {
             return Ok(());
         }
@@ -497,7 +506,7 @@ impl Session {
         let answers = &self.gateway.shares.answers;
         // Only what is large is worth counting, and only who may read has anything that is.
         let held = match self.gateway.tenant(&self.headers, Scope::Read) {
-            Ok(tenant) => shares::take(answers, &tenant, (rest.len() as u64).min(answers.share().each)).map(Some),
+            Ok(tenant) => shares::take(answers, &tenant, (update.len() as u64).min(answers.share().each)).map(Some),
             Err(_) => Ok(None),
         };
         let Ok(held) = held else {
@@ -506,7 +515,7 @@ impl Session {
             return Ok(());
         };
         let unsent = (self.unsent.clone(), held);
-        self.send(Message::Text(update(&name, &rest).into()), Some(unsent)).await
+        self.send(Message::Text(update.into()), Some(unsent)).await
     }
 
     async fn on_tick(&mut self) -> Result<(), End> {
@@ -527,25 +536,15 @@ impl Session {
     }
 }
 
-/// An answer, an object, as an update of this subscription.
-fn update(name: &str, answer: &str) -> String {
-    let fields = answer.trim_start().strip_prefix('{').unwrap_or("}");
-    format!("{{\"update\":{},{fields}", serde_json::Value::from(name))
-}
-
-/// An answer without what moves by itself (`as_of`): only a change of the rest is worth an update.
-fn substance(body: &str) -> String {
-    let Ok(mut answer) = serde_json::from_str::<std::collections::BTreeMap<String, Box<RawValue>>>(body) else {
-        return body.to_owned();
-    };
-    #[derive(Deserialize)]
-    struct Completeness {
-        partial: bool,
-        #[serde(default)]
-        overflow: u64,
+/// An error as an update of this subscription.
+fn failed_update(name: &str, error: &ApiError) -> String {
+    #[derive(serde::Serialize)]
+    struct FailedUpdate<'a> {
+        update: &'a str,
+        #[serde(flatten)]
+        error: ErrorAnswer,
     }
-    let completeness = answer.remove("completeness").and_then(|c| serde_json::from_str::<Completeness>(c.get()).ok());
-    let (partial, overflow) = completeness.map_or((false, 0), |c| (c.partial, c.overflow));
-    let fields: Vec<_> = answer.iter().map(|(k, v)| format!("{k}={}", v.get())).collect();
-    format!("{partial}{overflow}{}", fields.join(";"))
+    let update = FailedUpdate { update: name, error: ErrorAnswer::new(error.code, &error.message) };
+    // A plain struct always serialises.
+    serde_json::to_string(&update).unwrap_or_default()
 }

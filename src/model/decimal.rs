@@ -118,6 +118,13 @@ fn scale(whole: &[u8], fraction: &[u8], exponent: i64) -> Result<i128, DecimalEr
     Ok(units + i128::from(up))
 }
 
+/// A quotient of units, to 9 digits, rounded half-even. The divisor is positive.
+pub fn divide_half_even(sum: i128, count: i128) -> i128 {
+    let (quotient, rest) = (sum.div_euclid(count), sum.rem_euclid(count));
+    let up = rest * 2 > count || (rest * 2 == count && quotient.rem_euclid(2) == 1);
+    quotient + i128::from(up)
+}
+
 /// Writes units of 10^-9 as the shortest exact decimal.
 pub fn write_units(units: i128, out: &mut impl std::fmt::Write) -> std::fmt::Result {
     let magnitude = units.unsigned_abs();
@@ -150,6 +157,12 @@ mod tests {
 
     fn units(text: &str) -> Result<i128, DecimalError> {
         Decimal::parse(text).map(Decimal::units)
+    }
+
+    #[test]
+    fn averages_round_half_even() {
+        let cases = [divide_half_even(5, 2), divide_half_even(7, 2), divide_half_even(-5, 2), divide_half_even(2, 3)];
+        assert_eq!(cases, [2, 4, -2, 1]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::actors::slots::Slots;
 use crate::clock::Clock;
 use crate::config::{Config, key};
 use crate::model::offset::LogId;
-use crate::query::status::{NodeStatus, Peers, Status};
+use crate::operate::status::{NodeStatus, Peers, Status};
 use crate::supervision::supervisor::ChildSpec;
 
 /// The secret in the environment, which no listing of the keys shows.

@@ -48,10 +48,10 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::{Config, millis};
 use crate::gateway::{Gateway, GatewayDeps, server};
 use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId, continues};
+use crate::operate::status::{NoPeers, Peers, Status};
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
-use crate::query::status::{NoPeers, Peers, Status};
 use crate::supervision::supervisor::SupervisorMessage;
 
 /// How long connections may take to end at a stop.

@@ -10,12 +10,14 @@ use futures::future::BoxFuture;
 use super::{Ports, backends, limits};
 use crate::actors::live::LiveReader;
 use crate::config::Config;
+use crate::operate::absent::NoStore;
+use crate::operate::expiry::Expiry;
+use crate::operate::quarantine::Quarantine;
+use crate::operate::service::{ExpiryService, QuarantineService};
 use crate::persistence::store::RollupStore;
 use crate::query::absent::NoQueries;
 use crate::query::engine::QueryEngine;
-use crate::query::expiry::Expiry;
-use crate::query::quarantine::Quarantine;
-use crate::query::service::{ExpiryService, QuarantineService, QueryService};
+use crate::query::service::QueryService;
 use crate::shards::state::ShardLimits;
 
 /// How often the store is asked whether it answers.
@@ -59,7 +61,7 @@ pub(super) fn role(
 /// No query role.
 pub(super) fn absent() -> Queries {
     let store = Arc::new(AtomicBool::new(false));
-    Queries { service: Arc::new(NoQueries), quarantine: Arc::new(NoQueries), expiry: Arc::new(NoQueries), store, probe: None }
+    Queries { service: Arc::new(NoQueries), quarantine: Arc::new(NoStore), expiry: Arc::new(NoStore), store, probe: None }
 }
 
 async fn probe(store: Arc<dyn RollupStore>, reachable: Arc<AtomicBool>) {

@@ -5,34 +5,53 @@
 //! books are closed.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use super::completeness::Completeness;
-use super::json;
 use crate::model::flush::AccountingDelta;
 use crate::model::window::Hour;
 
 /// One hour of append.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Row {
-    aggregated: u64,
-    deduplicated: u64,
-    quarantined: u64,
-    pending: u64,
+pub struct AccountingHour {
+    /// Events in the rollups.
+    pub aggregated: u64,
+    /// Events that were there before.
+    pub deduplicated: u64,
+    /// Events that were set aside.
+    pub quarantined: u64,
+    /// Events that are applied and not in the store yet.
+    pub pending: u64,
 }
 
-/// The hours.
-#[derive(Debug, Default)]
-pub(super) struct Books {
-    hours: BTreeMap<Hour, Row>,
+impl AccountingHour {
+    /// All events.
+    pub fn accepted(&self) -> u64 {
+        self.aggregated + self.deduplicated + self.quarantined + self.pending
+    }
+}
+
+/// The books of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountingAnswer {
+    /// The hours, ascending.
+    pub hours: Vec<(Hour, AccountingHour)>,
     /// Whole records that were set aside: whose they are, nobody can tell.
-    nobodys: u64,
+    pub unowned: u64,
+    /// How much of the truth it is.
+    pub completeness: Completeness,
+}
+
+/// The hours, as they are added up.
+#[derive(Debug, Default)]
+pub struct Books {
+    hours: BTreeMap<Hour, AccountingHour>,
+    unowned: u64,
 }
 
 impl Books {
     /// What is in the store: the tenant's, and what belongs to nobody.
-    pub(super) fn stored(rows: &[AccountingDelta], nobodys: &[AccountingDelta]) -> Self {
-        let mut books = Self { nobodys: nobodys.iter().map(|row| row.quarantined).sum(), ..Self::default() };
+    pub fn stored(rows: &[AccountingDelta], unowned: &[AccountingDelta]) -> Self {
+        let mut books = Self { unowned: unowned.iter().map(|row| row.quarantined).sum(), ..Self::default() };
         for row in rows {
             let hour = books.hours.entry(row.hour).or_default();
             hour.aggregated += row.aggregated;
@@ -43,25 +62,13 @@ impl Books {
     }
 
     /// What is above the checkpoints.
-    pub(super) fn pending(&mut self, row: &AccountingDelta) {
+    pub fn pending(&mut self, row: &AccountingDelta) {
         self.hours.entry(row.hour).or_default().pending += row.aggregated + row.deduplicated + row.quarantined;
     }
 
-    /// Their JSON.
-    pub(super) fn render(&self, completeness: &Completeness) -> String {
-        let mut out = "{\"hours\":[".to_owned();
-        for (at, (hour, row)) in self.hours.iter().enumerate() {
-            out.push_str(if at > 0 { ",{\"hour\":" } else { "{\"hour\":" });
-            json::time(&mut out, hour.start());
-            let Row { aggregated, deduplicated, quarantined, pending } = *row;
-            let accepted = aggregated + deduplicated + quarantined + pending;
-            _ = write!(out, ",\"accepted\":{accepted},\"aggregated\":{aggregated},\"deduplicated\":{deduplicated}");
-            _ = write!(out, ",\"quarantined\":{quarantined},\"pending\":{pending}}}");
-        }
-        _ = write!(out, "],\"nobodys_records_set_aside\":{},\"completeness\":", self.nobodys);
-        completeness.render(&mut out, usize::MAX);
-        out.push('}');
-        out
+    /// The answer.
+    pub fn answer(self, completeness: Completeness) -> AccountingAnswer {
+        AccountingAnswer { hours: self.hours.into_iter().collect(), unowned: self.unowned, completeness }
     }
 }
 
@@ -79,8 +86,7 @@ mod tests {
             quarantined,
         };
         let whole = Books::stored(&[row("t", 1)], &[row("", 2), row("", 1)]);
-        let shown = whole.render(&Completeness::of(&[], &Vec::new(), 0, 1));
-        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
-        assert_eq!((&shown["hours"][0]["accepted"], &shown["nobodys_records_set_aside"]), (&8.into(), &3.into()), "{shown}");
+        let answer = whole.answer(Completeness::of(&[], &Vec::new(), 0, 1));
+        assert_eq!((answer.hours[0].1.accepted(), answer.unowned), (8, 3), "{answer:?}");
     }
 }

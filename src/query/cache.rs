@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::groups::{DayPart, Group};
 use super::part::PartName;
-use super::plan::Plan;
+use super::request::QueryRequest;
 use crate::persistence::cache::PartCache;
 use crate::telemetry;
 
@@ -55,41 +55,42 @@ impl Cache {
     }
 
     /// Looks up the parts of days, in their order.
-    pub(super) fn look_up<'a>(&'a self, tenant: &'a str, plan: &'a Plan, days: &'a [(i32, u64)]) -> LookUp<'a> {
-        LookUp { cache: self, tenant, plan, days, found: Vec::new().into_iter() }
+    pub(super) fn look_up<'a>(&'a self, tenant: &'a str, request: &'a QueryRequest, days: &'a [(i32, u64)]) -> LookUp<'a> {
+        LookUp { cache: self, tenant, request, days, found: Vec::new().into_iter() }
     }
 
     /// Keeps the part of a day.
-    pub(super) fn put(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Part) {
+    pub(super) fn put(&self, tenant: &str, request: &QueryRequest, day: i32, revision: u64, part: Part) {
         if let Some(second) = &self.second {
-            let name = PartName::new(tenant, plan, day, revision);
+            let name = PartName::new(tenant, request, day, revision);
             second.put(name.public(), name.encode(&part));
         }
-        self.keep(tenant, plan, day, revision, part);
+        self.keep(tenant, request, day, revision, part);
     }
 
-    fn keep(&self, tenant: &str, plan: &Plan, day: i32, revision: u64, part: Part) {
+    fn keep(&self, tenant: &str, request: &QueryRequest, day: i32, revision: u64, part: Part) {
         if let Some(first) = &self.first {
-            first.insert(key(tenant, plan, day, revision), part);
+            first.insert(key(tenant, request, day, revision), part);
         }
     }
 
-    fn first(&self, tenant: &str, plan: &Plan, day: i32, revision: u64) -> Option<Part> {
-        let found = self.first.as_ref()?.get(&key(tenant, plan, day, revision));
+    fn first(&self, tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Option<Part> {
+        let found = self.first.as_ref()?.get(&key(tenant, request, day, revision));
         metrics::counter!(telemetry::QUERY_CACHE, "outcome" => if found.is_some() { "hit" } else { "miss" }).increment(1);
         found
     }
 
     /// The parts of days, by day: first in the process, then the rest together in the second cache. Days of revision 0 have none.
-    fn batch(&self, tenant: &str, plan: &Plan, days: &[(i32, u64)]) -> Vec<Option<Part>> {
-        let first = |(day, revision): &(i32, u64)| if *revision == 0 { None } else { self.first(tenant, plan, *day, *revision) };
+    fn batch(&self, tenant: &str, request: &QueryRequest, days: &[(i32, u64)]) -> Vec<Option<Part>> {
+        let first =
+            |(day, revision): &(i32, u64)| if *revision == 0 { None } else { self.first(tenant, request, *day, *revision) };
         let mut found: Vec<Option<Part>> = days.iter().map(first).collect();
         let Some(second) = &self.second else { return found };
         let missing: Vec<usize> = (0..days.len()).filter(|at| days[*at].1 > 0 && found[*at].is_none()).collect();
         if missing.is_empty() {
             return found;
         }
-        let names: Vec<PartName> = missing.iter().map(|at| PartName::new(tenant, plan, days[*at].0, days[*at].1)).collect();
+        let names: Vec<PartName> = missing.iter().map(|at| PartName::new(tenant, request, days[*at].0, days[*at].1)).collect();
         let answers = second.get(&names.iter().map(PartName::public).collect::<Vec<_>>());
         for ((at, name), bytes) in missing.into_iter().zip(&names).zip(answers) {
             let decoded = bytes.map(|bytes| name.decode(&bytes));
@@ -101,7 +102,7 @@ impl Cache {
             metrics::counter!(telemetry::QUERY_SECOND_CACHE, "outcome" => outcome).increment(1);
             if let Some(Ok(part)) = decoded {
                 let part = Arc::new(part);
-                self.keep(tenant, plan, days[at].0, days[at].1, part.clone());
+                self.keep(tenant, request, days[at].0, days[at].1, part.clone());
                 found[at] = Some(part);
             }
         }
@@ -113,7 +114,7 @@ impl Cache {
 pub(super) struct LookUp<'a> {
     cache: &'a Cache,
     tenant: &'a str,
-    plan: &'a Plan,
+    request: &'a QueryRequest,
     days: &'a [(i32, u64)],
     found: std::vec::IntoIter<Option<Part>>,
 }
@@ -124,12 +125,12 @@ impl LookUp<'_> {
         if self.found.len() == 0 {
             let (now, later) = self.days.split_at(self.days.len().min(BATCH));
             self.days = later;
-            self.found = self.cache.batch(self.tenant, self.plan, now).into_iter();
+            self.found = self.cache.batch(self.tenant, self.request, now).into_iter();
         }
         self.found.next().flatten()
     }
 }
 
-fn key(tenant: &str, plan: &Plan, day: i32, revision: u64) -> Key {
-    Key { tenant: tenant.to_owned(), query: plan.key.clone(), day, revision }
+fn key(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Key {
+    Key { tenant: tenant.to_owned(), query: request.cache_key.clone(), day, revision }
 }

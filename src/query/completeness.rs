@@ -1,45 +1,52 @@
 //! What an answer lacks: shards that did not answer, or are behind.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
-use super::json;
 use crate::actors::live::{Asked, LiveError, Reports, ShardReport};
 use crate::invariants::{Invariant, check};
 use crate::model::offset::ShardId;
 use crate::model::window::Millis;
 
 /// A shard that the answer lacks, or that is behind.
-struct Missing {
-    shard: ShardId,
-    reason: &'static str,
-    behind_ms: Option<i64>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingShard {
+    /// Which one.
+    pub shard: ShardId,
+    /// Why, in a word.
+    pub reason: &'static str,
+    /// How far behind it is, if it answered.
+    pub behind_ms: Option<i64>,
 }
 
 /// How much of the truth an answer is.
-pub(super) struct Completeness {
-    missing: Vec<Missing>,
-    as_of: Millis,
-    shards: usize,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completeness {
+    /// What is missing, ascending by shard.
+    pub missing: Vec<MissingShard>,
+    /// Everything that was received before this is in the answer, but for what is missing.
+    pub as_of: Millis,
+    /// Shards that were asked.
+    pub shards: usize,
+    /// Events whose labels are not kept, if the answer would tell labels apart.
+    pub overflow: Option<u64>,
     moved: bool,
-    overflow: Option<u64>,
 }
 
 /// The shards that nobody reported on. There is a report for each that was asked, if only an error: without one, an answer that lacks
 /// the shard would seem whole.
-fn unheard(asked: &[Asked], reports: &Reports) -> Vec<Missing> {
+fn unheard(asked: &[Asked], reports: &Reports) -> Vec<MissingShard> {
     let heard: BTreeSet<ShardId> = reports.iter().map(|(shard, _)| *shard).collect();
     let silent: Vec<ShardId> = asked.iter().map(|(shard, _)| *shard).filter(|shard| !heard.contains(shard)).collect();
     check(Invariant::HonestQueries, silent.is_empty() && heard.len() == reports.len(), || {
         format!("{} reports of {} shards: none of {silent:?}", reports.len(), asked.len())
     });
-    let missing = |shard| Missing { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
+    let missing = |shard| MissingShard { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
     silent.into_iter().map(missing).collect()
 }
 
 impl Completeness {
     /// From what the shards that were asked reported. One whose report is older than `stale_after_ms` is behind.
-    pub(super) fn of(asked: &[Asked], reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
+    pub fn of(asked: &[Asked], reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
         let mut completeness = Self { missing: Vec::new(), as_of: now, shards: asked.len(), moved: false, overflow: None };
         completeness.missing = unheard(asked, reports);
         for &(shard, report) in reports {
@@ -53,12 +60,12 @@ impl Completeness {
                         ShardReport { recovering: true, .. } => Some("recovering"),
                         _ => (behind_ms > stale_after_ms).then_some("behind"),
                     };
-                    let missing = |reason| Missing { shard, reason, behind_ms: Some(behind_ms) };
+                    let missing = |reason| MissingShard { shard, reason, behind_ms: Some(behind_ms) };
                     completeness.missing.extend(reason.map(missing));
                 }
                 Err(error) => {
                     completeness.moved |= error == LiveError::Moved;
-                    completeness.missing.push(Missing { shard, reason: error.reason(), behind_ms: None });
+                    completeness.missing.push(MissingShard { shard, reason: error.reason(), behind_ms: None });
                 }
             }
         }
@@ -72,36 +79,13 @@ impl Completeness {
     }
 
     /// With the number of events whose labels are not kept, if the answer would tell labels apart.
-    pub(super) fn with_overflow(self, overflow: Option<u64>) -> Self {
+    pub(crate) fn with_overflow(self, overflow: Option<u64>) -> Self {
         Self { overflow, ..self }
     }
 
     /// Whether anything is missing.
-    pub(super) fn partial(&self) -> bool {
+    pub fn partial(&self) -> bool {
         !self.missing.is_empty()
-    }
-
-    /// Its JSON, with at most so many of the missing shards; `more` says how many others there are.
-    pub(super) fn render(&self, out: &mut String, named: usize) {
-        _ = write!(out, "{{\"partial\":{},\"shards\":{},\"missing\":[", self.partial(), self.shards);
-        for (at, missing) in self.missing.iter().take(named).enumerate() {
-            let comma = if at > 0 { "," } else { "" };
-            _ = write!(out, "{comma}{{\"shard\":{},\"reason\":\"{}\"", missing.shard, missing.reason);
-            if let Some(behind) = missing.behind_ms {
-                _ = write!(out, ",\"behind_ms\":{behind}");
-            }
-            out.push('}');
-        }
-        out.push(']');
-        if self.missing.len() > named {
-            _ = write!(out, ",\"more\":{}", self.missing.len() - named);
-        }
-        if let Some(overflow) = self.overflow {
-            _ = write!(out, ",\"overflow\":{overflow}");
-        }
-        out.push_str(",\"as_of\":");
-        json::time(out, self.as_of);
-        out.push('}');
     }
 }
 

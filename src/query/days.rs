@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::groups::{Cost, Groups};
-use super::plan::Plan;
+use super::request::QueryRequest;
 use crate::model::window::Hour;
 use crate::persistence::store::{RollupQuery, StoreError, StoreSnapshot};
 
@@ -28,14 +28,14 @@ pub(super) fn start(day: i32) -> Hour {
 pub(super) fn fold(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
-    plan: &Plan,
+    request: &QueryRequest,
     groups: &mut Groups<'_>,
 ) -> Result<(), StoreError> {
     if query.from >= query.to {
         return Ok(());
     }
     snapshot.rollups(query, &mut |series, hour, rollup| groups.add(series, hour, &rollup))?;
-    overflow(snapshot, query, plan, &mut |_, count| groups.overflow += count)
+    overflow(snapshot, query, request, &mut |_, count| groups.overflow += count)
 }
 
 /// Visits the events of the metric's overflow series by hours, if the query counts them: one series, found by its label, whatever the
@@ -43,10 +43,10 @@ pub(super) fn fold(
 fn overflow(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
-    plan: &Plan,
+    request: &QueryRequest,
     visit: &mut dyn FnMut(Hour, u64),
 ) -> Result<(), StoreError> {
-    let Some(matchers) = &plan.overflow else { return Ok(()) };
+    let Some(matchers) = &request.overflow else { return Ok(()) };
     let query = RollupQuery { matchers, distinct: false, quantiles: false, max_series: usize::MAX, ..query.clone() };
     snapshot.rollups(&query, &mut |_, hour, rollup| visit(hour, rollup.figures.count))
 }
@@ -59,22 +59,22 @@ pub(super) fn read<'p>(
     snapshot: &mut dyn StoreSnapshot,
     further: &Further<'_>,
     query: &RollupQuery<'_>,
-    (plan, cost): (&'p Plan, Cost<'p>),
+    (request, cost): (&'p QueryRequest, Cost<'p>),
     days: &[(i32, u64)],
 ) -> Result<Vec<Groups<'p>>, StoreError> {
     if days.is_empty() {
         return Ok(Vec::new());
     }
     if days.len() < HALVED_FROM {
-        return groups(snapshot, query, (plan, cost), days);
+        return groups(snapshot, query, (request, cost), days);
     }
     let (near, far) = days.split_at(days.len() / 2);
     std::thread::scope(|scope| {
-        let run = || beside(further, query, (plan, cost), far);
+        let run = || beside(further, query, (request, cost), far);
         let thread = std::thread::Builder::new().name("query".to_owned()).spawn_scoped(scope, run);
-        let mut parts = groups(snapshot, query, (plan, cost), near)?;
+        let mut parts = groups(snapshot, query, (request, cost), near)?;
         let read = thread.ok().and_then(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        parts.append(&mut read.map_or_else(|| groups(snapshot, query, (plan, cost), far), Ok)?);
+        parts.append(&mut read.map_or_else(|| groups(snapshot, query, (request, cost), far), Ok)?);
         Ok(parts)
     })
 }
@@ -84,7 +84,7 @@ pub(super) fn read<'p>(
 fn beside<'p>(
     further: &Further<'_>,
     query: &RollupQuery<'_>,
-    asked: (&'p Plan, Cost<'p>),
+    asked: (&'p QueryRequest, Cost<'p>),
     days: &[(i32, u64)],
 ) -> Option<Vec<Groups<'p>>> {
     let mut snapshot = further().ok()??;
@@ -98,16 +98,16 @@ fn beside<'p>(
 fn groups<'p>(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
-    (plan, cost): (&'p Plan, Cost<'p>),
+    (request, cost): (&'p QueryRequest, Cost<'p>),
     days: &[(i32, u64)],
 ) -> Result<Vec<Groups<'p>>, StoreError> {
-    let mut parts: Vec<Groups<'p>> = days.iter().map(|_| Groups::new(plan, cost)).collect();
+    let mut parts: Vec<Groups<'p>> = days.iter().map(|_| Groups::new(request, cost)).collect();
     let days = range(days);
     let query = RollupQuery { from: start(days.start), to: start(days.end), ..query.clone() };
     snapshot.rollups(&query, &mut |series, hour, rollup| {
         parts[(hour.day() - days.start) as usize].add(series, hour, &rollup);
     })?;
-    overflow(snapshot, &query, plan, &mut |hour, count| parts[(hour.day() - days.start) as usize].overflow += count)?;
+    overflow(snapshot, &query, request, &mut |hour, count| parts[(hour.day() - days.start) as usize].overflow += count)?;
     Ok(parts)
 }
 
@@ -129,7 +129,6 @@ mod tests {
     use crate::model::series::{Series, SeriesId};
     use crate::persistence::store::RollupStore;
     use crate::persistence::store::memory::MemoryStore;
-    use crate::query::plan::plan;
 
     const LOG: LogId = LogId([3; 16]);
 
@@ -150,7 +149,7 @@ mod tests {
     fn counts(first: &MemoryStore, further: &Further<'_>, of: i32) -> Vec<u64> {
         let params =
             [("metric", "m"), ("from", "0"), ("to", "8640000000"), ("step", "1d")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let plan = plan(&params, 8_640_000_000).unwrap_or_else(|e| panic!("{e}"));
+        let (request, _) = crate::gateway::reads::query_request(&params, 8_640_000_000).unwrap_or_else(|e| panic!("{e}"));
         let mut snapshot = first.snapshot().expect("a view");
         let revisions = snapshot.revisions("t", "m", 0..of).expect("revisions");
         let days: Vec<(i32, u64)> = (0..of).zip(revisions).collect();
@@ -159,7 +158,7 @@ mod tests {
         let query = RollupQuery { tenant, metric, matchers, from, to, distinct, quantiles, max_series, budget: None };
         let (budget, max_points) = (Budget::default(), None);
         let cost = Cost { budget: &budget, max_points };
-        let read = read(&mut *snapshot, further, &query, (&plan, cost), &days).expect("read");
+        let read = read(&mut *snapshot, further, &query, (&request, cost), &days).expect("read");
         assert_eq!(read.len(), of as usize);
         read.into_iter()
             .map(|groups| groups.into_part().groups.iter().flat_map(|g| &g.points).map(|(_, r)| r.figures.count).sum())

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use foldhash::fast::{FixedState, RandomState};
 use hashbrown::HashTable;
 
-use super::plan::{Agg, Order, Plan};
+use super::charge::Charge;
 use super::rank::{self, Rank};
+use super::request::{Aggregate, QueryRequest, SeriesOrder};
 use super::steps::Step;
 use crate::model::budget::Budget;
 use crate::model::flush::SeriesInfo;
@@ -23,11 +24,11 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
 /// Values of the `by` labels.
-pub(super) type GroupKey = Vec<String>;
+pub type GroupKey = Vec<String>;
 
 /// One series of an answer.
 #[derive(Debug, Clone)]
-pub(super) struct Group {
+pub struct Group {
     /// Its labels.
     pub key: GroupKey,
     /// Its points, ascending.
@@ -53,7 +54,7 @@ impl Group {
 
 /// What merging may cost.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cost<'a> {
+pub struct Cost<'a> {
     /// The query's budget.
     pub budget: &'a Budget,
     /// Points of the whole answer; none if only its end tells how many those are.
@@ -71,7 +72,7 @@ const LABEL_BYTES: usize = 64;
 
 /// What is kept of one day of an answer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct DayPart {
+pub struct DayPart {
     /// Its groups.
     pub groups: Vec<Group>,
     /// Events of the overflow series, if the query counts them.
@@ -79,8 +80,8 @@ pub(super) struct DayPart {
 }
 
 /// The groups of one answer, or of one day of it.
-pub(super) struct Groups<'a> {
-    plan: &'a Plan,
+pub struct Groups<'a> {
+    request: &'a QueryRequest,
     groups: Vec<Group>,
     /// Places of groups by their keys, which are held by the groups alone. The values of labels are strangers': the hash has a random seed.
     by_key: HashTable<u32>,
@@ -91,16 +92,16 @@ pub(super) struct Groups<'a> {
     pub overflow: u64,
     points: usize,
     cost: Cost<'a>,
-    charged: usize,
+    charge: Charge<'a>,
     /// Why merging stopped, if it did.
     pub failed: Option<String>,
 }
 
 impl<'a> Groups<'a> {
     /// No groups.
-    pub(super) fn new(plan: &'a Plan, cost: Cost<'a>) -> Self {
+    pub fn new(request: &'a QueryRequest, cost: Cost<'a>) -> Self {
         Self {
-            plan,
+            request,
             groups: Vec::new(),
             by_key: HashTable::new(),
             hasher: RandomState::default(),
@@ -108,27 +109,27 @@ impl<'a> Groups<'a> {
             last_bucket: 0..0,
             overflow: 0,
             points: 0,
+            charge: Charge::new(cost.budget),
             cost,
-            charged: 0,
             failed: None,
         }
     }
 
     /// Number of points.
-    pub(super) fn points(&self) -> usize {
+    pub fn points(&self) -> usize {
         self.points
     }
 
     /// What merging may cost.
-    pub(super) fn cost(&self) -> Cost<'a> {
+    pub fn cost(&self) -> Cost<'a> {
         self.cost
     }
 
     /// Merges one live delta. If events of the overflow series are counted it comes whatever the matchers say.
-    pub(super) fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
-        if self.plan.overflow.is_some() && series.series.is_overflow() {
+    pub fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+        if self.request.overflow.is_some() && series.series.is_overflow() {
             self.overflow += rollup.figures.count;
-            if !self.plan.matchers.iter().all(|matcher| matcher.matches(&series.series)) {
+            if !self.request.matchers.iter().all(|matcher| matcher.matches(&series.series)) {
                 return;
             }
         }
@@ -136,7 +137,7 @@ impl<'a> Groups<'a> {
     }
 
     /// Merges one rollup of a series.
-    pub(super) fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
+    pub fn add(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
         if self.cost.budget.ended().is_some() {
             return;
         }
@@ -150,10 +151,10 @@ impl<'a> Groups<'a> {
         let group = match self.by_series.get(&series.id) {
             Some(&group) => group,
             None => {
-                let key = self.plan.by.iter().map(|name| series.series.label(name).to_owned()).collect();
+                let key = self.request.group_by.iter().map(|name| series.series.label(name).to_owned()).collect();
                 let group = self.group(Cow::Owned(key));
                 self.by_series.insert(series.id, group);
-                self.charge(SERIES_BYTES);
+                self.charge.bytes(SERIES_BYTES);
                 group
             }
         };
@@ -161,7 +162,7 @@ impl<'a> Groups<'a> {
     }
 
     /// Merges groups that were merged before.
-    pub(super) fn absorb(&mut self, part: &DayPart) {
+    pub fn absorb(&mut self, part: &DayPart) {
         self.overflow += part.overflow;
         for group in &part.groups {
             if self.cost.budget.ended().is_some() {
@@ -173,13 +174,8 @@ impl<'a> Groups<'a> {
     }
 
     /// The groups as they are.
-    pub(super) fn into_part(mut self) -> DayPart {
-        DayPart { groups: std::mem::take(&mut self.groups), overflow: self.overflow }
-    }
-
-    fn charge(&mut self, bytes: usize) {
-        self.charged += bytes;
-        self.cost.budget.charge(bytes);
+    pub fn into_part(self) -> DayPart {
+        DayPart { groups: self.groups, overflow: self.overflow }
     }
 
     fn group(&mut self, key: Cow<'_, [String]>) -> u32 {
@@ -193,70 +189,61 @@ impl<'a> Groups<'a> {
         let bytes = GROUP_BYTES + key.iter().map(|value| LABEL_BYTES + value.len()).sum::<usize>();
         groups.push(Group { key: key.into_owned(), points: Vec::new() });
         by_key.insert_unique(hash, next, |&at| hasher.hash_one(&*groups[at as usize].key));
-        self.charge(bytes);
+        self.charge.bytes(bytes);
         next
     }
 
     fn merge(&mut self, group: u32, bucket: Millis, rollup: &Rollup) {
         let (point, new) = self.groups[group as usize].point(bucket);
-        let sketches = self.plan.wants_distinct() || self.plan.wants_quantiles();
+        let sketches = self.request.wants_distinct() || self.request.wants_quantiles();
         let before = if sketches { heap_bytes(point) } else { 0 };
         if point.figures.sum.checked_add(rollup.figures.sum).is_none() {
             self.failed = Some("the sum exceeds 128 bits: ask for a shorter step".to_owned());
             return;
         }
         point.figures.merge(&rollup.figures);
-        if self.plan.wants_distinct() {
+        if self.request.wants_distinct() {
             point.distinct.merge(&rollup.distinct);
         }
-        if self.plan.wants_quantiles() {
+        if self.request.wants_quantiles() {
             point.quantiles.merge(&rollup.quantiles);
         }
         let grown = if sketches { heap_bytes(point).saturating_sub(before) } else { 0 };
         if new {
             self.points += 1;
             if let Some(max) = self.cost.max_points {
-                self.cost.budget.point(max);
+                self.charge.point(max);
             }
         }
         if new || grown > 0 {
-            self.charge(grown + if new { POINT_BYTES } else { 0 });
+            self.charge.bytes(grown + if new { POINT_BYTES } else { 0 });
         }
     }
 
     fn bucket(&mut self, hour: Hour) -> Result<Millis, String> {
-        if self.plan.step == Step::All {
-            return Ok(self.plan.from);
+        if self.request.step == Step::All {
+            return Ok(self.request.from);
         }
         let start = hour.start();
         if !self.last_bucket.contains(&start) {
-            self.last_bucket = self.plan.step.bucket(&self.plan.tz, start)?;
+            self.last_bucket = self.request.step.bucket(&self.request.tz, start)?;
         }
         Ok(self.last_bucket.start)
     }
 
-    /// The groups in the order asked for, cut at the limit. Those of one rank are by their labels.
-    pub(super) fn ordered(&self) -> Vec<&Group> {
-        let mut groups: Vec<_> = self.groups.iter().collect();
+    /// The groups in the order asked for, cut at the limit, and what they hold. Those of one rank are by their labels.
+    pub fn into_ordered(self) -> (Vec<Group>, Charge<'a>) {
+        let (request, mut groups) = (self.request, self.groups);
         groups.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        if self.plan.order != Order::Labels {
-            let first = self.plan.aggs.first().copied().unwrap_or(Agg::Count);
+        if request.order != SeriesOrder::Labels {
+            let first = request.aggregates.first().copied().unwrap_or(Aggregate::Count);
             let mut ranked: Vec<_> = groups.into_iter().map(|group| (Rank::of(first, &group.points), group)).collect();
-            let descending = self.plan.order == Order::Descending;
+            let descending = request.order == SeriesOrder::Descending;
             ranked.sort_by(|(a, _), (b, _)| rank::order(a.as_ref(), b.as_ref(), descending));
             groups = ranked.into_iter().map(|(_, group)| group).collect();
         }
-        groups.truncate(self.plan.limit.unwrap_or(usize::MAX));
-        groups
-    }
-}
-
-impl Drop for Groups<'_> {
-    fn drop(&mut self) {
-        self.cost.budget.release(self.charged);
-        if self.cost.max_points.is_some() {
-            self.cost.budget.release_points(self.points);
-        }
+        groups.truncate(request.limit.unwrap_or(usize::MAX));
+        (groups, self.charge)
     }
 }
 

@@ -2,9 +2,7 @@
 
 use regex::RegexBuilder;
 
-use super::params::shown;
-use crate::model::event;
-use crate::model::series::OVERFLOW_LABEL;
+use super::request::{check_label_name, shown};
 use crate::persistence::store::Matcher;
 
 /// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that needs a limit.
@@ -12,19 +10,11 @@ const REGEX_BYTES: usize = 1 << 20;
 /// Matchers of one query.
 const MAX_MATCHERS: usize = 32;
 
-/// Whether a series can have a label of this name: one that events may carry, or that of the overflow series.
-pub(super) fn check_label_name(name: &str) -> Result<(), String> {
-    if name == OVERFLOW_LABEL.0 {
-        return Ok(());
-    }
-    event::check_label(name, "").map_err(|why| format!("{:?} is no label: {}", shown(name), why.message))
-}
-
 /// Parses a `where` parameter; empty means no matcher.
 ///
 /// # Errors
 /// Says what was expected and where.
-pub(super) fn parse(text: &str) -> Result<Vec<Matcher>, String> {
+pub fn parse(text: &str) -> Result<Vec<Matcher>, String> {
     let inner = text.trim();
     let inner = inner.strip_prefix('{').map_or(Some(inner), |rest| rest.strip_suffix('}')).ok_or("a } is missing at the end")?;
     let mut rest = inner.trim();

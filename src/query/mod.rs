@@ -4,28 +4,24 @@
 //! fallen behind, makes the answer `partial` and is named in it.
 
 pub mod absent;
-mod accounting;
+pub mod accounting;
+pub mod answer;
 mod cache;
 mod catalogue;
-mod completeness;
-mod csv;
+pub mod charge;
+pub mod completeness;
 mod days;
 pub mod engine;
-pub mod expiry;
+pub mod error;
 pub mod fold;
-mod groups;
-mod json;
-mod listing;
-mod matchers;
-pub mod params;
+pub mod groups;
+pub mod matchers;
 mod part;
-mod plan;
-pub mod quarantine;
 mod rank;
 pub mod rebuild;
+pub mod request;
 pub mod service;
-pub mod status;
-mod steps;
+pub mod steps;
 pub mod verify;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! Everything else is a miss.
 
 use super::groups::{DayPart, Group};
-use super::plan::Plan;
+use super::request::QueryRequest;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::rollup::{Figures, Rollup};
@@ -23,9 +23,9 @@ pub(super) struct PartName([u8; 32]);
 
 impl PartName {
     /// Of a tenant's query, a day and its revision.
-    pub(super) fn new(tenant: &str, plan: &Plan, day: i32, revision: u64) -> Self {
+    pub(super) fn new(tenant: &str, request: &QueryRequest, day: i32, revision: u64) -> Self {
         let mut material = Vec::new();
-        for text in [env!("CARGO_PKG_VERSION"), tenant, plan.key.as_str()] {
+        for text in [env!("CARGO_PKG_VERSION"), tenant, request.cache_key.as_str()] {
             material.extend((text.len() as u64).to_be_bytes());
             material.extend(text.bytes());
         }
@@ -134,12 +134,12 @@ fn rollup(input: &mut &[u8]) -> Result<Rollup, CodecError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::plan;
     use super::*;
 
-    fn a_plan(by: &str) -> Plan {
+    fn request(by: &str) -> QueryRequest {
         let params = [("metric", "m"), ("by", by), ("agg", "distinct,p95")];
-        plan(&params.map(|(name, value)| (name.to_owned(), value.to_owned())), 0).expect("a plan")
+        let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        crate::gateway::reads::query_request(&params, 0).expect("a request").0
     }
 
     fn part() -> DayPart {
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn parts_come_back_and_only_under_their_name() {
-        let (by_a, by_b) = (a_plan("a"), a_plan("b"));
+        let (by_a, by_b) = (request("a"), request("b"));
         let name = PartName::new("acme", &by_a, 5, 77);
         let bytes = name.encode(&part());
         assert!(same(&name.decode(&bytes).expect("decodes"), &part()));
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_damaged_or_missing_byte_is_found() {
-        let name = PartName::new("acme", &a_plan("a"), 5, 77);
+        let name = PartName::new("acme", &request("a"), 5, 77);
         let bytes = name.encode(&part());
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();

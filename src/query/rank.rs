@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 
-use super::plan::Agg;
+use super::request::Aggregate;
 use crate::model::decimal::Decimal;
 use crate::model::rollup::Rollup;
 use crate::model::window::Millis;
@@ -25,22 +25,22 @@ pub(super) enum Rank {
 
 impl Rank {
     /// Of all points of a series; none if they have no such figure.
-    pub(super) fn of(agg: Agg, points: &[(Millis, Rollup)]) -> Option<Self> {
+    pub(super) fn of(aggregate: Aggregate, points: &[(Millis, Rollup)]) -> Option<Self> {
         let figures = || points.iter().map(|(_, rollup)| &rollup.figures);
         let values: u64 = figures().map(|f| f.value_count).sum();
-        if values == 0 && !matches!(agg, Agg::Count | Agg::Rate | Agg::Distinct) {
+        if values == 0 && !matches!(aggregate, Aggregate::Count | Aggregate::Rate | Aggregate::Distinct) {
             return None;
         }
         let sum = || figures().fold(Wide::default(), |sum, f| sum.plus(f.sum));
-        match agg {
+        match aggregate {
             // Every series has the same range: who has more events has more of them a second.
-            Agg::Count | Agg::Rate => Some(Rank::Whole(figures().map(|f| u128::from(f.count)).sum())),
-            Agg::Distinct => Some(Rank::Whole(u128::from(merged(points).distinct.estimate()))),
-            Agg::Sum => Some(Rank::Sum(sum())),
-            Agg::Avg => Some(Rank::Fraction(sum(), values)),
-            Agg::Min => figures().filter_map(|f| f.min).min().map(Rank::Value),
-            Agg::Max => figures().filter_map(|f| f.max).max().map(Rank::Value),
-            Agg::Quantile(q, _) => merged(points).quantile(q).map(Rank::Value),
+            Aggregate::Count | Aggregate::Rate => Some(Rank::Whole(figures().map(|f| u128::from(f.count)).sum())),
+            Aggregate::Distinct => Some(Rank::Whole(u128::from(merged(points).distinct.estimate()))),
+            Aggregate::Sum => Some(Rank::Sum(sum())),
+            Aggregate::Avg => Some(Rank::Fraction(sum(), values)),
+            Aggregate::Min => figures().filter_map(|f| f.min).min().map(Rank::Value),
+            Aggregate::Max => figures().filter_map(|f| f.max).max().map(Rank::Value),
+            Aggregate::Quantile(q, _) => merged(points).quantile(q).map(Rank::Value),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::model::window::{HOUR_MS, Millis};
 
 /// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
+pub enum Step {
     /// Hours that divide the day: 1 or 6.
     Hours(i64),
     /// A calendar day.
@@ -25,7 +25,7 @@ pub(super) enum Step {
 }
 
 /// The steps by their names.
-pub(super) const STEPS: &[(&str, Step)] = &[
+pub const STEPS: &[(&str, Step)] = &[
     ("1h", Step::Hours(1)),
     ("6h", Step::Hours(6)),
     ("1d", Step::Day),
@@ -36,7 +36,7 @@ pub(super) const STEPS: &[(&str, Step)] = &[
 
 impl Step {
     /// Its name.
-    pub(super) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         STEPS.iter().find(|(_, step)| *step == self).map_or("", |(name, _)| name)
     }
 
@@ -44,7 +44,7 @@ impl Step {
     ///
     /// # Errors
     /// If the calendar ends before.
-    pub(super) fn bucket(self, tz: &TimeZone, t: Millis) -> Result<Range<Millis>, String> {
+    pub fn bucket(self, tz: &TimeZone, t: Millis) -> Result<Range<Millis>, String> {
         if let Step::Hours(1) = self {
             let start = t.div_euclid(HOUR_MS) * HOUR_MS;
             return Ok(start..start + HOUR_MS);
@@ -88,7 +88,7 @@ impl Step {
     ///
     /// # Errors
     /// If the zone is not on whole hours all over the snapped range, whatever the step: windows are hours of UTC.
-    pub(super) fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
+    pub fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
         let unit = if self == Step::All { Step::Hours(1) } else { self };
         let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
         whole_hours(tz, from, to)?;

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::engine::{QueryEngine, QueryLimits};
-use super::quarantine::Quarantine;
-use super::service::{EventPlace, KeyReach, QuarantineService, QueryError, QueryErrorKind, QueryService};
 use crate::actors::catalogue::{CatalogueQuestion, Growth};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
+use crate::api::quarantine::EventPlace;
 use crate::clock::ManualClock;
+use crate::gateway::error::ApiError;
+use crate::gateway::reads;
 use crate::model::budget::Budget;
 use crate::model::decimal::Decimal;
 use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
@@ -20,6 +21,8 @@ use crate::model::offset::{LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
+use crate::operate::quarantine::Quarantine;
+use crate::operate::service::{KeyReach, OperateError, QuarantineService};
 use crate::persistence::store::memory::MemoryStore;
 use crate::persistence::store::{Matcher, RollupStore};
 use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry, ShardLimits};
@@ -112,7 +115,8 @@ impl World {
 
     fn ask(&self, tenant: &str, params: &[(&str, String)]) -> serde_json::Value {
         let params: Vec<(String, String)> = params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let answer = self.engine.query(tenant, &params, &Budget::default()).unwrap_or_else(|e| panic!("{params:?}: {e}"));
+        let answer =
+            reads::query(&*self.engine, tenant, &params, 0, &Budget::default()).unwrap_or_else(|e| panic!("{params:?}: {e}"));
         serde_json::from_str(&answer).expect("JSON")
     }
 }
@@ -302,18 +306,16 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     let quarantine = Quarantine::new(store, limits);
     let (of_a, absent) = (EventPlace { shard: 0, offset: 0, index: 0 }, EventPlace { shard: 0, offset: 0, index: 9 });
     let reach = |tenant: &str| KeyReach { tenant: tenant.into(), unowned: false };
-    let listed = |tenant: &str| {
-        let answer = quarantine.list(&reach(tenant), true, &Budget::default()).expect("listed");
-        serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")["events"].as_array().expect("events").len()
-    };
+    let listed = |tenant: &str| quarantine.list(&reach(tenant), true, &Budget::default()).expect("listed").events.len();
     assert_eq!((listed("a"), listed("b"), listed("c")), (1, 1, 0));
     let nobodys = EventPlace { shard: 0, offset: 0, index: 2 };
     let b = reach("b");
     let tries = [(of_a, true), (of_a, false), (absent, false), (nobodys, true), (nobodys, false)];
-    for refused in tries.map(|(at, release)| if release { quarantine.release(&b, at) } else { quarantine.discard(&b, at) }) {
+    for (at, release) in tries {
+        let refused = if release { quarantine.release(&b, at).map(drop) } else { quarantine.discard(&b, at).map(drop) };
         let error = refused.expect_err("not there");
-        assert_eq!((error.kind, error.code), (QueryErrorKind::NotFound, "not_quarantined"), "as one that is absent: {error}");
-        assert!(!error.message.contains("canary"), "{error}");
+        assert!(matches!(error, OperateError::NotQuarantined { .. }), "as one that is absent: {error}");
+        assert!(!error.to_string().contains("canary"), "{error}");
     }
     assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
     assert!(quarantine.discard(&reach("a"), of_a).is_ok());
@@ -387,10 +389,10 @@ fn the_books_balance_and_say_whom_they_lack() {
     let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
     store.flush(guard, &FlushBatch { accounting, ..FlushBatch::default() }, 0).expect("flush");
     let limits = QueryLimits { max_points: 10, max_series: 10, stale_after_ms: 10_000, cache_bytes: 0 };
-    let clock = ManualClock::at(i64::from(START) * HOUR_MS);
-    let engine = QueryEngine::new(store, Arc::new(Holding), clock, limits);
+    let now = i64::from(START) * HOUR_MS;
+    let engine = QueryEngine::new(store, Arc::new(Holding), ManualClock::at(now), limits);
     let books: serde_json::Value =
-        serde_json::from_str(&engine.accounting("t0", &[], &Budget::default()).expect("an answer")).expect("JSON");
+        serde_json::from_str(&reads::accounting(&*engine, "t0", &[], now, &Budget::default()).expect("an answer")).expect("JSON");
     let hour = |hour: &str, counts: [u64; 5]| {
         serde_json::json!({"hour": hour, "accepted": counts[0], "aggregated": counts[1], "deduplicated": counts[2],
             "quarantined": counts[3], "pending": counts[4]})
@@ -404,8 +406,8 @@ fn the_books_balance_and_say_whom_they_lack() {
     assert_eq!((&books["completeness"]["partial"], &books["completeness"]["missing"]), (&true.into(), &missing));
     // Lists of names do the same.
     for (list, name) in [
-        (engine.metrics("t0", &[], &Budget::default()), "\"metric\":\"new\""),
-        (engine.label_values("t0", "page", &[], &Budget::default()), "\"/new\""),
+        (reads::metrics(&*engine, "t0", &[], &Budget::default()), "\"metric\":\"new\""),
+        (reads::label_values(&*engine, "t0", "page", &[], &Budget::default()), "\"/new\""),
     ] {
         let list = list.expect("an answer");
         let answer: serde_json::Value = serde_json::from_str(&list).expect("JSON");

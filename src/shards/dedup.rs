@@ -5,8 +5,8 @@
 //! stored blocks decides like one that lived through.
 //!
 //! An id costs at most 24 bytes, while they become more and while they become fewer: 16 for its hash and one or two for its time, in log
-//! order ([`Ring`]), and up to 6 in a table of places that is kept between seven tenths and six sevenths full ([`Table`]). The table holds
-//! nothing that the ring does not say, so it is given back before a larger one is made, and there are never two.
+//! order ([`Ring`]), and up to 6 in a table of places that is kept between two thirds and six sevenths full ([`Table`]). The table holds
+//! nothing that the ring does not say, so it is made anew in its own pages, of which it takes some more or gives some back.
 
 use std::collections::VecDeque;
 
@@ -63,7 +63,7 @@ impl Dedup {
         }
         if rule.max_ids != self.rule.max_ids {
             self.table.place_bits = place_bits(rule.max_ids);
-            self.table.make(self.table.slots.len(), &self.ring);
+            self.table.make(self.table.slots(), &self.ring);
         }
         self.rule = rule;
     }
@@ -105,6 +105,14 @@ impl Dedup {
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
         self.ring.len == 0
+    }
+
+    /// Bytes that were asked for on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        let chunk = |chunk: &Chunk| chunk.ids.capacity() * size_of::<u128>() + chunk.times.capacity();
+        let ring = self.ring.chunks.iter().map(chunk).sum::<usize>() + self.ring.chunks.capacity() * size_of::<Chunk>();
+        let table = self.table.slots() * size_of::<u32>() + self.table.pages.capacity() * size_of::<usize>();
+        ring + table + self.before.capacity() * size_of::<(u64, i64)>()
     }
 
     /// How far back equal ids of a record appended at `now` are known for certain.
@@ -246,17 +254,20 @@ fn take(bytes: &[u8]) -> (u64, usize) {
 /// and the lowest bits of the sequence number, as many as tell `max_ids` apart.
 #[derive(Debug)]
 struct Table {
-    slots: Vec<u32>,
+    pages: Vec<Box<[u32; PAGE]>>,
     used: usize,
     seed: u64,
     place_bits: u32,
 }
 
-/// The table grows by an eighth when it is fuller than this, in hundredths, and shrinks when it is emptier than that.
+/// The table grows by a quarter when it is fuller than this, in hundredths, and shrinks when it is emptier than that. A small one
+/// doubles: it costs little, and growing makes all of it anew.
 const FULL: usize = 85;
-const EMPTY: usize = 70;
-/// Slots that are not worth a thought.
-const FEW: usize = 64;
+const EMPTY: usize = 66;
+/// Pages of a small table: 32 KiB.
+const SMALL: usize = 8;
+/// Slots of a page of the table: it grows without a copy, and leaves no holes that nothing else fits in.
+const PAGE: usize = 1024;
 const MAX_DISTANCE: u32 = 127;
 
 /// As many bits as tell so many ids apart.
@@ -272,13 +283,31 @@ const ONE_FURTHER: u32 = 1 << PLACE_BITS;
 
 impl Table {
     fn new(max_ids: usize, seed: u64) -> Self {
-        Self { slots: Vec::new(), used: 0, seed, place_bits: place_bits(max_ids) }
+        Self { pages: Vec::new(), used: 0, seed, place_bits: place_bits(max_ids) }
+    }
+
+    fn slots(&self) -> usize {
+        self.pages.len() * PAGE
+    }
+
+    /// A quarter more, or twice as many, in whole pages.
+    fn larger(&self) -> usize {
+        let pages = self.pages.len();
+        (pages + if pages < SMALL { pages.max(1) } else { pages / 4 }) * PAGE
+    }
+
+    fn at(&self, slot: usize) -> u32 {
+        self.pages[slot / PAGE][slot % PAGE]
+    }
+
+    fn at_mut(&mut self, slot: usize) -> &mut u32 {
+        &mut self.pages[slot / PAGE][slot % PAGE]
     }
 
     /// Where an id is looked for first, and what its slots have in their middle bits.
     fn home(&self, id: u128) -> (usize, u32) {
         let hash = xxhash_rust::xxh3::xxh3_64_with_seed(&id.to_le_bytes(), self.seed);
-        let home = ((hash >> 32) * self.slots.len() as u64) >> 32;
+        let home = ((hash >> 32) * self.slots() as u64) >> 32;
         let mark = (hash as u32 & ((1 << PLACE_BITS) - 1)) >> self.place_bits << self.place_bits;
         (home as usize, mark)
     }
@@ -288,7 +317,7 @@ impl Table {
     }
 
     fn next(&self, at: usize) -> usize {
-        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+        if at + 1 == self.slots() { 0 } else { at + 1 }
     }
 
     fn holds(&self, id: u128, ring: &Ring) -> bool {
@@ -297,7 +326,7 @@ impl Table {
         }
         let (mut at, mark) = self.home(id);
         for from_home in 1..=MAX_DISTANCE {
-            let slot = self.slots[at];
+            let slot = self.at(at);
             if distance(slot) < from_home {
                 return false;
             }
@@ -316,8 +345,8 @@ impl Table {
 
     /// Notes the place of the ring's last id.
     fn insert_last(&mut self, ring: &Ring) {
-        if (self.used + 1) * 100 > self.slots.len() * FULL {
-            return self.make(self.slots.len() * 9 / 8 + FEW, ring);
+        if (self.used + 1) * 100 > self.slots() * FULL {
+            return self.make(self.larger(), ring);
         }
         let last = ring.end() - 1;
         if !self.insert(ring.id(last), last) {
@@ -330,13 +359,13 @@ impl Table {
         let (mut at, mark) = self.home(id);
         let mut slot = ONE_FURTHER | mark | self.place(sequence);
         loop {
-            if self.slots[at] == 0 {
-                self.slots[at] = slot;
+            if self.at(at) == 0 {
+                *self.at_mut(at) = slot;
                 self.used += 1;
                 return true;
             }
-            if distance(self.slots[at]) < distance(slot) {
-                std::mem::swap(&mut self.slots[at], &mut slot);
+            if distance(self.at(at)) < distance(slot) {
+                std::mem::swap(self.at_mut(at), &mut slot);
             }
             if distance(slot) == MAX_DISTANCE {
                 return false;
@@ -353,7 +382,7 @@ impl Table {
         }
         let (mut at, mark) = self.home(ring.id(ring.first));
         let mut slot = ONE_FURTHER | mark | self.place(ring.first);
-        while self.slots[at] != slot {
+        while self.at(at) != slot {
             if distance(slot) == MAX_DISTANCE {
                 return;
             }
@@ -362,25 +391,26 @@ impl Table {
         }
         // What follows and is not at its home moves up.
         let mut behind = self.next(at);
-        while distance(self.slots[behind]) > 1 {
-            self.slots[at] = self.slots[behind] - ONE_FURTHER;
+        while distance(self.at(behind)) > 1 {
+            *self.at_mut(at) = self.at(behind) - ONE_FURTHER;
             (at, behind) = (behind, self.next(behind));
         }
-        self.slots[at] = 0;
+        *self.at_mut(at) = 0;
         self.used -= 1;
     }
 
     fn shrink(&mut self, ring: &Ring) {
-        if self.slots.len() > CHUNK && self.used * 100 < self.slots.len() * EMPTY {
-            self.make(self.used * 5 / 4 + FEW, ring);
+        if self.slots() > SMALL * PAGE && self.used * 100 < self.slots() * EMPTY {
+            self.make(self.used * 5 / 4, ring);
         }
     }
 
-    /// Makes the table anew from the ring.
+    /// Makes the table anew from the ring, with at least so many slots and as many as the ring needs.
     fn make(&mut self, slots: usize, ring: &Ring) {
-        // The old one goes before the new one comes.
-        self.slots = Vec::new();
-        self.slots = vec![0; slots.max(ring.len * 100 / FULL + 1)];
+        let pages = slots.max(ring.len * 100 / FULL + 1).div_ceil(PAGE);
+        self.pages.truncate(pages);
+        self.pages.iter_mut().for_each(|page| page.fill(0));
+        self.pages.resize_with(pages, || Box::new([0; PAGE]));
         self.used = 0;
         for (sequence, id) in (ring.first..).zip(ring.iter()) {
             if !self.insert(id, sequence) {
@@ -392,7 +422,7 @@ impl Table {
     /// Makes it anew with other homes and more room: too many ids have met at one place, by a chance that does not come again.
     fn make_apart(&mut self, ring: &Ring) {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.make(self.slots.len() * 9 / 8 + FEW, ring);
+        self.make(self.larger(), ring);
     }
 }
 
@@ -531,13 +561,13 @@ mod tests {
                 number += 1;
             }
             assert!((first..number).step_by(7).all(|known| !dedup.is_new(id(known), at)));
-            let slots = dedup.table.slots.len();
+            let slots = dedup.table.slots();
             assert_eq!(dedup.table.used, dedup.len());
-            assert!(slots <= CHUNK || dedup.len() * 100 >= slots * EMPTY, "{slots} slots for {} ids", dedup.len());
+            assert!(slots <= SMALL * PAGE || dedup.len() * 100 >= slots * EMPTY, "{slots} slots for {} ids", dedup.len());
         }
         assert!(dedup.crowded_out() > 0 && dedup.len() <= 60_000);
         dedup.advance(at + 2_000);
-        assert!(dedup.is_empty() && dedup.table.slots.len() <= CHUNK && dedup.ring.chunks.is_empty());
+        assert!(dedup.is_empty() && dedup.table.slots() <= SMALL * PAGE && dedup.ring.chunks.is_empty());
         assert!(dedup.is_new(id(number - 1), at + 2_000));
     }
 
@@ -546,7 +576,7 @@ mod tests {
         let mut dedup = Dedup::new(rule(1_000, 10_000), 5);
         (0..1_000).for_each(|n| assert!(dedup.is_new(id(n), 0)));
         // As many as do not fit near one home, for whoever knows the seed.
-        let slots = dedup.table.slots.len() as u64;
+        let slots = dedup.table.slots() as u64;
         let crowd: Vec<u128> =
             (1_000u64..).map(id).filter(|id| dedup.table.home(*id).0 as u64 * 8 < slots / 64).take(300).collect();
         let seed = dedup.table.seed;

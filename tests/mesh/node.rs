@@ -22,6 +22,7 @@ use rollmill::actors::mesh::tls::Tls;
 use rollmill::actors::records::records_of;
 use rollmill::actors::slots::Slots;
 use rollmill::clock::{Clock, SystemClock};
+use rollmill::gateway::reads;
 use rollmill::model::budget::Budget;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::{LogId, ShardId};
@@ -31,7 +32,6 @@ use rollmill::persistence::log::memory::MemoryLog;
 use rollmill::persistence::store::RollupStore;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::query::engine::{QueryEngine, QueryLimits};
-use rollmill::query::service::QueryService;
 use rollmill::shards::series::Admission;
 use rollmill::shards::state::{Effect, Input, ShardLimits, ShardState};
 use rustix::process::Signal;
@@ -315,7 +315,8 @@ fn params(text: &str) -> Vec<(String, String)> {
 
 fn answered(engine: &QueryEngine, text: &str) -> Value {
     let began = Instant::now();
-    let answer = engine.query("acme", &params(text), &Budget::default()).unwrap_or_else(|e| panic!("{text}: {e}"));
+    let answer = reads::query(engine, "acme", &params(text), SystemClock.now(), &Budget::default())
+        .unwrap_or_else(|e| panic!("{text}: {e}"));
     json!({"ms": began.elapsed().as_millis() as u64, "answer": serde_json::from_str::<Value>(&answer).expect("JSON")})
 }
 
@@ -332,14 +333,15 @@ fn respond(parts: &Parts, line: &str) -> Value {
                 .collect();
             Value::from_iter(asking.into_iter().map(|asked| asked.join().expect("no panic")))
         }
-        "books" => {
-            serde_json::from_str(&parts.engine.accounting("acme", &[], &Budget::default()).expect("an answer")).expect("JSON")
-        }
+        "books" => serde_json::from_str(
+            &reads::accounting(&*parts.engine, "acme", &[], SystemClock.now(), &Budget::default()).expect("an answer"),
+        )
+        .expect("JSON"),
         "names" => {
             let names = |answer: Result<String, _>| serde_json::from_str::<Value>(&answer.expect("an answer")).expect("JSON");
             let budget = Budget::default();
-            let metrics = names(parts.engine.metrics("acme", &[], &budget));
-            json!({"metrics": metrics, "values": names(parts.engine.label_values("acme", "page", &params(rest), &budget))})
+            let metrics = names(reads::metrics(&*parts.engine, "acme", &[], &budget));
+            json!({"metrics": metrics, "values": names(reads::label_values(&*parts.engine, "acme", "page", &params(rest), &budget))})
         }
         "peers" => {
             let peers = parts.directory.peers();

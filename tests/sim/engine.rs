@@ -7,6 +7,7 @@ use rollmill::actors::catalogue::{CatalogueQuestion, Growth};
 use rollmill::actors::live::{Asked, LiveReader, Reports};
 use rollmill::actors::slots::Slots;
 use rollmill::clock::Clock;
+use rollmill::gateway::reads;
 use rollmill::invariants::Invariant;
 use rollmill::model::budget::Budget;
 use rollmill::model::decimal::{Decimal, write_units};
@@ -16,7 +17,6 @@ use rollmill::model::rollup::Rollup;
 use rollmill::model::window::Hour;
 use rollmill::persistence::store::{Matcher, RollupStore, StoreError};
 use rollmill::query::engine::{QueryEngine, QueryLimits};
-use rollmill::query::service::QueryService;
 use rollmill::shards::state::{AccountingQuestion, LiveQuestion};
 use serde_json::value::RawValue;
 
@@ -154,7 +154,7 @@ impl World {
         let range = [("from", (hours.0 * 3_600_000).to_string()), ("to", (hours.1 * 3_600_000).to_string())];
         let aggs = [("agg", "count,sum,min,max,distinct".to_owned())];
         let params: Vec<_> = params.into_iter().chain(range).chain(aggs).map(|(k, v)| (k.to_owned(), v)).collect();
-        let answer = asked.query(TENANTS[tenant], &params, &Budget::default()).expect("the engine answers");
+        let answer = reads::query(&*asked, TENANTS[tenant], &params, self.now, &Budget::default()).expect("the engine answers");
         if let Some(pending) = sent {
             let outcome = outcome.lock().expect("one thread").take().expect("every query reads a shard");
             self.hit(Fault::CommitDuringQuery);
@@ -195,7 +195,8 @@ impl World {
         let params = [("from", "-200000000000000"), ("to", "200000000000000")];
         let time = |ms: &str| jiff::Timestamp::from_millisecond(ms.parse().expect("a number")).expect("a time").to_string();
         let params = params.map(|(name, ms)| (name.to_owned(), time(ms)));
-        let answer = engine.engine.accounting(TENANTS[tenant], &params, &Budget::default()).expect("the engine answers");
+        let answer = reads::accounting(&*engine.engine, TENANTS[tenant], &params, self.now, &Budget::default())
+            .expect("the engine answers");
         let books: Books = serde_json::from_str(&answer).expect("the answer is JSON");
         let short = books.hours.iter().find(|h| h.accepted != h.aggregated + h.deduplicated + h.quarantined + h.pending);
         ensure(Invariant::Accounting, short.is_none(), || format!("the books do not balance: {answer}"))?;

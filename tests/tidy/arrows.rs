@@ -9,6 +9,7 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("clock", &["model"]),
     ("telemetry", &[]),
     ("invariants", &[]),
+    ("api", &["model"]),
     ("model", &[]),
     ("shards", &["model"]),
     ("config", &["model"]),
@@ -16,9 +17,10 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("actors", &["model", "shards", "persistence"]),
     ("supervision", &["model", "actors"]),
     ("query", &["model", "shards", "persistence", "actors"]),
-    ("gateway", &["model", "config", "persistence", "query", "actors"]),
-    ("node", &["model", "shards", "config", "persistence", "actors", "supervision", "query", "gateway"]),
-    ("cli", &["model", "shards", "config", "persistence", "actors", "supervision", "query", "gateway", "node"]),
+    ("operate", &["api", "model", "shards", "persistence", "actors"]),
+    ("gateway", &["api", "model", "config", "persistence", "query", "operate", "actors"]),
+    ("node", &["model", "shards", "config", "persistence", "actors", "supervision", "query", "operate", "gateway"]),
+    ("cli", &["api", "model", "shards", "config", "persistence", "actors", "supervision", "query", "gateway", "node"]),
 ];
 
 /// Backends that have a port; who else names one cannot be given another.

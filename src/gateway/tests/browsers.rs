@@ -134,7 +134,7 @@ async fn listed_pages_ask_first_send_and_read() {
                 [("access-control-request-method", "POST"), ("access-control-request-headers", "authorization,content-type")];
             [&from(origin)[..], &preflight[..]].concat()
         };
-        for path in ["/v1/events", "/v1/query", "/topics/m"] {
+        for path in ["/v1/events", "/v1/query?metric=m", "/topics/m"] {
             let (status, headers, _) = ask(&gateway, "OPTIONS", path, &asks(PAGE), "").await;
             assert_eq!((status, &headers["access-control-allow-origin"]), (204, &PAGE.parse().unwrap()), "{path}");
             let said = |name: &str| headers[name].to_str().unwrap();
@@ -152,7 +152,7 @@ async fn listed_pages_ask_first_send_and_read() {
         assert_eq!(headers["access-control-allow-private-network"], "true");
         let sends = [&from(PAGE)[..], &[("authorization", bearer.as_str()), ("content-type", "application/json")]].concat();
         for (method, path, status) in
-            [("POST", "/v1/events", 202), ("GET", "/v1/query", 200), ("GET", "/none", 404), ("PUT", "/v1/events", 405)]
+            [("POST", "/v1/events", 202), ("GET", "/v1/query?metric=m", 200), ("GET", "/none", 404), ("PUT", "/v1/events", 405)]
         {
             let (got, headers, _) = ask(&gateway, method, path, &sends, EVENT).await;
             assert_eq!((got, &headers["access-control-allow-origin"]), (status, &PAGE.parse().unwrap()), "{method} {path}");

@@ -192,7 +192,7 @@ async fn large_answers_are_packed_for_those_who_take_it() {
         let (coding, vary) = (header("content-encoding"), Some(vary));
         (coding, vary, response.into_body().collect().await.unwrap().to_bytes().to_vec())
     };
-    let large = "/v1/query?size=100000";
+    let large = "/v1/query?metric=m&by=pad&limit=100000";
     let (coding, vary, plain) = ask(large, None).await;
     assert_eq!((coding, vary.as_deref(), plain.len() > 100_000), (None, Some("accept, accept-encoding"), true));
     let (coding, _, packed) = ask(large, Some("gzip")).await;
@@ -202,7 +202,7 @@ async fn large_answers_are_packed_for_those_who_take_it() {
     let (coding, _, packed) = ask(large, Some("gzip, zstd")).await;
     assert_eq!((coding.as_deref(), zstd::decode_all(&packed[..]).unwrap() == plain), (Some("zstd"), true));
     assert_eq!(ask(large, Some("identity, gzip;q=0")).await.0, None);
-    assert_eq!(ask("/v1/query?size=100", Some("gzip")).await.0, None, "small ones as they are");
+    assert_eq!(ask("/v1/query?metric=m&by=pad&limit=100", Some("gzip")).await.0, None, "small ones as they are");
     assert_eq!(ask("/openapi.json", Some("gzip")).await.0.as_deref(), Some("gzip"));
     let places = gateway.packing.clone().acquire_many_owned(gateway.packing.available_permits() as u32).await.unwrap();
     assert_eq!(ask(large, Some("gzip")).await.0, None, "a node that packs as much as it may sends them as they are");
@@ -223,18 +223,19 @@ async fn a_table_is_asked_for_by_parameter_or_header_and_says_what_it_lacks() {
         assert!(text("vary").is_some(), "a cache must not give JSON to who wants a table");
         (response.status().as_u16(), text("content-type").unwrap(), text("rollmill-completeness"))
     };
-    let csv = (200, "text/csv; charset=utf-8; header=present".to_owned(), Some("{\"partial\":true}".to_owned()));
+    const NOTHING_LACKS: &str = r#"{"partial":false,"shards":0,"missing":[],"as_of":"2026-01-01T00:00:00Z"}"#;
+    let csv = (200, "text/csv; charset=utf-8; header=present".to_owned(), Some(NOTHING_LACKS.to_owned()));
     let json = (200, "application/json".to_owned(), None);
     for (path, accept, expected) in [
-        ("/v1/query", None, &json),
-        ("/v1/query?format=csv", None, &csv),
-        ("/v1/query?format=csv", Some("application/json"), &csv),
-        ("/v1/query", Some("text/csv"), &csv),
-        ("/v1/query", Some("text/html, Text/CSV;header=present;q=0.5, */*;q=0.1"), &csv),
-        ("/v1/query", Some("application/json, text/csv;q=0.5"), &json),
-        ("/v1/query", Some("text/csv;q=0, */*"), &json),
-        ("/v1/query?format=json", Some("text/csv"), &json),
-        ("/v1/query", Some("*/*"), &json),
+        ("/v1/query?metric=m", None, &json),
+        ("/v1/query?metric=m&format=csv", None, &csv),
+        ("/v1/query?metric=m&format=csv", Some("application/json"), &csv),
+        ("/v1/query?metric=m", Some("text/csv"), &csv),
+        ("/v1/query?metric=m", Some("text/html, Text/CSV;header=present;q=0.5, */*;q=0.1"), &csv),
+        ("/v1/query?metric=m", Some("application/json, text/csv;q=0.5"), &json),
+        ("/v1/query?metric=m", Some("text/csv;q=0, */*"), &json),
+        ("/v1/query?metric=m&format=json", Some("text/csv"), &json),
+        ("/v1/query?metric=m", Some("*/*"), &json),
     ] {
         assert_eq!(ask(path, accept).await, *expected, "{path} {accept:?}");
     }

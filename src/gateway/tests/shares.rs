@@ -39,7 +39,7 @@ async fn a_query_ends_when_nobody_waits_for_it() {
     let (gateway, _) = gateway(Config::defaults(), KeyTable::open());
     for _ in 0..20 {
         let asked = gateway.clone();
-        let request = Request::get("/v1/query?until_ended=1").body(Body::empty()).unwrap();
+        let request = Request::get("/v1/query?metric=until_ended").body(Body::empty()).unwrap();
         let asking = tokio::spawn(async move { call(&asked, request).await });
         while gateway.shares.queries.usage("").held == 0 {
             tokio::task::yield_now().await;
@@ -53,7 +53,7 @@ async fn a_query_ends_when_nobody_waits_for_it() {
 async fn a_query_ends_at_its_deadline() {
     let config = Config::defaults().with(|c| c.query.timeout = Duration::from_millis(200));
     let (gateway, _) = gateway(config, KeyTable::open());
-    for path in ["/v1/query?until_ended=1", "/v1/query?until_ended=1&metric=m"] {
+    for path in ["/v1/query?metric=until_ended", "/v1/query?metric=until_ended&step=1d"] {
         let (status, answer, retry) = call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
         assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true), "{answer}");
         assert!(answer.contains("query_timeout") && answer.contains("query.timeout"), "{answer}");
@@ -71,14 +71,14 @@ async fn queries_of_one_tenant_leave_room_for_another() {
     let (gateway, _) = gateway(config, keys);
     let asking: Vec<_> = (0..4)
         .map(|_| {
-            let (gateway, request) = (gateway.clone(), get("/v1/query?until_ended=1", &a));
+            let (gateway, request) = (gateway.clone(), get("/v1/query?metric=until_ended", &a));
             tokio::spawn(async move { call(&gateway, request).await })
         })
         .collect();
     while gateway.shares.queries.usage("a").own < 4 {
         tokio::task::yield_now().await;
     }
-    for uri in ["/v1/query", "/v1/metrics", "/v1/accounting", "/v1/labels/x/values", "/v1/quarantine"] {
+    for uri in ["/v1/query?metric=m", "/v1/metrics", "/v1/accounting", "/v1/labels/x/values", "/v1/quarantine"] {
         let (status, answer, retry) = call(&gateway, get(uri, &a)).await;
         assert_eq!((status, retry.as_deref()), (StatusCode::TOO_MANY_REQUESTS, Some("1")), "{uri}: {answer}");
         assert!(answer.contains("tenant_overloaded") && answer.contains("query.max_concurrent"), "{answer}");
@@ -169,14 +169,14 @@ async fn answers_that_nobody_takes_are_bounded_and_dropped_in_time() {
     let (gateway, _) = gateway(config, KeyTable::open());
     let (address, _stop) = serve(gateway.clone()).await;
     let mut first = tokio::net::TcpStream::connect(address).await.unwrap();
-    ask(&mut first, "/v1/query?size=20000000", "").await;
+    ask(&mut first, "/v1/query?metric=m&by=pad&limit=20000000", "").await;
     while gateway.shares.answers.usage("default").held == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let mut second = tokio::net::TcpStream::connect(address).await.unwrap();
-    ask(&mut second, "/v1/query?size=20000000", "").await;
+    ask(&mut second, "/v1/query?metric=m&by=pad&limit=20000000", "").await;
     assert_eq!(status(&mut second).await, "HTTP/1.1 503", "there is no room for another one");
-    ask(&mut second, "/v1/query?size=100", "").await;
+    ask(&mut second, "/v1/query?metric=m&by=pad&limit=100", "").await;
     let began = Stopwatch::start();
     while gateway.shares.answers.usage("default").held > 0 {
         assert!(began.elapsed() < LATEST, "an answer that nobody takes is still held");
@@ -193,7 +193,7 @@ async fn a_reader_that_is_slow_but_reads_gets_all_of_its_answer() {
     let (gateway, _) = gateway(config, KeyTable::open());
     let (address, _stop) = serve(gateway.clone()).await;
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    ask(&mut socket, "/v1/query?size=20000000", "").await;
+    ask(&mut socket, "/v1/query?metric=m&by=pad&limit=20000000", "").await;
     let (mut taken, mut chunk) = (0, vec![0; 1 << 20]);
     while taken < 20_000_000 {
         let read = tokio::time::timeout(LATEST, socket.read(&mut chunk)).await.expect("more in time").unwrap();
@@ -209,7 +209,7 @@ async fn connections_without_a_key_give_way_and_those_with_one_stay() {
     let (gateway, _) = gateway(Config::defaults().with(|c| c.server.max_connections = 16), keys);
     let (address, _stop) = serve(gateway).await;
     let mut own = tokio::net::TcpStream::connect(address).await.unwrap();
-    ask(&mut own, "/v1/query", &a).await;
+    ask(&mut own, "/v1/query?metric=m", &a).await;
     assert_eq!(status(&mut own).await, "HTTP/1.1 200");
     let mut crowd = Vec::new();
     for n in 0..100 {
@@ -232,7 +232,7 @@ async fn connections_without_a_key_give_way_and_those_with_one_stay() {
     }
     let mut rest = vec![0; 4096];
     let _body = own.read(&mut rest).await.unwrap();
-    ask(&mut own, "/v1/query", &a).await;
+    ask(&mut own, "/v1/query?metric=m", &a).await;
     assert_eq!(status(&mut own).await, "HTTP/1.1 200", "a connection with a key stays");
     let mut byte = [0];
     let first = tokio::time::timeout(LATEST, crowd[0].read(&mut byte)).await.expect("the oldest gave way");
@@ -247,12 +247,12 @@ async fn connections_of_one_tenant_leave_room_for_another() {
     let mut open = Vec::new();
     for n in 0..5 {
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-        ask(&mut socket, "/v1/query", &a).await;
+        ask(&mut socket, "/v1/query?metric=m", &a).await;
         assert_eq!(status(&mut socket).await, if n < 4 { "HTTP/1.1 200" } else { "HTTP/1.1 429" });
         open.push(socket);
     }
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    ask(&mut socket, "/v1/query", &b).await;
+    ask(&mut socket, "/v1/query?metric=m", &b).await;
     assert_eq!(status(&mut socket).await, "HTTP/1.1 200");
 }
 

@@ -59,7 +59,7 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     let mut stuck = Vec::new();
     for _ in 0..40 {
         let mut ws = connect(address).await;
-        ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"8000000"}}"#)).await.unwrap();
+        ws.send(Message::text(r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"8000000"}}"#)).await.unwrap();
         stuck.push(ws);
     }
     let (mut good, stop) = (connect(address).await, Arc::new(std::sync::atomic::AtomicBool::new(false)));
@@ -89,7 +89,7 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     let mut told = Vec::new();
     while told.len() < 5 || (told.len() < 30 && !told.contains(&Some(1013))) {
         let mut ws = connect(address).await;
-        ws.send(Message::text(r#"{"subscribe":"q","query":{"size":"8000000"}}"#)).await.unwrap();
+        ws.send(Message::text(r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"8000000"}}"#)).await.unwrap();
         tokio::time::sleep(patience + Duration::from_millis(300)).await;
         told.push(close_code(&mut ws).await);
     }
@@ -107,7 +107,7 @@ async fn what_waits_for_a_reader_is_bounded() {
     let mut ws = connect(address).await;
     // Each time a new question under the same name, whose answer the reader does not take.
     for size in 0..200 {
-        let subscribe = format!(r#"{{"subscribe":"q","query":{{"size":"{}"}}}}"#, 4_000_000 + size);
+        let subscribe = format!(r#"{{"subscribe":"q","query":{{"metric":"m","by":"pad","limit":"{}"}}}}"#, 4_000_000 + size);
         ws.send(Message::text(subscribe)).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -45,8 +45,8 @@ fn a_query_of_too_many_points_ends_at_the_limit() {
     // 60,000 points take some 14 MB: it is refused long before.
     let engine = engine(0..60, 5_000);
     let (budget, shares) = budget(4 << 20);
-    let refused = engine.query("t", &params("1h", 60, &[]), &budget).expect_err("too many");
-    assert_eq!((refused.code, refused.kind), ("too_many_points", QueryErrorKind::TooLarge), "{refused}");
+    let refused = reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("too many");
+    assert_eq!((refused.code, refused.status.as_u16()), ("too_many_points", 422), "{refused}");
     assert!(refused.message.contains("query.max_points"), "{refused}");
     // The list of series is held until the query is gone.
     assert!(budget.bytes() < 300_000, "what was counted is given back: {}", budget.bytes());
@@ -58,10 +58,10 @@ fn a_query_of_too_many_points_ends_at_the_limit() {
 fn a_query_that_needs_too_much_memory_ends_there() {
     let engine = engine(0..60, 1_000_000);
     let (small, _shares) = budget(4 << 20);
-    let refused = engine.query("t", &params("1h", 60, &[]), &small).expect_err("too large");
-    assert_eq!((refused.code, refused.kind), ("query_too_large", QueryErrorKind::TooLarge), "{refused}");
+    let refused = reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &small).expect_err("too large");
+    assert_eq!((refused.code, refused.status.as_u16()), ("query_too_large", 422), "{refused}");
     let (large, _shares) = budget(64 << 20);
-    assert!(engine.query("t", &params("1h", 60, &[]), &large).is_ok());
+    assert!(reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &large).is_ok());
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn days_of_many_groups_do_not_lie_in_memory_together() {
     // 1,000 points, but 150,000 in the parts of all days, which would take more than 100 MB.
     let engine = engine((0..150).map(|day| day * 24 + 1), 10_000);
     let (budget, _shares) = budget(56 << 20);
-    let answer = engine.query("t", &params("all", 150 * 24, &[]), &budget).unwrap_or_else(|e| panic!("{e}"));
+    let answer = reads::query(&*engine, "t", &params("all", 150 * 24, &[]), 0, &budget).unwrap_or_else(|e| panic!("{e}"));
     let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
     let series = answer["series"].as_array().expect("series");
     assert_eq!(series.len(), SERIES);
@@ -84,7 +84,7 @@ fn an_ended_query_reads_no_further() {
     {
         let budget = Budget::default();
         budget.end(why);
-        let refused = engine.query("t", &params("1h", 60, &[]), &budget).expect_err("ended");
+        let refused = reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("ended");
         assert_eq!(refused.code, code);
     }
 }

@@ -21,10 +21,14 @@ fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEng
     QueryEngine::new(store, Arc::new(Idle), ManualClock::at(i64::from(START + 1) * HOUR_MS), limits)
 }
 
-fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Value, QueryError> {
+/// When what is asked for has no end of its own.
+const NOW: Millis = START as i64 * HOUR_MS;
+
+fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Value, ApiError> {
     let params: Vec<_> = [("metric", "m"), ("step", "all"), ("by", "s")].iter().chain(params).collect();
     let params: Vec<_> = params.into_iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    engine.query("t", &params, &Budget::default()).map(|answer| serde_json::from_str(&answer).expect("JSON"))
+    reads::query(engine, "t", &params, NOW + HOUR_MS, &Budget::default())
+        .map(|answer| serde_json::from_str(&answer).expect("JSON"))
 }
 
 /// The label of each series of the answer.
@@ -99,8 +103,10 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
         let params = [("metric", "dst"), ("step", "6h"), ("tz", "Europe/Berlin"), ("agg", "count,rate")];
         let range = [("from", "2026-03-28T23:00:00Z"), ("to", "2026-03-29T22:00:00Z")];
         let params: Vec<_> = params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let answer: serde_json::Value =
-            serde_json::from_str(&engine.query("t", &params, &Budget::default()).expect("an answer")).expect("JSON");
+        let answer: serde_json::Value = serde_json::from_str(
+            &reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default()).expect("an answer"),
+        )
+        .expect("JSON");
         let points: Vec<_> = answer["series"][0]["points"].as_array().expect("points").iter().collect();
         let counts: Vec<_> =
             points.iter().map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count"))).collect();
@@ -115,7 +121,7 @@ fn the_books_take_times_as_queries_do_and_nothing_else() {
     let engine = engine(10, &[("a", &[None])]);
     let ask = |params: &[(&str, &str)]| {
         let params: Vec<_> = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        engine.accounting("t", &params, &Budget::default())
+        reads::accounting(&*engine, "t", &params, NOW, &Budget::default())
     };
     assert!(ask(&[("from", "1709251200000"), ("to", "2024-03-01T02:00:00Z")]).is_ok());
     for (params, code) in [
@@ -208,7 +214,7 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
     let ask = |extra: &[(&str, &str)]| {
         let params = [("metric", "m"), ("step", "all"), ("from", &from), ("to", &to)];
         let params: Vec<_> = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let answer = engine.query("t", &params, &Budget::default()).expect("an answer");
+        let answer = reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default()).expect("an answer");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
     };
     // The second time from what is kept.
@@ -248,9 +254,9 @@ fn an_owner_that_has_not_caught_up_or_stands_still_is_named_however_little_it_la
         let engine = with_memory(Memory { deltas: vec![], recovering, stopped }, vec![events(Some("a"), START, 1)]);
         let params = [("metric".to_owned(), "m".to_owned())];
         for answer in [
-            engine.query("t", &params, &Budget::default()).expect("an answer"),
-            engine.accounting("t", &[], &Budget::default()).expect("books"),
-            engine.metrics("t", &[], &Budget::default()).expect("names"),
+            reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default()).expect("an answer"),
+            reads::accounting(&*engine, "t", &[], NOW, &Budget::default()).expect("books"),
+            reads::metrics(&*engine, "t", &[], &Budget::default()).expect("names"),
         ] {
             let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
             let expected = serde_json::json!([{"shard": 0, "reason": reason, "behind_ms": 0}]);
@@ -285,7 +291,7 @@ fn a_table_holds_what_the_json_does_whatever_is_in_a_label() {
     let table = |extra: &[(&str, &str)]| {
         let params = [("metric", "m"), ("by", "s,absent"), ("from", "1709164800000"), ("to", "1709424000000")];
         let params = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
-        engine.table("t", &params, &Budget::default())
+        reads::table(&*engine, "t", &params, NOW, &Budget::default())
     };
     let aggs = ("agg", "sum,count,p99.9");
     let found = table(&[aggs, ("format", "csv")]).expect("a table");

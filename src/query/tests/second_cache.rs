@@ -94,7 +94,7 @@ fn answers(engine: &QueryEngine) -> Vec<String> {
         let more = [("step", step), ("by", by), ("agg", agg)].map(|(name, value)| (name, value.to_owned()));
         let params = params.into_iter().chain(more).filter(|(_, value)| !value.is_empty());
         let params: Vec<_> = params.map(|(name, value)| (name.to_owned(), value)).collect();
-        engine.query(tenant, &params, &Budget::default()).unwrap_or_else(|why| panic!("{params:?}: {why}"))
+        reads::query(engine, tenant, &params, 0, &Budget::default()).unwrap_or_else(|why| panic!("{params:?}: {why}"))
     };
     ["t0", "t1"].into_iter().flat_map(|tenant| QUESTIONS.map(|question| ask(tenant, question))).collect()
 }

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-use super::service::{QueryError, StatusService};
+use super::service::StatusService;
 use crate::actors::slots::{FAILING, Slots};
+use crate::api::archive::{ArchiveFlush, ArchiveFlushAnswer};
+use crate::api::status::{NodeSummary, ShardStatus, StatusAnswer};
+use crate::api::timestamp;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::window::Millis;
@@ -169,52 +171,69 @@ fn owner<'n>(
     }
 }
 
-fn time(millis: Millis) -> Value {
-    jiff::Timestamp::from_millisecond(millis).map_or(Value::Null, |at| at.to_string().into())
-}
-
 /// A shard whose owner is known.
-fn owned(name: &str, here: bool, owned: &OwnedShard, now: Millis, stale_after_ms: i64) -> Value {
-    let age = owned.age_ms.unwrap_or(now.saturating_sub(owned.as_of)).max(0);
+fn owned(node: &str, here: bool, owned: &OwnedShard, now: Millis, stale_after_ms: i64) -> ShardStatus {
+    let age_ms = owned.age_ms.unwrap_or(now.saturating_sub(owned.as_of)).max(0);
     let problem = match owned.flush_failures {
         FAILING.. => Some("flush_failing"),
-        _ => (age > stale_after_ms).then_some("stale"),
+        _ => (age_ms > stale_after_ms).then_some("stale"),
     };
-    json!({
-        "shard": owned.shard, "owner": if here { "here" } else { "elsewhere" }, "node": name,
-        "epoch": owned.epoch.0, "next": owned.next, "end": owned.end, "lag": owned.end.saturating_sub(owned.next),
-        "as_of": time(owned.as_of), "age_ms": age, "committed": owned.committed, "archived": owned.archived,
-        "archive_lag": owned.next.saturating_sub(owned.archived), "attempts": owned.attempts,
-        "flush_failures": owned.flush_failures, "flush_failure": owned.flush_failure, "problem": problem,
-    })
+    ShardStatus {
+        shard: owned.shard,
+        owner: if here { "here" } else { "elsewhere" }.to_owned(),
+        node: Some(node.to_owned()),
+        epoch: Some(owned.epoch.0),
+        next: Some(owned.next),
+        end: Some(owned.end),
+        lag: Some(owned.end.saturating_sub(owned.next)),
+        as_of: timestamp(owned.as_of),
+        age_ms: Some(age_ms),
+        committed: Some(owned.committed),
+        archived: Some(owned.archived),
+        archive_lag: Some(owned.next.saturating_sub(owned.archived)),
+        attempts: Some(owned.attempts),
+        flush_failures: Some(owned.flush_failures),
+        flush_failure: owned.flush_failure.clone(),
+        problem: problem.map(str::to_owned),
+        why: None,
+    }
 }
 
 /// A shard of which only the store tells, or nobody.
-fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> Value {
-    json!({
-        "shard": shard.0, "owner": if elsewhere { "elsewhere" } else { "none" }, "node": null,
-        "epoch": checkpoint.map(|c| c.epoch.counter), "next": checkpoint.map(|c| c.next), "end": null, "lag": null,
-        "as_of": null, "age_ms": null, "committed": checkpoint.map(|c| c.next), "archived": checkpoint.map(|c| c.archived),
-        "archive_lag": checkpoint.map(|c| c.next.saturating_sub(c.archived)), "attempts": null, "flush_failures": null,
-        "flush_failure": null,
-        "problem": (!elsewhere).then_some("no_owner"),
-    })
+fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> ShardStatus {
+    ShardStatus {
+        shard: shard.0,
+        owner: if elsewhere { "elsewhere" } else { "none" }.to_owned(),
+        epoch: checkpoint.map(|checkpoint| checkpoint.epoch.counter),
+        next: checkpoint.map(|checkpoint| checkpoint.next),
+        committed: checkpoint.map(|checkpoint| checkpoint.next),
+        archived: checkpoint.map(|checkpoint| checkpoint.archived),
+        archive_lag: checkpoint.map(|checkpoint| checkpoint.next.saturating_sub(checkpoint.archived)),
+        problem: (!elsewhere).then(|| "no_owner".to_owned()),
+        ..ShardStatus::default()
+    }
 }
 
 /// A shard that stands still says why.
-fn with_stop(mut shown: Value, shard: ShardId, nodes: &[NodeStatus]) -> Value {
-    if let Some((_, why)) = nodes.iter().flat_map(|node| &node.stopped).find(|(stopped, _)| *stopped == shard.0) {
-        shown["problem"] = "stopped".into();
-        shown["why"] = why.as_str().into();
+fn with_stop(mut status: ShardStatus, nodes: &[NodeStatus]) -> ShardStatus {
+    let mut stopped = nodes.iter().flat_map(|node| &node.stopped);
+    if let Some((_, why)) = stopped.find(|(stopped, _)| *stopped == status.shard) {
+        status.problem = Some("stopped".to_owned());
+        status.why = Some(why.clone());
     }
-    shown
+    status
 }
 
-fn node(status: &NodeStatus) -> Value {
-    json!({
-        "name": status.name, "roles": status.roles, "version": status.version, "uptime_ms": status.uptime_ms,
-        "ready": status.not_ready.is_none(), "not_ready": status.not_ready, "shards": status.shards.len(),
-    })
+fn summary(node: &NodeStatus) -> NodeSummary {
+    NodeSummary {
+        name: node.name.clone(),
+        roles: node.roles.clone(),
+        version: node.version.clone(),
+        uptime_ms: node.uptime_ms,
+        ready: node.not_ready.is_none(),
+        not_ready: node.not_ready.clone(),
+        shards: node.shards.len() as u64,
+    }
 }
 
 impl StatusService for Status {
@@ -223,38 +242,38 @@ impl StatusService for Status {
         nodes.filter_map(|node| Some((node.name, node.dedup_horizon_ms?))).collect()
     }
 
-    fn archive_now(&self) -> Result<String, QueryError> {
-        let mut asked = Vec::new();
+    fn archive_now(&self) -> ArchiveFlushAnswer {
+        let mut shards = Vec::new();
         for (shard, slot) in self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
             let (to, archived) = (slot.applied.load(Ordering::Acquire), slot.archived.load(Ordering::Acquire));
             if to > archived {
                 slot.archive_asked.fetch_max(to, Ordering::AcqRel);
-                asked.push(json!({ "shard": shard.0, "below": to }));
+                shards.push(ArchiveFlush { shard: shard.0, below: to });
             }
         }
-        Ok(json!({ "shards": asked }).to_string())
+        ArchiveFlushAnswer { shards }
     }
 
-    fn status(&self) -> Result<String, QueryError> {
+    fn status(&self) -> StatusAnswer {
         let now = self.clock.now();
         let (stored_at, others) = (self.checkpoints(), self.peers.nodes());
         let peers_known = others.is_some();
         let mut nodes = vec![self.this_node()];
         nodes.extend(others.unwrap_or_default());
         let (store, checkpoints) = match stored_at {
-            None => (Value::Null, None),
-            Some(Ok(checkpoints)) => ("reachable".into(), Some(checkpoints)),
-            Some(Err(error)) => (error.to_string().into(), None),
+            None => (None, None),
+            Some(Ok(checkpoints)) => (Some("reachable".to_owned()), Some(checkpoints)),
+            Some(Err(error)) => (Some(error.to_string()), None),
         };
         let assigned = self.log.assignment().borrow().clone();
         // Without a store and without others, a node that owns nothing knows nothing of shards.
         let known = checkpoints.is_some() || peers_known || nodes.iter().any(|node| !node.shards.is_empty());
         let all = if known { self.log.shard_count() } else { 0 };
-        let shards: Vec<Value> = (0..all)
+        let shards: Vec<ShardStatus> = (0..all)
             .map(ShardId)
             .map(|shard| {
                 let checkpoint = checkpoints.as_ref().and_then(|all| all.get(&shard));
-                let shown = match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
+                let status = match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
                     Some((name, standing)) => {
                         let here = nodes[0].shards.iter().any(|own| own.shard == shard.0 && own.epoch == standing.epoch);
                         owned(name, here, standing, now, self.stale_after_ms)
@@ -265,11 +284,10 @@ impl StatusService for Status {
                         stored(shard, checkpoint, !(mine || peers_known || never_claimed))
                     }
                 };
-                with_stop(shown, shard, &nodes)
+                with_stop(status, &nodes)
             })
             .collect();
-        let healthy = known && shards.iter().all(|shard| shard["problem"].is_null());
-        let nodes: Vec<Value> = nodes.iter().map(node).collect();
-        Ok(json!({ "at": time(now), "healthy": healthy, "store": store, "nodes": nodes, "shards": shards }).to_string())
+        let healthy = known && shards.iter().all(|shard| shard.problem.is_none());
+        StatusAnswer { at: timestamp(now), healthy, store, nodes: nodes.iter().map(summary).collect(), shards }
     }
 }

@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
-
-use super::service::{ExpiryService, QueryError, QueryErrorKind};
+use super::service::{ExpiryService, OperateError};
+use crate::api::archive::{self, DueExpiry, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::model::budget::Budget;
 use crate::model::expiry::Note;
 use crate::persistence::store::{Expiring, ExpiryNote, RollupStore, StoreError, StoreSnapshot};
@@ -20,50 +19,45 @@ impl Expiry {
         Arc::new(Self(store))
     }
 
-    fn noted(view: Result<Box<dyn StoreSnapshot + '_>, StoreError>) -> Result<Vec<(Expiring, Note)>, QueryError> {
-        let noted = view.and_then(|mut view| view.expiries()).map_err(|why| failed(&why))?;
+    fn noted(snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>) -> Result<Vec<(Expiring, Note)>, OperateError> {
+        let noted = snapshot.and_then(|mut snapshot| snapshot.expiries())?;
         noted.into_iter().map(|(of, ExpiryNote { note, .. })| Ok((of, read(&note)?))).collect()
     }
 }
 
-fn read(note: &str) -> Result<Note, QueryError> {
-    serde_json::from_str(note).map_err(|why| {
-        QueryError::new(QueryErrorKind::Internal, "store_invalid", format!("a note of what expires cannot be read: {why}"))
-    })
+fn read(note: &str) -> Result<Note, OperateError> {
+    serde_json::from_str(note).map_err(|why| OperateError::StoreInvalid(format!("a note of what expires cannot be read: {why}")))
 }
 
-fn failed(why: &StoreError) -> QueryError {
-    QueryError::new(QueryErrorKind::Unavailable, "store_unavailable", why.to_string())
-}
-
-fn of_whom(of: Expiring) -> Value {
+fn named(of: Expiring) -> archive::Expiring {
     match of {
-        Expiring::Archive(shard) => json!({ "of": "archive", "shard": shard.0 }),
-        Expiring::Weeks => json!({ "of": "weeks", "shard": null }),
+        Expiring::Archive(shard) => archive::Expiring { of: "archive".to_owned(), shard: Some(shard.0) },
+        Expiring::Weeks => archive::Expiring { of: "weeks".to_owned(), shard: None },
     }
 }
 
-fn shown((of, note): &(Expiring, Note)) -> Value {
-    let mut shown = of_whom(*of);
-    shown["below"] = note.noted_to().into();
-    shown["left_ms"] = note.left_ms().into();
-    shown["stopped"] = note.stopped().map(|stop| stop.to_string()).into();
-    shown
+fn due((of, note): &(Expiring, Note)) -> DueExpiry {
+    DueExpiry {
+        expiring: named(*of),
+        below: note.noted_to(),
+        left_ms: note.left_ms(),
+        stopped: note.stopped().map(|stop| stop.to_string()),
+    }
 }
 
 impl ExpiryService for Expiry {
-    fn list(&self, budget: &Budget) -> Result<String, QueryError> {
+    fn list(&self, budget: &Budget) -> Result<ExpiryAnswer, OperateError> {
         let mut noted = Self::noted(self.0.snapshot_for(budget))?;
         noted.retain(|(_, note)| note.noted_to().is_some());
-        let stopped = noted.iter().filter(|(_, note)| note.stopped().is_some()).count();
-        Ok(json!({ "stopped": stopped, "due": noted.iter().map(shown).collect::<Vec<_>>() }).to_string())
+        let stopped = noted.iter().filter(|(_, note)| note.stopped().is_some()).count() as u64;
+        Ok(ExpiryAnswer { stopped, due: noted.iter().map(due).collect() })
     }
 
-    fn say_yes(&self) -> Result<String, QueryError> {
+    fn say_yes(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
         let stopped: Vec<Expiring> =
             Self::noted(self.0.snapshot())?.into_iter().filter(|(_, note)| note.stopped().is_some()).map(|(of, _)| of).collect();
-        let said = self.0.say_yes(&stopped).map_err(|why| failed(&why))?;
-        Ok(json!({ "going_on": said, "of": stopped.into_iter().map(of_whom).collect::<Vec<_>>() }).to_string())
+        let going_on = self.0.say_yes(&stopped)? as u64;
+        Ok(ExpiryGoesOnAnswer { going_on, of: stopped.into_iter().map(named).collect() })
     }
 }
 
@@ -86,10 +80,9 @@ mod tests {
             assert!(store.swap_expiry(of, None, &serde_json::to_string(&note).expect("text")).expect("noted"));
         }
         let expiry = Expiry::new(store.clone());
-        let listed: Value = serde_json::from_str(&expiry.list(&Budget::default()).expect("listed")).expect("JSON");
-        assert_eq!((listed["stopped"].as_u64(), listed["due"].as_array().map(Vec::len)), (Some(2), Some(3)));
-        let said: Value = serde_json::from_str(&expiry.say_yes().expect("said")).expect("JSON");
-        assert_eq!(said["going_on"], 2);
+        let listed = expiry.list(&Budget::default()).expect("listed");
+        assert_eq!((listed.stopped, listed.due.len()), (2, 3));
+        assert_eq!(expiry.say_yes().expect("said").going_on, 2);
         let notes = store.snapshot().expect("snapshot").expiries().expect("notes");
         let heard: Vec<_> = notes.iter().map(|(of, note)| (*of, note.said)).collect();
         assert_eq!(heard, [(Expiring::Weeks, 1), (Expiring::Archive(ShardId(3)), 1), (Expiring::Archive(ShardId(4)), 0)]);

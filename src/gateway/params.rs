@@ -3,14 +3,13 @@
 //! Whoever asks trusts that what is not refused is used. A parameter that is ignored, because its name is wrong, because another of the
 //! same name came later, or because its value is missing, makes an answer to another question.
 
-use super::service::{QueryError, QueryErrorKind};
+use super::error::ApiError;
 use crate::model::event::parse_rfc3339;
 use crate::model::window::Millis;
+use crate::query::request::shown;
 
 /// What is nearer than this to a known name was perhaps meant.
 const NEAR: f64 = 0.75;
-/// Characters of a name or value that a refusal repeats.
-const SHOWN: usize = 64;
 /// The beginning of the year 9999, in milliseconds, so that every step ends within the calendar; its negative bounds the past.
 const LAST: Millis = 253_370_764_800_000;
 
@@ -23,18 +22,24 @@ impl<'p> Params<'p> {
     ///
     /// # Errors
     /// `parameter_unknown`, which names the known one that was perhaps meant; `parameter_repeated`; `parameter_empty`.
-    pub fn read(given: &'p [(String, String)], known: &[&str]) -> Result<Self, QueryError> {
+    pub fn read(given: &'p [(String, String)], known: &[&str]) -> Result<Self, ApiError> {
         for (at, (name, value)) in given.iter().enumerate() {
             if !known.contains(&name.as_str()) {
-                return Err(bad("parameter_unknown", unknown(name, known)));
+                return Err(ApiError::bad("parameter_unknown", unknown(name, known)));
             }
             if given[..at].iter().any(|(before, _)| before == name) {
                 let list = if matches!(name.as_str(), "agg" | "by") { ", several items separated by commas" } else { "" };
                 let list = if name == "where" { ", several matchers separated by commas" } else { list };
-                return Err(bad("parameter_repeated", format!("the parameter {name} is given twice: give it once{list}")));
+                return Err(ApiError::bad(
+                    "parameter_repeated",
+                    format!("the parameter {name} is given twice: give it once{list}"),
+                ));
             }
             if value.is_empty() {
-                return Err(bad("parameter_empty", format!("the parameter {name} has no value: leave it out, or give it one")));
+                return Err(ApiError::bad(
+                    "parameter_empty",
+                    format!("the parameter {name} has no value: leave it out, or give it one"),
+                ));
             }
         }
         Ok(Self(given))
@@ -49,7 +54,7 @@ impl<'p> Params<'p> {
     ///
     /// # Errors
     /// `time_invalid`.
-    pub fn time(self, name: &str) -> Result<Option<Millis>, QueryError> {
+    pub fn time(self, name: &str) -> Result<Option<Millis>, ApiError> {
         self.get(name).map(|text| time(name, text)).transpose()
     }
 
@@ -57,26 +62,16 @@ impl<'p> Params<'p> {
     ///
     /// # Errors
     /// The code, and the words.
-    pub fn word<T: Copy>(self, name: &str, code: &'static str, words: &[(&str, T)]) -> Result<Option<T>, QueryError> {
+    pub fn word<T: Copy>(self, name: &str, code: &'static str, words: &[(&str, T)]) -> Result<Option<T>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, meaning)) => Ok(Some(*meaning)),
             None => {
                 let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                Err(bad(code, format!("{name} is one of {}, not {:?}", all.join(", "), shown(text))))
+                Err(ApiError::bad(code, format!("{name} is one of {}, not {:?}", all.join(", "), shown(text))))
             }
         }
     }
-}
-
-/// A refusal of the parameters.
-pub(super) fn bad(code: &'static str, message: impl Into<String>) -> QueryError {
-    QueryError { code, message: message.into(), kind: QueryErrorKind::Bad }
-}
-
-/// What an answer repeats of a text that may be a whole request long.
-pub(super) fn shown(text: &str) -> String {
-    text.chars().take(SHOWN).collect()
 }
 
 fn unknown(name: &str, known: &[&str]) -> String {
@@ -90,11 +85,11 @@ fn unknown(name: &str, known: &[&str]) -> String {
     format!("there is no parameter {:?}: {advice}", shown(name))
 }
 
-fn time(name: &str, text: &str) -> Result<Millis, QueryError> {
+fn time(name: &str, text: &str) -> Result<Millis, ApiError> {
     let parsed = text.parse::<i64>().ok().or_else(|| parse_rfc3339(text).ok());
     parsed.filter(|t| (-LAST..=LAST).contains(t)).ok_or_else(|| {
         let expected = "is a time such as 2026-01-01T10:00:00Z, or milliseconds since 1970";
-        bad("time_invalid", format!("{name} {expected}; not {:?}", shown(text)))
+        ApiError::bad("time_invalid", format!("{name} {expected}; not {:?}", shown(text)))
     })
 }
 
@@ -108,7 +103,7 @@ mod tests {
         params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 
-    fn refusal(params: &[(&str, &str)]) -> QueryError {
+    fn refusal(params: &[(&str, &str)]) -> ApiError {
         Params::read(&owned(params), KNOWN).map(|_| ()).expect_err("refused")
     }
 

@@ -1,0 +1,179 @@
+//! The JSON of query answers, written straight into a string: numbers keep all their digits, and a large answer is written once.
+//! Its shape is [`crate::api::query::QueryAnswer`], to which a test holds it.
+
+use std::fmt::Write;
+
+use crate::api;
+use crate::api::timestamp;
+use crate::model::budget::Ended;
+use crate::model::decimal::write_units;
+use crate::model::rollup::Rollup;
+use crate::model::window::Millis;
+use crate::query::answer::{Figure, QueryAnswer};
+use crate::query::completeness::Completeness;
+
+/// Bytes of an answer beside its points, and of a point, for the first guess.
+const ANSWER_BYTES: usize = 256;
+const POINT_BYTES: usize = 64;
+
+/// How decimals are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Decimals {
+    /// As JSON numbers.
+    #[default]
+    Numbers,
+    /// As strings, for readers whose numbers are doubles.
+    Strings,
+}
+
+/// An answer as JSON.
+///
+/// # Errors
+/// Why the query has ended meanwhile.
+pub fn query_answer(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<String, Ended> {
+    let mut out = String::new();
+    write_answer(&mut out, "{", answer, decimals)?;
+    Ok(out)
+}
+
+/// An answer as an update of a subscription, and a hash of what is worth an update: everything but what moves by itself.
+///
+/// # Errors
+/// Why the query has ended meanwhile.
+pub fn update(name: &str, answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<(String, u128), Ended> {
+    let mut out = String::new();
+    let mut head = "{\"update\":".to_owned();
+    string(&mut head, name);
+    head.push(',');
+    let figures = write_answer(&mut out, &head, answer, decimals)?;
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(out[head.len()..figures].as_bytes());
+    hash.update(&[u8::from(answer.completeness.partial())]);
+    hash.update(&answer.completeness.overflow.unwrap_or(0).to_be_bytes());
+    Ok((out, hash.digest128()))
+}
+
+/// Writes the answer behind this beginning of an object; where its figures end.
+fn write_answer(out: &mut String, head: &str, answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<usize, Ended> {
+    let room = head.len() + ANSWER_BYTES + answer.points() * POINT_BYTES;
+    let mut charged = 0;
+    let mut charge = |answer: &mut QueryAnswer<'_>, bytes: usize| {
+        let more = bytes.saturating_sub(charged);
+        charged = charged.max(bytes);
+        answer.charge(more).map_or(Ok(()), Err)
+    };
+    charge(answer, room)?;
+    out.reserve(room);
+    out.push_str(head);
+    out.push_str("\"metric\":");
+    string(out, &answer.request.metric);
+    out.push_str(",\"step\":");
+    string(out, answer.request.step.name());
+    out.push_str(",\"from\":");
+    time(out, answer.request.from);
+    out.push_str(",\"to\":");
+    time(out, answer.request.to);
+    out.push_str(",\"series\":[");
+    for at in 0..answer.series.len() {
+        charge(answer, out.len())?;
+        out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
+        let series = &answer.series[at];
+        let labels = answer.request.group_by.iter().zip(&series.key).filter(|(_, value)| !value.is_empty());
+        for (at, (name, value)) in labels.enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            string(out, name);
+            out.push(':');
+            string(out, value);
+        }
+        out.push_str("},\"points\":[");
+        for (at, (start, rollup)) in series.points.iter().enumerate() {
+            if at > 0 {
+                out.push(',');
+            }
+            point(out, answer, *start, rollup, decimals);
+        }
+        out.push_str("]}");
+    }
+    out.push(']');
+    let figures = out.len();
+    out.push_str(",\"completeness\":");
+    // A plain struct always serialises.
+    out.push_str(&serde_json::to_string(&completeness(&answer.completeness)).unwrap_or_default());
+    out.push('}');
+    Ok(figures)
+}
+
+/// How much of the truth an answer is, on the wire.
+pub fn completeness(of: &Completeness) -> api::completeness::Completeness {
+    let missing = |missing: &crate::query::completeness::MissingShard| api::completeness::MissingShard {
+        shard: missing.shard.0,
+        reason: missing.reason.to_owned(),
+        behind_ms: missing.behind_ms,
+    };
+    api::completeness::Completeness {
+        partial: of.partial(),
+        shards: of.shards as u32,
+        missing: of.missing.iter().map(missing).collect(),
+        more: 0,
+        overflow: of.overflow,
+        as_of: timestamp(of.as_of),
+    }
+}
+
+/// A JSON string.
+fn string(out: &mut String, text: &str) {
+    // A string always serialises.
+    out.push_str(&serde_json::Value::from(text).to_string());
+}
+
+/// A time, quoted.
+fn time(out: &mut String, t: Millis) {
+    match timestamp(t) {
+        Some(at) => _ = write!(out, "\"{at}\""),
+        None => out.push_str("null"),
+    }
+}
+
+fn point(out: &mut String, answer: &QueryAnswer<'_>, start: Millis, rollup: &Rollup, decimals: Decimals) {
+    out.push_str("{\"t\":");
+    time(out, start);
+    for &aggregate in &answer.request.aggregates {
+        // Writing to a String cannot fail.
+        _ = write!(out, ",\"{}\":", aggregate.name());
+        figure(out, answer.figure(aggregate, start, rollup), decimals);
+    }
+    out.push('}');
+}
+
+/// One figure; `null` if there is none.
+pub(super) fn figure(out: &mut String, figure: Figure, decimals: Decimals) {
+    let quotes = decimals == Decimals::Strings && matches!(figure, Figure::Units(_) | Figure::Value(_));
+    if quotes {
+        out.push('"');
+    }
+    // Writing to a String cannot fail.
+    _ = match figure {
+        Figure::Whole(number) => write!(out, "{number}"),
+        Figure::Rate(number) => write!(out, "{number}"),
+        Figure::Units(units) => write_units(units, out),
+        Figure::Value(value) => write!(out, "{value}"),
+        Figure::Absent => write!(out, "null"),
+    };
+    if quotes {
+        out.push('"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_are_escaped() {
+        let mut out = String::new();
+        string(&mut out, "a\"\r\n\u{1b}[31m");
+        assert_eq!(out, r#""a\"\r\n\u001b[31m""#);
+    }
+}

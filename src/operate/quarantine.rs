@@ -1,0 +1,130 @@
+//! The quarantine: what was set aside, and its release or discard.
+//!
+//! What always holds: an event is counted or set aside, never both, because merging its growth and deleting its row are one
+//! transaction of the store, which also moves accounting and revisions. Its ids stay in de-duplication: a client's retry does not
+//! count beside a release. A tenant's key reaches that tenant's events alone; records that no build could read belong to nobody, and
+//! operators see that they are there, not what they hold. On failure nothing was changed, or, if the outcome is unknown, the
+//! list tells.
+
+use std::sync::Arc;
+
+use super::service::{KeyReach, OperateError, QuarantineService};
+use crate::api::quarantine::{
+    DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName, UnderstoodEvent,
+};
+use crate::api::timestamp;
+use crate::model::budget::Budget;
+use crate::model::flush::QuarantineRow;
+use crate::model::offset::ShardId;
+use crate::model::record;
+use crate::model::series::Series;
+use crate::persistence::store::{RollupStore, StoreError, StoreSnapshot};
+use crate::shards::release;
+use crate::shards::state::ShardLimits;
+
+/// Events in one answer; the rest is counted.
+const MAX_LISTED: usize = 1_000;
+
+/// The quarantine of a store.
+pub struct Quarantine {
+    store: Arc<dyn RollupStore>,
+    limits: ShardLimits,
+}
+
+impl Quarantine {
+    /// The quarantine of this store. A release folds under the limits of the shards.
+    pub fn new(store: Arc<dyn RollupStore>, limits: ShardLimits) -> Arc<Self> {
+        Arc::new(Self { store, limits })
+    }
+
+    fn rows(
+        reach: &KeyReach,
+        snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
+    ) -> Result<Vec<QuarantineRow>, OperateError> {
+        let mut rows = snapshot.and_then(|mut snapshot| snapshot.quarantine())?;
+        rows.retain(|row| if row.tenant.is_empty() { reach.unowned } else { row.tenant == *reach.tenant });
+        Ok(rows)
+    }
+
+    /// The row of an event that waits.
+    fn waiting(&self, reach: &KeyReach, place: EventPlace) -> Result<QuarantineRow, OperateError> {
+        let found = Self::rows(reach, self.store.snapshot())?.into_iter().find(|row| place_of(row) == place);
+        match found {
+            Some(row) if row.discarded => Err(gone(place, "was discarded, which is for good")),
+            Some(row) => Ok(row),
+            None => Err(gone(place, "is not in the quarantine (any more)")),
+        }
+    }
+}
+
+fn place_of(row: &QuarantineRow) -> EventPlace {
+    EventPlace { shard: row.shard.0, offset: row.offset, index: row.index }
+}
+
+fn gone(place: EventPlace, why: &'static str) -> OperateError {
+    OperateError::NotQuarantined { place, why }
+}
+
+impl QuarantineService for Quarantine {
+    fn list(&self, reach: &KeyReach, all: bool, budget: &Budget) -> Result<QuarantineAnswer, OperateError> {
+        let mut rows = Self::rows(reach, self.store.snapshot_for(budget))?;
+        rows.retain(|row| all || !row.discarded);
+        let events: Vec<QuarantinedEvent> = rows.iter().take(MAX_LISTED).map(listed).collect();
+        Ok(QuarantineAnswer { more: (rows.len() - events.len()) as u64, events })
+    }
+
+    fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<ReleaseAnswer, OperateError> {
+        let row = self.waiting(reach, place)?;
+        // Whatever was admitted at or below the event's offset was committed before the event's own row was.
+        let admissions = self.store.snapshot().and_then(|mut snapshot| snapshot.admissions(row.shard))?;
+        let batch = release::fold(&self.limits, &row, admissions).map_err(|why| OperateError::NotReleasable(why.to_string()))?;
+        if !self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch))? {
+            return Err(gone(place, "was settled meanwhile"));
+        }
+        let counted_in = batch.deltas.first().map(|delta| name_of(&delta.series.series));
+        Ok(ReleaseAnswer { released: place, counted_in })
+    }
+
+    fn discard(&self, reach: &KeyReach, place: EventPlace) -> Result<DiscardAnswer, OperateError> {
+        let row = self.waiting(reach, place)?;
+        if !self.store.settle_quarantine(ShardId(place.shard), row.offset, row.index, None)? {
+            return Err(gone(place, "was settled meanwhile"));
+        }
+        Ok(DiscardAnswer { discarded: place })
+    }
+}
+
+fn name_of(series: &Series) -> SeriesName {
+    SeriesName { metric: series.metric.clone(), labels: series.labels.iter().cloned().collect() }
+}
+
+fn listed(row: &QuarantineRow) -> QuarantinedEvent {
+    QuarantinedEvent {
+        shard: row.shard.0,
+        offset: row.offset,
+        index: row.index,
+        tenant: row.tenant.clone(),
+        received: timestamp(row.received),
+        reason: row.reason.clone(),
+        discarded: row.discarded,
+        event: understood(row),
+        bytes: row.tenant.is_empty().then_some(row.record.len() as u64),
+    }
+}
+
+/// The event as it was understood; none if the record cannot be read, or is nobody's.
+fn understood(row: &QuarantineRow) -> Option<UnderstoodEvent> {
+    if row.tenant.is_empty() {
+        return None;
+    }
+    let record = record::decode(&row.record).ok()?;
+    let [event] = &record.events[..] else { return None };
+    Some(UnderstoodEvent {
+        series: Series::from_key(record.series[event.series as usize].key).ok().map(|series| name_of(&series)),
+        timestamp: timestamp(event.timestamp),
+        value: event.value.map(|value| value.to_string()),
+        user: event.user.map(str::to_owned),
+        id: event.id.map(str::to_owned),
+        raw: std::str::from_utf8(event.raw).ok().map(str::to_owned),
+    })
+}
