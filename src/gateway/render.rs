@@ -47,7 +47,7 @@ pub fn update(name: &str, answer: &mut QueryAnswer<'_>, decimals: Decimals) -> R
     head.push(',');
     let figures = write_answer(&mut out, &head, answer, decimals)?;
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
-    hash.update(out[head.len()..figures].as_bytes());
+    hash.update(&out.as_bytes()[head.len()..figures]);
     hash.update(&[u8::from(answer.completeness.partial())]);
     hash.update(&answer.completeness.overflow.unwrap_or(0).to_be_bytes());
     Ok((out, hash.digest128()))

@@ -56,7 +56,7 @@ impl ExpiryService for Expiry {
     fn say_yes(&self) -> Result<ExpiryGoesOnAnswer, OperateError> {
         let stopped: Vec<Expiring> =
             Self::noted(self.0.snapshot())?.into_iter().filter(|(_, note)| note.stopped().is_some()).map(|(of, _)| of).collect();
-        let going_on = self.0.say_yes(&stopped)? as u64;
+        let going_on = self.0.say_yes(&stopped)?;
         Ok(ExpiryGoesOnAnswer { going_on, of: stopped.into_iter().map(named).collect() })
     }
 }
