@@ -7,7 +7,6 @@
 //! not have their records any more.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -143,8 +142,8 @@ impl Archiver {
     }
 
     fn archive_if_due(&self, shard: ShardId, slot: &Slot) -> Result<bool, ActorProcessingErr> {
-        let from = slot.archived.load(Ordering::Acquire);
-        let to = slot.committed.load(Ordering::Acquire);
+        let from = slot.archived();
+        let to = slot.committed();
         if from >= to || slot.epoch().is_none() {
             self.waiting.over(shard);
             return Ok(false);
@@ -158,8 +157,8 @@ impl Archiver {
         if first.is_empty() {
             return Ok(false);
         }
-        let bytes = slot.unarchived_bytes.load(Ordering::Relaxed);
-        let asked = slot.archive_asked.load(Ordering::Acquire) > from;
+        let bytes = slot.for_archiver().unarchived_bytes();
+        let asked = slot.for_archiver().is_asked_above(from);
         if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) && !asked {
             return Ok(false);
         }
@@ -217,8 +216,7 @@ impl Archiver {
         }
         self.note(slot, epoch, &row)?;
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
-        let left = slot.unarchived_bytes.load(Ordering::Relaxed).saturating_sub(bytes);
-        slot.unarchived_bytes.store(left, Ordering::Relaxed);
+        slot.for_archiver().wrote(bytes);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
         Ok(())
     }
@@ -226,11 +224,11 @@ impl Archiver {
     /// Writes the manifest row of an object that is in the archive.
     fn note(&self, slot: &Slot, owner: Epoch, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
         // Read before: a store that takes the row has this owner still.
-        let before = slot.archived.load(Ordering::Acquire);
+        let before = slot.archived();
         match self.store.archived(owner, row) {
             Ok(()) => {
                 continues(row, OffsetRange { from: before, to: row.range.to });
-                slot.archived_to(owner, row.range.to);
+                slot.for_archiver().archived_to(owner, row.range.to);
                 Ok(())
             }
             // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
@@ -296,7 +294,7 @@ impl Archiver {
         match checkpoints {
             Ok(all) => {
                 if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
-                    slot.archived_to(owner, checkpoint.archived);
+                    slot.for_archiver().archived_to(owner, checkpoint.archived);
                 }
                 format!("the manifest row from {} to {}: {why}; the cursor was read again", row.range.from, row.range.to).into()
             }
@@ -306,11 +304,7 @@ impl Archiver {
 
     /// Releases the log below min(rolled up, archived) of every shard.
     fn release(&self) {
-        let floors: Vec<Offset> = self
-            .slots
-            .iter()
-            .map(|(_, slot)| slot.committed.load(Ordering::Acquire).min(slot.archived.load(Ordering::Acquire)))
-            .collect();
+        let floors: Vec<Offset> = self.slots.iter().map(|(_, slot)| slot.released_below()).collect();
         match self.log.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),

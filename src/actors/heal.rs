@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 
 use crate::model::flush::LogRecord;
-use crate::model::manifest::Decisions;
-use crate::model::offset::{Checkpoint, Diverged, Offset, OffsetRange, ShardId, continues};
+use crate::model::offset::{Checkpoint, Diverged, LogId, Offset, OffsetRange, ShardId};
 use crate::persistence::archive::chain::{Chains, Link};
 use crate::persistence::archive::{Archive, ArchiveError};
+use crate::shards::driver::{ArchivedRecords, GapRecovery, lost};
 
 /// Why a shard cannot go on from its checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +23,8 @@ pub enum Unhealed {
     Archive(#[from] ArchiveError),
 }
 
-/// From where a shard reads on in a log that holds `[start, end)`: from the log alone, or first what the archive has. Blocking.
+/// Whether a shard can go on from its checkpoint in a log that holds `[start, end)`: from the log alone, or with what the archive has.
+/// Blocking.
 ///
 /// # Errors
 /// [`Unhealed::Diverged`] if records are missing everywhere, or the log ends below the checkpoint or below what it gave to the archive.
@@ -33,19 +34,11 @@ pub fn resume(
     at: &Checkpoint,
     (start, end): (Offset, Offset),
 ) -> Result<Option<Healing>, Unhealed> {
-    match continues(at.next, start, end) {
-        Ok(()) => Ok(None),
-        Err(Diverged::Gap { .. }) => {
-            let lost = OffsetRange { from: at.next, to: start };
-            let chains = Chains::of(&[at.log], shard, archive.list(at.log, shard)?);
-            let healing = Healing::new(chains, at.archived, lost).map_err(|missing| Diverged::Lost { lost, missing })?;
-            if healing.to > end {
-                return Err(Diverged::Short { end, checkpoint: healing.to }.into());
-            }
-            Ok(Some(healing))
-        }
-        Err(other) => Err(other.into()),
-    }
+    let Some(lost) = lost(at, (start, end))? else { return Ok(None) };
+    let healing = Healing::plan(archive, at.log, shard, at.archived, lost)?;
+    let healing = healing.map_err(|missing| Diverged::Lost { lost, missing })?;
+    GapRecovery::new(lost, healing.to(), end)?;
+    Ok(Some(healing))
 }
 
 /// What the log lost, on its way from the archive.
@@ -64,37 +57,38 @@ pub struct Healing {
     object: String,
 }
 
-/// Some records that the log lost.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Archived {
-    /// In the order of the log.
-    pub records: Vec<LogRecord>,
-    /// What was decided about the records below an offset, if that is news.
-    pub decided: Option<(Decisions, Offset)>,
-}
-
 impl Healing {
+    /// Finds the objects that hold what the log lost; the first part that is in none, if that is not all. Blocking.
+    ///
+    /// # Errors
+    /// If the archive cannot be listed.
+    pub fn plan(
+        archive: &dyn Archive,
+        log: LogId,
+        shard: ShardId,
+        anchor: Offset,
+        lost: OffsetRange,
+    ) -> Result<Result<Self, OffsetRange>, ArchiveError> {
+        let chains = Chains::of(&[log], shard, archive.list(log, shard)?);
+        Ok(Self::new(chains, anchor, lost))
+    }
+
     fn new(chains: Chains, anchor: Offset, lost: OffsetRange) -> Result<Self, OffsetRange> {
         let links: VecDeque<Link> = chains.covering(anchor, lost)?.into();
         let to = links.back().map_or(lost.to, |link| link.name.range.to);
         Ok(Self { lost, to, anchor, chains, links, records: VecDeque::new(), object: String::new() })
     }
 
-    /// What the log lost.
-    pub fn lost(&self) -> OffsetRange {
-        self.lost
-    }
-
-    /// Whether a shard at `next` has everything that was lost.
-    pub fn is_over(&self, next: Offset) -> bool {
-        next >= self.to
+    /// Where the last object ends.
+    pub fn to(&self) -> Offset {
+        self.to
     }
 
     /// Records from `next` on, in order, at least one, about `max_bytes` of payload at most. Blocking. `next` never goes back.
     ///
     /// # Errors
     /// If the archive fails, or an object is damaged and no other one has its records.
-    pub fn read(&mut self, archive: &dyn Archive, next: Offset, max_bytes: usize) -> Result<Archived, ArchiveError> {
+    pub fn read(&mut self, archive: &dyn Archive, next: Offset, max_bytes: usize) -> Result<ArchivedRecords, ArchiveError> {
         while self.records.front().is_some_and(|record| record.offset < next) {
             self.records.pop_front();
         }
@@ -113,7 +107,7 @@ impl Healing {
                 Err(other) => return Err(other),
             }
         }
-        Ok(Archived { records: self.some(next, max_bytes)?, decided })
+        Ok(ArchivedRecords { records: self.some(next, max_bytes)?, decided, to: self.to })
     }
 
     fn some(&self, next: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, ArchiveError> {
@@ -151,8 +145,8 @@ impl Healing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::manifest::{ManifestRow, Tier};
-    use crate::model::offset::{Epoch, LogId};
+    use crate::model::manifest::{Decisions, ManifestRow, Tier};
+    use crate::model::offset::Epoch;
     use crate::model::series::SeriesId;
     use crate::persistence::archive::memory::MemoryArchive;
 
@@ -199,9 +193,9 @@ mod tests {
         for (next, start, end) in [(0, 12, 12), (2, 11, 12), (3, 4, 4), (6, 7, 8)] {
             for max_bytes in [1, 20, 1 << 20] {
                 let mut healing = heal(&archive, next, (start, 20)).expect("covered").expect("lost");
-                assert_eq!(healing.lost(), OffsetRange { from: next, to: start });
+                assert_eq!(healing.lost, OffsetRange { from: next, to: start });
                 let (mut at, mut found, mut decided) = (next, Vec::new(), Vec::new());
-                while !healing.is_over(at) {
+                while at < healing.to() {
                     let read = healing.read(&archive, at, max_bytes).expect("readable");
                     decided.extend(read.decided.map(|(decisions, to)| (decisions.admitted[0].1, to)));
                     // The shard takes a part of what it gets.
@@ -255,7 +249,7 @@ mod tests {
         write(&archive, Epoch { counter: 3, nonce: 3 }, 8, 11);
         let mut healing = heal(&archive, 8, (10, 20)).expect("covered").expect("lost");
         assert_eq!(healing.read(&archive, 8, 1 << 20).expect("an older owner's").records, [8, 9, 10].map(record));
-        assert!(healing.is_over(11) && !healing.is_over(10));
+        assert_eq!(healing.to(), 11);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveQuestion, Moved};
+use crate::shards::state::{AccountingQuestion, LiveQuestion, StaleCheckpoint};
 
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,8 +56,8 @@ impl LiveError {
     }
 }
 
-impl From<Moved> for LiveError {
-    fn from(_: Moved) -> Self {
+impl From<StaleCheckpoint> for LiveError {
+    fn from(_: StaleCheckpoint) -> Self {
         LiveError::Moved
     }
 }

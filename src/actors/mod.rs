@@ -16,5 +16,6 @@ pub mod mesh;
 pub mod pulse;
 pub mod records;
 pub mod shard;
+pub mod shard_ports;
 pub mod slots;
 pub mod upkeep;

@@ -1,7 +1,6 @@
 //! The pulse: wakes shards that have something to do. Level-triggered, so a lost wake-up cannot wedge a shard.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -33,10 +32,10 @@ pub async fn run(refs: ShardRefs, slots: Arc<Slots>, interval: Duration) {
         }
         for (shard, slot) in slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
             let end = slots.look(shard, slot);
-            let behind = slot.applied.load(Ordering::Acquire) < end;
+            let behind = slot.applied() < end;
             // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one moment.
             let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
-            if (behind || idle_turn) && !slot.pulsed.swap(true, Ordering::AcqRel) {
+            if (behind || idle_turn) && slot.pulse_due() {
                 pulse(&refs, shard.0 as usize, slot);
             }
         }
@@ -47,6 +46,6 @@ fn pulse(refs: &ShardRefs, index: usize, slot: &super::slots::Slot) {
     let sent = refs[index].load().as_ref().is_some_and(|actor| actor.cast(ShardMessage::Pulse).is_ok());
     if !sent {
         // Nobody is there: the credit returns, the supervisor brings the actor back.
-        slot.pulsed.store(false, Ordering::Release);
+        slot.pulse_taken();
     }
 }

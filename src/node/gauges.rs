@@ -1,11 +1,11 @@
 //! Gauges that are read when `/metrics` is: readiness, where the shards stand, and what the process uses.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::ready::Readiness;
 use crate::actors::slots::{Slot, Slots};
 use crate::model::offset::ShardId;
+use crate::shards::state::ShardState;
 use crate::telemetry;
 
 /// Renders `/metrics`.
@@ -43,8 +43,7 @@ impl Gauges {
         let (mut owned, mut delta_bytes) = (0_u32, 0);
         for (shard, slot) in self.slots.iter() {
             owned += u32::from(self.collect_shard(shard, slot));
-            let state = slot.state.read();
-            delta_bytes += state.ok().and_then(|state| state.as_ref().map(|state| state.open_bytes())).unwrap_or(0);
+            delta_bytes += slot.read(ShardState::open_bytes).unwrap_or(0);
         }
         let stands = self.slots.dedup_stands();
         let shortest = stands.iter().map(|(_, stand)| stand.horizon_ms).min().unwrap_or(self.dedup_horizon_ms);
@@ -60,7 +59,7 @@ impl Gauges {
             let lag = reach.end.saturating_sub(reach.next);
             (lag, if lag == 0 { 0 } else { reach.age_ms })
         });
-        let unarchived = reach.map_or(0, |reach| reach.next.saturating_sub(slot.archived.load(Ordering::Acquire)));
+        let unarchived = reach.map_or(0, |reach| reach.next.saturating_sub(slot.archived()));
         let name = shard.0.to_string();
         let stopped = if slot.stopped().is_some() { 1.0 } else { 0.0 };
         metrics::gauge!(telemetry::SHARD_STOPPED, "shard" => name.clone()).set(stopped);

@@ -11,7 +11,8 @@ use super::tree::{self, ShardsPlace};
 use super::{Ports, limits};
 use crate::actors::archiver::{Archiver, Waiting};
 use crate::actors::pulse::{self, ShardRefs};
-use crate::actors::shard::{Names, ShardActor};
+use crate::actors::shard::ShardActor;
+use crate::actors::shard_ports::{Names, ShardPorts};
 use crate::actors::slots::Slots;
 use crate::actors::upkeep::{Damaged, Looked, Upkeep};
 use crate::config::{Config, millis};
@@ -51,22 +52,24 @@ pub(super) fn role(
     let archive = ports.archive.clone().context("the role shards needs an archive")?;
     let (log, clock) = (ports.log.clone(), ports.clock.clone());
     let refs: ShardRefs = tree::places(log.shard_count() as usize);
-    let actor = ShardActor {
+    let shard_ports = ShardPorts {
         shard: crate::model::offset::ShardId(0),
         log: log.clone(),
         store: store.clone(),
         archive: archive.clone(),
-        clock: clock.clone(),
+        names: Some(Names::new(census.clone())),
+        slots: slots.clone(),
+    };
+    let actor = ShardActor {
+        ports: shard_ports,
         limits: shard_limits.clone(),
         max_series: limits::max_series(config, log.shard_count()),
-        names: Names::new(census.clone()),
-        alone: Arc::new(Semaphore::new(1)),
-        slots: slots.clone(),
+        isolation: Arc::new(Semaphore::new(1)),
     };
     let (places, handover, leaving) = (refs.clone(), config.shards.handover, log.clone());
     let spec = ShardsSpec {
         assignment: log.assignment(),
-        child: Arc::new(move |shard| tree::shard(ShardActor { shard, ..actor.clone() }, &places)),
+        child: Arc::new(move |shard| tree::shard(actor.of_shard(shard), &places)),
         let_go: Arc::new(move |shards| leaving.let_go(shards)),
         slots: slots.clone(),
         refs: refs.clone(),

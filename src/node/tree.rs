@@ -106,7 +106,7 @@ pub fn shards(spec: ShardsSpec, place: ShardsPlace) -> ChildSpec {
 
 /// One shard.
 pub fn shard(actor: ShardActor, places: &ShardRefs) -> ChildSpec {
-    let (places, index) = (places.clone(), actor.shard.0 as usize);
+    let (places, index) = (places.clone(), actor.ports.shard.0 as usize);
     actor_child("shard", format!("shard {index}"), actor, move |actor| places[index].store(Some(Arc::new(actor))))
 }
 

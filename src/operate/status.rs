@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
@@ -129,10 +128,10 @@ impl Status {
                 next: reach.next,
                 end: reach.end,
                 as_of: reach.as_of,
-                committed: slot.committed.load(Ordering::Acquire),
-                archived: slot.archived.load(Ordering::Acquire),
-                attempts: slot.attempts.load(Ordering::Acquire),
-                flush_failures: slot.flush_failures.load(Ordering::Acquire),
+                committed: slot.committed(),
+                archived: slot.archived(),
+                attempts: slot.attempts(),
+                flush_failures: slot.flush_failures(),
                 flush_failure: slot.flush_failure(),
                 age_ms: Some(reach.age_ms),
             })
@@ -245,9 +244,7 @@ impl StatusService for Status {
     fn archive_now(&self) -> ArchiveFlushAnswer {
         let mut shards = Vec::new();
         for (shard, slot) in self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
-            let (to, archived) = (slot.applied.load(Ordering::Acquire), slot.archived.load(Ordering::Acquire));
-            if to > archived {
-                slot.archive_asked.fetch_max(to, Ordering::AcqRel);
+            if let Some(to) = slot.ask_archive() {
                 shards.push(ArchiveFlush { shard: shard.0, below: to });
             }
         }

@@ -1,10 +1,13 @@
-//! Steps the shards' own state machine over records outside of an actor: what `verify` compares and `rebuild` writes is what a shard
-//! commits.
+//! Tells the shards' own driver of records outside of an actor: what `verify` compares and `rebuild` writes is what a shard commits.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use crate::model::flush::{FlushBatch, FlushGuard, LogRecord};
-use crate::model::offset::Diverged;
+use crate::model::offset::Offset;
 use crate::model::window::Millis;
-use crate::shards::state::{Effect, Input, ShardLimits, ShardState};
+use crate::shards::driver::{Command, Event, Moment, Report, ShardDriver};
+use crate::shards::state::ShardLimits;
 
 /// Records applied between two looks at what is due.
 const CHUNK: usize = 8_192;
@@ -40,10 +43,10 @@ impl FoldRules {
 /// Why a fold ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended<E> {
-    /// The records do not continue where the state stands.
+    /// The records cannot be folded: they do not continue where the shard stands, or this build does not read one of them.
     #[error("{0}")]
-    Diverged(Diverged),
-    /// A commit failed; the state is of no use any more.
+    Stopped(String),
+    /// A commit failed; the shard's memory is of no use any more.
     #[error("{0}")]
     Commit(E),
 }
@@ -53,27 +56,46 @@ pub(super) type Commit<'a, E> = dyn FnMut(FlushGuard, &FlushBatch, Millis) -> Re
 
 /// Applies the records; what is due is committed: everything, if `drain`.
 pub(super) fn apply<E>(
-    state: &mut ShardState,
+    driver: &mut ShardDriver,
     records: &[LogRecord],
     drain: bool,
     commit: &mut Commit<'_, E>,
 ) -> Result<(), Ended<E>> {
-    let mut effects = Vec::new();
-    let chunks = records.chunks(CHUNK).chain(records.is_empty().then_some(records));
-    for chunk in chunks {
-        state.step(Input::Records(chunk), &mut effects);
-        state.step(Input::Tick { now: 0, drain }, &mut effects);
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Commit { guard, batch, forget_ids_before } => {
-                    commit(guard, &batch, forget_ids_before).map_err(Ended::Commit)?;
-                }
-                Effect::Stop(diverged) => return Err(Ended::Diverged(diverged)),
-                Effect::MarkSuspect { .. } | Effect::Confirm { .. } => {}
+    let end = records.last().map_or(driver.state().next(), |record| record.offset + 1);
+    loop {
+        let next = driver.state().next();
+        let above = &records[records.partition_point(|record| record.offset < next)..];
+        if !above.is_empty() {
+            let chunk = Cow::Borrowed(&above[..above.len().min(CHUNK)]);
+            tell(driver, Event::LogRead(Ok(chunk)), end, commit)?;
+            if driver.state().next() == next {
+                return Err(Ended::Stopped(format!("the record at offset {next} is not applied")));
             }
         }
-        // Longer ago than anybody may ask for: the batch is forgotten with the next step.
-        state.step(Input::Committed { now: -1 }, &mut effects);
+        if drain {
+            tell(driver, Event::Drain, end, commit)?;
+        }
+        if driver.state().next() >= end {
+            return Ok(());
+        }
+    }
+}
+
+/// One event, and everything that follows from it.
+fn tell<E>(driver: &mut ShardDriver, event: Event<'_>, log_end: Offset, commit: &mut Commit<'_, E>) -> Result<(), Ended<E>> {
+    let mut commands = VecDeque::new();
+    driver.on(Moment { now: 0, log_end }, event, &mut commands);
+    while let Some(command) = commands.pop_front() {
+        match command {
+            Command::Commit { guard, batch, forget_ids_before } => {
+                commit(guard, &batch, forget_ids_before).map_err(Ended::Commit)?;
+                // Longer ago than anybody may ask for: the batch is forgotten with the next step.
+                driver.on(Moment { now: -1, log_end }, Event::CommitEnded(Ok(())), &mut commands);
+            }
+            Command::Report(Report::StandsStill { why, .. }) => return Err(Ended::Stopped(why)),
+            Command::End(reason) => return Err(Ended::Stopped(reason.to_string())),
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use crate::persistence::archive::chain::Link;
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{RollupStore, StoreError};
+use crate::shards::driver::ShardDriver;
 use crate::shards::series::{Admission, Census};
 use crate::shards::state::ShardState;
 
@@ -254,14 +255,14 @@ impl<'a> OneShard<'a> {
     /// Folds the objects.
     fn fold_archive(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), RebuildError> {
         let done = self.at.next.min(self.at.archived);
-        let mut state = self.state()?;
+        let mut driver = self.driver()?;
         for link in &self.plan.chain {
             if link.name.range.to > done {
-                self.object(link, &mut state)?;
+                self.object(link, &mut driver)?;
             }
             progress(link.name.range.len());
         }
-        self.apply(&mut state, &[], true)?;
+        self.apply(&mut driver, &[], true)?;
         self.settle()?;
         if self.plan.start > 0 && self.plan.chain.is_empty() {
             let first = self.of.log.read(self.plan.shard, self.plan.start, 1)?;
@@ -271,19 +272,19 @@ impl<'a> OneShard<'a> {
         Ok(())
     }
 
-    fn object(&mut self, link: &Link, state: &mut ShardState) -> Result<(), RebuildError> {
+    fn object(&mut self, link: &Link, driver: &mut ShardDriver) -> Result<(), RebuildError> {
         let found = self.of.archive.examine(&link.object)?;
         let range = found.row.range;
         self.report.objects += 1;
         self.report.unsealed += u64::from(!found.sealed);
         self.report.undecided += u64::from(found.decisions.is_none());
         if let Some(decisions) = &found.decisions {
-            state.learn(decisions, range.to);
+            driver.learn(decisions, range.to);
         }
-        self.report.records.0 += range.to - range.from.max(state.next()).min(range.to);
+        self.report.records.0 += range.to - range.from.max(driver.state().next()).min(range.to);
         let expired = self.plan.start > 0 && range.from == self.plan.start;
         let floor = expired.then(|| self.floor(found.row.appended.0, found.row.received.1));
-        self.apply(state, &found.records, false)?;
+        self.apply(driver, &found.records, false)?;
         self.unsettled.push(Folded { row: found.row, decisions: found.decisions.unwrap_or_default(), floor });
         self.settle()
     }
@@ -328,9 +329,9 @@ impl<'a> OneShard<'a> {
         if self.at.next >= self.plan.end {
             return Ok(());
         }
-        let mut state = self.state()?;
-        while state.next() < self.plan.end {
-            let next = state.next();
+        let mut driver = self.driver()?;
+        while driver.state().next() < self.plan.end {
+            let next = driver.state().next();
             let mut records = self.of.log.read(shard, next, READ_BYTES)?;
             records.truncate(records.partition_point(|record| record.offset < self.plan.end));
             if records.is_empty() {
@@ -340,15 +341,16 @@ impl<'a> OneShard<'a> {
                 ))
                 .into());
             }
-            self.apply(&mut state, &records, false)?;
-            self.report.records.1 += state.next() - next;
-            progress(state.next() - next);
+            self.apply(&mut driver, &records, false)?;
+            let folded = driver.state().next() - next;
+            self.report.records.1 += folded;
+            progress(folded);
         }
-        self.apply(&mut state, &[], true)
+        self.apply(&mut driver, &[], true)
     }
 
     /// An owner that begins at the checkpoint.
-    fn state(&mut self) -> Result<ShardState, RebuildError> {
+    fn driver(&mut self) -> Result<ShardDriver, RebuildError> {
         let (store, shard) = (self.of.store, self.plan.shard);
         self.of.census.learn(&store.metric_names()?);
         let admission = Admission::limited(self.of.max_series, store.admitted_series(shard)?);
@@ -365,15 +367,15 @@ impl<'a> OneShard<'a> {
             rules.note(from, rule);
         }
         let recent = RecentIds { rules, blocks: store.recent_ids(shard, i64::MIN)? };
-        Ok(ShardState::new(limits, shard, &claim, recent, admission, self.at.next))
+        Ok(ShardState::new(limits, shard, &claim, recent, admission, self.at.next).into())
     }
 
     /// Applies the records above the state's position, and flushes what is due.
-    fn apply(&mut self, state: &mut ShardState, records: &[LogRecord], drain: bool) -> Result<(), RebuildError> {
-        let (store, shard, next) = (self.of.store, self.plan.shard, state.next());
+    fn apply(&mut self, driver: &mut ShardDriver, records: &[LogRecord], drain: bool) -> Result<(), RebuildError> {
+        let (store, shard, next) = (self.of.store, self.plan.shard, driver.state().next());
         let (at, events) = (&mut self.at, &mut self.report.events);
         let folded = catch_unwind(AssertUnwindSafe(|| {
-            fold::apply(state, records, drain, &mut |guard, batch, forget| {
+            fold::apply(driver, records, drain, &mut |guard, batch, forget| {
                 store.flush(guard, batch, forget)?;
                 (at.next, at.appended) = (guard.range.to, batch.appended.or(at.appended));
                 for row in &batch.accounting {
@@ -388,7 +390,7 @@ impl<'a> OneShard<'a> {
             Err(_) => Err(RebuildError::Panicked { shard, next }),
             Ok(Ok(())) => Ok(()),
             Ok(Err(Ended::Commit(error))) => Err(error.into()),
-            Ok(Err(Ended::Diverged(why))) => Err(LogError::Replaced(format!("shard {shard}: {why}")).into()),
+            Ok(Err(Ended::Stopped(why))) => Err(LogError::Replaced(format!("shard {shard}: {why}")).into()),
         }
     }
 }

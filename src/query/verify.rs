@@ -26,6 +26,7 @@ use crate::model::window::{Hour, Millis};
 use crate::persistence::archive::{Archive, ArchiveError};
 use crate::persistence::log::{EventLog, LogError};
 use crate::persistence::store::{Damage, MetricInfo, Page, RollupStore, StoreError};
+use crate::shards::driver::ShardDriver;
 use crate::shards::series::Admission;
 use crate::shards::state::{ShardLimits, ShardState};
 
@@ -455,26 +456,27 @@ impl Fold {
         self.claim.checkpoint.appended = before.max(floor.map(|floor| floor.appended));
         let admission = Admission::recorded(std::mem::take(&mut self.admissions)).of_shard(self.shard);
         let recent = RecentIds { rules: std::mem::take(&mut self.rules), blocks: Vec::new() };
-        let mut state = ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
+        let state = ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
+        let mut driver = ShardDriver::from(state);
         for row in &below[first..] {
             let records = read_object(sources, row)?;
-            self.apply(&mut state, &records)?;
+            self.apply(&mut driver, &records)?;
         }
-        while state.next() < self.until {
-            let records = log.read(self.shard, state.next(), READ_BYTES).map_err(|e| self.read_failed(e))?;
+        while driver.state().next() < self.until {
+            let records = log.read(self.shard, driver.state().next(), READ_BYTES).map_err(|e| self.read_failed(e))?;
             if records.is_empty() {
                 let (_, end) = log.bounds(self.shard).map_err(|e| self.read_failed(e))?;
-                if end > state.next() {
+                if end > driver.state().next() {
                     return Err(VerifyError::Log(format!(
                         "shard {}: the log does not hand out record {}",
                         self.shard,
-                        state.next()
+                        driver.state().next()
                     )));
                 }
-                let why = format!("the log ends at {}, below the checkpoint {}", state.next(), self.until);
+                let why = format!("the log ends at {}, below the checkpoint {}", driver.state().next(), self.until);
                 return Err(VerifyError::Incomplete { shard: self.shard, why });
             }
-            self.apply(&mut state, &records)?;
+            self.apply(&mut driver, &records)?;
         }
         Ok(())
     }
@@ -490,10 +492,10 @@ impl Fold {
         }
     }
 
-    fn apply(&mut self, state: &mut ShardState, records: &[LogRecord]) -> Result<(), VerifyError> {
+    fn apply(&mut self, driver: &mut ShardDriver, records: &[LogRecord]) -> Result<(), VerifyError> {
         let below = records.partition_point(|record| record.offset < self.until);
         self.records += below as u64;
-        let ended = fold::apply(state, &records[..below], true, &mut |_, batch, _| {
+        let ended = fold::apply(driver, &records[..below], true, &mut |_, batch, _| {
             self.merge(&batch.deltas);
             self.accounting.extend(batch.accounting.iter().cloned());
             Ok::<(), Infallible>(())

@@ -13,7 +13,7 @@ use crate::model::decimal::Decimal;
 use crate::model::flush::{AccountingDelta, DedupBlock, Delta, FlushBatch, QuarantineRow, SeriesInfo};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::rollup::Rollup;
-use crate::model::series::{Series, SeriesId};
+use crate::model::series::{Series, SeriesId, metric_hash};
 use crate::model::window::{Hour, Millis};
 
 /// Bytes of a delta beside its sketches, with its share of the maps.
@@ -23,11 +23,6 @@ const SERIES_BYTES: usize = 256;
 
 /// By [`metric_hash`], the windows that a batch holds deltas of.
 pub type Windows = HashSet<(u64, Hour), FixedState>;
-
-/// What stands for a metric of a tenant where its name would be too long. Two may share one: it says "perhaps", never "no" by mistake.
-pub fn metric_hash(tenant: &str, metric: &str) -> u64 {
-    xxhash_rust::xxh3::xxh3_64_with_seed(metric.as_bytes(), xxhash_rust::xxh3::xxh3_64(tenant.as_bytes()))
-}
 
 #[derive(Debug)]
 struct OpenDelta {

@@ -1,8 +1,8 @@
 //! A persistent FIFO made of two immutable stacks, the classic construction (Okasaki, "Purely Functional Data Structures", 5.2).
 //!
 //! Enqueue and dequeue are amortised O(1) when each version is dequeued once; a clone is O(1) and shares everything; every version
-//! stays valid. Dropping a long queue does not recurse. The shard keeps its flush batches in it: flusher, live readers and actor
-//! each hold a version at no cost.
+//! stays valid. Dropping a long queue does not recurse. The shard keeps its committed batches in it: live readers hold a version at no
+//! cost, and read it without the shard's lock.
 
 use std::sync::Arc;
 

@@ -177,7 +177,8 @@ mod tests {
             };
             let mut count = 0;
             let mut visit = |_: &_, _, rollup: &Rollup| count += rollup.figures.count;
-            answers.push(state.live(&claim.checkpoint, &question, &mut |_| true, &mut visit).map(|_| count).ok());
+            let live = state.live(&claim.checkpoint, &question, &mut |_| true, &mut visit).ok();
+            answers.push(live.map(|_| count));
             state.step(Input::Records(&[]), &mut effects);
         }
         assert_eq!(answers, [Some(0), None, None, None, None, Some(5)]);

@@ -4,10 +4,12 @@
 //! own series if that was admitted by then, otherwise to the overflow series that stands in for it. An event that cannot be folded is refused
 //! and stays set aside.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::driver::{Command, Event, Moment, ShardDriver};
 use super::series::Admission;
-use super::state::{Effect, Input, ShardLimits, ShardState};
+use super::state::{ShardLimits, ShardState};
 use crate::model::flush::{Claim, FlushBatch, LogRecord, QuarantineRow};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset};
 use crate::model::record;
@@ -44,15 +46,18 @@ pub fn fold(
     };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
     let admission = Admission::recorded(admissions).of_shard(row.shard);
-    let mut state = ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
+    let state = ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
     let one =
         LogRecord { offset: row.offset, appended: row.received, received: row.received, payload: row.record.clone().into() };
-    let mut effects = Vec::new();
-    state.step(Input::Records(&[one]), &mut effects);
-    state.step(Input::Tick { now: 0, drain: true }, &mut effects);
-    let Some(Effect::Commit { batch, .. }) = effects.pop() else {
-        return Err(Unreleasable("its fold gave nothing".to_owned()));
-    };
+    let (mut driver, mut commands) = (ShardDriver::from(state), VecDeque::new());
+    let at = Moment { now: 0, log_end: row.offset + 1 };
+    driver.on(at, Event::LogRead(Ok(vec![one].into())), &mut commands);
+    driver.on(at, Event::Drain, &mut commands);
+    let batch = commands.into_iter().find_map(|command| match command {
+        Command::Commit { batch, .. } => Some(batch),
+        _ => None,
+    });
+    let batch = batch.ok_or_else(|| Unreleasable("its fold gave nothing".to_owned()))?;
     match batch.quarantined.first() {
         Some(again) => Err(Unreleasable(again.reason.clone())),
         None => Ok(batch),

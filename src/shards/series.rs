@@ -13,9 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
-use super::batch::metric_hash;
 use crate::model::offset::{Offset, ShardId};
-use crate::model::series::{Series, SeriesId};
+use crate::model::series::{Series, SeriesId, metric_hash};
 
 /// The metric names of each tenant, as far as this process knows: those of the catalogue, and those that its shards let in since.
 ///

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SpawnErr, SupervisionEvent};
@@ -212,8 +211,7 @@ impl ShardsState {
     ) -> impl Future<Output = Result<ActorCell, SpawnErr>> + Send + 'static {
         let (spawn, supervisor, starting) = ((self.spec.child)(shard).spawn, myself.get_cell(), self.starting.clone());
         // A node that has just got a shard is given time to catch up.
-        let given_at = &self.spec.slots.slot(shard).given_at;
-        let _since_before = given_at.compare_exchange(0, self.spec.clock.uptime(), Ordering::AcqRel, Ordering::Acquire);
+        self.spec.slots.slot(shard).for_supervisor().assigned(self.spec.clock.uptime());
         async move {
             // The semaphore is never closed; without a permit the start would only be less patient.
             let _permit = starting.acquire_owned().await.ok();
@@ -248,12 +246,12 @@ impl ShardsState {
                 }
                 Step::Vacate(shard) => {
                     self.spec.refs[shard.0 as usize].store(None);
-                    self.spec.slots.slot(shard).vacate();
+                    self.spec.slots.slot(shard).for_supervisor().vacate();
                     self.spec.slots.goes_on(shard, None);
                 }
                 Step::LetGo(shard) => {
                     self.histories.remove(&shard);
-                    self.spec.slots.slot(shard).given_at.store(0, Ordering::Release);
+                    self.spec.slots.slot(shard).for_supervisor().withdrawn();
                     gone.insert(shard);
                 }
             }

@@ -167,7 +167,7 @@ impl World {
         self.hit(Fault::EngineComplete);
         for (s, &n) in nodes.iter().enumerate() {
             let slot = self.nodes[n].slots.slot(ShardId(s as u32));
-            let applied = slot.state.read().ok().and_then(|state| state.as_ref().map(|state| (state.epoch(), state.next())));
+            let applied = slot.read(|state| (state.epoch(), state.next()));
             let short = applied.and_then(|(of, next)| self.held_at_claim.get(&of).filter(|held| **held > next));
             ensure(Invariant::HonestQueries, short.is_none(), || {
                 format!("complete, but shard {s} has not reached the {short:?} that the log held when its owner claimed it")

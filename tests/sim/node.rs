@@ -1,24 +1,22 @@
-//! A node: the real slots and the real archiver, and a synchronous mirror of the shard actor's shell (`src/actors/shard.rs`).
-//!
-//! Every effect of the state machine is a step of its own, so that a crash, a pause or another owner can come between any two.
+//! A node: the real slots, the real archiver, and the real driver of each shard. What the driver asks for is performed in the order of the
+//! seed: a crash, a pause or another owner can come between any two steps. Nothing is decided here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rollmill::actors::archiver::Archiver;
-use rollmill::actors::heal::{Archived, Healing, resume};
+use rollmill::actors::heal::Healing;
+use rollmill::actors::shard_ports::ShardPorts;
 use rollmill::actors::slots::Slots;
-use rollmill::clock::Clock;
-use rollmill::model::flush::{Claim, FlushBatch, FlushGuard, LogRecord, RecentIds};
+use rollmill::model::flush::{FlushBatch, FlushGuard};
 use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
-use rollmill::model::window::{Hour, Millis};
-use rollmill::persistence::archive::ArchiveError;
+use rollmill::model::window::Millis;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupStore, StoreError};
-use rollmill::shards::series::Admission;
-use rollmill::shards::state::{Effect, Input, ShardState};
+use rollmill::shards::driver::startup::{ShardConfig, Started, Startup, StartupCommand, StartupStep};
+use rollmill::shards::driver::{CallError, Command, EndReason, Event, FailureKind, Report};
+use rollmill::shards::state::ShardState;
 
 use crate::doubles::{checkpoint, roll};
 use crate::fold::{POISON, Place};
@@ -27,24 +25,26 @@ use crate::report::{Fault, Violation, ensure};
 use crate::world::World;
 use rollmill::invariants::Invariant;
 
-/// What the mirror of a shard's shell keeps.
+/// What an owner is in the middle of, and what the oracle knows of it.
 #[derive(Debug, Default)]
 pub struct Shell {
     pub alive: bool,
     /// Claimed, not loaded yet.
-    pub loading: Option<Claim>,
+    pub starting: Option<(Box<Startup>, StartupCommand)>,
     /// Counts the lives: the outcome of a commit is for the life that began it.
     pub life: u64,
     /// The outcome of the commit, not handled yet.
-    pub inbox: Option<(Offset, Result<(), StoreError>)>,
-    /// An effect not carried out yet: note this event in the store, then go on.
-    pub mark: Option<(Offset, u32)>,
+    pub inbox: Option<(Offset, Result<(), CallError>)>,
+    /// Not performed yet: it waits for another shard, or for its turn.
+    pub asked: Option<Command>,
     /// Events of the record at this offset that are applied, one by one. Outlives the life, as the slot does.
     pub alone: Option<(Offset, u32)>,
     /// Events that this owner sets aside. Outlives the life, as the slot does.
     pub set_aside: BTreeSet<Place>,
     /// While the log lacks what comes next.
-    pub healing: Option<Healing>,
+    pub archived: Option<Healing>,
+    /// When the owner before it had applied everything.
+    pub inherited: Option<Millis>,
     /// Its node goes on after a pause.
     pub woke: bool,
 }
@@ -54,6 +54,8 @@ pub struct Node {
     pub archiver: Archiver,
     pub paused: bool,
     pub shells: Vec<Shell>,
+    /// The shard that may isolate events.
+    pub isolating: Option<usize>,
 }
 
 /// A commit on its way to the store. It needs no living owner to get there.
@@ -72,208 +74,145 @@ impl World {
         self.plant == Some(plant)
     }
 
-    /// The first half of `ShardActor::load`.
+    fn ports(&self, n: usize, s: usize) -> ShardPorts {
+        let (log, store, archive) = (self.log.clone(), self.store.clone(), self.archive.clone());
+        ShardPorts { shard: ShardId(s as u32), log, store, archive, names: None, slots: self.nodes[n].slots.clone() }
+    }
+
+    /// Starts a shard, as far as the store has to be read.
     pub fn claim(&mut self, n: usize, s: usize) -> Result<(), Violation> {
-        let shard = ShardId(s as u32);
-        let nonce = self.rng.next();
+        let config = ShardConfig {
+            shard: ShardId(s as u32),
+            log: self.log.id(),
+            exclusive: false,
+            limits: self.setup.limits.clone(),
+            max_series: self.setup.rules.max_series as u64,
+            census: None,
+            pull_bytes: self.setup.pull_bytes,
+        };
+        self.forget(n, s);
         let shell = &mut self.nodes[n].shells[s];
-        (shell.alive, shell.inbox, shell.mark, shell.loading) = (false, None, None, None);
-        shell.life += 1;
-        let claimed = self.store.claim(shard, self.log.id(), nonce);
+        (shell.alive, shell.starting) = (true, Some(Startup::begin(config, false)));
+        self.start(n, s, |command| *command != StartupCommand::Load)?;
+        let claimed = self.nodes[n].shells[s].starting.as_ref().and_then(|(startup, _)| startup.claim().cloned());
         self.note(|| format!("node {n} claims shard {s}: {claimed:?}"));
-        let Ok(mut claim) = claimed else { return Ok(()) };
-        let bounds = (self.log.start(shard), self.log.end(shard));
-        self.held_at_claim.insert(claim.checkpoint.epoch, bounds.1);
-        let healing = resume(&*self.archive, shard, &claim.checkpoint, bounds)
-            .map_err(|why| Violation { invariant: Invariant::FailLoud, what: format!("the shard stops: {why}") })?;
-        match self.plant {
-            Some(Plant::AttemptsForgotten) => claim.attempts = 1,
-            Some(Plant::OneRecordEarly) => claim.checkpoint.next = claim.checkpoint.next.saturating_sub(1),
-            Some(Plant::OneRecordLate) if claim.checkpoint.next < self.log.end(shard) => claim.checkpoint.next += 1,
-            _ => {}
+        if let Some(claim) = claimed {
+            self.held_at_claim.insert(claim.checkpoint.epoch, self.log.end(ShardId(s as u32)));
         }
-        let shell = &mut self.nodes[n].shells[s];
-        (shell.loading, shell.healing) = (Some(claim), healing.filter(|_| self.plant != Some(Plant::LossNotHealed)));
-        shell.alive = true;
         Ok(())
     }
 
-    /// The second half.
-    fn load(&mut self, n: usize, s: usize, claim: Claim) {
-        let shard = ShardId(s as u32);
-        let recent = self.store.recent_ids(shard, i64::MIN).expect("the double answers");
-        let admitted = self.store.admitted_series(shard).expect("the double answers");
-        let stored = checkpoint(&*self.store, shard).map(|c| c.epoch);
-        if stored != Some(claim.checkpoint.epoch) && !self.plants(Plant::LoadNotChecked) {
-            self.hit(Fault::FencedWhileLoading);
-            self.die(n, s, "another owner claimed while it loaded");
-            return;
-        }
-        let mut rules = self.store.snapshot().and_then(|mut s| s.dedup_rules(shard)).expect("the double answers");
-        for (from, rule) in rules.due(claim.checkpoint.next, self.setup.limits.dedup_rule()) {
-            if let Err(error) = self.store.note_dedup_rule(shard, claim.checkpoint.epoch, from, rule) {
-                self.die(n, s, &error.to_string());
-                return;
+    /// Answers a starting shard for as long as these are its questions.
+    fn start(&mut self, n: usize, s: usize, answered: fn(&StartupCommand) -> bool) -> Result<(), Violation> {
+        let nonce = self.rng.next();
+        while let Some((startup, command)) = self.nodes[n].shells[s].starting.take_if(|(_, command)| answered(command)) {
+            let event = self.ports(n, s).answer(command, nonce, &mut self.nodes[n].shells[s].archived);
+            let event = self.plant_in_answer(s, startup.claim(), event);
+            match startup.on(event) {
+                Ok(StartupStep::Ask(startup, command)) => self.nodes[n].shells[s].starting = Some((startup, command)),
+                Ok(StartupStep::Started(started)) => self.begin(n, s, *started),
+                Err(reason) => self.ended(n, s, &reason, true)?,
             }
-            rules.note(from, rule);
         }
-        let blocks = if self.plants(Plant::RecentIdsNotLoaded) { vec![] } else { recent };
-        let recent = RecentIds { rules, blocks };
-        let admitted = if self.plants(Plant::AdmissionsNotLoaded) { vec![] } else { admitted };
-        let admission = Admission::limited(self.setup.rules.max_series as u64, admitted);
-        let state = ShardState::new(self.setup.limits.clone(), shard, &claim, recent, admission, self.log.end(shard));
-        let slot = self.nodes[n].slots.slot(shard);
-        let caught_up = *slot.caught_up.lock().expect("whole");
-        slot.begin(&claim, state);
-        if self.plants(Plant::CaughtUpRemembered) {
-            *slot.caught_up.lock().expect("whole") = caught_up;
-        }
+        Ok(())
+    }
+
+    fn begin(&mut self, n: usize, s: usize, started: Started) {
+        let slots = self.nodes[n].slots.clone();
+        let slot = slots.slot(ShardId(s as u32));
+        let before = slot.caught_up().as_of();
+        slots.begin(shard_id(s), &started.claim, started.driver);
         let shell = &mut self.nodes[n].shells[s];
-        shell.alone = None;
-        shell.set_aside = claim.suspects.iter().filter(|x| x.deaths >= 8).map(|x| (x.offset, x.index)).collect();
+        (shell.alone, shell.inherited) = (None, before);
+        shell.set_aside = started.claim.suspects.iter().filter(|x| x.deaths >= 8).map(|x| (x.offset, x.index)).collect();
         self.convictable[s].extend(shell.set_aside.iter().copied());
     }
 
-    /// The owner dies. Its slot may keep the state until the next life, as after an error, or lose it, as after a stop.
+    /// What an owner was in the middle of is gone.
+    fn forget(&mut self, n: usize, s: usize) {
+        let node = &mut self.nodes[n];
+        node.isolating.take_if(|isolating| *isolating == s);
+        let shell = &mut node.shells[s];
+        (shell.alive, shell.inbox, shell.asked, shell.starting, shell.archived) = (false, None, None, None, None);
+        shell.life += 1;
+    }
+
+    /// The owner dies. Its slot may keep the memory until the next life, as after an error, or lose it, as after a stop.
     pub fn die(&mut self, n: usize, s: usize, why: &str) {
         self.note(|| format!("node {n} shard {s} dies: {why}"));
-        let shell = &mut self.nodes[n].shells[s];
-        (shell.alive, shell.inbox, shell.mark, shell.loading) = (false, None, None, None);
-        shell.life += 1;
-        if self.rng.chance(500)
-            && let Ok(mut state) = self.nodes[n].slots.slot(ShardId(s as u32)).state.write()
-        {
-            *state = None;
+        self.forget(n, s);
+        if self.rng.chance(500) && self.nodes[n].slots.slot(shard_id(s)).epoch().is_some() {
+            self.nodes[n].slots.slot(shard_id(s)).drop_memory();
         }
     }
 
-    /// One pulse of a living owner: as far as the next effect.
+    /// One pulse of a living owner: as far as something has to wait.
     pub fn pulse(&mut self, n: usize, s: usize, drain: bool) -> Result<(), Violation> {
         if self.go_on(n, s)? {
             return Ok(());
         }
-        self.pull(n, s)?;
-        if self.nodes[n].shells[s].alive && self.nodes[n].shells[s].mark.is_none() {
-            self.tick(n, s, drain)?;
+        self.drive(n, s, Event::Pulse)?;
+        let shell = &self.nodes[n].shells[s];
+        if drain && shell.alive && shell.asked.is_none() {
+            self.drain(n, s)?;
         }
         self.note_progress(n, s);
         Ok(())
     }
 
-    /// One step of the walk: a pulse without its tick.
+    /// One step of the walk.
     pub fn step_once(&mut self, n: usize) -> Result<(), Violation> {
-        if self.go_on(n, 0)? { Ok(()) } else { self.pull(n, 0) }
+        if self.go_on(n, 0)? { Ok(()) } else { self.drive(n, 0, Event::Pulse) }
     }
 
-    pub fn tick(&mut self, n: usize, s: usize, drain: bool) -> Result<(), Violation> {
-        self.step(n, s, Input::Tick { now: self.clock.uptime(), drain })
+    pub fn drain(&mut self, n: usize, s: usize) -> Result<(), Violation> {
+        self.drive(n, s, Event::Drain)
     }
 
     /// Goes on with what an owner is in the middle of, if it is.
     fn go_on(&mut self, n: usize, s: usize) -> Result<bool, Violation> {
-        if let Some(claim) = self.nodes[n].shells[s].loading.take() {
-            self.load(n, s, claim);
-            return Ok(true);
+        if self.nodes[n].shells[s].starting.is_some() {
+            return self.start(n, s, |_| true).map(|()| true);
         }
         self.count_zombie(n, s);
-        if let Some((to, outcome)) = self.nodes[n].shells[s].inbox.take() {
-            return self.commit_ended(n, s, to, outcome).map(|()| true);
+        if let Some((_, outcome)) = self.nodes[n].shells[s].inbox.take() {
+            return self.drive(n, s, Event::CommitEnded(outcome)).map(|()| true);
         }
-        if let Some((offset, index)) = self.nodes[n].shells[s].mark.take() {
-            let shard = ShardId(s as u32);
-            let epoch = self.nodes[n].slots.slot(shard).epoch().expect("it is alive");
-            match self.store.mark_suspect(shard, epoch, offset, index) {
-                Ok(()) => self.step(n, s, Input::Records(&[]))?,
-                Err(error) => self.die(n, s, &error.to_string()),
+        match self.nodes[n].shells[s].asked.take() {
+            Some(Command::MarkSuspect { epoch, offset, index }) => {
+                let marked = self.ports(n, s).mark_suspect(epoch, offset, index);
+                self.drive(n, s, marked).map(|()| true)
             }
-            return Ok(true);
+            Some(asked) if self.nodes[n].isolating.is_some_and(|other| other != s) => {
+                self.nodes[n].shells[s].asked = Some(asked);
+                self.hit(Fault::IsolationAwaited);
+                Ok(false)
+            }
+            Some(_) => {
+                self.nodes[n].isolating = Some(s);
+                self.drive(n, s, Event::IsolationAcquired).map(|()| true)
+            }
+            None => Ok(false),
         }
-        Ok(false)
     }
 
-    /// `ShardActor::pull`.
-    fn pull(&mut self, n: usize, s: usize) -> Result<(), Violation> {
-        let shard = ShardId(s as u32);
-        let (next, credit) = self.with_state(n, s, |state| (state.next(), state.credit()));
-        self.nodes[n].shells[s].healing.take_if(|healing| healing.is_over(next));
-        if credit == 0 || next >= self.log.end(shard) {
-            return Ok(());
+    /// Tells the driver, and performs what it asks for.
+    fn drive(&mut self, n: usize, s: usize, event: Event<'static>) -> Result<(), Violation> {
+        let mut commands = VecDeque::new();
+        self.tell(n, s, event, &mut commands)?;
+        while let Some(command) = commands.pop_front().filter(|_| self.nodes[n].shells[s].alive) {
+            if let Some(answer) = self.perform(n, s, command)? {
+                self.tell(n, s, answer, &mut commands)?;
+            }
         }
-        let healing = self.nodes[n].shells[s].healing.take();
-        let read = match healing {
-            Some(healing) => Ok(self.read_archived(n, s, healing, next)?),
-            None => self.log.read(shard, next, self.setup.pull_bytes),
-        };
-        let mut records = match read {
-            Ok(records) => records,
-            Err(why) => return self.stop(n, s, &why.to_string()),
-        };
-        records.truncate(credit);
-        if self.plants(Plant::DedupByWallClock) {
-            records.iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
-        }
-        self.step(n, s, Input::Records(&records))?;
-        if self.nodes[n].shells[s].healing.is_some() {
-            return Ok(());
-        }
-        let bytes: usize = records.iter().map(|r: &LogRecord| r.payload.len()).sum();
-        self.nodes[n].slots.slot(shard).unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    /// `ShardActor::read_archived`.
-    fn read_archived(&mut self, n: usize, s: usize, mut healing: Healing, next: Offset) -> Result<Vec<LogRecord>, Violation> {
-        let read = healing.read(&*self.archive, next, self.setup.pull_bytes);
-        let Archived { records, decided } = match read {
-            Err(ArchiveError::Unavailable(_)) => Archived::default(),
-            read => read.map_err(|why| Violation { invariant: Invariant::FailLoud, what: format!("the shard stops: {why}") })?,
-        };
-        if let Some((decisions, to)) = decided {
-            let places = decisions.set_aside.iter().map(|(offset, index, _)| (*offset, *index));
-            self.nodes[n].shells[s].set_aside.extend(places);
-            self.with_state(n, s, |state| state.learn(&decisions, to));
-        }
-        (0..records.len()).for_each(|_| self.hit(Fault::Healed));
-        self.nodes[n].shells[s].healing = Some(healing);
-        Ok(records)
-    }
-
-    /// The log does not continue: that may happen to an owner that was fenced off, because its successors released what it lacks, and to one
-    /// on a store that was put back, because a node that does not know yet still releases by what the store said before.
-    fn stop(&mut self, n: usize, s: usize, why: &str) -> Result<(), Violation> {
-        let mine = self.nodes[n].slots.slot(ShardId(s as u32)).epoch();
-        let fenced = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch) != mine;
-        self.die(n, s, why);
-        ensure(Invariant::FailLoud, fenced || self.rolled_back, || format!("the shard stops: {why}"))
-    }
-
-    /// What the pulse does for a node's shards.
-    pub fn note_progress(&mut self, n: usize, s: usize) {
-        let shard = ShardId(s as u32);
-        let slots = &self.nodes[n].slots;
-        slots.look(shard, slots.slot(shard));
-    }
-
-    fn count_zombie(&mut self, n: usize, s: usize) {
-        let shell = &mut self.nodes[n].shells[s];
-        if std::mem::take(&mut shell.woke) {
-            let mine = self.nodes[n].slots.slot(ShardId(s as u32)).epoch();
-            if checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch) != mine {
-                self.hit(Fault::ZombieWoke);
-            }
-        }
-    }
-
-    pub fn with_state<T>(&self, n: usize, s: usize, f: impl FnOnce(&mut ShardState) -> T) -> T {
-        let slot = self.nodes[n].slots.slot(ShardId(s as u32));
-        let mut guard = slot.state.write().expect("a living owner's state is whole");
-        f(guard.as_mut().expect("a living owner has a state"))
-    }
-
-    /// One step of the state machine, which may die of poison, and its effects.
-    fn step(&mut self, n: usize, s: usize, input: Input<'_>) -> Result<(), Violation> {
-        let mut effects = Vec::new();
-        let stepped = catch_unwind(AssertUnwindSafe(|| self.with_state(n, s, |state| state.step(input, &mut effects))));
+    /// One step of the driver, which may die of poison.
+    fn tell(&mut self, n: usize, s: usize, event: Event<'_>, commands: &mut VecDeque<Command>) -> Result<(), Violation> {
+        let Some(event) = self.plant_in_event(event) else { return Ok(()) };
+        let slots = self.nodes[n].slots.clone();
+        let stepped = catch_unwind(AssertUnwindSafe(|| slots.drive(shard_id(s), event, commands).expect("a living owner")));
         if let Err(panic) = stepped {
             let why = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             let why = why.unwrap_or_default();
@@ -285,55 +224,86 @@ impl World {
             return Ok(());
         }
         self.nodes[n].shells[s].alone = None;
-        for effect in effects {
-            match effect {
-                Effect::Stop(diverged) => return self.stop(n, s, &diverged.to_string()),
-                Effect::Confirm { .. } if self.plants(Plant::IdleNotConfirmed) => {}
-                Effect::Confirm { next } => {
-                    let epoch = self.with_state(n, s, |state| state.epoch());
-                    let at = checkpoint(&*self.store, ShardId(s as u32));
-                    let archived = self.nodes[n].slots.slot(ShardId(s as u32)).archived.load(Ordering::Acquire);
-                    if !at.is_some_and(|at| at.epoch == epoch && at.next >= next && at.archived >= archived) {
-                        self.hit(Fault::NotConfirmed);
-                        self.die(n, s, "the store does not stand where it was left");
-                        return Ok(());
-                    }
-                }
-                Effect::MarkSuspect { offset, index } => {
-                    self.nodes[n].shells[s].mark = Some((offset, index));
-                    self.nodes[n].shells[s].alone = Some((offset, index));
-                }
-                Effect::Commit { guard, batch, forget_ids_before } => {
-                    let (guard, batch) = self.alter(guard, batch);
-                    let life = self.nodes[n].shells[s].life;
-                    self.note(|| format!("node {n} shard {s} sends commit {:?} of epoch {}", guard.range, guard.epoch.counter));
-                    self.pending.push(Pending { node: n, shard: s, life, guard, batch, forget_ids_before, blind: false });
-                }
-            }
-        }
-        let next = self.with_state(n, s, |state| state.next());
-        self.nodes[n].slots.slot(ShardId(s as u32)).applied.store(next, Ordering::Release);
         Ok(())
     }
 
-    /// Bugs at the edge of the pure code.
-    fn alter(&self, mut guard: FlushGuard, batch: Arc<FlushBatch>) -> (FlushGuard, Arc<FlushBatch>) {
-        match self.plant {
-            Some(Plant::OneRecordEarly | Plant::OneRecordLate) => {
-                let now = checkpoint(&*self.store, guard.shard).map_or(0, |c| c.next);
-                if now.abs_diff(guard.range.from) == 1 {
-                    guard.range = OffsetRange { from: now, to: guard.range.to.max(now) };
+    /// Performs a command, or keeps it for a later step; its answer, if there is one at once.
+    fn perform(&mut self, n: usize, s: usize, command: Command) -> Result<Option<Event<'static>>, Violation> {
+        let Some(command) = self.plant_in_command(command) else { return Ok(None) };
+        match command {
+            Command::ReadLog { from, max_bytes } => return Ok(Some(self.ports(n, s).read_log(from, max_bytes))),
+            Command::ReadArchive { from, max_bytes } => {
+                let read = self.ports(n, s).read_archive(&mut self.nodes[n].shells[s].archived, from, max_bytes);
+                if let Event::ArchiveRead(Ok(read)) = &read {
+                    let decided = read.decided.iter().flat_map(|(decisions, _)| &decisions.set_aside);
+                    self.nodes[n].shells[s].set_aside.extend(decided.map(|(offset, index, _)| (*offset, *index)));
                 }
-                (guard, batch)
+                return Ok(Some(read));
             }
-            Some(Plant::LateEventsDropped) => {
-                let mut dropped = (*batch).clone();
-                let today = Hour::of(self.now).day();
-                dropped.deltas.retain(|delta| delta.hour.day() >= today);
-                (guard, Arc::new(dropped))
+            Command::Confirm { next } => return Ok(Some(self.ports(n, s).confirm(next))),
+            Command::MarkSuspect { offset, index, .. } => {
+                self.nodes[n].shells[s].alone = Some((offset, index));
+                self.nodes[n].shells[s].asked = Some(command);
             }
-            _ => (guard, batch),
+            Command::AcquireIsolation => self.nodes[n].shells[s].asked = Some(command),
+            Command::ReleaseIsolation => self.nodes[n].isolating = None,
+            Command::Commit { guard, batch, forget_ids_before } => {
+                let life = self.nodes[n].shells[s].life;
+                self.note(|| format!("node {n} shard {s} sends commit {:?} of epoch {}", guard.range, guard.epoch.counter));
+                self.pending.push(Pending { node: n, shard: s, life, guard, batch, forget_ids_before, blind: false });
+            }
+            Command::Report(Report::Applied(applied)) => {
+                self.nodes[n].slots.note_applied(shard_id(s), &applied);
+                (0..applied.records).filter(|_| applied.from_archive).for_each(|_| self.hit(Fault::Healed));
+            }
+            Command::Reclaim | Command::Drained | Command::PulseAgain | Command::Report(_) => {}
+            Command::End(reason) => self.ended(n, s, &reason, false)?,
         }
+        Ok(None)
+    }
+
+    /// The oracle judges why an owner ends. A log that does not continue may end one that was fenced off, because its successors released
+    /// what it lacks, and one on a store that was put back, because a node that does not know yet still releases by what the store said
+    /// before. Nothing else explains it, and nothing at all explains it while the owner starts or reads from the archive.
+    fn ended(&mut self, n: usize, s: usize, reason: &EndReason, starting: bool) -> Result<(), Violation> {
+        match reason {
+            EndReason::Overtaken { .. } => self.hit(Fault::FencedWhileLoading),
+            EndReason::RolledBack { .. } => self.hit(Fault::NotConfirmed),
+            _ => {}
+        }
+        let mine = self.nodes[n].slots.slot(shard_id(s)).epoch();
+        let fenced = checkpoint(&*self.store, shard_id(s)).map(|c| c.epoch) != mine;
+        let explained = (fenced || self.rolled_back) && !starting && self.nodes[n].shells[s].archived.is_none();
+        self.die(n, s, &reason.to_string());
+        let of_the_log = match reason {
+            EndReason::Diverged(_) | EndReason::Unasked { .. } => true,
+            EndReason::Failed(error) => {
+                matches!(error.kind, FailureKind::Damaged | FailureKind::Unusable | FailureKind::Other)
+            }
+            EndReason::Overtaken { .. } | EndReason::RolledBack { .. } | EndReason::Reclaimed => false,
+        };
+        ensure(Invariant::FailLoud, !of_the_log || explained, || format!("the shard stops: {reason}"))
+    }
+
+    /// What the pulse does for a node's shards.
+    pub fn note_progress(&mut self, n: usize, s: usize) {
+        let slots = &self.nodes[n].slots;
+        slots.look(shard_id(s), slots.slot(shard_id(s)));
+    }
+
+    fn count_zombie(&mut self, n: usize, s: usize) {
+        let shell = &mut self.nodes[n].shells[s];
+        if std::mem::take(&mut shell.woke) {
+            let mine = self.nodes[n].slots.slot(shard_id(s)).epoch();
+            if checkpoint(&*self.store, shard_id(s)).map(|c| c.epoch) != mine {
+                self.hit(Fault::ZombieWoke);
+            }
+        }
+    }
+
+    /// Next offset that a living owner applies.
+    pub fn next_of(&self, n: usize, s: usize) -> Offset {
+        self.nodes[n].slots.slot(shard_id(s)).read(ShardState::next).expect("a living owner")
     }
 
     /// A commit reaches the store; its owner learns of it later, if it lives.
@@ -375,26 +345,10 @@ impl World {
                 self.pending.push(Pending { blind: true, ..pending });
                 return Ok(());
             }
+            let outcome = outcome.map_err(CallError::from);
             self.nodes[pending.node].shells[pending.shard].inbox = Some((pending.guard.range.to, outcome));
         }
         Ok(())
-    }
-
-    /// `ShardActor::on_commit_ended`.
-    fn commit_ended(&mut self, n: usize, s: usize, to: Offset, outcome: Result<(), StoreError>) -> Result<(), Violation> {
-        match outcome {
-            Ok(()) => {
-                self.nodes[n].slots.slot(ShardId(s as u32)).committed.store(to, Ordering::Release);
-                self.step(n, s, Input::Committed { now: self.clock.uptime() })
-            }
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
-                self.step(n, s, Input::CommitFailed)
-            }
-            Err(error) => {
-                self.die(n, s, &error.to_string());
-                Ok(())
-            }
-        }
     }
 
     /// The real archiver, and the bugs of its release.
@@ -404,8 +358,8 @@ impl World {
         let slots = self.nodes[n].slots.clone();
         let floors = |of: fn(&rollmill::actors::slots::Slot) -> u64| slots.iter().map(|(_, slot)| of(slot)).collect::<Vec<_>>();
         let floors = match self.plant {
-            Some(Plant::ReleasePastArchive) => Some(floors(|slot| slot.committed.load(Ordering::Acquire))),
-            Some(Plant::ReleasePastCheckpoint) => Some(floors(|slot| slot.applied.load(Ordering::Acquire))),
+            Some(Plant::ReleasePastArchive) => Some(floors(|slot| slot.committed())),
+            Some(Plant::ReleasePastCheckpoint) => Some(floors(|slot| slot.applied())),
             _ => None,
         };
         if let Some(floors) = floors {
@@ -421,4 +375,8 @@ impl World {
     pub fn hit(&mut self, fault: Fault) {
         roll(&self.dice, |dice| dice.stats.hit(fault));
     }
+}
+
+fn shard_id(s: usize) -> ShardId {
+    ShardId(s as u32)
 }

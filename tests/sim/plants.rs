@@ -1,16 +1,29 @@
 //! Planted bugs: mistakes that people make in systems of this kind. Each must be found within a bounded number of seeds.
 //!
-//! No product code is changed. A bug of the store, the archive or the log is planted in its double; a bug of the shell in the
-//! simulation's shell; a bug of the pure code by altering what goes into `ShardState` or comes out of it ([`Place::Edge`]).
+//! No product code is changed. A bug of the store, the archive or the log is planted in its double; a bug of a shard is planted in its driver,
+//! by altering what the driver is told or what it asks for, so that the real decision and everything behind it run on ([`Place::Driver`]); a
+//! bug of what surrounds the shards is planted in the simulation's node.
+
+use std::sync::Arc;
+
+use rollmill::model::flush::{Claim, FlushBatch, FlushGuard};
+use rollmill::model::offset::{OffsetRange, ShardId};
+use rollmill::model::window::Hour;
+use rollmill::persistence::log::EventLog;
+use rollmill::shards::driver::startup::{Loaded, StartupEvent};
+use rollmill::shards::driver::{Command, Event};
+
+use crate::doubles::checkpoint;
+use crate::world::World;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// In the double behind a port.
     Double,
-    /// In the simulation's mirror of the actors' shells.
-    Shell,
-    /// At the edge of the pure code: its input or its output is altered.
-    Edge,
+    /// In the driver of a shard: in what it is told or asks for.
+    Driver,
+    /// In what surrounds the shards: clients, archiver, queries, slots.
+    Node,
 }
 
 macro_rules! plants {
@@ -30,9 +43,9 @@ macro_rules! plants {
 }
 
 impl Plant {
-    /// Chance finds it once in ten thousand schedules: a written schedule shows it.
+    /// Chance finds it once in ten thousand schedules, or never, because logs lose nothing there: a written schedule shows it.
     pub fn is_rare(self) -> bool {
-        self == Plant::LoadNotChecked
+        matches!(self, Plant::LoadNotChecked | Plant::ShortLogAccepted)
     }
 }
 
@@ -42,30 +55,106 @@ plants! {
     OffsetInSecondTransaction Double "rows in one transaction, the checkpoint in a second one",
     IdsInSecondTransaction Double "rows and checkpoint in one transaction, the de-duplication block in a second one",
     QuarantineRowLost Double "the quarantine row is not part of the flush",
-    IdsForgottenEarly Edge "de-duplication blocks are deleted a horizon too early",
+    IdsForgottenEarly Double "de-duplication blocks are deleted a horizon too early",
     TornObjectAccepted Double "an archive object counts as written without a look at its size and checksum",
     ObjectNameWithoutEpoch Double "archive objects are named by their first offset only, and puts overwrite",
-    AckBeforeLog Shell "the client is told before the log has it",
+    AckBeforeLog Node "the client is told before the log has it",
     RequestTorn Double "the log keeps a part of a request and acknowledges all of it",
-    BlindRetry Shell "a commit of unknown outcome is sent again, on top of whatever is stored",
-    IdleNotConfirmed Shell "an idle owner does not look whether the store stands where it left it",
-    LossNotHealed Shell "what the log lost is not read from the archive",
-    ReleasePastArchive Shell "the log is released below the checkpoint, archived or not",
-    ReleasePastCheckpoint Shell "the log is released below what was applied, neither committed nor archived",
-    RecentIdsNotLoaded Edge "a new owner does not load the recent ids",
-    LoadNotChecked Shell "a new owner does not look whether another one claimed while it was loading the recent ids",
-    AdmissionsNotLoaded Edge "a new owner does not load the admitted series",
-    OneRecordEarly Edge "a new owner begins one record below the checkpoint",
-    OneRecordLate Edge "a new owner begins one record above the checkpoint",
-    SuspectNotMarked Shell "the event applied alone is not noted first",
-    AttemptsForgotten Edge "the starts at one checkpoint are not counted",
-    LateEventsDropped Edge "deltas of past days are dropped at the flush",
-    DedupByWallClock Edge "the horizon is measured with the wall clock at the time of applying",
-    DeadShardIgnored Shell "a query takes a shard that does not answer for an empty one",
-    RowsReadAfterLive Shell "a query reads rows from a later snapshot than the checkpoints it asks the shards with",
-    CheckpointsReadAfterRows Shell "a query reads checkpoints from a later snapshot than its rows",
+    BlindRetry Driver "a commit of unknown outcome is sent again, on top of whatever is stored",
+    IdleNotConfirmed Driver "an idle owner does not look whether the store stands where it left it",
+    LossNotHealed Driver "what the log lost is not read from the archive",
+    ReleasePastArchive Node "the log is released below the checkpoint, archived or not",
+    ReleasePastCheckpoint Node "the log is released below what was applied, neither committed nor archived",
+    RecentIdsNotLoaded Driver "a new owner does not load the recent ids",
+    LoadNotChecked Driver "a new owner does not look whether another one claimed while it was loading the recent ids",
+    AdmissionsNotLoaded Driver "a new owner does not load the admitted series",
+    OneRecordEarly Driver "a new owner begins one record below the checkpoint",
+    OneRecordLate Driver "a new owner begins one record above the checkpoint",
+    SuspectNotMarked Double "the event applied alone is not noted first",
+    AttemptsForgotten Driver "the starts at one checkpoint are not counted",
+    ShortLogAccepted Driver "a log that ends below the checkpoint is not refused",
+    FailedCommitForgotten Driver "what follows from a failed commit is thrown away",
+    RecoveringEndedEarly Driver "a new owner takes its checkpoint for the end of what the log held at its claim",
+    IsolationKept Driver "a shard that is done with its suspects keeps others from isolating theirs",
+    LateEventsDropped Driver "deltas of past days are dropped at the flush",
+    DedupByWallClock Driver "the horizon is measured with the wall clock at the time of applying",
+    DeadShardIgnored Node "a query takes a shard that does not answer for an empty one",
+    RowsReadAfterLive Node "a query reads rows from a later snapshot than the checkpoints it asks the shards with",
+    CheckpointsReadAfterRows Node "a query reads checkpoints from a later snapshot than its rows",
     RevisionsStand Double "the flush does not move the revisions by which the query cache knows its days",
-    CaughtUpRemembered Shell "a new owner inherits when its predecessor had caught up with the log",
-    RecoveringNotSaid Shell "a new owner that has not reached what the log held at its claim answers as if it had",
-    ReadsBehindIgnored Shell "a shard that is behind reports now",
+    CaughtUpRemembered Node "a new owner inherits when its predecessor had caught up with the log",
+    RecoveringNotSaid Node "a new owner that has not reached what the log held at its claim answers as if it had",
+    ReadsBehindIgnored Node "a shard that is behind reports now",
+}
+
+/// The driver, altered.
+impl World {
+    /// What a starting shard is told.
+    pub fn plant_in_answer(&self, s: usize, claim: Option<&Claim>, mut event: StartupEvent) -> StartupEvent {
+        let end = self.log.end(ShardId(s as u32));
+        let next = claim.map_or(0, |claim| claim.checkpoint.next);
+        match (self.plant, &mut event) {
+            (Some(Plant::AttemptsForgotten), StartupEvent::Claim(Ok(claim))) => claim.attempts = 1,
+            (Some(Plant::OneRecordEarly), StartupEvent::Claim(Ok(claim))) => {
+                claim.checkpoint.next = claim.checkpoint.next.saturating_sub(1);
+            }
+            (Some(Plant::OneRecordLate), StartupEvent::Claim(Ok(claim))) if claim.checkpoint.next < end => {
+                claim.checkpoint.next += 1;
+            }
+            (Some(Plant::LossNotHealed), StartupEvent::ReadBounds(Ok(bounds))) => bounds.0 = bounds.0.min(next),
+            (Some(Plant::ShortLogAccepted), StartupEvent::ReadBounds(Ok(bounds))) => bounds.1 = bounds.1.max(next),
+            (Some(Plant::RecoveringEndedEarly), StartupEvent::ReadBounds(Ok((start, end)))) if *start <= next => *end = next,
+            (Some(Plant::RecentIdsNotLoaded), StartupEvent::Load(Ok(Loaded { blocks, .. }))) => blocks.clear(),
+            (Some(Plant::AdmissionsNotLoaded), StartupEvent::Load(Ok(Loaded { admitted, .. }))) => admitted.clear(),
+            (Some(Plant::LoadNotChecked), StartupEvent::Load(Ok(Loaded { stored, .. }))) => {
+                *stored = claim.map(|claim| claim.checkpoint);
+            }
+            _ => {}
+        }
+        event
+    }
+
+    /// What a running shard is told, if it is.
+    pub fn plant_in_event<'a>(&self, event: Event<'a>) -> Option<Event<'a>> {
+        match (self.plant, event) {
+            (Some(Plant::FailedCommitForgotten), Event::CommitEnded(Err(error))) if error.may_be_repeated() => None,
+            (Some(Plant::DedupByWallClock), Event::LogRead(Ok(mut records))) => {
+                records.to_mut().iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
+                Some(Event::LogRead(Ok(records)))
+            }
+            (_, event) => Some(event),
+        }
+    }
+
+    /// What a running shard asks for, if it does.
+    pub fn plant_in_command(&self, command: Command) -> Option<Command> {
+        match (self.plant, command) {
+            (Some(Plant::IdleNotConfirmed), Command::Confirm { .. })
+            | (Some(Plant::IsolationKept), Command::ReleaseIsolation) => None,
+            (_, Command::Commit { guard, batch, forget_ids_before }) => {
+                let (guard, batch) = (self.plant_in_guard(guard), self.plant_in_batch(batch));
+                Some(Command::Commit { guard, batch, forget_ids_before })
+            }
+            (_, command) => Some(command),
+        }
+    }
+
+    fn plant_in_guard(&self, guard: FlushGuard) -> FlushGuard {
+        let off_by_one = matches!(self.plant, Some(Plant::OneRecordEarly | Plant::OneRecordLate));
+        let now = if off_by_one { checkpoint(&*self.store, guard.shard).map_or(0, |c| c.next) } else { guard.range.from };
+        match now.abs_diff(guard.range.from) {
+            1 => FlushGuard { range: OffsetRange { from: now, to: guard.range.to.max(now) }, ..guard },
+            _ => guard,
+        }
+    }
+
+    fn plant_in_batch(&self, batch: Arc<FlushBatch>) -> Arc<FlushBatch> {
+        if !self.plants(Plant::LateEventsDropped) {
+            return batch;
+        }
+        let mut dropped = (*batch).clone();
+        let today = Hour::of(self.now).day();
+        dropped.deltas.retain(|delta| delta.hour.day() >= today);
+        Arc::new(dropped)
+    }
 }

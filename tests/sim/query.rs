@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use rollmill::actors::live::LiveReader;
 use rollmill::invariants::Invariant;
 use rollmill::model::offset::{Checkpoint, ShardId};
+use rollmill::model::series::metric_hash;
 use rollmill::model::window::Hour;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupQuery, RollupStore};
-use rollmill::shards::batch::metric_hash;
-use rollmill::shards::state::LiveQuestion;
+use rollmill::shards::state::{LiveQuestion, ShardState};
 
 use crate::fold::{Fold, METRIC, Place, Rows, TENANTS, difference, merge, overflow_id, series};
 use crate::plants::Plant;
@@ -156,7 +156,11 @@ impl World {
         let answer = match read {
             Ok(report) => {
                 merge(&mut query.rows, &rows);
-                let as_of = if self.plants(Plant::ReadsBehindIgnored) { self.now } else { report.as_of };
+                let as_of = match self.plant {
+                    Some(Plant::ReadsBehindIgnored) => self.now,
+                    Some(Plant::CaughtUpRemembered) => report.as_of.max(shell.inherited.unwrap_or(report.as_of)),
+                    _ => report.as_of,
+                };
                 let recovering = report.recovering && !self.plants(Plant::RecoveringNotSaid);
                 let held = checkpoint.and_then(|at| self.held_at_claim.get(&at.epoch).copied()).filter(|_| !recovering);
                 let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
@@ -246,7 +250,7 @@ impl World {
     pub fn fold_at(&self, s: usize, stored: u64, n: usize) -> Fold {
         let shell = &self.nodes[n].shells[s];
         let slot = self.nodes[n].slots.slot(ShardId(s as u32));
-        let applied = slot.state.read().ok().and_then(|state| state.as_ref().map(|state| state.next())).unwrap_or(stored);
+        let applied = slot.read(ShardState::next).unwrap_or(stored);
         let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
         self.fold_to(s, stored, Some(&Answer { applied, end: applied, as_of: 0, held: None, set_aside, alone }))
     }

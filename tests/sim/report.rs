@@ -45,6 +45,7 @@ faults! {
     ArchiveDown = "archive unreachable",
     ArchiveReplyLost = "archive object written, reply lost",
     ArchiveTorn = "archive object torn",
+    IsolationAwaited = "shard waited until another one had isolated its suspects",
     PoisonDeath = "shard died of a poison event",
     Convicted = "event set aside after deaths",
     Undecodable = "undecodable record set aside",

@@ -41,8 +41,8 @@ fn an_owner_overtaken_while_it_loads_gives_up() {
 }
 
 /// A world in which one owner has applied, flushed and archived five requests.
-fn settled() -> Result<World, Violation> {
-    let mut world = world(None);
+fn settled(plant: Option<Plant>) -> Result<World, Violation> {
+    let mut world = world(plant);
     (0..5).try_for_each(|_| world.client())?;
     world.claim(0, 0)?;
     (0..2).try_for_each(|_| world.pulse(0, 0, true))?;
@@ -53,7 +53,7 @@ fn settled() -> Result<World, Violation> {
 
 #[test]
 fn a_log_that_lost_its_tail_stops_every_new_owner() {
-    let mut world = settled().expect("nothing fails");
+    let mut world = settled(None).expect("nothing fails");
     let end = world.log.end(SHARD);
     world.log.lose_tail(SHARD, end - 1);
     for n in 0..2 {
@@ -63,8 +63,25 @@ fn a_log_that_lost_its_tail_stops_every_new_owner() {
 }
 
 #[test]
+fn a_log_that_loses_its_tail_stops_its_owner() {
+    let mut world = settled(None).expect("nothing fails");
+    world.log.lose_tail(SHARD, world.log.end(SHARD) - 1);
+    let stopped = world.pulse(0, 0, false).expect_err("the log ends below what was applied");
+    assert!(stopped.invariant.id() == "I12" && stopped.what.contains("the log ends at"), "{stopped}");
+}
+
+#[test]
+fn a_build_that_accepts_a_short_log_is_found() {
+    let mut world = settled(Some(Plant::ShortLogAccepted)).expect("nothing fails");
+    world.log.lose_tail(SHARD, world.log.end(SHARD) - 1);
+    assert!(world.claim(1, 0).is_ok(), "the bug is planted where the shard starts");
+    let found = (0..2).find_map(|_| world.pulse(1, 0, false).err()).expect("it runs into the end");
+    assert_eq!(found.invariant.id(), "I12", "{found}");
+}
+
+#[test]
 fn a_log_released_above_the_checkpoint_stops_every_new_owner() {
-    let mut world = settled().expect("nothing fails");
+    let mut world = settled(None).expect("nothing fails");
     (0..3).try_for_each(|_| world.client()).expect("nothing fails");
     let end = world.log.end(SHARD);
     world.log.release(&[end - 1]).expect("the double releases");
@@ -74,7 +91,7 @@ fn a_log_released_above_the_checkpoint_stops_every_new_owner() {
 
 #[test]
 fn another_log_is_refused_and_the_owner_keeps_its_shard() {
-    let world = settled().expect("nothing fails");
+    let world = settled(None).expect("nothing fails");
     let before = checkpoint(&*world.store, SHARD);
     let refused = world.store.claim(SHARD, LogId([1; 16]), 1).expect_err("another log");
     assert!(matches!(&refused, StoreError::Invalid(why) if why.contains("belongs to log")), "{refused}");

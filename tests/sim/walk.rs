@@ -85,13 +85,13 @@ impl Walk {
         for n in 0..OWNERS {
             let shell = &self.world.nodes[n].shells[0];
             if shell.alive {
-                let busy = shell.loading.is_some() || shell.inbox.is_some();
-                let more = || self.world.with_state(n, 0, |state| state.next()) < self.world.history[0].len() as u64;
+                let busy = shell.starting.is_some() || shell.inbox.is_some();
+                let more = || self.world.next_of(n, 0) < self.world.history[0].len() as u64;
                 if busy || more() {
                     choices.push(Choice::Step(n));
                 }
                 let waits = self.world.pending.iter().any(|p| p.node == n && p.life == shell.life);
-                if !busy && !waits && self.world.with_state(n, 0, |state| state.next()) > self.flushed[n] {
+                if !busy && !waits && self.world.next_of(n, 0) > self.flushed[n] {
                     choices.push(Choice::Flush(n));
                 }
                 if self.budget.crashes > 0 {
@@ -121,8 +121,9 @@ impl Walk {
             }
             Choice::Step(n) => {
                 let shell = &self.world.nodes[n].shells[0];
-                if let Some(claim) = &shell.loading {
-                    (self.flushed[n], self.past[n].loaded) = (claim.checkpoint.next, self.stored());
+                if let Some((startup, _)) = &shell.starting {
+                    let next = startup.claim().map_or(0, |claim| claim.checkpoint.next);
+                    (self.flushed[n], self.past[n].loaded) = (next, self.stored());
                 } else if let Some((to, outcome)) = &shell.inbox {
                     self.past[n].ended.push((*to, outcome.is_ok()));
                     self.flushed[n] = if outcome.is_ok() { self.flushed[n] } else { 0 };
@@ -133,7 +134,7 @@ impl Walk {
             Choice::Flush(n) => {
                 self.flushed[n] = self.applied(n);
                 self.past[n].begun.push(self.flushed[n]);
-                self.world.tick(n, 0, true)?;
+                self.world.drain(n, 0)?;
             }
             Choice::Crash(n) => {
                 self.budget.crashes -= 1;
@@ -155,7 +156,7 @@ impl Walk {
     }
 
     fn applied(&self, n: usize) -> u64 {
-        if self.world.nodes[n].shells[0].alive { self.world.with_state(n, 0, |state| state.next()) } else { 0 }
+        if self.world.nodes[n].shells[0].alive { self.world.next_of(n, 0) } else { 0 }
     }
 
     fn take_snapshot(&mut self) {
@@ -188,7 +189,7 @@ impl Walk {
         for n in 0..OWNERS {
             let shell = &self.world.nodes[n].shells[0];
             let slot = self.world.nodes[n].slots.slot(ShardId(0)).epoch().map(|e| e.counter);
-            (shell.alive, shell.loading.is_some(), slot, &self.past[n]).hash(&mut hasher);
+            (shell.alive, shell.starting.is_some(), slot, &self.past[n]).hash(&mut hasher);
             shell.inbox.as_ref().map(|(to, outcome)| (to, format!("{outcome:?}"))).hash(&mut hasher);
             let mine = |p: &&crate::node::Pending| p.node == n;
             let sent = self.world.pending.iter().filter(mine);

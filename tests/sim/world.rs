@@ -136,7 +136,8 @@ impl World {
                 slots: slots.clone(),
                 waiting: Waiting::default(),
             };
-            Node { slots, archiver, paused: false, shells: (0..setup.shards).map(|_| Shell::default()).collect() }
+            let shells = (0..setup.shards).map(|_| Shell::default()).collect();
+            Node { slots, archiver, paused: false, shells, isolating: None }
         };
         let shards = setup.shards as usize;
         let nodes: Vec<Node> = (0..setup.nodes).map(node).collect();
@@ -300,8 +301,7 @@ impl World {
         self.nodes[n].paused = false;
         for s in 0..self.shards() {
             self.die(n, s, "its node crashed");
-            self.nodes[n].slots.slot(ShardId(s as u32)).state.clear_poison();
-            *self.nodes[n].slots.slot(ShardId(s as u32)).state.write().expect("cleared") = None;
+            self.nodes[n].slots.slot(ShardId(s as u32)).drop_memory();
         }
         // What was sent to the store may still arrive, or died with the process.
         for at in (0..self.pending.len()).rev() {
@@ -318,7 +318,7 @@ impl World {
             return Ok(());
         }
         if self.nodes[n].shells[s].alive {
-            let waits = self.nodes[n].shells[s].loading.is_some() && self.rng.chance(self.setup.slow_load);
+            let waits = self.nodes[n].shells[s].starting.is_some() && self.rng.chance(self.setup.slow_load);
             return if waits { Ok(()) } else { self.pulse(n, s, false) };
         }
         let elsewhere = (0..self.setup.nodes).any(|other| other != n && self.nodes[other].shells[s].alive);
@@ -373,7 +373,7 @@ impl World {
     fn owns(&self, n: usize, s: usize) -> bool {
         let shell = &self.nodes[n].shells[s];
         let stored = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch);
-        shell.alive && (shell.loading.is_some() || self.nodes[n].slots.slot(ShardId(s as u32)).epoch() == stored)
+        shell.alive && (shell.starting.is_some() || self.nodes[n].slots.slot(ShardId(s as u32)).epoch() == stored)
     }
 
     fn settled(&self, n: usize) -> bool {
@@ -382,7 +382,7 @@ impl World {
                 let end = self.log.end(ShardId(s));
                 let at = checkpoint(&*self.store, ShardId(s));
                 let shell = &self.nodes[n].shells[s as usize];
-                let idle = shell.alive && shell.loading.is_none() && shell.inbox.is_none();
+                let idle = shell.alive && shell.starting.is_none() && shell.inbox.is_none();
                 idle && at.is_some_and(|c| c.next == end && c.archived == end)
             })
     }

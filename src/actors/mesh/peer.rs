@@ -21,8 +21,8 @@ use crate::actors::live::LiveError;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
 use crate::model::offset::{Checkpoint, LogId, ShardId};
+use crate::model::series::metric_hash;
 use crate::model::window::{Hour, Millis};
-use crate::shards::batch::metric_hash;
 use crate::telemetry;
 
 /// What a peer has announced, ready to be looked up.

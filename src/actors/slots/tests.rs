@@ -7,14 +7,16 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::*;
+use crate::actors::live::{LiveError, LiveReader, ShardReport};
 use crate::clock::{Clock, ManualClock};
 use crate::model::flush::LogRecord;
-use crate::model::offset::LogId;
+use crate::model::offset::{Checkpoint, LogId};
 use crate::model::record::{self, Record};
+use crate::model::window::Hour;
 use crate::persistence::log::memory::MemoryLog;
 use crate::persistence::log::{AppendError, AppendRequest, AppendTicket, LogError};
 use crate::shards::series::Admission;
-use crate::shards::state::{Input, ShardLimits};
+use crate::shards::state::{LiveQuestion, ShardLimits, ShardState};
 
 const LOG: LogId = LogId([1; 16]);
 const SHARD: ShardId = ShardId(0);
@@ -105,6 +107,11 @@ fn begin_with(slot: &Slot, claim: &Claim, log_end: Offset) {
     slot.begin(claim, ShardState::new(limits, SHARD, &fresh, vec![], Admission::limited(9, vec![]), log_end));
 }
 
+fn apply(slot: &Slot, records: &[LogRecord]) {
+    let at = Moment { now: 0, log_end: records.last().map_or(0, |record| record.offset + 1) };
+    slot.drive(at, Event::LogRead(Ok(records.into())), &mut VecDeque::new()).expect("owned");
+}
+
 fn read(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<ShardReport, LiveError> {
     let (from, to, distinct, quantiles, overflow) = (Hour(0), Hour(1), true, true, false);
     let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct, quantiles, overflow };
@@ -144,10 +151,10 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
                 }
                 3 => log.refresh(clock.uptime()),
                 4 => {
-                    let next = slot.state.read().unwrap().as_ref().unwrap().next();
+                    let next = slot.read(ShardState::next).unwrap();
                     let mut records = log.read(SHARD, next, 1 << 20).unwrap();
                     records.truncate(below(4) as usize);
-                    slot.state.write().unwrap().as_mut().unwrap().step(Input::Records(&records), &mut Vec::new());
+                    apply(&slot, &records);
                 }
                 5 => _ = slots.look(SHARD, &slot),
                 _ if below(10) == 0 => {
@@ -157,7 +164,7 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
                 _ => {}
             }
             clock.set(now);
-            let applied = slot.state.read().unwrap().as_ref().unwrap().next();
+            let applied = slot.read(ShardState::next).unwrap();
             let report = read(&slots, SHARD, &claim.checkpoint).unwrap();
             let first_missing = acked.get(applied as usize).copied().unwrap_or(i64::MAX);
             assert!(report.as_of <= first_missing, "seed {seed}: {report:?}, but the record of {first_missing} is missing");
@@ -186,19 +193,18 @@ fn a_vacated_slot_says_nothing_of_its_former_owner() {
     let slots = Slots::new(MemoryLog::new(LOG, 1, clock.clone()), clock);
     let (slot, first, second) = (slots.slot(SHARD), claim(8, 1), claim(20, 2));
     begin(slot, &first);
-    assert_eq!(slot.attempts.load(Ordering::Acquire), 3);
-    slot.archived_to(first.checkpoint.epoch, 7);
+    assert_eq!(slot.attempts(), 3);
+    slot.for_archiver().archived_to(first.checkpoint.epoch, 7);
     slots.look(SHARD, slot);
-    let positions =
-        || [&slot.applied, &slot.committed, &slot.archived, &slot.unarchived_bytes].map(|p| p.load(Ordering::Acquire));
+    let positions = || [slot.applied(), slot.committed(), slot.archived(), slot.for_archiver().unarchived_bytes()];
     assert_eq!(positions(), [8, 8, 7, 0]);
-    slot.vacate();
+    slot.for_supervisor().vacate();
     assert_eq!((positions(), slot.epoch()), ([0; 4], None));
-    slot.archived_to(first.checkpoint.epoch, 8);
+    slot.for_archiver().archived_to(first.checkpoint.epoch, 8);
     assert_eq!(positions(), [0; 4], "an object that was under way moves nothing");
     assert_eq!(read(&slots, SHARD, &first.checkpoint), Err(LiveError::Unavailable));
     begin(slot, &second);
-    slot.archived_to(first.checkpoint.epoch, 9);
+    slot.for_archiver().archived_to(first.checkpoint.epoch, 9);
     assert_eq!(positions(), [20, 20, 10, 0]);
     assert_eq!(read(&slots, SHARD, &first.checkpoint), Err(LiveError::Moved));
 }
@@ -209,7 +215,7 @@ fn a_node_that_takes_over_stays_ready_for_a_while() {
     let log = MemoryLog::new(LOG, 2, clock.clone());
     let slots = Slots::new(log.clone(), clock.clone());
     log.assign([SHARD].into());
-    slots.slot(SHARD).given_at.store(clock.uptime(), Ordering::Release);
+    slots.slot(SHARD).for_supervisor().assigned(clock.uptime());
     assert!(!slots.all_fresh(10), "at its start a node is not ready before it has caught up");
     begin(slots.slot(SHARD), &claim(0, 1));
     slots.look(SHARD, slots.slot(SHARD));
@@ -217,7 +223,7 @@ fn a_node_that_takes_over_stays_ready_for_a_while() {
     let other = slots.slot(ShardId(1));
     log.assign([SHARD, ShardId(1)].into());
     assert!(!slots.all_fresh(10), "nobody has begun to take it over");
-    other.given_at.store(clock.uptime(), Ordering::Release);
+    other.for_supervisor().assigned(clock.uptime());
     assert!(slots.all_fresh(10));
     clock.set(T0 + 11);
     slots.look(SHARD, slots.slot(SHARD));
@@ -273,7 +279,7 @@ fn leapt(leap: i64, applied: usize) -> (ShardReport, Millis) {
         slots.look(SHARD, slot);
     }
     let records = log.read(SHARD, 0, 1 << 20).expect("reads");
-    slot.state.write().expect("whole").as_mut().expect("owned").step(Input::Records(&records[..applied]), &mut Vec::new());
+    apply(slot, &records[..applied]);
     clock.pass(500);
     slots.look(SHARD, slot);
     let missing = records.get(applied).map_or(clock.now(), |record| record.received);
@@ -313,7 +319,7 @@ fn an_owner_is_recovering_until_it_has_reached_what_the_log_held_at_its_claim() 
         let report = read(&slots, SHARD, &claim.checkpoint).unwrap();
         assert_eq!((report.recovering, report.behind), (applied < 3, 4 - applied));
         let records = log.read(SHARD, applied, 1).unwrap();
-        slot.state.write().unwrap().as_mut().unwrap().step(Input::Records(&records), &mut Vec::new());
+        apply(slot, &records);
     }
     let (_, stood) = slots.stand(SHARD, &mut |_, _| {}).unwrap();
     assert!(!stood.recovering);

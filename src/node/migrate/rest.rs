@@ -120,7 +120,6 @@ async fn drain(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) 
 }
 
 async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
-    use std::sync::atomic::Ordering::Acquire;
     let mut progress = (0, Stopwatch::start());
     let began = Stopwatch::start();
     let mut look = tokio::time::interval(LOOK);
@@ -128,7 +127,7 @@ async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u6
         look.tick().await;
         let (mut done, mut all, mut behind) = (0, 0, None);
         for (shard, slot) in slots.iter() {
-            let (end, at) = (log.end(shard), slot.committed.load(Acquire).min(slot.archived.load(Acquire)));
+            let (end, at) = (log.end(shard), slot.released_below());
             (done, all) = (done + at, all + end);
             behind = behind.or((at < end).then_some((shard, end - at)));
         }

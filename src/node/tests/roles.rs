@@ -89,7 +89,7 @@ async fn a_status_tells_owners_lag_and_what_is_wrong() {
     until("archived", || {
         (1..SHARDS).all(|s| {
             let slot = node.slots.slot(ShardId(s));
-            slot.archived.load(std::sync::atomic::Ordering::Acquire) == log.end(ShardId(s))
+            slot.archived() == log.end(ShardId(s))
         })
     })
     .await;

@@ -1,7 +1,5 @@
 //! What one shard, or one partition, cannot do must not cost the others: damage, records of another release, partitions that are no shards.
 
-use std::sync::atomic::Ordering;
-
 use super::*;
 use crate::query::verify::{Sources, verify};
 
@@ -78,13 +76,9 @@ async fn a_record_of_another_release_stops_its_shard_alone_and_says_so_everywher
     append(&cluster.log, &event_of(ShardId(4), 4)).await;
     let slot = node.slots.slot(shard).clone();
     until("it stops", || slot.stopped().is_some()).await;
-    until("what lies below is flushed", || slot.committed.load(Ordering::Acquire) == 1).await;
+    until("what lies below is flushed", || slot.committed() == 1).await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
-    assert_eq!(
-        (slot.applied.load(Ordering::Acquire), epoch(&cluster, shard)),
-        (1, 1),
-        "it stands still, and does not start again"
-    );
+    assert_eq!((slot.applied(), epoch(&cluster, shard)), (1, 1), "it stands still, and does not start again");
     let answer = query(&node).await;
     assert_eq!(
         (&answer["completeness"]["partial"], answer["completeness"]["missing"].as_array().map(Vec::len)),
@@ -114,14 +108,14 @@ async fn a_log_that_is_damaged_in_one_shard_stops_it_and_it_goes_on_when_it_is_m
     let node = cluster.node(&log, &config()).await;
     let slot = node.slots.slot(shard).clone();
     until("it stops", || slot.stopped().is_some()).await;
-    until("what lies below is flushed", || slot.committed.load(Ordering::Acquire) == 2).await;
+    until("what lies below is flushed", || slot.committed() == 2).await;
     until("the node is ready", || node.slots.all_fresh(1_000)).await;
     assert_eq!(get(&node, "/readyz").await.0, 200);
     assert_eq!(epoch(&cluster, shard), 1, "no start would mend it");
     let stands = stands(&node, shard).await;
     assert!(stands["why"].as_str().is_some_and(|why| why.contains("offset 2 is not there")), "{stands}");
     cluster.log.damage(shard, None);
-    until("it goes on", || slot.committed.load(Ordering::Acquire) == 3 && slot.stopped().is_none()).await;
+    until("it goes on", || slot.committed() == 3 && slot.stopped().is_none()).await;
     node.stop().await.expect("stops");
 }
 
@@ -137,7 +131,7 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
         append(&cluster.log, &some_event(id)).await;
     }
     append_raw(&cluster.log, ShardId(6), b"garbage".to_vec()).await;
-    let committed = || node.slots.iter().all(|(shard, slot)| slot.committed.load(Ordering::Acquire) == cluster.log.end(shard));
+    let committed = || node.slots.iter().all(|(shard, slot)| slot.committed() == cluster.log.end(shard));
     until("everything is flushed", committed).await;
     node.stop().await.expect("stops");
     let verified = |only: Option<ShardId>| {

@@ -83,9 +83,10 @@ impl World {
         assert_eq!(claim.checkpoint.next, from);
         let recent = self.store.recent_ids(shard, i64::MIN).expect("ids");
         let admission = Admission::limited(MAX_SERIES, self.store.admitted_series(shard).expect("series"));
-        let mut state = ShardState::new(RULES.limits(), shard, &claim, recent, admission, from);
+        let state = ShardState::new(RULES.limits(), shard, &claim, recent, admission, from);
+        let mut driver = ShardDriver::from(state);
         let records = self.log.read(shard, from, usize::MAX).expect("records");
-        let flushed = fold::apply(&mut state, &records[..(to - from) as usize], true, &mut |guard, batch, forget| {
+        let flushed = fold::apply(&mut driver, &records[..(to - from) as usize], true, &mut |guard, batch, forget| {
             self.store.flush(guard, batch, forget)
         });
         flushed.expect("flushed");

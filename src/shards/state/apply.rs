@@ -69,11 +69,15 @@ impl ShardState {
         self.dedup.advance(log_record.appended);
         match self.read(&log_record.payload) {
             Ok((record, mut local)) => {
+                self.events += record.events.len() as u64;
                 for index in 0..record.events.len() {
                     self.apply_event(log_record, &record, index, &mut local);
                 }
             }
-            Err(error) => self.quarantine(log_record, 0, "", &error.to_string(), log_record.payload.to_vec()),
+            Err(error) => {
+                self.events += 1;
+                self.quarantine(log_record, 0, "", &error.to_string(), log_record.payload.to_vec());
+            }
         }
     }
 
@@ -112,11 +116,13 @@ impl ShardState {
                 self.dedup.advance(alone.record.appended);
                 let index = alone.index as usize;
                 if index < record.events.len() {
+                    self.events += 1;
                     self.apply_event(&alone.record, &record, index, &mut local);
                 }
                 record.events.len()
             }
             Err(error) => {
+                self.events += 1;
                 self.quarantine(&alone.record, 0, "", &error.to_string(), payload.to_vec());
                 0
             }

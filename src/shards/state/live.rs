@@ -3,42 +3,14 @@
 use std::sync::Arc;
 
 use super::ShardState;
+use super::frozen::{FrozenBatch, FrozenBatches};
+use super::question::{AccountingQuestion, LiveQuestion};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
 use crate::model::offset::{Checkpoint, Offset};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
 use crate::shards::batch::visit_frozen;
-
-/// What a query asks of the live deltas.
-#[derive(Debug, Clone, Copy)]
-pub struct LiveQuestion<'a> {
-    /// Whose.
-    pub tenant: &'a str,
-    /// Which metric.
-    pub metric: &'a str,
-    /// First hour.
-    pub from: Hour,
-    /// First hour behind.
-    pub to: Hour,
-    /// Whether distinct users are wanted; otherwise the sketch may be left empty.
-    pub distinct: bool,
-    /// Whether quantiles are wanted; otherwise the sketch may be left empty.
-    pub quantiles: bool,
-    /// Whether the metric's overflow series is wanted, whatever the matchers say.
-    pub overflow: bool,
-}
-
-/// What is asked of the accounting above the checkpoint.
-#[derive(Debug, Clone, Copy)]
-pub struct AccountingQuestion<'a> {
-    /// Whose.
-    pub tenant: &'a str,
-    /// First hour of receipt.
-    pub from: Hour,
-    /// First hour behind.
-    pub to: Hour,
-}
 
 /// What a shard holds that the catalogue of the store does not show yet.
 #[derive(Debug, Clone, Copy)]
@@ -60,84 +32,123 @@ pub struct LiveMark {
     pub recovering: bool,
 }
 
-/// The shard cannot answer above that checkpoint: other epoch, or the batches are gone.
+/// The shard cannot answer above that checkpoint: it is another owner's, or its batches are gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moved;
+pub struct StaleCheckpoint;
+
+/// The frozen batches that belong to a live answer, in the version that its open part was read with. They are visited without the
+/// shard's lock: applying, flushing and forgetting go on meanwhile.
+#[derive(Debug)]
+pub struct LiveBatches {
+    from: Offset,
+    frozen: FrozenBatches,
+}
+
+impl LiveBatches {
+    fn batches(&self) -> impl Iterator<Item = &FrozenBatch> {
+        self.frozen.iter().map(|frozen| &**frozen).filter(|frozen| frozen.range.from >= self.from)
+    }
+
+    /// Visits the deltas that are asked for.
+    pub fn visit(
+        &self,
+        question: &LiveQuestion<'_>,
+        matches: &mut dyn FnMut(&Series) -> bool,
+        visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
+    ) {
+        self.batches().for_each(|frozen| visit_frozen(&frozen.batch, question, matches, visit));
+    }
+
+    /// Visits what was counted.
+    pub fn visit_accounting(&self, question: &AccountingQuestion<'_>, visit: &mut dyn FnMut(&AccountingDelta)) {
+        let rows = self.batches().flat_map(|frozen| &frozen.batch.accounting);
+        rows.filter(|row| question.asks_for(row)).for_each(visit);
+    }
+
+    /// Visits what the catalogue lacks.
+    pub fn visit_catalogue(&self, tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) {
+        for frozen in self.batches() {
+            let series = frozen.batch.admitted.iter().map(|(info, _)| info);
+            let windows = frozen.batch.deltas.iter().map(|delta| (&delta.series.series, delta.hour));
+            visit_new(series, windows, tenant, visit);
+        }
+    }
+
+    /// Visits the windows of metrics in which there is something.
+    pub fn visit_windows(&self, visit: &mut dyn FnMut(u64, Hour)) {
+        let windows = self.batches().flat_map(|frozen| &frozen.windows);
+        windows.for_each(|(metric, hour)| visit(*metric, *hour));
+    }
+}
 
 impl ShardState {
-    /// Visits the deltas at or above the checkpoint, which must be this owner's: by epoch and as a boundary between batches.
+    /// Visits the open deltas above the checkpoint, which must be this owner's: by epoch and as a boundary between batches. The frozen
+    /// ones are handed out.
     ///
     /// # Errors
-    /// [`Moved`].
+    /// [`StaleCheckpoint`].
     pub fn live(
         &self,
         checkpoint: &Checkpoint,
         question: &LiveQuestion<'_>,
         matches: &mut dyn FnMut(&Series) -> bool,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
-    ) -> Result<LiveMark, Moved> {
-        self.holds(checkpoint)?;
-        for flushed in self.flushed.iter().filter(|f| f.range.from >= checkpoint.next) {
-            visit_frozen(&flushed.batch, question, matches, visit);
-        }
+    ) -> Result<(LiveMark, LiveBatches), StaleCheckpoint> {
+        let batches = self.batches_above(checkpoint)?;
         self.open.visit(question, matches, visit);
-        Ok(self.mark_live())
+        Ok((self.mark_live(), batches))
     }
 
-    /// Visits what was counted at or above the checkpoint, which must be this owner's as for [`ShardState::live`].
+    /// Visits what the open batch counted above the checkpoint, which must be this owner's as for [`ShardState::live`].
     ///
     /// # Errors
-    /// [`Moved`].
+    /// [`StaleCheckpoint`].
     pub fn live_accounting(
         &self,
         checkpoint: &Checkpoint,
         question: &AccountingQuestion<'_>,
         visit: &mut dyn FnMut(&AccountingDelta),
-    ) -> Result<LiveMark, Moved> {
-        self.holds(checkpoint)?;
-        let frozen = self.flushed.iter().filter(|f| f.range.from >= checkpoint.next).flat_map(|f| &f.batch.accounting);
-        let rows = frozen.chain(self.open.accounting());
-        let asked = rows.filter(|r| r.tenant == question.tenant && question.from <= r.hour && r.hour < question.to);
-        asked.for_each(visit);
-        Ok(self.mark_live())
+    ) -> Result<(LiveMark, LiveBatches), StaleCheckpoint> {
+        let batches = self.batches_above(checkpoint)?;
+        self.open.accounting().iter().filter(|row| question.asks_for(row)).for_each(visit);
+        Ok((self.mark_live(), batches))
     }
 
-    /// Visits what the catalogue lacks at or above the checkpoint, which must be this owner's as for [`ShardState::live`].
+    /// Visits what the open batch has and the catalogue lacks, above the checkpoint, which must be this owner's as for
+    /// [`ShardState::live`].
     ///
     /// # Errors
-    /// [`Moved`].
+    /// [`StaleCheckpoint`].
     pub fn live_catalogue(
         &self,
         checkpoint: &Checkpoint,
         tenant: &str,
         visit: &mut dyn FnMut(NewEntry<'_>),
-    ) -> Result<LiveMark, Moved> {
-        self.holds(checkpoint)?;
-        for flushed in self.flushed.iter().filter(|f| f.range.from >= checkpoint.next) {
-            let series = flushed.batch.admitted.iter().map(|(info, _)| info);
-            let windows = flushed.batch.deltas.iter().map(|delta| (&delta.series.series, delta.hour));
-            visit_new(series, windows, tenant, visit);
-        }
+    ) -> Result<(LiveMark, LiveBatches), StaleCheckpoint> {
+        let batches = self.batches_above(checkpoint)?;
         visit_new(self.open.admitted(), self.open.series_windows(), tenant, visit);
-        Ok(self.mark_live())
+        Ok((self.mark_live(), batches))
     }
 
     /// Where this owner's memory begins, how far it has applied, and which windows of which metrics
-    /// ([`metric_hash`](crate::shards::batch::metric_hash)) lie between.
-    pub fn stand(&self, visit: &mut dyn FnMut(u64, Hour)) -> (Checkpoint, LiveMark) {
-        let frozen = self.flushed.iter().flat_map(|f| f.windows.iter());
-        frozen.chain(self.open.windows()).for_each(|(metric, hour)| visit(*metric, *hour));
-        let next = self.flushed.iter().next().map_or(self.open.from(), |f| f.range.from);
-        (Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None }, self.mark_live())
+    /// ([`metric_hash`](crate::model::series::metric_hash)) the open batch has.
+    pub fn position(&self, visit: &mut dyn FnMut(u64, Hour)) -> (Checkpoint, LiveMark, LiveBatches) {
+        self.open.windows().iter().for_each(|(metric, hour)| visit(*metric, *hour));
+        let next = self.frozen.from().unwrap_or(self.open.from());
+        let checkpoint = Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None };
+        (checkpoint, self.mark_live(), LiveBatches { from: next, frozen: self.frozen.clone() })
     }
 
-    /// Whether the checkpoint is this owner's: by epoch and as a boundary between batches that are still here. Between two events of a
-    /// record that is applied alone there is nothing to answer with: a part of a record is no prefix of the log.
-    fn holds(&self, checkpoint: &Checkpoint) -> Result<(), Moved> {
-        let held = checkpoint.next == self.open.from() || self.flushed.iter().any(|f| f.range.from == checkpoint.next);
+    /// The batches above a checkpoint that is this owner's: by epoch and as a boundary between batches that are still here. Between two
+    /// events of a record that is applied alone there is nothing to answer with: a part of a record is no prefix of the log.
+    fn batches_above(&self, checkpoint: &Checkpoint) -> Result<LiveBatches, StaleCheckpoint> {
+        let held = checkpoint.next == self.open.from() || self.frozen.iter().any(|f| f.range.from == checkpoint.next);
         let mine = checkpoint.epoch == self.epoch && checkpoint.log == self.log;
         let whole = self.alone.as_ref().is_none_or(|alone| alone.index == 0);
-        if held && mine && whole { Ok(()) } else { Err(Moved) }
+        if !(held && mine && whole) {
+            return Err(StaleCheckpoint);
+        }
+        Ok(LiveBatches { from: checkpoint.next, frozen: self.frozen.clone() })
     }
 
     /// How far a live answer reaches.

@@ -2,7 +2,9 @@
 
 mod apply;
 mod effects;
+mod frozen;
 mod live;
+mod question;
 #[cfg(test)]
 mod tests;
 
@@ -10,14 +12,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use effects::{Effect, Input};
-pub use live::{AccountingQuestion, LiveMark, LiveQuestion, Moved, NewEntry};
+pub use live::{LiveBatches, LiveMark, NewEntry, StaleCheckpoint};
+pub use question::{AccountingQuestion, LiveQuestion};
 
-use super::batch::{OpenBatch, Windows};
+use self::frozen::{FrozenBatch, FrozenBatches};
+use super::batch::OpenBatch;
 use super::dedup::{Dedup, MAX_IDS};
-use super::immutable_queue::ImmutableQueue;
 use super::poison::{Mode, mode};
 use super::series::Admission;
-use crate::model::flush::{Claim, DedupRule, FlushBatch, FlushGuard, LogRecord, RecentIds, Suspect};
+use crate::invariants::{Invariant, check};
+use crate::model::flush::{Claim, DedupRule, FlushGuard, LogRecord, RecentIds, Suspect};
 use crate::model::manifest::Decisions;
 use crate::model::offset::{Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
@@ -60,17 +64,6 @@ fn change_to(dedup: &mut Dedup, ahead: &mut VecDeque<(Offset, DedupRule)>, offse
     }
 }
 
-/// A batch that was handed to the store.
-#[derive(Debug)]
-struct Flushed {
-    range: OffsetRange,
-    batch: Arc<FlushBatch>,
-    windows: Arc<Windows>,
-    forget_ids_before: Millis,
-    /// When it was committed; none while it is not.
-    committed_at: Option<Millis>,
-}
-
 /// A record that is applied event by event, because whole records crashed the shard.
 #[derive(Debug)]
 struct Alone {
@@ -100,12 +93,14 @@ pub struct ShardState {
     open_hour: Option<Hour>,
     /// Since when there has been nothing to flush, or when that was confirmed last.
     idle_since: Option<Millis>,
-    flushed: ImmutableQueue<Flushed>,
+    frozen: FrozenBatches,
     in_flight: bool,
     retry: bool,
     /// Flushes that failed since the last that did not, and since when the next one waits.
     failures: u32,
     waits_since: Option<Millis>,
+    /// Events applied since the last flush began.
+    events: u64,
     mode: Mode,
     /// End of the log, read after the shard was claimed. Until it is reached careful modes last, and an owner before may have shown more.
     log_end: Offset,
@@ -151,11 +146,12 @@ impl ShardState {
             open_since: None,
             open_hour: None,
             idle_since: None,
-            flushed: ImmutableQueue::new(),
+            frozen: FrozenBatches::default(),
             in_flight: false,
             retry: false,
             failures: 0,
             waits_since: None,
+            events: 0,
             // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
             mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
             log_end,
@@ -176,6 +172,21 @@ impl ShardState {
     /// Next offset to read.
     pub fn next(&self) -> Offset {
         self.next
+    }
+
+    /// Its shard.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// Where the open batch begins: everything below is in the store, or on its way there.
+    pub fn flushed_to(&self) -> Offset {
+        self.open.from()
+    }
+
+    /// Whether it is in the middle of a record that is applied event by event.
+    pub fn is_isolating(&self) -> bool {
+        self.alone.is_some()
     }
 
     /// The owner's epoch.
@@ -240,7 +251,7 @@ impl ShardState {
     }
 
     fn on_tick(&mut self, now: Millis, drain: bool, effects: &mut Vec<Effect>) {
-        self.forget_committed(now);
+        self.frozen.forget(now, self.limits.keep_flushed_ms);
         if self.in_flight {
             return;
         }
@@ -249,7 +260,7 @@ impl ShardState {
                 return;
             }
             self.retry = false;
-            self.offer_again(effects);
+            self.offer(effects);
             return;
         }
         if self.next == self.open.from() || self.alone.is_some() {
@@ -287,27 +298,30 @@ impl ShardState {
 
     fn begin_flush(&mut self, effects: &mut Vec<Effect>) {
         let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
-        let windows = Arc::new(open.take_windows());
+        let windows = open.take_windows();
         let range = OffsetRange { from: open.from(), to: self.next };
         let forget_ids_before = self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.dedup.rule().horizon_ms));
         let (batch, behind) = open.freeze(range, self.appended);
+        let applied = std::mem::take(&mut self.events);
+        let counted = batch.accounting.iter().map(|row| row.aggregated + row.deduplicated + row.quarantined).sum::<u64>();
+        check(Invariant::Accounting, counted == applied, || {
+            format!("shard {} counts {counted} of the {applied} events in [{}, {})", self.shard, range.from, range.to)
+        });
         self.open = behind;
         let batch = Arc::new(batch);
-        self.flushed =
-            self.flushed.enqueue(Flushed { range, batch: batch.clone(), windows, forget_ids_before, committed_at: None });
+        self.frozen.freeze(Arc::new(FrozenBatch { range, batch, windows, forget_ids_before }));
         self.open_since = None;
         self.open_hour = None;
         self.applied_since_flush = 0;
-        self.in_flight = true;
-        effects.push(Effect::Commit { guard: self.guard(range), batch, forget_ids_before });
+        self.offer(effects);
     }
 
-    fn offer_again(&mut self, effects: &mut Vec<Effect>) {
-        let waiting = self.flushed.iter().find(|f| f.committed_at.is_none());
-        if let Some(f) = waiting {
-            let (range, batch, forget_ids_before) = (f.range, f.batch.clone(), f.forget_ids_before);
+    /// Hands the batch that is not in the store to it, for the first time or again.
+    fn offer(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(frozen) = self.frozen.uncommitted() {
+            let (guard, batch) = (self.guard(frozen.range), frozen.batch.clone());
+            effects.push(Effect::Commit { guard, batch, forget_ids_before: frozen.forget_ids_before });
             self.in_flight = true;
-            effects.push(Effect::Commit { guard: self.guard(range), batch, forget_ids_before });
         }
     }
 
@@ -323,25 +337,6 @@ impl ShardState {
         } else if self.mode == Mode::Alone {
             self.mode = Mode::Careful { step: 1 };
         }
-        let stamped = self.flushed.iter().map(|f| {
-            Arc::new(Flushed {
-                range: f.range,
-                batch: f.batch.clone(),
-                windows: f.windows.clone(),
-                forget_ids_before: f.forget_ids_before,
-                committed_at: f.committed_at.or(Some(now)),
-            })
-        });
-        self.flushed = stamped.fold(ImmutableQueue::new(), |queue, f| queue.enqueue(f));
-    }
-
-    /// Committed batches are kept for as long as a query may hold an older snapshot.
-    fn forget_committed(&mut self, now: Millis) {
-        while let Some((first, rest)) = self.flushed.dequeue() {
-            match first.committed_at {
-                Some(at) if now.saturating_sub(at) > self.limits.keep_flushed_ms => self.flushed = rest,
-                _ => return,
-            }
-        }
+        self.frozen.commit(now);
     }
 }

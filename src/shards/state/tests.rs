@@ -3,9 +3,11 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::invariants::tests::violations;
 use crate::model::flush::{LogRecord, QuarantineRow};
 use crate::model::offset::{Checkpoint, Diverged};
 use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
+use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 
 const SHARDS: u32 = 4;
@@ -189,4 +191,36 @@ fn the_pause_ends_at_drain_at_success_and_when_the_clock_goes_back() {
     state.step(Input::Committed { now: 1_000_001 }, &mut Vec::new());
     state.step(Input::CommitFailed, &mut Vec::new());
     assert!(!state.waits(1_000_002));
+}
+
+#[test]
+fn what_a_reader_holds_stays_while_the_shard_commits_and_forgets() {
+    let mut run = Run::new(1, vec![]);
+    run.feed(0, vec![ours("a")]);
+    run.flush();
+    run.feed(1, vec![ours("b")]);
+    let epoch = Epoch { counter: 1, nonce: 1 };
+    let at = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
+    let (from, to) = (Hour(0), Hour(1));
+    let question = LiveQuestion { tenant: "shop", metric: "views", from, to, distinct: false, quantiles: false, overflow: false };
+    let mut open = 0;
+    let mut visit = |_: &_, _, rollup: &Rollup| open += rollup.figures.count;
+    let (mark, held) = run.state.live(&at, &question, &mut |_| true, &mut visit).expect("its own checkpoint");
+    assert_eq!((open, mark.applied), (1, 2));
+
+    assert_eq!(run.flush().1, 1);
+    run.state.step(Input::Tick { now: 1_000, drain: false }, &mut run.effects);
+    let later = run.state.live(&at, &question, &mut |_| true, &mut |_, _, _| {});
+    assert_eq!(later.expect_err("its batches are forgotten"), StaleCheckpoint);
+    let mut frozen = 0;
+    held.visit(&question, &mut |_| true, &mut |_, _, rollup| frozen += rollup.figures.count);
+    assert_eq!(frozen, 1, "what was frozen when it was read, no more and no less");
+}
+
+#[test]
+fn a_flush_that_counts_other_events_than_were_applied_is_a_violation() {
+    let mut run = Run::new(1, vec![]);
+    run.feed(0, vec![ours("a")]);
+    run.state.events += 1;
+    assert_eq!(violations(Invariant::Accounting, || _ = run.flush()), 1);
 }

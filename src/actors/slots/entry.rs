@@ -1,0 +1,285 @@
+//! What one shard shares in the process. Each field has one writer, by type: the driver's steps ([`Slot::drive`]), the archiver
+//! ([`ArchiverEntry`]), the supervisor ([`SupervisorEntry`]). All others read.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::clocks::Sighting;
+use super::{NotOwned, Observation};
+use crate::model::flush::Claim;
+use crate::model::offset::{Epoch, Offset};
+use crate::model::window::Millis;
+use crate::shards::driver::{Command, Event, Moment, ShardDriver};
+use crate::shards::state::ShardState;
+
+/// What one shard shares in the process.
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// What runs the owned shard, with its memory; none while nobody owns it here.
+    pub(super) driver: RwLock<Option<ShardDriver>>,
+    applied: AtomicU64,
+    committed: AtomicU64,
+    attempts: AtomicU32,
+    flush_failures: AtomicU32,
+    flush_failure: Mutex<Option<String>>,
+    caught_up: Mutex<Sighting>,
+    stopped: Mutex<Option<Stop>>,
+    /// A pulse is on its way to the actor: its credit.
+    pulsed: AtomicBool,
+    archived: AtomicU64,
+    archive_asked: AtomicU64,
+    /// Applied since the last archive object. The driver's steps add, the archiver subtracts.
+    unarchived_bytes: AtomicU64,
+    /// 0 while the shard is not in the assignment.
+    assigned_at: AtomicI64,
+}
+
+/// What a shard stands still at.
+#[derive(Debug)]
+struct Stop {
+    /// The record that it does not get over; none if it cannot even begin.
+    before: Option<Offset>,
+    why: String,
+}
+
+/// What all may read.
+impl Slot {
+    /// What the owner here has in memory; none if nobody owns the shard here, or its owner died in the middle of a step.
+    pub fn read<T>(&self, read: impl FnOnce(&ShardState) -> T) -> Option<T> {
+        self.driver.read().ok()?.as_ref().map(|driver| read(driver.state()))
+    }
+
+    /// Epoch of the owner here.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.read(ShardState::epoch)
+    }
+
+    /// Next offset to apply.
+    pub fn applied(&self) -> Offset {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Everything below is in the store.
+    pub fn committed(&self) -> Offset {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Everything below is in the archive.
+    pub fn archived(&self) -> Offset {
+        self.archived.load(Ordering::Acquire)
+    }
+
+    /// Everything below is in the store and in the archive: the log may release it.
+    pub fn released_below(&self) -> Offset {
+        self.committed().min(self.archived())
+    }
+
+    /// Starts at the owner's checkpoint without progress; 0 once it has committed.
+    pub fn attempts(&self) -> u32 {
+        self.attempts.load(Ordering::Acquire)
+    }
+
+    /// Flushes that failed since the last that did not.
+    pub fn flush_failures(&self) -> u32 {
+        self.flush_failures.load(Ordering::Acquire)
+    }
+
+    /// Why the newest flush failed, if it did.
+    pub fn flush_failure(&self) -> Option<String> {
+        self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When the owner was last seen to have applied the whole log.
+    pub fn caught_up(&self) -> Sighting {
+        *self.sighting()
+    }
+
+    /// How long ago the owner was last seen to have applied the whole log; none if it never was.
+    pub(super) fn caught_up_for(&self, uptime: Millis) -> Option<i64> {
+        self.caught_up().times().map(|(at, _)| uptime.saturating_sub(at))
+    }
+
+    /// Why the shard cannot be served until somebody repairs it, if so.
+    pub fn stopped(&self) -> Option<String> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|stop| stop.why.clone())
+    }
+
+    /// How long ago the shard entered this node's assignment; none if it is not in it.
+    pub(super) fn assigned_for(&self, uptime: Millis) -> Option<i64> {
+        let at = self.assigned_at.load(Ordering::Acquire);
+        (at != 0).then(|| uptime.saturating_sub(at))
+    }
+
+    // What it holds is whole after every change: the poison says nothing.
+    fn sighting(&self) -> MutexGuard<'_, Sighting> {
+        self.caught_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the owner's actor writes, through the driver's steps.
+impl Slot {
+    /// A new owner: its positions and its memory, in one step. What an earlier life had caught up with counts no longer: what it held in
+    /// memory is gone.
+    pub fn begin(&self, claim: &Claim, driver: impl Into<ShardDriver>) {
+        self.driver.clear_poison();
+        let mut owned = self.driver.write().unwrap_or_else(PoisonError::into_inner);
+        self.applied.store(claim.checkpoint.next, Ordering::Release);
+        self.committed.store(claim.checkpoint.next, Ordering::Release);
+        self.archived.store(claim.checkpoint.archived, Ordering::Release);
+        *self.sighting() = Sighting::default();
+        self.attempts.store(claim.attempts, Ordering::Release);
+        self.note_flush(Ok(()));
+        *owned = Some(driver.into());
+    }
+
+    /// One step of the owner's driver, and what it publishes; the next offset to apply.
+    ///
+    /// # Errors
+    /// If nobody owns the shard here, or its owner died in the middle of a step.
+    pub(super) fn drive(&self, at: Moment, event: Event<'_>, out: &mut VecDeque<Command>) -> Result<Offset, NotOwned> {
+        let mut owned = self.driver.write().map_err(|_| NotOwned)?;
+        let driver = owned.as_mut().ok_or(NotOwned)?;
+        driver.on(at, event, out);
+        let next = driver.state().next();
+        self.applied.store(next, Ordering::Release);
+        self.committed.store(driver.committed(), Ordering::Release);
+        self.attempts.store(driver.attempts(), Ordering::Release);
+        Ok(next)
+    }
+
+    /// The owner stopped: its memory is gone. Where it was stays known until the next owner begins.
+    pub fn drop_memory(&self) {
+        self.driver.clear_poison();
+        *self.driver.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Notes how a flush ended.
+    pub fn note_flush(&self, outcome: Result<(), &str>) {
+        let mut failure = self.flush_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(()) => self.flush_failures.store(0, Ordering::Release),
+            Err(_) => _ = self.flush_failures.fetch_add(1, Ordering::AcqRel),
+        }
+        *failure = outcome.err().map(str::to_owned);
+    }
+
+    /// Payload bytes were applied that the archive does not have.
+    pub(super) fn applied_bytes(&self, bytes: usize) {
+        self.unarchived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Notes whether the owner has applied everything below the end that was seen.
+    pub(super) fn note_progress(&self, seen: &Observation) {
+        let Ok(owned) = self.driver.read() else { return };
+        let whole = owned.as_ref().is_some_and(|driver| driver.state().next() >= seen.end);
+        self.sighting().look(whole, seen.known, seen.now);
+    }
+
+    /// The shard stands still: before this record, or at its start. Whether that is news.
+    pub(super) fn stop(&self, before: Option<Offset>, why: &str) -> bool {
+        let stop = Stop { before, why: why.to_owned() };
+        let former = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).replace(stop);
+        former.is_none_or(|former| former.why != why)
+    }
+
+    /// It has got over what stopped it, if its next record is this one; or it is not stopped here any more. Whether that is news.
+    pub(super) fn goes_on(&self, next: Option<Offset>) -> bool {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = |stop: &Stop| next.is_none_or(|next| stop.before.is_none_or(|before| next > before));
+        stopped.take_if(|stop| over(stop)).is_some()
+    }
+
+    /// The actor has its pulse, or there is no actor to take it.
+    pub fn pulse_taken(&self) {
+        self.pulsed.store(false, Ordering::Release);
+    }
+
+    /// Whether the actor may get a pulse: at most one is on its way.
+    pub fn pulse_due(&self) -> bool {
+        !self.pulsed.swap(true, Ordering::AcqRel)
+    }
+}
+
+/// What the archiver writes.
+#[derive(Debug, Clone, Copy)]
+pub struct ArchiverEntry<'a>(&'a Slot);
+
+impl Slot {
+    /// For the archiver alone.
+    pub fn for_archiver(&self) -> ArchiverEntry<'_> {
+        ArchiverEntry(self)
+    }
+
+    /// An operator asks for an archive of everything that is applied, without waiting for objects to be due. Up to where that is, if it
+    /// is not there yet.
+    pub fn ask_archive(&self) -> Option<Offset> {
+        let to = self.applied();
+        (to > self.archived()).then(|| {
+            self.archive_asked.fetch_max(to, Ordering::AcqRel);
+            to
+        })
+    }
+}
+
+impl ArchiverEntry<'_> {
+    /// Payload bytes applied since the last object.
+    pub fn unarchived_bytes(self) -> u64 {
+        self.0.unarchived_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody has asked for an archive of something above `from`.
+    pub fn is_asked_above(self, from: Offset) -> bool {
+        self.0.archive_asked.load(Ordering::Acquire) > from
+    }
+
+    /// An object with these payload bytes was written.
+    pub fn wrote(self, bytes: u64) {
+        self.0.unarchived_bytes.store(self.unarchived_bytes().saturating_sub(bytes), Ordering::Relaxed);
+    }
+
+    /// The owner of this epoch has archived everything below `to`; a former owner's news count no longer.
+    pub fn archived_to(self, epoch: Epoch, to: Offset) {
+        let Ok(owned) = self.0.driver.read() else { return };
+        if owned.as_ref().is_some_and(|driver| driver.state().epoch() == epoch) {
+            self.0.archived.store(to, Ordering::Release);
+        }
+    }
+}
+
+/// What the supervisor of the shards writes.
+#[derive(Debug, Clone, Copy)]
+pub struct SupervisorEntry<'a>(&'a Slot);
+
+impl Slot {
+    /// For the supervisor alone.
+    pub fn for_supervisor(&self) -> SupervisorEntry<'_> {
+        SupervisorEntry(self)
+    }
+}
+
+impl SupervisorEntry<'_> {
+    /// The shard is in this node's assignment, at the latest since now.
+    pub fn assigned(self, now: Millis) {
+        let _since_before = self.0.assigned_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// The shard is not in this node's assignment any more.
+    pub fn withdrawn(self) {
+        self.0.assigned_at.store(0, Ordering::Release);
+    }
+
+    /// Nobody owns the shard here any more. Positions of a former owner release nothing of the log and archive nothing.
+    pub fn vacate(self) {
+        let slot = self.0;
+        slot.driver.clear_poison();
+        let mut owned = slot.driver.write().unwrap_or_else(PoisonError::into_inner);
+        for position in [&slot.applied, &slot.committed, &slot.archived, &slot.archive_asked, &slot.unarchived_bytes] {
+            position.store(0, Ordering::Release);
+        }
+        *slot.sighting() = Sighting::default();
+        slot.attempts.store(0, Ordering::Release);
+        slot.note_flush(Ok(()));
+        *owned = None;
+    }
+}

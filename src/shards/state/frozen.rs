@@ -1,0 +1,74 @@
+//! The batches that were handed to the store. Readers hold versions of them: what a version has stays there for as long as somebody
+//! reads it, whatever is committed or forgotten meanwhile.
+
+use std::sync::Arc;
+
+use crate::model::flush::FlushBatch;
+use crate::model::offset::{Offset, OffsetRange};
+use crate::model::window::Millis;
+use crate::shards::batch::Windows;
+use crate::shards::immutable_queue::ImmutableQueue;
+
+/// A batch that was handed to the store.
+#[derive(Debug)]
+pub(super) struct FrozenBatch {
+    pub range: OffsetRange,
+    pub batch: Arc<FlushBatch>,
+    pub windows: Windows,
+    pub forget_ids_before: Millis,
+}
+
+/// A batch that is in the store.
+#[derive(Debug)]
+struct CommittedBatch {
+    frozen: Arc<FrozenBatch>,
+    at: Millis,
+}
+
+/// A version of the batches that were handed to the store. Cloning one is cheap and needs no lock afterwards.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FrozenBatches {
+    /// Oldest first.
+    committed: ImmutableQueue<CommittedBatch>,
+    /// The newest, while it is not in the store.
+    uncommitted: Option<Arc<FrozenBatch>>,
+}
+
+impl FrozenBatches {
+    /// All of them, oldest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<FrozenBatch>> {
+        self.committed.iter().map(|committed| &committed.frozen).chain(&self.uncommitted)
+    }
+
+    /// Where the oldest begins, if there is one.
+    pub(super) fn from(&self) -> Option<Offset> {
+        let oldest = self.committed.peek().map(|committed| &committed.frozen);
+        oldest.or(self.uncommitted.as_ref()).map(|frozen| frozen.range.from)
+    }
+
+    /// The one that is not in the store yet.
+    pub(super) fn uncommitted(&self) -> Option<&Arc<FrozenBatch>> {
+        self.uncommitted.as_ref()
+    }
+
+    /// A batch is handed to the store.
+    pub(super) fn freeze(&mut self, frozen: Arc<FrozenBatch>) {
+        self.uncommitted = Some(frozen);
+    }
+
+    /// It is in the store.
+    pub(super) fn commit(&mut self, at: Millis) {
+        if let Some(frozen) = self.uncommitted.take() {
+            self.committed = self.committed.enqueue(CommittedBatch { frozen, at });
+        }
+    }
+
+    /// Forgets what was committed longer ago than a query may hold an older snapshot.
+    pub(super) fn forget(&mut self, now: Millis, keep_ms: i64) {
+        while self.committed.peek().is_some_and(|oldest| now.saturating_sub(oldest.at) > keep_ms)
+            && let Some((_, rest)) = self.committed.dequeue()
+        {
+            self.committed = rest;
+        }
+    }
+}
