@@ -122,10 +122,16 @@ pub fn completeness(of: &Completeness) -> api::completeness::Completeness {
     }
 }
 
-/// A JSON string.
+/// A JSON string. Most have nothing to escape, and are copied once.
 fn string(out: &mut String, text: &str) {
-    // A string always serialises.
-    out.push_str(&serde_json::Value::from(text).to_string());
+    if text.bytes().any(|byte| byte < b' ' || matches!(byte, b'"' | b'\\')) {
+        // A string always serialises.
+        out.push_str(&serde_json::Value::from(text).to_string());
+    } else {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    }
 }
 
 /// A time, quoted.
@@ -174,6 +180,7 @@ mod tests {
     fn strings_are_escaped() {
         let mut out = String::new();
         string(&mut out, "a\"\r\n\u{1b}[31m");
-        assert_eq!(out, r#""a\"\r\n\u001b[31m""#);
+        string(&mut out, "Zürich, DEL\u{7f}");
+        assert_eq!(out, "\"a\\\"\\r\\n\\u001b[31m\"\"Zürich, DEL\u{7f}\"");
     }
 }

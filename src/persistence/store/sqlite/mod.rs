@@ -104,10 +104,11 @@ impl SqliteStore {
         Self::open_as(path.as_ref(), schema::State::Complete, match_cache)
     }
 
-    /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`] nothing else opens it.
+    /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`] nothing else opens it; a store that is
+    /// complete is being rebuilt again.
     ///
     /// # Errors
-    /// As [`SqliteStore::open`], and if the store is complete.
+    /// As [`SqliteStore::open`], and if a rebuild of an older release has begun it.
     pub fn open_rebuilding(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         Self::open_as(path.as_ref(), schema::State::Rebuilding, DEFAULT_MATCH_CACHE)
     }

@@ -138,6 +138,9 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) ->
         }
         super::admin::seal_all(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
+    } else if state == State::Rebuilding && version(&tx)? == VERSION {
+        // The rebuild ended, and was ended before its file was moved into place: it goes on, and finds nothing left to do.
+        tx.pragma_update(None, "user_version", state.version())?;
     }
     check_state(&tx, path, state)?;
     tx.commit()?;
@@ -218,4 +221,22 @@ fn check_state(connection: &Connection, path: &Path, state: State) -> Result<(),
         ),
     };
     Err(StoreError::Invalid(why))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::persistence::store::sqlite::SqliteStore;
+
+    #[test]
+    fn a_rebuild_that_was_ended_before_its_file_was_moved_goes_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("store.sqlite.rebuilding");
+        for _ in 0..2 {
+            let begun = SqliteStore::open_rebuilding(&path).expect("begun, or begun again");
+            assert!(SqliteStore::open(&path).is_err_and(|why| why.to_string().contains("has not finished")));
+            begun.finish_rebuild().expect("finished");
+            drop(begun);
+            assert!(SqliteStore::open(&path).is_ok(), "a store like any other");
+        }
+    }
 }
