@@ -21,7 +21,7 @@ fn the_status_is_a_table_for_people_and_json_for_programs() {
     until("ready and healthy", || server.get("/readyz").0 == 200 && server.get("/v1/status").1["healthy"] == true);
     let (code, table) = status(&server, &[]);
     assert_eq!(code, Some(0), "{table}");
-    assert!(table.contains("gateway,shards,query,replay"), "{table}");
+    assert!(table.contains("gateway,shards,query"), "{table}");
     let owned = table.lines().filter(|line| line.split_whitespace().nth(1) == Some("mill-1")).count();
     assert_eq!(owned, 4, "{table}");
 

@@ -118,7 +118,7 @@ impl Cluster {
             namespace: None,
             server: None,
         };
-        let mut nodes: Vec<Node> = (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query,replay")).collect();
+        let mut nodes: Vec<Node> = (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query")).collect();
         nodes.push(node("gate", "gateway,query"));
         let (cookie, keys) = (dir.path().join("cookie"), dir.path().join("s3.keys"));
         std::fs::write(&cookie, "a cookie for tests, of more than 32 bytes").expect("written");
