@@ -75,6 +75,7 @@ fn the_fast_renderer_writes_the_type_of_the_wire() {
             given.iter().chain(&[("numbers", numbers)]).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let ((request, form), budget) = (reads::query_request(&given, NOW).unwrap(), Budget::default());
         let text = crate::gateway::render::query_answer(&mut answer(&request, &budget), form.decimals).unwrap();
+        assert_eq!(budget.bytes(), 0, "what an answer holds is given back");
         let parsed: api::query::QueryAnswer = serde_json::from_str(&text).unwrap();
         let again: Value = serde_json::from_str(&serde_json::to_string(&parsed).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), again, "nothing beside the type");
@@ -85,7 +86,6 @@ fn the_fast_renderer_writes_the_type_of_the_wire() {
         let (partial, overflow) = (parsed.completeness.partial, parsed.completeness.overflow);
         assert_eq!((partial, overflow, parsed.completeness.missing[0].behind_ms), (true, Some(5), Some(9)));
     }
-    assert_eq!(Budget::default().bytes(), 0);
 }
 
 #[test]
