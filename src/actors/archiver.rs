@@ -142,15 +142,13 @@ impl Archiver {
     }
 
     fn archive_if_due(&self, shard: ShardId, slot: &Slot) -> Result<bool, ActorProcessingErr> {
-        let from = slot.archived();
-        let to = slot.committed();
-        if from >= to || slot.epoch().is_none() {
+        let Some((owner, OffsetRange { from, to })) = slot.for_archiver().unarchived() else {
             self.waiting.over(shard);
             return Ok(false);
-        }
+        };
         let first = match self.log.read(shard, from, 1) {
             Err(LogError::Released { start, .. }) => {
-                return self.note_those_there(shard, slot, OffsetRange { from, to: start }, to);
+                return self.note_those_there(shard, slot, owner, OffsetRange { from, to: start }, to);
             }
             first => first?,
         };
@@ -172,7 +170,7 @@ impl Archiver {
             }
             let Some(last) = records.last() else { break };
             let next = last.offset + 1;
-            self.write(shard, slot, &records)?;
+            self.write(shard, slot, owner, cursor, &records)?;
             cursor = next;
         }
         Ok(cursor > from)
@@ -206,15 +204,21 @@ impl Archiver {
         Ok(records)
     }
 
-    fn write(&self, shard: ShardId, slot: &Slot, records: &[LogRecord]) -> Result<(), ActorProcessingErr> {
-        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
-        let epoch = slot.epoch().ok_or("the shard has no owner")?;
-        let decisions = self.decisions(shard, epoch, records)?;
-        let row = self.archive.write(self.log.id(), shard, epoch, records, &decisions)?;
-        if !continues(&row, OffsetRange { from: first.offset, to: last.offset + 1 }) {
-            return Err("the object that was written holds other records than were given".into());
+    fn write(
+        &self,
+        shard: ShardId,
+        slot: &Slot,
+        owner: Epoch,
+        from: Offset,
+        records: &[LogRecord],
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(last) = records.last() else { return Ok(()) };
+        let decisions = self.decisions(shard, owner, records)?;
+        let row = self.archive.write(self.log.id(), shard, owner, records, &decisions)?;
+        if !continues(&row, OffsetRange { from, to: last.offset + 1 }) {
+            return Err("the object that was written holds other records than were due".into());
         }
-        self.note(slot, epoch, &row)?;
+        self.note(slot, owner, &row)?;
         let bytes: u64 = records.iter().map(|r| r.payload.len() as u64).sum();
         slot.for_archiver().wrote(bytes);
         metrics::counter!(telemetry::ARCHIVE_OBJECTS).increment(1);
@@ -223,12 +227,11 @@ impl Archiver {
 
     /// Writes the manifest row of an object that is in the archive.
     fn note(&self, slot: &Slot, owner: Epoch, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
-        // Read before: a store that takes the row has this owner still.
-        let before = slot.archived();
         match self.store.archived(owner, row) {
             Ok(()) => {
-                continues(row, OffsetRange { from: before, to: row.range.to });
-                slot.for_archiver().archived_to(owner, row.range.to);
+                if let Some(before) = slot.for_archiver().archived_to(owner, row.range.to) {
+                    continues(row, OffsetRange { from: before, to: row.range.to });
+                }
                 Ok(())
             }
             // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
@@ -243,10 +246,10 @@ impl Archiver {
         &self,
         shard: ShardId,
         slot: &Slot,
+        owner: Epoch,
         released: OffsetRange,
         committed: Offset,
     ) -> Result<bool, ActorProcessingErr> {
-        let owner = slot.epoch().ok_or("the shard has no owner")?;
         let log = self.log.id();
         let mut chains = Chains::of(&[log], shard, self.archive.list(log, shard)?);
         let mut next = released.from;
@@ -332,50 +335,4 @@ fn lost(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::invariants::tests::violations;
-    use crate::model::manifest::Tier;
-    use crate::model::offset::LogId;
-
-    #[test]
-    fn an_object_that_leaves_a_gap_is_a_violation() {
-        let range = OffsetRange { from: 5, to: 9 };
-        let row = ManifestRow {
-            log: LogId([1; 16]),
-            shard: ShardId(0),
-            range,
-            epoch: Epoch { counter: 1, nonce: 1 },
-            path: String::new(),
-            appended: (0, 0),
-            received: (0, 0),
-            windows: Vec::new(),
-            rows: 4,
-            raw_bytes: 4,
-            bytes: 1,
-            crc32c: 0,
-            tier: Tier::Hot,
-        };
-        let found = |due: OffsetRange| violations(Invariant::ArchiveTiles, || _ = continues(&row, due));
-        assert_eq!(found(range), 0);
-        assert_eq!(found(OffsetRange { from: 4, to: 9 }), 1);
-        assert_eq!(found(OffsetRange { from: 5, to: 8 }), 1);
-    }
-
-    #[test]
-    fn an_object_is_cut_by_size_or_age() {
-        let limits = ArchiveLimits { max_bytes: 100, max_delay_ms: 1_000 };
-        assert!(!limits.due(99, 999));
-        assert!(limits.due(100, 0));
-        assert!(limits.due(1, 1_000));
-    }
-
-    #[test]
-    fn records_wait_from_when_they_are_first_seen() {
-        let (waiting, shard) = (Waiting::default(), ShardId(3));
-        assert_eq!([5, 5, 9].map(|now| waiting.behind(shard, 10, now)), [0, 0, 4]);
-        assert_eq!([10, 12].map(|now| waiting.behind(shard, 20, now)), [0, 2], "others wait since then");
-        waiting.over(shard);
-        assert_eq!(waiting.behind(shard, 20, 30), 0);
-    }
-}
+mod tests;

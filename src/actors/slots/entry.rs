@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use super::clocks::Sighting;
 use super::{NotOwned, Observation};
 use crate::model::flush::Claim;
-use crate::model::offset::{Epoch, Offset};
+use crate::model::offset::{Epoch, Offset, OffsetRange};
 use crate::model::window::Millis;
 use crate::shards::driver::{Command, Event, Moment, ShardDriver};
 use crate::shards::state::ShardState;
@@ -223,6 +223,15 @@ impl Slot {
 }
 
 impl ArchiverEntry<'_> {
+    /// The owner, and what it has committed that the archive does not have, if there is any. All of it is of one moment: an owner that
+    /// leaves or begins while the archiver works has other positions, and the store refuses it what was read before.
+    pub fn unarchived(self) -> Option<(Epoch, OffsetRange)> {
+        let owned = self.0.driver.read().ok()?;
+        let owner = owned.as_ref()?.state().epoch();
+        let range = OffsetRange { from: self.0.archived(), to: self.0.committed() };
+        (range.from < range.to).then_some((owner, range))
+    }
+
     /// Payload bytes applied since the last object.
     pub fn unarchived_bytes(self) -> u64 {
         self.0.unarchived_bytes.load(Ordering::Relaxed)
@@ -238,12 +247,12 @@ impl ArchiverEntry<'_> {
         self.0.unarchived_bytes.store(self.unarchived_bytes().saturating_sub(bytes), Ordering::Relaxed);
     }
 
-    /// The owner of this epoch has archived everything below `to`; a former owner's news count no longer.
-    pub fn archived_to(self, epoch: Epoch, to: Offset) {
-        let Ok(owned) = self.0.driver.read() else { return };
-        if owned.as_ref().is_some_and(|driver| driver.state().epoch() == epoch) {
-            self.0.archived.store(to, Ordering::Release);
-        }
+    /// The owner of this epoch has archived everything below `to`. Up to where it had before; none from a former owner, whose news count
+    /// no longer.
+    pub fn archived_to(self, epoch: Epoch, to: Offset) -> Option<Offset> {
+        let owned = self.0.driver.read().ok()?;
+        let is_owner = owned.as_ref().is_some_and(|driver| driver.state().epoch() == epoch);
+        is_owner.then(|| self.0.archived.swap(to, Ordering::AcqRel))
     }
 }
 

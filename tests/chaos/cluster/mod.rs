@@ -228,6 +228,13 @@ impl Cluster {
         std::fs::read_to_string(self.dir.path().join(&self.nodes[at].name).with_extension("server.log")).unwrap_or_default()
     }
 
+    /// The lines with these words that nodes have logged.
+    pub fn lines(&self, words: &str) -> Vec<String> {
+        (0..self.nodes.len())
+            .flat_map(|at| self.said(at).lines().filter(|line| line.contains(words)).map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
     /// How often nodes have logged this.
     pub fn times(&self, words: &str) -> usize {
         (0..self.nodes.len()).map(|at| self.said(at).matches(words).count()).sum()

@@ -1,0 +1,135 @@
+//! Objects tile, are cut in time, and are noted by an owner that may leave at any moment.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::invariants::tests::violations;
+use crate::model::flush::{FlushBatch, FlushGuard};
+use crate::model::manifest::Tier;
+use crate::model::offset::LogId;
+use crate::persistence::archive::memory::MemoryArchive;
+use crate::persistence::archive::{Examined, ObjectInfo};
+use crate::persistence::log::AppendRequest;
+use crate::persistence::log::memory::MemoryLog;
+use crate::persistence::store::memory::MemoryStore;
+use crate::shards::series::Admission;
+use crate::shards::state::{ShardLimits, ShardState};
+
+const LOG: LogId = LogId([1; 16]);
+const SHARD: ShardId = ShardId(0);
+
+/// An archive during whose writes the owner leaves.
+struct Leaving {
+    inner: MemoryArchive,
+    slots: Arc<Slots>,
+}
+
+impl Archive for Leaving {
+    fn write(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        decisions: &Decisions,
+    ) -> Result<ManifestRow, ArchiveError> {
+        self.slots.slot(shard).for_supervisor().vacate();
+        self.inner.write(log, shard, epoch, records, decisions)
+    }
+    fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
+        self.inner.examine(object)
+    }
+    fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
+        self.inner.read(row)
+    }
+    fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
+        self.inner.list(log, shard)
+    }
+    fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError> {
+        self.inner.remove(path, tier)
+    }
+    fn has_cold(&self) -> bool {
+        self.inner.has_cold()
+    }
+    fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
+        self.inner.copy_to_cold(row)
+    }
+}
+
+/// The store still has the owner's epoch, and takes the row: the slot, which is empty by then, says nothing about it.
+#[test]
+fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
+    let clock = ManualClock::at(1_000_000);
+    let (log, store) = (MemoryLog::new(LOG, 1, clock.clone()), MemoryStore::new());
+    let slots = Slots::new(log.clone(), clock.clone());
+    let append = |n: u8| drop(log.append(AppendRequest { records: vec![(SHARD, Bytes::from(vec![n]))] }).expect("taken"));
+    let claim_and_flush = |from: Offset, to: Offset| {
+        let epoch = store.claim(SHARD, LOG, to).expect("a claim").checkpoint.epoch;
+        let guard = FlushGuard { shard: SHARD, log: LOG, range: OffsetRange { from, to }, epoch };
+        store.flush(guard, &FlushBatch::default(), 0).expect("a flush");
+        let claim = store.claim(SHARD, LOG, to + 1).expect("a claim");
+        let limits = ShardLimits {
+            dedup_horizon_ms: 1,
+            dedup_max_ids: 1,
+            flush_interval_ms: 1 << 40,
+            max_delta_bytes: 1 << 30,
+            keep_flushed_ms: 1,
+            shard_count: 1,
+            panic_on_user: None,
+        };
+        slots.slot(SHARD).begin(&claim, ShardState::new(limits, SHARD, &claim, vec![], Admission::limited(9, vec![]), to));
+    };
+    let archive = Arc::new(Leaving { inner: MemoryArchive::new(), slots: slots.clone() });
+    let limits = ArchiveLimits { max_bytes: 1, max_delay_ms: 0 };
+    let (waiting, slots) = (Waiting::default(), slots.clone());
+    let archiver = Archiver { log: log.clone(), store: store.clone(), archive, clock, limits, slots, waiting };
+    for n in 0..6u8 {
+        append(n);
+        claim_and_flush(n.into(), Offset::from(n) + 1);
+        assert_eq!(violations(Invariant::ArchiveTiles, || archiver.look()), 0, "object {n}");
+    }
+    let rows = store.snapshot().expect("a snapshot").manifest(Some(SHARD)).expect("rows");
+    assert_eq!(rows.iter().map(|row| row.range.to).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn an_object_that_leaves_a_gap_is_a_violation() {
+    let range = OffsetRange { from: 5, to: 9 };
+    let row = ManifestRow {
+        log: LogId([1; 16]),
+        shard: ShardId(0),
+        range,
+        epoch: Epoch { counter: 1, nonce: 1 },
+        path: String::new(),
+        appended: (0, 0),
+        received: (0, 0),
+        windows: Vec::new(),
+        rows: 4,
+        raw_bytes: 4,
+        bytes: 1,
+        crc32c: 0,
+        tier: Tier::Hot,
+    };
+    let found = |due: OffsetRange| violations(Invariant::ArchiveTiles, || _ = continues(&row, due));
+    assert_eq!(found(range), 0);
+    assert_eq!(found(OffsetRange { from: 4, to: 9 }), 1);
+    assert_eq!(found(OffsetRange { from: 5, to: 8 }), 1);
+}
+
+#[test]
+fn an_object_is_cut_by_size_or_age() {
+    let limits = ArchiveLimits { max_bytes: 100, max_delay_ms: 1_000 };
+    assert!(!limits.due(99, 999));
+    assert!(limits.due(100, 0));
+    assert!(limits.due(1, 1_000));
+}
+
+#[test]
+fn records_wait_from_when_they_are_first_seen() {
+    let (waiting, shard) = (Waiting::default(), ShardId(3));
+    assert_eq!([5, 5, 9].map(|now| waiting.behind(shard, 10, now)), [0, 0, 4]);
+    assert_eq!([10, 12].map(|now| waiting.behind(shard, 20, now)), [0, 2], "others wait since then");
+    waiting.over(shard);
+    assert_eq!(waiting.behind(shard, 20, 30), 0);
+}
