@@ -1,4 +1,5 @@
-//! The hot path in pieces: codec, apply, sketches, the immutable queue beside `rpds::Queue`, log append, query.
+//! The hot path in pieces: codec, apply, sketches, the immutable queue beside `rpds::Queue`, log
+//! append, query.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -29,14 +30,19 @@ const LOG: LogId = LogId([1; 16]);
 const EVENTS: u64 = 100;
 
 fn series(n: u64) -> Series {
-    Series::new("bench", "page_view", [("page".to_owned(), format!("/{n}")), ("host".to_owned(), "web-1".to_owned())])
+    Series::new(
+        "bench",
+        "page_view",
+        [("page".to_owned(), format!("/{n}")), ("host".to_owned(), "web-1".to_owned())],
+    )
 }
 
 /// A record of a hundred events of 300 bytes over ten series.
 fn payload(serial: u64) -> bytes::Bytes {
     let keys: Vec<(Vec<u8>, SeriesId)> =
         (0..10).map(|n| series(n).key()).map(|key| (key.clone(), SeriesId::of_key(&key))).collect();
-    let texts: Vec<(String, String)> = (0..EVENTS).map(|n| (format!("u{}", n * 7 % 90), format!("{serial:016x}-{n}"))).collect();
+    let texts: Vec<(String, String)> =
+        (0..EVENTS).map(|n| (format!("u{}", n * 7 % 90), format!("{serial:016x}-{n}"))).collect();
     let raw = vec![b'x'; 300];
     let event = |n: usize| RecordEvent {
         series: (n % 10) as u32,
@@ -50,7 +56,14 @@ fn payload(serial: u64) -> bytes::Bytes {
     let events = (0..EVENTS as usize).map(event).collect();
     let mut bytes = Vec::new();
     record::encode(
-        &Record { version: record::VERSION, tenant: "bench", gateway: 1, series: entries, events, stamp: Some(1) },
+        &Record {
+            version: record::VERSION,
+            tenant: "bench",
+            gateway: 1,
+            series: entries,
+            events,
+            stamp: Some(1),
+        },
         &mut bytes,
     );
     bytes.into()
@@ -66,9 +79,22 @@ fn state() -> ShardState {
         shard_count: 1,
         panic_on_user: None,
     };
-    let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 }, appended: None };
+    let checkpoint = Checkpoint {
+        log: LOG,
+        next: 0,
+        archived: 0,
+        epoch: Epoch { counter: 1, nonce: 1 },
+        appended: None,
+    };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
-    ShardState::new(limits, ShardId(0), &claim, Vec::new(), Admission::limited(1_000_000, Vec::new()), 0)
+    ShardState::new(
+        limits,
+        ShardId(0),
+        &claim,
+        Vec::new(),
+        Admission::limited(1_000_000, Vec::new()),
+        0,
+    )
 }
 
 fn codec_and_apply(c: &mut Criterion) {
@@ -76,15 +102,31 @@ fn codec_and_apply(c: &mut Criterion) {
     group.throughput(Throughput::Elements(EVENTS));
     let bytes = payload(0);
     let decoded = record::decode(&bytes).expect("decodes");
-    group.bench_function("decode", |b| b.iter(|| record::decode(black_box(&bytes)).map(|r| r.events.len())));
-    group.bench_function("encode", |b| {
-        b.iter_batched_ref(|| Vec::with_capacity(64 << 10), |out| record::encode(&decoded, out), BatchSize::SmallInput);
+    group.bench_function("decode", |b| {
+        b.iter(|| record::decode(black_box(&bytes)).map(|r| r.events.len()))
     });
-    let records: Vec<LogRecord> =
-        (0..200).map(|n| LogRecord { offset: n, appended: n as i64, received: n as i64, payload: payload(n) }).collect();
+    group.bench_function("encode", |b| {
+        b.iter_batched_ref(
+            || Vec::with_capacity(64 << 10),
+            |out| record::encode(&decoded, out),
+            BatchSize::SmallInput,
+        );
+    });
+    let records: Vec<LogRecord> = (0..200)
+        .map(|n| LogRecord {
+            offset: n,
+            appended: n as i64,
+            received: n as i64,
+            payload: payload(n),
+        })
+        .collect();
     group.throughput(Throughput::Elements(EVENTS * 200));
     group.bench_function("apply 200 of them", |b| {
-        b.iter_batched_ref(state, |state| state.step(Input::Records(&records), &mut Vec::new()), BatchSize::LargeInput);
+        b.iter_batched_ref(
+            state,
+            |state| state.step(Input::Records(&records), &mut Vec::new()),
+            BatchSize::LargeInput,
+        );
     });
     group.finish();
 }
@@ -127,7 +169,8 @@ fn queues(c: &mut Criterion) {
     });
     group.bench_function("rpds::QueueSync", |b| {
         b.iter(|| {
-            let mut queue = (0..1_000u64).fold(rpds::QueueSync::new_sync(), |queue, n| queue.enqueue(n));
+            let mut queue =
+                (0..1_000u64).fold(rpds::QueueSync::new_sync(), |queue, n| queue.enqueue(n));
             while let Some(item) = queue.peek() {
                 black_box(item);
                 queue = queue.dequeue().expect("not empty");
@@ -156,7 +199,9 @@ fn log_append(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(record.len() as u64 * 16 * 8));
     group.bench_function("8 requests at once, durable", |b| {
         b.iter(|| {
-            let request = || AppendRequest { records: (0..16).map(|shard| (ShardId(shard), record.clone())).collect() };
+            let request = || AppendRequest {
+                records: (0..16).map(|shard| (ShardId(shard), record.clone())).collect(),
+            };
             let tickets: Vec<_> = (0..8).map(|_| log.append(request()).expect("taken")).collect();
             tickets.into_iter().for_each(|ticket| {
                 ticket.blocking_recv().expect("answered").expect("durable");
@@ -170,30 +215,45 @@ fn log_append(c: &mut Criterion) {
 }
 
 fn archive(c: &mut Criterion) {
-    let record = |n: u64| LogRecord { offset: n, appended: 1_790_000_000_000, received: 1_790_000_000_000, payload: payload(n) };
+    let record = |n: u64| LogRecord {
+        offset: n,
+        appended: 1_790_000_000_000,
+        received: 1_790_000_000_000,
+        payload: payload(n),
+    };
     let records: Vec<LogRecord> = (0..1_000).map(record).collect();
     let epoch = Epoch { counter: 1, nonce: 1 };
     let mut group = c.benchmark_group("archive");
     group.throughput(Throughput::Elements(records.len() as u64 * EVENTS));
     group.sample_size(10);
-    let encode = || parquet::encode(LOG, ShardId(0), epoch, &records, &Decisions::default()).expect("encodes");
+    let encode = || {
+        parquet::encode(LOG, ShardId(0), epoch, &records, &Decisions::default()).expect("encodes")
+    };
     group.bench_function("encode 100,000 events", |b| b.iter(encode));
     let (bytes, row) = encode();
     let bytes = bytes::Bytes::from(bytes);
-    group.bench_function("decode them", |b| b.iter(|| parquet::decode(bytes.clone(), &row).expect("decodes").len()));
+    group.bench_function("decode them", |b| {
+        b.iter(|| parquet::decode(bytes.clone(), &row).expect("decodes").len())
+    });
 }
 
 fn store_query(c: &mut Criterion) {
     let dir = tempfile::tempdir().expect("a directory");
     let store = SqliteStore::open(dir.path().join("store.sqlite")).expect("a store");
     let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
-    let info = |n| Arc::new(SeriesInfo { id: SeriesId::of_key(&series(n).key()), series: series(n) });
+    let info =
+        |n| Arc::new(SeriesInfo { id: SeriesId::of_key(&series(n).key()), series: series(n) });
     let mut rollup = Rollup::default();
     rollup.add(Some(Decimal::from_units(1)), Some(1));
     for day in 0..5u64 {
         let deltas = (0..1_000u64).flat_map(|n| (0..24).map(move |h| (n, h)));
-        let deltas =
-            deltas.map(|(n, h)| Delta { series: info(n), hour: Hour(day as i32 * 24 + h), rollup: rollup.clone() }).collect();
+        let deltas = deltas
+            .map(|(n, h)| Delta {
+                series: info(n),
+                hour: Hour(day as i32 * 24 + h),
+                rollup: rollup.clone(),
+            })
+            .collect();
         let guard = FlushGuard {
             shard: ShardId(0),
             log: LOG,
@@ -219,7 +279,10 @@ fn store_query(c: &mut Criterion) {
     group.bench_function("scan 120,000 rollups", |b| {
         b.iter(|| {
             let mut sum = 0;
-            store.snapshot().and_then(|mut s| s.rollups(&query, &mut |_, _, r| sum += r.figures.sum)).expect("rows");
+            store
+                .snapshot()
+                .and_then(|mut s| s.rollups(&query, &mut |_, _, r| sum += r.figures.sum))
+                .expect("rows");
             sum
         });
     });

@@ -1,6 +1,7 @@
 //! The only place where the machine's clocks are read. Everything else is handed a time.
 //!
-//! The wall clock is for what people ask about; whatever waits measures [`Clock::uptime`], because wall clocks leap.
+//! The wall clock is for what people ask about; whatever waits measures [`Clock::uptime`], because
+//! wall clocks leap.
 #![allow(clippy::disallowed_methods)] // this is the sanctioned place
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,7 +17,8 @@ pub type Millis = i64;
 pub trait Clock: Send + Sync + 'static {
     /// The wall clock: now, in milliseconds since the Unix epoch. It may leap, forward and back.
     fn now(&self) -> Millis;
-    /// The boot clock: milliseconds since the machine began, suspension included. It never goes back within a process.
+    /// The boot clock: milliseconds since the machine began, suspension included. It never goes
+    /// back within a process.
     fn uptime(&self) -> Millis;
     /// Which start of the machine the boot clock counts from; 0 if that is not known.
     fn boot(&self) -> u64;
@@ -32,8 +34,11 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Millis {
-        // A clock set before 1970 reads as zero: nothing depends on it but the accepted range of timestamps.
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+        // A clock set before 1970 reads as zero: nothing depends on it but the accepted range of
+        // timestamps.
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
     }
 
     fn uptime(&self) -> Millis {
@@ -44,7 +49,10 @@ impl Clock for SystemClock {
     fn boot(&self) -> u64 {
         static BOOT: OnceLock<u64> = OnceLock::new();
         // Without it a start of the log takes the wall clock, as after a start of the machine.
-        let read = || std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| xxhash_rust::xxh3::xxh3_64(&id));
+        let read = || {
+            std::fs::read("/proc/sys/kernel/random/boot_id")
+                .map_or(0, |id| xxhash_rust::xxh3::xxh3_64(&id))
+        };
         *BOOT.get_or_init(read)
     }
 }

@@ -1,19 +1,23 @@
-//! The catalogue of invariants: one id, one sentence, checked in tests, in simulation and in the running server.
+//! The catalogue of invariants: one id, one sentence, checked in tests, in simulation and in the
+//! running server.
 
 /// What must always hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Invariant {
     /// I1: every acknowledged event is in the log or in an archived range.
     AckedIsDurable,
-    /// I2: every rollup equals the fold, in offset order, of the distinct events of its series and hour.
+    /// I2: every rollup equals the fold, in offset order, of the distinct events of its series and
+    /// hour.
     ExactEffect,
     /// I3: at any moment the store's rollups equal the fold of the records below its checkpoint.
     PrefixAtomicity,
-    /// I4: the manifest's ranges tile `[archive floor, archived)` of each shard, and the log is released only below min(rolled up, archived).
+    /// I4: the manifest's ranges tile `[archive floor, archived)` of each shard, and the log is
+    /// released only below min(rolled up, archived).
     ArchiveTiles,
     /// I5: the flushes of a shard form one unbroken chain and epochs never decrease.
     SingleWriter,
-    /// I6: an answer marked complete holds everything acknowledged before its `as_of`; otherwise it is partial and says why.
+    /// I6: an answer marked complete holds everything acknowledged before its `as_of`; otherwise it
+    /// is partial and says why.
     HonestQueries,
     /// I7: accepted = aggregated + de-duplicated + quarantined + pending.
     Accounting,
@@ -21,7 +25,8 @@ pub enum Invariant {
     Isolation,
     /// I9: memory, queues and sizes stay below their limits.
     Bounded,
-    /// I10: once nothing fails any more, everything is applied, flushed and archived in bounded time.
+    /// I10: once nothing fails any more, everything is applied, flushed and archived in bounded
+    /// time.
     Liveness,
     /// I11: what is recomputed from archive and log equals the stored rollups, bit for bit.
     Rebuildable,
@@ -65,11 +70,13 @@ impl Invariant {
     }
 }
 
-/// Evaluates `holds` always; a violation panics in debug builds and is counted and logged in release.
+/// Evaluates `holds` always; a violation panics in debug builds and is counted and logged in
+/// release.
 pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -> bool {
     if !holds {
         let what = what();
-        metrics::counter!(crate::telemetry::INVARIANT_VIOLATIONS, "id" => invariant.id()).increment(1);
+        metrics::counter!(crate::telemetry::INVARIANT_VIOLATIONS, "id" => invariant.id())
+            .increment(1);
         tracing::error!(invariant = invariant.id(), %what, "invariant violated");
         debug_assert!(holds, "invariant {} violated: {what}", invariant.id());
     }
@@ -80,14 +87,21 @@ pub fn check(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -
 pub(crate) mod tests {
     use super::*;
 
-    /// How often `rollmill_invariant_violations_total` counts a violation of this invariant. The panic of debug builds is caught.
+    /// How often `rollmill_invariant_violations_total` counts a violation of this invariant. The
+    /// panic of debug builds is caught.
     pub(crate) fn violations(invariant: Invariant, work: impl FnOnce()) -> u64 {
         let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
-        let ended = metrics::with_local_recorder(&recorder, || std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)));
-        let line = format!("{}{{id=\"{}\"}} ", crate::telemetry::INVARIANT_VIOLATIONS, invariant.id());
+        let ended = metrics::with_local_recorder(&recorder, || {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        });
+        let line =
+            format!("{}{{id=\"{}\"}} ", crate::telemetry::INVARIANT_VIOLATIONS, invariant.id());
         let page = handle.render();
-        let counted = page.lines().find_map(|shown| shown.strip_prefix(&line)).map_or(0, |count| count.parse().expect("a count"));
+        let counted = page
+            .lines()
+            .find_map(|shown| shown.strip_prefix(&line))
+            .map_or(0, |count| count.parse().expect("a count"));
         assert_eq!(ended.is_err(), counted > 0, "{page}");
         counted
     }
@@ -95,8 +109,19 @@ pub(crate) mod tests {
     #[test]
     fn a_violation_is_counted_under_its_id() {
         for invariant in Invariant::ALL {
-            assert_eq!(violations(invariant, || assert!(!check(invariant, false, || "planted".to_owned()))), 1);
-            assert_eq!(violations(invariant, || assert!(check(invariant, true, || unreachable!("it holds")))), 0);
+            assert_eq!(
+                violations(
+                    invariant,
+                    || assert!(!check(invariant, false, || "planted".to_owned()))
+                ),
+                1
+            );
+            assert_eq!(
+                violations(invariant, || assert!(check(invariant, true, || unreachable!(
+                    "it holds"
+                )))),
+                0
+            );
         }
     }
 }

@@ -1,9 +1,11 @@
-//! Rollmill: events in over HTTP or WebSocket, exact hourly rollups out, nothing lost and nothing counted twice.
+//! Rollmill: events in over HTTP or WebSocket, exact hourly rollups out, nothing lost and nothing
+//! counted twice.
 //!
-//! The rooms stand in levels; an import always points to a lower one (`tests/tidy/` holds the matrix).
-//! `ARCHITECTURE.md` is the map.
+//! The rooms stand in levels; an import always points to a lower one (`tests/tidy/` holds the
+//! matrix). `ARCHITECTURE.md` is the map.
 
-// Unit tests share helpers with the test binaries, and tidy up without asking. The product is checked by the build without them.
+// Unit tests share helpers with the test binaries, and tidy up without asking. The product is
+// checked by the build without them.
 #![cfg_attr(test, allow(unreachable_pub, clippy::let_underscore_must_use))]
 
 pub mod clock;

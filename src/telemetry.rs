@@ -1,6 +1,8 @@
-//! The metrics of a node, in one table: `rollmill_<noun>_<unit>[_total]`, what each means, and the label values known beforehand.
+//! The metrics of a node, in one table: `rollmill_<noun>_<unit>[_total]`, what each means, and the
+//! label values known beforehand.
 //!
-//! Everything in the table stands at zero from the start: `increase()` over a counter that begins with its first event is 0.
+//! Everything in the table stands at zero from the start: `increase()` over a counter that begins
+//! with its first event is 0.
 
 mod repeated;
 
@@ -31,7 +33,8 @@ pub struct Metric {
 }
 
 /// Upper bounds of the buckets of histograms, in seconds: from an fsync to the slowest query.
-pub const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+pub const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 macro_rules! metrics_table {
     ($($kind:ident $id:ident = $name:literal $(by $label:literal in [$($value:literal),* $(,)?])?: $help:literal;)*) => {
@@ -158,7 +161,9 @@ pub fn describe() {
         }
         match (metric.kind, metric.label) {
             (Kind::Counter, Some((label, values))) => {
-                values.iter().for_each(|value| metrics::counter!(metric.name, label => *value).increment(0));
+                values
+                    .iter()
+                    .for_each(|value| metrics::counter!(metric.name, label => *value).increment(0));
             }
             (Kind::Counter, None) => metrics::counter!(metric.name).increment(0),
             (Kind::Gauge, None) => metrics::gauge!(metric.name).increment(0.0),
@@ -177,10 +182,28 @@ mod tests {
         for metric in METRICS {
             let total = metric.name.ends_with("_total");
             assert!(metric.name.starts_with("rollmill_"), "{}", metric.name);
-            assert_eq!(total, metric.kind == Kind::Counter, "{}: counters, and they alone, end with _total", metric.name);
-            assert!(metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"), "{}: in seconds", metric.name);
-            assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{}: a sentence", metric.name);
-            assert_eq!(METRICS.iter().filter(|other| other.name == metric.name).count(), 1, "{} stands twice", metric.name);
+            assert_eq!(
+                total,
+                metric.kind == Kind::Counter,
+                "{}: counters, and they alone, end with _total",
+                metric.name
+            );
+            assert!(
+                metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"),
+                "{}: in seconds",
+                metric.name
+            );
+            assert!(
+                metric.help.ends_with('.') && metric.help.len() > 10,
+                "{}: a sentence",
+                metric.name
+            );
+            assert_eq!(
+                METRICS.iter().filter(|other| other.name == metric.name).count(),
+                1,
+                "{} stands twice",
+                metric.name
+            );
         }
     }
 }

@@ -1,10 +1,12 @@
-//! The archiver: writes what the shards have applied to the archive, with a cursor of its own, and releases the log behind.
+//! The archiver: writes what the shards have applied to the archive, with a cursor of its own, and
+//! releases the log behind.
 //!
-//! It never delays rollups: an archive that is down for hours costs log space, nothing else. It follows them: an object holds records
-//! below the checkpoint only, because it carries what was decided about them, and that stands when the flush has committed.
+//! It never delays rollups: an archive that is down for hours costs log space, nothing else. It
+//! follows them: an object holds records below the checkpoint only, because it carries what was
+//! decided about them, and that stands when the flush has committed.
 //!
-//! Objects that are there although the manifest does not know them (a store that was put back from a backup) are noted when the log does
-//! not have their records any more.
+//! Objects that are there although the manifest does not know them (a store that was put back from
+//! a backup) are noted when the log does not have their records any more.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +30,8 @@ use crate::telemetry::{self, RepeatedLog};
 /// How often the archiver looks for due shards, at the least often.
 const LOOK_EVERY_MS: i64 = 1_000;
 
-/// A storage that is away, or records that are gone, are the same for all shards of the node, at every look.
+/// A storage that is away, or records that are gone, are the same for all shards of the node, at
+/// every look.
 static FAILED: RepeatedLog = RepeatedLog::new();
 
 /// When an object is cut.
@@ -41,7 +44,8 @@ pub struct ArchiveLimits {
 }
 
 impl ArchiveLimits {
-    /// How often to look for due shards: a quarter of the delay, so that it is kept, but not all the time.
+    /// How often to look for due shards: a quarter of the delay, so that it is kept, but not all
+    /// the time.
     fn look_every(&self) -> Duration {
         Duration::from_millis((self.max_delay_ms / 4).clamp(20, LOOK_EVERY_MS).unsigned_abs())
     }
@@ -71,8 +75,9 @@ pub struct Archiver {
     pub waiting: Waiting,
 }
 
-/// Since when the records behind an archived offset wait here, on the boot clock. What a record says of its own time is not asked: a clock
-/// that was wrong for a moment would hold up the archive for as long as it was wrong.
+/// Since when the records behind an archived offset wait here, on the boot clock. What a record
+/// says of its own time is not asked: a clock that was wrong for a moment would hold up the archive
+/// for as long as it was wrong.
 #[derive(Debug, Clone, Default)]
 pub struct Waiting(Arc<Mutex<BTreeMap<ShardId, (Offset, Millis)>>>);
 
@@ -108,12 +113,21 @@ impl Actor for Archiver {
     type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, myself: ActorRef<ArchiverMessage>, (): ()) -> Result<(), ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<ArchiverMessage>,
+        (): (),
+    ) -> Result<(), ActorProcessingErr> {
         myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
         Ok(())
     }
 
-    async fn handle(&self, myself: ActorRef<ArchiverMessage>, _: ArchiverMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<ArchiverMessage>,
+        _: ArchiverMessage,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         let archiver = self.clone();
         tokio::task::spawn_blocking(move || archiver.look()).await?;
         myself.send_after(self.limits.look_every(), || ArchiverMessage::Look);
@@ -122,7 +136,8 @@ impl Actor for Archiver {
 }
 
 impl Archiver {
-    /// Archives what is due and releases the log behind it. Blocks; the simulation calls it between any two steps of the shards.
+    /// Archives what is due and releases the log behind it. Blocks; the simulation calls it between
+    /// any two steps of the shards.
     pub fn look(&self) {
         let mut written = false;
         for (shard, slot) in self.slots.iter() {
@@ -148,7 +163,13 @@ impl Archiver {
         };
         let first = match self.log.read(shard, from, 1) {
             Err(LogError::Released { start, .. }) => {
-                return self.note_those_there(shard, slot, owner, OffsetRange { from, to: start }, to);
+                return self.note_those_there(
+                    shard,
+                    slot,
+                    owner,
+                    OffsetRange { from, to: start },
+                    to,
+                );
             }
             first => first?,
         };
@@ -157,7 +178,8 @@ impl Archiver {
         }
         let bytes = slot.for_archiver().unarchived_bytes();
         let asked = slot.for_archiver().is_asked_above(from);
-        if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) && !asked {
+        if !self.limits.due(bytes, self.waiting.behind(shard, from, self.clock.uptime())) && !asked
+        {
             return Ok(false);
         }
         let mut cursor = from;
@@ -165,7 +187,8 @@ impl Archiver {
         while cursor < to {
             let mut records = self.gather(shard, cursor, to)?;
             for record in &mut records {
-                record.appended = appended.map_or(record.appended, |before| before.max(record.appended));
+                record.appended =
+                    appended.map_or(record.appended, |before| before.max(record.appended));
                 appended = Some(record.appended);
             }
             let Some(last) = records.last() else { break };
@@ -177,7 +200,11 @@ impl Archiver {
     }
 
     /// Append time of the last archived record: those behind it are not earlier.
-    fn appended_before(&self, shard: ShardId, from: Offset) -> Result<Option<Millis>, ActorProcessingErr> {
+    fn appended_before(
+        &self,
+        shard: ShardId,
+        from: Offset,
+    ) -> Result<Option<Millis>, ActorProcessingErr> {
         match self.store.snapshot()?.last_archived(shard)? {
             None => Ok(self.log.appended_below(shard, from)?),
             found => Ok(found),
@@ -185,7 +212,12 @@ impl Archiver {
     }
 
     /// The records of one object: up to the byte limit, below `to`.
-    fn gather(&self, shard: ShardId, from: Offset, to: Offset) -> Result<Vec<LogRecord>, ActorProcessingErr> {
+    fn gather(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        to: Offset,
+    ) -> Result<Vec<LogRecord>, ActorProcessingErr> {
         let mut records: Vec<LogRecord> = Vec::new();
         let mut bytes = 0u64;
         let mut cursor = from;
@@ -234,14 +266,18 @@ impl Archiver {
                 }
                 Ok(())
             }
-            // The row may be there, or the cursor is that of a former life: the checkpoint says where it stands.
-            Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => Err(self.reload(slot, owner, row, &error)),
+            // The row may be there, or the cursor is that of a former life: the checkpoint says
+            // where it stands.
+            Err(error @ (StoreError::Unknown(_) | StoreError::Refused { .. })) => {
+                Err(self.reload(slot, owner, row, &error))
+            }
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Notes the objects of former owners that hold what the log has released: the chain of which the shard has read what it lacked, too
-    /// ([`Healing`](super::heal::Healing)), as far as this owner has committed its records.
+    /// Notes the objects of former owners that hold what the log has released: the chain of which
+    /// the shard has read what it lacked, too ([`Healing`](super::heal::Healing)), as far as
+    /// this owner has committed its records.
     fn note_those_there(
         &self,
         shard: ShardId,
@@ -256,7 +292,9 @@ impl Archiver {
         while next < released.to {
             let rest = OffsetRange { from: next, to: released.to };
             let links = chains.covering(next, rest).map_err(|missing| lost(rest, missing))?;
-            let Some(link) = links.first().filter(|link| link.name.range.to <= committed) else { break };
+            let Some(link) = links.first().filter(|link| link.name.range.to <= committed) else {
+                break;
+            };
             if link.name.range.from != next {
                 return Err(lost(rest, rest));
             }
@@ -273,7 +311,8 @@ impl Archiver {
         if next > released.from {
             tracing::warn!(
                 shard = shard.0,
-                "the records [{}, {next}) were in the archive already, although the manifest did not know: it does now",
+                "the records [{}, {next}) were in the archive already, although the manifest did \
+                 not know: it does now",
                 released.from
             );
         }
@@ -281,25 +320,46 @@ impl Archiver {
     }
 
     /// What the owner of this epoch decided about the records, all of which it has committed.
-    fn decisions(&self, shard: ShardId, epoch: Epoch, records: &[LogRecord]) -> Result<Decisions, ActorProcessingErr> {
-        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Decisions::default()) };
+    fn decisions(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+    ) -> Result<Decisions, ActorProcessingErr> {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            return Ok(Decisions::default());
+        };
         let range = OffsetRange { from: first.offset, to: last.offset + 1 };
         let mut snapshot = self.store.snapshot()?;
-        let committed = snapshot.checkpoints()?.into_iter().find(|(id, _)| *id == shard).map(|(_, checkpoint)| checkpoint);
+        let committed = snapshot
+            .checkpoints()?
+            .into_iter()
+            .find(|(id, _)| *id == shard)
+            .map(|(_, checkpoint)| checkpoint);
         if !committed.is_some_and(|at| at.epoch == epoch && at.next >= range.to) {
             return Err(StoreError::Refused { shard }.into());
         }
         Ok(snapshot.decisions(shard, range)?)
     }
 
-    fn reload(&self, slot: &Slot, owner: Epoch, row: &ManifestRow, why: &StoreError) -> ActorProcessingErr {
+    fn reload(
+        &self,
+        slot: &Slot,
+        owner: Epoch,
+        row: &ManifestRow,
+        why: &StoreError,
+    ) -> ActorProcessingErr {
         let checkpoints = self.store.snapshot().and_then(|mut snapshot| snapshot.checkpoints());
         match checkpoints {
             Ok(all) => {
                 if let Some((_, checkpoint)) = all.iter().find(|(id, _)| *id == row.shard) {
                     slot.for_archiver().archived_to(owner, checkpoint.archived);
                 }
-                format!("the manifest row from {} to {}: {why}; the cursor was read again", row.range.from, row.range.to).into()
+                format!(
+                    "the manifest row from {} to {}: {why}; the cursor was read again",
+                    row.range.from, row.range.to
+                )
+                .into()
             }
             Err(error) => error.into(),
         }
@@ -307,7 +367,8 @@ impl Archiver {
 
     /// Releases the log below min(rolled up, archived) of every shard.
     fn release(&self) {
-        let floors: Vec<Offset> = self.slots.iter().map(|(_, slot)| slot.released_below()).collect();
+        let floors: Vec<Offset> =
+            self.slots.iter().map(|(_, slot)| slot.released_below()).collect();
         match self.log.release(&floors) {
             Ok(0) => {}
             Ok(bytes) => tracing::info!(bytes, "released log segments"),
@@ -320,15 +381,19 @@ impl Archiver {
 fn continues(row: &ManifestRow, due: OffsetRange) -> bool {
     let OffsetRange { from, to } = row.range;
     check(Invariant::ArchiveTiles, row.range == due, || {
-        format!("an object of shard {} with [{from}, {to}) where [{}, {}) was due", row.shard, due.from, due.to)
+        format!(
+            "an object of shard {} with [{from}, {to}) where [{}, {}) was due",
+            row.shard, due.from, due.to
+        )
     })
 }
 
 /// What the log does not have any more and the archive never got.
 fn lost(released: OffsetRange, missing: OffsetRange) -> ActorProcessingErr {
     format!(
-        "the log lost the records [{}, {}), and no object of the archive has [{}, {}) of them, so that nothing behind them can be \
-         archived either: docs/operations.md, \"The log lost records\"",
+        "the log lost the records [{}, {}), and no object of the archive has [{}, {}) of them, so \
+         that nothing behind them can be archived either: docs/operations.md, \"The log lost \
+         records\"",
         released.from, released.to, missing.from, missing.to
     )
     .into()

@@ -1,4 +1,5 @@
-//! What shards hold that the store's catalogue lacks, summed up for one question: names, never series one by one. Pure.
+//! What shards hold that the store's catalogue lacks, summed up for one question: names, never
+//! series one by one. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,12 +85,20 @@ impl Growth {
             }
             (Names::Metrics, NewEntry::Window(metric, hour)) => {
                 let Some(metric) = self.metric(question, metric) else { return };
-                metric.hours = Some(metric.hours.map_or((hour, hour), |(first, last)| (first.min(hour), last.max(hour))));
+                metric.hours = Some(
+                    metric
+                        .hours
+                        .map_or((hour, hour), |(first, last)| (first.min(hour), last.max(hour))),
+                );
             }
             (Names::Values(label, metric), NewEntry::Series(info)) => {
                 let value = info.series.label(label);
                 let wanted = metric.is_none_or(|metric| metric == info.series.metric);
-                if wanted && !value.is_empty() && question.holds(value) && !self.values.contains(value) {
+                if wanted
+                    && !value.is_empty()
+                    && question.holds(value)
+                    && !self.values.contains(value)
+                {
                     self.values.insert(value.to_owned());
                     if self.values.len() > question.limit {
                         self.values.pop_last();
@@ -117,8 +126,9 @@ impl Growth {
     /// Bytes it takes, rounded up.
     pub fn bytes(&self) -> usize {
         let name = |name: &String| NAME_BYTES + name.len();
-        let metric =
-            |(metric, new): (&String, &NewMetric)| 2 * NAME_BYTES + metric.len() + new.labels.iter().map(name).sum::<usize>();
+        let metric = |(metric, new): (&String, &NewMetric)| {
+            2 * NAME_BYTES + metric.len() + new.labels.iter().map(name).sum::<usize>()
+        };
         self.metrics.iter().map(metric).sum::<usize>() + self.values.iter().map(name).sum::<usize>()
     }
 }
@@ -130,14 +140,24 @@ mod tests {
     use crate::model::series::{Series, SeriesId};
 
     fn info(metric: &str, labels: &[(&str, &str)]) -> SeriesInfo {
-        let series = Series::new("t", metric, labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        let series = Series::new(
+            "t",
+            metric,
+            labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())),
+        );
         SeriesInfo { id: SeriesId::of_key(&series.key()), series }
     }
 
     #[test]
     fn a_page_holds_the_first_names_whatever_the_order() {
         let names = ["d", "b", "a", "c", "zz"];
-        let mut question = CatalogueQuestion { tenant: "t", names: Names::Metrics, prefix: "", after: "a", limit: 2 };
+        let mut question = CatalogueQuestion {
+            tenant: "t",
+            names: Names::Metrics,
+            prefix: "",
+            after: "a",
+            limit: 2,
+        };
         let mut growth = Growth::default();
         for name in names {
             growth.note(&question, NewEntry::Series(&info(name, &[("page", name)])));
@@ -145,13 +165,26 @@ mod tests {
         }
         assert_eq!(growth.metrics.keys().collect::<Vec<_>>(), ["b", "c"]);
         assert_eq!(growth.metrics["b"].hours, Some((Hour(7), Hour(7))));
-        question = CatalogueQuestion { names: Names::Values("page", None), after: "", prefix: "z", ..question };
+        question = CatalogueQuestion {
+            names: Names::Values("page", None),
+            after: "",
+            prefix: "z",
+            ..question
+        };
         let mut growth = Growth::default();
-        names.iter().for_each(|name| growth.note(&question, NewEntry::Series(&info("m", &[("page", name)]))));
+        names.iter().for_each(|name| {
+            growth.note(&question, NewEntry::Series(&info("m", &[("page", name)])))
+        });
         assert_eq!(growth.values.iter().collect::<Vec<_>>(), ["zz"]);
-        question = CatalogueQuestion { names: Names::Values("page", Some("other")), prefix: "", ..question };
+        question = CatalogueQuestion {
+            names: Names::Values("page", Some("other")),
+            prefix: "",
+            ..question
+        };
         let mut growth = Growth::default();
-        names.iter().for_each(|name| growth.note(&question, NewEntry::Series(&info("m", &[("page", name)]))));
+        names.iter().for_each(|name| {
+            growth.note(&question, NewEntry::Series(&info("m", &[("page", name)])))
+        });
         assert!(growth.values.is_empty() && growth.bytes() == 0);
     }
 }

@@ -1,4 +1,5 @@
-//! Looks at the machine's clocks and says when the wall clock leaps. Nothing depends on it: what waits measures elapsed time.
+//! Looks at the machine's clocks and says when the wall clock leaps. Nothing depends on it: what
+//! waits measures elapsed time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,8 @@ pub async fn run(clock: Arc<dyn Clock>) {
             metrics::counter!(telemetry::CLOCK_LEAPS, "direction" => direction).increment(1);
             tracing::warn!(
                 seconds = by_ms / 1_000,
-                "the wall clock leapt {direction}: events are received under the new time, and nothing is removed because of it"
+                "the wall clock leapt {direction}: events are received under the new time, and \
+                 nothing is removed because of it"
             );
         }
         before = now;

@@ -1,7 +1,9 @@
-//! Watches how far back the shards of this node know event ids: a counter, and a warning while it is not far enough.
+//! Watches how far back the shards of this node know event ids: a counter, and a warning while it
+//! is not far enough.
 //!
-//! A shard that takes more than `dedup.max_ids` ids within `dedup.horizon` forgets the oldest early. Nothing is lost by that, but what is
-//! sent again later than the shard remembers is counted twice, and whoever sends cannot see it.
+//! A shard that takes more than `dedup.max_ids` ids within `dedup.horizon` forgets the oldest
+//! early. Nothing is lost by that, but what is sent again later than the shard remembers is counted
+//! twice, and whoever sends cannot see it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,8 +40,9 @@ impl DedupWatch {
                 known_for_ms = stand.horizon_ms,
                 dedup_horizon_ms = stand.configured_ms,
                 dedup_max_ids = stand.max_ids,
-                "more ids than dedup.max_ids came within dedup.horizon: an event that is sent again later than that is counted twice; \
-                 raise dedup.max_ids if there is memory for it"
+                "more ids than dedup.max_ids came within dedup.horizon: an event that is sent \
+                 again later than that is counted twice; raise dedup.max_ids if there is memory \
+                 for it"
             );
         }
     }
@@ -47,7 +50,8 @@ impl DedupWatch {
     /// Ids that a shard has forgotten early since it was seen last.
     fn forgotten(&mut self, shard: ShardId, stand: &DedupStand) -> u64 {
         let before = self.seen.insert(shard, (stand.epoch, stand.crowded_out));
-        let before = before.filter(|(epoch, _)| *epoch == stand.epoch).map_or(0, |(_, count)| count);
+        let before =
+            before.filter(|(epoch, _)| *epoch == stand.epoch).map_or(0, |(_, count)| count);
         stand.crowded_out.saturating_sub(before)
     }
 }

@@ -30,7 +30,8 @@ impl RoutedSeries {
     }
 }
 
-/// A valid event of a request. Ranges point into the body, so that nothing is copied before the record is encoded.
+/// A valid event of a request. Ranges point into the body, so that nothing is copied before the
+/// record is encoded.
 #[derive(Debug, Clone)]
 pub struct ValidEvent {
     /// Its series.
@@ -60,8 +61,8 @@ pub struct ValidBatch {
 
 /// Takes validated requests: the pool of gateway actors, or a double.
 pub trait Submit: Send + Sync + 'static {
-    /// Hands one request over without blocking. The ticket resolves when every event is durable; a dropped ticket means that the
-    /// outcome is unknown.
+    /// Hands one request over without blocking. The ticket resolves when every event is durable; a
+    /// dropped ticket means that the outcome is unknown.
     ///
     /// # Errors
     /// If nothing of the request was or will be written.

@@ -1,4 +1,5 @@
-//! The pool of gateway actors: group a request's events by shard, append them as one atomic request, pass the outcome on.
+//! The pool of gateway actors: group a request's events by shard, append them as one atomic
+//! request, pass the outcome on.
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +15,8 @@ use crate::model::clock::AppendClock;
 use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendTicket, EventLog};
 
-/// A log that failed is taken for one that takes appends again after this time: without requests nobody would find out.
+/// A log that failed is taken for one that takes appends again after this time: without requests
+/// nobody would find out.
 const FORGIVEN_MS: i64 = 5_000;
 
 /// Whether the log takes appends, as the gateway actors see it.
@@ -83,18 +85,29 @@ impl Actor for GatewayActor {
     type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<GatewayMessage>, (): ()) -> Result<(), ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<GatewayMessage>,
+        (): (),
+    ) -> Result<(), ActorProcessingErr> {
         Ok(())
     }
 
-    async fn handle(&self, _: ActorRef<GatewayMessage>, message: GatewayMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<GatewayMessage>,
+        message: GatewayMessage,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         let GatewayMessage::Append(batch, reply) = message;
         let stamp = self.stamps.now(&*self.clock);
         let ticket = self.log.append(records_of(&batch, self.gateway, stamp));
         let (health, clock) = (self.health.clone(), self.clock.clone());
         tokio::spawn(async move {
             let outcome = match ticket {
-                Ok(ticket) => ticket.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log went away".to_owned()))),
+                Ok(ticket) => ticket
+                    .await
+                    .unwrap_or_else(|_| Err(AppendError::Unknown("the log went away".to_owned()))),
                 Err(error) => Err(error),
             };
             health.note(&outcome, clock.uptime());

@@ -1,8 +1,11 @@
-//! Healing: what a log lost above the checkpoint of a shard is read from the archive, if that has all of it.
+//! Healing: what a log lost above the checkpoint of a shard is read from the archive, if that has
+//! all of it.
 //!
-//! Whether it has is decided before the first record is applied, by a listing of the shard's objects: in a store that was put back from a
-//! backup, the manifest is as old as the checkpoint. What always holds: records come in the order of the log, each once, and pass through
-//! the same state machine, which decides about them as their objects say it did; a record that is nowhere stops the shard and is named.
+//! Whether it has is decided before the first record is applied, by a listing of the shard's
+//! objects: in a store that was put back from a backup, the manifest is as old as the checkpoint.
+//! What always holds: records come in the order of the log, each once, and pass through
+//! the same state machine, which decides about them as their objects say it did; a record that is
+//! nowhere stops the shard and is named.
 
 use std::collections::VecDeque;
 
@@ -23,11 +26,12 @@ pub enum Unhealed {
     Archive(#[from] ArchiveError),
 }
 
-/// Whether a shard can go on from its checkpoint in a log that holds `[start, end)`: from the log alone, or with what the archive has.
-/// Blocking.
+/// Whether a shard can go on from its checkpoint in a log that holds `[start, end)`: from the log
+/// alone, or with what the archive has. Blocking.
 ///
 /// # Errors
-/// [`Unhealed::Diverged`] if records are missing everywhere, or the log ends below the checkpoint or below what it gave to the archive.
+/// [`Unhealed::Diverged`] if records are missing everywhere, or the log ends below the checkpoint
+/// or below what it gave to the archive.
 pub fn resume(
     archive: &dyn Archive,
     shard: ShardId,
@@ -45,7 +49,8 @@ pub fn resume(
 #[derive(Debug)]
 pub struct Healing {
     lost: OffsetRange,
-    /// Where the last object ends: the log may have its records, but only the object has what was decided about them.
+    /// Where the last object ends: the log may have its records, but only the object has what was
+    /// decided about them.
     to: Offset,
     /// The archived offset: the archiver notes the objects of the chain from there.
     anchor: Offset,
@@ -58,7 +63,8 @@ pub struct Healing {
 }
 
 impl Healing {
-    /// Finds the objects that hold what the log lost; the first part that is in none, if that is not all. Blocking.
+    /// Finds the objects that hold what the log lost; the first part that is in none, if that is
+    /// not all. Blocking.
     ///
     /// # Errors
     /// If the archive cannot be listed.
@@ -76,7 +82,15 @@ impl Healing {
     fn new(chains: Chains, anchor: Offset, lost: OffsetRange) -> Result<Self, OffsetRange> {
         let links: VecDeque<Link> = chains.covering(anchor, lost)?.into();
         let to = links.back().map_or(lost.to, |link| link.name.range.to);
-        Ok(Self { lost, to, anchor, chains, links, records: VecDeque::new(), object: String::new() })
+        Ok(Self {
+            lost,
+            to,
+            anchor,
+            chains,
+            links,
+            records: VecDeque::new(),
+            object: String::new(),
+        })
     }
 
     /// Where the last object ends.
@@ -84,11 +98,17 @@ impl Healing {
         self.to
     }
 
-    /// Records from `next` on, in order, at least one, about `max_bytes` of payload at most. Blocking. `next` never goes back.
+    /// Records from `next` on, in order, at least one, about `max_bytes` of payload at most.
+    /// Blocking. `next` never goes back.
     ///
     /// # Errors
     /// If the archive fails, or an object is damaged and no other one has its records.
-    pub fn read(&mut self, archive: &dyn Archive, next: Offset, max_bytes: usize) -> Result<ArchivedRecords, ArchiveError> {
+    pub fn read(
+        &mut self,
+        archive: &dyn Archive,
+        next: Offset,
+        max_bytes: usize,
+    ) -> Result<ArchivedRecords, ArchiveError> {
         while self.records.front().is_some_and(|record| record.offset < next) {
             self.records.pop_front();
         }
@@ -99,11 +119,14 @@ impl Healing {
             match archive.examine(&link.object) {
                 Ok(found) => {
                     decided = found.decisions.map(|decisions| (decisions, found.row.range.to));
-                    self.records.extend(found.records.into_iter().filter(|record| record.offset >= next));
+                    self.records
+                        .extend(found.records.into_iter().filter(|record| record.offset >= next));
                     self.object = found.row.path;
                     self.links.pop_front();
                 }
-                Err(damage @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))) => self.go_around(next, damage)?,
+                Err(damage @ (ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))) => {
+                    self.go_around(next, damage)?
+                }
                 Err(other) => return Err(other),
             }
         }
@@ -134,7 +157,9 @@ impl Healing {
     fn go_around(&mut self, next: Offset, damage: ArchiveError) -> Result<(), ArchiveError> {
         let Some(link) = self.links.front() else { return Err(damage) };
         let rest = OffsetRange { from: next, to: self.lost.to.max(next + 1) };
-        let Some((chains, links)) = self.chains.around(&link.object.path, self.anchor, rest) else { return Err(damage) };
+        let Some((chains, links)) = self.chains.around(&link.object.path, self.anchor, rest) else {
+            return Err(damage);
+        };
         tracing::warn!(path = link.object.path, %damage, "an archive object is damaged; others have its records");
         self.to = links.last().map_or(self.to, |link| link.name.range.to);
         (self.chains, self.links) = (chains, links.into());
@@ -165,7 +190,8 @@ mod tests {
 
     fn write(archive: &MemoryArchive, epoch: Epoch, from: Offset, to: Offset) -> String {
         let records: Vec<LogRecord> = (from..to).map(record).collect();
-        let decisions = Decisions { admitted: vec![(SeriesId([from as u8; 16]), from)], set_aside: vec![] };
+        let decisions =
+            Decisions { admitted: vec![(SeriesId([from as u8; 16]), from)], set_aside: vec![] };
         archive.write(LOG, SHARD, epoch, &records, &decisions).expect("written").path
     }
 
@@ -179,10 +205,20 @@ mod tests {
     }
 
     fn at(archived: Offset, next: Offset) -> Checkpoint {
-        Checkpoint { log: LOG, next, archived, epoch: Epoch { counter: 2, nonce: 1 }, appended: None }
+        Checkpoint {
+            log: LOG,
+            next,
+            archived,
+            epoch: Epoch { counter: 2, nonce: 1 },
+            appended: None,
+        }
     }
 
-    fn heal(archive: &MemoryArchive, next: Offset, bounds: (Offset, Offset)) -> Result<Option<Healing>, Unhealed> {
+    fn heal(
+        archive: &MemoryArchive,
+        next: Offset,
+        bounds: (Offset, Offset),
+    ) -> Result<Option<Healing>, Unhealed> {
         resume(archive, SHARD, &at(0, next), bounds)
     }
 
@@ -192,20 +228,27 @@ mod tests {
         assert!(heal(&archive, 5, (5, 20)).expect("the log has it").is_none());
         for (next, start, end) in [(0, 12, 12), (2, 11, 12), (3, 4, 4), (6, 7, 8)] {
             for max_bytes in [1, 20, 1 << 20] {
-                let mut healing = heal(&archive, next, (start, 20)).expect("covered").expect("lost");
+                let mut healing =
+                    heal(&archive, next, (start, 20)).expect("covered").expect("lost");
                 assert_eq!(healing.lost, OffsetRange { from: next, to: start });
                 let (mut at, mut found, mut decided) = (next, Vec::new(), Vec::new());
                 while at < healing.to() {
                     let read = healing.read(&archive, at, max_bytes).expect("readable");
-                    decided.extend(read.decided.map(|(decisions, to)| (decisions.admitted[0].1, to)));
+                    decided
+                        .extend(read.decided.map(|(decisions, to)| (decisions.admitted[0].1, to)));
                     // The shard takes a part of what it gets.
                     let taken = read.records.len().div_ceil(2);
                     found.extend(read.records.into_iter().take(taken));
                     at = found.last().map_or(at, |record: &LogRecord| record.offset + 1);
                 }
-                assert_eq!(found, (next..end).map(record).collect::<Vec<_>>(), "[{next}, {start}) by {max_bytes}");
+                assert_eq!(
+                    found,
+                    (next..end).map(record).collect::<Vec<_>>(),
+                    "[{next}, {start}) by {max_bytes}"
+                );
                 let objects = [(0, 4), (4, 8), (8, 12)].into_iter();
-                let of_objects = objects.filter(|(from, to)| *to > next && *from < end).collect::<Vec<_>>();
+                let of_objects =
+                    objects.filter(|(from, to)| *to > next && *from < end).collect::<Vec<_>>();
                 assert_eq!(decided, of_objects, "[{next}, {start}) by {max_bytes}");
             }
         }
@@ -216,21 +259,37 @@ mod tests {
         let archive = world();
         let lost = |from, to, missing: (Offset, Offset)| {
             let range = |from, to| OffsetRange { from, to };
-            Unhealed::Diverged(Diverged::Lost { lost: range(from, to), missing: range(missing.0, missing.1) })
+            Unhealed::Diverged(Diverged::Lost {
+                lost: range(from, to),
+                missing: range(missing.0, missing.1),
+            })
         };
-        assert_eq!(heal(&archive, 3, (15, 20)).expect_err("three are nowhere"), lost(3, 15, (12, 15)));
-        assert_eq!(heal(&archive, 14, (15, 20)).expect_err("nothing archived"), lost(14, 15, (14, 15)));
+        assert_eq!(
+            heal(&archive, 3, (15, 20)).expect_err("three are nowhere"),
+            lost(3, 15, (12, 15))
+        );
+        assert_eq!(
+            heal(&archive, 14, (15, 20)).expect_err("nothing archived"),
+            lost(14, 15, (14, 15))
+        );
         let said = heal(&archive, 3, (15, 20)).expect_err("as before").to_string();
-        assert!(said.contains("[3, 15)") && said.contains("[12, 15)") && said.contains("put back"), "{said}");
+        assert!(
+            said.contains("[3, 15)") && said.contains("[12, 15)") && said.contains("put back"),
+            "{said}"
+        );
         let short = heal(&archive, 14, (0, 13)).expect_err("the tail is gone");
         assert_eq!(short, Unhealed::Diverged(Diverged::Short { end: 13, checkpoint: 14 }));
-        let grown_over = heal(&archive, 3, (5, 6)).expect_err("the archive has more than the log ever will");
+        let grown_over =
+            heal(&archive, 3, (5, 6)).expect_err("the archive has more than the log ever will");
         assert_eq!(grown_over, Unhealed::Diverged(Diverged::Short { end: 6, checkpoint: 8 }));
         let other = Checkpoint { log: LogId([4; 16]), ..at(0, 3) };
         let other = resume(&archive, SHARD, &other, (5, 20)).expect_err("objects of another log");
         assert!(matches!(other, Unhealed::Diverged(Diverged::Lost { .. })), "{other}");
         archive.set_down(true);
-        assert!(matches!(heal(&archive, 3, (15, 20)), Err(Unhealed::Archive(ArchiveError::Unavailable(_)))));
+        assert!(matches!(
+            heal(&archive, 3, (15, 20)),
+            Err(Unhealed::Archive(ArchiveError::Unavailable(_)))
+        ));
     }
 
     #[test]
@@ -243,12 +302,18 @@ mod tests {
         assert_eq!(healing.read(&archive, 5, 1).expect("it is back").records, [record(5)]);
         let path = ManifestRow::object_path(LOG, SHARD, OffsetRange { from: 8, to: 12 }, OWNER);
         archive.remove(&path, Tier::Hot).expect("removed");
-        assert_eq!(healing.read(&archive, 7, 1).expect("of the object in hand").records, [record(7)]);
+        assert_eq!(
+            healing.read(&archive, 7, 1).expect("of the object in hand").records,
+            [record(7)]
+        );
         assert_eq!(healing.read(&archive, 8, 1), Err(ArchiveError::Missing(path)));
 
         write(&archive, Epoch { counter: 3, nonce: 3 }, 8, 11);
         let mut healing = heal(&archive, 8, (10, 20)).expect("covered").expect("lost");
-        assert_eq!(healing.read(&archive, 8, 1 << 20).expect("an older owner's").records, [8, 9, 10].map(record));
+        assert_eq!(
+            healing.read(&archive, 8, 1 << 20).expect("an older owner's").records,
+            [8, 9, 10].map(record)
+        );
         assert_eq!(healing.to(), 11);
     }
 
@@ -259,7 +324,8 @@ mod tests {
         let bytes = archive.bytes(&path, Tier::Hot).expect("there");
         archive.put(&path, Tier::Hot, bytes.slice(..bytes.len() / 2));
         let mut healing = heal(&archive, 2, (8, 20)).expect("covered").expect("lost");
-        let read = [2, 4].map(|next| healing.read(&archive, next, 1 << 20).expect("readable").records);
+        let read =
+            [2, 4].map(|next| healing.read(&archive, next, 1 << 20).expect("readable").records);
         assert_eq!(read.concat(), (2..8).map(record).collect::<Vec<_>>());
     }
 }

@@ -13,13 +13,16 @@ use crate::shards::state::{AccountingQuestion, LiveQuestion, StaleCheckpoint};
 /// What one shard answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardReport {
-    /// Everything received before this is in store ⊕ answer. An idle shard that has applied the whole log reports now.
+    /// Everything received before this is in store ⊕ answer. An idle shard that has applied the
+    /// whole log reports now.
     pub as_of: Millis,
-    /// How long ago everything that was appended then was applied. Elapsed time: no leap of a wall clock changes it.
+    /// How long ago everything that was appended then was applied. Elapsed time: no leap of a wall
+    /// clock changes it.
     pub age_ms: i64,
     /// Records of the log not applied yet.
     pub behind: u64,
-    /// Whether the owner has not reached yet what the log held when it claimed the shard: an owner before it may have shown more.
+    /// Whether the owner has not reached yet what the log held when it claimed the shard: an owner
+    /// before it may have shown more.
     pub recovering: bool,
     /// Whether it stands still until somebody mends what stopped it.
     pub stopped: bool,
@@ -62,8 +65,8 @@ impl From<StaleCheckpoint> for LiveError {
     }
 }
 
-/// A shard, and where the snapshot of the store stands: its deltas at or above that are asked for. A shard that was never claimed has
-/// no checkpoint.
+/// A shard, and where the snapshot of the store stands: its deltas at or above that are asked for.
+/// A shard that was never claimed has no checkpoint.
 pub type Asked = (ShardId, Option<Checkpoint>);
 
 /// What each of the shards asked has answered, in any order.
@@ -72,17 +75,28 @@ pub type Reports = Vec<(ShardId, Result<ShardReport, LiveError>)>;
 /// Is shown each delta of a shard.
 pub type VisitDeltas<'v> = &'v mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup);
 
-/// The live deltas of all shards, wherever they are. Blocks, but no longer than a shard takes to apply one batch, or a call to another
-/// node may take.
+/// The live deltas of all shards, wherever they are. Blocks, but no longer than a shard takes to
+/// apply one batch, or a call to another node may take.
 ///
 /// A shard that answers with an error has visited nothing.
 pub trait LiveReader: Send + Sync + 'static {
     /// Number of shards.
     fn shard_count(&self) -> u32;
     /// Visits the deltas of each shard at or above its checkpoint.
-    fn read(&self, asked: &[Asked], question: &LiveQuestion<'_>, matchers: &[Matcher], visit: VisitDeltas<'_>) -> Reports;
+    fn read(
+        &self,
+        asked: &[Asked],
+        question: &LiveQuestion<'_>,
+        matchers: &[Matcher],
+        visit: VisitDeltas<'_>,
+    ) -> Reports;
     /// Visits what each shard holds at or above its checkpoint and the catalogue lacks.
-    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports;
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        question: &CatalogueQuestion<'_>,
+        visit: &mut dyn FnMut(&Growth),
+    ) -> Reports;
     /// Visits what each shard has counted at or above its checkpoint.
     fn accounting(
         &self,

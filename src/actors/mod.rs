@@ -1,8 +1,10 @@
-//! How shards, gateways and the archiver are run: thin ractor shells around pure decisions, typed handles, credit.
+//! How shards, gateways and the archiver are run: thin ractor shells around pure decisions, typed
+//! handles, credit.
 //!
-//! ractor's mailboxes are unbounded, so nothing is cast into one without credit: a shard has at most one pulse outstanding and
-//! pulls records from the log itself; a gateway is handed a request only under the in-flight limits of the edge and of the log.
-//! Any actor may die at any time: everything worth keeping is in the log, the store or the archive.
+//! ractor's mailboxes are unbounded, so nothing is cast into one without credit: a shard has at
+//! most one pulse outstanding and pulls records from the log itself; a gateway is handed a request
+//! only under the in-flight limits of the edge and of the log. Any actor may die at any time:
+//! everything worth keeping is in the log, the store or the archive.
 
 pub mod archiver;
 pub mod catalogue;

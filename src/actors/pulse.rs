@@ -1,4 +1,5 @@
-//! The pulse: wakes shards that have something to do. Level-triggered, so a lost wake-up cannot wedge a shard.
+//! The pulse: wakes shards that have something to do. Level-triggered, so a lost wake-up cannot
+//! wedge a shard.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,9 @@ pub type ShardRefs = Arc<Vec<ArcSwapOption<ActorRef<ShardMessage>>>>;
 /// Every shard is pulsed at least this often, records or not: flushes fall due by time.
 const IDLE_PULSE: Duration = Duration::from_millis(500);
 
-/// Runs until the task is aborted. A shard with new records is pulsed within `interval`; a shard that has not yet taken its last
-/// pulse gets no other. Of shards that nobody owns here, the log is asked nothing.
+/// Runs until the task is aborted. A shard with new records is pulsed within `interval`; a shard
+/// that has not yet taken its last pulse gets no other. Of shards that nobody owns here, the log is
+/// asked nothing.
 pub async fn run(refs: ShardRefs, slots: Arc<Slots>, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -33,7 +35,8 @@ pub async fn run(refs: ShardRefs, slots: Arc<Slots>, interval: Duration) {
         for (shard, slot) in slots.iter().filter(|(_, slot)| slot.epoch().is_some()) {
             let end = slots.look(shard, slot);
             let behind = slot.applied() < end;
-            // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one moment.
+            // Idle pulses are spread over the interval, so that 64 flushes do not fall due at one
+            // moment.
             let idle_turn = (tick + u128::from(shard.0)).is_multiple_of(idle_every);
             if (behind || idle_turn) && slot.pulse_due() {
                 pulse(&refs, shard.0 as usize, slot);
@@ -43,7 +46,8 @@ pub async fn run(refs: ShardRefs, slots: Arc<Slots>, interval: Duration) {
 }
 
 fn pulse(refs: &ShardRefs, index: usize, slot: &super::slots::Slot) {
-    let sent = refs[index].load().as_ref().is_some_and(|actor| actor.cast(ShardMessage::Pulse).is_ok());
+    let sent =
+        refs[index].load().as_ref().is_some_and(|actor| actor.cast(ShardMessage::Pulse).is_ok());
     if !sent {
         // Nobody is there: the credit returns, the supervisor brings the actor back.
         slot.pulse_taken();

@@ -1,4 +1,5 @@
-//! From a validated request to its records: events grouped by shard, in order, split at the record limit.
+//! From a validated request to its records: events grouped by shard, in order, split at the record
+//! limit.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +29,8 @@ pub fn records_of(batch: &ValidBatch, gateway: u32, stamp: Millis) -> AppendRequ
     request
 }
 
-/// Cuts a shard's events into runs whose records stay below the limit. A single event always fits: it is at most a few KiB.
+/// Cuts a shard's events into runs whose records stay below the limit. A single event always fits:
+/// it is at most a few KiB.
 fn split<'a, 'b>(events: &'a [&'b ValidEvent]) -> Vec<&'a [&'b ValidEvent]> {
     let mut parts = Vec::with_capacity(1);
     let (mut from, mut bytes) = (0, 0);
@@ -45,14 +47,17 @@ fn split<'a, 'b>(events: &'a [&'b ValidEvent]) -> Vec<&'a [&'b ValidEvent]> {
 }
 
 fn size_bound(event: &ValidEvent) -> usize {
-    let text = event.user.as_ref().map_or(0, String::len) + event.id.as_ref().map_or(0, String::len);
+    let text =
+        event.user.as_ref().map_or(0, String::len) + event.id.as_ref().map_or(0, String::len);
     event.raw.len() + event.series.key.len() + text + ENVELOPE_BYTES
 }
 
 fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent], stamp: Millis) -> Bytes {
     let mut series: Vec<SeriesEntry<'_>> = Vec::new();
-    let mut index_of: hashbrown::HashMap<&[u8], u32, foldhash::fast::FixedState> = hashbrown::HashMap::default();
-    let mut out = Vec::with_capacity(events.iter().map(|e| size_bound(e)).sum::<usize>() + ENVELOPE_BYTES);
+    let mut index_of: hashbrown::HashMap<&[u8], u32, foldhash::fast::FixedState> =
+        hashbrown::HashMap::default();
+    let mut out =
+        Vec::with_capacity(events.iter().map(|e| size_bound(e)).sum::<usize>() + ENVELOPE_BYTES);
     let events = events
         .iter()
         .map(|event| {
@@ -71,7 +76,14 @@ fn encode(batch: &ValidBatch, gateway: u32, events: &[&ValidEvent], stamp: Milli
             }
         })
         .collect();
-    let record = Record { version: record::VERSION, tenant: &batch.tenant, gateway, series, events, stamp: Some(stamp) };
+    let record = Record {
+        version: record::VERSION,
+        tenant: &batch.tenant,
+        gateway,
+        series,
+        events,
+        stamp: Some(stamp),
+    };
     record::encode(&record, &mut out);
     Bytes::from(out)
 }
@@ -86,13 +98,21 @@ mod tests {
 
     fn event(metric: &str, raw: std::ops::Range<usize>) -> ValidEvent {
         let routed = RoutedSeries::new(&Series::new("t", metric, []), 4);
-        ValidEvent { series: Arc::new(routed), timestamp: 7, value: None, user: None, id: None, raw }
+        ValidEvent {
+            series: Arc::new(routed),
+            timestamp: 7,
+            value: None,
+            user: None,
+            id: None,
+            raw,
+        }
     }
 
     #[test]
     fn every_event_is_in_the_record_of_its_shard_in_order() {
         let events: Vec<_> = (0..40).map(|i| event(&format!("m{}", i % 7), i..i + 1)).collect();
-        let batch = ValidBatch { tenant: "t".into(), body: Bytes::from_static(&[b'x'; 40]), events };
+        let batch =
+            ValidBatch { tenant: "t".into(), body: Bytes::from_static(&[b'x'; 40]), events };
         let request = records_of(&batch, 3, 99);
         let mut seen = 0;
         for (shard, payload) in &request.records {
@@ -115,8 +135,11 @@ mod tests {
         let request = records_of(&batch, 0, 99);
         assert!(request.records.len() >= 4);
         assert!(request.records.iter().all(|(_, payload)| payload.len() <= MAX_RECORD_BYTES));
-        let total: usize =
-            request.records.iter().map(|(_, payload)| record::decode(payload).expect("decodes").events.len()).sum();
+        let total: usize = request
+            .records
+            .iter()
+            .map(|(_, payload)| record::decode(payload).expect("decodes").events.len())
+            .sum();
         assert_eq!(total, 200);
     }
 }

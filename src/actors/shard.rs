@@ -1,7 +1,8 @@
-//! The shard actor: performs what the shard's driver asks for, and tells it how it went. It decides nothing.
+//! The shard actor: performs what the shard's driver asks for, and tells it how it went. It decides
+//! nothing.
 //!
-//! Short calls are made on the actor's own thread or awaited; commits, claims and confirmations run beside it, because a store that is
-//! away may take long to fail.
+//! Short calls are made on the actor's own thread or awaited; commits, claims and confirmations run
+//! beside it, because a store that is away may take long to fail.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ pub struct ShardActor {
     pub limits: ShardLimits,
     /// Series of one tenant that it admits: the tenant's limit divided over the shards.
     pub max_series: u64,
-    /// Held by the one shard of the node that applies events alone: if the process dies, only that shard's event is under suspicion.
+    /// Held by the one shard of the node that applies events alone: if the process dies, only that
+    /// shard's event is under suspicion.
     pub isolation: Arc<Semaphore>,
 }
 
@@ -67,14 +69,19 @@ impl Actor for ShardActor {
     type State = ShardShell;
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<ShardMessage>, (): ()) -> Result<ShardShell, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<ShardMessage>,
+        (): (),
+    ) -> Result<ShardShell, ActorProcessingErr> {
         let actor = self.clone();
-        let (started, archived) = tokio::task::spawn_blocking(move || actor.start()).await?.inspect_err(|reason| {
-            if reason.lost_records().is_some() {
-                metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "refused").increment(1);
-            }
-            Report::of_end(reason, None).into_iter().for_each(|report| self.report(report));
-        })?;
+        let (started, archived) =
+            tokio::task::spawn_blocking(move || actor.start()).await?.inspect_err(|reason| {
+                if reason.lost_records().is_some() {
+                    metrics::counter!(telemetry::LOG_HEALINGS, "outcome" => "refused").increment(1);
+                }
+                Report::of_end(reason, None).into_iter().for_each(|report| self.report(report));
+            })?;
         self.ports.slots.begin(self.ports.shard, &started.claim, started.driver);
         started.reports.into_iter().for_each(|report| self.report(report));
         Ok(ShardShell { archived, ..ShardShell::default() })
@@ -107,7 +114,11 @@ impl Actor for ShardActor {
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<ShardMessage>, _: &mut ShardShell) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<ShardMessage>,
+        _: &mut ShardShell,
+    ) -> Result<(), ActorProcessingErr> {
         self.slot().drop_memory();
         Ok(())
     }
@@ -118,13 +129,17 @@ pub fn was_refused(error: &ActorProcessingErr) -> bool {
     error.downcast_ref::<EndReason>().is_some_and(EndReason::is_refusal)
 }
 
-/// Whether an actor ended because its shard cannot be served, here or elsewhere, until somebody mends its log, its store or its archive.
+/// Whether an actor ended because its shard cannot be served, here or elsewhere, until somebody
+/// mends its log, its store or its archive.
 pub fn cannot_be_served(error: &ActorProcessingErr) -> bool {
     error.downcast_ref::<EndReason>().is_some_and(EndReason::needs_repair)
 }
 
 fn nonce() -> Result<u64, CallError> {
-    let unknown = |error| CallError { kind: FailureKind::Other, message: format!("no randomness for the epoch: {error}") };
+    let unknown = |error| CallError {
+        kind: FailureKind::Other,
+        message: format!("no randomness for the epoch: {error}"),
+    };
     getrandom::u64().map_err(unknown)
 }
 
@@ -169,7 +184,9 @@ impl ShardActor {
     ) -> Result<Option<Event<'static>>, ActorProcessingErr> {
         let ports = self.ports.clone();
         match command {
-            Command::ReadLog { from, max_bytes } => return Ok(Some(ports.read_log(from, max_bytes))),
+            Command::ReadLog { from, max_bytes } => {
+                return Ok(Some(ports.read_log(from, max_bytes)));
+            }
             Command::ReadArchive { from, max_bytes } => {
                 let mut archived = shell.archived.take();
                 let read = tokio::task::spawn_blocking(move || {
@@ -186,7 +203,8 @@ impl ShardActor {
             }
             Command::ReleaseIsolation => shell.isolation = None,
             Command::MarkSuspect { epoch, offset, index } => {
-                let marked = tokio::task::spawn_blocking(move || ports.mark_suspect(epoch, offset, index));
+                let marked =
+                    tokio::task::spawn_blocking(move || ports.mark_suspect(epoch, offset, index));
                 return Ok(Some(marked.await?));
             }
             Command::Commit { guard, batch, forget_ids_before } => {
@@ -198,7 +216,11 @@ impl ShardActor {
             }
             Command::Confirm { next } => beside(myself, move || ports.confirm(next)),
             Command::Drained => {
-                shell.draining.drain(..).filter(|reply| !reply.is_closed()).try_for_each(|reply| reply.send(()))?;
+                shell
+                    .draining
+                    .drain(..)
+                    .filter(|reply| !reply.is_closed())
+                    .try_for_each(|reply| reply.send(()))?;
             }
             Command::PulseAgain if self.slot().pulse_due() => myself.cast(ShardMessage::Pulse)?,
             Command::PulseAgain => {}
@@ -220,7 +242,8 @@ impl ShardActor {
                 let (from, to) = (lost.from, lost.to);
                 tracing::warn!(
                     shard = shard.0,
-                    "the log lost the records [{from}, {to}) of this shard: they are read from the archive"
+                    "the log lost the records [{from}, {to}) of this shard: they are read from \
+                     the archive"
                 );
             }
             Report::RecoveryEnded(lost) => {
@@ -228,7 +251,8 @@ impl ShardActor {
                 let (from, to) = (lost.from, lost.to);
                 tracing::warn!(
                     shard = shard.0,
-                    "the records [{from}, {to}) came from the archive; the shard goes on with the log"
+                    "the records [{from}, {to}) came from the archive; the shard goes on with the \
+                     log"
                 );
             }
             Report::RecoveryWaits(why) => {
@@ -258,7 +282,9 @@ impl ShardActor {
     fn flush_ended(&self, outcome: &Result<(), CallError>) {
         let label = match outcome.as_ref().map_err(|error| error.kind) {
             Ok(()) => "committed",
-            Err(FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::TimedOut) => "failed",
+            Err(FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::TimedOut) => {
+                "failed"
+            }
             Err(FailureKind::Refused) => "refused",
             Err(FailureKind::OutcomeUnknown) => "unknown",
             Err(FailureKind::Damaged | FailureKind::Unusable | FailureKind::Other) => "invalid",
@@ -289,7 +315,12 @@ fn beside(myself: &ActorRef<ShardMessage>, call: impl FnOnce() -> Event<'static>
     });
 }
 
-fn commit(ports: &ShardPorts, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Event<'static> {
+fn commit(
+    ports: &ShardPorts,
+    guard: FlushGuard,
+    batch: &FlushBatch,
+    forget_ids_before: Millis,
+) -> Event<'static> {
     let watch = Stopwatch::start();
     let ended = ports.commit(guard, batch, forget_ids_before);
     if matches!(ended, Event::CommitEnded(Ok(()))) {
@@ -299,13 +330,17 @@ fn commit(ports: &ShardPorts, guard: FlushGuard, batch: &FlushBatch, forget_ids_
     ended
 }
 
-/// What a committed batch adds to the metrics: an uncommitted one is counted by whoever commits those events.
+/// What a committed batch adds to the metrics: an uncommitted one is counted by whoever commits
+/// those events.
 fn count_events(batch: &FlushBatch) {
     let overflowed = batch.deltas.iter().filter(|delta| delta.series.series.is_overflow());
     metrics::counter!(telemetry::FLUSH_ROWS).increment(batch.deltas.len() as u64);
-    metrics::counter!(telemetry::EVENTS_OVERFLOWED).increment(overflowed.map(|delta| delta.rollup.figures.count).sum());
-    metrics::counter!(telemetry::EVENTS_AGGREGATED).increment(batch.accounting.iter().map(|row| row.aggregated).sum());
-    metrics::counter!(telemetry::EVENTS_DEDUPLICATED).increment(batch.accounting.iter().map(|row| row.deduplicated).sum());
+    metrics::counter!(telemetry::EVENTS_OVERFLOWED)
+        .increment(overflowed.map(|delta| delta.rollup.figures.count).sum());
+    metrics::counter!(telemetry::EVENTS_AGGREGATED)
+        .increment(batch.accounting.iter().map(|row| row.aggregated).sum());
+    metrics::counter!(telemetry::EVENTS_DEDUPLICATED)
+        .increment(batch.accounting.iter().map(|row| row.deduplicated).sum());
     let Some(first) = batch.quarantined.first() else { return };
     let records = batch.quarantined.iter().filter(|row| row.tenant.is_empty()).count();
     let events = batch.quarantined.len() - records;
@@ -317,6 +352,7 @@ fn count_events(batch: &FlushBatch) {
         reason = first.reason,
         records,
         events,
-        "records or events were set aside, and are not counted: `rollmill quarantine list`; the first one's place and reason"
+        "records or events were set aside, and are not counted: `rollmill quarantine list`; the \
+         first one's place and reason"
     );
 }

@@ -1,5 +1,6 @@
-//! What the commands of a shard are performed on: one blocking call each, and its answer as an event. Nothing is decided here. The shard
-//! actor calls them from threads that may block, the simulation between any two other steps.
+//! What the commands of a shard are performed on: one blocking call each, and its answer as an
+//! event. Nothing is decided here. The shard actor calls them from threads that may block, the
+//! simulation between any two other steps.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,7 +39,8 @@ impl Names {
         &self.census
     }
 
-    /// Teaches the census what the catalogue knows: no shard decides before. Shards that start together read it once.
+    /// Teaches the census what the catalogue knows: no shard decides before. Shards that start
+    /// together read it once.
     fn learn(&self, store: &dyn RollupStore) -> Result<(), StoreError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.is_none_or(|read| read.elapsed() > NAMES_AGAIN) {
@@ -67,19 +69,30 @@ pub struct ShardPorts {
 }
 
 impl ShardPorts {
-    /// Answers a starting shard. A claim is made with this nonce. What is planned to be read from the archive is kept in `archived`.
-    pub fn answer(&self, command: StartupCommand, nonce: u64, archived: &mut Option<Healing>) -> StartupEvent {
+    /// Answers a starting shard. A claim is made with this nonce. What is planned to be read from
+    /// the archive is kept in `archived`.
+    pub fn answer(
+        &self,
+        command: StartupCommand,
+        nonce: u64,
+        archived: &mut Option<Healing>,
+    ) -> StartupEvent {
         match command {
-            StartupCommand::FindCheckpoint => StartupEvent::FindCheckpoint(self.stored().map_err(CallError::from)),
-            StartupCommand::Claim => {
-                StartupEvent::Claim(self.store.claim(self.shard, self.log.id(), nonce).map_err(CallError::from))
+            StartupCommand::FindCheckpoint => {
+                StartupEvent::FindCheckpoint(self.stored().map_err(CallError::from))
             }
-            StartupCommand::FindAppended { next } => {
-                StartupEvent::FindAppended(self.log.appended_below(self.shard, next).map_err(CallError::from))
+            StartupCommand::Claim => StartupEvent::Claim(
+                self.store.claim(self.shard, self.log.id(), nonce).map_err(CallError::from),
+            ),
+            StartupCommand::FindAppended { next } => StartupEvent::FindAppended(
+                self.log.appended_below(self.shard, next).map_err(CallError::from),
+            ),
+            StartupCommand::ReadBounds => {
+                StartupEvent::ReadBounds(self.log.bounds(self.shard).map_err(CallError::from))
             }
-            StartupCommand::ReadBounds => StartupEvent::ReadBounds(self.log.bounds(self.shard).map_err(CallError::from)),
             StartupCommand::PlanRecovery { archived: anchor, lost } => {
-                let planned = Healing::plan(&*self.archive, self.log.id(), self.shard, anchor, lost);
+                let planned =
+                    Healing::plan(&*self.archive, self.log.id(), self.shard, anchor, lost);
                 StartupEvent::PlanRecovery(planned.map_err(CallError::from).map(|planned| {
                     planned.map(|healing| {
                         let to = healing.to();
@@ -105,13 +118,19 @@ impl ShardPorts {
         }
         let mut snapshot = self.store.snapshot()?;
         let (all, rules) = (snapshot.checkpoints()?, snapshot.dedup_rules(self.shard)?);
-        let stored = all.into_iter().find(|(shard, _)| *shard == self.shard).map(|(_, checkpoint)| checkpoint);
+        let stored = all
+            .into_iter()
+            .find(|(shard, _)| *shard == self.shard)
+            .map(|(_, checkpoint)| checkpoint);
         Ok(Loaded { blocks, admitted, stored, rules })
     }
 
     fn stored(&self) -> Result<Option<Checkpoint>, StoreError> {
         let all = self.store.snapshot()?.checkpoints()?;
-        Ok(all.into_iter().find(|(shard, _)| *shard == self.shard).map(|(_, checkpoint)| checkpoint))
+        Ok(all
+            .into_iter()
+            .find(|(shard, _)| *shard == self.shard)
+            .map(|(_, checkpoint)| checkpoint))
     }
 
     /// Reads the log.
@@ -121,27 +140,46 @@ impl ShardPorts {
     }
 
     /// Reads what the log lost.
-    pub fn read_archive(&self, archived: &mut Option<Healing>, from: Offset, max_bytes: usize) -> Event<'static> {
+    pub fn read_archive(
+        &self,
+        archived: &mut Option<Healing>,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Event<'static> {
         let read = match archived {
             Some(healing) => healing.read(&*self.archive, from, max_bytes).map_err(CallError::from),
-            None => Err(CallError { kind: FailureKind::Other, message: "no recovery was planned".to_owned() }),
+            None => Err(CallError {
+                kind: FailureKind::Other,
+                message: "no recovery was planned".to_owned(),
+            }),
         };
         Event::ArchiveRead(read)
     }
 
     /// Notes an event that is about to be applied alone.
     pub fn mark_suspect(&self, epoch: Epoch, offset: Offset, index: u32) -> Event<'static> {
-        Event::SuspectMarked(self.store.mark_suspect(self.shard, epoch, offset, index).map_err(CallError::from))
+        Event::SuspectMarked(
+            self.store.mark_suspect(self.shard, epoch, offset, index).map_err(CallError::from),
+        )
     }
 
     /// Commits.
-    pub fn commit(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Event<'static> {
-        Event::CommitEnded(self.store.flush(guard, batch, forget_ids_before).map_err(CallError::from))
+    pub fn commit(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Event<'static> {
+        Event::CommitEnded(
+            self.store.flush(guard, batch, forget_ids_before).map_err(CallError::from),
+        )
     }
 
     /// Claims a shard whose owner here has none.
     pub fn reclaim(&self, nonce: u64) -> Event<'static> {
-        Event::Reclaimed(self.store.claim(self.shard, self.log.id(), nonce).map(drop).map_err(CallError::from))
+        Event::Reclaimed(
+            self.store.claim(self.shard, self.log.id(), nonce).map(drop).map_err(CallError::from),
+        )
     }
 
     /// Looks where the store stands. The order matters: the archiver may go on meanwhile.
@@ -171,7 +209,9 @@ impl From<LogError> for CallError {
         let kind = match &error {
             LogError::Corrupt(_) => FailureKind::Damaged,
             LogError::Replaced(_) => FailureKind::Unusable,
-            LogError::Released { .. } | LogError::BeyondEnd { .. } | LogError::Io(_) => FailureKind::Other,
+            LogError::Released { .. } | LogError::BeyondEnd { .. } | LogError::Io(_) => {
+                FailureKind::Other
+            }
         };
         Self { kind, message: error.to_string() }
     }

@@ -1,8 +1,8 @@
 //! The shards of this node as its actors, the archiver, the supervisor and live reads share them.
 //!
-//! Only the steps of the shard's driver change its memory; queries read the open batch under the read side of the lock, for no longer than
-//! a merge takes. A mailbox call per shard and query would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per
-//! query).
+//! Only the steps of the shard's driver change its memory; queries read the open batch under the
+//! read side of the lock, for no longer than a merge takes. A mailbox call per shard and query
+//! would cost more than the whole answer (7 to 12 µs each across threads, up to 64 per query).
 
 mod clocks;
 mod entry;
@@ -56,7 +56,13 @@ impl Slots {
     /// Empty slots for every shard of the log.
     pub fn new(log: Arc<dyn EventLog>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let slots = (0..log.shard_count()).map(|_| Arc::new(Slot::default())).collect();
-        Arc::new(Self { slots, log, clock, wall: Mutex::default(), was_fresh: AtomicBool::new(false) })
+        Arc::new(Self {
+            slots,
+            log,
+            clock,
+            wall: Mutex::default(),
+            was_fresh: AtomicBool::new(false),
+        })
     }
 
     /// The slot of a shard.
@@ -69,17 +75,22 @@ impl Slots {
         self.slots.get(shard.0 as usize)?.epoch()
     }
 
-    /// The shard cannot be served until somebody mends it: it stands still before this record, or at its start.
+    /// The shard cannot be served until somebody mends it: it stands still before this record, or
+    /// at its start.
     pub fn stop(&self, shard: ShardId, before: Option<Offset>, why: &str) {
         if self.slot(shard).stop(before, why) {
             tracing::error!(shard = shard.0, "the shard stops: {why}");
         }
     }
 
-    /// The shard has got over what stopped it, if its next record is this one; without one, it is not stopped here any more.
+    /// The shard has got over what stopped it, if its next record is this one; without one, it is
+    /// not stopped here any more.
     pub fn goes_on(&self, shard: ShardId, next: Option<Offset>) {
         if self.slot(shard).goes_on(next) {
-            tracing::info!(shard = shard.0, "the shard has got over what stopped it, or is another node's");
+            tracing::info!(
+                shard = shard.0,
+                "the shard has got over what stopped it, or is another node's"
+            );
         }
     }
 
@@ -95,7 +106,12 @@ impl Slots {
     ///
     /// # Errors
     /// If nobody owns the shard here, or its owner died in the middle of a step.
-    pub fn drive(&self, shard: ShardId, event: Event<'_>, out: &mut VecDeque<Command>) -> Result<(), NotOwned> {
+    pub fn drive(
+        &self,
+        shard: ShardId,
+        event: Event<'_>,
+        out: &mut VecDeque<Command>,
+    ) -> Result<(), NotOwned> {
         let at = Moment { now: self.clock.uptime(), log_end: self.log.end(shard) };
         let next = self.slot(shard).drive(at, event, out)?;
         self.goes_on(shard, Some(next));
@@ -129,17 +145,20 @@ impl Slots {
         seen.end
     }
 
-    /// Looks at the clocks, at what the log knows, and at its end. The order matters: what is acknowledged between the first and the last may
-    /// lie beyond what is claimed, and never the other way round. What was applied is read after all three.
+    /// Looks at the clocks, at what the log knows, and at its end. The order matters: what is
+    /// acknowledged between the first and the last may lie beyond what is claimed, and never
+    /// the other way round. What was applied is read after all three.
     fn observe(&self, shard: ShardId) -> Observation {
         let now = self.clock.reading();
         let known = self.log.known_at(shard, now.uptime);
         Observation { now, known, end: self.log.end(shard) }
     }
 
-    /// Whether every shard of this node's assignment is owned here and has applied everything appended more than `stale_after_ms` ago.
-    /// A node that was fresh gets as long for a shard that is assigned to it: taking over from another node does not make it unready.
-    /// A shard that cannot be served anywhere is not looked at, unless there are only such: it must not take the others' node away.
+    /// Whether every shard of this node's assignment is owned here and has applied everything
+    /// appended more than `stale_after_ms` ago. A node that was fresh gets as long for a shard
+    /// that is assigned to it: taking over from another node does not make it unready.
+    /// A shard that cannot be served anywhere is not looked at, unless there are only such: it must
+    /// not take the others' node away.
     pub fn all_fresh(&self, stale_after_ms: i64) -> bool {
         let now = self.clock.uptime();
         let assigned = self.log.assignment().borrow().clone();
@@ -148,12 +167,16 @@ impl Slots {
         if slots().next().is_none() && all().next().is_some() {
             return false;
         }
-        let fresh = |slot: &Arc<Slot>| slot.epoch().is_some() && slot.caught_up_for(now).is_some_and(|age| age <= stale_after_ms);
+        let fresh = |slot: &Arc<Slot>| {
+            slot.epoch().is_some()
+                && slot.caught_up_for(now).is_some_and(|age| age <= stale_after_ms)
+        };
         if slots().all(fresh) {
             self.was_fresh.store(true, Ordering::Release);
             return true;
         }
-        let new = |slot: &Arc<Slot>| slot.assigned_for(now).is_some_and(|age| age <= stale_after_ms);
+        let new =
+            |slot: &Arc<Slot>| slot.assigned_for(now).is_some_and(|age| age <= stale_after_ms);
         self.was_fresh.load(Ordering::Acquire) && slots().all(|slot| fresh(slot) || new(slot))
     }
 }

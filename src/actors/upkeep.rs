@@ -1,14 +1,19 @@
-//! Upkeep of the archive: old objects move to the cold store, older ones expire, orphans are removed.
+//! Upkeep of the archive: old objects move to the cold store, older ones expire, orphans are
+//! removed.
 //!
-//! An actor of its own with a timer of its own, so that it never delays archiving; a turn handles a bounded number of objects. Each node
-//! keeps the shards that it owns; two that do so at once, around a takeover, do no harm. What always holds: an object that the manifest
-//! names is in one of the two stores, whole, also if this dies between any two steps:
-//! - moving: copy, verify, note the tier in the manifest, then remove the hot one. What is left of a death is a copy in the wrong
-//!   place, which the next attempt or the search for orphans removes;
-//! - expiry: the manifest row goes first, in one transaction with the archive floor, then the object. What is left is an orphan.
+//! An actor of its own with a timer of its own, so that it never delays archiving; a turn handles a
+//! bounded number of objects. Each node keeps the shards that it owns; two that do so at once,
+//! around a takeover, do no harm. What always holds: an object that the manifest names is in one of
+//! the two stores, whole, also if this dies between any two steps:
+//! - moving: copy, verify, note the tier in the manifest, then remove the hot one. What is left of
+//!   a death is a copy in the wrong place, which the next attempt or the search for orphans
+//!   removes;
+//! - expiry: the manifest row goes first, in one transaction with the archive floor, then the
+//!   object. What is left is an orphan.
 //!
-//! Nothing is deleted because a clock says so: what is due is noted, and goes when a day has passed since, as the boot clock of whoever
-//! owns the shard measures it ([`noting`]). Orphans go likewise.
+//! Nothing is deleted because a clock says so: what is due is noted, and goes when a day has passed
+//! since, as the boot clock of whoever owns the shard measures it ([`noting`]). Orphans go
+//! likewise.
 
 mod noting;
 
@@ -37,7 +42,8 @@ const BUSY_EVERY: Duration = Duration::from_secs(1);
 const TURN_OBJECTS: usize = 64;
 /// A turn ends after so many failures: the storage or the store is down.
 const TURN_FAILURES: usize = 3;
-/// Damaged objects passed over until the next search for orphans; more of them hold up what is behind them.
+/// Damaged objects passed over until the next search for orphans; more of them hold up what is
+/// behind them.
 const DAMAGED: usize = 4_096;
 /// Between two searches for orphans.
 const SWEEP_EVERY_MS: i64 = 3_600_000;
@@ -82,8 +88,9 @@ pub struct Upkeep {
     pub looked: Looked,
 }
 
-/// Paths of objects that are missing or not what the manifest says. They are passed over, so that those behind them move, and tried again
-/// after each search for orphans: somebody may have put them back.
+/// Paths of objects that are missing or not what the manifest says. They are passed over, so that
+/// those behind them move, and tried again after each search for orphans: somebody may have put
+/// them back.
 #[derive(Debug, Clone, Default)]
 pub struct Damaged(Arc<Mutex<HashSet<String>>>);
 
@@ -96,7 +103,10 @@ impl Damaged {
 
 /// Whether it is the object's fault: another one may well work.
 fn is_damage(why: &ActorProcessingErr) -> bool {
-    matches!(why.downcast_ref::<ArchiveError>(), Some(ArchiveError::Corrupt { .. } | ArchiveError::Missing(_)))
+    matches!(
+        why.downcast_ref::<ArchiveError>(),
+        Some(ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))
+    )
 }
 
 /// Messages of the upkeep.
@@ -122,7 +132,11 @@ impl Actor for Upkeep {
     type State = UpkeepState;
     type Arguments = ();
 
-    async fn pre_start(&self, myself: ActorRef<UpkeepMessage>, (): ()) -> Result<UpkeepState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<UpkeepMessage>,
+        (): (),
+    ) -> Result<UpkeepState, ActorProcessingErr> {
         myself.send_after(self.limits.turn_every(), || UpkeepMessage::Turn);
         Ok(UpkeepState::default())
     }
@@ -134,7 +148,12 @@ impl Actor for Upkeep {
         state: &mut UpkeepState,
     ) -> Result<(), ActorProcessingErr> {
         let (upkeep, now) = (self.clone(), self.clock.uptime());
-        let mut owned: Vec<ShardId> = self.slots.iter().filter(|(_, slot)| slot.epoch().is_some()).map(|(id, _)| id).collect();
+        let mut owned: Vec<ShardId> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.epoch().is_some())
+            .map(|(id, _)| id)
+            .collect();
         let sweep = now >= state.sweep_at && !owned.is_empty();
         if sweep {
             state.sweep_at = now + SWEEP_EVERY_MS;
@@ -148,7 +167,11 @@ impl Actor for Upkeep {
             }
             upkeep.turn(&owned)
         });
-        let next = if finished.await? { self.limits.turn_every() } else { BUSY_EVERY.min(self.limits.turn_every()) };
+        let next = if finished.await? {
+            self.limits.turn_every()
+        } else {
+            BUSY_EVERY.min(self.limits.turn_every())
+        };
         myself.send_after(next, || UpkeepMessage::Turn);
         Ok(())
     }
@@ -167,12 +190,17 @@ impl Budget {
 }
 
 impl Upkeep {
-    /// Moves and expires what is due in these shards, up to the limits of a turn; whether nothing due is left. Blocks.
+    /// Moves and expires what is due in these shards, up to the limits of a turn; whether nothing
+    /// due is left. Blocks.
     fn turn(&self, shards: &[ShardId]) -> bool {
         let mut budget = Budget { objects: TURN_OBJECTS, failures: TURN_FAILURES };
         for shard in shards {
-            self.each(*shard, "expire", &mut budget, &|| self.expiring(*shard), &|row| self.expire(row));
-            self.each(*shard, "move", &mut budget, &|| self.cooling(*shard), &|row| self.move_to_cold(row));
+            self.each(*shard, "expire", &mut budget, &|| self.expiring(*shard), &|row| {
+                self.expire(row)
+            });
+            self.each(*shard, "move", &mut budget, &|| self.cooling(*shard), &|row| {
+                self.move_to_cold(row)
+            });
             if budget.spent() {
                 return budget.objects > 0;
             }
@@ -180,7 +208,8 @@ impl Upkeep {
         true
     }
 
-    /// Handles the rows one by one, the oldest first; one that fails is logged and does not stop the others.
+    /// Handles the rows one by one, the oldest first; one that fails is logged and does not stop
+    /// the others.
     fn each(
         &self,
         shard: ShardId,
@@ -212,7 +241,9 @@ impl Upkeep {
                 Ok(()) => metrics::counter!(telemetry::ARCHIVE_UPKEEP, "step" => step).increment(1),
                 Err(why) => {
                     if is_damage(&why) {
-                        self.damaged.with(|damaged| damaged.len() < DAMAGED && damaged.insert(row.path.clone()));
+                        self.damaged.with(|damaged| {
+                            damaged.len() < DAMAGED && damaged.insert(row.path.clone())
+                        });
                     }
                     failed(budget, &why);
                 }
@@ -224,7 +255,11 @@ impl Upkeep {
     fn old(&self, shard: ShardId) -> Result<Vec<ManifestRow>, ActorProcessingErr> {
         let now = self.clock.now();
         let skipped = self.damaged.with(|damaged| damaged.len());
-        let mut rows = self.store.snapshot()?.manifest_first(shard, Some(Tier::Hot), TURN_OBJECTS + skipped)?;
+        let mut rows = self.store.snapshot()?.manifest_first(
+            shard,
+            Some(Tier::Hot),
+            TURN_OBJECTS + skipped,
+        )?;
         let received: Vec<(i64, Millis)> = rows.iter().map(|row| (0, row.received.1)).collect();
         let mut due = Due::default();
         due.add(&received, now.saturating_sub(self.limits.cold_after_ms), now);
@@ -255,7 +290,8 @@ impl Upkeep {
 
     fn move_to_cold(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
         self.archive.copy_to_cold(row)?;
-        // If the outcome is unknown, the hot one stays: with the row as it was it is needed, otherwise it is found as a leftover.
+        // If the outcome is unknown, the hot one stays: with the row as it was it is needed,
+        // otherwise it is found as a leftover.
         if self.store.moved(row, Tier::Cold)? {
             self.archive.remove(&row.path, Tier::Hot)?;
         }
@@ -264,7 +300,10 @@ impl Upkeep {
 
     fn expire(&self, row: &ManifestRow) -> Result<(), ActorProcessingErr> {
         if self.store.expired(row)? {
-            tracing::info!(path = row.path, "removing an archive object that is older than archive.keep");
+            tracing::info!(
+                path = row.path,
+                "removing an archive object that is older than archive.keep"
+            );
             self.archive.remove(&row.path, Tier::Hot)?;
             if self.archive.has_cold() {
                 self.archive.remove(&row.path, Tier::Cold)?;
@@ -273,8 +312,9 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Removes what no manifest row needs in these shards. Blocks. An object that ends above the archived offset stays: in a store that was
-    /// restored from a backup the manifest is older than the archive, and the log may not have its records any more.
+    /// Removes what no manifest row needs in these shards. Blocks. An object that ends above the
+    /// archived offset stays: in a store that was restored from a backup the manifest is older
+    /// than the archive, and the log may not have its records any more.
     fn sweep(&self, shards: &[ShardId]) {
         self.damaged.with(HashSet::clear);
         for shard in shards {
@@ -290,18 +330,24 @@ impl Upkeep {
         // What was migrated has the names of the log that it came from, until it expires.
         let oldest = self.store.snapshot()?.manifest_first(shard, None, 1)?;
         let logs: BTreeSet<LogId> = oldest.iter().map(|row| row.log).chain([self.log]).collect();
-        // The listing comes first: what it shows and the manifest does not name later will never be named.
+        // The listing comes first: what it shows and the manifest does not name later will never be
+        // named.
         let mut listed = Vec::new();
         for log in logs {
             listed.append(&mut self.archive.list(log, shard)?);
         }
         let mut snapshot = self.store.snapshot()?;
         let manifest = snapshot.manifest(Some(shard))?;
-        let checkpoint = snapshot.checkpoints()?.into_iter().find(|(id, _)| *id == shard).map(|(_, checkpoint)| checkpoint);
+        let checkpoint = snapshot
+            .checkpoints()?
+            .into_iter()
+            .find(|(id, _)| *id == shard)
+            .map(|(_, checkpoint)| checkpoint);
         drop(snapshot);
         let Some(archived) = checkpoint.map(|at| at.archived) else { return Ok(()) };
         let settled = |object: &&ObjectInfo| {
-            ManifestRow::name_of(self.log, shard, &object.path).is_none_or(|name| name.range.to <= archived)
+            ManifestRow::name_of(self.log, shard, &object.path)
+                .is_none_or(|name| name.range.to <= archived)
         };
         let (mut orphans, mut leftovers) = needless(&listed, &manifest);
         orphans.retain(settled);
@@ -321,14 +367,23 @@ impl Upkeep {
     }
 }
 
-/// The objects that no manifest row names, and the hot ones of which the cold store has the object that the manifest says is there. Of the
-/// former a row may still be on the way.
-fn needless<'a>(listed: &'a [ObjectInfo], manifest: &[ManifestRow]) -> (Vec<&'a ObjectInfo>, Vec<&'a ObjectInfo>) {
-    let named: HashMap<&str, &ManifestRow> = manifest.iter().map(|row| (row.path.as_str(), row)).collect();
-    let cold: HashMap<&str, u64> =
-        listed.iter().filter(|object| object.tier == Tier::Cold).map(|object| (object.path.as_str(), object.bytes)).collect();
+/// The objects that no manifest row names, and the hot ones of which the cold store has the object
+/// that the manifest says is there. Of the former a row may still be on the way.
+fn needless<'a>(
+    listed: &'a [ObjectInfo],
+    manifest: &[ManifestRow],
+) -> (Vec<&'a ObjectInfo>, Vec<&'a ObjectInfo>) {
+    let named: HashMap<&str, &ManifestRow> =
+        manifest.iter().map(|row| (row.path.as_str(), row)).collect();
+    let cold: HashMap<&str, u64> = listed
+        .iter()
+        .filter(|object| object.tier == Tier::Cold)
+        .map(|object| (object.path.as_str(), object.bytes))
+        .collect();
     let moved = |object: &ObjectInfo, row: &ManifestRow| {
-        object.tier == Tier::Hot && row.tier == Tier::Cold && cold.get(row.path.as_str()) == Some(&row.bytes)
+        object.tier == Tier::Hot
+            && row.tier == Tier::Cold
+            && cold.get(row.path.as_str()) == Some(&row.bytes)
     };
     let (mut orphans, mut leftovers) = (Vec::new(), Vec::new());
     for object in listed {

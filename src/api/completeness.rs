@@ -15,7 +15,8 @@ pub struct Completeness {
     /// How many more of them there are; beside a table only, whose header has no room for all.
     #[serde(default, skip_serializing_if = "is_none")]
     pub more: u64,
-    /// Events of the metric whose labels were given up (`tenants.max_series`); there if the question tells labels apart.
+    /// Events of the metric whose labels were given up (`tenants.max_series`); there if the
+    /// question tells labels apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overflow: Option<u64>,
     /// Everything that was received before this is in the answer, but for what is missing.

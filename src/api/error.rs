@@ -26,6 +26,12 @@ pub struct ErrorDetail {
 impl ErrorAnswer {
     /// An error without details.
     pub fn new(code: &str, message: &str) -> Self {
-        Self { error: ErrorDetail { code: code.to_owned(), message: message.to_owned(), details: serde_json::Map::new() } }
+        Self {
+            error: ErrorDetail {
+                code: code.to_owned(),
+                message: message.to_owned(),
+                details: serde_json::Map::new(),
+            },
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! The wire, once: the JSON of requests, answers and errors, as the gateway writes it and the commands read it. Pure.
+//! The wire, once: the JSON of requests, answers and errors, as the gateway writes it and the
+//! commands read it. Pure.
 //!
-//! `openapi.json` is held against these types by a test. What a newer server adds is ignored, what an older one leaves out is empty.
+//! `openapi.json` is held against these types by a test. What a newer server adds is ignored, what
+//! an older one leaves out is empty.
 
 pub mod accounting;
 pub mod archive;

@@ -22,7 +22,12 @@ impl FromStr for EventPlace {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is no event: write SHARD/OFFSET/INDEX, as `rollmill quarantine list` prints it");
+        let wrong = || {
+            format!(
+                "{text:?} is no event: write SHARD/OFFSET/INDEX, as `rollmill quarantine list` \
+                 prints it"
+            )
+        };
         let mut parts = text.split('/');
         let mut part = || parts.next().and_then(|part| part.parse::<u64>().ok()).ok_or_else(wrong);
         let (shard, offset, index) = (part()?, part()?, part()?);
@@ -136,7 +141,10 @@ mod tests {
 
     #[test]
     fn places_read_as_they_print() {
-        assert_eq!("12/3456/7".parse::<EventPlace>().map(|p| p.to_string()), Ok("12/3456/7".to_owned()));
+        assert_eq!(
+            "12/3456/7".parse::<EventPlace>().map(|p| p.to_string()),
+            Ok("12/3456/7".to_owned())
+        );
         for wrong in ["", "1", "1/2", "1/2/3/4", "a/2/3", "1/2/-3", "4294967296/2/3"] {
             assert!(wrong.parse::<EventPlace>().is_err(), "{wrong}");
         }

@@ -36,7 +36,8 @@ pub struct SeriesPoints {
     pub points: Vec<Point>,
 }
 
-/// One point: its time `t`, and a figure for each aggregate. Figures stay text, so that sums keep all their digits.
+/// One point: its time `t`, and a figure for each aggregate. Figures stay text, so that sums keep
+/// all their digits.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Point(pub BTreeMap<String, Box<RawValue>>);

@@ -43,9 +43,11 @@ enum Command {
     /// Archive at once what a node has applied until now, and wait until it is there
     #[command(after_help = "Examples:
   rollmill archive flush
-  rollmill archive flush --url http://node-2:8080 --timeout 300
+  rollmill archive flush --url http://node-2:8080 \
+                            --timeout 300
 
-A node archives its own shards: in a cluster, ask every node. What is not in the store yet is flushed first, within flush.interval.")]
+A node archives its own shards: in a cluster, ask every node. What is not in the store yet is \
+                            flushed first, within flush.interval.")]
     Flush {
         /// How long to wait, in seconds
         #[arg(long, default_value_t = 120)]
@@ -76,7 +78,8 @@ pub(super) fn run(args: &ArchiveArgs) -> anyhow::Result<()> {
         Command::Expire { yes, json, server } => return expire(server, *yes, *json),
         Command::Flush { timeout, server } => return flush(server, Duration::from_secs(*timeout)),
     };
-    let flags: Vec<(&str, String)> = data.iter().map(|data| (key!(data.dir), data.clone())).collect();
+    let flags: Vec<(&str, String)> =
+        data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
     let store = offline::store(&config, &DataDir::new(&config.data.dir))?;
     let mut snapshot = store.snapshot()?;
@@ -96,20 +99,36 @@ fn complete_to(rows: &[ManifestRow], checkpoints: &[(ShardId, Checkpoint)]) -> S
     if missing == 0 {
         return "complete: everything that the store has is in the archive".to_owned();
     }
-    let newest = |shard: ShardId| rows.iter().filter(|row| row.shard == shard).map(|row| row.received.1).max();
+    let newest = |shard: ShardId| {
+        rows.iter().filter(|row| row.shard == shard).map(|row| row.received.1).max()
+    };
     let since = checkpoints.iter().filter(behind).map(|(shard, _)| newest(*shard)).min().flatten();
-    let to = since.map_or("not complete from the beginning on".to_owned(), |at| format!("complete up to {}", time(at)));
-    format!("{to}: {missing} records are in the store and not in the archive yet; `rollmill archive flush` writes them")
+    let to = since.map_or("not complete from the beginning on".to_owned(), |at| {
+        format!("complete up to {}", time(at))
+    });
+    format!(
+        "{to}: {missing} records are in the store and not in the archive yet; `rollmill archive \
+         flush` writes them"
+    )
 }
 
 /// Asks for it, and waits until every shard has archived what it was asked for.
 #[allow(clippy::print_stdout)] // the output of the command
 fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
-    let wanted = typed::<ArchiveFlushAnswer>(&server.post("/v1/archive/flush", &serde_json::json!({}))?)?.shards;
+    let wanted =
+        typed::<ArchiveFlushAnswer>(&server.post("/v1/archive/flush", &serde_json::json!({}))?)?
+            .shards;
     let watch = Stopwatch::start();
     loop {
         let status: StatusAnswer = typed(&server.get("/v1/status", &[])?)?;
-        let archived = |shard: u32| status.shards.iter().find(|one| one.shard == shard).and_then(|one| one.archived).unwrap_or(0);
+        let archived = |shard: u32| {
+            status
+                .shards
+                .iter()
+                .find(|one| one.shard == shard)
+                .and_then(|one| one.archived)
+                .unwrap_or(0)
+        };
         let left = wanted.iter().filter(|one| archived(one.shard) < one.below).count();
         if left == 0 {
             println!("archived what {} shards had", wanted.len());
@@ -117,7 +136,8 @@ fn flush(server: &ServerArgs, timeout: Duration) -> anyhow::Result<()> {
         }
         anyhow::ensure!(
             watch.elapsed() < timeout,
-            "{left} of {} shards have not archived what they had within {timeout:?}: `rollmill status` and the node's log say why",
+            "{left} of {} shards have not archived what they had within {timeout:?}: `rollmill \
+             status` and the node's log say why",
             wanted.len()
         );
         // Nothing tells of it: the next look at the status does.
@@ -133,7 +153,10 @@ fn expire(server: &ServerArgs, yes: bool, json: bool) -> anyhow::Result<()> {
     };
     match (json, yes) {
         (true, _) => println!("{answer}"),
-        (false, true) => println!("{} of those that had stopped go on", typed::<ExpiryGoesOnAnswer>(&answer)?.going_on),
+        (false, true) => println!(
+            "{} of those that had stopped go on",
+            typed::<ExpiryGoesOnAnswer>(&answer)?.going_on
+        ),
         (false, false) => println!("{}", due(&typed(&answer)?)),
     }
     Ok(())
@@ -166,8 +189,11 @@ fn time(ms: i64) -> String {
 
 fn as_json(rows: &[ManifestRow]) -> String {
     let object = |row: &ManifestRow| {
-        let windows: Vec<_> =
-            row.windows.iter().map(|(hour, events)| serde_json::json!({"hour": time(hour.start()), "events": events})).collect();
+        let windows: Vec<_> = row
+            .windows
+            .iter()
+            .map(|(hour, events)| serde_json::json!({"hour": time(hour.start()), "events": events}))
+            .collect();
         serde_json::json!({"path": row.path, "shard": row.shard.0, "from": row.range.from, "to": row.range.to, "events": row.rows,
             "appended": [time(row.appended.0), time(row.appended.1)],
             "received": [time(row.received.0), time(row.received.1)], "raw_bytes": row.raw_bytes, "bytes": row.bytes,
@@ -182,7 +208,9 @@ fn table(rows: &[ManifestRow]) -> String {
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["shard", "offsets", "received", "events", "windows", "raw", "size", "tier", "path"]);
+    table.set_header([
+        "shard", "offsets", "received", "events", "windows", "raw", "size", "tier", "path",
+    ]);
     let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
     for row in rows {
         table.add_row([
@@ -200,5 +228,10 @@ fn table(rows: &[ManifestRow]) -> String {
     let sum = |of: fn(&ManifestRow) -> u64| rows.iter().map(of).sum::<u64>();
     let (events, raw, bytes) = (sum(|r| r.rows), sum(|r| r.raw_bytes), sum(|r| r.bytes));
     let ratio = if bytes == 0 { 0.0 } else { raw as f64 / bytes as f64 };
-    format!("{table}\n{} objects, {events} events, {} raw in {} ({ratio:.1} to 1)", rows.len(), size(raw), size(bytes))
+    format!(
+        "{table}\n{} objects, {events} events, {} raw in {} ({ratio:.1} to 1)",
+        rows.len(),
+        size(raw),
+        size(bytes)
+    )
 }

@@ -1,4 +1,5 @@
-//! `rollmill bench`: load with a ledger. Every figure comes with the proof that nothing was lost or counted twice.
+//! `rollmill bench`: load with a ledger. Every figure comes with the proof that nothing was lost or
+//! counted twice.
 
 mod client;
 mod compare;
@@ -23,19 +24,26 @@ use super::client::key_or_variable;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  rollmill bench                                     300-byte events, 1,000 series, batches of 100, 16 connections
+  rollmill bench                                     300-byte events, 1,000 series, batches of \
+                        100, 16 connections
   rollmill bench --bytes 4096 --seconds 30
   rollmill bench --series 1000000 --warm-up          a million series that live already
   rollmill bench --batch 1 --connections 64          one event per request
-  rollmill bench --queries                           24 points of one series; the daily sum of 1,000 series over 30 days
-  rollmill bench --compare victoria-metrics          the same events and questions for both, in one run
+  rollmill bench --queries                           24 points of one series; the daily sum of \
+                        1,000 series over 30 days
+  rollmill bench --compare victoria-metrics          the same events and questions for both, in \
+                        one run
   rollmill bench --url 127.0.0.1:8080 --json
 
-A connection that is lost is made again, and the same events are sent again with the same ids, for a minute: a server may be killed meanwhile.
-Exit code 0: what was acknowledged is what is counted. 1: it is not, or some requests had no answer.
+A connection that is lost is made again, and the same events are sent again with the same ids, for \
+                        a minute: a server may be killed meanwhile.
+Exit code 0: what was acknowledged is what is counted. 1: it is not, or some requests had no \
+                        answer.
 
-Without --url it starts a server of its own on a temporary directory, and can then tell its CPU, memory and disk too.
-Load generator and server share this machine: CPU seconds per million events are the sturdier figure.")]
+Without --url it starts a server of its own on a temporary directory, and can then tell its CPU, \
+                        memory and disk too.
+Load generator and server share this machine: CPU seconds per million events are the sturdier \
+                        figure.")]
 pub(super) struct BenchArgs {
     /// Bytes of one event
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(200..=8_192))]
@@ -92,7 +100,10 @@ pub(super) type Figures = Vec<(&'static str, f64, &'static str)>;
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     if let Some(peer) = args.compare {
         let comparison = runtime.block_on(compare::measure(args, peer))?;
         println!("{}", if args.json { comparison.json().to_string() } else { comparison.table() });
@@ -124,16 +135,22 @@ fn readable(value: f64) -> String {
     super::figures::grouped(&format!("{value:.0}"))
 }
 
-/// Whether what was acknowledged is what was counted. Events of requests without an answer may be counted or not.
+/// Whether what was acknowledged is what was counted. Events of requests without an answer may be
+/// counted or not.
 fn verdict(acked: u64, unanswered: u64, counted: u64) -> anyhow::Result<()> {
-    let [acked, unanswered, counted, most] =
-        [acked, unanswered, counted, acked + unanswered].map(|n| (n, super::figures::grouped(&n.to_string())));
+    let [acked, unanswered, counted, most] = [acked, unanswered, counted, acked + unanswered]
+        .map(|n| (n, super::figures::grouped(&n.to_string())));
     if counted.0 < acked.0 || counted.0 > most.0 {
-        bail!("{} events were acknowledged, {} are in the rollups: this must never be", acked.1, counted.1);
+        bail!(
+            "{} events were acknowledged, {} are in the rollups: this must never be",
+            acked.1,
+            counted.1
+        );
     }
     if unanswered.0 > 0 {
         bail!(
-            "{} events had no answer until the end: {} were acknowledged, and all of them are counted, {} in all",
+            "{} events had no answer until the end: {} were acknowledged, and all of them are \
+             counted, {} in all",
             unanswered.1,
             acked.1,
             counted.1
@@ -145,19 +162,35 @@ fn verdict(acked: u64, unanswered: u64, counted: u64) -> anyhow::Result<()> {
 async fn measure(args: &BenchArgs) -> anyhow::Result<(Figures, anyhow::Result<()>)> {
     let own = match args.url {
         Some(_) => None,
-        None => Some(Server::start(args.data.as_deref(), args.config.as_deref(), args.series).await?),
+        None => {
+            Some(Server::start(args.data.as_deref(), args.config.as_deref(), args.series).await?)
+        }
     };
     let address = args.url.or(own.as_ref().map(|server| server.address)).context("no server")?;
-    let run = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
-    let shape = Shape { bytes: args.bytes as usize, batch: args.batch as usize, series: args.series, users: args.users, run };
-    let target = load::Target { address, key: key_or_variable(args.key.as_deref()), wire: wire::Wire::Rollmill };
+    let run =
+        getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
+    let shape = Shape {
+        bytes: args.bytes as usize,
+        batch: args.batch as usize,
+        series: args.series,
+        users: args.users,
+        run,
+    };
+    let target = load::Target {
+        address,
+        key: key_or_variable(args.key.as_deref()),
+        wire: wire::Wire::Rollmill,
+    };
     if args.queries {
-        return queries::measure(&target, &shape, args.connections).await.map(|figures| (figures, Ok(())));
+        return queries::measure(&target, &shape, args.connections)
+            .await
+            .map(|figures| (figures, Ok(())));
     }
     let (mut warm_events, mut admitted) = (0, None);
     if args.warm_up {
         warm_events = args.series;
-        admitted = Some(warm_up::each_series(&target, &shape, args.connections, own.as_ref()).await?);
+        admitted =
+            Some(warm_up::each_series(&target, &shape, args.connections, own.as_ref()).await?);
     }
     let plan = load::Plan {
         shape,
@@ -168,13 +201,20 @@ async fn measure(args: &BenchArgs) -> anyhow::Result<(Figures, anyhow::Result<()
     };
     let cpu_before = own.as_ref().map(Server::cpu_seconds).transpose()?;
     let outcome = load::run(&target, &plan).await?;
-    let cpu = own.as_ref().map(Server::cpu_seconds).transpose()?.zip(cpu_before).map(|(after, before)| after - before);
+    let cpu = own
+        .as_ref()
+        .map(Server::cpu_seconds)
+        .transpose()?
+        .zip(cpu_before)
+        .map(|(after, before)| after - before);
     let sent = warm_events + outcome.acked;
     let counted = load::count_of(&target, &shape, sent).await?;
     let verdict = verdict(sent, outcome.unanswered, counted);
     let mut figures = outcome.figures(&shape);
     figures.insert(1, ("events_counted", counted as f64, "in the rollups"));
-    figures.extend(admitted.map(|rate| ("new_series_per_second", rate, "/s, before the rest was measured")));
+    figures.extend(
+        admitted.map(|rate| ("new_series_per_second", rate, "/s, before the rest was measured")),
+    );
     if let (Some(server), Some(cpu)) = (&own, cpu) {
         let [log, store, archive] = server.disk()?.map(|bytes| bytes as f64 / sent as f64);
         figures.extend([

@@ -14,7 +14,8 @@ const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// Longest answer that is read.
 const MAX_ANSWER: u64 = 1 << 30;
 
-/// Which server, and with which key. The variables are not read by clap: it would show what they set in the usage of every mistake.
+/// Which server, and with which key. The variables are not read by clap: it would show what they
+/// set in the usage of every mistake.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct ServerArgs {
     /// The server [env: ROLLMILL_URL] [default: http://127.0.0.1:8080]
@@ -66,20 +67,32 @@ impl ServerArgs {
     pub(super) fn server(&self, patience: Duration) -> anyhow::Result<Server> {
         let address = match (&self.url, variable("ROLLMILL_URL")) {
             (Some(url), _) => url.clone(),
-            (None, Some(text)) => text.parse().map_err(|why| UsageError(format!("ROLLMILL_URL: {why}")))?,
+            (None, Some(text)) => {
+                text.parse().map_err(|why| UsageError(format!("ROLLMILL_URL: {why}")))?
+            }
             (None, None) => Address(DEFAULT_URL.to_owned()),
         };
         let key = key_or_variable(self.key.as_deref());
         Ok(Server::new(address, key, patience))
     }
 
-    pub(super) fn get(&self, path: &str, parameters: &[(&str, String)]) -> anyhow::Result<serde_json::Value> {
+    pub(super) fn get(
+        &self,
+        path: &str,
+        parameters: &[(&str, String)],
+    ) -> anyhow::Result<serde_json::Value> {
         self.server(PATIENCE)?.get_json(path, parameters)
     }
 
-    pub(super) fn post(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<serde_json::Value> {
+    pub(super) fn post(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> anyhow::Result<serde_json::Value> {
         let server = self.server(PATIENCE)?;
-        let answer = server.post(path, "application/json", body.to_string().as_bytes()).map_err(anyhow::Error::msg)?;
+        let answer = server
+            .post(path, "application/json", body.to_string().as_bytes())
+            .map_err(anyhow::Error::msg)?;
         server.json(answer)
     }
 }
@@ -88,8 +101,11 @@ impl ServerArgs {
 ///
 /// # Errors
 /// If it is of another release that speaks another language.
-pub(super) fn typed<T: serde::de::DeserializeOwned>(answer: &serde_json::Value) -> anyhow::Result<T> {
-    T::deserialize(answer).with_context(|| format!("the answer is not what this version understands: {answer:.200}"))
+pub(super) fn typed<T: serde::de::DeserializeOwned>(
+    answer: &serde_json::Value,
+) -> anyhow::Result<T> {
+    T::deserialize(answer)
+        .with_context(|| format!("the answer is not what this version understands: {answer:.200}"))
 }
 
 /// For commands that ask once.
@@ -140,10 +156,14 @@ impl Server {
         // A proxy cannot reach this machine's own loopback.
         let here = uri.as_ref().and_then(Uri::host).is_some_and(is_loopback);
         let proxy = if here { None } else { ureq::Proxy::try_from_env() };
-        let used = proxy.as_ref().filter(|proxy| uri.as_ref().is_some_and(|uri| !proxy.is_no_proxy(uri)));
+        let used =
+            proxy.as_ref().filter(|proxy| uri.as_ref().is_some_and(|uri| !proxy.is_no_proxy(uri)));
         let named = used.map(|proxy| format!("{}:{}", proxy.host(), proxy.port()));
-        let config =
-            ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(patience)).proxy(proxy).build();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(patience))
+            .proxy(proxy)
+            .build();
         Self { address, key, agent: config.into(), proxy: named }
     }
 
@@ -163,7 +183,8 @@ impl Server {
     /// # Errors
     /// As [`Self::get`].
     pub(super) fn post(&self, path: &str, kind: &str, body: &[u8]) -> Result<Answer, String> {
-        let mut request = self.agent.post(format!("{}{path}", self.address)).header("content-type", kind);
+        let mut request =
+            self.agent.post(format!("{}{path}", self.address)).header("content-type", kind);
         if let Some(bearer) = self.bearer() {
             request = request.header("authorization", bearer);
         }
@@ -174,19 +195,33 @@ impl Server {
         self.key.as_ref().map(|key| format!("Bearer {key}"))
     }
 
-    fn answer(&self, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, String> {
+    fn answer(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Answer, String> {
         let mut answer = answer.map_err(|error| match &self.proxy {
-            None => format!("cannot reach {}: is `rollmill serve` running there? ({error})", self.address),
+            None => format!(
+                "cannot reach {}: is `rollmill serve` running there? ({error})",
+                self.address
+            ),
             Some(proxy) => format!(
-                "cannot reach {} through the proxy {proxy}, which HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names (NO_PROXY names hosts \
-                 without one): {error}",
+                "cannot reach {} through the proxy {proxy}, which HTTPS_PROXY, HTTP_PROXY or \
+                 ALL_PROXY names (NO_PROXY names hosts without one): {error}",
                 self.address
             ),
         })?;
-        let retry_after = answer.headers().get("retry-after").and_then(|value| value.to_str().ok()).and_then(|v| v.parse().ok());
-        let completeness = answer.headers().get("rollmill-completeness").and_then(|value| Some(value.to_str().ok()?.to_owned()));
+        let retry_after = answer
+            .headers()
+            .get("retry-after")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|v| v.parse().ok());
+        let completeness = answer
+            .headers()
+            .get("rollmill-completeness")
+            .and_then(|value| Some(value.to_str().ok()?.to_owned()));
         let text = answer.body_mut().with_config().limit(MAX_ANSWER).read_to_string();
-        let text = text.map_err(|error| format!("the answer of {} ended early: {error}", self.address))?;
+        let text =
+            text.map_err(|error| format!("the answer of {} ended early: {error}", self.address))?;
         Ok(Answer { status: answer.status().as_u16(), retry_after, text, completeness })
     }
 
@@ -204,17 +239,23 @@ impl Server {
 
     pub(super) fn json(&self, answer: Answer) -> anyhow::Result<serde_json::Value> {
         let text = self.good(answer)?;
-        serde_json::from_str(&text).with_context(|| format!("the answer of {} is not JSON", self.address))
+        serde_json::from_str(&text)
+            .with_context(|| format!("the answer of {} is not JSON", self.address))
     }
 
-    pub(super) fn get_json(&self, path: &str, parameters: &[(&str, String)]) -> anyhow::Result<serde_json::Value> {
+    pub(super) fn get_json(
+        &self,
+        path: &str,
+        parameters: &[(&str, String)],
+    ) -> anyhow::Result<serde_json::Value> {
         self.json(self.get(path, parameters).map_err(anyhow::Error::msg)?)
     }
 }
 
 fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let named = bare.eq_ignore_ascii_case("localhost") || bare.to_ascii_lowercase().ends_with(".localhost");
+    let named =
+        bare.eq_ignore_ascii_case("localhost") || bare.to_ascii_lowercase().ends_with(".localhost");
     named || bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
@@ -231,7 +272,11 @@ mod tests {
             ("https://mill.example/metrics//", "https://mill.example/metrics"),
             ("http://[::1]:8080", "http://[::1]:8080"),
         ] {
-            assert_eq!(text.parse::<Address>().map(|address| address.0), Ok(url.to_owned()), "{text}");
+            assert_eq!(
+                text.parse::<Address>().map(|address| address.0),
+                Ok(url.to_owned()),
+                "{text}"
+            );
         }
         for text in ["", "http://", "ftp://a", "http://a b", "http://a/?x=1"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
@@ -240,7 +285,13 @@ mod tests {
 
     #[test]
     fn loopback_is_this_machine() {
-        for (host, is) in [("127.0.0.1", true), ("127.9.9.9", true), ("[::1]", true), ("localhost", true), ("LocalHost", true)] {
+        for (host, is) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("[::1]", true),
+            ("localhost", true),
+            ("LocalHost", true),
+        ] {
             assert_eq!(is_loopback(host), is, "{host}");
         }
         for host in ["10.0.0.1", "localhost.example", "example", "[::2]", "0.0.0.0"] {
@@ -250,8 +301,16 @@ mod tests {
 
     #[test]
     fn errors_are_sentences() {
-        let answer = |text: &str| Answer { status: 503, retry_after: None, text: text.to_owned(), completeness: None };
-        let ours = answer("{\"error\":{\"code\":\"disk_full\",\"message\":\"the disk is full: make room\",\"details\":{}}}");
+        let answer = |text: &str| Answer {
+            status: 503,
+            retry_after: None,
+            text: text.to_owned(),
+            completeness: None,
+        };
+        let ours = answer(
+            "{\"error\":{\"code\":\"disk_full\",\"message\":\"the disk is full: make \
+             room\",\"details\":{}}}",
+        );
         assert_eq!(ours.sentence(), "the disk is full: make room (503 disk_full)");
         assert!(answer("<html>").sentence().contains("503 and not as Rollmill does: <html>"));
     }

@@ -3,11 +3,17 @@
 /// Digits in groups of three: 1,234,567.89. What is no number stays as it is.
 pub(super) fn grouped(text: &str) -> String {
     let (sign, digits) = text.strip_prefix('-').map_or(("", text), |digits| ("-", digits));
-    let (whole, fraction) = digits.split_once('.').map_or((digits, None), |(whole, fraction)| (whole, Some(fraction)));
+    let (whole, fraction) =
+        digits.split_once('.').map_or((digits, None), |(whole, fraction)| (whole, Some(fraction)));
     if whole.is_empty() || !whole.bytes().all(|byte| byte.is_ascii_digit()) {
         return text.to_owned();
     }
-    let groups: Vec<&str> = whole.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    let groups: Vec<&str> = whole
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .filter_map(|group| std::str::from_utf8(group).ok())
+        .collect();
     let fraction = fraction.map(|fraction| format!(".{fraction}")).unwrap_or_default();
     format!("{sign}{}{fraction}", groups.join(","))
 }
@@ -52,7 +58,10 @@ mod tests {
         ] {
             assert_eq!(grouped(text), shown);
         }
-        assert_eq!((counted(1, "event"), counted(2000, "event")), ("1 event".to_owned(), "2,000 events".to_owned()));
+        assert_eq!(
+            (counted(1, "event"), counted(2000, "event")),
+            ("1 event".to_owned(), "2,000 events".to_owned())
+        );
     }
 
     #[test]

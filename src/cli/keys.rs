@@ -1,4 +1,5 @@
-//! `rollmill keys`: makes, lists and revokes API keys in the keys file, which a running server reads again by itself.
+//! `rollmill keys`: makes, lists and revokes API keys in the keys file, which a running server
+//! reads again by itself.
 //!
 //! A key is printed once, when it is made, and kept nowhere: the file holds its hash.
 
@@ -45,7 +46,8 @@ enum KeysCommand {
   rollmill keys add --file keys.toml --tenant shop --scopes write,read
   KEY=$(rollmill keys add --config rollmill.toml --tenant shop --scopes read --expires 90d)
 
-The server uses the file when auth.keys_file names it, and reads it again within a second or two of each change.")]
+The server uses the file when auth.keys_file names it, and reads it again within a second or two \
+                            of each change.")]
     Add {
         /// Whose events it sends and reads
         #[arg(long, value_parser = tenant)]
@@ -111,7 +113,9 @@ fn tenant(text: &str) -> Result<String, String> {
 
 fn days(text: &str) -> Result<i64, String> {
     let number = text.strip_suffix('d').and_then(|number| number.parse::<i64>().ok());
-    number.filter(|days| (1..=MAX_DAYS).contains(days)).ok_or_else(|| format!("write 1d to {MAX_DAYS}d"))
+    number
+        .filter(|days| (1..=MAX_DAYS).contains(days))
+        .ok_or_else(|| format!("write 1d to {MAX_DAYS}d"))
 }
 
 impl FileArgs {
@@ -120,7 +124,12 @@ impl FileArgs {
             return Ok(path.clone());
         }
         let config = Config::load(self.config.as_deref(), std::env::vars(), &[])?;
-        let none = || UsageError("no keys file is configured: set auth.keys_file, or name a file with --file".to_owned());
+        let none = || {
+            UsageError(
+                "no keys file is configured: set auth.keys_file, or name a file with --file"
+                    .to_owned(),
+            )
+        };
         Ok(config.auth.keys_file.clone().ok_or_else(none)?)
     }
 }
@@ -134,7 +143,12 @@ pub(super) fn run(args: &KeysArgs) -> anyhow::Result<()> {
 }
 
 #[allow(clippy::print_stdout)] // the output of the command
-fn add(tenant: &str, scopes: &[ScopeArg], expires: Option<i64>, file: &FileArgs) -> anyhow::Result<()> {
+fn add(
+    tenant: &str,
+    scopes: &[ScopeArg],
+    expires: Option<i64>,
+    file: &FileArgs,
+) -> anyhow::Result<()> {
     let mut random = [0; 24];
     getrandom::fill(&mut random).map_err(|e| anyhow::anyhow!("no randomness for a key: {e}"))?;
     let (plain, prefix, sha256) = new_key(random);
@@ -162,7 +176,8 @@ fn add(tenant: &str, scopes: &[ScopeArg], expires: Option<i64>, file: &FileArgs)
         return Ok(());
     }
     println!("{plain}");
-    let until = until(&shown).map_or_else(|| "never expires".to_owned(), |at| format!("expires {at}"));
+    let until =
+        until(&shown).map_or_else(|| "never expires".to_owned(), |at| format!("expires {at}"));
     eprintln!(
         "This is the only time that the key is shown. Tenant {tenant}, scopes {}, {until}; in {}.",
         scopes_of(&shown),
@@ -184,7 +199,10 @@ fn list(file: &FileArgs) -> anyhow::Result<()> {
     table.set_header(["name", "tenant", "scopes", "expires"]);
     for key in &keys {
         let over = key.expires_ms.is_some_and(|at| at <= now);
-        let until = until(key).map_or_else(|| "never".to_owned(), |at| if over { format!("{at} (expired)") } else { at });
+        let until = until(key).map_or_else(
+            || "never".to_owned(),
+            |at| if over { format!("{at} (expired)") } else { at },
+        );
         table.add_row([key.prefix.clone(), key.tenant.clone(), scopes_of(key), until]);
     }
     println!("{}", if keys.is_empty() { "no keys".to_owned() } else { table.to_string() });
@@ -200,7 +218,9 @@ fn revoke(name: &str, file: &FileArgs) -> anyhow::Result<()> {
         let at = keys.keys.iter().position(|key| key.prefix == name);
         Ok(at.map(|at| keys.keys.remove(at)))
     })?;
-    let Some(key) = revoked else { bail!("no key {name} in {}: `rollmill keys list` prints the names", path.display()) };
+    let Some(key) = revoked else {
+        bail!("no key {name} in {}: `rollmill keys list` prints the names", path.display())
+    };
     if file.json {
         println!("{}", json!({ "revoked": key.prefix, "tenant": key.tenant }));
     } else {
@@ -210,7 +230,9 @@ fn revoke(name: &str, file: &FileArgs) -> anyhow::Result<()> {
 }
 
 fn until(key: &StoredKey) -> Option<String> {
-    key.expires_ms.map(|at| jiff::Timestamp::from_millisecond(at).map_or_else(|_| at.to_string(), |at| at.to_string()))
+    key.expires_ms.map(|at| {
+        jiff::Timestamp::from_millisecond(at).map_or_else(|_| at.to_string(), |at| at.to_string())
+    })
 }
 
 fn scopes_of(key: &StoredKey) -> String {

@@ -15,7 +15,8 @@ pub(super) struct LogArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Give up the last commit of a log that is damaged there, while no node runs; its bytes are kept in a file beside the log
+    /// Give up the last commit of a log that is damaged there, while no node runs; its bytes are
+    /// kept in a file beside the log
     #[command(after_help = "Example:
   rollmill log cut --data ./data")]
     Cut {
@@ -31,10 +32,14 @@ enum Command {
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &LogArgs) -> anyhow::Result<()> {
     let Command::Cut { data, config } = &args.command;
-    let flags: Vec<(&str, String)> = data.iter().map(|data| (key!(data.dir), data.clone())).collect();
+    let flags: Vec<(&str, String)> =
+        data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
     match offline::cut_log(&config, &DataDir::new(&config.data.dir))? {
-        Some((kept, bytes)) => println!("cut the last commit of {bytes} bytes off; they are kept in {}", kept.display()),
+        Some((kept, bytes)) => println!(
+            "cut the last commit of {bytes} bytes off; they are kept in {}",
+            kept.display()
+        ),
         None => println!("the last commit is whole: nothing was changed"),
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! The server's own log, on standard error.
 //!
-//! What always holds: a record is one line, whatever a client put into what it holds, so that nobody can write a record that looks like
-//! the server's or move a terminal's cursor. A panic is a record too. No record ends a node or makes it wait: one that cannot be written,
-//! because the disk is full or its reader is gone or stands still, is lost and counted.
+//! What always holds: a record is one line, whatever a client put into what it holds, so that
+//! nobody can write a record that looks like the server's or move a terminal's cursor. A panic is a
+//! record too. No record ends a node or makes it wait: one that cannot be written, because the disk
+//! is full or its reader is gone or stands still, is lost and counted.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,8 @@ const AT_ONCE: usize = 4096;
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 const NO_PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
+/// Quiet by default: warnings, and what the node itself says; the mesh says of its sessions what
+/// there is to say, and once. `ROLLMILL_LOG` takes directives of tracing.
 pub(super) fn start(json: bool) {
     start_with("warn,rollmill=info,ractor_cluster=error", json);
 }
@@ -63,7 +65,8 @@ fn is_written(record: &[u8]) -> bool {
     record.chunks(AT_ONCE).all(|part| {
         let patience = if STANDS_STILL.load(Ordering::Relaxed) { NO_PATIENCE } else { PATIENCE };
         // Of a pipe, a terminal or a socket; a file is always ready.
-        let is_ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience)).is_ok_and(|ready| ready > 0);
+        let is_ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&patience))
+            .is_ok_and(|ready| ready > 0);
         STANDS_STILL.store(!is_ready, Ordering::Relaxed);
         is_ready && stderr.write_all(part).is_ok()
     })
@@ -76,8 +79,8 @@ fn log_panics() {
     }));
 }
 
-/// Escapes control characters inside of each record, as JSON would: JSON itself lets those above U+007F pass. Tracing writes a record in
-/// one call.
+/// Escapes control characters inside of each record, as JSON would: JSON itself lets those above
+/// U+007F pass. Tracing writes a record in one call.
 struct OneLine<W>(W);
 
 impl<W: Write> Write for OneLine<W> {
@@ -108,7 +111,11 @@ mod tests {
     #[test]
     fn a_record_stays_one_line() {
         let mut out = OneLine(Vec::new());
-        out.write_all("INFO said: a\r\n2026 INFO forged \u{1b}[2J\u{9b}x\tä\n".as_bytes()).expect("written");
-        assert_eq!(String::from_utf8(out.0).expect("text"), "INFO said: a\\r\\n2026 INFO forged \\u001b[2J\\u009bx\\tä\n");
+        out.write_all("INFO said: a\r\n2026 INFO forged \u{1b}[2J\u{9b}x\tä\n".as_bytes())
+            .expect("written");
+        assert_eq!(
+            String::from_utf8(out.0).expect("text"),
+            "INFO said: a\\r\\n2026 INFO forged \\u001b[2J\\u009bx\\tä\n"
+        );
     }
 }

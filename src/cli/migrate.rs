@@ -18,13 +18,18 @@ const FILL_PER_SECOND: u64 = 500_000;
   rollmill migrate --data ./data --config new.toml
   rollmill migrate --data ./data --from-config old.toml --config new.toml --json
 
-Stop the node first, and send no events until the cluster takes them; its clients' retries are recognised there. --config (and the
-environment) is the cluster's configuration: kafka.brokers, store.url, archive.url and the node's shards.count. --from-config is the
-node's own, needed if it had one: de-duplication and the archive must be found as they were. The database must be empty, and the topic
+Stop the node first, and send no events until the cluster takes them; its clients' retries are \
+                        recognised there. --config (and the
+environment) is the cluster's configuration: kafka.brokers, store.url, archive.url and the node's \
+                        shards.count. --from-config is the
+node's own, needed if it had one: de-duplication and the archive must be found as they were. The \
+                        database must be empty, and the topic
 must not be there: migrate makes it.
 
-It may be interrupted at any moment: run the same command again. No node of the cluster can start before it has ended. The directory
-stays as it is, but is not served any more. Exit code 0: done, now or before. 1: something is in the way; the message says what to do.")]
+It may be interrupted at any moment: run the same command again. No node of the cluster can start \
+                        before it has ended. The directory
+stays as it is, but is not served any more. Exit code 0: done, now or before. 1: something is in \
+                        the way; the message says what to do.")]
 pub(super) struct MigrateArgs {
     /// Data directory of the embedded node
     #[arg(long)]
@@ -49,7 +54,8 @@ pub(super) fn run(args: &MigrateArgs) -> anyhow::Result<()> {
     let target = Config::load(args.config.as_deref(), std::env::vars(), &[])?;
     let watch = Stopwatch::start();
     let mut shown = Shown::default();
-    let report = migrate(&source, &target, args.dry_run, &mut |step, done, all| shown.tell(step, done, all));
+    let report =
+        migrate(&source, &target, args.dry_run, &mut |step, done, all| shown.tell(step, done, all));
     shown.end();
     let (report, seconds) = (report?, watch.elapsed().as_secs_f64());
     println!("{}", if args.json { json(&report, seconds) } else { text(&report, seconds) });
@@ -115,7 +121,10 @@ fn text(report: &Report, seconds: f64) -> String {
     let extent = report.extent;
     table.add_row([
         "store".to_owned(),
-        format!("{} series, {} rollups, {} rows in all", extent.series, extent.rollups, extent.rows),
+        format!(
+            "{} series, {} rollups, {} rows in all",
+            extent.series, extent.rollups, extent.rows
+        ),
         format!("{}/store.sqlite", report.source),
         report.store.clone(),
     ]);
@@ -133,15 +142,16 @@ fn text(report: &Report, seconds: f64) -> String {
     ]);
     let last = match report.outcome {
         Outcome::Planned => format!(
-            "nothing was changed. To be flushed first: {} records; to be archived first: {}. Filling the topic takes some {} s and nothing \
-             that stays",
+            "nothing was changed. To be flushed first: {} records; to be archived first: {}. \
+             Filling the topic takes some {} s and nothing that stays",
             report.unflushed,
             report.unarchived,
             report.offsets / FILL_PER_SECOND + 1
         ),
         Outcome::Done => format!(
-            "done in {seconds:.1} s; every rollup is the same, byte by byte. Start the nodes of the cluster, send events there, and keep {} \
-             until `rollmill verify` with the cluster's configuration says equal",
+            "done in {seconds:.1} s; every rollup is the same, byte by byte. Start the nodes of \
+             the cluster, send events there, and keep {} until `rollmill verify` with the \
+             cluster's configuration says equal",
             report.source
         ),
         Outcome::WasDone => "this was done before; nothing was changed".to_owned(),

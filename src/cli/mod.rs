@@ -29,7 +29,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, ConfigErrors, key};
 use crate::node::private;
 
-/// Exact metrics from billions of events: takes events over HTTP, answers time series a second later.
+/// Exact metrics from billions of events: takes events over HTTP, answers time series a second
+/// later.
 #[derive(Debug, Parser)]
 #[command(
     name = "rollmill",
@@ -125,15 +126,19 @@ struct ServeArgs {
     log_json: bool,
 }
 
-/// Whether a command line is one of ours, without running it; for the tests of files that hold some.
+/// Whether a command line is one of ours, without running it; for the tests of files that hold
+/// some.
 ///
 /// # Errors
 /// What clap says of it.
 pub fn check(args: &[&str]) -> Result<(), String> {
-    Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied())).map(drop).map_err(|error| error.to_string())
+    Cli::try_parse_from(std::iter::once("rollmill").chain(args.iter().copied()))
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
-/// Runs the command line: 0 done, 1 failed, 2 wrong usage, 141 when nobody reads the output any more.
+/// Runs the command line: 0 done, 1 failed, 2 wrong usage, 141 when nobody reads the output any
+/// more.
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     private::umask();
@@ -176,10 +181,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let config = Config::load(file.as_deref(), std::env::vars(), &[])?;
             print!("{}", config.to_toml());
             let refused = crate::node::refusals(&config);
-            anyhow::ensure!(refused.is_empty(), "`rollmill serve` refuses this configuration:\n  {}", refused.join("\n  "));
+            anyhow::ensure!(
+                refused.is_empty(),
+                "`rollmill serve` refuses this configuration:\n  {}",
+                refused.join("\n  ")
+            );
         }
         Command::Version => {
-            println!("rollmill {}\ncommit: {}\nfeatures: {}", env!("CARGO_PKG_VERSION"), commit(), features());
+            println!(
+                "rollmill {}\ncommit: {}\nfeatures: {}",
+                env!("CARGO_PKG_VERSION"),
+                commit(),
+                features()
+            );
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -192,23 +206,29 @@ fn commit() -> &'static str {
 
 /// The optional features of this build.
 fn features() -> String {
-    let all = [("kafka-tls", cfg!(feature = "kafka-tls")), ("failpoints", cfg!(feature = "failpoints"))];
-    let built: Vec<&str> = all.into_iter().filter_map(|(name, built)| built.then_some(name)).collect();
+    let all =
+        [("kafka-tls", cfg!(feature = "kafka-tls")), ("failpoints", cfg!(feature = "failpoints"))];
+    let built: Vec<&str> =
+        all.into_iter().filter_map(|(name, built)| built.then_some(name)).collect();
     if built.is_empty() { "none".to_owned() } else { built.join(", ") }
 }
 
 /// A bar that counts; it shows on a terminal only.
 fn bar_style(unit: &str) -> indicatif::ProgressStyle {
     let template = format!("{{bar:40}} {{pos}}/{{len}} {unit} {{eta}}");
-    indicatif::ProgressStyle::with_template(&template).unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())
+    indicatif::ProgressStyle::with_template(&template)
+        .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())
 }
 
 fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    let flags: Vec<(&str, String)> =
-        [(key!(data.dir), args.data), (key!(server.listen), args.listen), (key!(node.roles), args.roles)]
-            .into_iter()
-            .filter_map(|(k, v)| v.map(|v| (k, v)))
-            .collect();
+    let flags: Vec<(&str, String)> = [
+        (key!(data.dir), args.data),
+        (key!(server.listen), args.listen),
+        (key!(node.roles), args.roles),
+    ]
+    .into_iter()
+    .filter_map(|(k, v)| v.map(|v| (k, v)))
+    .collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     logging::start(args.log_json);
     crate::node::serve(&config)
@@ -225,7 +245,10 @@ mod tests {
         let path = format!("{path} {}", command.get_name()).trim().to_owned();
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         if command.has_subcommands() {
-            command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(|sub| leaves(sub, &path, found));
+            command
+                .get_subcommands()
+                .filter(|sub| sub.get_name() != "help")
+                .for_each(|sub| leaves(sub, &path, found));
         } else {
             found.push((path, help));
         }
@@ -255,16 +278,19 @@ mod tests {
         leaves(&Cli::command(), "", &mut found);
         assert!(found.len() > 20, "{found:?}");
         for (path, help) in found {
-            let lines: Vec<&str> = help.lines().map(str::trim).filter(|line| line.contains("rollmill ")).collect();
+            let lines: Vec<&str> =
+                help.lines().map(str::trim).filter(|line| line.contains("rollmill ")).collect();
             assert!(
                 help.starts_with("Example") && lines.iter().any(|line| line.contains(&path)),
                 "{path} has no example:\n{help}"
             );
             for line in lines {
                 let Some(at) = line.find(&path) else { continue };
-                // What a shell does before, behind and beside it, and remarks, are no part of the command.
-                let own =
-                    [" | ", " > ", " && ", "   "].iter().fold(&line[at..], |own, end| own.split(end).next().unwrap_or_default());
+                // What a shell does before, behind and beside it, and remarks, are no part of the
+                // command.
+                let own = [" | ", " > ", " && ", "   "]
+                    .iter()
+                    .fold(&line[at..], |own, end| own.split(end).next().unwrap_or_default());
                 let own = own.trim_end_matches(')');
                 if let Err(error) = Cli::try_parse_from(words(own)) {
                     assert_eq!(error.exit_code(), 0, "{own}: {error}");

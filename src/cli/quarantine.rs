@@ -17,7 +17,8 @@ enum QuarantineCommand {
     /// Print the events that are set aside
     #[command(after_help = "Examples:
   rollmill quarantine list
-  rollmill quarantine list --all --json --url http://10.0.0.5:8080 --key $KEY")]
+  rollmill quarantine list --all --json \
+                            --url http://10.0.0.5:8080 --key $KEY")]
     List {
         /// Discarded events too
         #[arg(long)]
@@ -33,10 +34,15 @@ enum QuarantineCommand {
   rollmill quarantine release 12/3456/0
   rollmill quarantine release --all
 
-An event that still crashes stays in the quarantine. Exit code 0: all were released. 1: some were not.")]
+An event that still crashes stays in the quarantine. Exit code 0: all were released. 1: some were \
+                            not.")]
     Release {
         /// The events, as `list` names them
-        #[arg(value_name = "SHARD/OFFSET/INDEX", required_unless_present = "all", conflicts_with = "all")]
+        #[arg(
+            value_name = "SHARD/OFFSET/INDEX",
+            required_unless_present = "all",
+            conflicts_with = "all"
+        )]
         events: Vec<EventPlace>,
         /// Every event that waits
         #[arg(long)]
@@ -59,9 +65,13 @@ An event that still crashes stays in the quarantine. Exit code 0: all were relea
 pub(super) fn run(args: &QuarantineArgs) -> anyhow::Result<()> {
     match &args.command {
         QuarantineCommand::List { all, json, server } => list(server, *all, *json),
-        QuarantineCommand::Release { events, all: false, server } => each(server, "release", "released", events),
+        QuarantineCommand::Release { events, all: false, server } => {
+            each(server, "release", "released", events)
+        }
         QuarantineCommand::Release { all: true, server, .. } => release_all(server),
-        QuarantineCommand::Discard { events, server } => each(server, "discard", "discarded", events),
+        QuarantineCommand::Discard { events, server } => {
+            each(server, "discard", "discarded", events)
+        }
     }
 }
 
@@ -82,7 +92,10 @@ fn table(answer: &QuarantineAnswer) -> String {
     for row in &answer.events {
         let event = row.event.as_ref();
         let series = event.and_then(|event| event.series.as_ref());
-        let labels = series.iter().flat_map(|series| &series.labels).map(|(name, value)| format!("{name}={value}"));
+        let labels = series
+            .iter()
+            .flat_map(|series| &series.labels)
+            .map(|(name, value)| format!("{name}={value}"));
         table.add_row([
             row.place().to_string(),
             row.tenant.clone(),

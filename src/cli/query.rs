@@ -83,14 +83,17 @@ pub(super) struct QueryArgs {
     server: ServerArgs,
 }
 
-const AGGS: [&str; 12] = ["count", "sum", "avg", "min", "max", "distinct", "rate", "p50", "p90", "p95", "p99", "p99.9"];
+const AGGS: [&str; 12] =
+    ["count", "sum", "avg", "min", "max", "distinct", "rate", "p50", "p90", "p95", "p99", "p99.9"];
 
 /// A zone and its name.
 #[derive(Debug, Clone)]
 struct Zone(String, TimeZone);
 
 fn zone(name: &str) -> Result<Zone, String> {
-    TimeZone::get(name).map(|zone| Zone(name.to_owned(), zone)).map_err(|_| "no such time zone".to_owned())
+    TimeZone::get(name)
+        .map(|zone| Zone(name.to_owned(), zone))
+        .map_err(|_| "no such time zone".to_owned())
 }
 
 pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
@@ -107,7 +110,9 @@ pub(super) fn run(args: &QueryArgs) -> anyhow::Result<ExitCode> {
     let beside = answer.completeness.clone();
     let text = server.good(answer)?;
     let strange = "the answer is not what this version understands";
-    let said = |completeness: &Completeness| warnings(completeness).iter().for_each(|warning| eprintln!("{warning}"));
+    let said = |completeness: &Completeness| {
+        warnings(completeness).iter().for_each(|warning| eprintln!("{warning}"))
+    };
     match output {
         Output::Json => {
             print(&text);
@@ -144,7 +149,9 @@ fn parameters(args: &QueryArgs, now: Millis) -> anyhow::Result<Vec<(&'static str
     let tz = args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone());
     let time = |name: &str, text: &Option<String>| {
         let parsed = text.as_ref().map(|text| when::parse(text, now, &tz)).transpose();
-        parsed.map(|time| time.map(|time| time.to_string())).map_err(|why| UsageError(format!("--{name}: {why}")))
+        parsed
+            .map(|time| time.map(|time| time.to_string()))
+            .map_err(|why| UsageError(format!("--{name}: {why}")))
     };
     let optional = [
         ("from", time("from", &args.from)?),
@@ -166,7 +173,10 @@ fn aggs(args: &QueryArgs) -> Vec<&str> {
 }
 
 fn labels(args: &QueryArgs) -> Vec<&str> {
-    args.by.as_deref().map(|by| by.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()).unwrap_or_default()
+    args.by
+        .as_deref()
+        .map(|by| by.split(',').map(str::trim).filter(|name| !name.is_empty()).collect())
+        .unwrap_or_default()
 }
 
 fn time(args: &QueryArgs, text: &str) -> String {
@@ -180,8 +190,11 @@ fn table(args: &QueryArgs, answer: &QueryAnswer) -> String {
     table.set_header(std::iter::once("time").chain(by.iter().copied()).chain(aggs(args)));
     for series in &answer.series {
         for point in &series.points {
-            let labels = by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
-            let values = aggs(args).into_iter().map(|agg| point.figure(agg).map_or_else(|| "-".to_owned(), |v| shown(agg, v)));
+            let labels =
+                by.iter().map(|name| series.labels.get(*name).cloned().unwrap_or_default());
+            let values = aggs(args)
+                .into_iter()
+                .map(|agg| point.figure(agg).map_or_else(|| "-".to_owned(), |v| shown(agg, v)));
             table.add_row(std::iter::once(time(args, point.text("t"))).chain(labels).chain(values));
         }
     }
@@ -202,15 +215,22 @@ fn shown(agg: &str, value: &str) -> String {
 /// What an answer lacks, a line for each reason.
 fn warnings(completeness: &Completeness) -> Vec<String> {
     let missing = &completeness.missing;
-    let named: Vec<String> = missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
+    let named: Vec<String> =
+        missing.iter().take(NAMED).map(|m| format!("{} ({})", m.shard, m.reason)).collect();
     let more = missing.len().saturating_sub(NAMED) + completeness.more as usize;
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let partial = completeness
-        .partial
-        .then(|| format!("partial: shards {}{more} are missing or behind; ask again, or see --output json", named.join(", ")));
+    let partial = completeness.partial.then(|| {
+        format!(
+            "partial: shards {}{more} are missing or behind; ask again, or see --output json",
+            named.join(", ")
+        )
+    });
     let overflow = completeness.overflow.filter(|events| *events > 0).map(|events| {
         let events = grouped(&events.to_string());
-        format!("{events} events of this metric have lost their labels (tenants.max_series): they are in none of the groups")
+        format!(
+            "{events} events of this metric have lost their labels (tenants.max_series): they are \
+             in none of the groups"
+        )
     });
     partial.into_iter().chain(overflow).collect()
 }
@@ -225,7 +245,9 @@ fn nothing(args: &QueryArgs, server: &Server) -> String {
     if let Some(row) = rows.iter().find(|row| name(row) == *metric) {
         let end = |field: &str| row[field].as_str().map(|text| time(args, text));
         let known = match (end("first"), end("last")) {
-            (Some(first), Some(last)) => format!(": it has data from the window of {first} to that of {last}"),
+            (Some(first), Some(last)) => {
+                format!(": it has data from the window of {first} to that of {last}")
+            }
             _ => String::new(),
         };
         return format!("{here}{known}");
@@ -234,33 +256,50 @@ fn nothing(args: &QueryArgs, server: &Server) -> String {
     if known.get("next").is_some() || known["completeness"]["partial"] == true {
         return here;
     }
-    let hint = near(metric, rows.iter().map(name)).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+    let hint = near(metric, rows.iter().map(name))
+        .map(|name| format!("; did you mean {name}?"))
+        .unwrap_or_default();
     format!("there is no metric {metric}{hint} (`rollmill metrics` lists them)")
 }
 
 fn drawing(args: &QueryArgs, answer: &QueryAnswer) -> String {
     let agg = aggs(args)[0];
-    let windows = Windows::of(answer, args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone()));
+    let windows =
+        Windows::of(answer, args.tz.as_ref().map_or(TimeZone::UTC, |Zone(_, tz)| tz.clone()));
     let lines: Vec<plot::Line> = answer
         .series
         .iter()
         .take(PLOTS)
         .map(|series| {
-            let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+            let labels: Vec<String> =
+                series.labels.iter().map(|(name, value)| format!(" {name}={value}")).collect();
             let mut values = vec![None; windows.count];
             for point in &series.points {
                 let at = windows.index(point.text("t")).filter(|at| *at < values.len());
-                if let (Some(at), Some(value)) = (at, point.figure(agg).and_then(|figure| figure.parse::<f64>().ok())) {
+                if let (Some(at), Some(value)) =
+                    (at, point.figure(agg).and_then(|figure| figure.parse::<f64>().ok()))
+                {
                     values[at] = Some(value);
                 }
             }
             plot::Line { title: format!("{}: {agg}{}", args.metric, labels.concat()), values }
         })
         .collect();
-    let width = comfy_table::Table::new().width().or_else(|| std::env::var("COLUMNS").ok()?.parse().ok()).unwrap_or(WIDTH);
-    let mut out = plot::draw(&lines, &time(args, &answer.from), &time(args, &answer.to), usize::from(width.max(40)));
+    let width = comfy_table::Table::new()
+        .width()
+        .or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
+        .unwrap_or(WIDTH);
+    let mut out = plot::draw(
+        &lines,
+        &time(args, &answer.from),
+        &time(args, &answer.to),
+        usize::from(width.max(40)),
+    );
     if answer.series.len() > PLOTS {
-        out += &format!("\n{} more series are not drawn: narrow down with --where or --limit\n", answer.series.len() - PLOTS);
+        out += &format!(
+            "\n{} more series are not drawn: narrow down with --where or --limit\n",
+            answer.series.len() - PLOTS
+        );
     }
     out
 }
@@ -274,22 +313,29 @@ struct Windows {
 
 impl Windows {
     fn of(answer: &QueryAnswer, tz: TimeZone) -> Self {
-        let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap_or_default().to_zoned_datetime(tz.clone());
+        let time = |text: &str| {
+            text.parse::<jiff::Timestamp>().unwrap_or_default().to_zoned_datetime(tz.clone())
+        };
         let mut windows = Self { from: time(&answer.from), step: answer.step.clone(), count: 0 };
         let to = time(&answer.to);
         // The last window begins before the end.
-        let last = to.checked_sub(jiff::Span::new().milliseconds(1)).map_or(0, |last| windows.at(&last));
+        let last =
+            to.checked_sub(jiff::Span::new().milliseconds(1)).map_or(0, |last| windows.at(&last));
         windows.count = last + 1;
         windows
     }
 
     fn index(&self, text: &str) -> Option<usize> {
-        Some(self.at(&text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(self.from.time_zone().clone())))
+        Some(self.at(
+            &text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(self.from.time_zone().clone()),
+        ))
     }
 
-    /// The number of the window that holds a time. Days are counted by the calendar: they may have 23 or 25 hours.
+    /// The number of the window that holds a time. Days are counted by the calendar: they may have
+    /// 23 or 25 hours.
     fn at(&self, time: &jiff::ZonedDateTime) -> usize {
-        let hours = (time.timestamp().as_millisecond() - self.from.timestamp().as_millisecond()).div_euclid(3_600_000);
+        let hours = (time.timestamp().as_millisecond() - self.from.timestamp().as_millisecond())
+            .div_euclid(3_600_000);
         let days = || i64::from((time.date() - self.from.date()).get_days());
         let quarters = |time: &jiff::ZonedDateTime| i64::from(time.hour()) / 6;
         let number = match self.step.as_str() {
@@ -298,7 +344,8 @@ impl Windows {
             "1d" => days(),
             "1w" => days().div_euclid(7),
             "1mo" => {
-                let months = |date: jiff::civil::Date| i64::from(date.year()) * 12 + i64::from(date.month());
+                let months =
+                    |date: jiff::civil::Date| i64::from(date.year()) * 12 + i64::from(date.month());
                 months(time.date()) - months(self.from.date())
             }
             _ => 0,
@@ -313,8 +360,16 @@ mod tests {
     use crate::api::completeness::MissingShard;
 
     fn windows(step: &str, from: &str, to: &str, tz: &str) -> Windows {
-        let completeness = Completeness { partial: false, shards: 1, missing: Vec::new(), more: 0, overflow: None, as_of: None };
-        let (metric, step, from, to) = ("m".to_owned(), step.to_owned(), from.to_owned(), to.to_owned());
+        let completeness = Completeness {
+            partial: false,
+            shards: 1,
+            missing: Vec::new(),
+            more: 0,
+            overflow: None,
+            as_of: None,
+        };
+        let (metric, step, from, to) =
+            ("m".to_owned(), step.to_owned(), from.to_owned(), to.to_owned());
         let answer = QueryAnswer { metric, step, from, to, series: Vec::new(), completeness };
         Windows::of(&answer, TimeZone::get(tz).expect("a zone"))
     }
@@ -322,10 +377,18 @@ mod tests {
     #[test]
     fn windows_are_counted_by_the_calendar() {
         let days = windows("1d", "2026-03-27T23:00:00Z", "2026-03-30T22:00:00Z", "Europe/Berlin");
-        assert_eq!((days.count, days.index("2026-03-29T22:00:00Z")), (3, Some(2)), "the 29th has 23 hours");
-        let quarters = windows("6h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin");
+        assert_eq!(
+            (days.count, days.index("2026-03-29T22:00:00Z")),
+            (3, Some(2)),
+            "the 29th has 23 hours"
+        );
+        let quarters =
+            windows("6h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin");
         assert_eq!((quarters.count, quarters.index("2026-03-29T04:00:00Z")), (4, Some(1)));
-        assert_eq!(windows("1h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin").count, 23);
+        assert_eq!(
+            windows("1h", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", "Europe/Berlin").count,
+            23
+        );
         let months = windows("1mo", "2025-11-01T00:00:00Z", "2026-03-01T00:00:00Z", "UTC");
         assert_eq!((months.count, months.index("2026-02-01T00:00:00Z")), (4, Some(3)));
         assert_eq!(windows("1w", "2026-01-05T00:00:00Z", "2026-01-26T00:00:00Z", "UTC").count, 3);
@@ -346,9 +409,21 @@ mod tests {
 
     #[test]
     fn what_an_answer_lacks_is_said() {
-        let missing = (0..7).map(|shard| MissingShard { shard, reason: "behind".to_owned(), behind_ms: None }).collect();
-        let said = warnings(&Completeness { partial: true, shards: 37, missing, more: 30, overflow: Some(1456), as_of: None });
-        assert!(said[0].contains("0 (behind), 1 (behind)") && said[0].contains("and 32 more"), "{said:?}");
+        let missing = (0..7)
+            .map(|shard| MissingShard { shard, reason: "behind".to_owned(), behind_ms: None })
+            .collect();
+        let said = warnings(&Completeness {
+            partial: true,
+            shards: 37,
+            missing,
+            more: 30,
+            overflow: Some(1456),
+            as_of: None,
+        });
+        assert!(
+            said[0].contains("0 (behind), 1 (behind)") && said[0].contains("and 32 more"),
+            "{said:?}"
+        );
         assert!(said[1].starts_with("1,456 events"), "{said:?}");
     }
 }

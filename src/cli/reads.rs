@@ -1,4 +1,5 @@
-//! `rollmill metrics`, `labels`, `limits`, `accounting`: what a server knows, without an HTTP client.
+//! `rollmill metrics`, `labels`, `limits`, `accounting`: what a server knows, without an HTTP
+//! client.
 
 use anyhow::bail;
 use clap::Args;
@@ -17,7 +18,8 @@ use crate::model::near::near;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill metrics
-  rollmill metrics --json --url http://10.0.0.5:8080 --key $KEY")]
+  rollmill metrics --json --url http://10.0.0.5:8080 \
+                        --key $KEY")]
 pub(super) struct MetricsArgs {
     /// Print the answer as it came
     #[arg(long)]
@@ -60,7 +62,8 @@ pub(super) struct LimitsArgs {
   rollmill accounting --from -7d
   rollmill accounting --from 2026-01-01 --to 2026-01-02 --json
 
-accepted = aggregated + deduplicated + quarantined (in the store) + pending (not in the store yet), by hour of receipt.")]
+accepted = aggregated + deduplicated + quarantined (in the store) + pending (not in the store \
+                        yet), by hour of receipt.")]
 pub(super) struct AccountingArgs {
     /// First hour: 2026-01-01, RFC 3339, milliseconds, or -7d [default: a day ago]
     #[arg(long, allow_hyphen_values = true, value_name = "TIME")]
@@ -121,8 +124,16 @@ fn warn_partial(answer: &Value) {
     // An older release says nothing of it.
     let Ok(completeness) = Completeness::deserialize(&answer["completeness"]) else { return };
     if completeness.partial {
-        let named: Vec<String> = completeness.missing.iter().take(NAMED).map(|missing| missing.shard.to_string()).collect();
-        eprintln!("partial: what shards {} hold is missing; ask again, or see --json", named.join(", "));
+        let named: Vec<String> = completeness
+            .missing
+            .iter()
+            .take(NAMED)
+            .map(|missing| missing.shard.to_string())
+            .collect();
+        eprintln!(
+            "partial: what shards {} hold is missing; ask again, or see --json",
+            named.join(", ")
+        );
     }
 }
 
@@ -133,7 +144,8 @@ fn metrics_table(answer: &Value) -> String {
     }
     let mut table = table(&["metric", "series", "first", "last", "labels"], 1..2);
     for row in metrics {
-        table.add_row(["metric", "series", "first", "last", "labels"].map(|name| shown(&row[name])));
+        table
+            .add_row(["metric", "series", "first", "last", "labels"].map(|name| shown(&row[name])));
     }
     // A list may be cut; whatever says so stands beside it.
     match answer.get("next") {
@@ -165,7 +177,10 @@ pub(super) fn labels(args: &LabelsArgs) -> anyhow::Result<()> {
     } else if values.is_empty() {
         let known = args.server.get("/v1/metrics", &[])?;
         let names = rows(row_of(&known, metric)?, "labels").iter().map(shown).collect::<Vec<_>>();
-        bail!("{metric} has no label {name}; it has {}", if names.is_empty() { "none".to_owned() } else { names.join(", ") });
+        bail!(
+            "{metric} has no label {name}; it has {}",
+            if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+        );
     } else {
         print(&values.join("\n"));
     }
@@ -177,7 +192,8 @@ fn row_of<'a>(answer: &'a Value, metric: &str) -> anyhow::Result<&'a Value> {
     if let Some(row) = metrics.iter().find(|row| row["metric"] == metric) {
         return Ok(row);
     }
-    let hint = near(metric, metrics.iter().map(|row| shown(&row["metric"]))).map(|name| format!("; did you mean {name}?"));
+    let hint = near(metric, metrics.iter().map(|row| shown(&row["metric"])))
+        .map(|name| format!("; did you mean {name}?"));
     bail!("there is no metric {metric}{}", hint.unwrap_or_default())
 }
 
@@ -210,7 +226,11 @@ fn flatten<'a>(prefix: &str, value: &'a Value, out: &mut Vec<(String, &'a Value)
     match value {
         Value::Object(fields) => {
             for (name, value) in fields {
-                flatten(&if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") }, value, out);
+                flatten(
+                    &if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") },
+                    value,
+                    out,
+                );
             }
         }
         other => out.push((prefix.to_owned(), other)),
@@ -242,8 +262,10 @@ pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
     let mut parameters = Vec::new();
     for (name, text) in [("from", &args.from), ("to", &args.to)] {
         let Some(text) = text else { continue };
-        let millis = when::parse(text, now, &TimeZone::UTC).map_err(|why| UsageError(format!("--{name}: {why}")))?;
-        let at = jiff::Timestamp::from_millisecond(millis).map_err(|why| UsageError(format!("--{name}: {why}")))?;
+        let millis = when::parse(text, now, &TimeZone::UTC)
+            .map_err(|why| UsageError(format!("--{name}: {why}")))?;
+        let at = jiff::Timestamp::from_millisecond(millis)
+            .map_err(|why| UsageError(format!("--{name}: {why}")))?;
         parameters.push((name, at.to_string()));
     }
     let answer = args.server.get("/v1/accounting", &parameters)?;
@@ -252,13 +274,21 @@ pub(super) fn accounting(args: &AccountingArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let books: AccountingAnswer = typed(&answer)?;
-    let mut table = table(&["hour", "accepted", "aggregated", "deduplicated", "quarantined", "pending"], 1..6);
+    let mut table =
+        table(&["hour", "accepted", "aggregated", "deduplicated", "quarantined", "pending"], 1..6);
     for row in &books.hours {
         let hour = row.hour.map_or_else(|| "-".to_owned(), |hour| hour.to_string());
-        let figures = [row.accepted, row.aggregated, row.deduplicated, row.quarantined, row.pending];
-        table.add_row(std::iter::once(hour).chain(figures.map(|figure| grouped(&figure.to_string()))));
+        let figures =
+            [row.accepted, row.aggregated, row.deduplicated, row.quarantined, row.pending];
+        table.add_row(
+            std::iter::once(hour).chain(figures.map(|figure| grouped(&figure.to_string()))),
+        );
     }
-    print(&if books.hours.is_empty() { "no events in this range".to_owned() } else { table.to_string() });
+    print(&if books.hours.is_empty() {
+        "no events in this range".to_owned()
+    } else {
+        table.to_string()
+    });
     warn_partial(&answer);
     Ok(())
 }
@@ -274,8 +304,11 @@ mod tests {
         let answer = json!({"accept": {"max_age_ms": 31_536_000_000u64, "max_event_bytes": 8192}, "query": {"max_points": 100_000, "x_ms": 1_500}});
         let mut flat = Vec::new();
         flatten("", &answer, &mut flat);
-        let shown: Vec<(String, String)> = flat.into_iter().map(|(name, value)| (name.clone(), limit(&name, value))).collect();
-        let text = |name: &str| shown.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str());
+        let shown: Vec<(String, String)> =
+            flat.into_iter().map(|(name, value)| (name.clone(), limit(&name, value))).collect();
+        let text = |name: &str| {
+            shown.iter().find(|(known, _)| known == name).map(|(_, text)| text.as_str())
+        };
         assert_eq!(text("accept.max_age_ms"), Some("365 d"));
         assert_eq!(text("accept.max_event_bytes"), Some("8 KiB"));
         assert_eq!(text("query.max_points"), Some("100,000"));
@@ -286,7 +319,10 @@ mod tests {
     fn metrics_are_a_table_and_a_missing_one_is_named() {
         let answer = json!({"metrics": [{"metric": "page_view", "labels": ["country", "page"], "series": 1_234, "first": null, "last": null}]});
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(metrics_table(&answer).lines().nth(1).map(words), Some(words("page_view 1,234 - - country,page")));
+        assert_eq!(
+            metrics_table(&answer).lines().nth(1).map(words),
+            Some(words("page_view 1,234 - - country,page"))
+        );
         let why = row_of(&answer, "page_views").expect_err("missing").to_string();
         assert!(why.contains("did you mean page_view?"), "{why}");
         assert!(!row_of(&answer, "sales").expect_err("missing").to_string().contains("mean"));

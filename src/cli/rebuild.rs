@@ -17,14 +17,19 @@ use crate::query::rebuild::Report;
 #[command(after_help = "Examples:
   rollmill rebuild --data ./data --dry-run
   rollmill rebuild --data ./data && rollmill verify --data ./data
-  ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill rebuild --config rollmill.toml
+  ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill rebuild --config \
+                        rollmill.toml
 
-The servers must be stopped, and the old store moved away. A rebuild that was ended goes on when it is run again; until it is done
-nothing serves from its store. The configuration must be the servers': limits of de-duplication and series decide again what was not
-archived yet. Not in the archive, and so not in the new store: whether an event that was set aside has been released or given up
+The servers must be stopped, and the old store moved away. A rebuild that was ended goes on when \
+                        it is run again; until it is done
+nothing serves from its store. The configuration must be the servers': limits of de-duplication \
+                        and series decide again what was not
+archived yet. Not in the archive, and so not in the new store: whether an event that was set aside \
+                        has been released or given up
 since (it waits in the quarantine again), and what has expired.
 
-Exit code 0: the store is there. 1: something stands in the way; nothing serves from what was built so far.")]
+Exit code 0: the store is there. 1: something stands in the way; nothing serves from what was \
+                        built so far.")]
 pub(super) struct RebuildArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
@@ -38,7 +43,8 @@ pub(super) struct RebuildArgs {
     /// Rebuild although the first records of a shard are gone: they have expired
     #[arg(long)]
     allow_expired: bool,
-    /// Id of a log whose offsets this one has continued, as after a migration: its objects count, too
+    /// Id of a log whose offsets this one has continued, as after a migration: its objects count,
+    /// too
     #[arg(long, value_name = "ID")]
     former_log: Vec<String>,
     /// Leave the records that only the log has to the server
@@ -51,7 +57,8 @@ pub(super) struct RebuildArgs {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
-    let flags: Vec<(&str, String)> = args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
+    let flags: Vec<(&str, String)> =
+        args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     let former = args.former_log.iter().map(|id| log_id(id)).collect::<anyhow::Result<Vec<_>>>()?;
     let prepared = prepare(&config, &DataDir::new(&config.data.dir), &former, args.allow_expired)?;
@@ -65,13 +72,24 @@ pub(super) fn run(args: &RebuildArgs) -> anyhow::Result<()> {
     let report = prepared.run(&config, args.archive_only, &mut |done| bar.set_position(done))?;
     bar.finish_and_clear();
     let seconds = watch.elapsed().as_secs_f64();
-    println!("{}", if args.json { json(&report, &prepared, seconds) } else { text(&report, &prepared, seconds) });
+    println!(
+        "{}",
+        if args.json {
+            json(&report, &prepared, seconds)
+        } else {
+            text(&report, &prepared, seconds)
+        }
+    );
     Ok(())
 }
 
 fn log_id(text: &str) -> anyhow::Result<LogId> {
     let id = u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32);
-    let why = || UsageError(format!("{text:?} is no id of a log: the archive's folders `log=…` have 32 hexadecimal digits"));
+    let why = || {
+        UsageError(format!(
+            "{text:?} is no id of a log: the archive's folders `log=…` have 32 hexadecimal digits"
+        ))
+    };
     let id = id.ok_or_else(why)?;
     Ok(LogId(id.to_be_bytes()))
 }
@@ -80,7 +98,15 @@ fn planned(prepared: &Prepared) -> String {
     let size = |bytes: u64| indicatif::BinaryBytes(bytes).to_string();
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["shard", "first record", "objects", "size", "archived", "in the log only", "left aside"]);
+    table.set_header([
+        "shard",
+        "first record",
+        "objects",
+        "size",
+        "archived",
+        "in the log only",
+        "left aside",
+    ]);
     for plan in prepared.plans.iter().filter(|plan| plan.records() > 0 || plan.unused > 0) {
         table.add_row([
             plan.shard.to_string(),
@@ -94,10 +120,12 @@ fn planned(prepared: &Prepared) -> String {
     }
     let records: u64 = prepared.plans.iter().map(|plan| plan.records()).sum();
     let objects: usize = prepared.plans.iter().map(|plan| plan.chain.len()).sum();
-    let goes_on = if prepared.goes_on { ", going on where an earlier attempt was ended" } else { "" };
+    let goes_on =
+        if prepared.goes_on { ", going on where an earlier attempt was ended" } else { "" };
     let shards = prepared.plans.len();
     format!(
-        "{table}\nwould rebuild {} of {shards} shards from {objects} objects and {records} records{goes_on}",
+        "{table}\nwould rebuild {} of {shards} shards from {objects} objects and {records} \
+         records{goes_on}",
         prepared.place()
     )
 }
@@ -127,37 +155,49 @@ fn text(report: &Report, prepared: &Prepared, seconds: f64) -> String {
     let (archive, log) = report.records;
     let mut lines = vec![
         format!(
-            "rebuilt {}: {} shards, {archive} records of {} objects and {log} of the log, in {seconds:.1} s",
+            "rebuilt {}: {} shards, {archive} records of {} objects and {log} of the log, in \
+             {seconds:.1} s",
             prepared.place(),
             report.shards,
             report.objects
         ),
-        format!("events: {aggregated} aggregated, {deduplicated} de-duplicated, {quarantined} set aside"),
+        format!(
+            "events: {aggregated} aggregated, {deduplicated} de-duplicated, {quarantined} set \
+             aside"
+        ),
     ];
     if quarantined > 0 {
         lines.push(
-            "set aside: whether such an event was released or given up after it was archived is not known; all of them wait, see \
-             `rollmill quarantine list`"
+            "set aside: whether such an event was released or given up after it was archived is \
+             not known; all of them wait, see `rollmill quarantine list`"
                 .to_owned(),
         );
     }
     if let Some(before) = report.incomplete_before {
         lines.push(format!(
-            "not complete: windows before {}, because records that may have touched them have expired",
+            "not complete: windows before {}, because records that may have touched them have \
+             expired",
             time(before)
         ));
     }
     if report.undecided > 0 {
         lines.push(format!(
-            "{} objects of an older release do not say which series were admitted: tenants.max_series has decided again",
+            "{} objects of an older release do not say which series were admitted: \
+             tenants.max_series has decided again",
             report.undecided
         ));
     }
     if report.unsealed > 0 {
-        lines.push(format!("{} objects of an older release carry no checksum: they were taken as they are", report.unsealed));
+        lines.push(format!(
+            "{} objects of an older release carry no checksum: they were taken as they are",
+            report.unsealed
+        ));
     }
     if report.unused > 0 {
-        lines.push(format!("{} objects were left aside: others hold their records, or the log does", report.unused));
+        lines.push(format!(
+            "{} objects were left aside: others hold their records, or the log does",
+            report.unused
+        ));
     }
     if !report.damaged.is_empty() {
         lines.push(format!("damaged, and left aside: {}", report.damaged.join(", ")));
@@ -167,5 +207,6 @@ fn text(report: &Report, prepared: &Prepared, seconds: f64) -> String {
 }
 
 fn time(hour: Hour) -> String {
-    jiff::Timestamp::from_millisecond(hour.start()).map_or_else(|_| hour.0.to_string(), |time| time.to_string())
+    jiff::Timestamp::from_millisecond(hour.start())
+        .map_or_else(|_| hour.0.to_string(), |time| time.to_string())
 }

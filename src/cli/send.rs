@@ -1,7 +1,9 @@
-//! `rollmill send`: events from files or standard input, in batches, with retries that never count twice.
+//! `rollmill send`: events from files or standard input, in batches, with retries that never count
+//! twice.
 //!
-//! A run makes a random id once. An event without an id of its own gets one of run, input and byte: it stays the same in every retry, and
-//! in every run that goes on from the same position (`--resume`), whatever the file is called and whatever stands beside the event.
+//! A run makes a random id once. An event without an id of its own gets one of run, input and byte:
+//! it stays the same in every retry, and in every run that goes on from the same position
+//! (`--resume`), whatever the file is called and whatever stands beside the event.
 
 mod event;
 mod feed;
@@ -64,7 +66,8 @@ pub(super) struct SendArgs {
     /// CSV: a label and its column
     #[arg(long, value_name = "LABEL=COLUMN", requires = "csv", value_parser = label)]
     label: Vec<(String, String)>,
-    /// CSV: what stands between cells: a character, or `tab` [default: the one of , ; tab | that the header has most of]
+    /// CSV: what stands between cells: a character, or `tab` [default: the one of , ; tab | that
+    /// the header has most of]
     #[arg(long, requires = "csv", value_parser = delimiter)]
     delimiter: Option<u8>,
     /// CSV: values are written 1.234,5
@@ -108,7 +111,8 @@ impl SendArgs {
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(label, column)| !label.is_empty() && !column.is_empty());
+    let pair =
+        text.split_once('=').filter(|(label, column)| !label.is_empty() && !column.is_empty());
     let (label, column) = pair.ok_or_else(|| "write LABEL=COLUMN".to_owned())?;
     Ok((label.to_owned(), column.to_owned()))
 }

@@ -10,9 +10,11 @@ use crate::api::status::StatusAnswer;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   rollmill status
-  rollmill status --json --url http://10.0.0.5:8080 --key $KEY
+  rollmill status --json --url http://10.0.0.5:8080 \
+                        --key $KEY
 
-Exit code 0: every shard has an owner that keeps up. 1: one has none or is stale, or the node cannot tell.")]
+Exit code 0: every shard has an owner that keeps up. 1: one has none or is stale, or the node \
+                        cannot tell.")]
 pub(super) struct StatusArgs {
     /// Print the answer as it came
     #[arg(long)]
@@ -70,16 +72,36 @@ fn nodes(answer: &StatusAnswer) -> String {
     for node in &answer.nodes {
         let ready = node.not_ready.clone().unwrap_or_else(|| "yes".to_owned());
         let up = duration(Some(node.uptime_ms));
-        table.add_row([node.name.clone(), node.roles.join(","), node.version.clone(), up, node.shards.to_string(), ready]);
+        table.add_row([
+            node.name.clone(),
+            node.roles.join(","),
+            node.version.clone(),
+            up,
+            node.shards.to_string(),
+            ready,
+        ]);
     }
     table.to_string()
 }
 
 fn shards(answer: &StatusAnswer) -> String {
     if answer.shards.is_empty() {
-        return "this node knows nothing of shards: ask one with the role shards or query".to_owned();
+        return "this node knows nothing of shards: ask one with the role shards or query"
+            .to_owned();
     }
-    let header = ["shard", "owner", "epoch", "next", "end", "lag", "age", "archived", "unarchived", "attempts", "problem"];
+    let header = [
+        "shard",
+        "owner",
+        "epoch",
+        "next",
+        "end",
+        "lag",
+        "age",
+        "archived",
+        "unarchived",
+        "attempts",
+        "problem",
+    ];
     let mut table = table(&header, 2..10);
     for shard in &answer.shards {
         table.add_row([
@@ -101,11 +123,15 @@ fn shards(answer: &StatusAnswer) -> String {
 
 /// What is wrong, in a line or two.
 fn problem(answer: &StatusAnswer) -> Option<String> {
-    let count = |kind: &str| answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some(kind)).count();
+    let count = |kind: &str| {
+        answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some(kind)).count()
+    };
     let mut lines = Vec::new();
     match (count("no_owner"), count("stale")) {
         (0, 0) => {}
-        (without, stale) => lines.push(format!("{without} shards have no owner, {stale} are stale")),
+        (without, stale) => {
+            lines.push(format!("{without} shards have no owner, {stale} are stale"))
+        }
     }
     for shard in answer.shards.iter().filter(|shard| shard.problem.as_deref() == Some("stopped")) {
         lines.push(format!("shard {} stands still: {}", shard.shard, shown(shard.why.as_ref())));
@@ -113,11 +139,16 @@ fn problem(answer: &StatusAnswer) -> Option<String> {
     let failing = count("flush_failing");
     if failing > 0 {
         let why = answer.shards.iter().find_map(|shard| shard.flush_failure.as_deref());
-        lines.push(format!("flushes of {failing} shards fail again and again ({})", why.unwrap_or("their nodes' logs say why")));
+        lines.push(format!(
+            "flushes of {failing} shards fail again and again ({})",
+            why.unwrap_or("their nodes' logs say why")
+        ));
     }
     match answer.store.as_deref() {
         None | Some("reachable") => {}
-        Some(why) => lines.push(format!("the store does not answer ({why}): shards of other nodes are not known")),
+        Some(why) => lines.push(format!(
+            "the store does not answer ({why}): shards of other nodes are not known"
+        )),
     }
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
@@ -131,7 +162,13 @@ mod tests {
 
     #[test]
     fn durations_are_short() {
-        let cases = [(0, "0ms"), (1_500, "1.5s"), (61_000, "1m01s"), (3_660_000, "1h01m"), (90_000_000, "1d01h")];
+        let cases = [
+            (0, "0ms"),
+            (1_500, "1.5s"),
+            (61_000, "1m01s"),
+            (3_660_000, "1h01m"),
+            (90_000_000, "1d01h"),
+        ];
         for (ms, text) in cases {
             assert_eq!(duration(Some(ms)), text);
         }
@@ -153,10 +190,17 @@ mod tests {
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let lines: Vec<_> = shards(&answer).lines().map(words).collect();
         assert_eq!(lines[1], ["0", "a", "3", "9", "10", "1", "12.0s", "4", "5", "0", "stale"]);
-        assert_eq!(lines[2].first().zip(lines[2].last()), Some((&"1".to_owned(), &"no_owner".to_owned())));
+        assert_eq!(
+            lines[2].first().zip(lines[2].last()),
+            Some((&"1".to_owned(), &"no_owner".to_owned()))
+        );
         assert!(nodes(&answer).contains("gateway,shards"));
         let problem = problem(&answer).expect("a problem");
-        assert!(problem.contains("1 shards have no owner, 1 are stale") && problem.contains("the store failed"), "{problem}");
+        assert!(
+            problem.contains("1 shards have no owner, 1 are stale")
+                && problem.contains("the store failed"),
+            "{problem}"
+        );
         assert!(problem.contains("shard 2 stands still: the log is corrupt"), "{problem}");
     }
 }

@@ -1,4 +1,5 @@
-//! `rollmill store`: what an administrator of PostgreSQL does once, and at an upgrade; a copy of the embedded store.
+//! `rollmill store`: what an administrator of PostgreSQL does once, and at an upgrade; a copy of
+//! the embedded store.
 
 use std::path::PathBuf;
 
@@ -36,7 +37,8 @@ enum Command {
     #[command(after_help = "Example:
   ROLLMILL_STORE_URL=postgres://rollmill_owner:SECRET@db/rollmill rollmill store migrate")]
     Migrate {
-        /// URL of the database, without a password in it if others see this machine's processes [default: store.url]
+        /// URL of the database, without a password in it if others see this machine's processes
+        /// [default: store.url]
         #[arg(long)]
         url: Option<String>,
         /// The server's configuration file, if it has one
@@ -49,14 +51,16 @@ enum Command {
 pub(super) fn run(args: &StoreArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Backup { to, data, config } => {
-            let flags: Vec<(&str, String)> = data.iter().map(|data| (key!(data.dir), data.clone())).collect();
+            let flags: Vec<(&str, String)> =
+                data.iter().map(|data| (key!(data.dir), data.clone())).collect();
             let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
             offline::back_up(&config, &DataDir::new(&config.data.dir), to)?;
             println!("{} is a copy of the store", to.display());
         }
         Command::Roles => print!("{}", backends::roles()),
         Command::Migrate { url, config } => {
-            let flags: Vec<(&str, String)> = url.iter().map(|url| (key!(store.url), url.clone())).collect();
+            let flags: Vec<(&str, String)> =
+                url.iter().map(|url| (key!(store.url), url.clone())).collect();
             let config = Config::load(config.as_deref(), std::env::vars(), &flags)?;
             println!("the tables are of this version: {}", backends::migrate(&config)?);
         }

@@ -17,12 +17,15 @@ pub(super) struct TopicArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make the topic: as many partitions as shards, unlimited retention, the log's own append times, an identity
+    /// Make the topic: as many partitions as shards, unlimited retention, the log's own append
+    /// times, an identity
     #[command(after_help = "Examples:
   rollmill topic create --config rollmill.toml
-  ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 rollmill topic create --if-missing
+  ROLLMILL_KAFKA_BROKERS=kafka-1:9092,kafka-2:9092 ROLLMILL_KAFKA_REPLICATION=3 rollmill topic \
+                            create --if-missing
 
-Exit code 1: a topic that is there already is not as a node wants it. The output says how to mend it.")]
+Exit code 1: a topic that is there already is not as a node wants it. The output says how to mend \
+                            it.")]
     Create {
         /// One that is there already is shown, and checked as describe does
         #[arg(long)]
@@ -37,12 +40,16 @@ Exit code 1: a topic that is there already is not as a node wants it. The output
 
 Exit code 1: something is not as a node wants it. The output says how to mend it.")]
     Describe(Options),
-    /// Take the cluster from another topic to the one of the configuration; all nodes must be stopped
+    /// Take the cluster from another topic to the one of the configuration; all nodes must be
+    /// stopped
     #[command(after_help = "Example:
-  rollmill topic move --config rollmill.toml --from rollmill --dry-run     # kafka.topic is the new one, which is not there yet
+  rollmill topic move --config rollmill.toml --from rollmill --dry-run     # kafka.topic is the \
+                            new one, which is not there yet
 
-Everything in the old topic is flushed and archived first. Offsets stay what they are: retries are recognised, and `rollmill verify` covers
-old and new records. It may be killed at any moment: run it again. No node serves before it has ended. The old topic is not deleted, and no
+Everything in the old topic is flushed and archived first. Offsets stay what they are: retries are \
+                            recognised, and `rollmill verify` covers
+old and new records. It may be killed at any moment: run it again. No node serves before it has \
+                            ended. The old topic is not deleted, and no
 node opens it any more. For `rollmill rebuild`, the old log is a --former-log.")]
     Move {
         /// The topic that the cluster comes from
@@ -68,13 +75,17 @@ struct Options {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
-    let (Command::Create { options, .. } | Command::Describe(options) | Command::Move { options, .. }) = &args.command;
+    let (Command::Create { options, .. }
+    | Command::Describe(options)
+    | Command::Move { options, .. }) = &args.command;
     if let Command::Move { from, dry_run, .. } = &args.command {
         return move_from(from, *dry_run, options);
     }
     let config = Config::load_part(options.config.as_deref(), std::env::vars(), &[])?;
     let description = match &args.command {
-        Command::Create { if_missing: true, .. } if backends::topic_exists(&config)? => backends::describe_topic(&config)?,
+        Command::Create { if_missing: true, .. } if backends::topic_exists(&config)? => {
+            backends::describe_topic(&config)?
+        }
         Command::Create { .. } => backends::create_topic(&config)?,
         Command::Describe(_) | Command::Move { .. } => backends::describe_topic(&config)?,
     };
@@ -82,7 +93,9 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
         println!("{}", json(&description));
     } else {
         println!("{}", table(&description));
-        if let Some(refusal) = description.refusal(config.kafka.brokers.as_deref().unwrap_or_default()) {
+        if let Some(refusal) =
+            description.refusal(config.kafka.brokers.as_deref().unwrap_or_default())
+        {
             println!("{refusal}");
         }
         description.notes().for_each(|note| println!("{note}"));
@@ -97,14 +110,16 @@ pub(super) fn run(args: &TopicArgs) -> anyhow::Result<ExitCode> {
 
 #[allow(clippy::print_stdout)] // the output of the command
 fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode> {
-    let load = |flags: &[(&str, String)]| Config::load(options.config.as_deref(), std::env::vars(), flags);
+    let load =
+        |flags: &[(&str, String)]| Config::load(options.config.as_deref(), std::env::vars(), flags);
     let (old, new) = (load(&[(key!(kafka.topic), old.to_owned())])?, load(&[])?);
     let mut said = None;
-    let moved = move_topic::run(&move_topic::Topics { old: &old, new: &new }, dry, &mut |step, _, _| {
-        if said.replace(step) != Some(step) && !options.json {
-            eprintln!("{}", step.words().0);
-        }
-    })?;
+    let moved =
+        move_topic::run(&move_topic::Topics { old: &old, new: &new }, dry, &mut |step, _, _| {
+            if said.replace(step) != Some(step) && !options.json {
+                eprintln!("{}", step.words().0);
+            }
+        })?;
     let to = moved.to.map(|log| log.to_string());
     if options.json {
         let (unflushed, unarchived) = moved.waiting;
@@ -119,12 +134,15 @@ fn move_from(old: &str, dry: bool, options: &Options) -> anyhow::Result<ExitCode
             "unflushed": unflushed, "unarchived": unarchived });
         println!("{shown}");
     } else if let Some(to) = to {
-        println!("the cluster goes on in topic {} (log {to}); its log was {}", new.kafka.topic, moved.from);
+        println!(
+            "the cluster goes on in topic {} (log {to}); its log was {}",
+            new.kafka.topic, moved.from
+        );
     } else {
         let (unflushed, unarchived) = moved.waiting;
         println!(
-            "nothing was changed. To be flushed first: {unflushed} records; to be archived first: {unarchived}. The new topic will begin behind \
-             {} records",
+            "nothing was changed. To be flushed first: {unflushed} records; to be archived first: \
+             {unarchived}. The new topic will begin behind {} records",
             moved.offsets
         );
     }
@@ -136,7 +154,10 @@ fn table(topic: &Description) -> comfy_table::Table {
     table.load_style(comfy_table::presets::NOTHING);
     let health = |shards: &[crate::model::offset::ShardId]| match shards.len() {
         0 => "none".to_owned(),
-        n => format!("{n}: {}", shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+        n => format!(
+            "{n}: {}",
+            shards.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        ),
     };
     let log = topic.log.map_or_else(|| "none".to_owned(), |log| log.to_string());
     let rows = [
@@ -158,7 +179,9 @@ fn json(topic: &Description) -> serde_json::Value {
         serde_json::json!({ "what": d.what, "found": d.found, "wanted": d.wanted, "why": d.why,
             "nodes_serve": d.is_harmless })
     };
-    let numbers = |shards: &[crate::model::offset::ShardId]| shards.iter().map(|shard| shard.0).collect::<Vec<_>>();
+    let numbers = |shards: &[crate::model::offset::ShardId]| {
+        shards.iter().map(|shard| shard.0).collect::<Vec<_>>()
+    };
     serde_json::json!({
         "topic": topic.topic,
         "cluster": topic.cluster,

@@ -1,4 +1,5 @@
-//! `rollmill verify`: recomputes rollups from archive and log and compares bytes with the store, while the server runs.
+//! `rollmill verify`: recomputes rollups from archive and log and compares bytes with the store,
+//! while the server runs.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,10 +29,12 @@ const PRINTED: usize = 50;
   rollmill verify --data ./data
   rollmill verify --data ./data --from 2026-01-01T00:00:00Z --to 2026-02-01T00:00:00Z --json
 
-Exit code 0: every row equals its records, to the bit, and the rest of the store holds together. 1: something differs, is damaged, or
+Exit code 0: every row equals its records, to the bit, and the rest of the store holds together. \
+                        1: something differs, is damaged, or
 could not be read. 3: there are rows, and not one could be compared.
 Shards whose records cannot all be read are named, and the others are verified.
-Windows whose raw events have expired (archive.keep) are reported as not verifiable and are no difference.")]
+Windows whose raw events have expired (archive.keep) are reported as not verifiable and are no \
+                        difference.")]
 pub(super) struct VerifyArgs {
     /// Data directory [default: data.dir of the configuration]
     #[arg(long)]
@@ -55,10 +58,12 @@ pub(super) struct VerifyArgs {
 
 #[allow(clippy::print_stdout)] // the output of the command
 pub(super) fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
-    let flags: Vec<(&str, String)> = args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
+    let flags: Vec<(&str, String)> =
+        args.data.iter().map(|data| (key!(data.dir), data.clone())).collect();
     let config = Config::load(args.config.as_deref(), std::env::vars(), &flags)?;
     let data = DataDir::new(&config.data.dir);
-    let hours = hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
+    let hours =
+        hour(args.from.as_deref(), Hour(i32::MIN))?..hour(args.to.as_deref(), Hour(i32::MAX))?;
     let (store, archive) = (offline::store(&config, &data)?, offline::archive(&config, &data)?);
     let sources = Sources {
         store: store.as_ref(),
@@ -107,13 +112,18 @@ fn sum(figures: &Figures) -> String {
 }
 
 fn json(report: &Report, seconds: f64) -> String {
-    let figures = |f: &Option<Figures>| f.map(|f| serde_json::json!({"count": f.count, "sum": sum(&f)}));
+    let figures =
+        |f: &Option<Figures>| f.map(|f| serde_json::json!({"count": f.count, "sum": sum(&f)}));
     let difference = |d: &Difference| {
         serde_json::json!({"tenant": d.series.series.tenant, "metric": d.series.series.metric, "labels": d.series.series.labels,
             "hour": time(d.hour), "stored": figures(&d.stored), "recomputed": figures(&d.recomputed)})
     };
     let differences: Vec<_> = report.differences.iter().map(difference).collect();
-    let damages: Vec<_> = report.damages.iter().map(|d| serde_json::json!({"place": d.place, "why": d.why})).collect();
+    let damages: Vec<_> = report
+        .damages
+        .iter()
+        .map(|d| serde_json::json!({"place": d.place, "why": d.why}))
+        .collect();
     serde_json::json!({"equal": report.is_equal(), "damages": damages, "accounting_compared": report.books_compared,
         "rows": report.rows, "records": report.records, "shards": report.shards,
         "seconds": seconds, "differences": differences, "set_aside": report.set_aside,
@@ -123,30 +133,57 @@ fn json(report: &Report, seconds: f64) -> String {
 }
 
 fn text(report: &Report, seconds: f64) -> String {
-    let Report { rows, records, shards, differences, not_verifiable, unverified, set_aside, damages, books_compared } = report;
-    let mut of = format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
+    let Report {
+        rows,
+        records,
+        shards,
+        differences,
+        not_verifiable,
+        unverified,
+        set_aside,
+        damages,
+        books_compared,
+    } = report;
+    let mut of =
+        format!("{rows} rows of {shards} shards against {records} records in {seconds:.1} s");
     if !books_compared {
-        of += "\nnot compared: the accounting, because not all records from the first one on were read";
+        of += "\nnot compared: the accounting, because not all records from the first one on were \
+               read";
     }
     if let Some(NotVerifiable { before, rows }) = not_verifiable {
         of += &format!(
-            "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose raw events are older than archive.keep",
+            "\nNOT VERIFIABLE: {rows} rows of windows before {}, whose raw events are older than \
+             archive.keep",
             time(*before)
         );
     }
     if *set_aside > 0 {
-        of += &format!("\nset aside, and in no row: {set_aside} events or whole records: `rollmill quarantine list`");
+        of += &format!(
+            "\nset aside, and in no row: {set_aside} events or whole records: `rollmill \
+             quarantine list`"
+        );
     }
     for (shard, why) in unverified {
-        of += &format!("\nNOT verified: {why} (the rows of shard {shard}, and overflow series, were not compared)");
+        of += &format!(
+            "\nNOT verified: {why} (the rows of shard {shard}, and overflow series, were not \
+             compared)"
+        );
     }
     let mut parts = Vec::new();
     if !damages.is_empty() {
         parts.push("the store is damaged, or contradicts the records:".to_owned());
-        parts.extend(damages.iter().take(PRINTED).map(|damage| format!("  {}: {}", damage.place, damage.why)));
+        parts.extend(
+            damages
+                .iter()
+                .take(PRINTED)
+                .map(|damage| format!("  {}: {}", damage.place, damage.why)),
+        );
     }
     if differences.is_empty() {
-        let what = match (report.is_empty_handed(), unverified.is_empty() && not_verifiable.is_none() && damages.is_empty()) {
+        let what = match (
+            report.is_empty_handed(),
+            unverified.is_empty() && not_verifiable.is_none() && damages.is_empty(),
+        ) {
             (true, _) => "NOTHING was verified",
             _ if *rows == 0 && !damages.is_empty() => "no row was compared",
             (false, true) => "equal, to the bit",
@@ -154,7 +191,11 @@ fn text(report: &Report, seconds: f64) -> String {
         };
         parts.push(format!("{what}: {of}"));
     } else {
-        parts.push(format!("{} rows differ: {of}\n{}", differences.len(), rows_that_differ(differences)));
+        parts.push(format!(
+            "{} rows differ: {of}\n{}",
+            differences.len(),
+            rows_that_differ(differences)
+        ));
     }
     parts.join("\n")
 }
@@ -165,16 +206,22 @@ fn rows_that_differ(differences: &[Difference]) -> comfy_table::Table {
     table.set_header(["hour", "tenant", "metric", "labels", "stored", "recomputed", ""]);
     for d in differences.iter().take(PRINTED) {
         let series = &d.series.series;
-        let labels: Vec<String> = series.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        let shown = |f: &Option<Figures>| f.map_or("nothing".to_owned(), |f| format!("count {} sum {}", f.count, sum(&f)));
+        let labels: Vec<String> =
+            series.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let shown = |f: &Option<Figures>| {
+            f.map_or("nothing".to_owned(), |f| format!("count {} sum {}", f.count, sum(&f)))
+        };
         let what = if d.stored == d.recomputed { "only sketches differ" } else { "" };
         let cells = [shown(&d.stored), shown(&d.recomputed), what.to_owned()];
-        let row = [time(d.hour), series.tenant.clone(), series.metric.clone(), labels.join(" ")].into_iter().chain(cells);
+        let row = [time(d.hour), series.tenant.clone(), series.metric.clone(), labels.join(" ")]
+            .into_iter()
+            .chain(cells);
         table.add_row(row);
     }
     table
 }
 
 fn time(hour: Hour) -> String {
-    jiff::Timestamp::from_millisecond(hour.start()).map_or_else(|_| hour.0.to_string(), |time| time.to_string())
+    jiff::Timestamp::from_millisecond(hour.start())
+        .map_or_else(|_| hour.0.to_string(), |time| time.to_string())
 }

@@ -6,7 +6,8 @@ use jiff::tz::TimeZone;
 use crate::clock::Millis;
 use crate::model::event::parse_rfc3339;
 
-/// Milliseconds since 1970 of a time: RFC 3339, milliseconds, a date or a time of the zone, `now`, or so long ago: `-7d`.
+/// Milliseconds since 1970 of a time: RFC 3339, milliseconds, a date or a time of the zone, `now`,
+/// or so long ago: `-7d`.
 ///
 /// # Errors
 /// What it takes.
@@ -23,10 +24,12 @@ pub(super) fn parse(text: &str, now: Millis, tz: &TimeZone) -> Result<Millis, St
     if let Ok(millis) = parse_rfc3339(text) {
         return Ok(millis);
     }
-    let civil = text.parse::<DateTime>().ok().and_then(|civil| civil.to_zoned_datetime(tz.clone()).ok());
+    let civil =
+        text.parse::<DateTime>().ok().and_then(|civil| civil.to_zoned_datetime(tz.clone()).ok());
     civil.map(|zoned| zoned.timestamp().as_millisecond()).ok_or_else(|| {
         format!(
-            "{text:?} is no time: write 2026-01-01, 2026-01-01T10:00:00Z, milliseconds since 1970, now, or -7d for seven days ago"
+            "{text:?} is no time: write 2026-01-01, 2026-01-01T10:00:00Z, milliseconds since \
+             1970, now, or -7d for seven days ago"
         )
     })
 }
@@ -46,8 +49,10 @@ fn span(text: &str) -> Option<Millis> {
 
 /// A time of an answer in a zone; UTC as it came.
 pub(super) fn shown(text: &str, tz: Option<&TimeZone>) -> String {
-    let zoned = tz.and_then(|tz| Some(text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(tz.clone())));
-    zoned.map_or_else(|| text.to_owned(), |zoned| zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
+    let zoned =
+        tz.and_then(|tz| Some(text.parse::<jiff::Timestamp>().ok()?.to_zoned_datetime(tz.clone())));
+    zoned
+        .map_or_else(|| text.to_owned(), |zoned| zoned.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string())
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! `kafka.properties`: settings of Kafka's client, checked against the promises and against what this build can do.
+//! `kafka.properties`: settings of Kafka's client, checked against the promises and against what
+//! this build can do.
 
 use super::lists::parts;
 use super::values::{Kind, Setting};
@@ -26,7 +27,8 @@ const OURS: &[&str] = &[
     "transactional.id",
 ];
 
-/// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may hold passwords.
+/// Settings for the clients beyond ours, such as those of SASL and TLS. Never printed: they may
+/// hold passwords.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Properties(Vec<(String, String)>);
 
@@ -47,7 +49,9 @@ impl Properties {
             let (name, value) = pair.split_once('=').ok_or("write name=value,name=value")?;
             let name = name.trim();
             if OURS.contains(&name) {
-                return Err(format!("{name} is set by Rollmill, because its promises depend on it: leave it out"));
+                return Err(format!(
+                    "{name} is set by Rollmill, because its promises depend on it: leave it out"
+                ));
             }
             found.push((name.to_owned(), value.trim().to_owned()));
         }
@@ -62,28 +66,41 @@ impl Properties {
 
     /// The last value of a setting, in capitals; it is compared with names that are no secrets.
     fn last(&self, names: &[&str]) -> String {
-        self.iter().filter(|(name, _)| names.contains(name)).last().map(|(_, value)| value.to_uppercase()).unwrap_or_default()
+        self.iter()
+            .filter(|(name, _)| names.contains(name))
+            .last()
+            .map(|(_, value)| value.to_uppercase())
+            .unwrap_or_default()
     }
 
     /// What Kafka's client would refuse late, and in its own words.
     fn check(&self, tls: bool) -> Result<(), String> {
-        let (protocol, mechanism) = (self.last(&["security.protocol"]), self.last(&["sasl.mechanism", "sasl.mechanisms"]));
+        let (protocol, mechanism) =
+            (self.last(&["security.protocol"]), self.last(&["sasl.mechanism", "sasl.mechanisms"]));
         let wanted = match (&*protocol, &*mechanism) {
             ("SSL" | "SASL_SSL", _) => Some(format!("security.protocol={protocol}")),
-            (_, "SCRAM-SHA-256" | "SCRAM-SHA-512" | "OAUTHBEARER") => Some(format!("sasl.mechanism={mechanism}")),
-            _ => self.iter().map(|(name, _)| name).find(|name| name.starts_with("ssl.")).map(str::to_owned),
+            (_, "SCRAM-SHA-256" | "SCRAM-SHA-512" | "OAUTHBEARER") => {
+                Some(format!("sasl.mechanism={mechanism}"))
+            }
+            _ => self
+                .iter()
+                .map(|(name, _)| name)
+                .find(|name| name.starts_with("ssl."))
+                .map(str::to_owned),
         };
         if let Some(wanted) = wanted.filter(|_| !tls) {
             return Err(format!(
-                "{wanted} takes TLS, with which this build was not made: use the image of docker/Dockerfile, or build \
-                 with `cargo build --release --features kafka-tls` (it needs OpenSSL: libssl-dev and pkg-config); `rollmill version` \
-                 says what a build has"
+                "{wanted} takes TLS, with which this build was not made: use the image of \
+                 docker/Dockerfile, or build with `cargo build --release --features kafka-tls` \
+                 (it needs OpenSSL: libssl-dev and pkg-config); `rollmill version` says what a \
+                 build has"
             ));
         }
         if protocol.starts_with("SASL_") && matches!(&*mechanism, "" | "GSSAPI") {
             return Err(format!(
-                "security.protocol={protocol} without sasl.mechanism is Kerberos, which Rollmill does not speak: set \
-                 sasl.mechanism to SCRAM-SHA-512, SCRAM-SHA-256, OAUTHBEARER or PLAIN"
+                "security.protocol={protocol} without sasl.mechanism is Kerberos, which Rollmill \
+                 does not speak: set sasl.mechanism to SCRAM-SHA-512, SCRAM-SHA-256, OAUTHBEARER \
+                 or PLAIN"
             ));
         }
         Ok(())
@@ -126,7 +143,8 @@ fn split(text: &str) -> Vec<String> {
     parts
 }
 
-/// `kafka.passed_gaps`: ranges of offsets of which a person says that Rollmill has written nothing there.
+/// `kafka.passed_gaps`: ranges of offsets of which a person says that Rollmill has written nothing
+/// there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Gaps(Vec<(u32, std::ops::Range<u64>)>);
 
@@ -149,13 +167,19 @@ impl Setting for Gaps {
             (range.start < range.end).then_some((shard.trim().parse().ok()?, range))
         };
         let all = parts(text);
-        all.map(|text| gap(text).ok_or_else(|| format!("{text:?} is no gap: write SHARD:FROM-TO, as the log names it")))
-            .collect::<Result<_, _>>()
-            .map(Self)
+        all.map(|text| {
+            gap(text).ok_or_else(|| {
+                format!("{text:?} is no gap: write SHARD:FROM-TO, as the log names it")
+            })
+        })
+        .collect::<Result<_, _>>()
+        .map(Self)
     }
 
     fn text(&self) -> String {
-        let gap = |(shard, range): &(u32, std::ops::Range<u64>)| format!("{shard}:{}-{}", range.start, range.end);
+        let gap = |(shard, range): &(u32, std::ops::Range<u64>)| {
+            format!("{shard}:{}-{}", range.start, range.end)
+        };
         self.0.iter().map(gap).collect::<Vec<_>>().join(",")
     }
 }
@@ -166,49 +190,78 @@ mod tests {
 
     #[test]
     fn properties_are_read_and_never_shown() {
-        let text = r"security.protocol=SASL_PLAINTEXT, sasl.mechanism=PLAIN,sasl.password=a=b\,c\d,";
+        let text =
+            r"security.protocol=SASL_PLAINTEXT, sasl.mechanism=PLAIN,sasl.password=a=b\,c\d,";
         let properties = Properties::parse(text).expect("valid");
-        let expected = [("security.protocol", "SASL_PLAINTEXT"), ("sasl.mechanism", "PLAIN"), ("sasl.password", r"a=b,c\d")];
+        let expected = [
+            ("security.protocol", "SASL_PLAINTEXT"),
+            ("sasl.mechanism", "PLAIN"),
+            ("sasl.password", r"a=b,c\d"),
+        ];
         assert_eq!(properties.iter().collect::<Vec<_>>(), expected);
-        assert_eq!(format!("{properties:?}"), r#"["security.protocol", "sasl.mechanism", "sasl.password"]"#);
+        assert_eq!(
+            format!("{properties:?}"),
+            r#"["security.protocol", "sasl.mechanism", "sasl.password"]"#
+        );
         assert_eq!(Properties::parse(""), Ok(Properties::default()));
     }
 
     #[test]
     fn promises_cannot_be_overridden() {
         for wrong in ["acks=1", "linger.ms=5,auto.offset.reset=latest", "group.instance.id=a"] {
-            assert!(Properties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")), "{wrong}");
+            assert!(
+                Properties::parse(wrong).is_err_and(|why| why.contains("set by Rollmill")),
+                "{wrong}"
+            );
         }
         assert!(Properties::parse("secret").is_err_and(|why| !why.contains("secret")));
     }
 
     fn checked(pairs: &[(&str, &str)], tls: bool) -> Result<(), String> {
-        Properties(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()).check(tls)
+        Properties(
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        )
+        .check(tls)
     }
 
     #[test]
     fn a_build_without_tls_says_so_before_kafka_does() {
         for (pairs, names) in [
             (&[("security.protocol", "ssl")][..], "security.protocol=SSL"),
-            (&[("security.protocol", "SASL_SSL"), ("sasl.mechanism", "PLAIN")][..], "security.protocol=SASL_SSL"),
-            (&[("security.protocol", "sasl_plaintext"), ("sasl.mechanism", "SCRAM-SHA-512")][..], "sasl.mechanism=SCRAM-SHA-512"),
+            (
+                &[("security.protocol", "SASL_SSL"), ("sasl.mechanism", "PLAIN")][..],
+                "security.protocol=SASL_SSL",
+            ),
+            (
+                &[("security.protocol", "sasl_plaintext"), ("sasl.mechanism", "SCRAM-SHA-512")][..],
+                "sasl.mechanism=SCRAM-SHA-512",
+            ),
             (&[("sasl.mechanisms", "scram-sha-256")][..], "sasl.mechanism=SCRAM-SHA-256"),
             (&[("sasl.password", "s3cret"), ("ssl.ca.location", "ca.pem")][..], "ssl.ca.location"),
         ] {
             let why = checked(pairs, false).expect_err("no TLS");
-            assert!(why.contains(names) && why.contains("--features kafka-tls") && !why.contains("s3cret"), "{why}");
+            assert!(
+                why.contains(names)
+                    && why.contains("--features kafka-tls")
+                    && !why.contains("s3cret"),
+                "{why}"
+            );
             assert_eq!(checked(pairs, true), Ok(()));
         }
-        for fine in [&[("linger.ms", "5")][..], &[("security.protocol", "SASL_PLAINTEXT"), ("sasl.mechanism", "PLAIN")][..]] {
+        for fine in [
+            &[("linger.ms", "5")][..],
+            &[("security.protocol", "SASL_PLAINTEXT"), ("sasl.mechanism", "PLAIN")][..],
+        ] {
             assert_eq!((checked(fine, false), checked(fine, true)), (Ok(()), Ok(())));
         }
     }
 
     #[test]
     fn kerberos_is_in_no_build() {
-        for pairs in
-            [&[("security.protocol", "SASL_SSL")][..], &[("security.protocol", "sasl_ssl"), ("sasl.mechanism", "GSSAPI")][..]]
-        {
+        for pairs in [
+            &[("security.protocol", "SASL_SSL")][..],
+            &[("security.protocol", "sasl_ssl"), ("sasl.mechanism", "GSSAPI")][..],
+        ] {
             assert!(checked(pairs, true).is_err_and(|why| why.contains("sasl.mechanism")));
         }
     }
@@ -217,7 +270,9 @@ mod tests {
     fn gaps_are_named_by_shard_and_offsets() {
         let gaps = Gaps::parse("3:120-122, 7:0-1,").expect("two");
         assert!(gaps.covers(3, 120, 122) && gaps.covers(3, 121, 122) && gaps.covers(7, 0, 1));
-        assert!(!gaps.covers(3, 119, 121) && !gaps.covers(3, 121, 123) && !gaps.covers(2, 120, 121));
+        assert!(
+            !gaps.covers(3, 119, 121) && !gaps.covers(3, 121, 123) && !gaps.covers(2, 120, 121)
+        );
         assert_eq!(gaps.text(), "3:120-122,7:0-1");
         assert_eq!(Gaps::parse(""), Ok(Gaps::default()));
         for wrong in ["3", "3:5", "3:5-5", "3:6-5", "x:1-2", "3:-1-2", "3:1-2;4:1-2"] {

@@ -1,4 +1,5 @@
-//! The table of keys: name, type, default, range, and what each is for. Everything else about a key comes from its row.
+//! The table of keys: name, type, default, range, and what each is for. Everything else about a key
+//! comes from its row.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -15,7 +15,8 @@ impl Setting for Origins {
                 return Ok(origin.to_owned());
             }
             Err(format!(
-                "{origin:?} is no origin: write https://shop.example or http://localhost:3000, in small letters, without a path"
+                "{origin:?} is no origin: write https://shop.example or http://localhost:3000, in \
+                 small letters, without a path"
             ))
         };
         parts(text).map(checked).collect::<Result<_, _>>().map(Self)
@@ -54,8 +55,15 @@ fn is_origin(text: &str) -> bool {
         Some(("http", host)) => (host, ":80"),
         _ => return false,
     };
-    let is_of_host = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    !host.is_empty() && !host.starts_with(':') && host.bytes().all(is_of_host) && !host.ends_with(default_port)
+    let is_of_host = |b: u8| {
+        b.is_ascii_lowercase()
+            || b.is_ascii_digit()
+            || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+    };
+    !host.is_empty()
+        && !host.starts_with(':')
+        && host.bytes().all(is_of_host)
+        && !host.ends_with(default_port)
 }
 
 #[cfg(test)]
@@ -65,7 +73,10 @@ mod tests {
     #[test]
     fn origins_are_as_browsers_name_them() {
         let good = "https://shop.example, http://localhost:3000,http://[::1]:8080,";
-        assert_eq!(Origins::parse(good).expect("origins").text(), "https://shop.example,http://localhost:3000,http://[::1]:8080");
+        assert_eq!(
+            Origins::parse(good).expect("origins").text(),
+            "https://shop.example,http://localhost:3000,http://[::1]:8080"
+        );
         assert_eq!(Origins::parse(""), Ok(Origins::default()));
         for bad in [
             "*",

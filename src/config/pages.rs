@@ -1,4 +1,5 @@
-//! What people read of the keys: docs/configuration.md and config/rollmill.toml. `ROLLMILL_WRITE_DOCS=1` writes both.
+//! What people read of the keys: docs/configuration.md and config/rollmill.toml.
+//! `ROLLMILL_WRITE_DOCS=1` writes both.
 
 use std::path::Path;
 
@@ -7,7 +8,8 @@ use super::{Entry, KEYS, Kind};
 const WIDTH: usize = 100;
 
 fn row(key: &Entry) -> String {
-    let default = if key.text.is_empty() { "(empty)".to_owned() } else { format!("`{}`", key.text) };
+    let default =
+        if key.text.is_empty() { "(empty)".to_owned() } else { format!("`{}`", key.text) };
     let range = match (&key.range, key.kind) {
         (Some((least, most)), _) => format!("`{least}` to `{most}`"),
         (None, Kind::Bool) => "`true` or `false`".to_owned(),

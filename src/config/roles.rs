@@ -31,10 +31,15 @@ impl Roles {
     pub fn parse(text: &str) -> Result<Self, String> {
         let names: Vec<&str> = parts(text).collect();
         if names.contains(&NOT_YET) {
-            return Err(format!("this release has no role {NOT_YET} (it did nothing in earlier ones): leave it out"));
+            return Err(format!(
+                "this release has no role {NOT_YET} (it did nothing in earlier ones): leave it out"
+            ));
         }
         if let Some(wrong) = names.iter().find(|name| !NAMES.contains(name)) {
-            return Err(format!("no such role: {wrong}{}", nearest_of(wrong, NAMES.iter().map(|n| (*n).to_owned()))));
+            return Err(format!(
+                "no such role: {wrong}{}",
+                nearest_of(wrong, NAMES.iter().map(|n| (*n).to_owned()))
+            ));
         }
         if names.is_empty() {
             return Err(format!("a node needs a role: {}", NAMES.join(", ")));
@@ -77,8 +82,13 @@ mod tests {
         assert_eq!((roles.names(), roles.need_store()), (vec!["gateway", "query"], true));
         assert_eq!(Roles::parse("gateway,shards,query"), Ok(Roles::ALL));
         assert!(!Roles::parse("gateway").expect("a role").need_store());
-        assert_eq!(Roles::parse("gatway").unwrap_err(), "no such role: gatway; did you mean gateway?");
-        assert!(Roles::parse("gateway,shards,query,replay").unwrap_err().contains("no role replay"));
+        assert_eq!(
+            Roles::parse("gatway").unwrap_err(),
+            "no such role: gatway; did you mean gateway?"
+        );
+        assert!(
+            Roles::parse("gateway,shards,query,replay").unwrap_err().contains("no role replay")
+        );
         assert!(Roles::parse(" , ").unwrap_err().contains("gateway, shards, query"));
     }
 }

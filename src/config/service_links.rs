@@ -1,18 +1,26 @@
-//! Variables that Kubernetes sets in every pod of a namespace for each of its Services (the form of Docker's container links).
+//! Variables that Kubernetes sets in every pod of a namespace for each of its Services (the form of
+//! Docker's container links).
 //!
-//! A Service named `rollmill` or `rollmill-mesh` makes names that begin as ours do. They are no settings, and no mistakes.
+//! A Service named `rollmill` or `rollmill-mesh` makes names that begin as ours do. They are no
+//! settings, and no mistakes.
 
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
 
 /// Whether this variable is one that Kubernetes sets for a Service.
 pub(super) fn is_service_link(name: &str, value: &str) -> bool {
-    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+    if name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+    {
         return true;
     }
-    if name.ends_with("_PORT") && PROTOCOLS.iter().any(|p| value.starts_with(&format!("{}://", p.to_lowercase()))) {
+    if name.ends_with("_PORT")
+        && PROTOCOLS.iter().any(|p| value.starts_with(&format!("{}://", p.to_lowercase())))
+    {
         return true;
     }
-    let base = ["_PROTO", "_PORT", "_ADDR"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    let base =
+        ["_PROTO", "_PORT", "_ADDR"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
     let Some((rest, protocol)) = base.rsplit_once('_') else { return false };
     let port = rest.rsplit_once("_PORT_").map(|(_, number)| number);
     PROTOCOLS.contains(&protocol) && port.is_some_and(|number| number.parse::<u16>().is_ok())

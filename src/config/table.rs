@@ -4,9 +4,9 @@ use std::ops::RangeInclusive;
 
 use super::values::{Kind, Setting};
 
-/// Makes of each section a struct with typed fields, and of all of them [`Config`](super::Config): its defaults, its
-/// reading by key, and the list of its keys. A row is `name: Type = default;` or `name: Type = default, least..=most;`,
-/// and its documentation is that of the key.
+/// Makes of each section a struct with typed fields, and of all of them [`Config`](super::Config):
+/// its defaults, its reading by key, and the list of its keys. A row is `name: Type = default;` or
+/// `name: Type = default, least..=most;`, and its documentation is that of the key.
 macro_rules! config {
     ($(
         $(#[doc = $about:literal])+
@@ -107,7 +107,9 @@ impl Entry {
     pub fn toml(&self) -> String {
         match self.kind {
             Kind::Number | Kind::Bool => self.text.clone(),
-            Kind::Bytes | Kind::Duration | Kind::Text => toml::Value::from(self.text.as_str()).to_string(),
+            Kind::Bytes | Kind::Duration | Kind::Text => {
+                toml::Value::from(self.text.as_str()).to_string()
+            }
         }
     }
 }
@@ -120,12 +122,22 @@ pub(super) struct Refusal {
     pub is_secret: bool,
 }
 
-pub(super) fn read<T: Setting>(value: &mut T, text: &str, default: &T, range: Option<RangeInclusive<T>>) -> Result<(), Refusal> {
-    *value = checked(text, default, range).map_err(|why| Refusal { why, is_secret: T::IS_SECRET })?;
+pub(super) fn read<T: Setting>(
+    value: &mut T,
+    text: &str,
+    default: &T,
+    range: Option<RangeInclusive<T>>,
+) -> Result<(), Refusal> {
+    *value =
+        checked(text, default, range).map_err(|why| Refusal { why, is_secret: T::IS_SECRET })?;
     Ok(())
 }
 
-fn checked<T: Setting>(text: &str, default: &T, range: Option<RangeInclusive<T>>) -> Result<T, String> {
+fn checked<T: Setting>(
+    text: &str,
+    default: &T,
+    range: Option<RangeInclusive<T>>,
+) -> Result<T, String> {
     // Where empty means something, it is the default.
     if T::KIND == Kind::Text && text.trim().is_empty() && !default.text().is_empty() {
         return Err(format!("must not be empty: leave it out for {}", default.text()));
@@ -139,7 +151,12 @@ fn checked<T: Setting>(text: &str, default: &T, range: Option<RangeInclusive<T>>
     Ok(value)
 }
 
-pub(super) fn entry<T: Setting>(name: &'static str, doc: &'static str, value: &T, range: Option<RangeInclusive<T>>) -> Entry {
+pub(super) fn entry<T: Setting>(
+    name: &'static str,
+    doc: &'static str,
+    value: &T,
+    range: Option<RangeInclusive<T>>,
+) -> Entry {
     Entry {
         name,
         doc,

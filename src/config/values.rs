@@ -111,7 +111,8 @@ pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-const DURATIONS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const DURATIONS: &[(&str, u64)] =
+    &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
 
 impl Setting for ByteSize {
@@ -130,7 +131,9 @@ impl Setting for ByteSize {
 impl Setting for Duration {
     const KIND: Kind = Kind::Duration;
     fn parse(text: &str) -> Result<Self, String> {
-        with_unit(text, DURATIONS).map(ms).ok_or_else(|| "expected a duration such as 10m or 400d".to_owned())
+        with_unit(text, DURATIONS)
+            .map(ms)
+            .ok_or_else(|| "expected a duration such as 10m or 400d".to_owned())
     }
     fn text(&self) -> String {
         in_largest_unit(millis(*self).unsigned_abs(), DURATIONS)
@@ -152,7 +155,10 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn in_largest_unit(number: u64, units: &[(&str, u64)]) -> String {
-    let whole = units.iter().filter(|(_, unit)| number > 0 && number.is_multiple_of(*unit)).max_by_key(|(_, unit)| *unit);
+    let whole = units
+        .iter()
+        .filter(|(_, unit)| number > 0 && number.is_multiple_of(*unit))
+        .max_by_key(|(_, unit)| *unit);
     whole.map_or_else(|| "0".to_owned(), |(name, unit)| format!("{}{name}", number / unit))
 }
 
@@ -257,11 +263,17 @@ mod tests {
 
     #[test]
     fn passwords_are_not_shown() {
-        assert_eq!(without_password("redis://me:top@se:cret@cache:6379/1"), "redis://me:***@cache:6379/1");
+        assert_eq!(
+            without_password("redis://me:top@se:cret@cache:6379/1"),
+            "redis://me:***@cache:6379/1"
+        );
         assert_eq!(without_password("redis://secret@cache"), "redis://:***@cache");
         assert_eq!(without_password("http://127.0.0.1:9000"), "http://127.0.0.1:9000");
         let url = Url::parse("postgres://me:top@se:cret@db,db2/rollmill").expect("a text");
-        assert_eq!(format!("{url} {url:?}"), "postgres://me:***@db,db2/rollmill postgres://me:***@db,db2/rollmill");
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "postgres://me:***@db,db2/rollmill postgres://me:***@db,db2/rollmill"
+        );
         assert!(url.is_secret() && !Url::parse("redis://cache").expect("a text").is_secret());
     }
 
@@ -273,7 +285,16 @@ mod tests {
         for text in ["0", "1ms", "61s", "90m", "36h", "400d"] {
             assert_eq!(Duration::parse(text).expect("a duration").text(), text);
         }
-        for wrong in ["", "1", "soon", "-1s", "1.5h", "1 week", "99999999999999999999d", "18446744073709551615d"] {
+        for wrong in [
+            "",
+            "1",
+            "soon",
+            "-1s",
+            "1.5h",
+            "1 week",
+            "99999999999999999999d",
+            "18446744073709551615d",
+        ] {
             assert!(Duration::parse(wrong).is_err() && ByteSize::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,6 +1,7 @@
 //! Admission: a token bucket of events per tenant.
 //!
-//! A bucket may go into debt by one request, so that a large batch is never refused for ever; the debt is paid before the next one.
+//! A bucket may go into debt by one request, so that a large batch is never refused for ever; the
+//! debt is paid before the next one.
 
 use std::sync::Arc;
 
@@ -47,21 +48,26 @@ impl Admission {
             return Ok(());
         }
         // Tenants come from the keys file, so the map is as bounded as that file.
-        let mut bucket = self.buckets.entry(tenant.clone()).or_insert(Bucket { tokens: self.burst, at: now });
+        let mut bucket =
+            self.buckets.entry(tenant.clone()).or_insert(Bucket { tokens: self.burst, at: now });
         bucket.tokens = (bucket.tokens + (now - bucket.at).max(0.0) * self.rate).min(self.burst);
         bucket.at = now;
         if bucket.tokens <= 0.0 || (bucket.tokens < events as f64 && bucket.tokens < self.burst) {
             let missing = (events as f64).min(self.burst) - bucket.tokens;
             let seconds = (missing / self.rate).ceil().max(1.0) as u64;
-            let message =
-                format!("the tenant may send {} events a second (tenants.max_events_per_second): send later", self.rate);
+            let message = format!(
+                "the tenant may send {} events a second (tenants.max_events_per_second): send \
+                 later",
+                self.rate
+            );
             return Err(ApiError::too_many(message, seconds));
         }
         bucket.tokens -= events as f64;
         Ok(())
     }
 
-    /// Returns the tokens of events that were not kept, so that the retry they ask for is not refused on their account.
+    /// Returns the tokens of events that were not kept, so that the retry they ask for is not
+    /// refused on their account.
     pub fn give_back(&self, tenant: &Arc<str>, events: usize) {
         if let Some(mut bucket) = self.buckets.get_mut(tenant) {
             bucket.tokens = (bucket.tokens + events as f64).min(self.burst);
@@ -87,11 +93,18 @@ mod tests {
         assert_eq!(admission.take_at(&b, 20, 0.0), Ok(()));
         assert_eq!(admission.take_at(&a, 10, 1.0), Ok(()));
         assert_eq!(admission.take_at(&a, 500, 2.0).unwrap_err().retry_after, Some(1));
-        assert_eq!(admission.take_at(&a, 500, 3.0), Ok(()), "larger than the burst: goes into debt once the bucket is full");
+        assert_eq!(
+            admission.take_at(&a, 500, 3.0),
+            Ok(()),
+            "larger than the burst: goes into debt once the bucket is full"
+        );
         assert_eq!(admission.take_at(&a, 1, 4.0).unwrap_err().retry_after, Some(48));
         admission.give_back(&a, 500);
         assert_eq!(admission.take_at(&a, 20, 4.0), Ok(()), "what was not kept costs nothing");
         admission.give_back(&a, 500);
-        assert!(admission.take_at(&a, 21, 4.0).is_ok() && admission.take_at(&a, 1, 4.0).is_err(), "never more than the burst");
+        assert!(
+            admission.take_at(&a, 21, 4.0).is_ok() && admission.take_at(&a, 1, 4.0).is_err(),
+            "never more than the burst"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer KEY`; where an interface is another's whose clients
-//! know nothing else, also as the password of `Authorization: Basic`.
+//! API keys: stored hashed, compared in constant time, sent as `Authorization: Bearer KEY`; where
+//! an interface is another's whose clients know nothing else, also as the password of
+//! `Authorization: Basic`.
 //!
-//! A key alone names the tenant. Without a keys file everything is tenant `default` with all scopes, and the node binds to loopback only.
+//! A key alone names the tenant. Without a keys file everything is tenant `default` with all
+//! scopes, and the node binds to loopback only.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -52,8 +54,16 @@ impl KeyTable {
 
     /// These keys and no others.
     pub fn of(file: KeysFile) -> Self {
-        let tenants = file.keys.iter().map(|key| key.tenant.as_str()).collect::<std::collections::BTreeSet<_>>().len();
-        Self { keys: Some(file.keys.into_iter().map(|k| (k.clone(), k.tenant.into())).collect()), tenants }
+        let tenants = file
+            .keys
+            .iter()
+            .map(|key| key.tenant.as_str())
+            .collect::<std::collections::BTreeSet<_>>()
+            .len();
+        Self {
+            keys: Some(file.keys.into_iter().map(|k| (k.clone(), k.tenant.into())).collect()),
+            tenants,
+        }
     }
 
     /// How many tenants there are.
@@ -78,7 +88,12 @@ impl KeyTable {
     ///
     /// # Errors
     /// 401 for a missing, unknown or expired key; 403 if it lacks the scope.
-    pub fn authenticate(&self, headers: &HeaderMap, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
+    pub fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        scope: Scope,
+        now: i64,
+    ) -> Result<Arc<str>, ApiError> {
         if self.is_open() {
             // Who may ask a node without keys, `sites` has decided.
             return Ok(DEFAULT_TENANT.into());
@@ -86,16 +101,27 @@ impl KeyTable {
         self.tenant_of(authorization(headers, "bearer"), scope, now)
     }
 
-    /// The same, the key being sent as a bearer or as the password of Basic, whose user may be anything.
+    /// The same, the key being sent as a bearer or as the password of Basic, whose user may be
+    /// anything.
     ///
     /// # Errors
     /// As [`Self::authenticate`].
-    pub fn authenticate_or_basic(&self, headers: &HeaderMap, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
+    pub fn authenticate_or_basic(
+        &self,
+        headers: &HeaderMap,
+        scope: Scope,
+        now: i64,
+    ) -> Result<Arc<str>, ApiError> {
         let Some(credentials) = authorization(headers, "basic").filter(|_| !self.is_open()) else {
             return self.authenticate(headers, scope, now);
         };
-        let text = STANDARD.decode(credentials).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        self.tenant_of(text.as_deref().and_then(|text| text.split_once(':')).map(|(_, key)| key), scope, now)
+        let text =
+            STANDARD.decode(credentials).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        self.tenant_of(
+            text.as_deref().and_then(|text| text.split_once(':')).map(|(_, key)| key),
+            scope,
+            now,
+        )
     }
 
     /// The tenant of a valid key, whatever it may do.
@@ -110,17 +136,30 @@ impl KeyTable {
             credentials
         };
         let hash = hash_key(plain.trim());
-        let found = keys.iter().find(|(key, _)| bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())));
-        found.filter(|(key, _)| key.expires_ms.is_none_or(|at| at > now)).map(|(_, tenant)| tenant.clone())
+        let found =
+            keys.iter().find(|(key, _)| bool::from(key.sha256.as_bytes().ct_eq(hash.as_bytes())));
+        found
+            .filter(|(key, _)| key.expires_ms.is_none_or(|at| at > now))
+            .map(|(_, tenant)| tenant.clone())
     }
 
     fn tenant_of(&self, plain: Option<&str>, scope: Scope, now: i64) -> Result<Arc<str>, ApiError> {
-        let refuse = || ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "send a valid key as Authorization: Bearer KEY");
+        let refuse = || {
+            ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "send a valid key as Authorization: Bearer KEY",
+            )
+        };
         let (keys, plain) = (self.keys.as_deref().unwrap_or_default(), plain.ok_or_else(refuse)?);
         let hash = hash_key(plain.trim());
         // Every key is compared, each in constant time.
         let found = keys.iter().fold(None, |found, entry| {
-            if bool::from(entry.0.sha256.as_bytes().ct_eq(hash.as_bytes())) { Some(entry) } else { found }
+            if bool::from(entry.0.sha256.as_bytes().ct_eq(hash.as_bytes())) {
+                Some(entry)
+            } else {
+                found
+            }
         });
         let Some((key, tenant)) = found else {
             tracing::debug!("a request was refused: nobody has its key");
@@ -144,7 +183,8 @@ impl KeyTable {
 
 /// The credentials of `Authorization`, if it has this scheme.
 fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
-    let (named, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    let (named, credentials) =
+        headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if named.eq_ignore_ascii_case(scheme) { Some(credentials.trim()) } else { None }
 }
 

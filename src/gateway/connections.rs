@@ -1,9 +1,10 @@
 //! Open connections: whose they are, what waits in them, and which gives way to a new one.
 //!
-//! What always holds: connections of nobody (no request on them has carried a valid key) have three quarters of all places; a further
-//! one takes the place of the oldest of them, so that whoever has a key comes in, and so does a look at `/healthz`. Of several tenants
-//! each has a quarter of the places. An answer is taken, a little of it at least in every `server.write_timeout`, or it is dropped; so
-//! is one whose key is not valid any more.
+//! What always holds: connections of nobody (no request on them has carried a valid key) have three
+//! quarters of all places; a further one takes the place of the oldest of them, so that whoever has
+//! a key comes in, and so does a look at `/healthz`. Of several tenants each has a quarter of the
+//! places. An answer is taken, a little of it at least in every `server.write_timeout`, or it is
+//! dropped; so is one whose key is not valid any more.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -105,11 +106,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Connections {
     /// At most so many connections, and from one address; 0 is no limit of its own for addresses.
     pub(super) fn new(max: usize, max_per_address: usize, shares: Arc<Shares>) -> Arc<Self> {
-        Arc::new(Self { max_of_nobody: (max - max / 4).max(1), max_per_address, shares, open: Mutex::default() })
+        Arc::new(Self {
+            max_of_nobody: (max - max / 4).max(1),
+            max_per_address,
+            shares,
+            open: Mutex::default(),
+        })
     }
 
-    /// Takes a new connection, which is nobody's at first; another one of nobody gives way if there are too many. None if its address has
-    /// too many.
+    /// Takes a new connection, which is nobody's at first; another one of nobody gives way if there
+    /// are too many. None if its address has too many.
     pub(super) fn open(self: &Arc<Self>, address: IpAddr) -> Option<Arc<Connection>> {
         // Whatever is upgraded may be the last of its kind, and takes the lock when it is dropped.
         let mut looked_at = Vec::new();
@@ -170,7 +176,11 @@ impl Connection {
     ///
     /// # Errors
     /// 429 if the tenant has its part of the connections, 503 if there are no more.
-    pub fn belongs_to(&self, tenant: &Arc<str>, authorization: Option<&HeaderValue>) -> Result<(), ApiError> {
+    pub fn belongs_to(
+        &self,
+        tenant: &Arc<str>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<(), ApiError> {
         let mut owner = lock(&self.owner);
         match owner.as_mut() {
             Some(known) if known.tenant == *tenant => {
@@ -185,7 +195,11 @@ impl Connection {
         let was_nobodys = owner.take().is_none();
         let place = shares::take(&self.all.shares, tenant, 1);
         let taken = place.map(|place| {
-            *owner = Some(Owner { tenant: tenant.clone(), authorization: authorization.cloned(), _place: place });
+            *owner = Some(Owner {
+                tenant: tenant.clone(),
+                authorization: authorization.cloned(),
+                _place: place,
+            });
         });
         drop(owner);
         let mut open = lock(&self.all.open);
@@ -222,7 +236,8 @@ impl Connection {
             incoming.began = Some(Stopwatch::start());
         }
         // The library holds it twice while it puts it together.
-        let wanted = if unfinished > SMALL_MESSAGE { (2 * unfinished).next_multiple_of(STEP) } else { 0 };
+        let wanted =
+            if unfinished > SMALL_MESSAGE { (2 * unfinished).next_multiple_of(STEP) } else { 0 };
         let held = incoming.memory.amount();
         let fits = wanted <= held || shares::grow(&mut incoming.memory, wanted - held).is_ok();
         self.overloaded.fetch_or(!fits, Ordering::Relaxed);
@@ -266,12 +281,18 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn connections(max: usize, per_address: usize, one_tenant: bool) -> Arc<Connections> {
-        let shares = Shares::new("server.max_connections", max as u64, Arc::new(AtomicBool::new(one_tenant)));
+        let shares = Shares::new(
+            "server.max_connections",
+            max as u64,
+            Arc::new(AtomicBool::new(one_tenant)),
+        );
         Connections::new(max, per_address, shares)
     }
 
     async fn gives_way(connection: &Connection) -> bool {
-        tokio::time::timeout(std::time::Duration::ZERO, connection.give_way.notified()).await.is_ok()
+        tokio::time::timeout(std::time::Duration::ZERO, connection.give_way.notified())
+            .await
+            .is_ok()
     }
 
     #[tokio::test]
@@ -302,7 +323,11 @@ mod tests {
         assert!(held[..2].iter().all(|one| one.belongs_to(&"a".into(), None).is_ok()));
         assert_eq!(held[2].belongs_to(&"a".into(), None).map_err(|e| e.status.as_u16()), Err(429));
         assert_eq!(held[2].belongs_to(&"b".into(), None), Ok(()));
-        assert_eq!(held[1].belongs_to(&"b".into(), None), Ok(()), "a proxy's connection serves tenants in turn");
+        assert_eq!(
+            held[1].belongs_to(&"b".into(), None),
+            Ok(()),
+            "a proxy's connection serves tenants in turn"
+        );
         assert_eq!(held[2].belongs_to(&"a".into(), None), Ok(()));
         drop(held);
         assert!(all.open(HERE).is_some());

@@ -1,7 +1,8 @@
 //! Answers as CSV (RFC 4180): a row for each point, figures with all their digits.
 //!
-//! Values of labels are written as they are, also those that a spreadsheet takes for a formula: CSV has no way to say that a cell is
-//! text, and a quote put before it would be another value for every other reader. docs/api.md says so.
+//! Values of labels are written as they are, also those that a spreadsheet takes for a formula: CSV
+//! has no way to say that a cell is text, and a quote put before it would be another value for
+//! every other reader. docs/api.md says so.
 
 use super::error::ApiError;
 use super::render::{self, Decimals};
@@ -27,8 +28,15 @@ pub struct Table {
 /// Why the query has ended meanwhile.
 pub(super) fn table(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<Table, ApiError> {
     // Who wants no figure read as a double gets every cell quoted.
-    let quotes = if decimals == Decimals::Strings { csv::QuoteStyle::Always } else { csv::QuoteStyle::Necessary };
-    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).quote_style(quotes).from_writer(Vec::new());
+    let quotes = if decimals == Decimals::Strings {
+        csv::QuoteStyle::Always
+    } else {
+        csv::QuoteStyle::Necessary
+    };
+    let mut writer = csv::WriterBuilder::new()
+        .terminator(csv::Terminator::CRLF)
+        .quote_style(quotes)
+        .from_writer(Vec::new());
     let request = answer.request;
     let labels = request.group_by.iter().map(String::as_str);
     let figures = request.aggregates.iter().map(|aggregate| aggregate.name());
@@ -51,7 +59,11 @@ pub(super) fn table(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<
 }
 
 /// Writes the points of a series.
-fn rows(answer: &QueryAnswer<'_>, series: usize, writer: &mut csv::Writer<Vec<u8>>) -> csv::Result<()> {
+fn rows(
+    answer: &QueryAnswer<'_>,
+    series: usize,
+    writer: &mut csv::Writer<Vec<u8>>,
+) -> csv::Result<()> {
     let mut cell = String::new();
     let series = &answer.series[series];
     for (start, rollup) in &series.points {

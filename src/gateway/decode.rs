@@ -1,4 +1,5 @@
-//! Bodies: content types, and decompression as a stream under the cap, with the memory reserved before it is used.
+//! Bodies: content types, and decompression as a stream under the cap, with the memory reserved
+//! before it is used.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -55,12 +56,22 @@ impl Reservation {
     /// 429 or 503 when too much is in flight.
     pub(super) fn cover(&mut self, bytes: usize) -> Result<(), ApiError> {
         let more = (bytes as u64).saturating_sub(self.0.amount());
-        if more > 0 { shares::grow(&mut self.0, more.next_multiple_of(STEP as u64)) } else { Ok(()) }
+        if more > 0 {
+            shares::grow(&mut self.0, more.next_multiple_of(STEP as u64))
+        } else {
+            Ok(())
+        }
     }
 
-    /// Makes room for more bytes of a body that has at most `max`, with `beside` in memory at the same time. What is reserved is what is
-    /// allocated, before it is.
-    fn make_room(&mut self, whole: &mut Vec<u8>, more: usize, max: usize, beside: usize) -> Result<(), ApiError> {
+    /// Makes room for more bytes of a body that has at most `max`, with `beside` in memory at the
+    /// same time. What is reserved is what is allocated, before it is.
+    fn make_room(
+        &mut self,
+        whole: &mut Vec<u8>,
+        more: usize,
+        max: usize,
+        beside: usize,
+    ) -> Result<(), ApiError> {
         let needed = whole.len() + more;
         if needed > max {
             return Err(over(max));
@@ -74,20 +85,24 @@ impl Reservation {
     }
 }
 
-/// The format named by `Content-Type`. A page that may use this node (`is_listed`) also sends JSON as text, because `sendBeacon` can
-/// name no other type without asking first.
+/// The format named by `Content-Type`. A page that may use this node (`is_listed`) also sends JSON
+/// as text, because `sendBeacon` can name no other type without asking first.
 ///
 /// # Errors
 /// 415.
 pub fn format_of(headers: &HeaderMap, is_listed: bool) -> Result<Format, ApiError> {
     // What is no text is another type, and not none.
-    let named = headers.get(header::CONTENT_TYPE).map_or("application/json", |named| named.to_str().unwrap_or("?"));
+    let named = headers
+        .get(header::CONTENT_TYPE)
+        .map_or("application/json", |named| named.to_str().unwrap_or("?"));
     match named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "application/json" => Ok(Format::Json),
         "text/plain" if is_listed => Ok(Format::Json),
         "application/x-ndjson" | "application/ndjson" => Ok(Format::Ndjson),
         "application/msgpack" | "application/x-msgpack" => Ok(Format::MessagePack),
-        _ => Err(unsupported("Content-Type is application/json, application/x-ndjson or application/msgpack")),
+        _ => Err(unsupported(
+            "Content-Type is application/json, application/x-ndjson or application/msgpack",
+        )),
     }
 }
 
@@ -97,13 +112,21 @@ fn unsupported(message: &str) -> ApiError {
 
 fn encoding_of(headers: &HeaderMap) -> Result<Encoding, ApiError> {
     let mut named = headers.get_all(header::CONTENT_ENCODING).iter();
-    let encoding = match named.next().map(|v| v.to_str().unwrap_or("?").trim().to_ascii_lowercase()).as_deref() {
+    let encoding = match named
+        .next()
+        .map(|v| v.to_str().unwrap_or("?").trim().to_ascii_lowercase())
+        .as_deref()
+    {
         None | Some("" | "identity") => Encoding::Identity,
         Some("gzip" | "x-gzip") => Encoding::Gzip,
         Some("zstd") => Encoding::Zstd,
         Some(_) => return Err(unsupported("Content-Encoding is gzip or zstd, once")),
     };
-    if named.next().is_some() { Err(unsupported("Content-Encoding is gzip or zstd, once")) } else { Ok(encoding) }
+    if named.next().is_some() {
+        Err(unsupported("Content-Encoding is gzip or zstd, once"))
+    } else {
+        Ok(encoding)
+    }
 }
 
 /// Reads and decompresses a body.
@@ -118,26 +141,31 @@ pub async fn read_body(
 ) -> Result<(Bytes, Reservation), ApiError> {
     let encoding = encoding_of(headers)?;
     let deadline = gateway.deps.config.server.body_timeout;
-    let read = tokio::time::timeout(deadline, collect(gateway, tenant, body)).await.map_err(|_| {
-        let message = format!("the body did not arrive within {} s", deadline.as_secs());
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
-    })?;
+    let read =
+        tokio::time::timeout(deadline, collect(gateway, tenant, body)).await.map_err(|_| {
+            let message = format!("the body did not arrive within {} s", deadline.as_secs());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+        })?;
     let (packed, mut reservation) = read?;
     if encoding == Encoding::Identity {
         return Ok((packed, reservation));
     }
     let max = gateway.deps.config.accept.max_body.in_memory();
-    let work = move || unpack(max, encoding, &packed, &mut reservation).map(|body| (body, reservation));
-    gateway
-        .readers
-        .run(tenant, work)
-        .await
-        .map_err(|_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "decompression crashed"))?
+    let work =
+        move || unpack(max, encoding, &packed, &mut reservation).map(|body| (body, reservation));
+    gateway.readers.run(tenant, work).await.map_err(|_| {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "decompression crashed")
+    })?
 }
 
-async fn collect(gateway: &Gateway, tenant: &Arc<str>, mut body: Body) -> Result<(Bytes, Reservation), ApiError> {
+async fn collect(
+    gateway: &Gateway,
+    tenant: &Arc<str>,
+    mut body: Body,
+) -> Result<(Bytes, Reservation), ApiError> {
     let max = gateway.deps.config.accept.max_body.in_memory();
-    // What the head says is believed before anything is read, and before a client that waits for it is told to go on.
+    // What the head says is believed before anything is read, and before a client that waits for it
+    // is told to go on.
     if body.size_hint().lower() > max as u64 {
         return Err(over(max));
     }
@@ -152,16 +180,25 @@ async fn collect(gateway: &Gateway, tenant: &Arc<str>, mut body: Body) -> Result
 }
 
 fn over(max: usize) -> ApiError {
-    ApiError::too_large(format!("a body is at most {max} bytes decompressed (accept.max_body): send several"))
+    ApiError::too_large(format!(
+        "a body is at most {max} bytes decompressed (accept.max_body): send several"
+    ))
 }
 
-fn unpack(max: usize, encoding: Encoding, packed: &[u8], reservation: &mut Reservation) -> Result<Bytes, ApiError> {
-    let broken = |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
+fn unpack(
+    max: usize,
+    encoding: Encoding,
+    packed: &[u8],
+    reservation: &mut Reservation,
+) -> Result<Bytes, ApiError> {
+    let broken =
+        |e: std::io::Error| ApiError::unreadable(format!("the body does not decompress: {e}"));
     let (mut whole, mut rest) = (Vec::new(), packed);
     for _ in 0..MAX_MEMBERS {
         rest = match encoding {
             Encoding::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::with_buffer(rest).map_err(broken)?.single_frame();
+                let mut decoder =
+                    zstd::stream::read::Decoder::with_buffer(rest).map_err(broken)?.single_frame();
                 decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(broken)?;
                 take_member(max, &mut decoder, packed.len(), &mut whole, reservation)?;
                 decoder.finish()
@@ -189,7 +226,9 @@ fn take_member(
 ) -> Result<(), ApiError> {
     let mut chunk = vec![0; STEP];
     loop {
-        let n = member.read(&mut chunk).map_err(|e| ApiError::unreadable(format!("the body does not decompress: {e}")))?;
+        let n = member
+            .read(&mut chunk)
+            .map_err(|e| ApiError::unreadable(format!("the body does not decompress: {e}")))?;
         if n == 0 {
             return Ok(());
         }

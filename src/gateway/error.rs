@@ -1,4 +1,5 @@
-//! Errors of the edge: one shape, `{"error": {"code", "message", "details"}}`, and `Retry-After` on every overload.
+//! Errors of the edge: one shape, `{"error": {"code", "message", "details"}}`, and `Retry-After` on
+//! every overload.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -46,15 +47,24 @@ impl ApiError {
     }
     /// 503.
     pub fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message) }
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
+        }
     }
     /// 429.
     pub fn too_many(message: impl Into<String>, retry_after: u64) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message) }
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", message)
+        }
     }
     /// 429: the tenant holds its share already.
     pub fn busy(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, message) }
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
+        }
     }
     /// The body of the answer.
     pub fn body(&self) -> String {
@@ -77,36 +87,54 @@ impl From<InvalidRequest> for ApiError {
 
 impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
-        let too_large = |code, message: String| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message);
+        let too_large =
+            |code, message: String| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message);
         match error {
             QueryError::NoQueryRole => Self::unavailable("no_query_role", error.to_string(), 1),
             QueryError::TooManyPoints { max } => {
                 let way_out = "ask for a shorter range, a longer step, fewer groups, or set limit";
-                too_large("too_many_points", format!("the answer has more than {max} points (query.max_points): {way_out}"))
+                too_large(
+                    "too_many_points",
+                    format!("the answer has more than {max} points (query.max_points): {way_out}"),
+                )
             }
             QueryError::TooManySeries(why) => too_large("too_many_series", why),
             QueryError::FigureTooLarge(why) => too_large("answer_too_large", why),
             QueryError::TooMuchMemory => {
-                let message = "the query needs more memory than one tenant may use for queries (a part of query.max_memory): ask for \
-                    a shorter range, fewer groups, or without distinct and quantiles";
+                let message = "the query needs more memory than one tenant may use for queries (a \
+                               part of query.max_memory): ask for a shorter range, fewer groups, \
+                               or without distinct and quantiles";
                 too_large("query_too_large", message.to_owned())
             }
-            QueryError::TenantBusy => {
-                Self::busy("tenant_overloaded", "the tenant's other queries use its part of query.max_memory: retry", 1)
-            }
-            QueryError::Busy => Self::unavailable("overloaded", "other queries use all of query.max_memory: retry", 1),
+            QueryError::TenantBusy => Self::busy(
+                "tenant_overloaded",
+                "the tenant's other queries use its part of query.max_memory: retry",
+                1,
+            ),
+            QueryError::Busy => Self::unavailable(
+                "overloaded",
+                "other queries use all of query.max_memory: retry",
+                1,
+            ),
             QueryError::TimedOut => {
-                let message = "the query took longer than query.timeout: ask for a shorter range or fewer series, or retry";
+                let message = "the query took longer than query.timeout: ask for a shorter range \
+                               or fewer series, or retry";
                 Self::unavailable("query_timeout", message, 1)
             }
-            QueryError::Abandoned => Self::unavailable("query_abandoned", "nobody waits for the answer", 1),
+            QueryError::Abandoned => {
+                Self::unavailable("query_abandoned", "nobody waits for the answer", 1)
+            }
             QueryError::StoreTooSlow(why) => {
-                let message =
-                    format!("the store did not finish this question within store.timeout: ask for less at once ({why})");
+                let message = format!(
+                    "the store did not finish this question within store.timeout: ask for less at \
+                     once ({why})"
+                );
                 Self::unavailable("query_too_slow", message, 1)
             }
             QueryError::StoreUnavailable(why) => Self::unavailable("store_unavailable", why, 1),
-            QueryError::StoreInvalid(why) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_invalid", why),
+            QueryError::StoreInvalid(why) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_invalid", why)
+            }
         }
     }
 }
@@ -115,27 +143,36 @@ impl From<OperateError> for ApiError {
     fn from(error: OperateError) -> Self {
         match error {
             OperateError::NoQueryRole => Self::unavailable("no_query_role", error.to_string(), 1),
-            OperateError::NotQuarantined { .. } => {
-                Self::new(StatusCode::NOT_FOUND, "not_quarantined", format!("{error}: see GET /v1/quarantine"))
-            }
+            OperateError::NotQuarantined { .. } => Self::new(
+                StatusCode::NOT_FOUND,
+                "not_quarantined",
+                format!("{error}: see GET /v1/quarantine"),
+            ),
             OperateError::NotReleasable(why) => {
                 let message = format!("the event stays in the quarantine: {why}");
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "not_releasable", message)
             }
-            OperateError::StoreUnavailable(why) => Self::unavailable("store_unavailable", format!("{why}; try again"), 1),
-            OperateError::StoreInvalid(why) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_invalid", why),
+            OperateError::StoreUnavailable(why) => {
+                Self::unavailable("store_unavailable", format!("{why}; try again"), 1)
+            }
+            OperateError::StoreInvalid(why) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store_invalid", why)
+            }
         }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], self.body()).into_response();
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], self.body())
+            .into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -1,4 +1,5 @@
-//! What handlers take out of a request, and how it is refused: parameters, parts of the path, the idempotency key.
+//! What handlers take out of a request, and how it is refused: parameters, parts of the path, the
+//! idempotency key.
 
 use std::sync::Arc;
 
@@ -42,12 +43,13 @@ pub(super) fn idempotency_of(headers: &HeaderMap) -> Result<Option<&str>, ApiErr
 /// # Errors
 /// 400.
 pub(super) fn part(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
-    path.map(|Path(part)| part)
-        .map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8"))
+    path.map(|Path(part)| part).map_err(|_| {
+        ApiError::new(StatusCode::BAD_REQUEST, "path_invalid", "the path holds what is not UTF-8")
+    })
 }
 
-/// The parameters of a query string, as they came. What a lenient reader would guess, because an escape is none or makes no UTF-8, is
-/// refused: the answer would be to another question.
+/// The parameters of a query string, as they came. What a lenient reader would guess, because an
+/// escape is none or makes no UTF-8, is refused: the answer would be to another question.
 ///
 /// # Errors
 /// 400.
@@ -60,8 +62,10 @@ pub(super) fn given(RawQuery(query): GivenParams) -> Result<Params, ApiError> {
     });
     decoded.collect::<Result<_, _>>().map_err(|pair| {
         let pair: String = pair.escape_debug().take(100).collect();
-        let message =
-            format!("the parameter {pair} cannot be read: a % begins an escape, and escapes are those of UTF-8, as %C3%BC");
+        let message = format!(
+            "the parameter {pair} cannot be read: a % begins an escape, and escapes are those of \
+             UTF-8, as %C3%BC"
+        );
         ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", message)
     })
 }
@@ -80,8 +84,9 @@ fn unescaped(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The parameters of a route that takes these and no others. Every route reads its parameters here, or hands them on to where the same
-/// is done; after the key, so that nobody without one learns what a route takes.
+/// The parameters of a route that takes these and no others. Every route reads its parameters here,
+/// or hands them on to where the same is done; after the key, so that nobody without one learns
+/// what a route takes.
 ///
 /// # Errors
 /// 400: see [`super::params::Params::read`].

@@ -1,7 +1,8 @@
 //! How much of a WebSocket message has come in, from the bytes on the wire. Pure.
 //!
-//! The library hands out whole messages; what has begun and is not whole lies in its buffers, where nobody counts it. So the bytes are
-//! followed past their frame headers before it sees them. Pings between the frames of a message are no part of it.
+//! The library hands out whole messages; what has begun and is not whole lies in its buffers, where
+//! nobody counts it. So the bytes are followed past their frame headers before it sees them. Pings
+//! between the frames of a message are no part of it.
 
 /// Longest head of a frame: two bytes, eight of length, four of mask.
 const MAX_HEAD: usize = 14;
@@ -123,7 +124,11 @@ mod tests {
             for (at, byte) in whole.iter().enumerate() {
                 frames.push(&[*byte]);
                 let came = (at + 1).checked_sub(head).filter(|came| *came < payload);
-                assert_eq!(frames.unfinished(), came.map(|came| came as u64), "byte {at} of {payload}");
+                assert_eq!(
+                    frames.unfinished(),
+                    came.map(|came| came as u64),
+                    "byte {at} of {payload}"
+                );
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Ingest: from a body to valid events and reasons, and from the log's answer to the client's.
 //!
-//! Success is said only when the log has said so; every other outcome is 503 with `Retry-After`, and the retry is absorbed by id.
+//! Success is said only when the log has said so; every other outcome is 503 with `Retry-After`,
+//! and the retry is absorbed by id.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -20,7 +21,11 @@ use crate::model::event::{self, EventError, EventErrorCode};
 use crate::persistence::log::AppendError;
 use crate::telemetry;
 
-fn text<'a>(field: &'a Text<'_>, wrong: EventErrorCode, what: &str) -> Result<Option<&'a str>, EventError> {
+fn text<'a>(
+    field: &'a Text<'_>,
+    wrong: EventErrorCode,
+    what: &str,
+) -> Result<Option<&'a str>, EventError> {
     match field {
         Text::Absent => Ok(None),
         Text::Is(text) => Ok(Some(text)),
@@ -32,14 +37,19 @@ fn value(field: &Number<'_>) -> Result<Option<Decimal>, EventError> {
     match field {
         Number::Absent => Ok(Some(Decimal::ONE)),
         Number::Null => Ok(None),
-        Number::Wrong => {
-            Err(EventError::new(EventErrorCode::ValueInvalid, "a value is a finite number, a decimal string or null"))
-        }
+        Number::Wrong => Err(EventError::new(
+            EventErrorCode::ValueInvalid,
+            "a value is a finite number, a decimal string or null",
+        )),
         Number::Text(text) => Decimal::parse(text).map(Some).map_err(|e| match e {
-            DecimalError::Syntax => {
-                EventError::new(EventErrorCode::ValueInvalid, "a value is a finite number, a decimal string or null")
-            }
-            DecimalError::OutOfRange => EventError::new(EventErrorCode::ValueOutOfRange, "a value is at most 10^18 in magnitude"),
+            DecimalError::Syntax => EventError::new(
+                EventErrorCode::ValueInvalid,
+                "a value is a finite number, a decimal string or null",
+            ),
+            DecimalError::OutOfRange => EventError::new(
+                EventErrorCode::ValueOutOfRange,
+                "a value is at most 10^18 in magnitude",
+            ),
         }),
     }
 }
@@ -67,7 +77,10 @@ impl Request<'_> {
             Time::Millis(at) => *at,
             Time::Text(text) => event::parse_rfc3339(text)?,
             Time::Wrong => {
-                return Err(EventError::new(EventErrorCode::TimestampInvalid, "a timestamp is RFC 3339 or integer milliseconds"));
+                return Err(EventError::new(
+                    EventErrorCode::TimestampInvalid,
+                    "a timestamp is RFC 3339 or integer milliseconds",
+                ));
             }
         };
         event::check_timestamp(at, self.now, &self.gateway.event_limits).map(|()| at)
@@ -83,8 +96,15 @@ impl Request<'_> {
         Ok(Some(id.into_owned()))
     }
 
-    fn valid(&self, fields: &Fields<'_>, id: Option<String>, raw: Range<usize>) -> Result<ValidEvent, EventError> {
-        let metric = text(&fields.metric, EventErrorCode::MetricInvalid, "metric")?.or(self.default_metric).unwrap_or_default();
+    fn valid(
+        &self,
+        fields: &Fields<'_>,
+        id: Option<String>,
+        raw: Range<usize>,
+    ) -> Result<ValidEvent, EventError> {
+        let metric = text(&fields.metric, EventErrorCode::MetricInvalid, "metric")?
+            .or(self.default_metric)
+            .unwrap_or_default();
         event::check_metric(metric)?;
         let parse = || {
             let labels = match (fields.labels.is_empty(), self.format) {
@@ -120,7 +140,11 @@ impl Request<'_> {
     ///
     /// # Errors
     /// 429.
-    pub fn read_ranges(&self, body: &Bytes, ranges: Vec<Range<usize>>) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
+    pub fn read_ranges(
+        &self,
+        body: &Bytes,
+        ranges: Vec<Range<usize>>,
+    ) -> Result<(Vec<ValidEvent>, Vec<RefusedEvent>), ApiError> {
         self.gateway.admission.take(self.tenant, ranges.len())?;
         let (mut events, mut refusals) = (Vec::with_capacity(ranges.len()), Vec::new());
         for (index, range) in ranges.into_iter().enumerate() {
@@ -138,7 +162,12 @@ impl Request<'_> {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn read_one(&self, index: usize, event: &[u8], raw: Range<usize>) -> Result<ValidEvent, RefusedEvent> {
+    pub fn read_one(
+        &self,
+        index: usize,
+        event: &[u8],
+        raw: Range<usize>,
+    ) -> Result<ValidEvent, RefusedEvent> {
         let refuse = |id: Option<String>, error: EventError| {
             metrics::counter!(telemetry::EVENTS_REJECTED, "code" => error.code.name()).increment(1);
             tracing::debug!(tenant = %self.tenant, index, code = error.code.name(), why = %error.message, "an event was refused");
@@ -146,7 +175,10 @@ impl Request<'_> {
         };
         let max_bytes = self.gateway.deps.config.accept.max_event_bytes.in_memory();
         if raw.len() > max_bytes {
-            let message = format!("the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)", raw.len());
+            let message = format!(
+                "the event has {} bytes, at most {max_bytes} (accept.max_event_bytes)",
+                raw.len()
+            );
             let error = EventError::new(EventErrorCode::EventTooLarge, message);
             return Err(refuse(self.unread_id(index, event), error));
         }
@@ -154,8 +186,12 @@ impl Request<'_> {
             Format::MessagePack => msgpack::event(event),
             _ => parse::json_event(event),
         };
-        let fields =
-            fields.map_err(|why| refuse(self.unread_id(index, event), EventError::new(EventErrorCode::EventUnreadable, why)))?;
+        let fields = fields.map_err(|why| {
+            refuse(
+                self.unread_id(index, event),
+                EventError::new(EventErrorCode::EventUnreadable, why),
+            )
+        })?;
         let id = self.id(index, &fields.id).map_err(|error| refuse(None, error))?;
         self.valid(&fields, id.clone(), raw).map_err(|error| refuse(id, error))
     }
@@ -170,7 +206,8 @@ impl Request<'_> {
     }
 }
 
-/// Appends the events and waits until they are durable. If they are not, their tokens are given back.
+/// Appends the events and waits until they are durable. If they are not, their tokens are given
+/// back.
 ///
 /// # Errors
 /// 503 if they are not, or nobody knows.
@@ -187,7 +224,9 @@ pub async fn append(
         return Err(ApiError::unavailable("no_gateway_role", message, 1));
     };
     if accepted > 0 {
-        if let Err(error) = durable(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events }).await {
+        if let Err(error) =
+            durable(gateway, &**submit, ValidBatch { tenant: tenant.clone(), body, events }).await
+        {
             gateway.admission.give_back(&tenant, accepted);
             return Err(unavailable(error));
         }
@@ -196,7 +235,11 @@ pub async fn append(
     Ok(IngestAnswer { accepted, rejected: errors.len(), errors })
 }
 
-async fn durable(gateway: &Gateway, submit: &dyn Submit, batch: ValidBatch) -> Result<(), AppendError> {
+async fn durable(
+    gateway: &Gateway,
+    submit: &dyn Submit,
+    batch: ValidBatch,
+) -> Result<(), AppendError> {
     let unknown = |why: &str| AppendError::Unknown(why.to_owned());
     let ticket = submit.submit(batch)?;
     tokio::time::timeout(gateway.deps.config.gateway.append_timeout, ticket)

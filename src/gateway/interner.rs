@@ -1,7 +1,9 @@
-//! The series interner: labels are parsed, checked, hashed and routed once per distinct (tenant, metric, label bytes).
+//! The series interner: labels are parsed, checked, hashed and routed once per distinct (tenant,
+//! metric, label bytes).
 //!
-//! Two generations with a cap on entries and bytes: when the current one is full it becomes the previous one, and what is still used
-//! moves over. A hash alone decides nothing: the stored bytes are compared, so a collision is a miss.
+//! Two generations with a cap on entries and bytes: when the current one is full it becomes the
+//! previous one, and what is still used moves over. A hash alone decides nothing: the stored bytes
+//! are compared, so a collision is a miss.
 
 use std::hash::Hasher;
 use std::sync::Arc;
@@ -14,8 +16,8 @@ use crate::actors::gateway::RoutedSeries;
 use crate::model::event::EventError;
 use crate::model::series::Series;
 
-/// Bytes of an entry that its strings do not account for, rounded up: its place in the map, two allocations counted by reference,
-/// and what an allocator rounds up.
+/// Bytes of an entry that its strings do not account for, rounded up: its place in the map, two
+/// allocations counted by reference, and what an allocator rounds up.
 const ENTRY_BYTES: usize = 192;
 
 #[derive(Clone)]
@@ -71,17 +73,25 @@ impl Interner {
     ) -> Result<Arc<RoutedSeries>, EventError> {
         let hash = self.hash(tenant, metric, labels);
         let generations = self.generations.load();
-        let same = |entry: &Entry| *entry.labels == *labels && Series::key_is_of(&entry.series.key, tenant, metric);
+        let same = |entry: &Entry| {
+            *entry.labels == *labels && Series::key_is_of(&entry.series.key, tenant, metric)
+        };
         if let Some(entry) = generations.current.map.get(&hash)
             && same(&entry)
         {
             return Ok(entry.series.clone());
         }
-        let old = generations.previous.map.get(&hash).filter(|entry| same(entry)).map(|entry| entry.clone());
+        let old = generations
+            .previous
+            .map
+            .get(&hash)
+            .filter(|entry| same(entry))
+            .map(|entry| entry.clone());
         let entry = match old {
             Some(entry) => entry,
             None => {
-                let series = RoutedSeries::new(&Series::new(tenant, metric, parse()?), self.shard_count);
+                let series =
+                    RoutedSeries::new(&Series::new(tenant, metric, parse()?), self.shard_count);
                 Entry { labels: labels.into(), series: Arc::new(series) }
             }
         };
@@ -152,7 +162,9 @@ mod tests {
             assert!(interner.len() <= 102);
         }
         let interner = Interner::new(64, usize::MAX, 100 * ENTRY_BYTES);
-        (0..10_000).for_each(|i| drop(interner.intern("t", "m", format!("{i}").as_bytes(), || label("x")).unwrap()));
+        (0..10_000).for_each(|i| {
+            drop(interner.intern("t", "m", format!("{i}").as_bytes(), || label("x")).unwrap())
+        });
         assert!(interner.len() <= 100, "{}", interner.len());
     }
 }

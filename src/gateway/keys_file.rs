@@ -1,8 +1,10 @@
 //! The keys file on disk: read as a whole, replaced as a whole.
 //!
-//! What always holds: a reader sees the old file or the new one, never a part, because the new one is written beside it, made durable
-//! and renamed; nobody but its owner may read it, and one that others may write is refused, because they could let themselves in; of two
-//! editors at once the second waits. It never holds a key, only hashes. On failure the old file stands, or the error says that it does not.
+//! What always holds: a reader sees the old file or the new one, never a part, because the new one
+//! is written beside it, made durable and renamed; nobody but its owner may read it, and one that
+//! others may write is refused, because they could let themselves in; of two editors at once the
+//! second waits. It never holds a key, only hashes. On failure the old file stands, or the error
+//! says that it does not.
 
 use std::fs::{DirBuilder, File};
 use std::io::Write;
@@ -81,7 +83,10 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     if mode & WRITE_OF_OTHERS != 0 {
         return Err(error(
             path,
-            format!("others may write it (mode {:04o}), and so make themselves keys: chmod go-w", mode & 0o7777),
+            format!(
+                "others may write it (mode {:04o}), and so make themselves keys: chmod go-w",
+                mode & 0o7777
+            ),
         ));
     }
     let text = std::fs::read_to_string(path).map_err(|e| error(path, e))?;
@@ -90,11 +95,17 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
     } else {
         toml::from_str(&text).map_err(|e| error(path, e))?
     };
-    let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let is_hash = |text: &str| {
+        text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
     match file.keys.iter().find(|k| k.tenant.is_empty() || !is_hash(&k.sha256)) {
-        Some(key) => {
-            Err(error(path, format!("key {} needs a tenant and a sha256 of 64 hexadecimal digits, in lower case", key.prefix)))
-        }
+        Some(key) => Err(error(
+            path,
+            format!(
+                "key {} needs a tenant and a sha256 of 64 hexadecimal digits, in lower case",
+                key.prefix
+            ),
+        )),
         None => Ok(file),
     }
 }
@@ -103,7 +114,10 @@ pub fn read(path: &Path) -> Result<KeysFile, KeysError> {
 ///
 /// # Errors
 /// As [`read`], what `change` refuses, and if it cannot be written.
-pub fn edit<T>(path: &Path, change: impl FnOnce(&mut KeysFile) -> Result<T, String>) -> Result<T, KeysError> {
+pub fn edit<T>(
+    path: &Path,
+    change: impl FnOnce(&mut KeysFile) -> Result<T, String>,
+) -> Result<T, KeysError> {
     let dir = directory(path);
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| error(path, e))?;
     // The directory is what is locked: the file itself is another one after each rename.
@@ -115,7 +129,8 @@ pub fn edit<T>(path: &Path, change: impl FnOnce(&mut KeysFile) -> Result<T, Stri
     };
     let answer = change(&mut file).map_err(|why| error(path, why))?;
     replace(path, &file).map_err(|e| error(path, e))?;
-    held.sync_all().map_err(|e| error(path, format!("it was changed, but a power cut may undo that: {e}")))?;
+    held.sync_all()
+        .map_err(|e| error(path, format!("it was changed, but a power cut may undo that: {e}")))?;
     Ok(answer)
 }
 
@@ -132,7 +147,8 @@ fn replace(path: &Path, file: &KeysFile) -> std::io::Result<()> {
     } else {
         toml::to_string(file).map_err(std::io::Error::other)?
     };
-    let mut name = path.file_name().ok_or_else(|| std::io::Error::other("the path names no file"))?.to_owned();
+    let mut name =
+        path.file_name().ok_or_else(|| std::io::Error::other("the path names no file"))?.to_owned();
     name.push(".new");
     let beside = path.with_file_name(name);
     // A leftover of an editor that was killed; only one edits at a time.
@@ -154,7 +170,13 @@ mod tests {
 
     fn key(prefix: &str) -> StoredKey {
         let (prefix, scopes) = (prefix.to_owned(), vec![Scope::Write, Scope::Read]);
-        StoredKey { prefix, sha256: "0".repeat(64), tenant: "acme".into(), scopes, expires_ms: Some(7) }
+        StoredKey {
+            prefix,
+            sha256: "0".repeat(64),
+            tenant: "acme".into(),
+            scopes,
+            expires_ms: Some(7),
+        }
     }
 
     fn add(path: &Path, prefix: &str) -> Result<(), KeysError> {
@@ -172,7 +194,10 @@ mod tests {
             add(&path, "a").expect("the first");
             add(&path, "b").expect("the second");
             assert_eq!(read(&path).expect("reads").keys, [key("a"), key("b")]);
-            assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                std::fs::metadata(&path).expect("there").permissions().mode() & 0o777,
+                0o600
+            );
         }
     }
 
@@ -196,11 +221,15 @@ mod tests {
     fn a_hash_that_would_never_match_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.toml");
-        for (hash, taken) in
-            [("a1".repeat(32), true), ("A1".repeat(32), false), ("g1".repeat(32), false), ("a1".repeat(31), false)]
-        {
+        for (hash, taken) in [
+            ("a1".repeat(32), true),
+            ("A1".repeat(32), false),
+            ("g1".repeat(32), false),
+            ("a1".repeat(31), false),
+        ] {
             let key = StoredKey { sha256: hash.clone(), ..key("a") };
-            std::fs::write(&path, toml::to_string(&KeysFile { keys: vec![key] }).expect("TOML")).expect("written");
+            std::fs::write(&path, toml::to_string(&KeysFile { keys: vec![key] }).expect("TOML"))
+                .expect("written");
             assert_eq!(read(&path).is_ok(), taken, "{hash}");
         }
     }
@@ -210,12 +239,16 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("keys.toml");
         add(&path, "a").expect("written");
-        for (mode, taken) in [(0o600, true), (0o644, true), (0o664, false), (0o666, false), (0o602, false)] {
+        for (mode, taken) in
+            [(0o600, true), (0o644, true), (0o664, false), (0o666, false), (0o602, false)]
+        {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("set");
             let outcome = read(&path);
             assert_eq!(outcome.is_ok(), taken, "{mode:o}");
             assert_eq!(add(&path, "b").is_ok(), taken, "{mode:o}");
-            assert!(outcome.is_ok() || outcome.expect_err("refused").to_string().contains("chmod go-w"));
+            assert!(
+                outcome.is_ok() || outcome.expect_err("refused").to_string().contains("chmod go-w")
+            );
         }
     }
 

@@ -1,8 +1,9 @@
-//! Threads for work that takes long, shared fairly: tenants take turns, and while there are several none has all threads.
+//! Threads for work that takes long, shared fairly: tenants take turns, and while there are several
+//! none has all threads.
 //!
-//! What always holds: a tenant's work waits for that tenant's other work, never for all of it and never for all of another's; the
-//! threads run below the priority of the shards and of the event loop; work that panics harms nothing else. How much may wait is
-//! bounded by whoever hands it in.
+//! What always holds: a tenant's work waits for that tenant's other work, never for all of it and
+//! never for all of another's; the threads run below the priority of the shards and of the event
+//! loop; work that panics harms nothing else. How much may wait is bounded by whoever hands it in.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,7 +37,8 @@ impl<T> Turns<T> {
         }
     }
 
-    /// The next work, of a tenant that has less than `each` running; it is at the end of the turn then.
+    /// The next work, of a tenant that has less than `each` running; it is at the end of the turn
+    /// then.
     fn next(&mut self, each: usize) -> Option<(Arc<str>, T)> {
         let free = |tenant: &Arc<str>| self.running.get(tenant).copied().unwrap_or(0) < each;
         let at = self.waiting.iter().position(|(tenant, _)| free(tenant))?;
@@ -78,12 +80,20 @@ struct Inner {
     changed: Condvar,
 }
 
-/// The threads. They are started when they are needed, and end when this is dropped and nothing waits.
+/// The threads. They are started when they are needed, and end when this is dropped and nothing
+/// waits.
 pub(super) struct Lanes(Arc<Inner>);
 
 impl Lanes {
-    /// At most `max` threads of this name, so much nicer than everything else: with 10 they get about a tenth on a busy machine. `one_tenant` says at any moment whether there is nobody to share with.
-    pub(super) fn new(name: &'static str, nice: i32, max: usize, one_tenant: Arc<AtomicBool>) -> Self {
+    /// At most `max` threads of this name, so much nicer than everything else: with 10 they get
+    /// about a tenth on a busy machine. `one_tenant` says at any moment whether there is nobody to
+    /// share with.
+    pub(super) fn new(
+        name: &'static str,
+        nice: i32,
+        max: usize,
+        one_tenant: Arc<AtomicBool>,
+    ) -> Self {
         let (state, changed) = (Mutex::default(), Condvar::new());
         Self(Arc::new(Inner { name, nice, max: max.max(1), one_tenant, state, changed }))
     }
@@ -103,10 +113,14 @@ impl Lanes {
         state.turns.push(tenant, work);
         if state.idle == 0 && state.threads < self.0.max {
             let inner = self.0.clone();
-            let thread = std::thread::Builder::new().name(self.0.name.to_owned()).spawn(move || inner.work());
+            let thread = std::thread::Builder::new()
+                .name(self.0.name.to_owned())
+                .spawn(move || inner.work());
             match thread {
                 Ok(_) => state.threads += 1,
-                Err(error) => tracing::error!(%error, name = self.0.name, "cannot start a thread: those that run take its work"),
+                Err(error) => {
+                    tracing::error!(%error, name = self.0.name, "cannot start a thread: those that run take its work")
+                }
             }
         }
         drop(state);
@@ -131,7 +145,11 @@ impl Inner {
 
     /// Threads that one tenant may have: not all of them, if there are others.
     fn each(&self) -> usize {
-        if self.one_tenant.load(Ordering::Relaxed) { self.max } else { (self.max - self.max.div_ceil(4)).max(1) }
+        if self.one_tenant.load(Ordering::Relaxed) {
+            self.max
+        } else {
+            (self.max - self.max.div_ceil(4)).max(1)
+        }
     }
 
     fn work(&self) {
@@ -161,14 +179,19 @@ impl Inner {
     }
 }
 
-/// Threads of queries. They run below the priority of everything else, so there may be more of them than cores; a store that is a
-/// server is not asked more at once than it has connections, of which some stay free for the shards and for looks at it.
+/// Threads of queries. They run below the priority of everything else, so there may be more of them
+/// than cores; a store that is a server is not asked more at once than it has connections, of which
+/// some stay free for the shards and for looks at it.
 pub(super) fn query_threads(config: &Config, cores: usize) -> usize {
     let wanted = match config.query.threads {
         0 => cores.max(4),
         threads => threads,
     };
-    if config.store.url.is_none() { wanted } else { wanted.min(config.store.read_connections.div_ceil(2)) }
+    if config.store.url.is_none() {
+        wanted
+    } else {
+        wanted.min(config.store.read_connections.div_ceil(2))
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +214,11 @@ mod tests {
         while let Some((_, work)) = turns.next(3) {
             order.push(work);
         }
-        assert_eq!(order, ["a0", "b0", "a1", "a2"], "b waits for one of a's, and a has three running");
+        assert_eq!(
+            order,
+            ["a0", "b0", "a1", "a2"],
+            "b waits for one of a's, and a has three running"
+        );
         turns.done(&b);
         assert_eq!(turns.next(3), None, "that was not a's");
         turns.done(&a);
@@ -220,8 +247,12 @@ mod tests {
     #[tokio::test]
     async fn work_that_panics_harms_nothing_else_and_threads_are_nice() {
         let lanes = Lanes::new("test", 7, 1, Arc::new(AtomicBool::new(true)));
-        assert!(lanes.run(&tenant("a"), || -> u8 { panic!("a fault to be caught") }).await.is_err());
-        let nice = lanes.run(&tenant("a"), || rustix::process::getpriority_process(None).expect("a priority")).await;
+        assert!(
+            lanes.run(&tenant("a"), || -> u8 { panic!("a fault to be caught") }).await.is_err()
+        );
+        let nice = lanes
+            .run(&tenant("a"), || rustix::process::getpriority_process(None).expect("a priority"))
+            .await;
         assert!(nice.expect("an answer") >= 7);
     }
 }

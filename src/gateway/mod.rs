@@ -1,8 +1,9 @@
 //! The edge: bodies, validation, authentication, admission, HTTP and WebSocket.
 //!
-//! What always holds: nothing is answered with success before the log says that it is durable; the tenant comes from the API key
-//! alone; every body, queue and connection is bounded; overload is 429 or 503 with `Retry-After`, never another 4xx. When the log or the
-//! store fails, the answer says so in the error shape `{"error": {"code", "message", "details"}}`.
+//! What always holds: nothing is answered with success before the log says that it is durable; the
+//! tenant comes from the API key alone; every body, queue and connection is bounded; overload is
+//! 429 or 503 with `Retry-After`, never another 4xx. When the log or the store fails, the answer
+//! says so in the error shape `{"error": {"code", "message", "details"}}`.
 
 mod admin;
 pub mod admission;
@@ -81,7 +82,8 @@ pub struct GatewayDeps {
     pub status: Arc<dyn StatusService>,
     /// Whether the node does what its roles ask of it.
     pub ready: ReadyFor,
-    /// How many metric names a tenant may use, and how many it does; none on a node without shards.
+    /// How many metric names a tenant may use, and how many it does; none on a node without
+    /// shards.
     pub metric_names: MetricNames,
 }
 
@@ -107,11 +109,13 @@ pub struct Gateway {
 
 /// Bodies of so many bytes are read beside the event loop, or they would delay everybody's answers.
 const LARGE: usize = 1 << 20;
-/// The same where tenants share the node: a body of this size may be thousands of events, and nobody waits for another's.
+/// The same where tenants share the node: a body of this size may be thousands of events, and
+/// nobody waits for another's.
 const LARGE_AMONG_SEVERAL: usize = 64 << 10;
 
 impl Gateway {
-    /// Reads a body: a large one where tenants take turns, and below the priority of the event loop.
+    /// Reads a body: a large one where tenants take turns, and below the priority of the event
+    /// loop.
     ///
     /// # Errors
     /// What reading it says; 500 if that crashed.
@@ -136,10 +140,13 @@ impl Gateway {
     pub fn new(deps: GatewayDeps) -> Arc<Self> {
         let config = &deps.config;
         let shares = shares::TenantShares::new(config, &deps.keys.load());
-        let (max, per_address) = (config.server.max_connections, config.server.max_connections_per_address);
+        let (max, per_address) =
+            (config.server.max_connections, config.server.max_connections_per_address);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (interned, interned_bytes) = (config.gateway.max_interned, config.gateway.max_interned_bytes.in_memory());
-        let connections = connections::Connections::new(max, per_address, shares.connections.clone());
+        let (interned, interned_bytes) =
+            (config.gateway.max_interned, config.gateway.max_interned_bytes.in_memory());
+        let connections =
+            connections::Connections::new(max, per_address, shares.connections.clone());
         Arc::new(Self {
             connections,
             event_limits: EventLimits {
@@ -148,7 +155,12 @@ impl Gateway {
             },
             interner: interner::Interner::new(deps.shard_count, interned, interned_bytes),
             admission: admission::Admission::new(&config.tenants),
-            queries: lanes::Lanes::new("query", 10, lanes::query_threads(config, cores), shares.one_tenant().clone()),
+            queries: lanes::Lanes::new(
+                "query",
+                10,
+                lanes::query_threads(config, cores),
+                shares.one_tenant().clone(),
+            ),
             readers: lanes::Lanes::new("reader", 5, cores.max(2), shares.one_tenant().clone()),
             shares,
             packing: Arc::new(tokio::sync::Semaphore::new(pack::places())),

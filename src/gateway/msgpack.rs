@@ -1,5 +1,5 @@
-//! MessagePack bodies: a map, or an array of maps. The walker is iterative, bounded in depth, and allocates nothing for a length
-//! that it has only been told.
+//! MessagePack bodies: a map, or an array of maps. The walker is iterative, bounded in depth, and
+//! allocates nothing for a length that it has only been told.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -48,7 +48,8 @@ impl<'a> Reader<'a> {
         Ok(match marker {
             Marker::Null => Token::Nil,
             Marker::True | Marker::False => Token::Other,
-            // One byte, whatever it would be: the event that holds it is refused, its neighbours are not.
+            // One byte, whatever it would be: the event that holds it is refused, its neighbours
+            // are not.
             Marker::Reserved => Token::Reserved,
             Marker::FixPos(n) => Token::Int(i128::from(n)),
             Marker::FixNeg(n) => Token::Int(i128::from(n)),
@@ -85,8 +86,9 @@ impl<'a> Reader<'a> {
             Marker::Map32 => Token::Map(self.uint(4)? as u32),
         })
     }
-    /// Passes over one value, however deep: of what is open only the number of values that are missing is kept. Every one costs at
-    /// least a byte of the body, so a huge count ends at the body's end.
+    /// Passes over one value, however deep: of what is open only the number of values that are
+    /// missing is kept. Every one costs at least a byte of the body, so a huge count ends at
+    /// the body's end.
     fn pass(&mut self) -> Result<Range<usize>, Why> {
         let (start, mut missing) = (self.at, 1u64);
         while missing > 0 {
@@ -98,7 +100,8 @@ impl<'a> Reader<'a> {
         }
         Ok(start..self.at)
     }
-    /// Passes over one value that is kept: readable, and not too deep for whoever reads the archive later.
+    /// Passes over one value that is kept: readable, and not too deep for whoever reads the archive
+    /// later.
     fn skip(&mut self) -> Result<Range<usize>, Why> {
         let start = self.at;
         let mut open: smallvec::SmallVec<[u64; 16]> = smallvec::smallvec![1];
@@ -120,7 +123,8 @@ impl<'a> Reader<'a> {
         }
         Ok(start..self.at)
     }
-    /// Whether every string of what is kept is text. Beside it there is `bin` for bytes, which readers of the archive expect to be any.
+    /// Whether every string of what is kept is text. Beside it there is `bin` for bytes, which
+    /// readers of the archive expect to be any.
     fn check_text(&mut self) -> Result<(), Why> {
         while self.at < self.bytes.len() {
             if let Token::Str(text) = self.token()? {
@@ -134,10 +138,13 @@ impl<'a> Reader<'a> {
 /// The events of a body, as ranges of it.
 ///
 /// # Errors
-/// 400 if it is no map or array, or its events cannot be told apart; 413 for more than `max` events.
+/// 400 if it is no map or array, or its events cannot be told apart; 413 for more than `max`
+/// events.
 pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
     let mut reader = Reader { bytes: body, at: 0 };
-    let broken = |at: usize, why: Why| ApiError::unreadable(format!("not readable MessagePack: {why}, at byte {at}"));
+    let broken = |at: usize, why: Why| {
+        ApiError::unreadable(format!("not readable MessagePack: {why}, at byte {at}"))
+    };
     let count = match reader.token().map_err(|why| broken(0, why))? {
         Token::Array(n) if n as usize > max => return Err(too_many(max)),
         Token::Array(n) => n,
@@ -152,10 +159,15 @@ pub fn split(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError> {
         let at = reader.at;
         events.push(reader.pass().map_err(|why| broken(at, why))?);
     }
-    if reader.at != body.len() { Err(broken(reader.at, "bytes behind the end")) } else { Ok(events) }
+    if reader.at != body.len() {
+        Err(broken(reader.at, "bytes behind the end"))
+    } else {
+        Ok(events)
+    }
 }
 
-const NAMES: [&[u8]; 7] = [b"metric", b"timestamp", b"value", b"labels", b"user", b"id", b"properties"];
+const NAMES: [&[u8]; 7] =
+    [b"metric", b"timestamp", b"value", b"labels", b"user", b"id", b"properties"];
 
 /// Reads one event.
 ///
@@ -165,14 +177,17 @@ pub fn event(raw: &[u8]) -> Result<Fields<'_>, String> {
     fields(raw).map_err(|why| format!("not a readable event: {why}"))
 }
 
-/// The id of an event that cannot be read or is not to be read, if that much can be: it stands there once, before what is broken.
+/// The id of an event that cannot be read or is not to be read, if that much can be: it stands
+/// there once, before what is broken.
 pub fn id(raw: &[u8]) -> Option<String> {
     let mut reader = Reader { bytes: raw, at: 0 };
     let Ok(Token::Map(count)) = reader.token() else { return None };
     let mut found: Option<&[u8]> = None;
     for _ in 0..count {
         let (Ok(name), Ok(value)) = (reader.pass(), reader.pass()) else { break };
-        if matches!(Reader { bytes: &raw[name], at: 0 }.token(), Ok(Token::Str(b"id"))) && found.replace(&raw[value]).is_some() {
+        if matches!(Reader { bytes: &raw[name], at: 0 }.token(), Ok(Token::Str(b"id")))
+            && found.replace(&raw[value]).is_some()
+        {
             return None;
         }
     }
@@ -204,7 +219,10 @@ fn fields(raw: &[u8]) -> Result<Fields<'_>, Why> {
             0 => fields.metric = text(reader.token_of_scalar()?),
             1 => fields.timestamp = time(reader.token_of_scalar()?),
             2 => fields.value = number(reader.token_of_scalar()?),
-            3 => fields.labels = Some(&raw[reader.skip()?]).filter(|raw| **raw != [0xc0]).unwrap_or_default(),
+            3 => {
+                fields.labels =
+                    Some(&raw[reader.skip()?]).filter(|raw| **raw != [0xc0]).unwrap_or_default()
+            }
             4 => fields.user = text(reader.token_of_scalar()?),
             5 => fields.id = text(reader.token_of_scalar()?),
             _ => {
@@ -243,19 +261,24 @@ fn time(token: Token<'_>) -> Time<'_> {
     match token {
         Token::Nil => Time::Absent,
         Token::Int(n) => i64::try_from(n).map_or(Time::Wrong, Time::Millis),
-        Token::Str(s) => std::str::from_utf8(s).map_or(Time::Wrong, |s| Time::Text(Cow::Borrowed(s))),
+        Token::Str(s) => {
+            std::str::from_utf8(s).map_or(Time::Wrong, |s| Time::Text(Cow::Borrowed(s)))
+        }
         _ => Time::Wrong,
     }
 }
 
-/// Doubles become decimals by their shortest text, so that 0.1 is 0.1; what is not finite has no such text.
+/// Doubles become decimals by their shortest text, so that 0.1 is 0.1; what is not finite has no
+/// such text.
 fn number(token: Token<'_>) -> Number<'_> {
     match token {
         Token::Nil => Number::Null,
         Token::Int(n) => Number::Text(Cow::Owned(n.to_string())),
         Token::Float(f) if f.is_finite() => Number::Text(Cow::Owned(f.to_string())),
         Token::Float32(f) if f.is_finite() => Number::Text(Cow::Owned(f.to_string())),
-        Token::Str(s) => std::str::from_utf8(s).map_or(Number::Wrong, |s| Number::Text(Cow::Borrowed(s))),
+        Token::Str(s) => {
+            std::str::from_utf8(s).map_or(Number::Wrong, |s| Number::Text(Cow::Borrowed(s)))
+        }
         _ => Number::Wrong,
     }
 }
@@ -265,7 +288,12 @@ fn number(token: Token<'_>) -> Number<'_> {
 /// # Errors
 /// `labels_invalid`.
 pub fn labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
-    let wrong = |why: &str| EventError::new(EventErrorCode::LabelsInvalid, format!("labels are a map of strings: {why}"));
+    let wrong = |why: &str| {
+        EventError::new(
+            EventErrorCode::LabelsInvalid,
+            format!("labels are a map of strings: {why}"),
+        )
+    };
     let mut reader = Reader { bytes: raw, at: 0 };
     let string = |reader: &mut Reader<'_>| match reader.token() {
         Ok(Token::Str(s)) => String::from_utf8(s.to_vec()).map_err(|_| wrong("not UTF-8")),

@@ -1,6 +1,7 @@
 //! Answers packed for clients that take them so. JSON of series packs to a tenth.
 //!
-//! What is small is sent as it is, and so is everything while a node has as much to pack as it spends processors on.
+//! What is small is sent as it is, and so is everything while a node has as much to pack as it
+//! spends processors on.
 
 use std::io::Write;
 
@@ -34,7 +35,8 @@ impl Coding {
     fn pack(self, body: &[u8]) -> std::io::Result<Vec<u8>> {
         match self {
             Self::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 encoder.write_all(body)?;
                 encoder.finish()
             }
@@ -43,18 +45,23 @@ impl Coding {
     }
 }
 
-/// How many answers are packed at once: half of the processors, so that the others are left for what cannot wait.
+/// How many answers are packed at once: half of the processors, so that the others are left for
+/// what cannot wait.
 pub(super) fn places() -> usize {
     (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1)
 }
 
 /// The coding that a client likes best, of those that we have.
 pub(super) fn wanted(headers: &HeaderMap) -> Option<Coding> {
-    let asked = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    let asked =
+        headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     let (mut gzip, mut zstd, mut any) = (None, None, None);
     for item in asked.flat_map(|value| value.split(',')) {
         let (name, parameters) = item.split_once(';').unwrap_or((item, ""));
-        let quality = parameters.trim().strip_prefix("q=").map_or(Some(1.0), |q| q.trim().parse::<f32>().ok());
+        let quality = parameters
+            .trim()
+            .strip_prefix("q=")
+            .map_or(Some(1.0), |q| q.trim().parse::<f32>().ok());
         match name.trim().to_ascii_lowercase().as_str() {
             "gzip" | "x-gzip" => gzip = quality,
             "zstd" => zstd = quality,
@@ -80,7 +87,11 @@ fn is_worth_it(response: &Response) -> bool {
 }
 
 /// Packs an answer, if it is worth it and the client takes it so.
-pub(super) async fn pack(gateway: &Gateway, wanted: Option<Coding>, mut response: Response) -> Response {
+pub(super) async fn pack(
+    gateway: &Gateway,
+    wanted: Option<Coding>,
+    mut response: Response,
+) -> Response {
     if !is_worth_it(&response) {
         return response;
     }
@@ -116,7 +127,8 @@ pub(super) async fn pack(gateway: &Gateway, wanted: Option<Coding>, mut response
 
 fn crashed(error: &dyn std::fmt::Display) -> Response {
     tracing::error!(%error, "an answer could not be packed");
-    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the answer could not be packed").into_response()
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the answer could not be packed")
+        .into_response()
 }
 
 #[cfg(test)]
@@ -138,7 +150,8 @@ mod tests {
             ("*;q=0", None),
             ("gzip;q=x", None),
         ] {
-            let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, asked.parse().expect("a header"))]);
+            let headers =
+                HeaderMap::from_iter([(header::ACCEPT_ENCODING, asked.parse().expect("a header"))]);
             assert_eq!(wanted(&headers), coding, "{asked}");
         }
         assert_eq!(wanted(&HeaderMap::new()), None);

@@ -1,7 +1,7 @@
 //! Pages for people: what a node is and where to look, and the documentation of this very version.
 //!
-//! They are the same for everybody, hold nothing of a tenant, and are not copied for each reader, of whom there may be many that read
-//! nothing.
+//! They are the same for everybody, hold nothing of a tenant, and are not copied for each reader,
+//! of whom there may be many that read nothing.
 
 use std::sync::LazyLock;
 
@@ -29,10 +29,15 @@ const DOCS: &[(&str, &str)] = &[
 
 /// The style of the page is allowed by its hash, and nothing else is.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
-    let style = INDEX.split_once("<style>").and_then(|(_, rest)| rest.split_once("</style>")).map_or("", |(style, _)| style);
+    let style = INDEX
+        .split_once("<style>")
+        .and_then(|(_, rest)| rest.split_once("</style>"))
+        .map_or("", |(style, _)| style);
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(style));
-    let policy =
-        format!("default-src 'none'; style-src 'sha256-{hash}'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'");
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{hash}'; form-action 'self'; base-uri 'none'; \
+         frame-ancestors 'none'"
+    );
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
@@ -40,17 +45,23 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 pub(super) async fn index(q: GivenParams) -> Result<Response, ApiError> {
     params(q, &[])?;
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
-    Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY.clone())], INDEX).into_response())
+    Ok(([(header::CONTENT_TYPE, kind), (header::CONTENT_SECURITY_POLICY, POLICY.clone())], INDEX)
+        .into_response())
 }
 
 /// `/docs/{page}`: as text, which every browser shows.
-pub(super) async fn doc(name: Result<Path<String>, PathRejection>, q: GivenParams) -> Result<Response, ApiError> {
+pub(super) async fn doc(
+    name: Result<Path<String>, PathRejection>,
+    q: GivenParams,
+) -> Result<Response, ApiError> {
     let name = part(name)?;
     params(q, &[])?;
-    let Some((_, text)) = DOCS.iter().find(|(known, _)| name.strip_suffix(".md") == Some(*known)) else {
+    let Some((_, text)) = DOCS.iter().find(|(known, _)| name.strip_suffix(".md") == Some(*known))
+    else {
         let all: Vec<String> = DOCS.iter().map(|(name, _)| format!("{name}.md")).collect();
         let message = format!("there is no such page; there are {}", all.join(", "));
         return Err(ApiError::new(StatusCode::NOT_FOUND, "not_found", message));
     };
-    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))], *text).into_response())
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"))], *text)
+        .into_response())
 }

@@ -1,7 +1,8 @@
 //! The one way in which parameters are read: each is known, given once, and says something. Pure.
 //!
-//! Whoever asks trusts that what is not refused is used. A parameter that is ignored, because its name is wrong, because another of the
-//! same name came later, or because its value is missing, makes an answer to another question.
+//! Whoever asks trusts that what is not refused is used. A parameter that is ignored, because its
+//! name is wrong, because another of the same name came later, or because its value is missing,
+//! makes an answer to another question.
 
 use super::error::ApiError;
 use crate::model::event::parse_rfc3339;
@@ -10,7 +11,8 @@ use crate::query::request::shown;
 
 /// What is nearer than this to a known name was perhaps meant.
 const NEAR: f64 = 0.75;
-/// The beginning of the year 9999, in milliseconds, so that every step ends within the calendar; its negative bounds the past.
+/// The beginning of the year 9999, in milliseconds, so that every step ends within the calendar;
+/// its negative bounds the past.
 const LAST: Millis = 253_370_764_800_000;
 
 /// Parameters that were checked.
@@ -21,15 +23,21 @@ impl<'p> Params<'p> {
     /// Checks that each parameter is one of the known ones, is there once, and has a value.
     ///
     /// # Errors
-    /// `parameter_unknown`, which names the known one that was perhaps meant; `parameter_repeated`; `parameter_empty`.
+    /// `parameter_unknown`, which names the known one that was perhaps meant; `parameter_repeated`;
+    /// `parameter_empty`.
     pub fn read(given: &'p [(String, String)], known: &[&str]) -> Result<Self, ApiError> {
         for (at, (name, value)) in given.iter().enumerate() {
             if !known.contains(&name.as_str()) {
                 return Err(ApiError::bad("parameter_unknown", unknown(name, known)));
             }
             if given[..at].iter().any(|(before, _)| before == name) {
-                let list = if matches!(name.as_str(), "agg" | "by") { ", several items separated by commas" } else { "" };
-                let list = if name == "where" { ", several matchers separated by commas" } else { list };
+                let list = if matches!(name.as_str(), "agg" | "by") {
+                    ", several items separated by commas"
+                } else {
+                    ""
+                };
+                let list =
+                    if name == "where" { ", several matchers separated by commas" } else { list };
                 return Err(ApiError::bad(
                     "parameter_repeated",
                     format!("the parameter {name} is given twice: give it once{list}"),
@@ -62,13 +70,21 @@ impl<'p> Params<'p> {
     ///
     /// # Errors
     /// The code, and the words.
-    pub fn word<T: Copy>(self, name: &str, code: &'static str, words: &[(&str, T)]) -> Result<Option<T>, ApiError> {
+    pub fn word<T: Copy>(
+        self,
+        name: &str,
+        code: &'static str,
+        words: &[(&str, T)],
+    ) -> Result<Option<T>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, meaning)) => Ok(Some(*meaning)),
             None => {
                 let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                Err(ApiError::bad(code, format!("{name} is one of {}, not {:?}", all.join(", "), shown(text))))
+                Err(ApiError::bad(
+                    code,
+                    format!("{name} is one of {}, not {:?}", all.join(", "), shown(text)),
+                ))
             }
         }
     }
@@ -76,7 +92,10 @@ impl<'p> Params<'p> {
 
 fn unknown(name: &str, known: &[&str]) -> String {
     let likeness = |known: &str| strsim::jaro_winkler(&shown(name).to_lowercase(), known);
-    let nearest = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))).filter(|nearest| likeness(nearest) >= NEAR);
+    let nearest = known
+        .iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .filter(|nearest| likeness(nearest) >= NEAR);
     let advice = match nearest {
         Some(nearest) => format!("did you mean {nearest:?}?"),
         None if known.is_empty() => "this route takes none".to_owned(),
@@ -114,7 +133,10 @@ mod tests {
         assert_eq!((params.get("metric"), params.get("from")), (Some("m"), None));
         for (params, code) in [
             (&[("metric", "a"), ("metric", "a")][..], "parameter_repeated"),
-            (&[("where", "{a=\"b\"}"), ("agg", "sum"), ("where", "{c=\"d\"}")], "parameter_repeated"),
+            (
+                &[("where", "{a=\"b\"}"), ("agg", "sum"), ("where", "{c=\"d\"}")],
+                "parameter_repeated",
+            ),
             (&[("agg", "")], "parameter_empty"),
             (&[("agg", ""), ("agg", "sum")], "parameter_empty"),
             (&[("", "x")], "parameter_unknown"),
@@ -126,20 +148,28 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_suggested_and_none_that_is_far() {
-        for (name, nearest) in [("Metric", "metric"), ("form", "from"), ("aggs", "agg"), ("were", "where")] {
+        for (name, nearest) in
+            [("Metric", "metric"), ("form", "from"), ("aggs", "agg"), ("were", "where")]
+        {
             let message = refusal(&[(name, "x")]).message;
             assert!(message.ends_with(&format!("did you mean {nearest:?}?")), "{name}: {message}");
         }
         let message = refusal(&[("zzz", "x")]).message;
         assert!(message.ends_with("there are metric, from, where, agg"), "{message}");
-        let message = Params::read(&owned(&[("a", "x")]), &[]).map(|_| ()).expect_err("refused").message;
+        let message =
+            Params::read(&owned(&[("a", "x")]), &[]).map(|_| ()).expect_err("refused").message;
         assert!(message.ends_with("this route takes none"), "{message}");
-        assert!(refusal(&[(&"x".repeat(60_000), "x")]).message.len() < 300, "an answer does not repeat a whole request");
+        assert!(
+            refusal(&[(&"x".repeat(60_000), "x")]).message.len() < 300,
+            "an answer does not repeat a whole request"
+        );
     }
 
     #[test]
     fn times_are_text_or_milliseconds() {
-        let of = |text: &str| Params::read(&owned(&[("from", text)]), KNOWN).and_then(|p| p.time("from"));
+        let of = |text: &str| {
+            Params::read(&owned(&[("from", text)]), KNOWN).and_then(|p| p.time("from"))
+        };
         assert_eq!(of("1767225600000"), Ok(Some(1_767_225_600_000)));
         assert_eq!(of("2026-01-01T01:00:00+01:00"), Ok(Some(1_767_225_600_000)));
         for fraction in ["", ".0", ".000999999", ".0009999999999", ".00000000000000000000000001"] {

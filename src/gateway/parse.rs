@@ -1,6 +1,8 @@
-//! JSON bodies: one event, an array, or NDJSON. Fields stay slices of the body; no tree is ever built.
+//! JSON bodies: one event, an array, or NDJSON. Fields stay slices of the body; no tree is ever
+//! built.
 //!
-//! A body is first split into its events, whatever they hold; what is wrong inside one is a reason to refuse it and no other.
+//! A body is first split into its events, whatever they hold; what is wrong inside one is a reason
+//! to refuse it and no other.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -97,14 +99,17 @@ struct JsonEvent<'a> {
 /// Reads one event.
 ///
 /// # Errors
-/// Why it cannot be read: no object, no JSON, unknown or repeated fields, properties that readers of the archive could not decode.
+/// Why it cannot be read: no object, no JSON, unknown or repeated fields, properties that readers
+/// of the archive could not decode.
 pub fn json_event(raw: &[u8]) -> Result<Fields<'_>, String> {
     // Serde would take an array of fields for a struct.
     if raw.get(scan::skip_space(raw, 0)) != Some(&b'{') {
         return Err("an event is an object".to_owned());
     }
-    let text = std::str::from_utf8(raw).map_err(|e| format!("not UTF-8 from byte {} of the event on", e.valid_up_to()))?;
-    let event: JsonEvent<'_> = serde_json::from_str(text).map_err(|e| format!("not a readable event: {}", shown(&e)))?;
+    let text = std::str::from_utf8(raw)
+        .map_err(|e| format!("not UTF-8 from byte {} of the event on", e.valid_up_to()))?;
+    let event: JsonEvent<'_> =
+        serde_json::from_str(text).map_err(|e| format!("not a readable event: {}", shown(&e)))?;
     event.properties.map_or(Ok(()), |properties| check_kept("properties", properties.get()))?;
     Ok(Fields {
         metric: string(event.metric),
@@ -119,13 +124,18 @@ pub fn json_event(raw: &[u8]) -> Result<Fields<'_>, String> {
             Some(raw) if raw.starts_with('"') => unquote(raw).map_or(Number::Wrong, Number::Text),
             Some(raw) => Number::Text(Cow::Borrowed(raw)),
         },
-        labels: event.labels.map(RawValue::get).filter(|raw| *raw != "null").map_or(&[], str::as_bytes),
+        labels: event
+            .labels
+            .map(RawValue::get)
+            .filter(|raw| *raw != "null")
+            .map_or(&[], str::as_bytes),
         user: string(event.user),
         id: string(event.id),
     })
 }
 
-/// The id of an event that cannot be read or is not to be read, if that much can be: it stands there once, before what is broken.
+/// The id of an event that cannot be read or is not to be read, if that much can be: it stands
+/// there once, before what is broken.
 pub fn json_id(raw: &[u8]) -> Option<String> {
     let members = Members::of(raw, scan::skip_space(raw, 0)).map_while(Result::ok);
     let mut ids = members.filter(|member| &raw[member.name.clone()] == b"\"id\"");
@@ -153,7 +163,8 @@ fn unquote(raw: &str) -> Option<Cow<'_, str>> {
     raw.strip_prefix('"')?.strip_suffix('"').map(Cow::Borrowed)
 }
 
-/// Checks that what is kept unread can be decoded by whoever reads the archive later; it is valid JSON.
+/// Checks that what is kept unread can be decoded by whoever reads the archive later; it is valid
+/// JSON.
 ///
 /// # Errors
 /// If it is nested too deeply, or a string holds half of a surrogate pair, which is no character.
@@ -162,7 +173,8 @@ pub(super) fn check_kept(what: &str, json: &str) -> Result<(), String> {
     while let Some(byte) = bytes.get(at) {
         match byte {
             b'\\' if quoted => {
-                at += escape_len(&bytes[at..]).ok_or_else(|| format!("a lone surrogate in {what}: it is no character"))?;
+                at += escape_len(&bytes[at..])
+                    .ok_or_else(|| format!("a lone surrogate in {what}: it is no character"))?;
                 continue;
             }
             b'"' => quoted = !quoted,
@@ -178,10 +190,13 @@ pub(super) fn check_kept(what: &str, json: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Bytes of the escape, or of the pair of escapes, that `text` begins with; none if it is half of a pair.
+/// Bytes of the escape, or of the pair of escapes, that `text` begins with; none if it is half of a
+/// pair.
 fn escape_len(text: &[u8]) -> Option<usize> {
     let unit = |at: usize| match text.get(at..at + 6)? {
-        [b'\\', b'u', digits @ ..] => u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok(),
+        [b'\\', b'u', digits @ ..] => {
+            u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+        }
         _ => None,
     };
     match unit(0) {
@@ -204,7 +219,11 @@ pub fn split_json(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiError
 ///
 /// # Errors
 /// As [`split_json`].
-pub fn split_json_in(text: &[u8], part: Range<usize>, max: usize) -> Result<Vec<Range<usize>>, ApiError> {
+pub fn split_json_in(
+    text: &[u8],
+    part: Range<usize>,
+    max: usize,
+) -> Result<Vec<Range<usize>>, ApiError> {
     let text = &text[..part.end];
     let start = scan::skip_space(text, part.start);
     match text.get(start) {
@@ -217,7 +236,9 @@ pub fn split_json_in(text: &[u8], part: Range<usize>, max: usize) -> Result<Vec<
                 Err(ApiError::unreadable(format!("broken JSON: {}; {hint}", broken.shown(text))))
             }
         },
-        Some(_) => Err(ApiError::unreadable("a body is an event, an array of events, or lines of them (application/x-ndjson)")),
+        Some(_) => Err(ApiError::unreadable(
+            "a body is an event, an array of events, or lines of them (application/x-ndjson)",
+        )),
     }
 }
 
@@ -225,19 +246,27 @@ pub fn split_json_in(text: &[u8], part: Range<usize>, max: usize) -> Result<Vec<
 ///
 /// # Errors
 /// 400 if they cannot be told apart, 413 for more than `max`.
-pub(super) fn split_array(text: &[u8], start: usize, max: usize) -> Result<Vec<Range<usize>>, ApiError> {
-    let broken = |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(text)));
+pub(super) fn split_array(
+    text: &[u8],
+    start: usize,
+    max: usize,
+) -> Result<Vec<Range<usize>>, ApiError> {
+    let broken =
+        |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(text)));
     let (found, end) = scan::elements(text, start, max).map_err(broken)?;
     if found.len() > max {
         return Err(too_many(max));
     }
     match scan::skip_space(text, end) {
-        at if at < text.len() => Err(broken(Broken { at, begun: at, why: "something stands behind the end" })),
+        at if at < text.len() => {
+            Err(broken(Broken { at, begun: at, why: "something stands behind the end" }))
+        }
         _ => Ok(found),
     }
 }
 
-/// The events of an NDJSON body, blank lines left out. A line ends at its line feed, whatever it holds.
+/// The events of an NDJSON body, blank lines left out. A line ends at its line feed, whatever it
+/// holds.
 ///
 /// # Errors
 /// 413 for more than `max` events.
@@ -257,14 +286,17 @@ pub fn split_ndjson(body: &[u8], max: usize) -> Result<Vec<Range<usize>>, ApiErr
     Ok(lines)
 }
 
-/// Bytes of the mark that some editors put at the beginning of a file. It says nothing, and JSON has none.
+/// Bytes of the mark that some editors put at the beginning of a file. It says nothing, and JSON
+/// has none.
 pub(super) fn bom_len(body: &[u8]) -> usize {
     if body.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 }
 }
 
 /// 413 for too many events.
 pub fn too_many(max: usize) -> ApiError {
-    ApiError::too_large(format!("a request holds at most {max} events (accept.max_events): send several"))
+    ApiError::too_large(format!(
+        "a request holds at most {max} events (accept.max_events): send several"
+    ))
 }
 
 /// Labels as they come. An empty value is as good as no label, so it does not count.
@@ -323,8 +355,10 @@ impl<'de> Visitor<'de> for Labels {
 /// `labels_invalid`.
 pub fn json_labels(raw: &[u8]) -> Result<Vec<(String, String)>, EventError> {
     let mut input = serde_json::Deserializer::from_slice(raw);
-    input
-        .deserialize_map(Labels)
-        .map(LabelList::into_labels)
-        .map_err(|e| EventError::new(EventErrorCode::LabelsInvalid, format!("labels are an object of strings: {}", shown(&e))))
+    input.deserialize_map(Labels).map(LabelList::into_labels).map_err(|e| {
+        EventError::new(
+            EventErrorCode::LabelsInvalid,
+            format!("labels are an object of strings: {}", shown(&e)),
+        )
+    })
 }

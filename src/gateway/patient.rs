@@ -1,4 +1,5 @@
-//! Patience with a client that ends: its connection is cut when it does not take what is sent, and followed while messages come in.
+//! Patience with a client that ends: its connection is cut when it does not take what is sent, and
+//! followed while messages come in.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -28,11 +29,21 @@ pub(super) struct Patient<S> {
 impl<S> Patient<S> {
     /// Over this socket.
     pub(super) fn new(stream: S, connection: Arc<Connection>, patience: Duration) -> Self {
-        Self { stream, connection, patience, timer: Box::pin(tokio::time::sleep(Duration::MAX / 4)), taken: None }
+        Self {
+            stream,
+            connection,
+            patience,
+            timer: Box::pin(tokio::time::sleep(Duration::MAX / 4)),
+            taken: None,
+        }
     }
 
     /// What became of a write.
-    fn written(&mut self, context: &mut Context<'_>, outcome: Poll<Result<usize>>) -> Poll<Result<usize>> {
+    fn written(
+        &mut self,
+        context: &mut Context<'_>,
+        outcome: Poll<Result<usize>>,
+    ) -> Poll<Result<usize>> {
         match outcome {
             Poll::Ready(Ok(bytes)) => {
                 if let Some(taken) = &mut self.taken {
@@ -52,7 +63,10 @@ impl<S> Patient<S> {
                 }
                 ready!(self.timer.as_mut().poll(context));
                 count_cut(Cut::Slow);
-                Poll::Ready(Err(Error::new(ErrorKind::TimedOut, "the answer was not taken (server.write_timeout)")))
+                Poll::Ready(Err(Error::new(
+                    ErrorKind::TimedOut,
+                    "the answer was not taken (server.write_timeout)",
+                )))
             }
         }
     }
@@ -64,23 +78,38 @@ impl<S> Patient<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if self.connection.came_in(&buffer.filled()[before..]) {
             return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Err(Error::new(ErrorKind::OutOfMemory, "no memory for the message (accept.max_inflight)")))
+        Poll::Ready(Err(Error::new(
+            ErrorKind::OutOfMemory,
+            "no memory for the message (accept.max_inflight)",
+        )))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.written(context, outcome)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[IoSlice<'_>]) -> Poll<Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[IoSlice<'_>],
+    ) -> Poll<Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
         self.written(context, outcome)
     }

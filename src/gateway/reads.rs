@@ -11,7 +11,8 @@ use crate::query::answer::{NamePage, PageRequest};
 use crate::query::error::QueryError;
 use crate::query::matchers;
 use crate::query::request::{
-    AGGREGATES, Aggregate, InvalidRequest, QueryRequest, QuerySpec, SeriesOrder, check_label_name, shown,
+    AGGREGATES, Aggregate, InvalidRequest, QueryRequest, QuerySpec, SeriesOrder, check_label_name,
+    shown,
 };
 use crate::query::service::QueryService;
 use crate::query::steps::{STEPS, Step};
@@ -24,10 +25,15 @@ use super::render::{self, Decimals};
 /// Parameters as they came.
 pub type Given = [(String, String)];
 
-const QUERY_PARAMETERS: &[&str] =
-    &["metric", "from", "to", "step", "tz", "agg", "by", "where", "limit", "order", "numbers", "format"];
-const ORDERS: &[(&str, SeriesOrder)] =
-    &[("labels", SeriesOrder::Labels), ("desc", SeriesOrder::Descending), ("asc", SeriesOrder::Ascending)];
+const QUERY_PARAMETERS: &[&str] = &[
+    "metric", "from", "to", "step", "tz", "agg", "by", "where", "limit", "order", "numbers",
+    "format",
+];
+const ORDERS: &[(&str, SeriesOrder)] = &[
+    ("labels", SeriesOrder::Labels),
+    ("desc", SeriesOrder::Descending),
+    ("asc", SeriesOrder::Ascending),
+];
 const DECIMALS: &[(&str, Decimals)] = &[("json", Decimals::Numbers), ("string", Decimals::Strings)];
 /// Names of one answer, unless it is asked for fewer; and at most.
 const MAX_NAMES: usize = catalogue::MAX_NAMES - 1;
@@ -36,7 +42,13 @@ const MAX_NAMES: usize = catalogue::MAX_NAMES - 1;
 ///
 /// # Errors
 /// 400 names the parameter and what it takes; otherwise what the engine says.
-pub fn query(queries: &dyn QueryService, tenant: &str, given: &Given, now: Millis, budget: &Budget) -> Result<String, ApiError> {
+pub fn query(
+    queries: &dyn QueryService,
+    tenant: &str,
+    given: &Given,
+    now: Millis,
+    budget: &Budget,
+) -> Result<String, ApiError> {
     let (request, decimals) = json_request(given, now)?;
     let mut answer = queries.query(tenant, &request, budget)?;
     render::query_answer(&mut answer, decimals).map_err(|why| QueryError::ended(why, 0).into())
@@ -46,7 +58,13 @@ pub fn query(queries: &dyn QueryService, tenant: &str, given: &Given, now: Milli
 ///
 /// # Errors
 /// As [`query`].
-pub fn table(queries: &dyn QueryService, tenant: &str, given: &Given, now: Millis, budget: &Budget) -> Result<Table, ApiError> {
+pub fn table(
+    queries: &dyn QueryService,
+    tenant: &str,
+    given: &Given,
+    now: Millis,
+    budget: &Budget,
+) -> Result<Table, ApiError> {
     let (request, Form { decimals, .. }) = query_request(given, now)?;
     csv::table(&mut queries.query(tenant, &request, budget)?, decimals)
 }
@@ -71,7 +89,12 @@ pub fn update(
 ///
 /// # Errors
 /// As [`query`].
-pub fn metrics(queries: &dyn QueryService, tenant: &str, given: &Given, budget: &Budget) -> Result<String, ApiError> {
+pub fn metrics(
+    queries: &dyn QueryService,
+    tenant: &str,
+    given: &Given,
+    budget: &Budget,
+) -> Result<String, ApiError> {
     let (_, page) = page_request(given, &[])?;
     let NamePage { items, next, completeness } = queries.metrics(tenant, &page, budget)?;
     let hour = |hour: Option<Hour>| hour.and_then(|hour| timestamp(hour.start()));
@@ -132,7 +155,8 @@ pub fn accounting(
     }
     // Outward to whole hours, as in queries.
     let hours = Hour::of(from)..Hour::of(to + HOUR_MS - 1);
-    let AccountingAnswer { hours, unowned, completeness } = queries.accounting(tenant, hours, budget)?;
+    let AccountingAnswer { hours, unowned, completeness } =
+        queries.accounting(tenant, hours, budget)?;
     let hour = |(hour, row): (Hour, AccountingHour)| api::accounting::AccountingHour {
         hour: timestamp(hour.start()),
         accepted: row.accepted(),
@@ -151,9 +175,10 @@ pub fn accounting(
 /// A request that takes no other form than JSON.
 fn json_request(given: &Given, now: Millis) -> Result<(QueryRequest, Decimals), ApiError> {
     match query_request(given, now)? {
-        (_, Form { table: true, .. }) => {
-            Err(ApiError::bad("format_invalid", "this answer is JSON: format=csv is for GET /v1/query"))
-        }
+        (_, Form { table: true, .. }) => Err(ApiError::bad(
+            "format_invalid",
+            "this answer is JSON: format=csv is for GET /v1/query",
+        )),
         (request, form) => Ok((request, form.decimals)),
     }
 }
@@ -173,11 +198,14 @@ pub struct Form {
 /// 400 names the parameter and what it takes.
 pub fn query_request(given: &Given, now: Millis) -> Result<(QueryRequest, Form), ApiError> {
     let params = Params::read(given, QUERY_PARAMETERS)?;
-    let metric = params.get("metric").ok_or_else(|| ApiError::bad("metric_missing", "the parameter metric is required"))?;
+    let metric = params
+        .get("metric")
+        .ok_or_else(|| ApiError::bad("metric_missing", "the parameter metric is required"))?;
     check_metric(metric)?;
     let tz_name = params.get("tz").unwrap_or("UTC");
-    let tz = jiff::tz::TimeZone::get(tz_name)
-        .map_err(|_| ApiError::bad("tz_invalid", format!("there is no time zone {:?}", shown(tz_name))))?;
+    let tz = jiff::tz::TimeZone::get(tz_name).map_err(|_| {
+        ApiError::bad("tz_invalid", format!("there is no time zone {:?}", shown(tz_name)))
+    })?;
     let to = params.time("to")?.unwrap_or(now);
     let matchers = params.get("where").unwrap_or("");
     let spec = QuerySpec {
@@ -187,19 +215,31 @@ pub fn query_request(given: &Given, now: Millis) -> Result<(QueryRequest, Form),
         step: params.word("step", "step_invalid", STEPS)?.unwrap_or(Step::Hours(1)),
         tz,
         aggregates: aggregates(params.get("agg").unwrap_or("count"))?,
-        group_by: params.get("by").map(|by| list(by).map(str::to_owned).collect()).unwrap_or_default(),
-        matchers: matchers::parse(matchers).map_err(|why| ApiError::bad("where_invalid", format!("where: {why}")))?,
+        group_by: params
+            .get("by")
+            .map(|by| list(by).map(str::to_owned).collect())
+            .unwrap_or_default(),
+        matchers: matchers::parse(matchers)
+            .map_err(|why| ApiError::bad("where_invalid", format!("where: {why}")))?,
         limit: params.get("limit").map(limit).transpose()?,
         order: params.word("order", "order_invalid", ORDERS)?.unwrap_or(SeriesOrder::Labels),
     };
     let decimals = params.word("numbers", "numbers_invalid", DECIMALS)?.unwrap_or_default();
-    let table = params.word("format", "format_invalid", &[("json", false), ("csv", true)])?.unwrap_or(false);
+    let table = params
+        .word("format", "format_invalid", &[("json", false), ("csv", true)])?
+        .unwrap_or(false);
     Ok((spec.check()?, Form { decimals, table }))
 }
 
-/// Whether there can be a metric of this name: to ask for another one is a mistake, and "no data" would hide it.
+/// Whether there can be a metric of this name: to ask for another one is a mistake, and "no data"
+/// would hide it.
 fn check_metric(metric: &str) -> Result<(), ApiError> {
-    let refused = |why: EventError| ApiError::bad("metric_invalid", format!("{:?} is no metric: {}", shown(metric), why.message));
+    let refused = |why: EventError| {
+        ApiError::bad(
+            "metric_invalid",
+            format!("{:?} is no metric: {}", shown(metric), why.message),
+        )
+    };
     event::check_metric(metric).map_err(refused)
 }
 
@@ -214,7 +254,8 @@ fn aggregates(text: &str) -> Result<Vec<Aggregate>, ApiError> {
         Some((_, aggregate)) => Ok(*aggregate),
         None => {
             let all: Vec<_> = AGGREGATES.iter().map(|(name, _)| *name).collect();
-            let message = format!("there is no aggregate {:?}; there are {}", shown(name), all.join(", "));
+            let message =
+                format!("there is no aggregate {:?}; there are {}", shown(name), all.join(", "));
             Err(ApiError::bad("agg_invalid", message))
         }
     };
@@ -224,18 +265,31 @@ fn aggregates(text: &str) -> Result<Vec<Aggregate>, ApiError> {
 
 fn limit(text: &str) -> Result<usize, ApiError> {
     let number = text.parse().ok().filter(|number| *number > 0);
-    number.ok_or_else(|| ApiError::bad("limit_invalid", format!("limit is a whole number from 1 on, not {:?}", shown(text))))
+    number.ok_or_else(|| {
+        ApiError::bad(
+            "limit_invalid",
+            format!("limit is a whole number from 1 on, not {:?}", shown(text)),
+        )
+    })
 }
 
 /// The parameters of a list: `prefix`, `after`, `limit`, and those of `more`.
-fn page_request<'g>(given: &'g Given, more: &[&str]) -> Result<(Params<'g>, PageRequest), ApiError> {
+fn page_request<'g>(
+    given: &'g Given,
+    more: &[&str],
+) -> Result<(Params<'g>, PageRequest), ApiError> {
     let known: Vec<&str> = ["prefix", "after", "limit"].iter().chain(more).copied().collect();
     let params = Params::read(given, &known)?;
     let text = |name| params.get(name).unwrap_or("").to_owned();
     match params.get("limit").map_or(Ok(MAX_NAMES), str::parse) {
-        Ok(limit @ 1..=MAX_NAMES) => Ok((params, PageRequest { prefix: text("prefix"), after: text("after"), limit })),
+        Ok(limit @ 1..=MAX_NAMES) => {
+            Ok((params, PageRequest { prefix: text("prefix"), after: text("after"), limit }))
+        }
         _ => {
-            let message = format!("limit is a whole number from 1 to {MAX_NAMES}; the answer's `next` goes on as `after`");
+            let message = format!(
+                "limit is a whole number from 1 to {MAX_NAMES}; the answer's `next` goes on as \
+                 `after`"
+            );
             Err(ApiError::bad("limit_invalid", message))
         }
     }
@@ -257,7 +311,8 @@ mod tests {
     use super::*;
 
     fn asked(params: &[(&str, &str)]) -> Result<QueryRequest, ApiError> {
-        let params: Vec<(String, String)> = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let params: Vec<(String, String)> =
+            params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         query_request(&params, 1_767_225_600_000).map(|(request, _)| request)
     }
 
@@ -268,23 +323,53 @@ mod tests {
     #[test]
     fn groups_are_by_at_most_sixteen_different_labels() {
         let names = |n: usize| (0..n).map(|i| format!("l{i}")).collect::<Vec<_>>().join(",");
-        assert_eq!(asked(&[("metric", "m"), ("by", &names(16))]).expect("as many as a series has").group_by.len(), 16);
-        let spaces = asked(&[("metric", "m"), ("by", " a , __overflow__")]).expect("spaces do not count");
+        assert_eq!(
+            asked(&[("metric", "m"), ("by", &names(16))])
+                .expect("as many as a series has")
+                .group_by
+                .len(),
+            16
+        );
+        let spaces =
+            asked(&[("metric", "m"), ("by", " a , __overflow__")]).expect("spaces do not count");
         assert_eq!(spaces.group_by, ["a", "__overflow__"]);
         let long = "a".repeat(65);
-        for by in
-            [names(17).as_str(), "a,a", "a,b,a", "a,,b", ",", "a,", "1a", "a b", "ä", "__name__", &long, &"a,".repeat(2_000)]
-        {
+        for by in [
+            names(17).as_str(),
+            "a,a",
+            "a,b,a",
+            "a,,b",
+            ",",
+            "a,",
+            "1a",
+            "a b",
+            "ä",
+            "__name__",
+            &long,
+            &"a,".repeat(2_000),
+        ] {
             assert_eq!(refusal(&[("metric", "m"), ("by", by)]), "by_invalid", "{by:.40}");
         }
-        let whole = asked(&[("metric", "m"), ("by", &"x".repeat(60_000))]).map(|r| r.cache_key).expect_err("refused");
-        assert!(whole.message.len() < 400, "an answer does not repeat a whole request: {}", whole.message.len());
+        let whole = asked(&[("metric", "m"), ("by", &"x".repeat(60_000))])
+            .map(|r| r.cache_key)
+            .expect_err("refused");
+        assert!(
+            whole.message.len() < 400,
+            "an answer does not repeat a whole request: {}",
+            whole.message.len()
+        );
     }
 
     #[test]
     fn an_aggregate_is_asked_for_once() {
         let all: Vec<&str> = AGGREGATES.iter().map(|(name, _)| *name).collect();
-        assert_eq!(asked(&[("metric", "m"), ("agg", &all.join(","))]).expect("all of them").aggregates.len(), 12);
+        assert_eq!(
+            asked(&[("metric", "m"), ("agg", &all.join(","))])
+                .expect("all of them")
+                .aggregates
+                .len(),
+            12
+        );
         for agg in ["count,count", "sum,avg,sum", "count,", "", "mean", "p95,p95"] {
             let code = if agg.is_empty() { "parameter_empty" } else { "agg_invalid" };
             assert_eq!(refusal(&[("metric", "m"), ("agg", agg)]), code, "{agg}");

@@ -1,5 +1,6 @@
-//! The JSON of query answers, written straight into a string: numbers keep all their digits, and a large answer is written once.
-//! Its shape is [`crate::api::query::QueryAnswer`], to which a test holds it.
+//! The JSON of query answers, written straight into a string: numbers keep all their digits, and a
+//! large answer is written once. Its shape is [`crate::api::query::QueryAnswer`], to which a test
+//! holds it.
 
 use std::fmt::Write;
 
@@ -36,11 +37,16 @@ pub fn query_answer(answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<
     Ok(out)
 }
 
-/// An answer as an update of a subscription, and a hash of what is worth an update: everything but what moves by itself.
+/// An answer as an update of a subscription, and a hash of what is worth an update: everything but
+/// what moves by itself.
 ///
 /// # Errors
 /// Why the query has ended meanwhile.
-pub fn update(name: &str, answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<(String, u128), Ended> {
+pub fn update(
+    name: &str,
+    answer: &mut QueryAnswer<'_>,
+    decimals: Decimals,
+) -> Result<(String, u128), Ended> {
     let mut out = String::new();
     let mut head = "{\"update\":".to_owned();
     string(&mut head, name);
@@ -54,7 +60,12 @@ pub fn update(name: &str, answer: &mut QueryAnswer<'_>, decimals: Decimals) -> R
 }
 
 /// Writes the answer behind this beginning of an object; where its figures end.
-fn write_answer(out: &mut String, head: &str, answer: &mut QueryAnswer<'_>, decimals: Decimals) -> Result<usize, Ended> {
+fn write_answer(
+    out: &mut String,
+    head: &str,
+    answer: &mut QueryAnswer<'_>,
+    decimals: Decimals,
+) -> Result<usize, Ended> {
     let room = head.len() + ANSWER_BYTES + answer.points() * POINT_BYTES;
     let mut charged = 0;
     let mut charge = |answer: &mut QueryAnswer<'_>, bytes: usize| {
@@ -78,7 +89,8 @@ fn write_answer(out: &mut String, head: &str, answer: &mut QueryAnswer<'_>, deci
         charge(answer, out.len())?;
         out.push_str(if at > 0 { ",{\"labels\":{" } else { "{\"labels\":{" });
         let series = &answer.series[at];
-        let labels = answer.request.group_by.iter().zip(&series.key).filter(|(_, value)| !value.is_empty());
+        let labels =
+            answer.request.group_by.iter().zip(&series.key).filter(|(_, value)| !value.is_empty());
         for (at, (name, value)) in labels.enumerate() {
             if at > 0 {
                 out.push(',');
@@ -107,11 +119,12 @@ fn write_answer(out: &mut String, head: &str, answer: &mut QueryAnswer<'_>, deci
 
 /// How much of the truth an answer is, on the wire.
 pub fn completeness(of: &Completeness) -> api::completeness::Completeness {
-    let missing = |missing: &crate::query::completeness::MissingShard| api::completeness::MissingShard {
-        shard: missing.shard.0,
-        reason: missing.reason.to_owned(),
-        behind_ms: missing.behind_ms,
-    };
+    let missing =
+        |missing: &crate::query::completeness::MissingShard| api::completeness::MissingShard {
+            shard: missing.shard.0,
+            reason: missing.reason.to_owned(),
+            behind_ms: missing.behind_ms,
+        };
     api::completeness::Completeness {
         partial: of.partial(),
         shards: of.shards as u32,
@@ -142,7 +155,13 @@ fn time(out: &mut String, t: Millis) {
     }
 }
 
-fn point(out: &mut String, answer: &QueryAnswer<'_>, start: Millis, rollup: &Rollup, decimals: Decimals) {
+fn point(
+    out: &mut String,
+    answer: &QueryAnswer<'_>,
+    start: Millis,
+    rollup: &Rollup,
+    decimals: Decimals,
+) {
     out.push_str("{\"t\":");
     time(out, start);
     for &aggregate in &answer.request.aggregates {
@@ -155,7 +174,8 @@ fn point(out: &mut String, answer: &QueryAnswer<'_>, start: Millis, rollup: &Rol
 
 /// One figure; `null` if there is none.
 pub(super) fn figure(out: &mut String, figure: Figure, decimals: Decimals) {
-    let quotes = decimals == Decimals::Strings && matches!(figure, Figure::Units(_) | Figure::Value(_));
+    let quotes =
+        decimals == Decimals::Strings && matches!(figure, Figure::Units(_) | Figure::Value(_));
     if quotes {
         out.push('"');
     }

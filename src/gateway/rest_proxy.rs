@@ -1,7 +1,8 @@
 //! Kafka REST Proxy: `POST /topics/{topic}`, so that its producers can point at a gateway.
 //!
-//! The value of a record is an event, and the topic is the metric of events that name none. What is refused is refused in its entry of
-//! `offsets`, with status 200, as that interface has it; when nothing is durable the whole request is 429 or 503 with `Retry-After`.
+//! The value of a record is an event, and the topic is the metric of events that name none. What is
+//! refused is refused in its entry of `offsets`, with status 200, as that interface has it; when
+//! nothing is durable the whole request is 429 or 503 with `Retry-After`.
 
 mod records;
 
@@ -63,10 +64,15 @@ pub async fn produce(
     }
 }
 
-/// `POST /topics/{topic}/partitions/{id}`: refused, because the series of an event decides on its shard.
-pub async fn produce_to_partition(State(gateway): State<Arc<Gateway>>, headers: HeaderMap) -> Response {
+/// `POST /topics/{topic}/partitions/{id}`: refused, because the series of an event decides on its
+/// shard.
+pub async fn produce_to_partition(
+    State(gateway): State<Arc<Gateway>>,
+    headers: HeaderMap,
+) -> Response {
     let error = gateway.tenant_or_basic(&headers, Scope::Write).err().unwrap_or_else(|| {
-        let message = "the series of an event decides on its partition, clients do not: POST /topics/{topic}";
+        let message =
+            "the series of an event decides on its partition, clients do not: POST /topics/{topic}";
         ApiError::new(StatusCode::NOT_FOUND, "partition_not_found", message)
     });
     refuse(error, &headers)
@@ -105,10 +111,12 @@ async fn take(
         reservation.cover(2 * body.len())?;
     }
     let now = gateway.deps.clock.now();
-    let (owner, topic, idempotency) = (tenant.clone(), topic.to_owned(), idempotency.map(str::to_owned));
+    let (owner, topic, idempotency) =
+        (tenant.clone(), topic.to_owned(), idempotency.map(str::to_owned));
     let bytes = body.len();
     let read = move |gateway: &Arc<Gateway>| {
-        let (kept, records) = records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
+        let (kept, records) =
+            records::read(embedded, &body, gateway.deps.config.accept.max_events)?;
         gateway.admission.take(&owner, records.len())?;
         let request = ingest::Request {
             gateway,
@@ -133,7 +141,8 @@ fn sorted(
     kept: &[u8],
     records: Vec<Result<Record, String>>,
 ) -> (Vec<Entry>, Vec<ValidEvent>, Vec<RefusedEvent>) {
-    let (mut entries, mut events, mut refusals) = (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
+    let (mut entries, mut events, mut refusals) =
+        (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
     for (index, record) in records.into_iter().enumerate() {
         match valid(request, index, kept, record) {
             Ok(event) => {
@@ -147,7 +156,12 @@ fn sorted(
             }
             Err(refusal) => {
                 let error = Some(format!("{}: {}", refusal.code, refusal.message));
-                entries.push(Entry { partition: None, offset: None, error_code: Some(NOT_RETRIABLE), error });
+                entries.push(Entry {
+                    partition: None,
+                    offset: None,
+                    error_code: Some(NOT_RETRIABLE),
+                    error,
+                });
                 refusals.push(refusal);
             }
         }
@@ -171,7 +185,8 @@ fn valid(
 }
 
 fn content_type(headers: &HeaderMap) -> String {
-    let named = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let named =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
@@ -182,16 +197,24 @@ fn kind_of(headers: &HeaderMap) -> &'static str {
 /// What the records hold, by `Content-Type`. Version 1 without a format is binary.
 fn embedded_of(headers: &HeaderMap) -> Result<Embedded, ApiError> {
     let named = content_type(headers);
-    let format = named.strip_prefix("application/vnd.kafka.").and_then(|rest| rest.strip_suffix("+json"));
+    let format =
+        named.strip_prefix("application/vnd.kafka.").and_then(|rest| rest.strip_suffix("+json"));
     match format {
         Some("json.v2" | "json.v1") => Ok(Embedded::Json),
         Some("binary.v2" | "binary.v1" | "v1") => Ok(Embedded::Binary),
         _ => {
-            let with_schema = ["avro", "protobuf", "jsonschema"].iter().any(|schema| named.contains(schema));
+            let with_schema =
+                ["avro", "protobuf", "jsonschema"].iter().any(|schema| named.contains(schema));
             let why = if with_schema { "there is no schema registry here: " } else { "" };
-            let message =
-                format!("{why}Content-Type is application/vnd.kafka.json.v2+json or application/vnd.kafka.binary.v2+json");
-            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+            let message = format!(
+                "{why}Content-Type is application/vnd.kafka.json.v2+json or \
+                 application/vnd.kafka.binary.v2+json"
+            );
+            Err(ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                message,
+            ))
         }
     }
 }

@@ -16,7 +16,9 @@ use super::connections::Connection;
 use super::csv::Table;
 use super::error::ApiError;
 use super::extract::{Edge, GivenParams, given, idempotency_of, json, params, part};
-use super::{Gateway, admin, auth, decode, ingest, pack, pages, parse, reads, rest_proxy, shares, sites, ws};
+use super::{
+    Gateway, admin, auth, decode, ingest, pack, pages, parse, reads, rest_proxy, shares, sites, ws,
+};
 use crate::clock::Stopwatch;
 use crate::config::millis;
 use crate::model::budget::{Budget, Ended};
@@ -50,11 +52,18 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/openapi.json", get(interface))
         .route("/", get(pages::index))
         .route("/docs/{page}", get(pages::doc))
-        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "no such method here: see /openapi.json")
+        .fallback(|| async {
+            ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route: see /openapi.json")
         })
-        // One layer for all that stands around a route: a small request costs as much as a few of them.
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "no such method here: see /openapi.json",
+            )
+        })
+        // One layer for all that stands around a route: a small request costs as much as a few of
+        // them.
         .layer(axum::middleware::from_fn_with_state(gateway.clone(), around))
         .with_state(gateway)
 }
@@ -74,27 +83,34 @@ struct Counted {
 impl Counted {
     fn begin(request: &Request) -> Self {
         // The route, never the path: a path is as many metrics as a client likes.
-        let route = request.extensions().get::<MatchedPath>().map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
+        let route = request
+            .extensions()
+            .get::<MatchedPath>()
+            .map_or_else(|| "unknown".to_owned(), |p| p.as_str().to_owned());
         Self { route, watch: Stopwatch::start() }
     }
 
     fn end(self, mut response: Response) -> Response {
         let Self { route, watch } = self;
-        metrics::histogram!(telemetry::REQUEST_SECONDS, "route" => route.clone()).record(watch.elapsed().as_secs_f64());
+        metrics::histogram!(telemetry::REQUEST_SECONDS, "route" => route.clone())
+            .record(watch.elapsed().as_secs_f64());
         let status = response.status().as_u16().to_string();
         metrics::counter!(telemetry::REQUESTS, "route" => route, "status" => status).increment(1);
-        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        response
+            .headers_mut()
+            .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         response
     }
 }
 
-/// What stands around every route: counts, whose the connection is, which sites may ask, packed answers, and how much of its tenant's
-/// answers wait to be taken.
+/// What stands around every route: counts, whose the connection is, which sites may ask, packed
+/// answers, and how much of its tenant's answers wait to be taken.
 async fn around(State(gateway): Edge, request: Request, next: Next) -> Response {
     let counted = Counted::begin(&request);
     let authorization = request.headers().get(header::AUTHORIZATION);
     let tenant = gateway.deps.keys.load().owner(authorization, gateway.deps.clock.now());
-    if let (Some(tenant), Some(connection)) = (&tenant, request.extensions().get::<Arc<Connection>>())
+    if let (Some(tenant), Some(connection)) =
+        (&tenant, request.extensions().get::<Arc<Connection>>())
         && let Err(error) = connection.belongs_to(tenant, authorization)
     {
         let mut response = error.into_response();
@@ -141,17 +157,21 @@ impl Gateway {
         let keys = self.deps.keys.load();
         self.shares.learn(&keys);
         // Browsers send a password by themselves, for whatever page.
-        if !keys.is_open() && auth::is_basic(headers) && self.deps.sites.is_of_another_page(headers) {
-            let message = "a page may not use a password: send the key as Authorization: Bearer KEY";
+        if !keys.is_open() && auth::is_basic(headers) && self.deps.sites.is_of_another_page(headers)
+        {
+            let message =
+                "a page may not use a password: send the key as Authorization: Bearer KEY";
             return Err(ApiError::new(StatusCode::FORBIDDEN, "origin_forbidden", message));
         }
         keys.authenticate_or_basic(headers, scope, self.deps.clock.now())
     }
 
-    /// Asks the query engine outside of the event loop. The query ends when nobody waits for this any more.
+    /// Asks the query engine outside of the event loop. The query ends when nobody waits for this
+    /// any more.
     ///
     /// # Errors
-    /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the question says.
+    /// 429 or 503 when too many queries run; 503 when it takes too long; whatever the question
+    /// says.
     pub(super) async fn ask<T: Send + 'static>(
         &self,
         tenant: &Arc<str>,
@@ -161,17 +181,20 @@ impl Gateway {
         self.blocking(tenant, move |budget| question(&*queries, budget)).await
     }
 
-    /// Works outside of the event loop, under the limits of queries, within a budget that ends when nobody waits for this any more.
+    /// Works outside of the event loop, under the limits of queries, within a budget that ends when
+    /// nobody waits for this any more.
     ///
     /// # Errors
-    /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms nothing else; whatever the work says.
+    /// 429 or 503 when too many run; 503 when it takes too long; 500 when it crashes, which harms
+    /// nothing else; whatever the work says.
     pub(super) async fn blocking<T: Send + 'static, E: Into<ApiError> + Send + 'static>(
         &self,
         tenant: &Arc<str>,
         work: impl FnOnce(&Budget) -> Result<T, E> + Send + 'static,
     ) -> Result<T, ApiError> {
         let turn = shares::take(&self.shares.queries, tenant, 1)?;
-        let budget = Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
+        let budget =
+            Arc::new(Budget::from_share(shares::take(&self.shares.query_memory, tenant, 0)?));
         let _ends = EndOnDrop(budget.clone());
         let limit = self.deps.config.query.timeout;
         let own = budget.clone();
@@ -186,7 +209,8 @@ impl Gateway {
         let Ok(answer) = tokio::time::timeout(limit, answer).await else {
             budget.end(Ended::Late);
             let message = format!(
-                "no answer within {} s (query.timeout): ask for a shorter range or fewer series, or retry",
+                "no answer within {} s (query.timeout): ask for a shorter range or fewer series, \
+                 or retry",
                 limit.as_secs_f64()
             );
             return Err(ApiError::unavailable("query_timeout", message, 5));
@@ -204,7 +228,12 @@ impl Drop for EndOnDrop {
     }
 }
 
-async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, body: Body) -> Result<Response, ApiError> {
+async fn post_events(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: GivenParams,
+    body: Body,
+) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Write)?;
     params(q, &[])?;
     let format = decode::format_of(&headers, gateway.deps.sites.listed(&headers).is_some())?;
@@ -212,10 +241,12 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, b
     // Held until the answer, so that what waits for the log stays counted.
     let (body, _reservation) = decode::read_body(&gateway, &tenant, &headers, body).await?;
     let now = gateway.deps.clock.now();
-    let (owner, whole, idempotency) = (tenant.clone(), body.clone(), idempotency.map(str::to_owned));
+    let (owner, whole, idempotency) =
+        (tenant.clone(), body.clone(), idempotency.map(str::to_owned));
     let read = move |gateway: &Arc<Gateway>| {
         let (tenant, idempotency) = (&owner, idempotency.as_deref());
-        ingest::Request { gateway, tenant, format, idempotency, default_metric: None, now }.read(&whole)
+        ingest::Request { gateway, tenant, format, idempotency, default_metric: None, now }
+            .read(&whole)
     };
     let read = gateway.read(&tenant, body.len(), read).await?;
     let outcome = ingest::append(&gateway, tenant.clone(), body, read).await?;
@@ -224,7 +255,11 @@ async fn post_events(State(gateway): Edge, headers: HeaderMap, q: GivenParams, b
     Ok((status, axum::Json(outcome)).into_response())
 }
 
-async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
+async fn query(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: GivenParams,
+) -> Result<Response, ApiError> {
     let (tenant, mut params) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     let now = gateway.deps.clock.now();
     let asker = tenant.clone();
@@ -232,16 +267,28 @@ async fn query(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Resu
         params.push(("format".to_owned(), "csv".to_owned()));
     }
     let mut response = if params.iter().any(|(name, value)| name == "format" && value == "csv") {
-        let Table { csv, completeness } =
-            gateway.ask(&asker, move |queries, budget| reads::table(queries, &tenant, &params, now, budget)).await?;
+        let Table { csv, completeness } = gateway
+            .ask(&asker, move |queries, budget| {
+                reads::table(queries, &tenant, &params, now, budget)
+            })
+            .await?;
         let completeness = HeaderValue::from_str(&completeness).map_err(|error| {
             tracing::error!(%error, "what an answer lacks does not fit into a header");
-            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the answer cannot be sent as CSV: ask for JSON")
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the answer cannot be sent as CSV: ask for JSON",
+            )
         })?;
         let kind = HeaderValue::from_static("text/csv; charset=utf-8; header=present");
         ([(header::CONTENT_TYPE, kind), (COMPLETENESS, completeness)], csv).into_response()
     } else {
-        gateway.ask(&asker, move |queries, budget| reads::query(queries, &tenant, &params, now, budget)).await.map(json)?
+        gateway
+            .ask(&asker, move |queries, budget| {
+                reads::query(queries, &tenant, &params, now, budget)
+            })
+            .await
+            .map(json)?
     };
     response.headers_mut().append(header::VARY, HeaderValue::from_static("accept"));
     Ok(response)
@@ -255,7 +302,11 @@ fn accepts_csv(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let kinds: Vec<&str> = accepted
         .flat_map(|value| value.split(','))
-        .filter(|kind| !kind.split(';').any(|parameter| matches!(parameter.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000")))
+        .filter(|kind| {
+            !kind
+                .split(';')
+                .any(|parameter| matches!(parameter.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
+        })
         .filter_map(|kind| kind.split(';').next())
         .map(str::trim)
         .collect();
@@ -263,10 +314,17 @@ fn accepts_csv(headers: &HeaderMap) -> bool {
     names("text/csv") && !names("application/json")
 }
 
-async fn list_metrics(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
+async fn list_metrics(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: GivenParams,
+) -> Result<Response, ApiError> {
     let (tenant, given) = (gateway.tenant(&headers, Scope::Read)?, given(q)?);
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| reads::metrics(queries, &tenant, &given, budget)).await.map(json)
+    gateway
+        .ask(&asker, move |queries, budget| reads::metrics(queries, &tenant, &given, budget))
+        .await
+        .map(json)
 }
 
 async fn label_values(
@@ -277,28 +335,58 @@ async fn label_values(
 ) -> Result<Response, ApiError> {
     let (tenant, name, given) = (gateway.tenant(&headers, Scope::Read)?, part(name)?, given(q)?);
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| reads::label_values(queries, &tenant, &name, &given, budget)).await.map(json)
+    gateway
+        .ask(&asker, move |queries, budget| {
+            reads::label_values(queries, &tenant, &name, &given, budget)
+        })
+        .await
+        .map(json)
 }
 
-async fn accounting(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
-    let (tenant, given, now) = (gateway.tenant(&headers, Scope::Read)?, given(q)?, gateway.deps.clock.now());
+async fn accounting(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: GivenParams,
+) -> Result<Response, ApiError> {
+    let (tenant, given, now) =
+        (gateway.tenant(&headers, Scope::Read)?, given(q)?, gateway.deps.clock.now());
     let asker = tenant.clone();
-    gateway.ask(&asker, move |queries, budget| reads::accounting(queries, &tenant, &given, now, budget)).await.map(json)
+    gateway
+        .ask(&asker, move |queries, budget| {
+            reads::accounting(queries, &tenant, &given, now, budget)
+        })
+        .await
+        .map(json)
 }
 
-async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
+async fn limits(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: GivenParams,
+) -> Result<Response, ApiError> {
     let tenant = gateway.tenant(&headers, Scope::Read)?;
     params(q, &[])?;
     let status = gateway.deps.status.clone();
-    let nodes = tokio::task::spawn_blocking(move || status.dedup_horizons()).await.map_err(|error| {
-        tracing::error!(%error, "the limits crashed");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request crashed, the log of the server says why")
-    })?;
+    let nodes =
+        tokio::task::spawn_blocking(move || status.dedup_horizons()).await.map_err(|error| {
+            tracing::error!(%error, "the limits crashed");
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the request crashed, the log of the server says why",
+            )
+        })?;
     let config = &*gateway.deps.config;
     let (accept, ws, dedup) = (&config.accept, &config.ws, &config.dedup);
-    let numbers = config.entries().into_iter().filter_map(|entry| Some((entry.name.to_owned(), entry.number?.into())));
+    let numbers = config
+        .entries()
+        .into_iter()
+        .filter_map(|entry| Some((entry.name.to_owned(), entry.number?.into())));
     let effective = nodes.iter().map(|(_, horizon_ms)| *horizon_ms).min();
-    let nodes: Vec<_> = nodes.iter().map(|(node, ms)| serde_json::json!({"node": node, "effective_horizon_ms": ms})).collect();
+    let nodes: Vec<_> = nodes
+        .iter()
+        .map(|(node, ms)| serde_json::json!({"node": node, "effective_horizon_ms": ms}))
+        .collect();
     let body = serde_json::json!({
         "accept": {"max_age_ms": millis(accept.max_age), "max_ahead_ms": millis(accept.max_ahead),
             "max_event_bytes": accept.max_event_bytes.bytes()},
@@ -320,8 +408,8 @@ async fn limits(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Res
     Ok(json(body.to_string()))
 }
 
-/// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a load balancer of writes asks for
-/// the gateway alone.
+/// Ready for every role of the node, or for the one that is asked for: writes need no shards, so a
+/// load balancer of writes asks for the gateway alone.
 async fn ready(State(gateway): Edge, query: GivenParams) -> Result<Response, ApiError> {
     let params = params(query, &["role"])?;
     let role = params.iter().find(|(name, _)| name == "role").map(|(_, role)| role.as_str());
@@ -331,11 +419,16 @@ async fn ready(State(gateway): Edge, query: GivenParams) -> Result<Response, Api
     }
 }
 
-async fn prometheus(State(gateway): Edge, headers: HeaderMap, q: GivenParams) -> Result<Response, ApiError> {
+async fn prometheus(
+    State(gateway): Edge,
+    headers: HeaderMap,
+    q: GivenParams,
+) -> Result<Response, ApiError> {
     gateway.tenant(&headers, Scope::Operator)?;
     params(q, &[])?;
     gateway.shares.measure();
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)()).into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (gateway.deps.render_metrics)())
+        .into_response())
 }
 
 /// Not copied for each reader, of whom there may be many that read nothing.

@@ -1,10 +1,12 @@
-//! Where the parts of a JSON text begin and end, found without asking whether they are valid: what stands between two commas is one
-//! event, however broken, so that it is refused alone. Only strings and brackets have to end. Works on bytes, so that bytes which are
-//! no UTF-8 are the matter of the event that holds them.
+//! Where the parts of a JSON text begin and end, found without asking whether they are valid: what
+//! stands between two commas is one event, however broken, so that it is refused alone. Only
+//! strings and brackets have to end. Works on bytes, so that bytes which are no UTF-8 are the
+//! matter of the event that holds them.
 
 use std::ops::Range;
 
-/// Nesting up to which the kinds of brackets are compared; what is deeper is refused by whoever reads it.
+/// Nesting up to which the kinds of brackets are compared; what is deeper is refused by whoever
+/// reads it.
 const COMPARED_DEPTH: usize = 128;
 /// Bytes of a string that are looked at together.
 const LANE: usize = 16;
@@ -28,7 +30,11 @@ impl Broken {
             return format!("{} at line {line} column {column}", self.why);
         }
         let (from_line, from_column) = position(text, self.begun);
-        format!("{} at line {line} column {column}, in what begins at line {from_line} column {from_column}", self.why)
+        format!(
+            "{} at line {line} column {column}, in what begins at line {from_line} column \
+             {from_column}",
+            self.why
+        )
     }
 }
 
@@ -37,7 +43,10 @@ fn position(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
     let is_first_byte = |b: &&u8| **b & 0xc0 != 0x80;
-    (1 + before.iter().filter(|b| **b == b'\n').count(), 1 + before[line_start..].iter().filter(is_first_byte).count())
+    (
+        1 + before.iter().filter(|b| **b == b'\n').count(),
+        1 + before[line_start..].iter().filter(is_first_byte).count(),
+    )
 }
 
 /// Open brackets.
@@ -100,18 +109,29 @@ fn string_end(text: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// Where the value ends that begins at `from`: at the comma or bracket behind it, or, with `alone`, behind its last bracket.
+/// Where the value ends that begins at `from`: at the comma or bracket behind it, or, with `alone`,
+/// behind its last bracket.
 fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, Broken> {
     let endless = Broken { at: text.len(), begun: from, why: "the text ends" };
     let (mut nesting, mut at) = (Nesting::default(), from);
     loop {
         match *text.get(at).ok_or(endless)? {
-            b'"' => at = string_end(text, at).ok_or(Broken { at, begun: from, why: "a string does not end" })?,
+            b'"' => {
+                at = string_end(text, at).ok_or(Broken {
+                    at,
+                    begun: from,
+                    why: "a string does not end",
+                })?
+            }
             bracket @ (b'{' | b'[') => nesting.open(bracket),
             b',' | b'}' | b']' if nesting.depth == 0 => return Ok(at),
             bracket @ (b'}' | b']') => {
                 if !nesting.close(bracket) {
-                    return Err(Broken { at, begun: from, why: "a bracket of another kind is open" });
+                    return Err(Broken {
+                        at,
+                        begun: from,
+                        why: "a bracket of another kind is open",
+                    });
                 }
                 if alone && nesting.depth == 0 {
                     return Ok(at + 1);
@@ -130,17 +150,23 @@ fn value_end(text: &[u8], from: usize, alone: bool) -> Result<usize, Broken> {
 pub(super) fn only(text: &[u8], from: usize) -> Result<Range<usize>, Broken> {
     let end = value_end(text, from, true)?;
     match skip_space(text, end) {
-        at if at < text.len() => Err(Broken { at, begun: at, why: "something stands behind the end" }),
+        at if at < text.len() => {
+            Err(Broken { at, begun: at, why: "something stands behind the end" })
+        }
         _ => Ok(from..end),
     }
 }
 
-/// The elements of the array that begins at `from`, at most `max` and one more, and where it ends. Nothing between two commas is an
-/// element, too: an empty one.
+/// The elements of the array that begins at `from`, at most `max` and one more, and where it ends.
+/// Nothing between two commas is an element, too: an empty one.
 ///
 /// # Errors
 /// If elements cannot be told apart.
-pub(super) fn elements(text: &[u8], from: usize, max: usize) -> Result<(Vec<Range<usize>>, usize), Broken> {
+pub(super) fn elements(
+    text: &[u8],
+    from: usize,
+    max: usize,
+) -> Result<(Vec<Range<usize>>, usize), Broken> {
     let mut found = Vec::new();
     let mut at = skip_space(text, from + 1);
     if text.get(at) == Some(&b']') {
@@ -222,7 +248,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn split(text: &str) -> Result<Vec<&str>, Broken> {
-        elements(text.as_bytes(), 0, 100).map(|(found, _)| found.into_iter().map(|range| &text[range]).collect())
+        elements(text.as_bytes(), 0, 100)
+            .map(|(found, _)| found.into_iter().map(|range| &text[range]).collect())
     }
 
     #[test]
@@ -272,9 +299,15 @@ mod tests {
         };
         assert_eq!(of("{}"), []);
         assert_eq!(of("7"), []);
-        assert_eq!(of(r#"{ "a" : [1, 2] , "b":NaN}"#), [Ok((r#""a""#, "[1, 2]")), Ok((r#""b""#, "NaN"))]);
+        assert_eq!(
+            of(r#"{ "a" : [1, 2] , "b":NaN}"#),
+            [Ok((r#""a""#, "[1, 2]")), Ok((r#""b""#, "NaN"))]
+        );
         let broken = of(r#"{"id":"x",metric:1}"#);
-        assert!(broken.len() == 2 && broken[0] == Ok((r#""id""#, r#""x""#)) && broken[1].is_err(), "{broken:?}");
+        assert!(
+            broken.len() == 2 && broken[0] == Ok((r#""id""#, r#""x""#)) && broken[1].is_err(),
+            "{broken:?}"
+        );
         for text in [r#"{"a" 1}"#, r#"{"a":1]"#, r#"{"a":"#, "{", r#"{"a"#, r#"{"a":1,}"#] {
             assert!(of(text).last().is_some_and(Result::is_err), "{text}");
         }
@@ -283,9 +316,17 @@ mod tests {
     #[test]
     fn a_place_is_a_line_and_a_column_of_characters() {
         let text = "[\n{\"ä\": 1}\n]]".as_bytes();
-        assert_eq!(only(text, 0).unwrap_err().shown(text), "something stands behind the end at line 3 column 2");
+        assert_eq!(
+            only(text, 0).unwrap_err().shown(text),
+            "something stands behind the end at line 3 column 2"
+        );
         let text = "[\n {\"ä\":1]".as_bytes();
-        assert!(only(text, 0).unwrap_err().shown(text).contains("line 2 column 8, in what begins at line 1 column 1"));
+        assert!(
+            only(text, 0)
+                .unwrap_err()
+                .shown(text)
+                .contains("line 2 column 8, in what begins at line 1 column 1")
+        );
     }
 
     proptest! {

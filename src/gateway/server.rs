@@ -28,7 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const DRAIN: Duration = Duration::from_secs(8);
 /// How often a connection whose answer is not taken is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// Bytes that the kernel takes of an answer, of which it books twice as many: by itself it takes megabytes of each that nobody reads.
+/// Bytes that the kernel takes of an answer, of which it books twice as many: by itself it takes
+/// megabytes of each that nobody reads.
 const SEND_BUFFER: usize = 128 * 1024;
 /// Bytes that are read ahead of a request, and so how many of them may come at once.
 const MAX_BUFFER: usize = 64 * 1024;
@@ -36,7 +37,11 @@ const MAX_BUFFER: usize = 64 * 1024;
 const CUT: Duration = Duration::from_secs(1);
 
 /// Serves until `stop` is true; then takes no more connections and lets open requests end.
-pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch::Receiver<bool>) -> Result<(), Infallible> {
+pub async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Infallible> {
     let config = &gateway.deps.config.server;
     let slots = Arc::new(Semaphore::new(config.max_connections));
     let places = gateway.connections.clone();
@@ -52,7 +57,9 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
             Ok(Some(accepted)) => {
                 let (router, stopping) = (router.clone(), gateway.stopping.subscribe());
                 let (gateway, patience) = (gateway.clone(), Patience::of(config));
-                tasks.spawn(async move { connection(router, accepted, patience, stopping, Some(&gateway)).await });
+                tasks.spawn(async move {
+                    connection(router, accepted, patience, stopping, Some(&gateway)).await
+                });
             }
             Ok(None) => break,
             Err(error) => {
@@ -72,11 +79,21 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener, mut stop: watch
     Ok(())
 }
 
-/// Serves `router` until it is dropped; then connections end as at a stop, and the listener takes new ones for whoever is next.
-pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections: usize, head: Duration) -> Infallible {
+/// Serves `router` until it is dropped; then connections end as at a stop, and the listener takes
+/// new ones for whoever is next.
+pub(super) async fn hold(
+    router: Router,
+    listener: &TcpListener,
+    max_connections: usize,
+    head: Duration,
+) -> Infallible {
     let slots = Arc::new(Semaphore::new(max_connections));
     let one_tenant = Arc::new(AtomicBool::new(true));
-    let places = Connections::new(max_connections, 0, Shares::new(key!(server.max_connections), u64::MAX, one_tenant));
+    let places = Connections::new(
+        max_connections,
+        0,
+        Shares::new(key!(server.max_connections), u64::MAX, one_tenant),
+    );
     let patience = Patience { head, write: head };
     // Dropped with the rest, which is the signal.
     let (_stop, stopping) = watch::channel(false);
@@ -84,7 +101,9 @@ pub(super) async fn hold(router: Router, listener: &TcpListener, max_connections
         match accept(listener, &slots, &places).await {
             Ok(Some(accepted)) => {
                 let (router, stopping) = (router.clone(), stopping.clone());
-                tokio::spawn(async move { connection(router, accepted, patience, stopping, None).await });
+                tokio::spawn(async move {
+                    connection(router, accepted, patience, stopping, None).await
+                });
             }
             Ok(None) => std::future::pending().await,
             Err(error) => {
@@ -111,7 +130,11 @@ impl Patience {
 /// A connection, in its place.
 type Accepted = (Socket, Arc<Connection>);
 
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>, places: &Arc<Connections>) -> std::io::Result<Option<Accepted>> {
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+    places: &Arc<Connections>,
+) -> std::io::Result<Option<Accepted>> {
     loop {
         let (stream, address) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -135,9 +158,11 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>, places: &Arc<Con
 
 /// An answer to whoever has too many connections, if it can be written at once.
 fn refuse(stream: &TcpStream) {
-    let message = "your address has too many connections (server.max_connections_per_address): close some, or retry";
+    let message = "your address has too many connections (server.max_connections_per_address): \
+                   close some, or retry";
     let body = ApiError::unavailable("too_many_connections", message, 1).body();
-    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close";
+    let head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: \
+                application/json\r\nretry-after: 1\r\nconnection: close";
     let answer = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     if let Err(error) = stream.try_write(answer.as_bytes()) {
         tracing::debug!(%error, "a refused connection was not told why");
@@ -190,7 +215,9 @@ async fn cut(connection: &Connection, gateway: Option<&Arc<Gateway>>) -> Cut {
         if tokio::time::timeout(LOOK, connection.give_way.notified()).await.is_ok() {
             return Cut::GaveWay;
         }
-        let valid = |gateway: &Arc<Gateway>| connection.authorization().is_none_or(|key| gateway.knows(&key));
+        let valid = |gateway: &Arc<Gateway>| {
+            connection.authorization().is_none_or(|key| gateway.knows(&key))
+        };
         if connection.is_stalled() && !gateway.is_none_or(valid) {
             return Cut::Revoked;
         }

@@ -1,7 +1,8 @@
 //! What tenants share, and what is answered when a share is used up.
 //!
-//! The decision is [`crate::model::share`]'s; here are the shares of the edge, each with its limit, its metric and its answer: 429 to
-//! the tenant that holds its part already, 503 when the whole is in use, both with `Retry-After`.
+//! The decision is [`crate::model::share`]'s; here are the shares of the edge, each with its limit,
+//! its metric and its answer: 429 to the tenant that holds its part already, 503 when the whole is
+//! in use, both with `Retry-After`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -67,13 +68,21 @@ impl TenantShares {
 
     /// All of them.
     pub fn all(&self) -> [&Arc<Shares>; 6] {
-        [&self.queries, &self.query_memory, &self.inflight, &self.answers, &self.connections, &self.subscriptions]
+        [
+            &self.queries,
+            &self.query_memory,
+            &self.inflight,
+            &self.answers,
+            &self.connections,
+            &self.subscriptions,
+        ]
     }
 
     /// Shows in the metrics what is held.
     pub fn measure(&self) {
         for shares in self.all() {
-            metrics::gauge!(telemetry::SHARE_USED, "limit" => shares.name).set(shares.usage("").held as f64);
+            metrics::gauge!(telemetry::SHARE_USED, "limit" => shares.name)
+                .set(shares.usage("").held as f64);
         }
     }
 
@@ -98,9 +107,13 @@ pub fn take(shares: &Arc<Shares>, tenant: &Arc<str>, amount: u64) -> Result<Held
     shares.take(tenant, amount).map_err(|exceeded| refused(shares, exceeded))
 }
 
-/// An answer that counts as held until its last byte is taken, or one that says that there is no room for it.
+/// An answer that counts as held until its last byte is taken, or one that says that there is no
+/// room for it.
 pub fn hold_answer(shares: &TenantShares, tenant: &Arc<str>, response: Response) -> Response {
-    let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes >= SMALL_ANSWER) else { return response };
+    let Some(bytes) = response.body().size_hint().exact().filter(|bytes| *bytes >= SMALL_ANSWER)
+    else {
+        return response;
+    };
     // An answer that is larger than the whole part takes all of it.
     let amount = bytes.min(shares.answers.share().each);
     let held = match take(&shares.answers, tenant, amount) {
@@ -121,7 +134,10 @@ impl HttpBody for Answer {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         let held = &self.held;
         let hold = |data| Bytes::from_owner(Waiting { data, _held: held.clone() });
@@ -161,12 +177,18 @@ fn refused(shares: &Shares, exceeded: Exceeded) -> ApiError {
     let (name, each) = (shares.name, shares.share().each);
     let (by, error) = match exceeded {
         Exceeded::Own => {
-            let message = format!("the tenant uses all that one may have of {name} ({each}): retry");
+            let message =
+                format!("the tenant uses all that one may have of {name} ({each}): retry");
             ("tenant", ApiError::busy("tenant_overloaded", message, 1))
         }
-        Exceeded::Total => {
-            ("total", ApiError::unavailable("overloaded", format!("all of {name} is in use on this node: retry"), 1))
-        }
+        Exceeded::Total => (
+            "total",
+            ApiError::unavailable(
+                "overloaded",
+                format!("all of {name} is in use on this node: retry"),
+                1,
+            ),
+        ),
     };
     metrics::counter!(telemetry::SHARES_REFUSED, "limit" => name, "by" => by).increment(1);
     error

@@ -1,5 +1,6 @@
-//! A client's socket: it counts as a connection as long as it is open, upgraded or not, and it is not closed over what its client is
-//! still sending. A close with unread bytes is a reset, and a reset takes from the client the answer that says why.
+//! A client's socket: it counts as a connection as long as it is open, upgraded or not, and it is
+//! not closed over what its client is still sending. A close with unread bytes is a reset, and a
+//! reset takes from the client the answer that says why.
 
 use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;
@@ -41,7 +42,11 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<Result<()>> {
         let before = buffer.filled().len();
         let read = ready!(self.stream()?.poll_read(cx, buffer));
         self.ended |= read.is_err() || (buffer.filled().len() == before && buffer.remaining() > 0);
@@ -50,7 +55,11 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize>> {
         self.stream()?.poll_write(cx, bytes)
     }
     fn poll_write_vectored(
@@ -73,7 +82,9 @@ impl AsyncWrite for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let (Some(stream), Ok(runtime)) = (self.stream.take(), Handle::try_current()) else { return };
+        let (Some(stream), Ok(runtime)) = (self.stream.take(), Handle::try_current()) else {
+            return;
+        };
         // Whoever has to give way has no time to say goodbye: another one waits for the place.
         if !self.ended && !self.of.has_to_give_way() {
             runtime.spawn(linger(stream, self.slot.take()));

@@ -19,7 +19,12 @@ use super::{routes, server};
 const RETRY: u64 = 1;
 
 /// Serves until it is dropped; `why` names what the node waits for.
-pub async fn serve(listener: &TcpListener, why: Arc<ArcSwap<String>>, max_connections: usize, headers: Duration) -> Infallible {
+pub async fn serve(
+    listener: &TcpListener,
+    why: Arc<ArcSwap<String>>,
+    max_connections: usize,
+    headers: Duration,
+) -> Infallible {
     server::hold(router(why), listener, max_connections, headers).await
 }
 

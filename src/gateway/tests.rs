@@ -1,4 +1,5 @@
-//! The edge driven through its router and through real sockets, over doubles of the log and the query engine.
+//! The edge driven through its router and through real sockets, over doubles of the log and the
+//! query engine.
 
 mod browsers;
 mod heads;
@@ -30,14 +31,18 @@ use super::sites::Sites;
 use super::{Gateway, GatewayDeps, routes, server};
 use crate::actors::gateway::{Submit, ValidBatch};
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
-use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName};
+use crate::api::quarantine::{
+    DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName,
+};
 use crate::api::status::StatusAnswer;
 use crate::clock::ManualClock;
 use crate::config::{ByteSize, Config};
 use crate::model::budget::Budget;
 use crate::model::window::Hour;
 use crate::operate::absent::NoStore;
-use crate::operate::service::{ExpiryService, KeyReach, OperateError, QuarantineService, StatusService};
+use crate::operate::service::{
+    ExpiryService, KeyReach, OperateError, QuarantineService, StatusService,
+};
 use crate::persistence::log::{AppendError, AppendTicket};
 use crate::persistence::store::MetricInfo;
 use crate::query::absent::NoQueries;
@@ -74,8 +79,14 @@ struct Queries {
 }
 
 impl QueryService for Queries {
-    /// Metric `wait` waits, metric `until_ended` runs until it is ended; the label `pad` has as many characters as `limit` says.
-    fn query<'a>(&self, tenant: &str, request: &'a QueryRequest, budget: &'a Budget) -> Result<QueryAnswer<'a>, QueryError> {
+    /// Metric `wait` waits, metric `until_ended` runs until it is ended; the label `pad` has as
+    /// many characters as `limit` says.
+    fn query<'a>(
+        &self,
+        tenant: &str,
+        request: &'a QueryRequest,
+        budget: &'a Budget,
+    ) -> Result<QueryAnswer<'a>, QueryError> {
         if request.metric == "wait" {
             let held = self.held.lock().unwrap().take().expect("something to wait for");
             held.recv().expect_err("nobody sends");
@@ -86,14 +97,31 @@ impl QueryService for Queries {
             }
             return Err(QueryError::Abandoned);
         }
-        let value = |label: &String| if label == "pad" { "x".repeat(request.limit.unwrap_or(0)) } else { tenant.to_owned() };
+        let value = |label: &String| {
+            if label == "pad" { "x".repeat(request.limit.unwrap_or(0)) } else { tenant.to_owned() }
+        };
         let series = Group { key: request.group_by.iter().map(value).collect(), points: vec![] };
         let completeness = Completeness::of(&[], &Vec::new(), NOW, 1);
         Ok(QueryAnswer::new(request, vec![series], completeness, Charge::new(budget)).unwrap())
     }
-    fn metrics(&self, tenant: &str, _: &PageRequest, _: &Budget) -> Result<MetricsAnswer, QueryError> {
-        let metric = MetricInfo { metric: tenant.to_owned(), labels: vec![], series: 1, first: None, last: None };
-        Ok(MetricsAnswer { items: vec![metric], next: None, completeness: Completeness::of(&[], &Vec::new(), NOW, 1) })
+    fn metrics(
+        &self,
+        tenant: &str,
+        _: &PageRequest,
+        _: &Budget,
+    ) -> Result<MetricsAnswer, QueryError> {
+        let metric = MetricInfo {
+            metric: tenant.to_owned(),
+            labels: vec![],
+            series: 1,
+            first: None,
+            last: None,
+        };
+        Ok(MetricsAnswer {
+            items: vec![metric],
+            next: None,
+            completeness: Completeness::of(&[], &Vec::new(), NOW, 1),
+        })
     }
     fn label_values(
         &self,
@@ -110,7 +138,12 @@ impl QueryService for Queries {
         })
     }
     /// As many records are nobody's as the tenant's name is long.
-    fn accounting(&self, tenant: &str, _: Range<Hour>, _: &Budget) -> Result<AccountingAnswer, QueryError> {
+    fn accounting(
+        &self,
+        tenant: &str,
+        _: Range<Hour>,
+        _: &Budget,
+    ) -> Result<AccountingAnswer, QueryError> {
         Ok(AccountingAnswer {
             hours: vec![],
             unowned: tenant.len() as u64,
@@ -122,7 +155,12 @@ impl QueryService for Queries {
 /// Lists one event, whose tenant is the key's, and whose reason says what else the key reaches.
 struct SetAside;
 impl QuarantineService for SetAside {
-    fn list(&self, reach: &KeyReach, all: bool, _: &Budget) -> Result<QuarantineAnswer, OperateError> {
+    fn list(
+        &self,
+        reach: &KeyReach,
+        all: bool,
+        _: &Budget,
+    ) -> Result<QuarantineAnswer, OperateError> {
         let event = QuarantinedEvent {
             shard: 1,
             offset: 2,
@@ -208,24 +246,52 @@ async fn a_node_answers_for_its_roles_alone() {
     let gateway = Gateway::new(deps);
     for _ in 0..3 {
         let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
-        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "no budget is used up: {answer}");
+        assert_eq!(
+            (status, retry.as_deref()),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("1")),
+            "no budget is used up: {answer}"
+        );
         assert!(answer.contains("no_gateway_role") && answer.contains("node.roles"), "{answer}");
     }
-    for path in ["/v1/query?metric=m", "/v1/metrics", "/v1/labels/a/values", "/v1/accounting", "/v1/quarantine"] {
-        let (status, answer, retry) = call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
-        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{path}: {answer}");
-        assert!(answer.contains("no_query_role") && answer.contains("node.roles"), "{path}: {answer}");
+    for path in [
+        "/v1/query?metric=m",
+        "/v1/metrics",
+        "/v1/labels/a/values",
+        "/v1/accounting",
+        "/v1/quarantine",
+    ] {
+        let (status, answer, retry) =
+            call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
+        assert_eq!(
+            (status, retry.as_deref()),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("1")),
+            "{path}: {answer}"
+        );
+        assert!(
+            answer.contains("no_query_role") && answer.contains("node.roles"),
+            "{path}: {answer}"
+        );
     }
-    let ready = async |path: &str| call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
+    let ready =
+        async |path: &str| call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
     assert_eq!(ready("/readyz").await.0, StatusCode::OK);
     assert_eq!(ready("/readyz?role=gateway").await.0, StatusCode::OK);
     let (status, answer, _) = ready("/readyz?role=query").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
-    assert!(answer.contains("not_ready") && answer.contains("this node has no role query"), "{answer}");
+    assert!(
+        answer.contains("not_ready") && answer.contains("this node has no role query"),
+        "{answer}"
+    );
 }
 
-async fn call(gateway: &Arc<Gateway>, mut request: Request<Body>) -> (StatusCode, String, Option<String>) {
-    request.headers_mut().entry("host").or_insert(axum::http::HeaderValue::from_static("localhost"));
+async fn call(
+    gateway: &Arc<Gateway>,
+    mut request: Request<Body>,
+) -> (StatusCode, String, Option<String>) {
+    request
+        .headers_mut()
+        .entry("host")
+        .or_insert(axum::http::HeaderValue::from_static("localhost"));
     let response = routes::router(gateway.clone()).oneshot(request).await.unwrap();
     let retry = response.headers().get("retry-after").map(|v| v.to_str().unwrap().to_owned());
     let status = response.status();
@@ -237,7 +303,10 @@ fn post(kind: &str, body: impl Into<Body>) -> Request<Body> {
     Request::post("/v1/events").header("content-type", kind).body(body.into()).unwrap()
 }
 
-async fn send(gateway: &Arc<Gateway>, body: impl Into<Body>) -> (StatusCode, String, Option<String>) {
+async fn send(
+    gateway: &Arc<Gateway>,
+    body: impl Into<Body>,
+) -> (StatusCode, String, Option<String>) {
     call(gateway, post("application/json", body)).await
 }
 
@@ -256,7 +325,10 @@ async fn good_events_pass_beside_bad_ones_and_raw_bytes_are_kept() {
         assert!(answer.contains(code), "{code} in {answer}");
     }
     let batches = log.batches.lock().unwrap();
-    assert_eq!(&batches[0].body[batches[0].events[0].raw.clone()], br#"{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}}"#);
+    assert_eq!(
+        &batches[0].body[batches[0].events[0].raw.clone()],
+        br#"{"metric":"m","value":"0.1","labels":{"b":"2","a":"1"}}"#
+    );
     assert_eq!(batches[0].events[1].value, None);
     assert_eq!(batches[0].events[0].timestamp, NOW);
 }
@@ -264,7 +336,12 @@ async fn good_events_pass_beside_bad_ones_and_raw_bytes_are_kept() {
 #[tokio::test]
 async fn all_bad_is_422_and_nothing_reaches_the_log() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    for body in [r#"{"metric":"m","timestamp":1}"#, r#"{"metric":""}"#, r#"{"metric":"m","labels":{"a":"x\r\n"}}"#, "{}"] {
+    for body in [
+        r#"{"metric":"m","timestamp":1}"#,
+        r#"{"metric":""}"#,
+        r#"{"metric":"m","labels":{"a":"x\r\n"}}"#,
+        "{}",
+    ] {
         assert_eq!(send(&gateway, body).await.0, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
     }
     assert!(log.batches.lock().unwrap().is_empty());
@@ -277,7 +354,13 @@ async fn hostile_bodies_are_refused_without_harm() {
     for body in ["", "["] {
         assert_eq!(send(&gateway, body.to_owned()).await.0, StatusCode::BAD_REQUEST);
     }
-    for body in [deep.as_str(), r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","metrc":1}"#, "[1]", r#"[["m"]]"#] {
+    for body in [
+        deep.as_str(),
+        r#"{"metric":"a","metric":"b"}"#,
+        r#"{"metric":"a","metrc":1}"#,
+        "[1]",
+        r#"[["m"]]"#,
+    ] {
         assert_eq!(send(&gateway, body.to_owned()).await.0, StatusCode::UNPROCESSABLE_ENTITY);
     }
     for body in [
@@ -287,7 +370,10 @@ async fn hostile_bodies_are_refused_without_harm() {
         vec![0xdf, 0, 0, 0, 9],
     ] {
         let status = call(&gateway, post("application/msgpack", body)).await.0;
-        assert!(matches!(status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE), "{status}");
+        assert!(
+            matches!(status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE),
+            "{status}"
+        );
     }
     assert_eq!(call(&gateway, post("text/plain", "x")).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let many = format!("[{}1]", "1,".repeat(10_000));
@@ -296,7 +382,10 @@ async fn hostile_bodies_are_refused_without_harm() {
 
 #[tokio::test]
 async fn bombs_stop_at_the_cap() {
-    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20)), KeyTable::open());
+    let (gateway, _) = gateway(
+        Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20)),
+        KeyTable::open(),
+    );
     let zeros = vec![b' '; 64 << 20];
     let bomb = zstd::encode_all(&zeros[..], 1).unwrap();
     let mut request = post("application/json", bomb);
@@ -311,11 +400,22 @@ async fn bombs_stop_at_the_cap() {
 #[tokio::test]
 async fn messagepack_values_are_exact_and_finite() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    for (value, status) in [(0.1, 202), (-0.0, 202), (5e-324, 202), (f64::NAN, 422), (f64::INFINITY, 422), (1e308, 422)] {
+    for (value, status) in [
+        (0.1, 202),
+        (-0.0, 202),
+        (5e-324, 202),
+        (f64::NAN, 422),
+        (f64::INFINITY, 422),
+        (1e308, 422),
+    ] {
         let mut body = vec![0x82, 0xa6];
         body.extend(b"metric\xa1m\xa5value\xcb");
         body.extend(value.to_be_bytes());
-        assert_eq!(call(&gateway, post("application/msgpack", body)).await.0.as_u16(), status, "{value}");
+        assert_eq!(
+            call(&gateway, post("application/msgpack", body)).await.0.as_u16(),
+            status,
+            "{value}"
+        );
     }
     assert_eq!(log.batches.lock().unwrap()[0].events[0].value.unwrap().to_string(), "0.1");
 }
@@ -332,7 +432,11 @@ async fn a_failed_append_is_503_and_overload_says_when_to_retry() {
     *log.fails.lock().unwrap() = Some(AppendError::Unknown("crash".to_owned()));
     for _ in 0..5 {
         let (status, _, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
-        assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true), "what was not kept costs no tokens");
+        assert_eq!(
+            (status, retry.is_some()),
+            (StatusCode::SERVICE_UNAVAILABLE, true),
+            "what was not kept costs no tokens"
+        );
     }
     for (fails, code, seconds) in [
         (AppendError::DiskFull, "disk_full", "10"),
@@ -354,12 +458,21 @@ async fn a_failed_append_is_503_and_overload_says_when_to_retry() {
 async fn keys_alone_name_the_tenant() {
     let (plain, prefix, sha256) = new_key([7; 24]);
     let (late, late_prefix, late_hash) = new_key([8; 24]);
-    let key =
-        |prefix, sha256, expires_ms| StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Read], expires_ms };
+    let key = |prefix, sha256, expires_ms| StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: vec![Scope::Read],
+        expires_ms,
+    };
     let keys = vec![key(prefix, sha256, None), key(late_prefix, late_hash, Some(NOW))];
     let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys }));
-    let get =
-        |uri: &str, key: &str| Request::get(uri).header("authorization", format!("Bearer {key}")).body(Body::empty()).unwrap();
+    let get = |uri: &str, key: &str| {
+        Request::get(uri)
+            .header("authorization", format!("Bearer {key}"))
+            .body(Body::empty())
+            .unwrap()
+    };
     for (uri, of_tenant) in [
         ("/v1/query?metric=m&by=tenant", "acme"),
         ("/v1/metrics", "acme"),
@@ -377,7 +490,11 @@ async fn keys_alone_name_the_tenant() {
     assert_eq!(call(&gateway, get("/metrics", &plain)).await.0, StatusCode::FORBIDDEN);
     assert_eq!(call(&gateway, get("/nothing", &plain)).await.0, StatusCode::NOT_FOUND);
     gateway.deps.keys.store(Arc::new(KeyTable::of(KeysFile::default())));
-    assert_eq!(call(&gateway, get("/v1/query?metric=m", &plain)).await.0, StatusCode::UNAUTHORIZED, "revoked");
+    assert_eq!(
+        call(&gateway, get("/v1/query?metric=m", &plain)).await.0,
+        StatusCode::UNAUTHORIZED,
+        "revoked"
+    );
 }
 
 #[tokio::test]
@@ -385,7 +502,13 @@ async fn the_quarantine_is_for_operators() {
     let (operator, prefix, sha256) = new_key([7; 24]);
     let (of_the_node, node_prefix, node_hash) = new_key([9; 24]);
     let (reader, read_prefix, read_hash) = new_key([8; 24]);
-    let key = |prefix, sha256, scopes| StoredKey { prefix, sha256, tenant: "acme".into(), scopes, expires_ms: None };
+    let key = |prefix, sha256, scopes| StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes,
+        expires_ms: None,
+    };
     let keys = vec![
         key(prefix, sha256, vec![Scope::Admin]),
         key(read_prefix, read_hash, vec![Scope::Read, Scope::Write]),
@@ -394,8 +517,12 @@ async fn the_quarantine_is_for_operators() {
     let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys }));
     let ask = async |method: &str, path: &str, key: &str, body: &'static str| {
         let uri = format!("/v1/quarantine{path}");
-        let request = Request::builder().method(method).uri(uri).header("authorization", format!("Bearer {key}"));
-        let request = request.header("content-type", "application/json").body(Body::from(body)).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("authorization", format!("Bearer {key}"));
+        let request =
+            request.header("content-type", "application/json").body(Body::from(body)).unwrap();
         let (status, answer, _) = call(&gateway, request).await;
         (status.as_u16(), answer)
     };
@@ -417,17 +544,28 @@ async fn the_quarantine_is_for_operators() {
     assert_eq!(released.counted_in.map(|series| series.metric).as_deref(), Some("acme"));
     let (status, answer) = ask("POST", "/discard", &operator, place).await;
     assert_eq!((status, answer.contains("not_quarantined")), (404, true));
-    for body in ["", "[]", r#"{"shard":1}"#, r#"{"shard":-1,"offset":2,"index":3}"#, r#"{"shard":1,"offset":2,"index":3,"x":1}"#]
-    {
+    for body in [
+        "",
+        "[]",
+        r#"{"shard":1}"#,
+        r#"{"shard":-1,"offset":2,"index":3}"#,
+        r#"{"shard":1,"offset":2,"index":3,"x":1}"#,
+    ] {
         assert_eq!(ask("POST", "/release", &operator, body).await.0, 400, "{body}");
     }
-    assert_eq!(ask("POST", "/release", &operator, r#"{"shard":1,"offset":2,"index":13}"#).await.0, 500, "its crash harms nobody");
+    assert_eq!(
+        ask("POST", "/release", &operator, r#"{"shard":1,"offset":2,"index":13}"#).await.0,
+        500,
+        "its crash harms nobody"
+    );
     for (method, path) in [("GET", ""), ("POST", "/release"), ("POST", "/discard")] {
         assert_eq!(ask(method, path, &reader, place).await.0, 403, "{path}");
         assert_eq!(ask(method, path, "wrong", place).await.0, 401, "{path}");
     }
-    let from_a_form = Request::post("/v1/quarantine/release").header("authorization", format!("Bearer {operator}"));
-    let from_a_form = from_a_form.header("content-type", "text/plain").body(Body::from(place)).unwrap();
+    let from_a_form = Request::post("/v1/quarantine/release")
+        .header("authorization", format!("Bearer {operator}"));
+    let from_a_form =
+        from_a_form.header("content-type", "text/plain").body(Body::from(place)).unwrap();
     assert_eq!(call(&gateway, from_a_form).await.0, StatusCode::UNSUPPORTED_MEDIA_TYPE);
 }
 
@@ -456,7 +594,8 @@ async fn slow_heads_and_bodies_are_cut_off() {
         let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
         socket.write_all(start.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        let ended = tokio::time::timeout(Duration::from_secs(60), socket.read_to_end(&mut answer)).await;
+        let ended =
+            tokio::time::timeout(Duration::from_secs(60), socket.read_to_end(&mut answer)).await;
         assert!(ended.is_ok(), "still open: {start}");
     }
 }
@@ -464,13 +603,19 @@ async fn slow_heads_and_bodies_are_cut_off() {
 #[tokio::test]
 async fn acks_come_in_order_and_subscriptions_update() {
     let (address, _stop) = listen(Config::defaults()).await;
-    let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    let (mut ws, _) =
+        tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     for seq in 0..200 {
-        ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+        ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#)))
+            .await
+            .unwrap();
     }
     for seq in 0..200 {
         let ack = ws.next().await.unwrap().unwrap().into_text().unwrap();
-        assert!(ack.contains(&format!("\"ack\":{seq},")) && ack.contains("\"accepted\":1"), "{ack}");
+        assert!(
+            ack.contains(&format!("\"ack\":{seq},")) && ack.contains("\"accepted\":1"),
+            "{ack}"
+        );
     }
     ws.send(Message::text(r#"{"subscribe":"q1","query":{"metric":"m"}}"#)).await.unwrap();
     let update = ws.next().await.unwrap().unwrap().into_text().unwrap();
@@ -481,9 +626,16 @@ async fn acks_come_in_order_and_subscriptions_update() {
 async fn a_reader_that_never_reads_is_dropped() {
     let config = Config::defaults().with(|c| c.ws.idle_timeout = Duration::from_millis(300));
     let (address, _stop) = listen(config).await;
-    let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    let (mut ws, _) =
+        tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     let dropped = tokio::time::timeout(Duration::from_secs(120), async {
-        while ws.send(Message::text(r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"4000000"}}"#)).await.is_ok() {
+        while ws
+            .send(Message::text(
+                r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"4000000"}}"#,
+            ))
+            .await
+            .is_ok()
+        {
             // Long enough for an answer: one that comes after the next of its name is not written.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -494,7 +646,10 @@ async fn a_reader_that_never_reads_is_dropped() {
 #[tokio::test]
 async fn gzip_bombs_stop_at_the_cap_too() {
     use std::io::Write;
-    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20)), KeyTable::open());
+    let (gateway, _) = gateway(
+        Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20)),
+        KeyTable::open(),
+    );
     let gzip = |bytes: &[u8]| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(bytes).unwrap();
@@ -503,7 +658,9 @@ async fn gzip_bombs_stop_at_the_cap_too() {
     let bomb = gzip(&vec![b' '; 64 << 20]);
     assert!(bomb.len() < 80_000, "a ratio near a thousand");
     let stacked: Vec<u8> = std::iter::repeat_n(gzip(&vec![b' '; 256 << 10]), 8).flatten().collect();
-    for (body, status) in [(bomb, 413), (stacked, 413), (gzip(br#"{"metric":"m"}"#), 202), (b"no gzip".to_vec(), 400)] {
+    for (body, status) in
+        [(bomb, 413), (stacked, 413), (gzip(br#"{"metric":"m"}"#), 202), (b"no gzip".to_vec(), 400)]
+    {
         let mut request = post("application/json", body);
         request.headers_mut().insert("content-encoding", "gzip".parse().unwrap());
         assert_eq!(call(&gateway, request).await.0.as_u16(), status);
@@ -513,30 +670,47 @@ async fn gzip_bombs_stop_at_the_cap_too() {
 #[tokio::test]
 async fn lines_are_events_and_an_idempotency_key_names_them() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    let mut request =
-        post("application/x-ndjson", "{\"metric\":\"m\"}\r\n\n{\"metric\":\"m\",\"id\":\"own\"}\n{\"metric\":\"m\"}");
+    let mut request = post(
+        "application/x-ndjson",
+        "{\"metric\":\"m\"}\r\n\n{\"metric\":\"m\",\"id\":\"own\"}\n{\"metric\":\"m\"}",
+    );
     request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
     let (status, answer, _) = call(&gateway, request).await;
-    assert_eq!((status, answer.as_str()), (StatusCode::ACCEPTED, r#"{"accepted":3,"rejected":0,"errors":[]}"#));
+    assert_eq!(
+        (status, answer.as_str()),
+        (StatusCode::ACCEPTED, r#"{"accepted":3,"rejected":0,"errors":[]}"#)
+    );
     {
         let batches = log.batches.lock().unwrap();
-        let ids: Vec<_> = batches[0].events.iter().map(|event| event.id.as_deref().unwrap()).collect();
+        let ids: Vec<_> =
+            batches[0].events.iter().map(|event| event.id.as_deref().unwrap()).collect();
         assert_eq!(ids, ["K/0", "own", "K/2"]);
     }
     for wrong in [String::new(), "k".repeat(101), "\u{e4}".to_owned()] {
         let mut request = post("application/json", r#"{"metric":"m"}"#);
         request.headers_mut().insert("idempotency-key", wrong.parse().unwrap());
         let (status, answer, _) = call(&gateway, request).await;
-        assert_eq!((status, answer.contains("idempotency_key_invalid")), (StatusCode::BAD_REQUEST, true), "{wrong:?}");
+        assert_eq!(
+            (status, answer.contains("idempotency_key_invalid")),
+            (StatusCode::BAD_REQUEST, true),
+            "{wrong:?}"
+        );
     }
 }
 
 #[tokio::test]
 async fn too_many_bytes_in_flight_are_503_with_a_time_to_retry() {
-    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(1 << 20)), KeyTable::open());
+    let (gateway, _) = gateway(
+        Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(1 << 20)),
+        KeyTable::open(),
+    );
     let held = gateway.shares.inflight.take(&"default".into(), 1 << 20).unwrap();
     let (status, answer, retry) = send(&gateway, r#"{"metric":"m"}"#).await;
-    assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{answer}");
+    assert_eq!(
+        (status, retry.as_deref()),
+        (StatusCode::SERVICE_UNAVAILABLE, Some("1")),
+        "{answer}"
+    );
     drop(held);
     assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED);
 }
@@ -549,19 +723,24 @@ async fn a_stop_cuts_connections_that_do_not_end() {
     let (stop, stopped) = watch::channel(false);
     let served = tokio::spawn(server::serve(gateway, listener, stopped));
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
-    socket.write_all(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    socket
+        .write_all(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     stop.send_replace(true);
     assert!(tokio::time::timeout(Duration::from_secs(60), served).await.is_ok(), "still serving");
     let mut answer = Vec::new();
-    let ended = tokio::time::timeout(Duration::from_secs(60), socket.read_to_end(&mut answer)).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(60), socket.read_to_end(&mut answer)).await;
     assert!(ended.is_ok(), "the connection outlives the server");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_queries_are_503_with_a_time_to_retry() {
     let log = Some(Arc::new(Log::default()));
-    let mut deps = deps(log, Config::defaults().with(|c| c.query.max_concurrent = 1), KeyTable::open());
+    let mut deps =
+        deps(log, Config::defaults().with(|c| c.query.max_concurrent = 1), KeyTable::open());
     let (go_on, held) = std::sync::mpsc::sync_channel(1);
     deps.queries = Arc::new(Queries { held: Mutex::new(Some(held)) });
     let gateway = Gateway::new(deps);
@@ -573,12 +752,29 @@ async fn too_many_queries_are_503_with_a_time_to_retry() {
     while gateway.shares.queries.usage("default").held == 0 {
         tokio::task::yield_now().await;
     }
-    for uri in ["/v1/query?metric=m", "/v1/metrics", "/v1/accounting", "/v1/labels/a/values", "/v1/quarantine"] {
+    for uri in [
+        "/v1/query?metric=m",
+        "/v1/metrics",
+        "/v1/accounting",
+        "/v1/labels/a/values",
+        "/v1/quarantine",
+    ] {
         let (status, answer, retry) = call(&gateway, get(uri)).await;
-        assert_eq!((status, retry.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")), "{uri}");
-        assert!(answer.contains("\"overloaded\"") && answer.contains("query.max_concurrent"), "{answer}");
+        assert_eq!(
+            (status, retry.as_deref()),
+            (StatusCode::SERVICE_UNAVAILABLE, Some("1")),
+            "{uri}"
+        );
+        assert!(
+            answer.contains("\"overloaded\"") && answer.contains("query.max_concurrent"),
+            "{answer}"
+        );
     }
-    assert_eq!(send(&gateway, r#"{"metric":"m"}"#).await.0, StatusCode::ACCEPTED, "writes do not wait for queries");
+    assert_eq!(
+        send(&gateway, r#"{"metric":"m"}"#).await.0,
+        StatusCode::ACCEPTED,
+        "writes do not wait for queries"
+    );
     drop(go_on);
     assert_eq!(slow.await.unwrap().0, StatusCode::OK, "the one that runs is not disturbed");
     assert_eq!(call(&gateway, get("/v1/query?metric=m")).await.0, StatusCode::OK);

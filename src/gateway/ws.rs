@@ -1,9 +1,10 @@
 //! `GET /v1/ws`: events with acknowledgements in order, and subscriptions.
 //!
-//! At most `ws.window` messages are unacknowledged: beyond that nothing more is read. At most `ws.max_subscriptions` answers are being
-//! looked up or wait for the reader: beyond that nothing is looked up. A connection ends with a close frame that says why, after the
-//! acknowledgements that are due: so a client knows what is durable. Only a reader that does not take its answers is cut at once (1013);
-//! a key that is revoked or expires ends a connection within a second (1008).
+//! At most `ws.window` messages are unacknowledged: beyond that nothing more is read. At most
+//! `ws.max_subscriptions` answers are being looked up or wait for the reader: beyond that nothing
+//! is looked up. A connection ends with a close frame that says why, after the acknowledgements
+//! that are due: so a client knows what is durable. Only a reader that does not take its answers is
+//! cut at once (1013); a key that is revoked or expires ends a connection within a second (1008).
 
 mod message;
 
@@ -100,7 +101,8 @@ impl End {
         Self::Ours(code, reason.to_owned())
     }
 
-    /// Of a connection whose frames cannot be read any more. The library's kinds of error are not ours to name, their texts are.
+    /// Of a connection whose frames cannot be read any more. The library's kinds of error are not
+    /// ours to name, their texts are.
     fn of(error: &axum::Error) -> Self {
         let why = error.to_string();
         let code = if why.contains("Space limit") {
@@ -129,7 +131,8 @@ struct Session {
     heard: Stopwatch,
 }
 
-/// Upgrades a connection. The key needs the scope of whatever is then asked; one of write and read at least.
+/// Upgrades a connection. The key needs the scope of whatever is then asked; one of write and read
+/// at least.
 ///
 /// # Errors
 /// 401, 403; 400 or 426 if it is no WebSocket.
@@ -143,26 +146,37 @@ pub async fn upgrade(
     key_from_protocol(&mut headers)?;
     let writer = gateway.tenant(&headers, Scope::Write);
     // Without the right to send events, no message is large.
-    let max = if writer.is_ok() { gateway.deps.config.ws.max_message.in_memory() } else { MAX_REQUEST };
+    let max =
+        if writer.is_ok() { gateway.deps.config.ws.max_message.in_memory() } else { MAX_REQUEST };
     let tenant = writer.or_else(|_| gateway.tenant(&headers, Scope::Read))?;
     extract::params(q, &[])?;
     // The key first: whether a path speaks WebSocket is nobody else's business.
-    let ws = ws.map_err(|refused| ApiError::new(refused.status(), "websocket_expected", refused.body_text()))?;
+    let ws = ws.map_err(|refused| {
+        ApiError::new(refused.status(), "websocket_expected", refused.body_text())
+    })?;
     let connection = connection.map(|Extension(connection)| connection);
     if let Some(connection) = &connection {
         connection.belongs_to(&tenant, headers.get(header::AUTHORIZATION))?;
         connection.becomes_websocket(shares::take(&gateway.shares.inflight, &tenant, 0)?);
     }
-    let ws = ws.protocols([BEARER]).max_message_size(max).max_frame_size(max).read_buffer_size(READ_BUFFER);
+    let ws = ws
+        .protocols([BEARER])
+        .max_message_size(max)
+        .max_frame_size(max)
+        .read_buffer_size(READ_BUFFER);
     Ok(ws.on_upgrade(move |socket| run(gateway, headers, socket, connection)))
 }
 
-/// Takes the key that a browser sends as the second of two subprotocols: `new WebSocket(url, ["bearer", KEY])`.
+/// Takes the key that a browser sends as the second of two subprotocols: `new WebSocket(url,
+/// ["bearer", KEY])`.
 ///
 /// # Errors
 /// 400 if there is another key beside it.
 fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
-    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let offered = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let offered: Vec<_> = offered.flat_map(|value| value.split(',')).map(str::trim).collect();
     let [BEARER, key] = offered[..] else { return Ok(()) };
     let Ok(bearer) = HeaderValue::from_str(&format!("Bearer {key}")) else { return Ok(()) };
@@ -173,7 +187,12 @@ fn key_from_protocol(headers: &mut HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket, connection: Option<Arc<Connection>>) {
+async fn run(
+    gateway: Arc<Gateway>,
+    headers: HeaderMap,
+    socket: WebSocket,
+    connection: Option<Arc<Connection>>,
+) {
     let config = gateway.deps.config.clone();
     let (sink, mut incoming) = socket.split();
     let (out, queue) = mpsc::channel(config.ws.window + SLACK);
@@ -225,8 +244,8 @@ async fn run(gateway: Arc<Gateway>, headers: HeaderMap, socket: WebSocket, conne
     if let Err(error) = writer.await {
         tracing::error!(%error, "the writer of a WebSocket crashed");
     }
-    // Until the client has answered the close frame, or as long as it may take: what it still sends would otherwise be answered with
-    // a reset, which takes the frame from it.
+    // Until the client has answered the close frame, or as long as it may take: what it still sends
+    // would otherwise be answered with a reset, which takes the frame from it.
     let answered = async { while let Some(Ok(_)) = incoming.next().await {} };
     drop(tokio::time::timeout(FAREWELL, answered).await);
 }
@@ -239,7 +258,8 @@ async fn late(connection: Option<Arc<Connection>>, limit: Duration) {
     }
 }
 
-/// Writes what is queued, up to a close frame. Whoever cuts it short says nothing more than that the reader is too slow.
+/// Writes what is queued, up to a close frame. Whoever cuts it short says nothing more than that
+/// the reader is too slow.
 async fn write(
     mut sink: SplitSink<WebSocket, Message>,
     mut queue: mpsc::Receiver<Outgoing>,
@@ -274,10 +294,14 @@ fn close_frame(code: u16, reason: &str) -> Message {
 
 fn nack(seq: u64, error: &ApiError) -> String {
     match error.retry_after {
-        Some(seconds) => serde_json::json!({"nack": seq, "retry_after_ms": seconds * 1000, "code": error.code}).to_string(),
+        Some(seconds) => {
+            serde_json::json!({"nack": seq, "retry_after_ms": seconds * 1000, "code": error.code})
+                .to_string()
+        }
         // Sending it again would not help: the error says why.
         None => {
-            let error = serde_json::json!({"code": error.code, "message": error.message, "details": {}});
+            let error =
+                serde_json::json!({"code": error.code, "message": error.message, "details": {}});
             serde_json::json!({"nack": seq, "final": true, "error": error}).to_string()
         }
     }
@@ -306,10 +330,12 @@ fn read(gateway: &Gateway, headers: &HeaderMap, text: Bytes) -> Result<Asked, En
         Ok(incoming) if bytes > MAX_REQUEST && !matches!(incoming, Incoming::Events { .. }) => {
             Err(End::ours(POLICY, "a message without events is at most 16 KiB"))
         }
-        Ok(Incoming::Events { seq, events }) => Ok(match read_events(gateway, headers, text, events) {
-            Ok(batch) => Asked::Append(seq, Box::new(batch)),
-            Err(error) => Asked::Answer(nack(seq, &error)),
-        }),
+        Ok(Incoming::Events { seq, events }) => {
+            Ok(match read_events(gateway, headers, text, events) {
+                Ok(batch) => Asked::Append(seq, Box::new(batch)),
+                Err(error) => Asked::Answer(nack(seq, &error)),
+            })
+        }
         Ok(Incoming::Subscribe { name, query }) => Ok(Asked::Subscribe { name, query }),
         Ok(Incoming::Unsubscribe(name)) => Ok(Asked::Unsubscribe(name)),
         // What cannot be read is refused for good, and its neighbours are answered.
@@ -318,12 +344,18 @@ fn read(gateway: &Gateway, headers: &HeaderMap, text: Bytes) -> Result<Asked, En
     }
 }
 
-fn read_events(gateway: &Gateway, headers: &HeaderMap, body: Bytes, events: Range<usize>) -> Result<Batch, ApiError> {
+fn read_events(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    body: Bytes,
+    events: Range<usize>,
+) -> Result<Batch, ApiError> {
     let tenant = gateway.tenant(headers, Scope::Write)?;
     let reservation = shares::take(&gateway.shares.inflight, &tenant, body.len() as u64)?;
     let now = gateway.deps.clock.now();
     let (format, idempotency, default_metric) = (Format::Json, None, None);
-    let request = ingest::Request { gateway, tenant: &tenant, format, idempotency, default_metric, now };
+    let request =
+        ingest::Request { gateway, tenant: &tenant, format, idempotency, default_metric, now };
     let ranges = parse::split_json_in(&body, events, gateway.deps.config.accept.max_events)?;
     let events = request.read_ranges(&body, ranges)?;
     Ok(Batch { tenant, body, events, reservation })
@@ -341,18 +373,22 @@ async fn append(gateway: Arc<Gateway>, seq: u64, batch: Batch) -> String {
 }
 
 impl Session {
-    /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a reader that stays stuck is too slow.
+    /// Waits for room, because a burst fills the queue faster than the writer is scheduled; only a
+    /// reader that stays stuck is too slow.
     async fn send(&mut self, message: Message, unsent: Option<Unsent>) -> Result<(), End> {
         let patience = self.gateway.deps.config.ws.idle_timeout;
         self.out.send_timeout((message, unsent), patience).await.map_err(|_| End::TooSlow)
     }
 
-    /// Says what is still to be said. Nothing more is read, so nothing more becomes due. Unless the writer had to be cut short, what
-    /// would do so comes back.
+    /// Says what is still to be said. Nothing more is read, so nothing more becomes due. Unless the
+    /// writer had to be cut short, what would do so comes back.
     async fn finish(mut self, end: End, cut: oneshot::Sender<()>) -> Option<oneshot::Sender<()>> {
         let (last, patience) = match end {
             End::TooSlow => {
-                #[expect(clippy::let_underscore_must_use, reason = "if the writer is gone already there is nobody to tell")]
+                #[expect(
+                    clippy::let_underscore_must_use,
+                    reason = "if the writer is gone already there is nobody to tell"
+                )]
                 let _ = cut.send(());
                 return None;
             }
@@ -364,10 +400,12 @@ impl Session {
             }
         };
         // As long as the log may take, except where the server itself cannot wait.
-        let patience = patience.unwrap_or(self.gateway.deps.config.gateway.append_timeout + FAREWELL);
+        let patience =
+            patience.unwrap_or(self.gateway.deps.config.gateway.append_timeout + FAREWELL);
         let said = async {
             while let Some(ack) = self.acks.next().await {
-                // Those of a client that is gone are waited for, too: what was read before it went is appended.
+                // Those of a client that is gone are waited for, too: what was read before it went
+                // is appended.
                 if !last.is_empty() {
                     self.send(Message::Text(ack.into()), None).await?;
                 }
@@ -377,7 +415,10 @@ impl Session {
         let said: Result<(), End> = tokio::time::timeout(patience, said).await.unwrap_or(Ok(()));
         for message in last {
             if said.is_err() || self.send(message, None).await.is_err() {
-                #[expect(clippy::let_underscore_must_use, reason = "if the writer is gone already there is nobody to tell")]
+                #[expect(
+                    clippy::let_underscore_must_use,
+                    reason = "if the writer is gone already there is nobody to tell"
+                )]
                 let _ = cut.send(());
                 return None;
             }
@@ -398,12 +439,16 @@ impl Session {
         }
     }
 
-    /// A message is read to its end before the next one, so that what comes first is also appended first.
+    /// A message is read to its end before the next one, so that what comes first is also appended
+    /// first.
     async fn on_text(&mut self, text: Bytes) -> Result<(), End> {
         let (headers, bytes) = (self.headers.clone(), text.len());
         // Whose turn it is; without the right to send events no message is large.
         let tenant = self.gateway.tenant(&self.headers, Scope::Write).unwrap_or_default();
-        let asked = self.gateway.read(&tenant, bytes, move |gateway| Ok(read(gateway, &headers, text))).await;
+        let asked = self
+            .gateway
+            .read(&tenant, bytes, move |gateway| Ok(read(gateway, &headers, text)))
+            .await;
         match asked.map_err(|error| End::Ours(INTERNAL, error.message))?? {
             Asked::Append(seq, batch) => {
                 let gateway = self.gateway.clone();
@@ -418,7 +463,10 @@ impl Session {
             Asked::Unsubscribe(name) => {
                 if self.subscriptions.remove(&name).is_none() {
                     let message = format!("there is no subscription {name:.128}");
-                    self.say(ApiError::new(StatusCode::NOT_FOUND, "no_such_subscription", message).body());
+                    self.say(
+                        ApiError::new(StatusCode::NOT_FOUND, "no_such_subscription", message)
+                            .body(),
+                    );
                 }
                 Ok(())
             }
@@ -436,11 +484,18 @@ impl Session {
             return Err(End::ours(POLICY, "the name of a subscription is at most 128 bytes"));
         }
         if self.subscriptions.len() >= max && !self.subscriptions.contains_key(&name) {
-            return Err(End::Ours(POLICY, format!("at most {max} subscriptions (ws.max_subscriptions)")));
+            return Err(End::Ours(
+                POLICY,
+                format!("at most {max} subscriptions (ws.max_subscriptions)"),
+            ));
         }
         let Some(params) = query else {
             self.subscriptions.remove(&name);
-            let error = ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", "query is an object of strings");
+            let error = ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "query_invalid",
+                "query is an object of strings",
+            );
             self.say(failed_update(&name, &error));
             return Ok(());
         };
@@ -456,18 +511,33 @@ impl Session {
             Err(_) => None,
         };
         self.generation += 1;
-        let subscription = Subscription { params, last: None, _place, running: false, generation: self.generation };
+        let subscription = Subscription {
+            params,
+            last: None,
+            _place,
+            running: false,
+            generation: self.generation,
+        };
         self.subscriptions.insert(name, subscription);
         self.ask()
     }
 
     fn ask(&mut self) -> Result<(), End> {
         let unsent = Arc::strong_count(&self.unsent) - 1;
-        let room = self.gateway.deps.config.ws.max_subscriptions.saturating_sub(unsent + self.updates.len());
-        for (name, subscription) in self.subscriptions.iter_mut().filter(|(_, s)| !s.running).take(room) {
+        let room = self
+            .gateway
+            .deps
+            .config
+            .ws
+            .max_subscriptions
+            .saturating_sub(unsent + self.updates.len());
+        for (name, subscription) in
+            self.subscriptions.iter_mut().filter(|(_, s)| !s.running).take(room)
+        {
             subscription.running = true;
             let (gateway, headers) = (self.gateway.clone(), self.headers.clone());
-            let (name, generation, params) = (name.clone(), subscription.generation, subscription.params.clone());
+            let (name, generation, params) =
+                (name.clone(), subscription.generation, subscription.params.clone());
             let now = gateway.deps.clock.now();
             self.updates.push(Box::pin(async move {
                 let answer = match gateway.tenant(&headers, Scope::Read) {
@@ -487,7 +557,11 @@ impl Session {
     }
 
     async fn on_update(&mut self, (name, generation, answer): Update) -> Result<(), End> {
-        let Some(subscription) = self.subscriptions.get_mut(&name).filter(|s| s.generation == generation) else { return Ok(()) };
+        let Some(subscription) =
+            self.subscriptions.get_mut(&name).filter(|s| s.generation == generation)
+        else {
+            return Ok(());
+        };
         subscription.running = false;
         let (update, hash) = match answer {
             // Too busy to look: the next tick looks again.
@@ -506,7 +580,10 @@ impl Session {
         let answers = &self.gateway.shares.answers;
         // Only what is large is worth counting, and only who may read has anything that is.
         let held = match self.gateway.tenant(&self.headers, Scope::Read) {
-            Ok(tenant) => shares::take(answers, &tenant, (update.len() as u64).min(answers.share().each)).map(Some),
+            Ok(tenant) => {
+                shares::take(answers, &tenant, (update.len() as u64).min(answers.share().each))
+                    .map(Some)
+            }
             Err(_) => Ok(None),
         };
         let Ok(held) = held else {
@@ -521,9 +598,15 @@ impl Session {
     async fn on_tick(&mut self) -> Result<(), End> {
         let idle = self.gateway.deps.config.ws.idle_timeout;
         if self.heard.elapsed() > idle && self.acks.is_empty() {
-            // Silent because it does not read is too slow; silent though nothing waits for it is gone.
-            let waits = Arc::strong_count(&self.unsent) > 1 || self.out.capacity() < self.out.max_capacity();
-            return Err(if waits { End::TooSlow } else { End::ours(GOING_AWAY, "nothing was heard for ws.idle_timeout") });
+            // Silent because it does not read is too slow; silent though nothing waits for it is
+            // gone.
+            let waits = Arc::strong_count(&self.unsent) > 1
+                || self.out.capacity() < self.out.max_capacity();
+            return Err(if waits {
+                End::TooSlow
+            } else {
+                End::ours(GOING_AWAY, "nothing was heard for ws.idle_timeout")
+            });
         }
         self.gateway
             .tenant(&self.headers, Scope::Write)

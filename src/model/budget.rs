@@ -1,7 +1,8 @@
 //! What one query may cost, counted while it runs, and whether it may still go on.
 //!
-//! Whoever runs a query charges what it holds and looks now and then whether it has ended; whoever waits for it ends it. The first
-//! reason stays. Nothing here waits, and nothing is counted after the fact: a query that becomes too large stops there.
+//! Whoever runs a query charges what it holds and looks now and then whether it has ended; whoever
+//! waits for it ends it. The first reason stays. Nothing here waits, and nothing is counted after
+//! the fact: a query that becomes too large stops there.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,8 @@ pub enum Ended {
     Busy,
 }
 
-const ALL: [Ended; 6] = [Ended::Abandoned, Ended::Late, Ended::Points, Ended::Memory, Ended::TenantBusy, Ended::Busy];
+const ALL: [Ended; 6] =
+    [Ended::Abandoned, Ended::Late, Ended::Points, Ended::Memory, Ended::TenantBusy, Ended::Busy];
 
 /// The budget of one query.
 #[derive(Debug, Default)]
@@ -82,7 +84,11 @@ impl Budget {
     /// Charges memory; the query ends if there is no more.
     pub fn charge(&self, bytes: usize) {
         let now = self.bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        let Some(memory) = self.memory.as_ref().filter(|_| now > self.covered.load(Ordering::Relaxed)) else { return };
+        let Some(memory) =
+            self.memory.as_ref().filter(|_| now > self.covered.load(Ordering::Relaxed))
+        else {
+            return;
+        };
         let mut held = memory.lock().unwrap_or_else(PoisonError::into_inner);
         if now <= held.amount() || self.ended().is_some() {
             return;
@@ -99,7 +105,8 @@ impl Budget {
         self.covered.store(held.amount(), Ordering::Relaxed);
     }
 
-    /// Gives memory back. What was taken from the share stays with the query until it ends: it will need it again.
+    /// Gives memory back. What was taken from the share stays with the query until it ends: it will
+    /// need it again.
     pub fn release(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
     }

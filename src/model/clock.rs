@@ -1,8 +1,10 @@
-//! The append clock: what a log stamps records with, made of two readings of the machine that are wrong in different ways.
+//! The append clock: what a log stamps records with, made of two readings of the machine that are
+//! wrong in different ways.
 //!
-//! The wall clock knows the date and may leap; the boot clock (which counts suspension) measures what has passed, and nothing else. The
-//! append clock never goes back, and no leap of the wall clock moves it by more than what has passed: it follows the boot clock, at twice
-//! its speed while the wall clock is ahead and at half of it while the wall clock is behind, until the two meet.
+//! The wall clock knows the date and may leap; the boot clock (which counts suspension) measures
+//! what has passed, and nothing else. The append clock never goes back, and no leap of the wall
+//! clock moves it by more than what has passed: it follows the boot clock, at twice its speed while
+//! the wall clock is ahead and at half of it while the wall clock is behind, until the two meet.
 
 use super::window::Millis;
 
@@ -21,13 +23,15 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// What has passed since an earlier reading; none if that was before another start of the machine.
+    /// What has passed since an earlier reading; none if that was before another start of the
+    /// machine.
     pub fn since(&self, earlier: &Reading) -> Option<i64> {
         let same = self.boot == earlier.boot && self.boot != 0;
         Some(self.uptime.saturating_sub(earlier.uptime)).filter(|passed| same && *passed >= 0)
     }
 
-    /// By how much the wall clock has leapt since an earlier reading, if that is more than [`LEAP_MS`] and can be told.
+    /// By how much the wall clock has leapt since an earlier reading, if that is more than
+    /// [`LEAP_MS`] and can be told.
     pub fn leapt_since(&self, earlier: &Reading) -> Option<i64> {
         let leapt = self.wall.saturating_sub(earlier.wall).saturating_sub(self.since(earlier)?);
         Some(leapt).filter(|leapt| leapt.saturating_abs() > LEAP_MS)
@@ -39,7 +43,8 @@ impl Reading {
 pub struct Stamp {
     /// Append time: for the machine. It never decreases.
     pub appended: Millis,
-    /// The clocks: the wall clock is the received time, for people; the boot clock lets the next start go on from here.
+    /// The clocks: the wall clock is the received time, for people; the boot clock lets the next
+    /// start go on from here.
     pub read: Reading,
 }
 
@@ -59,8 +64,9 @@ pub struct AppendClock {
 }
 
 impl AppendClock {
-    /// A clock that goes on behind the last stamp of its log, if there is one. Within one start of the machine it goes on as if it had run;
-    /// otherwise nothing says how long the log was closed, and the wall clock counts if it is later.
+    /// A clock that goes on behind the last stamp of its log, if there is one. Within one start of
+    /// the machine it goes on as if it had run; otherwise nothing says how long the log was
+    /// closed, and the wall clock counts if it is later.
     pub fn start(last: Option<Stamp>, now: Reading) -> Self {
         let at = |time: Millis, uptime| Self { halves: i128::from(time) * 2, uptime };
         match last {
@@ -75,7 +81,8 @@ impl AppendClock {
         let passed = i128::from(now.uptime.saturating_sub(self.uptime).max(0)) * 2;
         self.uptime = self.uptime.max(now.uptime);
         let wall = i128::from(now.wall) * 2;
-        let (slow, even, fast) = (self.halves + passed / 2, self.halves + passed, self.halves + passed * 2);
+        let (slow, even, fast) =
+            (self.halves + passed / 2, self.halves + passed, self.halves + passed * 2);
         self.halves = if wall > even { fast.min(wall) } else { slow.max(wall) };
         i64::try_from(self.halves.div_euclid(2)).unwrap_or(i64::MAX)
     }
@@ -102,7 +109,10 @@ mod tests {
     #[test]
     fn a_right_clock_is_followed_to_the_millisecond() {
         let mut clock = AppendClock::start(None, at(NOW, 5));
-        let shown: Vec<i64> = [0, 1, 1, 2, 1_000, 86_400_000].into_iter().map(|ms| clock.read(at(NOW + ms, 5 + ms))).collect();
+        let shown: Vec<i64> = [0, 1, 1, 2, 1_000, 86_400_000]
+            .into_iter()
+            .map(|ms| clock.read(at(NOW + ms, 5 + ms)))
+            .collect();
         assert_eq!(shown, [0, 1, 1, 2, 1_000, 86_400_000].map(|ms| NOW + ms));
     }
 
@@ -113,7 +123,10 @@ mod tests {
             for second in 1..=60 {
                 let (wall, passed) = (NOW + leap + second * 1_000, second * 1_000);
                 let shown = clock.read(at(wall, passed)) - NOW;
-                assert!((passed / 2..=passed * 2).contains(&shown), "leap {leap}, after {passed}: {shown}");
+                assert!(
+                    (passed / 2..=passed * 2).contains(&shown),
+                    "leap {leap}, after {passed}: {shown}"
+                );
             }
             // The wall clock is right again: it is met.
             let shown = clock.read(at(NOW + 240_000, 240_000));
@@ -132,7 +145,11 @@ mod tests {
     fn a_start_goes_on_within_one_start_of_the_machine_and_takes_the_wall_clock_otherwise() {
         let stamp = Stamp { appended: NOW, read: at(NOW, 10_000) };
         let start = |now: Reading| AppendClock::start(Some(stamp), now).read(now);
-        assert_eq!(start(at(NOW + 400 * DAY_MS, 11_000)), NOW + 2_000, "a clock ahead does not move it");
+        assert_eq!(
+            start(at(NOW + 400 * DAY_MS, 11_000)),
+            NOW + 2_000,
+            "a clock ahead does not move it"
+        );
         assert_eq!(start(at(NOW - DAY_MS, 11_000)), NOW + 500);
         assert_eq!(start(at(NOW + 60_000, 70_000)), NOW + 60_000);
         let other = |wall| start(Reading { wall, uptime: 3, boot: 8 });
@@ -140,7 +157,11 @@ mod tests {
         let unknown = Stamp::of_one_time(NOW);
         let now = Reading { wall: NOW + 5, uptime: 9, boot: 0 };
         assert_eq!(AppendClock::start(Some(unknown), now).read(now), NOW + 5);
-        assert_eq!(start(at(NOW + DAY_MS, 9_999)), NOW + DAY_MS, "a boot clock that went back is another one");
+        assert_eq!(
+            start(at(NOW + DAY_MS, 9_999)),
+            NOW + DAY_MS,
+            "a boot clock that went back is another one"
+        );
     }
 
     #[test]
@@ -150,7 +171,11 @@ mod tests {
         assert_eq!(at(NOW + LEAP_MS + 1_000, 1_000).leapt_since(&before), None);
         assert_eq!(at(NOW + LEAP_MS + 1_001, 1_000).leapt_since(&before), Some(LEAP_MS + 1));
         assert_eq!(at(NOW - DAY_MS, 0).leapt_since(&before), Some(-DAY_MS));
-        assert_eq!(Reading { boot: 8, ..at(NOW + DAY_MS, 1) }.leapt_since(&before), None, "nobody knows what has passed");
+        assert_eq!(
+            Reading { boot: 8, ..at(NOW + DAY_MS, 1) }.leapt_since(&before),
+            None,
+            "nobody knows what has passed"
+        );
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! Exact decimals: fixed point, 9 fractional digits in 128 bits, so that 0.1 + 0.2 is 0.3 and money adds up.
+//! Exact decimals: fixed point, 9 fractional digits in 128 bits, so that 0.1 + 0.2 is 0.3 and money
+//! adds up.
 
 /// Units per one: a value is `units / 10^9`.
 pub const UNITS_PER_ONE: i128 = 1_000_000_000;
@@ -31,9 +32,11 @@ impl Decimal {
     pub fn from_units(units: i128) -> Self {
         Self(units)
     }
-    /// From units of 10^-9 that somebody else has written: only what [`Self::parse`] accepts too, or sums could overflow.
+    /// From units of 10^-9 that somebody else has written: only what [`Self::parse`] accepts too,
+    /// or sums could overflow.
     pub fn from_foreign_units(units: i128) -> Option<Self> {
-        (units.unsigned_abs() <= (MAX_MAGNITUDE * UNITS_PER_ONE).unsigned_abs()).then_some(Self(units))
+        (units.unsigned_abs() <= (MAX_MAGNITUDE * UNITS_PER_ONE).unsigned_abs())
+            .then_some(Self(units))
     }
     /// Units of 10^-9.
     pub fn units(self) -> i128 {
@@ -44,11 +47,12 @@ impl Decimal {
         self.0 as f64 / UNITS_PER_ONE as f64
     }
 
-    /// Parses a JSON number or a decimal string: `[+-]digits[.digits][(e|E)[+-]digits]`. More than 9 fractional digits are
-    /// rounded half-even, once.
+    /// Parses a JSON number or a decimal string: `[+-]digits[.digits][(e|E)[+-]digits]`. More than
+    /// 9 fractional digits are rounded half-even, once.
     ///
     /// # Errors
-    /// [`DecimalError::Syntax`] for anything else (NaN, infinities, empty), [`DecimalError::OutOfRange`] beyond ±10^18.
+    /// [`DecimalError::Syntax`] for anything else (NaN, infinities, empty),
+    /// [`DecimalError::OutOfRange`] beyond ±10^18.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
         let bytes = text.as_bytes();
         let (negative, bytes) = match bytes.first() {
@@ -85,7 +89,8 @@ fn parse_exponent(text: &[u8]) -> Result<i64, DecimalError> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(DecimalError::Syntax);
     }
-    // An exponent beyond this is out of range or rounds to zero whatever the mantissa of an event of 8 KiB says.
+    // An exponent beyond this is out of range or rounds to zero whatever the mantissa of an event
+    // of 8 KiB says.
     let value = digits.iter().fold(0i64, |n, &d| (n * 10 + i64::from(d - b'0')).min(1_000_000));
     Ok(if negative { -value } else { value })
 }
@@ -161,7 +166,12 @@ mod tests {
 
     #[test]
     fn averages_round_half_even() {
-        let cases = [divide_half_even(5, 2), divide_half_even(7, 2), divide_half_even(-5, 2), divide_half_even(2, 3)];
+        let cases = [
+            divide_half_even(5, 2),
+            divide_half_even(7, 2),
+            divide_half_even(-5, 2),
+            divide_half_even(2, 3),
+        ];
         assert_eq!(cases, [2, 4, -2, 1]);
     }
 

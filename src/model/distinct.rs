@@ -1,11 +1,13 @@
 //! Distinct users: sparse and exact first, HyperLogLog with 2^14 registers beyond.
 //!
-//! The state is a function of the set of hashes alone, so bytes do not depend on order or splitting: up to 1,024 different hashes
-//! are kept as they are, and the 1,025th turns them into registers for good. No estimator with memory (HIP) is used.
+//! The state is a function of the set of hashes alone, so bytes do not depend on order or
+//! splitting: up to 1,024 different hashes are kept as they are, and the 1,025th turns them into
+//! registers for good. No estimator with memory (HIP) is used.
 //!
-//! Serialised, version 1: empty is zero bytes. `[1]` and the hashes, ascending, 8 bytes each, big-endian; or `[2]` and 16,384
-//! registers of one byte. The estimate of the registers is Ertl's improved raw estimator ("New cardinality estimation algorithms
-//! for HyperLogLog sketches", 2017, algorithm 6), a function of the registers; its standard error is 1.04/128 = 0.8 %.
+//! Serialised, version 1: empty is zero bytes. `[1]` and the hashes, ascending, 8 bytes each,
+//! big-endian; or `[2]` and 16,384 registers of one byte. The estimate of the registers is Ertl's
+//! improved raw estimator ("New cardinality estimation algorithms for HyperLogLog sketches", 2017,
+//! algorithm 6), a function of the registers; its standard error is 1.04/128 = 0.8 %.
 
 use super::CodecError;
 
@@ -67,7 +69,9 @@ impl Distinct {
             (State::Dense(mine), State::Dense(theirs)) => {
                 mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
             }
-            (State::Dense(mine), State::Sparse(theirs)) => theirs.iter().for_each(|&hash| register(mine, hash)),
+            (State::Dense(mine), State::Sparse(theirs)) => {
+                theirs.iter().for_each(|&hash| register(mine, hash))
+            }
             (State::Sparse(mine), State::Dense(theirs)) => {
                 let mut registers = theirs.clone();
                 mine.iter().for_each(|&hash| register(&mut registers, hash));
@@ -130,9 +134,13 @@ impl Distinct {
             SPARSE_TAG => {
                 let (words, rest) = body.as_chunks::<8>();
                 let hashes: Vec<u64> = words.iter().map(|word| u64::from_be_bytes(*word)).collect();
-                let canonical =
-                    rest.is_empty() && !hashes.is_empty() && hashes.len() <= MAX_SPARSE && hashes.is_sorted_by(|a, b| a < b);
-                canonical.then_some(Self(State::Sparse(hashes))).ok_or_else(|| bad("the hashes are not canonical"))
+                let canonical = rest.is_empty()
+                    && !hashes.is_empty()
+                    && hashes.len() <= MAX_SPARSE
+                    && hashes.is_sorted_by(|a, b| a < b);
+                canonical
+                    .then_some(Self(State::Sparse(hashes)))
+                    .ok_or_else(|| bad("the hashes are not canonical"))
             }
             DENSE_TAG if body.len() == REGISTERS && body.iter().all(|&rank| rank <= MAX_RANK) => {
                 Ok(Self(State::Dense(body.into())))
@@ -238,7 +246,13 @@ mod tests {
 
     #[test]
     fn damaged_bytes_are_refused() {
-        for bad in [&[9u8][..], &[1], &[1, 0], &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1], &[2, 0]] {
+        for bad in [
+            &[9u8][..],
+            &[1],
+            &[1, 0],
+            &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1],
+            &[2, 0],
+        ] {
             assert!(Distinct::decode(bad).is_err(), "{bad:?}");
         }
     }

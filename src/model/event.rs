@@ -5,7 +5,8 @@ use std::borrow::Cow;
 /// Why an event is refused. The names are part of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EventErrorCode {
-    /// What was sent is no event: no JSON or MessagePack, no object, an unknown field, a field twice.
+    /// What was sent is no event: no JSON or MessagePack, no object, an unknown field, a field
+    /// twice.
     EventUnreadable,
     /// No metric, or not a valid name.
     MetricInvalid,
@@ -95,14 +96,17 @@ pub fn check_metric(metric: &str) -> Result<(), EventError> {
     let first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b':');
     let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'.' | b'-');
     let bytes = metric.as_bytes();
-    let valid = bytes.len() <= MAX_METRIC_BYTES && bytes.first().is_some_and(|&b| first(b)) && bytes.iter().all(|&b| rest(b));
+    let valid = bytes.len() <= MAX_METRIC_BYTES
+        && bytes.first().is_some_and(|&b| first(b))
+        && bytes.iter().all(|&b| rest(b));
     if valid {
         return Ok(());
     }
     Err(EventError::new(
         EventErrorCode::MetricInvalid,
         format!(
-            "a metric is 1 to {MAX_METRIC_BYTES} bytes of letters, digits and _ : . - and does not begin with a digit, . or -"
+            "a metric is 1 to {MAX_METRIC_BYTES} bytes of letters, digits and _ : . - and does \
+             not begin with a digit, . or -"
         ),
     ))
 }
@@ -118,13 +122,19 @@ pub fn check_label(name: &str, value: &str) -> Result<(), EventError> {
     let bytes = name.as_bytes();
     let well_formed = bytes.first().is_some_and(|&b| first(b)) && bytes.iter().all(|&b| rest(b));
     if !well_formed || bytes.len() > MAX_LABEL_NAME_BYTES {
-        return bad(format!("a label name is 1 to {MAX_LABEL_NAME_BYTES} letters, digits and _, not beginning with a digit"));
+        return bad(format!(
+            "a label name is 1 to {MAX_LABEL_NAME_BYTES} letters, digits and _, not beginning \
+             with a digit"
+        ));
     }
     if name.starts_with("__") {
         return bad(format!("the label {name} begins with __, which is reserved"));
     }
     if value.len() > MAX_LABEL_VALUE_BYTES {
-        return bad(format!("the value of label {name} has {} bytes, at most {MAX_LABEL_VALUE_BYTES}", value.len()));
+        return bad(format!(
+            "the value of label {name} has {} bytes, at most {MAX_LABEL_VALUE_BYTES}",
+            value.len()
+        ));
     }
     if value.chars().any(char::is_control) {
         return bad(format!("the value of label {name} holds a control character"));
@@ -140,7 +150,10 @@ pub fn check_user(user: &str) -> Result<(), EventError> {
     if user.len() <= MAX_USER_BYTES {
         return Ok(());
     }
-    Err(EventError::new(EventErrorCode::UserInvalid, format!("a user is a string of at most {MAX_USER_BYTES} bytes")))
+    Err(EventError::new(
+        EventErrorCode::UserInvalid,
+        format!("a user is a string of at most {MAX_USER_BYTES} bytes"),
+    ))
 }
 
 /// Checks an id.
@@ -151,7 +164,10 @@ pub fn check_id(id: &str) -> Result<(), EventError> {
     if (1..=MAX_ID_BYTES).contains(&id.len()) {
         return Ok(());
     }
-    Err(EventError::new(EventErrorCode::IdInvalid, format!("an id is a string of 1 to {MAX_ID_BYTES} bytes")))
+    Err(EventError::new(
+        EventErrorCode::IdInvalid,
+        format!("an id is a string of 1 to {MAX_ID_BYTES} bytes"),
+    ))
 }
 
 /// Checks that a time is in the accepted range around `now`.
@@ -161,13 +177,17 @@ pub fn check_id(id: &str) -> Result<(), EventError> {
 pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), EventError> {
     if at > now.saturating_add(limits.max_ahead_ms) {
         let message = format!(
-            "{at} ms is later than now by more than accept.max_ahead ({} ms); is it in milliseconds?",
+            "{at} ms is later than now by more than accept.max_ahead ({} ms); is it in \
+             milliseconds?",
             limits.max_ahead_ms
         );
         return Err(EventError::new(EventErrorCode::TimestampInFuture, message));
     }
     if at < now.saturating_sub(limits.max_age_ms) {
-        let message = format!("{at} ms is older than accept.max_age ({} ms); is it in milliseconds?", limits.max_age_ms);
+        let message = format!(
+            "{at} ms is older than accept.max_age ({} ms); is it in milliseconds?",
+            limits.max_age_ms
+        );
         return Err(EventError::new(EventErrorCode::TimestampTooOld, message));
     }
     Ok(())
@@ -178,17 +198,26 @@ pub fn check_timestamp(at: i64, now: i64, limits: &EventLimits) -> Result<(), Ev
 /// # Errors
 /// `timestamp_invalid`.
 pub fn parse_rfc3339(text: &str) -> Result<i64, EventError> {
-    let bad =
-        || EventError::new(EventErrorCode::TimestampInvalid, "a timestamp is RFC 3339 with a zone, or integer milliseconds");
+    let bad = || {
+        EventError::new(
+            EventErrorCode::TimestampInvalid,
+            "a timestamp is RFC 3339 with a zone, or integer milliseconds",
+        )
+    };
     let at: jiff::Timestamp = nine_digits(text).parse().map_err(|_| bad())?;
     Ok(at.as_nanosecond().div_euclid(1_000_000) as i64)
 }
 
-/// The text without what stands behind nine digits of a fraction, of which RFC 3339 allows any number.
+/// The text without what stands behind nine digits of a fraction, of which RFC 3339 allows any
+/// number.
 fn nine_digits(text: &str) -> Cow<'_, str> {
     let Some((whole, rest)) = text.split_once('.') else { return text.into() };
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-    if digits <= 9 { text.into() } else { format!("{whole}.{}{}", &rest[..9], &rest[digits..]).into() }
+    if digits <= 9 {
+        text.into()
+    } else {
+        format!("{whole}.{}{}", &rest[..9], &rest[digits..]).into()
+    }
 }
 
 #[cfg(test)]
@@ -204,11 +233,20 @@ mod tests {
             assert_eq!(check_metric(bad).unwrap_err().code, EventErrorCode::MetricInvalid, "{bad}");
         }
         assert_eq!(check_label("page", "/home"), Ok(()));
-        for (name, value) in [("__name", "x"), ("1", "x"), ("", "x"), ("a-b", "x"), ("a", "x\r\n"), ("a", "\u{1b}[31m")] {
+        for (name, value) in [
+            ("__name", "x"),
+            ("1", "x"),
+            ("", "x"),
+            ("a-b", "x"),
+            ("a", "x\r\n"),
+            ("a", "\u{1b}[31m"),
+        ] {
             assert!(check_label(name, value).is_err(), "{name:?}={value:?}");
         }
         assert!(check_label("a", &"v".repeat(257)).is_err());
-        assert!(check_id("").is_err() && check_id(&"i".repeat(129)).is_err() && check_id("i").is_ok());
+        assert!(
+            check_id("").is_err() && check_id(&"i".repeat(129)).is_err() && check_id("i").is_ok()
+        );
         assert!(check_user(&"u".repeat(257)).is_err() && check_user("").is_ok());
     }
 
@@ -218,18 +256,31 @@ mod tests {
         let now = 1_767_225_600_000;
         assert_eq!(check_timestamp(now + limits.max_ahead_ms, now, &limits), Ok(()));
         assert_eq!(check_timestamp(now - limits.max_age_ms, now, &limits), Ok(()));
-        assert_eq!(check_timestamp(now * 1_000_000, now, &limits).unwrap_err().code, EventErrorCode::TimestampInFuture);
+        assert_eq!(
+            check_timestamp(now * 1_000_000, now, &limits).unwrap_err().code,
+            EventErrorCode::TimestampInFuture
+        );
         for old in [i64::MIN, -1, 0, now / 1000] {
-            assert_eq!(check_timestamp(old, now, &limits).unwrap_err().code, EventErrorCode::TimestampTooOld);
+            assert_eq!(
+                check_timestamp(old, now, &limits).unwrap_err().code,
+                EventErrorCode::TimestampTooOld
+            );
         }
         assert_eq!(parse_rfc3339("2026-01-01T00:00:00.1239Z"), Ok(now + 123));
         assert_eq!(parse_rfc3339("2026-01-01T01:00:00+01:00"), Ok(now));
         for digits in [1, 9, 10, 30, 5_000] {
             let time = format!("2026-01-01T00:00:00.{}Z", "9".repeat(digits));
-            assert_eq!(parse_rfc3339(&time), Ok(now + if digits < 3 { 900 } else { 999 }), "{digits} digits");
+            assert_eq!(
+                parse_rfc3339(&time),
+                Ok(now + if digits < 3 { 900 } else { 999 }),
+                "{digits} digits"
+            );
         }
         assert_eq!(parse_rfc3339("1969-12-31T23:59:59.99999999999-00:00"), Ok(-1));
-        assert!(parse_rfc3339("2026-01-01T00:00:00.Z").is_err() && parse_rfc3339("2026-01-01T00:00:00.1234567891").is_err());
+        assert!(
+            parse_rfc3339("2026-01-01T00:00:00.Z").is_err()
+                && parse_rfc3339("2026-01-01T00:00:00.1234567891").is_err()
+        );
         assert!(parse_rfc3339("2026-01-01").is_err() && parse_rfc3339("yesterday").is_err());
     }
 }

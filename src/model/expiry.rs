@@ -1,8 +1,10 @@
 //! What expires, and when it may be deleted. Nothing is deleted because a clock says so.
 //!
-//! Something is due by received times beside the wall clock, and that is noted. The note gathers the time that passes while somebody looks,
-//! on the boot clock, across restarts and moves; what was noted may be deleted when a day of it has gathered, if it is due still. If much
-//! becomes due at once, or the wall clock leaps while something is due, the note stops until a person says yes, or nothing is due any more.
+//! Something is due by received times beside the wall clock, and that is noted. The note gathers
+//! the time that passes while somebody looks, on the boot clock, across restarts and moves; what
+//! was noted may be deleted when a day of it has gathered, if it is due still. If much becomes due
+//! at once, or the wall clock leaps while something is due, the note stops until a person says yes,
+//! or nothing is due any more.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +25,8 @@ const MAX_ORPHANS: usize = 1_000;
 pub struct Rules {
     /// Time to gather before a deletion.
     pub gather_ms: i64,
-    /// `expiry.max_at_once`: more than this, and more than a twentieth of everything, does not become due at once without a person's yes.
+    /// `expiry.max_at_once`: more than this, and more than a twentieth of everything, does not
+    /// become due at once without a person's yes.
     pub max_at_once: u64,
 }
 
@@ -31,7 +34,8 @@ impl Rules {
     /// A day.
     pub const GATHER_MS: i64 = 24 * 3_600_000;
 
-    /// What is noted now may be deleted when so much has gathered: at the end of a part, so that notes stay short.
+    /// What is noted now may be deleted when so much has gathered: at the end of a part, so that
+    /// notes stay short.
     fn due_at(&self, gathered_ms: i64) -> i64 {
         let part = (self.gather_ms / PARTS).max(1);
         gathered_ms.saturating_add(self.gather_ms).saturating_add(part - 1) / part * part
@@ -104,7 +108,8 @@ pub struct Note {
 /// What somebody sees who looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
-    /// Tells the life of who looks from every other: only within one is the time known that passes between two looks.
+    /// Tells the life of who looks from every other: only within one is the time known that passes
+    /// between two looks.
     pub run: u64,
     /// The clocks.
     pub now: Reading,
@@ -183,11 +188,16 @@ impl Note {
         if look.said > self.said {
             (self.said, self.stopped) = (look.said, None);
         }
-        let ripe = self.marks.iter().rfind(|mark| mark.at_ms <= self.gathered_ms).map(|mark| mark.to);
-        Verdict { delete_below: ripe.filter(|_| self.stopped.is_none()), stopped: stopped.filter(|_| self.stopped.is_some()) }
+        let ripe =
+            self.marks.iter().rfind(|mark| mark.at_ms <= self.gathered_ms).map(|mark| mark.to);
+        Verdict {
+            delete_below: ripe.filter(|_| self.stopped.is_none()),
+            stopped: stopped.filter(|_| self.stopped.is_some()),
+        }
     }
 
-    /// Gathers what has passed since the last look of this life; by how much the wall clock has leapt since the last one of any.
+    /// Gathers what has passed since the last look of this life; by how much the wall clock has
+    /// leapt since the last one of any.
     fn pass_time(&mut self, look: &Look) -> Option<i64> {
         let Reading { wall, uptime, boot } = look.now;
         let before = self.seen.replace(Seen { run: look.run, wall, uptime, boot })?;
@@ -221,11 +231,16 @@ impl Note {
                 self.orphans.insert((*path).to_owned(), rules.due_at(self.gathered_ms));
             }
         }
-        self.orphans.iter().filter(|(_, at_ms)| **at_ms <= self.gathered_ms).map(|(path, _)| path.clone()).collect()
+        self.orphans
+            .iter()
+            .filter(|(_, at_ms)| **at_ms <= self.gathered_ms)
+            .map(|(path, _)| path.clone())
+            .collect()
     }
 }
 
-/// Which of the first rows are due, each being where it ends and when the last of it was received, in order.
+/// Which of the first rows are due, each being where it ends and when the last of it was received,
+/// in order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Due {
     /// How many.
@@ -237,8 +252,9 @@ pub struct Due {
 }
 
 impl Due {
-    /// Goes on with further rows; whether those behind may be due as well. What was received before `before` is due. A row that was
-    /// received in the future says nothing of its age, because its clock was ahead: it was received before the row behind it.
+    /// Goes on with further rows; whether those behind may be due as well. What was received before
+    /// `before` is due. A row that was received in the future says nothing of its age, because
+    /// its clock was ahead: it was received before the row behind it.
     pub fn add(&mut self, rows: &[(i64, Millis)], before: Millis, now: Millis) -> bool {
         for (to, received) in rows {
             if *received > now {
@@ -278,7 +294,8 @@ mod tests {
     }
 
     impl Shard {
-        /// Objects 0 to `of` were received an hour after each other, the last one now; those older than `keep` hours are due.
+        /// Objects 0 to `of` were received an hour after each other, the last one now; those older
+        /// than `keep` hours are due.
         fn new(of: i64, keep: i64) -> Self {
             let wall = of * HOUR;
             let (note, stops) = (Note::default(), Vec::new());
@@ -286,12 +303,14 @@ mod tests {
         }
 
         fn look(&mut self) {
-            let due_to = Some((self.wall / HOUR - self.keep).min(self.of)).filter(|to| *to > self.floor);
+            let due_to =
+                Some((self.wall / HOUR - self.keep).min(self.of)).filter(|to| *to > self.floor);
             let noted = self.note.noted_to().unwrap_or(self.floor);
             let new = due_to.map_or(0, |to| (to - noted).max(0)).unsigned_abs();
             let now = Reading { wall: self.wall, uptime: self.uptime, boot: self.boot };
             let of = (self.of - self.floor).unsigned_abs();
-            let look = Look { run: self.run, now, floor: self.floor, due_to, new, of, said: self.said };
+            let look =
+                Look { run: self.run, now, floor: self.floor, due_to, new, of, said: self.said };
             let text = serde_json::to_string(&self.note).expect("written");
             self.note = serde_json::from_str(&text).expect("read back");
             let verdict = self.note.look(&RULES, &look);
@@ -327,7 +346,11 @@ mod tests {
         assert!(shard.floor > 0 && shard.floor < 10, "{}", shard.floor);
         shard.pass(200);
         let due = shard.wall / HOUR - 1_000;
-        assert!((due - 26..=due - 24).contains(&shard.floor), "a day behind what is due, {} of {due}", shard.floor);
+        assert!(
+            (due - 26..=due - 24).contains(&shard.floor),
+            "a day behind what is due, {} of {due}",
+            shard.floor
+        );
         assert!(shard.note.marks.len() <= 26, "{}", shard.note.marks.len());
         assert_eq!(shard.stops, []);
     }
@@ -384,7 +407,10 @@ mod tests {
         shard.pass(1);
         shard.keep = 800;
         shard.pass(30);
-        assert_eq!((shard.floor, &shard.stops[..]), (0, &[Stop::AtOnce { due: 200, of: 1_001 }][..]));
+        assert_eq!(
+            (shard.floor, &shard.stops[..]),
+            (0, &[Stop::AtOnce { due: 200, of: 1_001 }][..])
+        );
         shard.said = 1;
         shard.look();
         assert!(shard.floor >= 200, "{}", shard.floor);
@@ -396,10 +422,15 @@ mod tests {
         let mut note = Note::default();
         let look = |note: &mut Note, hours: i64, paths: &[&str]| {
             let now = Reading { wall: 400 * DAY * hours, uptime: 1 + hours * HOUR, boot: 1 };
-            note.look(&RULES, &Look { run: 1, now, floor: 0, due_to: None, new: 0, of: 0, said: 0 });
+            note.look(
+                &RULES,
+                &Look { run: 1, now, floor: 0, due_to: None, new: 0, of: 0, said: 0 },
+            );
             note.orphans(&RULES, paths)
         };
-        assert!(look(&mut note, 0, &["a"]).is_empty() && look(&mut note, 10, &["a", "b"]).is_empty());
+        assert!(
+            look(&mut note, 0, &["a"]).is_empty() && look(&mut note, 10, &["a", "b"]).is_empty()
+        );
         assert!(look(&mut note, 23, &["a", "b"]).is_empty());
         assert_eq!(look(&mut note, 24, &["a", "b"]), ["a"]);
         assert_eq!(look(&mut note, 40, &["b"]), ["b"], "one that is gone is forgotten");
@@ -414,7 +445,11 @@ mod tests {
             let more = due.add(&rows, 100, 1_000);
             (due.rows, due.to, more)
         };
-        assert_eq!(judge(&[10, 99, 100, 5]), (2, Some(2), false), "the first that is not due ends it");
+        assert_eq!(
+            judge(&[10, 99, 100, 5]),
+            (2, Some(2), false),
+            "the first that is not due ends it"
+        );
         assert_eq!(judge(&[10, 9_999, 99, 100]), (3, Some(3), false));
         assert_eq!(judge(&[10, 9_999, 100]), (1, Some(1), false));
         assert_eq!(judge(&[9_999, 9_999]), (0, None, true), "those that come may decide");

@@ -1,4 +1,5 @@
-//! What a shard hands to the store, and what the store hands to a starting shard: the nouns of the flush transaction.
+//! What a shard hands to the store, and what the store hands to a starting shard: the nouns of the
+//! flush transaction.
 
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ pub struct SeriesInfo {
     pub series: Series,
 }
 
-/// The rules of a shard, each with the offset of the first record that it decides, ascending. What a store has noted of them decides again
-/// whenever its records are folded once more, whatever the configuration says by then.
+/// The rules of a shard, each with the offset of the first record that it decides, ascending. What
+/// a store has noted of them decides again whenever its records are folded once more, whatever the
+/// configuration says by then.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DedupRules(pub Vec<(Offset, DedupRule)>);
 
@@ -27,8 +29,9 @@ const MAX_IDS_BEFORE_RULES: usize = 262_144;
 pub const DEFAULT_MAX_IDS: usize = 1_000_000;
 
 impl DedupRules {
-    /// What has to be noted so that the configured rule holds from `next` on. Of a shard from before rules were noted it is assumed that
-    /// it had the same configuration all the time, or the default.
+    /// What has to be noted so that the configured rule holds from `next` on. Of a shard from
+    /// before rules were noted it is assumed that it had the same configuration all the time,
+    /// or the default.
     pub fn due(&self, next: Offset, configured: DedupRule) -> Vec<(Offset, DedupRule)> {
         let before = match self.0.last() {
             Some((_, last)) => Some(*last),
@@ -70,7 +73,8 @@ impl From<Vec<DedupBlock>> for RecentIds {
     }
 }
 
-/// When equal ids count once: at append times at most `horizon_ms` apart, and among the last `max_ids` ids of the shard.
+/// When equal ids count once: at append times at most `horizon_ms` apart, and among the last
+/// `max_ids` ids of the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DedupRule {
     /// `dedup.horizon` in milliseconds.
@@ -79,12 +83,14 @@ pub struct DedupRule {
     pub max_ids: usize,
 }
 
-/// One flush: everything that one store transaction writes, guarded by a compare-and-set on (log, `range.from`, epoch).
+/// One flush: everything that one store transaction writes, guarded by a compare-and-set on (log,
+/// `range.from`, epoch).
 #[derive(Debug, Clone, Default)]
 pub struct FlushBatch {
     /// Growth of rollups, in key order: tenant, metric, hour, series id.
     pub deltas: Vec<Delta>,
-    /// Series seen for the first time by this owner, with the offset at which each was admitted. Those already in the catalogue are skipped.
+    /// Series seen for the first time by this owner, with the offset at which each was admitted.
+    /// Those already in the catalogue are skipped.
     pub admitted: Vec<(Arc<SeriesInfo>, Offset)>,
     /// The ids applied, for the next owner; `None` if there were none.
     pub dedup: Option<DedupBlock>,
@@ -121,23 +127,44 @@ pub struct FlushGuard {
 }
 
 impl FlushGuard {
-    /// The revision of every (tenant, metric, day) that this flush writes. A flush of this guard commits at most once, whatever is
-    /// restored or fails over, because a new owner has a new nonce: equal revisions mean equal rows, in another store too.
-    /// A transaction that leaves the checkpoint where it is must not use it twice.
+    /// The revision of every (tenant, metric, day) that this flush writes. A flush of this guard
+    /// commits at most once, whatever is restored or fails over, because a new owner has a new
+    /// nonce: equal revisions mean equal rows, in another store too. A transaction that leaves
+    /// the checkpoint where it is must not use it twice.
     pub fn revision(&self) -> u64 {
         let FlushGuard { shard, log, range, epoch } = self;
-        digest(&[b"flush", &log.0, &shard.0.to_be_bytes(), &numbers([range.from, range.to, epoch.counter, epoch.nonce])])
+        digest(&[
+            b"flush",
+            &log.0,
+            &shard.0.to_be_bytes(),
+            &numbers([range.from, range.to, epoch.counter, epoch.nonce]),
+        ])
     }
 }
 
-/// The revision of a day after a quarantined event was merged into it. It has no epoch, so it goes on from the revision before.
-pub fn settled_revision(before: u64, log: LogId, shard: ShardId, offset: Offset, index: u32) -> u64 {
-    digest(&[b"settle", &log.0, &shard.0.to_be_bytes(), &numbers([before, offset, u64::from(index), 0])])
+/// The revision of a day after a quarantined event was merged into it. It has no epoch, so it goes
+/// on from the revision before.
+pub fn settled_revision(
+    before: u64,
+    log: LogId,
+    shard: ShardId,
+    offset: Offset,
+    index: u32,
+) -> u64 {
+    digest(&[
+        b"settle",
+        &log.0,
+        &shard.0.to_be_bytes(),
+        &numbers([before, offset, u64::from(index), 0]),
+    ])
 }
 
 fn numbers(of: [u64; 4]) -> [u8; 32] {
     let mut bytes = [0; 32];
-    bytes.chunks_exact_mut(8).zip(of).for_each(|(place, number)| place.copy_from_slice(&number.to_be_bytes()));
+    bytes
+        .chunks_exact_mut(8)
+        .zip(of)
+        .for_each(|(place, number)| place.copy_from_slice(&number.to_be_bytes()));
     bytes
 }
 
@@ -193,13 +220,15 @@ pub struct QuarantineRow {
     pub received: Millis,
     /// Why it was set aside.
     pub reason: String,
-    /// Given up by a person: kept, because recomputing must leave the event out, but not offered for release any more.
+    /// Given up by a person: kept, because recomputing must leave the event out, but not offered
+    /// for release any more.
     pub discarded: bool,
     /// The event: a record of one event, in the record format, so that release can fold it.
     pub record: Vec<u8>,
 }
 
-/// What a starting shard learns from the store. Starting counts an attempt at the checkpoint; a flush clears it.
+/// What a starting shard learns from the store. Starting counts an attempt at the checkpoint; a
+/// flush clears it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The checkpoint, with the epoch just minted.
@@ -233,8 +262,8 @@ impl Suspect {
 pub struct LogRecord {
     /// Its offset.
     pub offset: Offset,
-    /// When the log took it, for the machine. The append time of a record is the running maximum over its shard: a log may show less for a
-    /// record whose clock was behind, never more.
+    /// When the log took it, for the machine. The append time of a record is the running maximum
+    /// over its shard: a log may show less for a record whose clock was behind, never more.
     pub appended: Millis,
     /// When the log took it, for people: what the wall clock showed. It may go back.
     pub received: Millis,
@@ -249,7 +278,8 @@ mod tests {
     #[test]
     fn a_rule_is_noted_where_it_begins_to_hold_and_no_other_time() {
         let rule = |horizon_ms, max_ids| DedupRule { horizon_ms, max_ids };
-        let (old, new, other) = (rule(9, MAX_IDS_BEFORE_RULES), rule(9, DEFAULT_MAX_IDS), rule(9, 77));
+        let (old, new, other) =
+            (rule(9, MAX_IDS_BEFORE_RULES), rule(9, DEFAULT_MAX_IDS), rule(9, 77));
         let mut rules = DedupRules::default();
         assert_eq!(rules.due(0, new), [(0, new)], "a new shard");
         assert_eq!(rules.due(5, new), [(0, old), (5, new)], "one from before, by default");
@@ -259,7 +289,11 @@ mod tests {
         assert_eq!(rules.due(5, other), [(5, other)]);
         rules.note(5, other);
         rules.note(5, rule(11, 77));
-        assert_eq!((rules.0.len(), rules.0[1], rules.longest_ms()), (2, (5, rule(11, 77)), Some(11)), "nothing lies between");
+        assert_eq!(
+            (rules.0.len(), rules.0[1], rules.longest_ms()),
+            (2, (5, rule(11, 77)), Some(11)),
+            "nothing lies between"
+        );
     }
 
     #[test]
@@ -278,7 +312,8 @@ mod tests {
             FlushGuard { epoch: Epoch { counter: 5, nonce: 7 }, ..guard },
             FlushGuard { epoch: Epoch { counter: 6, nonce: 6 }, ..guard },
         ];
-        let settled = |before, offset, index| settled_revision(before, guard.log, guard.shard, offset, index);
+        let settled =
+            |before, offset, index| settled_revision(before, guard.log, guard.shard, offset, index);
         let mut all: Vec<u64> = flushes.iter().map(FlushGuard::revision).collect();
         all.extend([settled(0, 1, 1), settled(1, 1, 1), settled(0, 2, 1), settled(0, 1, 2)]);
         assert_eq!(all[0], guard.revision(), "a function of the guard");

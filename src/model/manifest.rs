@@ -38,14 +38,16 @@ pub struct ArchiveFloor {
     pub offset: Offset,
     /// Append time of the newest of them.
     pub appended: Millis,
-    /// The first window that none of them touched, nor any window behind it. Those before cannot be recomputed.
+    /// The first window that none of them touched, nor any window behind it. Those before cannot
+    /// be recomputed.
     pub hour: Hour,
 }
 
 impl ArchiveFloor {
     /// The floor when `row`, the first of its shard, is gone too.
     pub fn raised(before: Option<Self>, row: &ManifestRow) -> Self {
-        let touched = row.windows.last().map_or(Hour(i32::MIN), |(hour, _)| Hour(hour.0.saturating_add(1)));
+        let touched =
+            row.windows.last().map_or(Hour(i32::MIN), |(hour, _)| Hour(hour.0.saturating_add(1)));
         Self {
             offset: row.range.to,
             appended: before.map_or(row.appended.1, |floor| floor.appended.max(row.appended.1)),
@@ -54,12 +56,14 @@ impl ArchiveFloor {
     }
 }
 
-/// What was decided about the records of a range and does not follow from them: a store that is rebuilt decides alike.
+/// What was decided about the records of a range and does not follow from them: a store that is
+/// rebuilt decides alike.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decisions {
     /// The series that the shard admitted there, each with the offset of its admission.
     pub admitted: Vec<(SeriesId, Offset)>,
-    /// The events that were set aside, as offset and index, and whether they were given up by then.
+    /// The events that were set aside, as offset and index, and whether they were given up by
+    /// then.
     pub set_aside: Vec<(Offset, u32, bool)>,
 }
 
@@ -68,7 +72,8 @@ pub struct Decisions {
 pub struct Restored {
     /// The shard.
     pub shard: ShardId,
-    /// Where it stands. `next` counts only where the shard is not known yet: from then on, flushes move it.
+    /// Where it stands. `next` counts only where the shard is not known yet: from then on, flushes
+    /// move it.
     pub checkpoint: Checkpoint,
     /// Where its archive begins, if something expired.
     pub floor: Option<ArchiveFloor>,
@@ -114,7 +119,8 @@ pub struct ManifestRow {
     pub bytes: u64,
     /// CRC32C of the object.
     pub crc32c: u32,
-    /// Where the object was verified last. It is a hint where to look first: while it is being moved it is in both places.
+    /// Where the object was verified last. It is a hint where to look first: while it is being
+    /// moved it is in both places.
     pub tier: Tier,
 }
 
@@ -129,7 +135,8 @@ impl ManifestRow {
         format!("{}shard={:04}/", Self::log_prefix(log), shard.0)
     }
 
-    /// The object's name: log, shard, range and epoch, so that two owners can never overwrite each other.
+    /// The object's name: log, shard, range and epoch, so that two owners can never overwrite each
+    /// other.
     pub fn object_path(log: LogId, shard: ShardId, range: OffsetRange, epoch: Epoch) -> String {
         format!(
             "{}{:020}-{:020}-{:010}-{:016x}.parquet",
@@ -146,7 +153,10 @@ impl ManifestRow {
         let name = path.strip_prefix(&Self::shard_prefix(log, shard))?.strip_suffix(".parquet")?;
         let mut parts = name.split('-');
         let (from, to) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        let epoch = Epoch { counter: parts.next()?.parse().ok()?, nonce: u64::from_str_radix(parts.next()?, 16).ok()? };
+        let epoch = Epoch {
+            counter: parts.next()?.parse().ok()?,
+            nonce: u64::from_str_radix(parts.next()?, 16).ok()?,
+        };
         let range = OffsetRange::new(from, to).filter(|range| !range.is_empty())?;
         (Self::object_path(log, shard, range, epoch) == path).then_some(ObjectName { range, epoch })
     }
@@ -156,15 +166,26 @@ impl ManifestRow {
 ///
 /// # Errors
 /// Names the first place where they do not.
-pub fn tiles<'a>(rows: impl IntoIterator<Item = &'a ManifestRow>, floor: Offset, archived: Offset) -> Result<(), String> {
+pub fn tiles<'a>(
+    rows: impl IntoIterator<Item = &'a ManifestRow>,
+    floor: Offset,
+    archived: Offset,
+) -> Result<(), String> {
     let mut next = floor;
     for row in rows {
         if row.range.from != next {
-            return Err(format!("the archive continues at offset {} where {next} was expected", row.range.from));
+            return Err(format!(
+                "the archive continues at offset {} where {next} was expected",
+                row.range.from
+            ));
         }
         next = row.range.to;
     }
-    if next == archived { Ok(()) } else { Err(format!("the archive ends at offset {next}, the checkpoint says {archived}")) }
+    if next == archived {
+        Ok(())
+    } else {
+        Err(format!("the archive ends at offset {next}, the checkpoint says {archived}"))
+    }
 }
 
 #[cfg(test)]
@@ -173,12 +194,14 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        let (log, shard, epoch) = (LogId([7; 16]), ShardId(12), Epoch { counter: 3, nonce: u64::MAX - 1 });
+        let (log, shard, epoch) =
+            (LogId([7; 16]), ShardId(12), Epoch { counter: 3, nonce: u64::MAX - 1 });
         let range = OffsetRange { from: 5, to: 70 };
         let path = ManifestRow::object_path(log, shard, range, epoch);
         assert_eq!(ManifestRow::name_of(log, shard, &path), Some(ObjectName { range, epoch }));
         let empty = ManifestRow::object_path(log, shard, OffsetRange { from: 5, to: 5 }, epoch);
-        let others = [path.replace(".parquet", ".tmp"), path.replace("-0", "-"), empty, String::new()];
+        let others =
+            [path.replace(".parquet", ".tmp"), path.replace("-0", "-"), empty, String::new()];
         assert!(others.iter().all(|other| ManifestRow::name_of(log, shard, other).is_none()));
         assert_eq!(ManifestRow::name_of(log, ShardId(1), &path), None);
     }

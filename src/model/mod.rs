@@ -1,7 +1,9 @@
-//! Nouns, checked at construction, and the algebra over them. Pure: no async, no I/O, no clock, no randomness.
+//! Nouns, checked at construction, and the algebra over them. Pure: no async, no I/O, no clock, no
+//! randomness.
 //!
-//! Everything here is a function of its arguments, to the bit, on every machine: rollups are rebuilt from the archive and
-//! compared byte by byte. All serialised forms carry a version and are pinned by golden bytes in their tests.
+//! Everything here is a function of its arguments, to the bit, on every machine: rollups are
+//! rebuilt from the archive and compared byte by byte. All serialised forms carry a version and are
+//! pinned by golden bytes in their tests.
 
 pub mod budget;
 pub mod clock;

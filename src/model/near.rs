@@ -17,9 +17,13 @@ mod tests {
     #[test]
     fn only_a_near_name_is_a_hint() {
         let known = || ["from", "to", "step", "group", "format_of"].map(str::to_owned);
-        for (name, hint) in
-            [("form", Some("from")), ("grop", Some("group")), ("steps", Some("step")), ("where", None), ("x", None)]
-        {
+        for (name, hint) in [
+            ("form", Some("from")),
+            ("grop", Some("group")),
+            ("steps", Some("step")),
+            ("where", None),
+            ("x", None),
+        ] {
             assert_eq!(near(name, known()).as_deref(), hint, "{name}");
         }
         for name in ["grop", "format"] {

@@ -32,7 +32,8 @@ impl std::fmt::Display for LogId {
     }
 }
 
-/// Fencing token of a shard's owner, compared whole: a store that was rolled back re-issues a counter, never the nonce with it.
+/// Fencing token of a shard's owner, compared whole: a store that was rolled back re-issues a
+/// counter, never the nonce with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch {
     /// Counts the starts of the shard.
@@ -76,8 +77,8 @@ pub struct Checkpoint {
     pub archived: Offset,
     /// The owner.
     pub epoch: Epoch,
-    /// Append time of the record before `next`, and so of the latest one that is in the rollups; none if there is none, or an older release
-    /// wrote it.
+    /// Append time of the record before `next`, and so of the latest one that is in the rollups;
+    /// none if there is none, or an older release wrote it.
     pub appended: Option<Millis>,
 }
 
@@ -85,7 +86,9 @@ pub struct Checkpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Diverged {
     /// The log begins above the checkpoint.
-    #[error("the log continues at offset {found}, the store expects {expected}: records are missing")]
+    #[error(
+        "the log continues at offset {found}, the store expects {expected}: records are missing"
+    )]
     Gap {
         /// The checkpoint.
         expected: Offset,
@@ -106,8 +109,9 @@ pub enum Diverged {
     },
     /// The log ends below the checkpoint, or below what it gave to the archive.
     #[error(
-        "the log ends at offset {end}, below {checkpoint}, up to where the store or the archive has its records: the log lost its tail or was \
-         replaced; put back the log that belongs to the store, or the store that belongs to the log"
+        "the log ends at offset {end}, below {checkpoint}, up to where the store or the archive \
+         has its records: the log lost its tail or was replaced; put back the log that belongs to \
+         the store, or the store that belongs to the log"
     )]
     Short {
         /// End of the log.
@@ -115,10 +119,12 @@ pub enum Diverged {
         /// The checkpoint, or the end of the archive.
         checkpoint: Offset,
     },
-    /// A record of a version that this build does not read. Bytes that are no record at all are set aside instead.
+    /// A record of a version that this build does not read. Bytes that are no record at all are set
+    /// aside instead.
     #[error(
-        "the record at offset {offset} is of version {version}, which this build does not read: run the release of Rollmill that wrote it, or \
-         a newer one; the shard stands still before it, and nothing is passed over"
+        "the record at offset {offset} is of version {version}, which this build does not read: \
+         run the release of Rollmill that wrote it, or a newer one; the shard stands still before \
+         it, and nothing is passed over"
     )]
     Unread {
         /// Where it is.
@@ -127,7 +133,10 @@ pub enum Diverged {
         version: u64,
     },
     /// Another log altogether.
-    #[error("the store belongs to log {expected}, but the log is {found}: put back the one that belongs to the other")]
+    #[error(
+        "the store belongs to log {expected}, but the log is {found}: put back the one that \
+         belongs to the other"
+    )]
     OtherLog {
         /// The store's.
         expected: LogId,

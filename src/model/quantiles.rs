@@ -1,12 +1,15 @@
-//! Quantiles: a DDSketch (Masson, Rim, Lee, 2019) of relative accuracy better than 1 %, for negative values and zero too.
+//! Quantiles: a DDSketch (Masson, Rim, Lee, 2019) of relative accuracy better than 1 %, for
+//! negative values and zero too.
 //!
-//! Buckets are log-linear: each power of two of the magnitude, in units of 10^-9, is cut into 64 equal parts, so a bucket's index is
-//! the position of the highest bit and the six bits below it: integer arithmetic, the same on every machine. A bucket's middle is
-//! within 1/128 = 0.79 % of everything in it; magnitudes below 128 units have a bucket each. Counts are 64 bits and buckets
+//! Buckets are log-linear: each power of two of the magnitude, in units of 10^-9, is cut into 64
+//! equal parts, so a bucket's index is the position of the highest bit and the six bits below it:
+//! integer arithmetic, the same on every machine. A bucket's middle is within 1/128 = 0.79 % of
+//! everything in it; magnitudes below 128 units have a bucket each. Counts are 64 bits and buckets
 //! never collapse, so merging is adding, and bytes do not depend on order or splitting.
 //!
-//! Serialised, version 1: empty is zero bytes; otherwise `[1]`, then for each bucket in ascending order of value its signed index
-//! (2 bytes, big-endian: negative values have negative indices, zero has 0) and its count as LEB128.
+//! Serialised, version 1: empty is zero bytes; otherwise `[1]`, then for each bucket in ascending
+//! order of value its signed index (2 bytes, big-endian: negative values have negative indices,
+//! zero has 0) and its count as LEB128.
 
 use super::CodecError;
 use super::decimal::Decimal;
@@ -69,8 +72,9 @@ impl Quantiles {
         other.0.iter().for_each(|bucket| self.add(bucket.index, bucket.count));
     }
 
-    /// The nearest-rank quantile, `ceil(q × n)`-th smallest, within 1 %; `None` if empty. The middle of a bucket may lie beyond everything
-    /// in it: whoever knows the smallest and the largest value keeps it between them.
+    /// The nearest-rank quantile, `ceil(q × n)`-th smallest, within 1 %; `None` if empty. The
+    /// middle of a bucket may lie beyond everything in it: whoever knows the smallest and the
+    /// largest value keeps it between them.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let count: u64 = self.0.iter().map(|bucket| bucket.count).sum();
         let rank = ((q * count as f64).ceil() as u64).clamp(1, count.max(1));
@@ -115,7 +119,8 @@ impl Quantiles {
         }
         let mut buckets: Vec<Bucket> = Vec::new();
         while let Some((index, behind)) = rest.split_first_chunk::<2>() {
-            let (count, behind) = take_count(behind).ok_or_else(|| bad("a count is cut off or too long"))?;
+            let (count, behind) =
+                take_count(behind).ok_or_else(|| bad("a count is cut off or too long"))?;
             let index = i16::from_be_bytes(*index);
             if count == 0 || buckets.last().is_some_and(|last| last.index >= index) {
                 return Err(bad("the buckets are not canonical"));
@@ -139,7 +144,8 @@ fn take_count(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let mut count = 0u64;
     for (at, &byte) in bytes.iter().enumerate().take(10) {
         let part = u64::from(byte & 0x7f);
-        count |= part.checked_shl(7 * at as u32).filter(|shifted| shifted >> (7 * at as u32) == part)?;
+        count |=
+            part.checked_shl(7 * at as u32).filter(|shifted| shifted >> (7 * at as u32) == part)?;
         if byte & 0x80 == 0 {
             return (byte != 0 || at == 0).then_some((count, &bytes[at + 1..]));
         }
@@ -177,7 +183,15 @@ mod tests {
 
     #[test]
     fn damaged_bytes_are_refused() {
-        for bad in [&[2u8, 0, 0, 1][..], &[1], &[1, 0], &[1, 0, 0], &[1, 0, 0, 0], &[1, 0, 1, 1, 0, 0, 1], &[1, 0, 0, 0x80, 0]] {
+        for bad in [
+            &[2u8, 0, 0, 1][..],
+            &[1],
+            &[1, 0],
+            &[1, 0, 0],
+            &[1, 0, 0, 0],
+            &[1, 0, 1, 1, 0, 0, 1],
+            &[1, 0, 0, 0x80, 0],
+        ] {
             assert!(Quantiles::decode(bad).is_err(), "{bad:?}");
         }
     }

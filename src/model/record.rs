@@ -1,10 +1,13 @@
-//! The record: those events of one request that fall on one shard, and its MessagePack form, version 2.
+//! The record: those events of one request that fall on one shard, and its MessagePack form,
+//! version 2.
 //!
-//! A MessagePack array `[version, tenant, gateway, series, events, stamp]`: `series` is an array of `[id: bin16, key: bin]`, `events` an
-//! array of `[series index, timestamp ms, value, user, id, raw]`. `value` is nil, or the units of 10^-9 as an integer when they
-//! fit 64 bits and as 16 big-endian bytes otherwise; `user` and `id` are str or nil; `raw` is the event as the client sent it
-//! (JSON text, or the MessagePack of that event). `stamp` is what the gateway's append clock showed, in milliseconds, as bin of 8 bytes,
-//! big-endian, so that it can be read off the end; version 1 has none. The append time is the log's affair: Kafka's is made of the stamp
+//! A MessagePack array `[version, tenant, gateway, series, events, stamp]`: `series` is an array of
+//! `[id: bin16, key: bin]`, `events` an array of `[series index, timestamp ms, value, user, id,
+//! raw]`. `value` is nil, or the units of 10^-9 as an integer when they fit 64 bits and as 16
+//! big-endian bytes otherwise; `user` and `id` are str or nil; `raw` is the event as the client
+//! sent it (JSON text, or the MessagePack of that event). `stamp` is what the gateway's append
+//! clock showed, in milliseconds, as bin of 8 bytes, big-endian, so that it can be read off the
+//! end; version 1 has none. The append time is the log's affair: Kafka's is made of the stamp
 //! and of the broker's clock, the embedded log writes its own.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -89,15 +92,20 @@ impl RecordEvent<'_> {
     pub fn user_hash(&self) -> Option<u64> {
         self.user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()))
     }
-    /// The hash that de-duplication takes: XXH3-128 of the event id, seeded with the first 8 bytes of the series id, then XORed with
-    /// the whole series id, so that equal ids of different series never meet.
+    /// The hash that de-duplication takes: XXH3-128 of the event id, seeded with the first 8 bytes
+    /// of the series id, then XORed with the whole series id, so that equal ids of different
+    /// series never meet.
     pub fn id_hash(&self, series: SeriesId) -> Option<u128> {
-        self.id.map(|id| xxhash_rust::xxh3::xxh3_128_with_seed(id.as_bytes(), series.prefix()) ^ u128::from_be_bytes(series.0))
+        self.id.map(|id| {
+            xxhash_rust::xxh3::xxh3_128_with_seed(id.as_bytes(), series.prefix())
+                ^ u128::from_be_bytes(series.0)
+        })
     }
 }
 
-/// The version of a record that this build does not read, if the bytes are such a record. Every version is an array that begins with its
-/// number and the tenant; whatever else the bytes are, they are no record at all.
+/// The version of a record that this build does not read, if the bytes are such a record. Every
+/// version is an array that begins with its number and the tenant; whatever else the bytes are,
+/// they are no record at all.
 pub fn unknown_version(bytes: &[u8]) -> Option<u64> {
     let rest = match bytes {
         [0x92..=0x9f, rest @ ..] | [0xdc, _, _, rest @ ..] | [0xdd, _, _, _, _, rest @ ..] => rest,
@@ -130,7 +138,8 @@ pub fn encode(record: &Record<'_>, out: &mut Vec<u8>) {
 /// Reads the MessagePack form.
 ///
 /// # Errors
-/// If the version is unknown, the bytes do not decode, an id is not 16 bytes or a series index points nowhere.
+/// If the version is unknown, the bytes do not decode, an id is not 16 bytes or a series index
+/// points nowhere.
 pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     let bad = |why: String| CodecError::new("record", why);
     if let Some(version) = unknown_version(bytes) {
@@ -138,7 +147,10 @@ pub fn decode(bytes: &[u8]) -> Result<Record<'_>, CodecError> {
     }
     let record: Record<'_> = rmp_serde::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if !is_known(record.version.into()) {
-        return Err(bad(format!("version {} is unknown, this build reads {VERSION_1} and {VERSION}", record.version)));
+        return Err(bad(format!(
+            "version {} is unknown, this build reads {VERSION_1} and {VERSION}",
+            record.version
+        )));
     }
     if record.stamp.is_some() != (record.version == VERSION) {
         return Err(bad(format!("version {} and the stamp do not fit", record.version)));
@@ -169,16 +181,23 @@ mod stamp {
 
     use super::Millis;
 
-    pub(super) fn serialize<S: Serializer>(stamp: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        stamp: &Option<Millis>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match stamp {
             Some(stamp) => serializer.serialize_bytes(&stamp.to_be_bytes()),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Millis>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Millis>, D::Error> {
         let bytes: &[u8] = serde_bytes::deserialize(deserializer)?;
-        let stamp = bytes.try_into().map_err(|_| D::Error::invalid_length(bytes.len(), &"a stamp of 8 bytes"))?;
+        let stamp = bytes
+            .try_into()
+            .map_err(|_| D::Error::invalid_length(bytes.len(), &"a stamp of 8 bytes"))?;
         Ok(Some(i64::from_be_bytes(stamp)))
     }
 }
@@ -213,7 +232,8 @@ fn take_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Decim
             Ok(Some(Decimal::from_units(i128::from(units))))
         }
         fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
-            let units: [u8; 16] = bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
+            let units: [u8; 16] =
+                bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))?;
             let value = Decimal::from_foreign_units(i128::from_be_bytes(units));
             value.map(Some).ok_or_else(|| E::custom("a value beyond ±10^18"))
         }
@@ -255,32 +275,63 @@ mod tests {
         assert_eq!(unknown_version(b"\x97\x63\xa4shop\xc0\xc0\xc0\xc0\xc0"), Some(99));
         assert_eq!(unknown_version(b"\xdc\x00\x02\xcd\x01\x00\xd9\x01t"), Some(256));
         assert_eq!(unknown_version(b"\xdd\x00\x00\x00\x02\xce\x00\x01\x00\x00\xa0"), Some(65_536));
-        assert_eq!(unknown_version(b"\x92\xcf\x00\x00\x00\x01\x00\x00\x00\x00\xa1t"), Some(1 << 32));
-        for garbage in
-            [&b""[..], b"\x95", b"\x95\x63", b"\x95\x63\x01", b"\x95\xff\xa1t", b"\x91\x63", b"{\"version\":9}", b"\x92\xcf\x01"]
-        {
+        assert_eq!(
+            unknown_version(b"\x92\xcf\x00\x00\x00\x01\x00\x00\x00\x00\xa1t"),
+            Some(1 << 32)
+        );
+        for garbage in [
+            &b""[..],
+            b"\x95",
+            b"\x95\x63",
+            b"\x95\x63\x01",
+            b"\x95\xff\xa1t",
+            b"\x91\x63",
+            b"{\"version\":9}",
+            b"\x92\xcf\x01",
+        ] {
             assert_eq!(unknown_version(garbage), None, "{garbage:x?}");
             assert!(decode(garbage).is_err());
         }
-        assert!(decode(&bytes(VERSION)[..8]).is_err_and(|why| !why.to_string().contains("unknown")), "a known one, cut off");
+        assert!(
+            decode(&bytes(VERSION)[..8]).is_err_and(|why| !why.to_string().contains("unknown")),
+            "a known one, cut off"
+        );
     }
 
     fn encoded(version: u8, stamp: Option<Millis>) -> Vec<u8> {
         let series = vec![SeriesEntry { id: &[7; 16], key: b"k" }];
-        let event = RecordEvent { series: 0, timestamp: -1, value: None, user: Some("u"), id: None, raw: b"{}" };
+        let event = RecordEvent {
+            series: 0,
+            timestamp: -1,
+            value: None,
+            user: Some("u"),
+            id: None,
+            raw: b"{}",
+        };
         let mut bytes = Vec::new();
-        encode(&Record { version, tenant: "t", gateway: 3, series, events: vec![event], stamp }, &mut bytes);
+        encode(
+            &Record { version, tenant: "t", gateway: 3, series, events: vec![event], stamp },
+            &mut bytes,
+        );
         bytes
     }
 
     /// Golden: what was written once must be read for ever.
     #[test]
     fn both_versions_are_pinned() {
-        let body = [&b"\xa1t\x03\x91\x92\xc4\x10"[..], &[7; 16], b"\xc4\x01k\x91\x96\x00\xff\xc0\xa1u\xc0\xc4\x02{}"].concat();
+        let body = [
+            &b"\xa1t\x03\x91\x92\xc4\x10"[..],
+            &[7; 16],
+            b"\xc4\x01k\x91\x96\x00\xff\xc0\xa1u\xc0\xc4\x02{}",
+        ]
+        .concat();
         assert_eq!(encoded(VERSION_1, None), [&b"\x95\x01"[..], &body].concat());
         let two = [&b"\x96\x02"[..], &body, b"\xc4\x08\x00\x00\x01\x9e\x73\x09\x29\x00"].concat();
         assert_eq!(encoded(VERSION, Some(0x019e_7309_2900)), two);
-        assert_eq!(decode(&two).map(|record| (record.version, record.stamp)), Ok((2, Some(0x019e_7309_2900))));
+        assert_eq!(
+            decode(&two).map(|record| (record.version, record.stamp)),
+            Ok((2, Some(0x019e_7309_2900)))
+        );
         let one = encoded(VERSION_1, None);
         assert_eq!(decode(&one).map(|record| (record.version, record.stamp)), Ok((1, None)));
     }
@@ -291,11 +342,21 @@ mod tests {
         let with = |units: i128| {
             let series = vec![SeriesEntry { id: &[7; 16], key: b"k" }];
             let value = Some(Decimal::from_units(units));
-            let event = RecordEvent { series: 0, timestamp: 0, value, user: None, id: None, raw: b"{}" };
+            let event =
+                RecordEvent { series: 0, timestamp: 0, value, user: None, id: None, raw: b"{}" };
             let mut bytes = Vec::new();
-            let record = Record { version: VERSION, tenant: "t", gateway: 3, series, events: vec![event], stamp: Some(1) };
+            let record = Record {
+                version: VERSION,
+                tenant: "t",
+                gateway: 3,
+                series,
+                events: vec![event],
+                stamp: Some(1),
+            };
             encode(&record, &mut bytes);
-            decode(&bytes).map(|record| record.events[0].value.map(Decimal::units)).map_err(|why| why.to_string())
+            decode(&bytes)
+                .map(|record| record.events[0].value.map(Decimal::units))
+                .map_err(|why| why.to_string())
         };
         let most = 10i128.pow(27);
         for units in [0, -1, most, -most] {

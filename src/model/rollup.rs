@@ -5,7 +5,8 @@ use super::decimal::Decimal;
 use super::distinct::Distinct;
 use super::quantiles::Quantiles;
 
-/// Count, sum, min, max, distinct users and quantiles of a set of events. Merging is commutative and associative, in its bytes too.
+/// Count, sum, min, max, distinct users and quantiles of a set of events. Merging is commutative
+/// and associative, in its bytes too.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rollup {
     /// The figures of the hot table.
@@ -23,7 +24,8 @@ pub struct Figures {
     pub count: u64,
     /// Events with a value.
     pub value_count: u64,
-    /// Sum of the values in units of 10^-9. Cannot overflow: a value is at most 10^27 units and a shard's window holds fewer than 10^11 events.
+    /// Sum of the values in units of 10^-9. Cannot overflow: a value is at most 10^27 units and a
+    /// shard's window holds fewer than 10^11 events.
     pub sum: i128,
     /// Smallest value.
     pub min: Option<Decimal>,
@@ -72,15 +74,17 @@ impl Rollup {
         self.quantiles.merge(&other.quantiles);
     }
 
-    /// A quantile of the values within 1 %, never below the smallest or above the largest of them; `None` if there is none.
+    /// A quantile of the values within 1 %, never below the smallest or above the largest of them;
+    /// `None` if there is none.
     pub fn quantile(&self, q: f64) -> Option<Decimal> {
         let found = self.quantiles.quantile(q)?;
         let found = self.figures.min.map_or(found, |min| found.max(min));
         Some(self.figures.max.map_or(found, |max| found.min(max)))
     }
 
-    /// Appends the canonical bytes, which `verify` compares: count and value count (u64), sum (i128), min and max (a flag byte, then
-    /// i128), then both sketches, each with its length (u32) before it. All big-endian.
+    /// Appends the canonical bytes, which `verify` compares: count and value count (u64), sum
+    /// (i128), min and max (a flag byte, then i128), then both sketches, each with its length
+    /// (u32) before it. All big-endian.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let figures = &self.figures;
         out.extend(figures.count.to_be_bytes());
@@ -103,8 +107,16 @@ impl Rollup {
     ///
     /// # Errors
     /// If the bytes are of an unknown version or do not decode.
-    pub fn with_sketches(figures: Figures, distinct: &[u8], quantiles: &[u8]) -> Result<Self, CodecError> {
-        Ok(Self { figures, distinct: Distinct::decode(distinct)?, quantiles: Quantiles::decode(quantiles)? })
+    pub fn with_sketches(
+        figures: Figures,
+        distinct: &[u8],
+        quantiles: &[u8],
+    ) -> Result<Self, CodecError> {
+        Ok(Self {
+            figures,
+            distinct: Distinct::decode(distinct)?,
+            quantiles: Quantiles::decode(quantiles)?,
+        })
     }
 }
 
@@ -114,12 +126,24 @@ mod tests {
 
     #[test]
     fn quantiles_stay_between_the_smallest_and_the_largest_value() {
-        for values in [&[1i128][..], &[-1], &[1, 1, 1], &[-1, 1], &[999_999_999, 1_000_000_000], &[1 << 59, -(1 << 59)]] {
+        for values in [
+            &[1i128][..],
+            &[-1],
+            &[1, 1, 1],
+            &[-1, 1],
+            &[999_999_999, 1_000_000_000],
+            &[1 << 59, -(1 << 59)],
+        ] {
             let mut rollup = Rollup::default();
-            values.iter().for_each(|value| rollup.add(Some(Decimal::from_units(value * 1_000_000_000)), None));
+            values.iter().for_each(|value| {
+                rollup.add(Some(Decimal::from_units(value * 1_000_000_000)), None)
+            });
             for q in [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0] {
                 let found = rollup.quantile(q);
-                assert!(rollup.figures.min <= found && found <= rollup.figures.max, "{values:?}: {q} is {found:?}");
+                assert!(
+                    rollup.figures.min <= found && found <= rollup.figures.max,
+                    "{values:?}: {q} is {found:?}"
+                );
             }
         }
         assert_eq!(Rollup::default().quantile(0.5), None);

@@ -1,8 +1,9 @@
 //! Series: tenant + metric + sorted labels, its canonical bytes, its stable id and its shard.
 //!
-//! The series key is, in this order, each string with its length before it as an unsigned LEB128 number: tenant, metric, then
-//! name and value of each label in ascending byte order of the names. A label with an empty value equals an absent label.
-//! The series id is BLAKE3 of the key, truncated to 128 bits; the shard is its first 8 bytes, big-endian, modulo the shard count.
+//! The series key is, in this order, each string with its length before it as an unsigned LEB128
+//! number: tenant, metric, then name and value of each label in ascending byte order of the names.
+//! A label with an empty value equals an absent label. The series id is BLAKE3 of the key,
+//! truncated to 128 bits; the shard is its first 8 bytes, big-endian, modulo the shard count.
 
 use super::CodecError;
 use super::offset::ShardId;
@@ -55,8 +56,13 @@ pub struct Series {
 }
 
 impl Series {
-    /// A series from labels in any order; empty values are dropped, of equal names the last one wins.
-    pub fn new(tenant: &str, metric: &str, labels: impl IntoIterator<Item = (String, String)>) -> Self {
+    /// A series from labels in any order; empty values are dropped, of equal names the last one
+    /// wins.
+    pub fn new(
+        tenant: &str,
+        metric: &str,
+        labels: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
         let map: std::collections::BTreeMap<String, String> = labels.into_iter().collect();
         Self {
             tenant: tenant.to_owned(),
@@ -81,7 +87,8 @@ impl Series {
         overflow
     }
 
-    /// The series that takes the events of the tenant's metrics beyond the limit of names, of one shard.
+    /// The series that takes the events of the tenant's metrics beyond the limit of names, of one
+    /// shard.
     pub fn overflow_of_tenant(&self, shard: ShardId) -> Self {
         Self { metric: OVERFLOW_METRIC.to_owned(), ..self.overflow_of_shard(shard) }
     }
@@ -175,9 +182,13 @@ fn take<'a>(key: &mut &'a [u8]) -> Result<&'a str, CodecError> {
     Err(bad("a length is too long"))
 }
 
-/// What stands for a metric of a tenant where its name would be too long. Two may share one: it says "perhaps", never "no" by mistake.
+/// What stands for a metric of a tenant where its name would be too long. Two may share one: it
+/// says "perhaps", never "no" by mistake.
 pub fn metric_hash(tenant: &str, metric: &str) -> u64 {
-    xxhash_rust::xxh3::xxh3_64_with_seed(metric.as_bytes(), xxhash_rust::xxh3::xxh3_64(tenant.as_bytes()))
+    xxhash_rust::xxh3::xxh3_64_with_seed(
+        metric.as_bytes(),
+        xxhash_rust::xxh3::xxh3_64(tenant.as_bytes()),
+    )
 }
 
 #[cfg(test)]
@@ -205,7 +216,9 @@ mod tests {
         assert!(Series::from_key(b"\x01a\x01b\x01z\x00").is_err());
         assert!(Series::from_key(b"\x05a").is_err());
         assert!(Series::from_key(b"\xff\xff\xff\xff\xff\xff").is_err());
-        assert!(Series::from_key(b"\x01t\x01m").is_ok() && Series::from_key(b"\x01t\x81\x00m").is_err());
+        assert!(
+            Series::from_key(b"\x01t\x01m").is_ok() && Series::from_key(b"\x01t\x81\x00m").is_err()
+        );
     }
 
     #[test]
@@ -213,7 +226,12 @@ mod tests {
         let (series, key) = (page_view(), page_view().key());
         assert!(series.has_key(&key));
         let longer = [key.as_slice(), b"\x01z\x01z"].concat();
-        let others = [&key[..key.len() - 6], &longer, b"", b"\x87\x00default\x09page_view\x07country\x02DE\x04page\x05/home"];
+        let others = [
+            &key[..key.len() - 6],
+            &longer,
+            b"",
+            b"\x87\x00default\x09page_view\x07country\x02DE\x04page\x05/home",
+        ];
         assert!(others.iter().all(|other| !series.has_key(other)));
     }
 
@@ -221,11 +239,20 @@ mod tests {
     fn a_key_is_of_its_tenant_and_metric_only() {
         let key = page_view().key();
         assert!(Series::key_is_of(&key, "default", "page_view"));
-        for (tenant, metric) in [("default", "page"), ("defaul", "tpage_view"), ("", "page_view"), ("default", "page_views")] {
+        for (tenant, metric) in [
+            ("default", "page"),
+            ("defaul", "tpage_view"),
+            ("", "page_view"),
+            ("default", "page_views"),
+        ] {
             assert!(!Series::key_is_of(&key, tenant, metric), "{tenant} {metric}");
         }
         assert!(!Series::key_is_of(b"", "", ""));
-        let of_tenant = ["default", "defaul", "defaultp", ""].map(|tenant| Series::key_is_of_tenant(&key, tenant));
-        assert_eq!((of_tenant, Series::key_is_of_tenant(b"", "")), ([true, false, false, false], false));
+        let of_tenant = ["default", "defaul", "defaultp", ""]
+            .map(|tenant| Series::key_is_of_tenant(&key, tenant));
+        assert_eq!(
+            (of_tenant, Series::key_is_of_tenant(b"", "")),
+            ([true, false, false, false], false)
+        );
     }
 }

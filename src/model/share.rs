@@ -1,8 +1,9 @@
 //! Shares: how much of something a node has, and how much of it one tenant may hold.
 //!
-//! Queries, bytes in flight, unread answers, connections and subscriptions are all counted like this. What always holds: the whole is
-//! never exceeded; while there are several tenants, none holds more than its part, so that the others find room whatever it does;
-//! what was taken is given back when it is dropped.
+//! Queries, bytes in flight, unread answers, connections and subscriptions are all counted like
+//! this. What always holds: the whole is never exceeded; while there are several tenants, none
+//! holds more than its part, so that the others find room whatever it does; what was taken is given
+//! back when it is dropped.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -109,7 +110,11 @@ impl Shares {
     /// How much is held, and by this tenant.
     pub fn usage(&self, tenant: &str) -> Use {
         let books = self.books();
-        Use { share: self.share(), held: books.held, own: books.tenants.get(tenant).copied().unwrap_or(0) }
+        Use {
+            share: self.share(),
+            held: books.held,
+            own: books.tenants.get(tenant).copied().unwrap_or(0),
+        }
     }
 }
 
@@ -188,7 +193,10 @@ mod tests {
         let held = several.take(&a, 16).expect("a quarter");
         assert_eq!(several.take(&a, 1).map(|_| ()), Err(Exceeded::Own));
         let other = several.take(&b, 16).expect("the other's quarter is untouched");
-        assert_eq!(several.usage("a"), Use { share: Share { total: 64, each: 16 }, held: 32, own: 16 });
+        assert_eq!(
+            several.usage("a"),
+            Use { share: Share { total: 64, each: 16 }, held: 32, own: 16 }
+        );
         drop((held, other));
         assert_eq!(several.usage("a").held, 0);
         assert!(shares(64, true).take(&a, 64).is_ok());
@@ -197,7 +205,8 @@ mod tests {
     #[test]
     fn more_than_four_tenants_never_exceed_the_whole() {
         let shares = shares(8, false);
-        let held: Vec<_> = (0..9).map(|n| shares.take(&format!("t{n}").into(), 1).map_err(|e| (n, e))).collect();
+        let held: Vec<_> =
+            (0..9).map(|n| shares.take(&format!("t{n}").into(), 1).map_err(|e| (n, e))).collect();
         assert_eq!(held.iter().filter(|taken| taken.is_ok()).count(), 8);
         assert_eq!(held[8].as_ref().map(|_| ()), Err(&(8, Exceeded::Total)));
     }

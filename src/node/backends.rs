@@ -1,5 +1,5 @@
-//! The concrete backends, by configuration: with [`super::offline`], [`super::rebuild`] and what moves data
-//! from one to another (`migrate`, `move_topic`) the only place that names them.
+//! The concrete backends, by configuration: with [`super::offline`], [`super::rebuild`] and what
+//! moves data from one to another (`migrate`, `move_topic`) the only place that names them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +26,21 @@ use crate::persistence::store::sqlite::SqliteStore;
 /// Payload of one commit of the log; measured best between 256 KiB and 1 MiB.
 const COMMIT_BYTES: usize = 1 << 20;
 
-/// Of one step of an import, and of reading everything once to compare: what a flush or a query may take is too short for that.
+/// Of one step of an import, and of reading everything once to compare: what a flush or a query may
+/// take is too short for that.
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that `owns_shards` joins Kafka's group.
+/// Opens the log: Kafka, or the embedded one, which is created if it is not there. A node that
+/// `owns_shards` joins Kafka's group.
 ///
 /// # Errors
 /// If it cannot be reached, is damaged, or is of another shape than the configuration says.
-pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
+pub fn log(
+    config: &Config,
+    data: &DataDir,
+    clock: &Arc<dyn Clock>,
+    owns_shards: bool,
+) -> anyhow::Result<Arc<dyn EventLog>> {
     match config.kafka.brokers {
         None => embedded_log(config, data, clock),
         Some(_) => kafka_log(config, clock, owns_shards),
@@ -41,7 +48,11 @@ pub fn log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>, owns_shards:
 }
 
 /// Opens Kafka as the log.
-pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bool) -> anyhow::Result<Arc<dyn EventLog>> {
+pub(super) fn kafka_log(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    owns_shards: bool,
+) -> anyhow::Result<Arc<dyn EventLog>> {
     let wish = wish(config);
     let options = KafkaOptions {
         connection: connection(config)?,
@@ -64,7 +75,11 @@ pub(super) fn kafka_log(config: &Config, clock: &Arc<dyn Clock>, owns_shards: bo
 }
 
 fn connection(config: &Config) -> anyhow::Result<Connection> {
-    let brokers = config.kafka.brokers.clone().context("kafka.brokers is empty: name the brokers, `host:port,host:port`")?;
+    let brokers = config
+        .kafka
+        .brokers
+        .clone()
+        .context("kafka.brokers is empty: name the brokers, `host:port,host:port`")?;
     Ok(Connection {
         brokers,
         topic: config.kafka.topic.clone(),
@@ -74,7 +89,11 @@ fn connection(config: &Config) -> anyhow::Result<Connection> {
 }
 
 fn wish(config: &Config) -> Wish {
-    Wish { partitions: config.shards.count, replication: config.kafka.replication, min_isr: config.kafka.min_isr }
+    Wish {
+        partitions: config.shards.count,
+        replication: config.kafka.replication,
+        min_isr: config.kafka.min_isr,
+    }
 }
 
 /// Whether Kafka answers, if it is the log.
@@ -105,7 +124,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     }
     match &config.query.redis {
         None => Ok(()),
-        Some(url) => redis::check(url.expose()).map_err(|why| anyhow::anyhow!("query.redis: {why}")),
+        Some(url) => {
+            redis::check(url.expose()).map_err(|why| anyhow::anyhow!("query.redis: {why}"))
+        }
     }
 }
 
@@ -114,7 +135,8 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
 /// # Errors
 /// If Kafka cannot be reached, or the topic is there.
 pub fn create_topic(config: &Config) -> anyhow::Result<Description> {
-    let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
+    let random = getrandom::u64()
+        .map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
     let create = |admin: Admin| admin.create(&wish(config), random);
     create(admin(config)?).map_err(|why| anyhow::anyhow!(why))
 }
@@ -135,9 +157,14 @@ pub fn describe_topic(config: &Config) -> anyhow::Result<Description> {
     Ok(admin(config)?.describe(&wish(config))?)
 }
 
-fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn EventLog>> {
+fn embedded_log(
+    config: &Config,
+    data: &DataDir,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<dyn EventLog>> {
     let mut log_id_if_new = [0; 16];
-    getrandom::fill(&mut log_id_if_new).map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
+    getrandom::fill(&mut log_id_if_new)
+        .map_err(|e| anyhow::anyhow!("no randomness for the log's id: {e}"))?;
     let options = LogOptions {
         dir: data.log(),
         shard_count: config.shards.count,
@@ -148,7 +175,8 @@ fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyh
         log_id_if_new,
         clock: clock.clone(),
     };
-    let (log, _) = EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
+    let (log, _) =
+        EmbeddedLog::open(options).map_err(|why| anyhow::anyhow!("cannot open the log: {why}"))?;
     Ok(log)
 }
 
@@ -156,19 +184,25 @@ fn embedded_log(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyh
 ///
 /// # Errors
 /// If it cannot be used, or is another version's.
-pub fn store(config: &Config, data: &DataDir, clock: &Arc<dyn Clock>) -> anyhow::Result<Arc<dyn RollupStore>> {
+pub fn store(
+    config: &Config,
+    data: &DataDir,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Arc<dyn RollupStore>> {
     let Some(options) = postgres(config) else {
         anyhow::ensure!(
             data.store().exists() || !data.rebuilding().exists(),
             "{} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it",
             data.rebuilding().display()
         );
-        let store: Arc<dyn RollupStore> = SqliteStore::open_caching(data.store(), super::limits::match_cache(config))?;
+        let store: Arc<dyn RollupStore> =
+            SqliteStore::open_caching(data.store(), super::limits::match_cache(config))?;
         return Ok(store);
     };
     let store = PostgresStore::open(&options)?;
     let age = |age: Duration| Some(age).filter(|age| !age.is_zero());
-    let keep = Keep { rollups: age(config.rollups.keep), compress: age(config.store.compress_after) };
+    let keep =
+        Keep { rollups: age(config.rollups.keep), compress: age(config.store.compress_after) };
     if !keep.is_idle() {
         store.maintain_regularly(clock.clone(), keep, super::limits::expiry(config))?;
     }
@@ -199,17 +233,23 @@ pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
 /// # Errors
 /// If no URL is configured, or the role may not.
 pub fn migrate(config: &Config) -> anyhow::Result<String> {
-    let options =
-        postgres(config).context("store.url is empty: name the database with --url, as the role that owns the tables")?;
+    let options = postgres(config).context(
+        "store.url is empty: name the database with --url, as the role that owns the tables",
+    )?;
     Ok(PostgresStore::open(&options)?.place())
 }
 
-/// The store that `rollmill migrate` copies into; with `dry` no tables are laid, and there is none without them.
+/// The store that `rollmill migrate` copies into; with `dry` no tables are laid, and there is none
+/// without them.
 ///
 /// # Errors
 /// If no URL is configured, or it cannot be used.
-pub(super) fn import_target(config: &Config, dry: bool) -> anyhow::Result<Option<Arc<PostgresStore>>> {
-    let options = postgres(config).context("store.url is empty: name the database of the cluster")?;
+pub(super) fn import_target(
+    config: &Config,
+    dry: bool,
+) -> anyhow::Result<Option<Arc<PostgresStore>>> {
+    let options =
+        postgres(config).context("store.url is empty: name the database of the cluster")?;
     let options = PostgresOptions { timeout: options.timeout.max(IMPORT_TIMEOUT), ..options };
     Ok(if dry { PostgresStore::look(&options)? } else { Some(PostgresStore::open(&options)?) })
 }
@@ -243,14 +283,19 @@ fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Optio
     }
     let location = |url: &str| Location {
         url: url.to_owned(),
-        endpoint: config.archive.endpoint.as_ref().map_or_else(String::new, |url| url.expose().to_owned()),
+        endpoint: config
+            .archive
+            .endpoint
+            .as_ref()
+            .map_or_else(String::new, |url| url.expose().to_owned()),
         region: config.archive.region.clone().unwrap_or_default(),
         credentials: config.archive.credentials_file.clone(),
         timeout: config.archive.timeout,
     };
     let hot = match &config.archive.url {
         None => {
-            std::fs::create_dir_all(data.archive()).with_context(|| format!("cannot create {}", data.archive().display()))?;
+            std::fs::create_dir_all(data.archive())
+                .with_context(|| format!("cannot create {}", data.archive().display()))?;
             location(&format!("file://{}", std::path::absolute(data.archive())?.display()))
         }
         Some(url) => location(url.expose()),
@@ -259,14 +304,24 @@ fn locations(config: &Config, data: &DataDir) -> anyhow::Result<(Location, Optio
     Ok((hot, cold))
 }
 
-fn object_archive(config: &Config, hot: &Location, cold: Option<&Location>) -> anyhow::Result<ObjectArchive> {
+fn object_archive(
+    config: &Config,
+    hot: &Location,
+    cold: Option<&Location>,
+) -> anyhow::Result<ObjectArchive> {
     let hot_place = Place::new(hot.open().context(key!(archive.url))?);
     let cold_place = match cold {
         None => None,
         Some(cold) => {
             let store = cold.open().context(key!(archive.cold_url))?;
-            anyhow::ensure!(!cold.is_same_place(hot), "archive.cold_url is where archive.url is: name another place");
-            Some(Place::new(store).of_class(config.archive.cold_class.as_deref().unwrap_or_default()))
+            anyhow::ensure!(
+                !cold.is_same_place(hot),
+                "archive.cold_url is where archive.url is: name another place"
+            );
+            Some(
+                Place::new(store)
+                    .of_class(config.archive.cold_class.as_deref().unwrap_or_default()),
+            )
         }
     };
     Ok(ObjectArchive::new(hot_place, cold_place)?)
@@ -291,7 +346,8 @@ pub(super) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::
     let to = locations(target, &DataDir::new(&target.data.dir))?;
     let cold = matches!((&from.1, &to.1), (Some(from), Some(to)) if from.is_same_place(to));
     Ok(Moving {
-        from: object_archive(source.0, &from.0, from.1.as_ref()).context("the archive of the embedded node")?,
+        from: object_archive(source.0, &from.0, from.1.as_ref())
+            .context("the archive of the embedded node")?,
         to: object_archive(target, &to.0, to.1.as_ref()).context("the archive of the cluster")?,
         stays: [from.0.is_same_place(&to.0), cold],
     })
@@ -320,11 +376,13 @@ pub(super) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
 /// # Errors
 /// If its address is none.
 pub fn second_cache(config: &Config) -> anyhow::Result<Option<Arc<dyn PartCache>>> {
-    let options = RedisOptions { deadline: config.query.redis_timeout, keep: config.query.redis_keep };
+    let options =
+        RedisOptions { deadline: config.query.redis_timeout, keep: config.query.redis_keep };
     match &config.query.redis {
         None => Ok(None),
         Some(url) => {
-            let cache = RedisCache::open(url.expose(), options).map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
+            let cache = RedisCache::open(url.expose(), options)
+                .map_err(|why| anyhow::anyhow!("query.redis: {why}"))?;
             Ok(Some(Arc::new(cache)))
         }
     }
@@ -336,9 +394,15 @@ mod tests {
 
     #[test]
     fn the_database_knows_a_node_by_its_name() {
-        let config = Config::defaults().with(|c| c.store.url = Some(Url::from("postgres://db/rollmill")));
+        let config =
+            Config::defaults().with(|c| c.store.url = Some(Url::from("postgres://db/rollmill")));
         let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
         assert_eq!(postgres(&config).expect("a database").node, machine);
-        assert_eq!(postgres(&config.with(|c| c.node.name = Some("node-7".to_owned()))).expect("a database").node, "node-7");
+        assert_eq!(
+            postgres(&config.with(|c| c.node.name = Some("node-7".to_owned())))
+                .expect("a database")
+                .node,
+            "node-7"
+        );
     }
 }

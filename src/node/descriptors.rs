@@ -4,14 +4,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, key};
 
-/// Kept for log, store, archive, other nodes and servers: connections of clients must not use them up.
+/// Kept for log, store, archive, other nodes and servers: connections of clients must not use them
+/// up.
 const RESERVE: u64 = 100;
-/// What is asked for where the system says that there is no limit: more is refused by the usual kernels.
+/// What is asked for where the system says that there is no limit: more is refused by the usual
+/// kernels.
 const PLENTY: u64 = 1 << 20;
 
 const KEY: &str = key!(server.max_connections);
 
-/// Raises the soft limit of this process to the hard one, and fits `server.max_connections` to what there is.
+/// Raises the soft limit of this process to the hard one, and fits `server.max_connections` to what
+/// there is.
 pub(super) fn fit(config: &Config) -> Config {
     let limit = raise();
     let wanted = config.server.max_connections;
@@ -21,7 +24,8 @@ pub(super) fn fit(config: &Config) -> Config {
             wanted,
             connections,
             descriptors = limit,
-            "{KEY} is lowered to what the limit of file descriptors is enough for: raise that (ulimit -Hn, LimitNOFILE)"
+            "{KEY} is lowered to what the limit of file descriptors is enough for: raise that \
+             (ulimit -Hn, LimitNOFILE)"
         );
     }
     let mut fitted = config.clone();
@@ -71,6 +75,9 @@ mod tests {
     fn the_soft_limit_is_raised() {
         raise();
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-        assert!(current.is_none_or(|current| maximum.unwrap_or(PLENTY) <= current), "{current:?} of {maximum:?}");
+        assert!(
+            current.is_none_or(|current| maximum.unwrap_or(PLENTY) <= current),
+            "{current:?} of {maximum:?}"
+        );
     }
 }

@@ -22,11 +22,19 @@ pub(super) struct DiskWatch {
 
 impl DiskWatch {
     /// Of a node that keeps what is local below `data`.
-    pub(super) fn new(config: &Config, log: Arc<dyn EventLog>, store: Option<Arc<dyn RollupStore>>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        log: Arc<dyn EventLog>,
+        store: Option<Arc<dyn RollupStore>>,
+    ) -> Self {
         let data = DataDir::new(&config.data.dir);
         let archive = Some(data.archive()).filter(|_| config.archive.url.is_none());
-        // Each may be a file system of its own; what is not there yet will be made on that of the directory.
-        let places = [Some(data.root().to_owned()), Some(data.log()), archive].into_iter().flatten().collect();
+        // Each may be a file system of its own; what is not there yet will be made on that of the
+        // directory.
+        let places = [Some(data.root().to_owned()), Some(data.log()), archive]
+            .into_iter()
+            .flatten()
+            .collect();
         Self { places, log, store }
     }
 

@@ -21,7 +21,8 @@ pub(super) struct Gateways {
 
 /// The gateway role.
 pub(super) fn role(config: &Config, ports: &Ports) -> anyhow::Result<Gateways> {
-    let gateway = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
+    let gateway =
+        getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the gateway's id: {e}"))?;
     let health = Arc::new(AppendHealth::default());
     let actor = GatewayActor {
         log: ports.log.clone(),
@@ -31,6 +32,7 @@ pub(super) fn role(config: &Config, ports: &Ports) -> anyhow::Result<Gateways> {
         clock: ports.clock.clone(),
     };
     let places = tree::places(config.gateway.actors);
-    let child = tree::gateways(actor, places.clone(), limits::restarts(config), ports.clock.clone());
+    let child =
+        tree::gateways(actor, places.clone(), limits::restarts(config), ports.clock.clone());
     Ok(Gateways { submit: GatewayPool::new(places), health, child })
 }

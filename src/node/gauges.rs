@@ -1,4 +1,5 @@
-//! Gauges that are read when `/metrics` is: readiness, where the shards stand, and what the process uses.
+//! Gauges that are read when `/metrics` is: readiness, where the shards stand, and what the process
+//! uses.
 
 use std::sync::Arc;
 
@@ -46,13 +47,15 @@ impl Gauges {
             delta_bytes += slot.read(ShardState::open_bytes).unwrap_or(0);
         }
         let stands = self.slots.dedup_stands();
-        let shortest = stands.iter().map(|(_, stand)| stand.horizon_ms).min().unwrap_or(self.dedup_horizon_ms);
+        let shortest =
+            stands.iter().map(|(_, stand)| stand.horizon_ms).min().unwrap_or(self.dedup_horizon_ms);
         metrics::gauge!(telemetry::DEDUP_HORIZON_SECONDS).set(shortest as f64 / 1000.0);
         metrics::gauge!(telemetry::SHARDS_OWNED).set(f64::from(owned));
         metrics::gauge!(telemetry::OPEN_DELTA_BYTES).set(delta_bytes as f64);
     }
 
-    /// The gauges of one shard; zero for those of other nodes, so that sums over nodes are right. Whether it is owned here.
+    /// The gauges of one shard; zero for those of other nodes, so that sums over nodes are right.
+    /// Whether it is owned here.
     fn collect_shard(&self, shard: ShardId, slot: &Slot) -> bool {
         let reach = self.slots.reach(shard);
         let (lag, age_ms) = reach.map_or((0, 0), |reach| {
@@ -64,8 +67,10 @@ impl Gauges {
         let stopped = if slot.stopped().is_some() { 1.0 } else { 0.0 };
         metrics::gauge!(telemetry::SHARD_STOPPED, "shard" => name.clone()).set(stopped);
         metrics::gauge!(telemetry::SHARD_LAG_RECORDS, "shard" => name.clone()).set(lag as f64);
-        metrics::gauge!(telemetry::SHARD_AGE_SECONDS, "shard" => name.clone()).set(age_ms as f64 / 1000.0);
-        metrics::gauge!(telemetry::SHARD_UNARCHIVED_RECORDS, "shard" => name).set(unarchived as f64);
+        metrics::gauge!(telemetry::SHARD_AGE_SECONDS, "shard" => name.clone())
+            .set(age_ms as f64 / 1000.0);
+        metrics::gauge!(telemetry::SHARD_UNARCHIVED_RECORDS, "shard" => name)
+            .set(unarchived as f64);
         reach.is_some()
     }
 }

@@ -1,7 +1,8 @@
 //! The API keys of a running node: read at the start, and again whenever the file changes.
 //!
-//! A file that cannot be used changes nothing: the keys in force stay, and the log says why, once per change. Only a node that was
-//! started without keys is open; losing the file does not open a node.
+//! A file that cannot be used changes nothing: the keys in force stay, and the log says why, once
+//! per change. Only a node that was started without keys is open; losing the file does not open a
+//! node.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -35,12 +36,20 @@ pub struct Keys {
 /// If the file cannot be used.
 pub fn load(config: &Config) -> anyhow::Result<Keys> {
     let Some(path) = config.auth.keys_file.clone() else {
-        return Ok(Keys { table: Arc::new(ArcSwap::from_pointee(KeyTable::open())), file: None, reload: Arc::default() });
+        return Ok(Keys {
+            table: Arc::new(ArcSwap::from_pointee(KeyTable::open())),
+            file: None,
+            reload: Arc::default(),
+        });
     };
     // Before the reading: what is written in between is then read again.
     let mark = mark(&path);
     let table = KeyTable::load(&path).context("`rollmill keys add` makes a keys file")?;
-    Ok(Keys { table: Arc::new(ArcSwap::from_pointee(table)), file: Some((path, mark)), reload: Arc::default() })
+    Ok(Keys {
+        table: Arc::new(ArcSwap::from_pointee(table)),
+        file: Some((path, mark)),
+        reload: Arc::default(),
+    })
 }
 
 fn mark(path: &Path) -> Mark {

@@ -64,7 +64,10 @@ pub(super) fn sites(config: &Config) -> Sites {
 }
 
 pub(super) fn archive(config: &Config) -> ArchiveLimits {
-    ArchiveLimits { max_bytes: config.archive.max_bytes.bytes(), max_delay_ms: millis(config.archive.max_delay) }
+    ArchiveLimits {
+        max_bytes: config.archive.max_bytes.bytes(),
+        max_delay_ms: millis(config.archive.max_delay),
+    }
 }
 
 /// When what is due may go.

@@ -21,13 +21,19 @@ pub fn lock(dir: &Path) -> anyhow::Result<DataLock> {
     private::directory(dir)?;
     let path = dir.join("LOCK");
     // On a disk that takes no writes it is there already, and to hold it takes no writing.
-    let file = File::options().create(true).truncate(false).write(true).open(&path).or_else(|why| match why.kind() {
-        ErrorKind::ReadOnlyFilesystem => File::open(&path),
-        _ => Err(why),
-    });
+    let file = File::options().create(true).truncate(false).write(true).open(&path).or_else(
+        |why| match why.kind() {
+            ErrorKind::ReadOnlyFilesystem => File::open(&path),
+            _ => Err(why),
+        },
+    );
     let file = file.with_context(|| format!("cannot open the lock file {}", path.display()))?;
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        bail!("another process holds the lock of the data directory {}: stop it, or use another --data", dir.display());
+        bail!(
+            "another process holds the lock of the data directory {}: stop it, or use another \
+             --data",
+            dir.display()
+        );
     }
     Ok(DataLock(file))
 }

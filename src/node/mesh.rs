@@ -70,24 +70,40 @@ pub(super) async fn role(
         if let Some(address) = beyond {
             tracing::warn!(
                 address,
-                "nodes speak plain TCP (cluster.insecure): whoever can reach the network reads and alters it"
+                "nodes speak plain TCP (cluster.insecure): whoever can reach the network reads \
+                 and alters it"
             );
         }
     }
     let listener = TcpListener::bind(&resolved[..]).await;
-    let listener = listener.with_context(|| format!("cannot listen on cluster.listen = {address}: is another process there?"))?;
+    let listener = listener.with_context(|| {
+        format!("cannot listen on cluster.listen = {address}: is another process there?")
+    })?;
     let status: Arc<OnceLock<Arc<Status>>> = Arc::default();
     let told = status.clone();
-    let card = move || told.get().and_then(|status| serde_json::to_vec(&status.this_node()).ok()).unwrap_or_default();
+    let card = move || {
+        told.get()
+            .and_then(|status| serde_json::to_vec(&status.this_node()).ok())
+            .unwrap_or_default()
+    };
     let max_answer = config.cluster.max_answer.in_memory();
     let directory = Arc::new(Directory::default());
     let call_timeout = config.cluster.call_timeout;
-    let server = Server { slots: slots.clone(), clock: clock.clone(), max_answer, card: Arc::new(card) };
-    let live = MeshReader { slots: slots.clone(), directory: directory.clone(), clock: clock.clone(), call_timeout };
+    let server =
+        Server { slots: slots.clone(), clock: clock.clone(), max_answer, card: Arc::new(card) };
+    let live = MeshReader {
+        slots: slots.clone(),
+        directory: directory.clone(),
+        clock: clock.clone(),
+        call_timeout,
+    };
     let peers = Arc::new(Known(directory.clone()));
     let (here, there) = (slots.clone(), directory.clone());
-    let knows = Some(Knows::new(move || here.iter().all(|(shard, slot)| slot.epoch().is_some() || there.knows(shard))));
-    let mesh = Mesh { options, listener: Arc::new(listener), directory, server, clock: clock.clone() };
+    let knows = Some(Knows::new(move || {
+        here.iter().all(|(shard, slot)| slot.epoch().is_some() || there.knows(shard))
+    }));
+    let mesh =
+        Mesh { options, listener: Arc::new(listener), directory, server, clock: clock.clone() };
     let child = tree::mesh(mesh, limits::restarts(config), clock.clone());
     Ok(Some(Role { live: Arc::new(live), peers, knows, child, status }))
 }
@@ -110,7 +126,10 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
 
 fn options(config: &Config, log: LogId) -> anyhow::Result<MeshOptions> {
     let peers = config.cluster.peers.0.clone();
-    if let Some(bad) = peers.iter().find(|peer| peer.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err())) {
+    if let Some(bad) = peers
+        .iter()
+        .find(|peer| peer.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()))
+    {
         bail!("cluster.peers holds {bad:?}: it takes host:port,host:port");
     }
     let tls = match (&config.cluster.cert, &config.cluster.key, &config.cluster.ca) {
@@ -143,8 +162,8 @@ fn cookie(config: &Config) -> anyhow::Result<Cookie> {
         }
         (None, Ok(text)) => (format!("environment {COOKIE}"), text),
         (None, Err(_)) => bail!(
-            "cluster.listen needs the cluster's secret: `openssl rand -hex 32 > cookie`, the same file on all nodes, and its path in \
-             cluster.cookie_file"
+            "cluster.listen needs the cluster's secret: `openssl rand -hex 32 > cookie`, the same \
+             file on all nodes, and its path in cluster.cookie_file"
         ),
     };
     Cookie::new(&text).map_err(|why| anyhow!("{place}: {why}"))
@@ -165,16 +184,20 @@ fn plain_tcp(config: &Config, beyond: Option<&str>) -> anyhow::Result<()> {
     let Some(beyond) = beyond else { return Ok(()) };
     if !config.cluster.insecure {
         bail!(
-            "{beyond} is beyond loopback, and nodes would speak plain TCP: set cluster.cert, cluster.key and cluster.ca, or \
-             cluster.insecure = true if nobody else can reach this network"
+            "{beyond} is beyond loopback, and nodes would speak plain TCP: set cluster.cert, \
+             cluster.key and cluster.ca, or cluster.insecure = true if nobody else can reach this \
+             network"
         );
     }
     Ok(())
 }
 
-/// A node with our cookie and another log is shown, so that somebody gives it a cookie of its own; its shards are not ours.
+/// A node with our cookie and another log is shown, so that somebody gives it a cookie of its own;
+/// its shards are not ours.
 fn of_another_cluster(card: NodeStatus, log: LogId) -> NodeStatus {
-    let why = format!("it belongs to another cluster, whose log is {log}: give each cluster a cookie of its own");
+    let why = format!(
+        "it belongs to another cluster, whose log is {log}: give each cluster a cookie of its own"
+    );
     NodeStatus { not_ready: Some(why), shards: Vec::new(), stopped: Vec::new(), ..card }
 }
 

@@ -1,7 +1,7 @@
 //! The composition root: what a node is made of, by its roles, and how it starts and stops.
 //!
-//! What always holds: a node that stops fails `/readyz` before anything else, finishes the requests that it took, lets go of its shards
-//! and only then leaves the log.
+//! What always holds: a node that stops fails `/readyz` before anything else, finishes the requests
+//! that it took, lets go of its shards and only then leaves the log.
 
 pub mod backends;
 mod descriptors;
@@ -112,12 +112,15 @@ pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     let data = DataDir::new(&config.data.dir);
     let _lock = lock::lock(data.root())?;
     migrate::mark::refuse(config, &data)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     runtime.block_on(run(config, &data, faults))
 }
 
-/// What `serve` would refuse in this configuration though every key by itself is right: addresses, files and secrets that it names. Nobody
-/// is asked for anything.
+/// What `serve` would refuse in this configuration though every key by itself is right: addresses,
+/// files and secrets that it names. Nobody is asked for anything.
 pub fn refusals(config: &Config) -> Vec<String> {
     let checks = [keys::load(config).map(drop), mesh::check(config), backends::check(config)];
     checks.into_iter().filter_map(Result::err).map(|why| format!("{why:#}")).collect()
@@ -199,10 +202,16 @@ impl Node {
         let slots = Slots::new(log.clone(), clock.clone());
         let gateways = if roles.gateway { Some(gateway::role(config, &ports)?) } else { None };
         let census = limits::census(config);
-        let shards = if roles.shards { Some(shards::role(config, &ports, &slots, &census, &limits)?) } else { None };
+        let shards = if roles.shards {
+            Some(shards::role(config, &ports, &slots, &census, &limits)?)
+        } else {
+            None
+        };
         let mut mesh = mesh::role(config, &slots, &clock, log.id()).await?;
-        let live = mesh.as_ref().map_or(slots.clone() as Arc<dyn LiveReader>, |mesh| mesh.live.clone());
-        let queries = if roles.query { query::role(config, &ports, live, limits)? } else { query::absent() };
+        let live =
+            mesh.as_ref().map_or(slots.clone() as Arc<dyn LiveReader>, |mesh| mesh.live.clone());
+        let queries =
+            if roles.query { query::role(config, &ports, live, limits)? } else { query::absent() };
         let ready = Arc::new(Readiness {
             roles,
             log: log.clone(),
@@ -223,7 +232,9 @@ impl Node {
             slots: slots.clone(),
             log: log.clone(),
             store: ports.store.clone(),
-            peers: mesh.as_ref().map_or(Arc::new(NoPeers) as Arc<dyn Peers>, |mesh| mesh.peers.clone()),
+            peers: mesh
+                .as_ref()
+                .map_or(Arc::new(NoPeers) as Arc<dyn Peers>, |mesh| mesh.peers.clone()),
             clock: clock.clone(),
             stale_after_ms: millis(config.query.stale_after),
         });
@@ -251,11 +262,17 @@ impl Node {
         let mut children = Vec::new();
         children.extend(gateways.map(|gateways| gateways.child));
         children.extend(mesh.map(|mesh| mesh.child));
-        let (handle, shard_children) = shards.map(|shards| (shards.handle, shards.children)).unzip();
+        let (handle, shard_children) =
+            shards.map(|shards| (shards.handle, shards.children)).unzip();
         children.extend(shard_children.into_iter().flatten());
-        let (root, tree_ended) = tree::start(children, limits::restarts(config), clock.clone()).await?;
+        let (root, tree_ended) =
+            tree::start(children, limits::restarts(config), clock.clone()).await?;
         let disk = disk::DiskWatch::new(config, log.clone(), ports.store.clone());
-        let mut tasks = vec![tokio::spawn(keys.watch()), tokio::spawn(disk.run()), tokio::spawn(clock_watch::run(clock))];
+        let mut tasks = vec![
+            tokio::spawn(keys.watch()),
+            tokio::spawn(disk.run()),
+            tokio::spawn(clock_watch::run(clock)),
+        ];
         tasks.extend(handle.as_ref().map(|handle: &shards::Handle| handle.pulse(config, &slots)));
         tasks.extend(queries.probe.map(tokio::spawn));
         let (stop, stopping) = watch::channel(false);
@@ -264,7 +281,19 @@ impl Node {
             let Ok(()) = server::serve(edge, listener, stopping).await;
         });
         let drain_delay = config.server.drain_delay;
-        Ok(Self { address, slots, log, root, tree_ended, shards: handle, ready, drain_delay, tasks, stop, serving })
+        Ok(Self {
+            address,
+            slots,
+            log,
+            root,
+            tree_ended,
+            shards: handle,
+            ready,
+            drain_delay,
+            tasks,
+            stop,
+            serving,
+        })
     }
 
     /// Ends when the supervision tree has given up.
@@ -274,7 +303,8 @@ impl Node {
         }
     }
 
-    /// Stops in order: load balancers notice, requests end, shards are drained and let go, the log is left.
+    /// Stops in order: load balancers notice, requests end, shards are drained and let go, the log
+    /// is left.
     ///
     /// # Errors
     /// If closing the log crashes.
@@ -297,7 +327,11 @@ impl Node {
 
 /// `node.name`, or the name of the machine.
 fn name(config: &Config) -> String {
-    config.node.name.clone().unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+    config
+        .node
+        .name
+        .clone()
+        .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
 async fn stop_signal() -> anyhow::Result<()> {
@@ -308,20 +342,26 @@ async fn stop_signal() -> anyhow::Result<()> {
     }
 }
 
-/// A file that may not grow any more (`ulimit -f`, `LimitFSIZE`) is a full disk, and no reason to end: without a handler SIGXFSZ is.
+/// A file that may not grow any more (`ulimit -f`, `LimitFSIZE`) is a full disk, and no reason to
+/// end: without a handler SIGXFSZ is.
 fn outlive_file_limits() -> anyhow::Result<()> {
     // The handler stays when this is dropped.
-    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop).context("cannot listen for SIGXFSZ")
+    signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))
+        .map(drop)
+        .context("cannot listen for SIGXFSZ")
 }
 
-/// Reads the keys file again at each SIGHUP, which operators and their tools send to reload. It never ends a node: a closed terminal is
-/// no reason to stop.
+/// Reads the keys file again at each SIGHUP, which operators and their tools send to reload. It
+/// never ends a node: a closed terminal is no reason to stop.
 fn reload_at_hangup(keys: &keys::Keys) -> anyhow::Result<JoinHandle<()>> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let reload = keys.reload();
     Ok(tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: the keys file is read again; everything else in the configuration takes a restart");
+            tracing::info!(
+                "SIGHUP: the keys file is read again; everything else in the configuration takes \
+                 a restart"
+            );
             reload.notify_one();
         }
     }))
@@ -336,8 +376,8 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
         .collect();
     if open && resolved.iter().any(|a| !a.ip().is_loopback()) {
         bail!(
-            "{address} can be reached from other machines, but there are no API keys: make some with `rollmill keys add` and set \
-             auth.keys_file, or listen on 127.0.0.1"
+            "{address} can be reached from other machines, but there are no API keys: make some \
+             with `rollmill keys add` and set auth.keys_file, or listen on 127.0.0.1"
         );
     }
     if resolved.iter().any(|a| !a.ip().is_loopback()) {
@@ -348,14 +388,18 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
         );
     }
     TcpListener::bind(&resolved[..]).await.with_context(|| {
-        format!("cannot listen on {address}: is another process there? stop it, or choose another address with --listen")
+        format!(
+            "cannot listen on {address}: is another process there? stop it, or choose another \
+             address with --listen"
+        )
     })
 }
 
-/// A log that does not continue where the store stands must not take a single write: it would grow over what it lost, and its shards
-/// would take the new records for those that are already in the store. Of shards that are not assigned to this node, it knows the log alone.
-/// What only the beginning of the log lost, its shard heals from the archive; if it cannot, that shard stops, and on a log that nodes
-/// share the others go on.
+/// A log that does not continue where the store stands must not take a single write: it would grow
+/// over what it lost, and its shards would take the new records for those that are already in the
+/// store. Of shards that are not assigned to this node, it knows the log alone. What only the
+/// beginning of the log lost, its shard heals from the archive; if it cannot, that shard stops, and
+/// on a log that nodes share the others go on.
 fn check_log(
     config: &Config,
     data: &DataDir,
@@ -366,15 +410,19 @@ fn check_log(
     for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
         let (expected, found) = (checkpoint.log, log.id());
         let continued = match expected == found {
-            // As they are now: the shard's owner, here or elsewhere, may have flushed since the log was opened.
+            // As they are now: the shard's owner, here or elsewhere, may have flushed since the log
+            // was opened.
             true => {
-                let (start, end) = log.bounds(shard).with_context(|| format!("cannot learn where shard {shard} ends"))?;
+                let (start, end) = log
+                    .bounds(shard)
+                    .with_context(|| format!("cannot learn where shard {shard} ends"))?;
                 goes_on(archive, shard, &checkpoint, (start, end))
             }
             false => Err(Diverged::OtherLog { expected, found }.into()),
         };
         let embedded = config.kafka.brokers.is_none();
-        if let Err(lost @ (Unhealed::Diverged(Diverged::Lost { .. }) | Unhealed::Archive(_))) = &continued
+        if let Err(lost @ (Unhealed::Diverged(Diverged::Lost { .. }) | Unhealed::Archive(_))) =
+            &continued
             && !embedded
         {
             tracing::error!(shard = shard.0, "this shard cannot go on, wherever it is: {lost}");
@@ -382,11 +430,14 @@ fn check_log(
         }
         continued.with_context(|| {
             if !embedded {
-                return format!("shard {shard} cannot go on: docs/operations.md, \"The log lost records\"");
+                return format!(
+                    "shard {shard} cannot go on: docs/operations.md, \"The log lost records\""
+                );
             }
             format!(
-                "shard {shard} cannot go on: {} and {} are not of the same moment; put back the log that belongs to the store, or \
-                 the store that belongs to the log, or start with an empty data directory",
+                "shard {shard} cannot go on: {} and {} are not of the same moment; put back the \
+                 log that belongs to the store, or the store that belongs to the log, or start \
+                 with an empty data directory",
                 data.log().display(),
                 data.store().display()
             )
@@ -395,8 +446,14 @@ fn check_log(
     Ok(())
 }
 
-/// Whether the shard goes on from its checkpoint. A node without an archive has no shards: their owners heal them.
-fn goes_on(archive: Option<&dyn Archive>, shard: ShardId, at: &Checkpoint, bounds: (Offset, Offset)) -> Result<(), Unhealed> {
+/// Whether the shard goes on from its checkpoint. A node without an archive has no shards: their
+/// owners heal them.
+fn goes_on(
+    archive: Option<&dyn Archive>,
+    shard: ShardId,
+    at: &Checkpoint,
+    bounds: (Offset, Offset),
+) -> Result<(), Unhealed> {
     match archive {
         Some(archive) => resume(archive, shard, at, bounds).map(drop),
         None => match continues(at.next, bounds.0, bounds.1) {

@@ -1,11 +1,14 @@
 //! `rollmill topic move`: a cluster goes on in another topic, and every event stays counted once.
 //!
-//! As with a migration (docs/adr/0017-migrate.md), the offsets are kept: the new topic begins in each partition where the old one ends. The
-//! steps, each of which may be killed and is done again, or gone on with, by the next run:
+//! As with a migration (docs/adr/0017-migrate.md), the offsets are kept: the new topic begins in
+//! each partition where the old one ends. The steps, each of which may be killed and is done again,
+//! or gone on with, by the next run:
 //!
-//! 1. this process owns all shards until everything in the old topic is in the store and in the archive;
+//! 1. this process owns all shards until everything in the old topic is in the store and in the
+//!    archive;
 //! 2. the new topic is made, without an identity, and filled: no node opens it;
-//! 3. the store's checkpoints speak of the new topic, in one transaction: from now on no shard goes on in the old one;
+//! 3. the store's checkpoints speak of the new topic, in one transaction: from now on no shard goes
+//!    on in the old one;
 //! 4. the old topic loses its identity: no node opens it any more;
 //! 5. the new topic gets its identity.
 
@@ -60,24 +63,46 @@ pub fn run(topics: &Topics<'_>, dry: bool, tell: Tell<'_>) -> anyhow::Result<Mov
     let _lock = lock::lock(data.root())?;
     let topic = backends::new_topic(new)?;
     let cluster = topic.admin.cluster().map_err(|why| anyhow::anyhow!(why))?;
-    let Some(store) = backends::import_target(old, true)? else { bail!("the database of store.url holds no store") };
-    let Contents::Log(current) = store.contents()? else { bail!("the database of store.url holds no checkpoints") };
+    let Some(store) = backends::import_target(old, true)? else {
+        bail!("the database of store.url holds no store")
+    };
+    let Contents::Log(current) = store.contents()? else {
+        bail!("the database of store.url holds no checkpoints")
+    };
     let log_of = |identity| topic::log_id(&cluster, &name(new), identity);
     let identity = match described(&topic)? {
         Some(found) if found.log == Some(current) => {
-            return Ok(Moved { done_before: true, from: current, to: Some(current), offsets: 0, waiting: (0, 0) });
+            return Ok(Moved {
+                done_before: true,
+                from: current,
+                to: Some(current),
+                offsets: 0,
+                waiting: (0, 0),
+            });
         }
         Some(found) => match found.unfinished {
             Some(identity) => identity,
-            None => bail!("the topic {} is there already, and it is another log: name a new one with kafka.topic", name(new)),
+            None => bail!(
+                "the topic {} is there already, and it is another log: name a new one with \
+                 kafka.topic",
+                name(new)
+            ),
         },
-        None => topic::migrated_identity(getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the identity: {e}"))?),
+        None => topic::migrated_identity(
+            getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the identity: {e}"))?,
+        ),
     };
     let to = log_of(identity);
-    let mut moved = Moved { done_before: false, from: current, to: Some(to), offsets: 0, waiting: (0, 0) };
+    let mut moved =
+        Moved { done_before: false, from: current, to: Some(to), offsets: 0, waiting: (0, 0) };
     if current != to {
         let before = stand(old, &data)?;
-        ensure!(before.log == current, "the store belongs to log {current}, but the topic {} is log {}", name(old), before.log);
+        ensure!(
+            before.log == current,
+            "the store belongs to log {current}, but the topic {} is log {}",
+            name(old),
+            before.log
+        );
         moved.offsets = before.ends.iter().sum();
         moved.waiting = (before.unflushed, before.unarchived);
         if dry {
@@ -106,7 +131,11 @@ fn nobody_writes(old: &Config, data: &DataDir, stand: &Stand) -> anyhow::Result<
     let log = offline::log(old, data).map_err(|why| anyhow::anyhow!(why))?;
     for (shard, end) in (0..).map(ShardId).zip(&stand.ends) {
         let (_, now) = log.bounds(shard)?;
-        ensure!(now == *end, "shard {shard} of the old topic grows: stop all nodes, the gateways too, and run the same again");
+        ensure!(
+            now == *end,
+            "shard {shard} of the old topic grows: stop all nodes, the gateways too, and run the \
+             same again"
+        );
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The parts of a data directory, opened for reading beside the process that may be serving from it.
+//! The parts of a data directory, opened for reading beside the process that may be serving from
+//! it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::PostgresStore;
 use crate::persistence::store::sqlite::SqliteStore;
 
-/// Opens the store of a configuration, in PostgreSQL or in the data directory; nothing is written through it.
+/// Opens the store of a configuration, in PostgreSQL or in the data directory; nothing is written
+/// through it.
 ///
 /// # Errors
 /// If there is none, or it is another version's.
@@ -25,9 +27,13 @@ pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupSt
         return Ok(store);
     }
     if !data.store().is_file() {
-        bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
+        bail!(
+            "{} is no data directory: it has no store.sqlite; name one with --data",
+            data.root().display()
+        );
     }
-    let store = SqliteStore::open_read_only(data.store()).with_context(|| format!("cannot read {}", data.store().display()))?;
+    let store = SqliteStore::open_read_only(data.store())
+        .with_context(|| format!("cannot read {}", data.store().display()))?;
     Ok(store)
 }
 
@@ -38,16 +44,21 @@ pub fn store(config: &Config, data: &DataDir) -> anyhow::Result<Arc<dyn RollupSt
 pub fn back_up(config: &Config, data: &DataDir, to: &Path) -> anyhow::Result<()> {
     if backends::postgres(config).is_some() {
         bail!(
-            "the store is in PostgreSQL: back up the whole database with `pg_dump --format=custom` (docs/operations.md, Backup)"
+            "the store is in PostgreSQL: back up the whole database with `pg_dump \
+             --format=custom` (docs/operations.md, Backup)"
         );
     }
     if !data.store().is_file() {
-        bail!("{} is no data directory: it has no store.sqlite; name one with --data", data.root().display());
+        bail!(
+            "{} is no data directory: it has no store.sqlite; name one with --data",
+            data.root().display()
+        );
     }
     Ok(SqliteStore::open_read_only(data.store())?.back_up(to)?)
 }
 
-/// Gives up the damaged last commit of the embedded log: the file that keeps it, and its bytes. `None` if the last commit is good.
+/// Gives up the damaged last commit of the embedded log: the file that keeps it, and its bytes.
+/// `None` if the last commit is good.
 ///
 /// # Errors
 /// If a node is running, there is no log, it is damaged elsewhere, or the disk refuses.
@@ -56,7 +67,10 @@ pub fn cut_log(config: &Config, data: &DataDir) -> anyhow::Result<Option<(PathBu
         bail!("the log is on Kafka: there is nothing on this disk to cut");
     }
     if !data.log().is_dir() {
-        bail!("{} is no data directory: it has no log; name one with --data", data.root().display());
+        bail!(
+            "{} is no data directory: it has no log; name one with --data",
+            data.root().display()
+        );
     }
     let _lock = super::lock::lock(data.root())?;
     EmbeddedLog::cut_damaged(&data.log()).map_err(|why| anyhow!(why))

@@ -1,6 +1,8 @@
-//! Opens what a node stands on, and waits for it: after a power cut nothing says which server comes up first.
+//! Opens what a node stands on, and waits for it: after a power cut nothing says which server comes
+//! up first.
 //!
-//! Waited for is what cannot be reached, or is not whole yet. What no waiting mends ends the start at once.
+//! Waited for is what cannot be reached, or is not whole yet. What no waiting mends ends the start
+//! at once.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,19 +21,24 @@ use crate::persistence::log::{LogError, Unopened};
 use crate::persistence::store::StoreError;
 use crate::telemetry;
 
-/// The first pause between two attempts; it doubles, and each is shortened by chance, so that nodes do not come all at once.
+/// The first pause between two attempts; it doubles, and each is shortened by chance, so that nodes
+/// do not come all at once.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// The longest: how much later than its servers a node may be there.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Reasons that are told once each; a server that finds ever new ones is told of no more.
 const MAX_REASONS: usize = 32;
 
-/// Opens what the roles need. While that cannot be reached, health checks are answered, and it is tried again until
-/// `server.start_wait` is over.
+/// Opens what the roles need. While that cannot be reached, health checks are answered, and it is
+/// tried again until `server.start_wait` is over.
 ///
 /// # Errors
 /// If something is wrong with what was reached, or the time is over.
-pub(super) async fn open(config: &Config, data: &DataDir, listener: &TcpListener) -> anyhow::Result<Ports> {
+pub(super) async fn open(
+    config: &Config,
+    data: &DataDir,
+    listener: &TcpListener,
+) -> anyhow::Result<Ports> {
     let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new()
         .set_buckets(telemetry::SECONDS)
         .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
@@ -73,13 +80,18 @@ async fn patiently(
         // Durations and addresses' ports differ from time to time; the reason is the same.
         let reason: String = format!("{error:#}").chars().filter(|c| !c.is_ascii_digit()).collect();
         if told.len() < MAX_REASONS && told.insert(reason) {
-            tracing::warn!("the node waits for {what}, for at most {limit:?} (server.start_wait): {error:#}");
+            tracing::warn!(
+                "the node waits for {what}, for at most {limit:?} (server.start_wait): {error:#}"
+            );
         }
         tokio::time::sleep(shortened(pause)?.min(left)).await;
         pause = (pause * 2).min(PAUSE_MAX);
         match attempt(config, data, render).await? {
             Ok(ports) => {
-                tracing::info!(waited_ms = watch.elapsed().as_millis() as u64, "what the node waited for is there");
+                tracing::info!(
+                    waited_ms = watch.elapsed().as_millis() as u64,
+                    "what the node waited for is there"
+                );
                 return Ok(ports);
             }
             Err(again) => error = again,
@@ -93,21 +105,32 @@ fn waits_for(what: &str) -> String {
 
 /// Between a half and the whole of it.
 fn shortened(pause: Duration) -> anyhow::Result<Duration> {
-    let chance = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the pause between two attempts: {e}"))?;
+    let chance = getrandom::u32()
+        .map_err(|e| anyhow::anyhow!("no randomness for the pause between two attempts: {e}"))?;
     Ok(pause / 2 + (pause / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX)))
 }
 
 /// One attempt, on a thread of its own: whoever is told to stop leaves it behind.
-async fn attempt(config: &Config, data: &DataDir, render: &Render) -> anyhow::Result<anyhow::Result<Ports>> {
+async fn attempt(
+    config: &Config,
+    data: &DataDir,
+    render: &Render,
+) -> anyhow::Result<anyhow::Result<Ports>> {
     let (answer, asked) = tokio::sync::oneshot::channel();
     let (config, data, render) = (config.clone(), data.clone(), render.clone());
     let runtime = tokio::runtime::Handle::current();
     let run = move || {
         let _inside = runtime.enter();
-        #[expect(clippy::let_underscore_must_use, reason = "nobody waits for it any more: what was opened is closed again")]
+        #[expect(
+            clippy::let_underscore_must_use,
+            reason = "nobody waits for it any more: what was opened is closed again"
+        )]
         let _ = answer.send(open_all(&config, &data, render));
     };
-    std::thread::Builder::new().name("open".to_owned()).spawn(run).context("cannot start a thread")?;
+    std::thread::Builder::new()
+        .name("open".to_owned())
+        .spawn(run)
+        .context("cannot start a thread")?;
     asked.await.context("opening log and store crashed")
 }
 
@@ -145,7 +168,8 @@ fn instead_of(config: &Config, error: &anyhow::Error) -> Option<anyhow::Error> {
 const KAFKA: &str = "Kafka (kafka.brokers)";
 const DATABASE: &str = "PostgreSQL (store.url)";
 
-/// What may heal by waiting: the server that cannot be reached. `None` if it is something else that failed.
+/// What may heal by waiting: the server that cannot be reached. `None` if it is something else that
+/// failed.
 fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
         if let Some(Unopened::Away(_)) = cause.downcast_ref() {
@@ -154,7 +178,8 @@ fn awaited(config: &Config, error: &anyhow::Error) -> Option<&'static str> {
         if let Some(LogError::Io(_)) = cause.downcast_ref() {
             return config.kafka.brokers.is_some().then_some(KAFKA);
         }
-        matches!(cause.downcast_ref()?, StoreError::Unavailable(_) if config.store.url.is_some()).then_some(DATABASE)
+        matches!(cause.downcast_ref()?, StoreError::Unavailable(_) if config.store.url.is_some())
+            .then_some(DATABASE)
     })
 }
 
@@ -172,9 +197,20 @@ mod tests {
         });
         let refused = || StoreError::Unavailable("refused".to_owned());
         for (error, what) in [
-            (anyhow::Error::new(Unopened::Away("gone".to_owned())).context("cannot open the log"), Some(KAFKA)),
-            (anyhow::Error::new(Unopened::Wrong("no topic".to_owned())).context("cannot open the log"), None),
-            (anyhow::Error::new(LogError::Io("gone".to_owned())).context("where shard 1 ends"), Some(KAFKA)),
+            (
+                anyhow::Error::new(Unopened::Away("gone".to_owned()))
+                    .context("cannot open the log"),
+                Some(KAFKA),
+            ),
+            (
+                anyhow::Error::new(Unopened::Wrong("no topic".to_owned()))
+                    .context("cannot open the log"),
+                None,
+            ),
+            (
+                anyhow::Error::new(LogError::Io("gone".to_owned())).context("where shard 1 ends"),
+                Some(KAFKA),
+            ),
             (anyhow::Error::new(LogError::Corrupt("x".to_owned())), None),
             (refused().into(), Some(DATABASE)),
             (StoreError::Failed("wrong password".to_owned()).into(), None),

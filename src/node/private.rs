@@ -1,7 +1,8 @@
 //! Who may read and write what a node keeps: nobody but its own user.
 //!
-//! New files are private because the process says so before it makes any ([`umask`]); a data directory of an older version is closed at the
-//! start. Files of secrets are looked at before they are believed.
+//! New files are private because the process says so before it makes any ([`umask`]); a data
+//! directory of an older version is closed at the start. Files of secrets are looked at before they
+//! are believed.
 
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -18,14 +19,18 @@ pub fn umask() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }
 
-/// Makes a data directory, or closes one that all may look into. A group that was let in on purpose stays.
+/// Makes a data directory, or closes one that all may look into. A group that was let in on purpose
+/// stays.
 ///
 /// # Errors
 /// If it cannot be made.
 pub(super) fn directory(dir: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("cannot create the data directory {}", dir.display()))?;
-    let mode = std::fs::metadata(dir).with_context(|| format!("cannot use {}", dir.display()))?.permissions().mode();
+    let mode = std::fs::metadata(dir)
+        .with_context(|| format!("cannot use {}", dir.display()))?
+        .permissions()
+        .mode();
     if mode & OTHERS == 0 {
         return Ok(());
     }
@@ -45,9 +50,16 @@ pub(super) fn directory(dir: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// If others may write it: what is in it is then theirs.
 pub(super) fn secret(what: &str, path: &Path) -> anyhow::Result<()> {
-    let mode = std::fs::metadata(path).with_context(|| format!("cannot read {what} {}", path.display()))?.permissions().mode();
+    let mode = std::fs::metadata(path)
+        .with_context(|| format!("cannot read {what} {}", path.display()))?
+        .permissions()
+        .mode();
     if mode & WRITE_OF_OTHERS != 0 {
-        bail!("{what} {}: others may write it (mode {:04o}): chmod go-w", path.display(), mode & 0o7777);
+        bail!(
+            "{what} {}: others may write it (mode {:04o}): chmod go-w",
+            path.display(),
+            mode & 0o7777
+        );
     }
     if mode & READ_OF_ALL != 0 {
         tracing::warn!(file = %path.display(), "everybody on this machine can read {what}: chmod 0600");
@@ -66,9 +78,13 @@ mod tests {
     #[test]
     fn a_data_directory_is_closed_to_others_and_stays_open_to_a_group() {
         let dir = tempfile::tempdir().expect("a directory");
-        for (before, after) in
-            [(None, 0o700), (Some(0o755), 0o700), (Some(0o777), 0o700), (Some(0o750), 0o750), (Some(0o700), 0o700)]
-        {
+        for (before, after) in [
+            (None, 0o700),
+            (Some(0o755), 0o700),
+            (Some(0o777), 0o700),
+            (Some(0o750), 0o750),
+            (Some(0o700), 0o700),
+        ] {
             let path = dir.path().join(format!("{before:?}"));
             if let Some(before) = before {
                 std::fs::create_dir(&path).expect("made");
@@ -85,7 +101,14 @@ mod tests {
         let path = dir.path().join("cookie");
         assert!(secret("cluster.cookie_file", &path).is_err(), "it is not there");
         std::fs::write(&path, "x").expect("written");
-        for (mode, taken) in [(0o600, true), (0o640, true), (0o644, true), (0o666, false), (0o620, false), (0o602, false)] {
+        for (mode, taken) in [
+            (0o600, true),
+            (0o640, true),
+            (0o644, true),
+            (0o666, false),
+            (0o620, false),
+            (0o602, false),
+        ] {
             std::fs::set_permissions(&path, Permissions::from_mode(mode)).expect("set");
             let outcome = secret("cluster.cookie_file", &path);
             assert_eq!(outcome.is_ok(), taken, "{mode:o}");

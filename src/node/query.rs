@@ -1,4 +1,5 @@
-//! The query role: the engine over store and live deltas, the quarantine, and a look at the store now and then.
+//! The query role: the engine over store and live deltas, the quarantine, and a look at the store
+//! now and then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,7 +51,13 @@ pub(super) fn role(
     let reachable = Arc::new(AtomicBool::new(true));
     let second = backends::second_cache(config)?;
     Ok(Queries {
-        service: QueryEngine::with_second_cache(store.clone(), live, ports.clock.clone(), limits::query(config), second),
+        service: QueryEngine::with_second_cache(
+            store.clone(),
+            live,
+            ports.clock.clone(),
+            limits::query(config),
+            second,
+        ),
         quarantine: Quarantine::new(store.clone(), shard_limits),
         expiry: Expiry::new(store.clone()),
         probe: Some(Box::pin(probe(store, reachable.clone()))),
@@ -61,14 +68,21 @@ pub(super) fn role(
 /// No query role.
 pub(super) fn absent() -> Queries {
     let store = Arc::new(AtomicBool::new(false));
-    Queries { service: Arc::new(NoQueries), quarantine: Arc::new(NoStore), expiry: Arc::new(NoStore), store, probe: None }
+    Queries {
+        service: Arc::new(NoQueries),
+        quarantine: Arc::new(NoStore),
+        expiry: Arc::new(NoStore),
+        store,
+        probe: None,
+    }
 }
 
 async fn probe(store: Arc<dyn RollupStore>, reachable: Arc<AtomicBool>) {
     loop {
         let asked = store.clone();
-        let mut asking =
-            tokio::task::spawn_blocking(move || asked.snapshot().and_then(|mut s| s.checkpoints()).map(|all| all.len()));
+        let mut asking = tokio::task::spawn_blocking(move || {
+            asked.snapshot().and_then(|mut s| s.checkpoints()).map(|all| all.len())
+        });
         let in_time = tokio::time::timeout(PROBE_TIMEOUT, &mut asking).await;
         let answered = matches!(in_time, Ok(Ok(Ok(_))));
         if reachable.swap(answered, Ordering::AcqRel) && !answered {

@@ -10,10 +10,12 @@ use crate::clock::{Clock, Stopwatch};
 use crate::config::Roles;
 use crate::persistence::log::EventLog;
 
-/// A node whose shards are not all known by then answers without the others: some may have no owner at all.
+/// A node whose shards are not all known by then answers without the others: some may have no owner
+/// at all.
 const KNOWN_WITHIN: Duration = Duration::from_secs(15);
 
-/// Whether a node that answers for all shards of the cluster knows of all of them: before that its answers are partial.
+/// Whether a node that answers for all shards of the cluster knows of all of them: before that its
+/// answers are partial.
 pub(super) struct Knows {
     all: Box<dyn Fn() -> bool + Send + Sync>,
     since: Stopwatch,
@@ -34,7 +36,10 @@ impl Knows {
         let all = (self.all)();
         let enough = all || self.since.elapsed() >= patience;
         if enough && !self.known.swap(true, Ordering::AcqRel) && !all {
-            tracing::warn!("ready for queries though some shards are not known yet: answers are partial and name them");
+            tracing::warn!(
+                "ready for queries though some shards are not known yet: answers are partial and \
+                 name them"
+            );
         }
         enough
     }
@@ -76,9 +81,10 @@ impl Readiness {
         match role {
             None => self.roles.names().into_iter().try_for_each(|role| self.one(role)),
             Some(role) if self.roles.names().contains(&role) => self.one(role),
-            Some(role) => {
-                Err(format!("this node has no role {role:?}: its roles (node.roles) are {}", self.roles.names().join(", ")))
-            }
+            Some(role) => Err(format!(
+                "this node has no role {role:?}: its roles (node.roles) are {}",
+                self.roles.names().join(", ")
+            )),
         }
     }
 
@@ -88,14 +94,25 @@ impl Readiness {
         }
         let (ready, why) = match role {
             "gateway" => {
-                let takes = self.appends.as_ref().is_some_and(|appends| appends.takes_appends(self.clock.uptime()));
+                let takes = self
+                    .appends
+                    .as_ref()
+                    .is_some_and(|appends| appends.takes_appends(self.clock.uptime()));
                 (takes, "gateway: the log took no appends lately")
             }
-            "shards" => (self.slots.all_fresh(self.stale_after_ms), "shards: the shard readers do not make progress"),
-            "query" if !self.store.load(Ordering::Acquire) => (false, "query: the store does not answer"),
+            "shards" => (
+                self.slots.all_fresh(self.stale_after_ms),
+                "shards: the shard readers do not make progress",
+            ),
+            "query" if !self.store.load(Ordering::Acquire) => {
+                (false, "query: the store does not answer")
+            }
             _ => {
                 let known = self.knows.as_ref().is_none_or(|knows| knows.enough(KNOWN_WITHIN));
-                (known, "query: the owners of some shards are not known yet, answers would be partial")
+                (
+                    known,
+                    "query: the owners of some shards are not known yet, answers would be partial",
+                )
             }
         };
         if ready { Ok(()) } else { Err(why.to_owned()) }
@@ -115,7 +132,13 @@ mod tests {
         knows_now.store(true, Ordering::Release);
         assert!(knows.enough(Duration::from_secs(3_600)));
         knows_now.store(false, Ordering::Release);
-        assert!(knows.enough(Duration::from_secs(3_600)), "a shard that moves later is a matter of each answer");
-        assert!(Knows::new(|| false).enough(Duration::ZERO), "some shards may have no owner at all");
+        assert!(
+            knows.enough(Duration::from_secs(3_600)),
+            "a shard that moves later is a matter of each answer"
+        );
+        assert!(
+            Knows::new(|| false).enough(Duration::ZERO),
+            "some shards may have no owner at all"
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! A lost store of a configuration, made anew: what stands in the way, where it is built, and when it counts.
+//! A lost store of a configuration, made anew: what stands in the way, where it is built, and when
+//! it counts.
 //!
-//! What always holds: a store that is not whole is never taken for one. SQLite is built beside its place and renamed at the end;
-//! PostgreSQL carries a mark until then.
+//! What always holds: a store that is not whole is never taken for one. SQLite is built beside its
+//! place and renamed at the end; PostgreSQL carries a mark until then.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,15 +42,21 @@ enum Target {
     Postgres(PostgresOptions),
 }
 
-/// Checks that the configuration has a log and an archive and no store, that no process serves from it, and that no records are missing.
-/// `former` are logs whose offsets this one has continued.
+/// Checks that the configuration has a log and an archive and no store, that no process serves from
+/// it, and that no records are missing. `former` are logs whose offsets this one has continued.
 ///
 /// # Errors
 /// If anything stands in the way: names it and the way out.
-pub fn prepare(config: &Config, data: &DataDir, former: &[LogId], allow_expired: bool) -> anyhow::Result<Prepared> {
+pub fn prepare(
+    config: &Config,
+    data: &DataDir,
+    former: &[LogId],
+    allow_expired: bool,
+) -> anyhow::Result<Prepared> {
     if config.kafka.brokers.is_none() && !data.log().is_dir() {
         bail!(
-            "{} has no log: name the data directory with --data; a store is made from its archive and its log",
+            "{} has no log: name the data directory with --data; a store is made from its archive \
+             and its log",
             data.root().display()
         );
     }
@@ -74,9 +81,16 @@ impl Prepared {
     /// Makes the store. `progress` is told how many records are done.
     ///
     /// # Errors
-    /// If something cannot be read or written; what is done is kept, and the next attempt goes on there.
-    pub fn run(&self, config: &Config, archive_only: bool, progress: &mut dyn FnMut(u64)) -> anyhow::Result<Report> {
-        let nonce = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
+    /// If something cannot be read or written; what is done is kept, and the next attempt goes on
+    /// there.
+    pub fn run(
+        &self,
+        config: &Config,
+        archive_only: bool,
+        progress: &mut dyn FnMut(u64),
+    ) -> anyhow::Result<Report> {
+        let nonce =
+            getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
         let shards = limits::shard(config, self.log.shard_count(), Faults::default());
         let (dedup_horizon_ms, dedup_max_ids) = (shards.dedup_horizon_ms, shards.dedup_max_ids);
         let max_delta_bytes = (config.flush.max_delta_bytes.bytes() / SHARE_OF_DELTAS) as usize;
@@ -85,7 +99,12 @@ impl Prepared {
                 store,
                 archive: self.archive.as_ref(),
                 log: self.log.as_ref(),
-                rules: FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes, shard_count: self.log.shard_count() },
+                rules: FoldRules {
+                    dedup_horizon_ms,
+                    dedup_max_ids,
+                    max_delta_bytes,
+                    shard_count: self.log.shard_count(),
+                },
                 max_series: limits::max_series(config, self.log.shard_count()),
                 census: limits::census(config),
                 max_ahead_ms: millis(config.accept.max_ahead),
@@ -125,9 +144,15 @@ impl Target {
         match self {
             Self::Sqlite { place, beside } => {
                 // A journal that belongs to another file would be played into the new one.
-                let there: Vec<String> = files_of(place).filter(|file| file.exists()).map(|f| f.display().to_string()).collect();
+                let there: Vec<String> = files_of(place)
+                    .filter(|file| file.exists())
+                    .map(|f| f.display().to_string())
+                    .collect();
                 if !there.is_empty() {
-                    bail!("there is a store: {}; if it is lost, move it away, all files of it", there.join(", "));
+                    bail!(
+                        "there is a store: {}; if it is lost, move it away, all files of it",
+                        there.join(", ")
+                    );
                 }
                 Ok(beside.exists())
             }
@@ -135,8 +160,8 @@ impl Target {
                 Holds::Nothing => Ok(false),
                 Holds::Rebuilding => Ok(true),
                 Holds::Store => bail!(
-                    "the database of store.url holds a store: name an empty database, or, if that store is lost, \
-                     `DROP SCHEMA rollmill CASCADE` in it"
+                    "the database of store.url holds a store: name an empty database, or, if that \
+                     store is lost, `DROP SCHEMA rollmill CASCADE` in it"
                 ),
             },
         }
@@ -152,7 +177,8 @@ fn files_of(store: &Path) -> impl Iterator<Item = PathBuf> {
 fn put_in_place(beside: &Path, place: &Path) -> anyhow::Result<()> {
     let named = || format!("cannot move {} to {}", beside.display(), place.display());
     for journal in files_of(beside).skip(1).filter(|file| file.exists()) {
-        std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
+        std::fs::remove_file(&journal)
+            .with_context(|| format!("cannot remove {}", journal.display()))?;
     }
     std::fs::rename(beside, place).with_context(named)?;
     let directory = place.parent().unwrap_or(Path::new("."));

@@ -1,4 +1,5 @@
-//! The shards role: the shards that the log assigns to this node, their pulse, the archiver, and the upkeep of the archive.
+//! The shards role: the shards that the log assigns to this node, their pulse, the archiver, and
+//! the upkeep of the archive.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +100,8 @@ pub(super) fn role(
         waiting: Waiting::default(),
     };
     let place = ShardsPlace::default();
-    let children = [tree::shards(spec, place.clone()), tree::archiver(archiver), tree::upkeep(upkeep)];
+    let children =
+        [tree::shards(spec, place.clone()), tree::archiver(archiver), tree::upkeep(upkeep)];
     Ok(Shards { handle: Handle { place, refs, handover }, children })
 }
 
@@ -109,12 +111,20 @@ impl Handle {
         tokio::spawn(pulse::run(self.refs.clone(), slots.clone(), config.shards.pull_interval))
     }
 
-    /// Drains every shard, bounded in time, and lets it go; what does not end in time is still in the log.
+    /// Drains every shard, bounded in time, and lets it go; what does not end in time is still in
+    /// the log.
     pub(super) async fn let_go(&self) {
         let Some(supervisor) = self.place.load_full() else { return };
         let longest = self.handover + ANSWER;
-        if !supervisor.call(ShardsMessage::LetGoAll, Some(longest)).await.is_ok_and(|reply| reply.is_success()) {
-            tracing::warn!("the shards were not let go within {longest:?}; other nodes get them when the log misses this one");
+        if !supervisor
+            .call(ShardsMessage::LetGoAll, Some(longest))
+            .await
+            .is_ok_and(|reply| reply.is_success())
+        {
+            tracing::warn!(
+                "the shards were not let go within {longest:?}; other nodes get them when the log \
+                 misses this one"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Whole nodes over doubles of log, store and archive: roles, and shards that move from node to node.
+//! Whole nodes over doubles of log, store and archive: roles, and shards that move from node to
+//! node.
 
 mod moves;
 mod roles;
@@ -54,7 +55,15 @@ impl Cluster {
             render_metrics: Arc::new(String::new),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        Node::start(config, ports, keys::load(config).expect("no keys"), listener, Faults::default()).await.expect("it starts")
+        Node::start(
+            config,
+            ports,
+            keys::load(config).expect("no keys"),
+            listener,
+            Faults::default(),
+        )
+        .await
+        .expect("it starts")
     }
 }
 
@@ -99,7 +108,14 @@ impl Event {
         (self.id % 100).to_string()
     }
     fn recorded<'a>(&self, user: &'a str, id: &'a str) -> RecordEvent<'a> {
-        RecordEvent { series: 0, timestamp: self.at, value: Some(self.value()), user: Some(user), id: Some(id), raw: b"{}" }
+        RecordEvent {
+            series: 0,
+            timestamp: self.at,
+            value: Some(self.value()),
+            user: Some(user),
+            id: Some(id),
+            raw: b"{}",
+        }
     }
     fn user_hash(&self) -> Option<u64> {
         self.recorded(&self.user(), "").user_hash()
@@ -110,7 +126,14 @@ impl Event {
         let (event_id, user) = (self.id.to_string(), self.user());
         let event = self.recorded(&user, &event_id);
         let series = vec![SeriesEntry { id: &id.0, key: &key }];
-        let record = Record { version: record::VERSION, tenant: "t", gateway: 1, series, events: vec![event], stamp: Some(1) };
+        let record = Record {
+            version: record::VERSION,
+            tenant: "t",
+            gateway: 1,
+            series,
+            events: vec![event],
+            stamp: Some(1),
+        };
         let mut payload = Vec::new();
         record::encode(&record, &mut payload);
         AppendRequest { records: vec![(id.shard(SHARDS), payload.into())] }
@@ -143,7 +166,12 @@ async fn get(node: &Node, path: &str) -> (u16, serde_json::Value) {
 /// Sends one event with this id.
 async fn post(node: &Node, id: u64) -> (u16, serde_json::Value) {
     let body = format!(r#"{{"metric":"m","id":"{id}"}}"#);
-    ask(node, move |agent, url| agent.post(url).header("content-type", "application/json").send(body), "/v1/events").await
+    ask(
+        node,
+        move |agent, url| agent.post(url).header("content-type", "application/json").send(body),
+        "/v1/events",
+    )
+    .await
 }
 
 type Answer = Result<ureq::http::Response<ureq::Body>, ureq::Error>;
@@ -155,10 +183,15 @@ async fn ask(
 ) -> (u16, serde_json::Value) {
     let url = format!("http://{}{path}", node.address);
     let asked = tokio::task::spawn_blocking(move || {
-        let agent = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(120)));
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(120)));
         let mut answer = how(agent.build().into(), &url).expect("an answer");
         let text = answer.body_mut().read_to_string().expect("a body");
-        (answer.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+        (
+            answer.status().as_u16(),
+            serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)),
+        )
     });
     asked.await.expect("no panic")
 }

@@ -14,7 +14,9 @@ use crate::actors::upkeep::Upkeep;
 use crate::clock::Clock;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec, ShardsSupervisor};
-use crate::supervision::supervisor::{ChildSpec, SpawnChild, Supervisor, SupervisorMessage, SupervisorSpec};
+use crate::supervision::supervisor::{
+    ChildSpec, SpawnChild, Supervisor, SupervisorMessage, SupervisorSpec,
+};
 
 /// Empty places for `n` actors.
 pub fn places<M>(n: usize) -> Arc<Vec<ArcSwapOption<ActorRef<M>>>> {
@@ -77,7 +79,12 @@ pub async fn start(
 }
 
 /// The pool of gateway actors, one for each place.
-pub fn gateways(gateway: GatewayActor, places: GatewayRefs, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
+pub fn gateways(
+    gateway: GatewayActor,
+    places: GatewayRefs,
+    policy: RestartPolicy,
+    clock: Arc<dyn Clock>,
+) -> ChildSpec {
     let children = move || {
         let one = |i: usize| {
             let places = places.clone();
@@ -95,7 +102,8 @@ pub fn shards(spec: ShardsSpec, place: ShardsPlace) -> ChildSpec {
     let spawn: SpawnChild = Arc::new(move |supervisor| {
         let (spec, place) = (spec.clone(), place.clone());
         Box::pin(async move {
-            let (spawned, _) = Actor::spawn_linked(None, ShardsSupervisor, spec, supervisor).await?;
+            let (spawned, _) =
+                Actor::spawn_linked(None, ShardsSupervisor, spec, supervisor).await?;
             let cell = spawned.get_cell();
             place.store(Some(Arc::new(spawned)));
             Ok(cell)
@@ -107,7 +115,9 @@ pub fn shards(spec: ShardsSpec, place: ShardsPlace) -> ChildSpec {
 /// One shard.
 pub fn shard(actor: ShardActor, places: &ShardRefs) -> ChildSpec {
     let (places, index) = (places.clone(), actor.ports.shard.0 as usize);
-    actor_child("shard", format!("shard {index}"), actor, move |actor| places[index].store(Some(Arc::new(actor))))
+    actor_child("shard", format!("shard {index}"), actor, move |actor| {
+        places[index].store(Some(Arc::new(actor)))
+    })
 }
 
 /// The archiver.
@@ -120,7 +130,8 @@ pub fn upkeep(upkeep: Upkeep) -> ChildSpec {
     actor_child("upkeep", "upkeep of the archive".to_owned(), upkeep, |_| {})
 }
 
-/// The mesh of nodes. Its failures are its own: a node that has lost the others still takes writes and answers for its shards.
+/// The mesh of nodes. Its failures are its own: a node that has lost the others still takes writes
+/// and answers for its shards.
 pub fn mesh(mesh: Mesh, policy: RestartPolicy, clock: Arc<dyn Clock>) -> ChildSpec {
     let children = move || vec![actor_child("mesh", "mesh".to_owned(), mesh.clone(), |_| {})];
     supervisor_child("mesh", children, RestartPolicy { escalates: false, ..policy }, clock)

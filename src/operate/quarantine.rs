@@ -1,16 +1,18 @@
 //! The quarantine: what was set aside, and its release or discard.
 //!
-//! What always holds: an event is counted or set aside, never both, because merging its growth and deleting its row are one
-//! transaction of the store, which also moves accounting and revisions. Its ids stay in de-duplication: a client's retry does not
-//! count beside a release. A tenant's key reaches that tenant's events alone; records that no build could read belong to nobody, and
-//! operators see that they are there, not what they hold. On failure nothing was changed, or, if the outcome is unknown, the
-//! list tells.
+//! What always holds: an event is counted or set aside, never both, because merging its growth and
+//! deleting its row are one transaction of the store, which also moves accounting and revisions.
+//! Its ids stay in de-duplication: a client's retry does not count beside a release. A tenant's key
+//! reaches that tenant's events alone; records that no build could read belong to nobody, and
+//! operators see that they are there, not what they hold. On failure nothing was changed, or, if
+//! the outcome is unknown, the list tells.
 
 use std::sync::Arc;
 
 use super::service::{KeyReach, OperateError, QuarantineService};
 use crate::api::quarantine::{
-    DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName, UnderstoodEvent,
+    DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName,
+    UnderstoodEvent,
 };
 use crate::api::timestamp;
 use crate::model::budget::Budget;
@@ -42,13 +44,17 @@ impl Quarantine {
         snapshot: Result<Box<dyn StoreSnapshot + '_>, StoreError>,
     ) -> Result<Vec<QuarantineRow>, OperateError> {
         let mut rows = snapshot.and_then(|mut snapshot| snapshot.quarantine())?;
-        rows.retain(|row| if row.tenant.is_empty() { reach.unowned } else { row.tenant == *reach.tenant });
+        rows.retain(|row| {
+            if row.tenant.is_empty() { reach.unowned } else { row.tenant == *reach.tenant }
+        });
         Ok(rows)
     }
 
     /// The row of an event that waits.
     fn waiting(&self, reach: &KeyReach, place: EventPlace) -> Result<QuarantineRow, OperateError> {
-        let found = Self::rows(reach, self.store.snapshot())?.into_iter().find(|row| place_of(row) == place);
+        let found = Self::rows(reach, self.store.snapshot())?
+            .into_iter()
+            .find(|row| place_of(row) == place);
         match found {
             Some(row) if row.discarded => Err(gone(place, "was discarded, which is for good")),
             Some(row) => Ok(row),
@@ -66,7 +72,12 @@ fn gone(place: EventPlace, why: &'static str) -> OperateError {
 }
 
 impl QuarantineService for Quarantine {
-    fn list(&self, reach: &KeyReach, all: bool, budget: &Budget) -> Result<QuarantineAnswer, OperateError> {
+    fn list(
+        &self,
+        reach: &KeyReach,
+        all: bool,
+        budget: &Budget,
+    ) -> Result<QuarantineAnswer, OperateError> {
         let mut rows = Self::rows(reach, self.store.snapshot_for(budget))?;
         rows.retain(|row| all || !row.discarded);
         let events: Vec<QuarantinedEvent> = rows.iter().take(MAX_LISTED).map(listed).collect();
@@ -75,9 +86,12 @@ impl QuarantineService for Quarantine {
 
     fn release(&self, reach: &KeyReach, place: EventPlace) -> Result<ReleaseAnswer, OperateError> {
         let row = self.waiting(reach, place)?;
-        // Whatever was admitted at or below the event's offset was committed before the event's own row was.
-        let admissions = self.store.snapshot().and_then(|mut snapshot| snapshot.admissions(row.shard))?;
-        let batch = release::fold(&self.limits, &row, admissions).map_err(|why| OperateError::NotReleasable(why.to_string()))?;
+        // Whatever was admitted at or below the event's offset was committed before the event's own
+        // row was.
+        let admissions =
+            self.store.snapshot().and_then(|mut snapshot| snapshot.admissions(row.shard))?;
+        let batch = release::fold(&self.limits, &row, admissions)
+            .map_err(|why| OperateError::NotReleasable(why.to_string()))?;
         if !self.store.settle_quarantine(row.shard, row.offset, row.index, Some(&batch))? {
             return Err(gone(place, "was settled meanwhile"));
         }
@@ -120,7 +134,9 @@ fn understood(row: &QuarantineRow) -> Option<UnderstoodEvent> {
     let record = record::decode(&row.record).ok()?;
     let [event] = &record.events[..] else { return None };
     Some(UnderstoodEvent {
-        series: Series::from_key(record.series[event.series as usize].key).ok().map(|series| name_of(&series)),
+        series: Series::from_key(record.series[event.series as usize].key)
+            .ok()
+            .map(|series| name_of(&series)),
         timestamp: timestamp(event.timestamp),
         value: event.value.map(|value| value.to_string()),
         user: event.user.map(str::to_owned),

@@ -1,4 +1,5 @@
-//! What the edge asks on behalf of operators. Blocking: the edge calls it outside of its event loop.
+//! What the edge asks on behalf of operators. Blocking: the edge calls it outside of its event
+//! loop.
 
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::api::quarantine::{DiscardAnswer, EventPlace, QuarantineAnswer, ReleaseAnswer};
@@ -23,7 +24,8 @@ pub enum OperateError {
     /// The event cannot be counted by this release.
     #[error("{0}")]
     NotReleasable(String),
-    /// The store cannot be reached, or the outcome is unknown: a repetition that finds it done says so.
+    /// The store cannot be reached, or the outcome is unknown: a repetition that finds it done says
+    /// so.
     #[error("{0}")]
     StoreUnavailable(String),
     /// The store holds what no release writes.
@@ -55,7 +57,12 @@ pub trait QuarantineService: Send + Sync {
     ///
     /// # Errors
     /// See [`OperateError`].
-    fn list(&self, reach: &KeyReach, all: bool, budget: &Budget) -> Result<QuarantineAnswer, OperateError>;
+    fn list(
+        &self,
+        reach: &KeyReach,
+        all: bool,
+        budget: &Budget,
+    ) -> Result<QuarantineAnswer, OperateError>;
     /// The event is counted after all.
     ///
     /// # Errors
@@ -86,9 +93,10 @@ pub trait ExpiryService: Send + Sync {
 pub trait StatusService: Send + Sync {
     /// Nodes and shards. May block for as long as one call to the other nodes takes.
     fn status(&self) -> StatusAnswer;
-    /// For how long, in milliseconds, each node that owns shards knows event ids for certain. May block for as long as one call to the
-    /// other nodes takes.
+    /// For how long, in milliseconds, each node that owns shards knows event ids for certain. May
+    /// block for as long as one call to the other nodes takes.
     fn dedup_horizons(&self) -> Vec<(String, i64)>;
-    /// What this node's shards have applied until now goes to the archive as soon as it is in the store.
+    /// What this node's shards have applied until now goes to the archive as soon as it is in the
+    /// store.
     fn archive_now(&self) -> ArchiveFlushAnswer;
 }

@@ -1,9 +1,10 @@
 //! Where every shard stands, as far as this node can tell.
 //!
-//! The store's checkpoint names the epoch of the last owner; the node whose slot has this epoch owns the shard. Other nodes tell of
-//! theirs through [`Peers`]; without them a shard that is not owned here is owned elsewhere, by whom is not known. A shard without an
-//! owner, whose owner is further behind than `query.stale_after`, or whose flushes fail again and again is a problem. While the store cannot
-//! be reached, what the nodes say of themselves is all there is.
+//! The store's checkpoint names the epoch of the last owner; the node whose slot has this epoch
+//! owns the shard. Other nodes tell of theirs through [`Peers`]; without them a shard that is not
+//! owned here is owned elsewhere, by whom is not known. A shard without an owner, whose owner is
+//! further behind than `query.stale_after`, or whose flushes fail again and again is a problem.
+//! While the store cannot be reached, what the nodes say of themselves is all there is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +47,8 @@ pub struct OwnedShard {
     /// Why the newest failed; told by the node itself alone.
     #[serde(skip)]
     pub flush_failure: Option<String>,
-    /// How long ago everything that was appended then was applied; none if an older release says it.
+    /// How long ago everything that was appended then was applied; none if an older release says
+    /// it.
     #[serde(default)]
     pub age_ms: Option<i64>,
 }
@@ -66,7 +68,8 @@ pub struct NodeStatus {
     pub not_ready: Option<String>,
     /// The shards that it owns.
     pub shards: Vec<OwnedShard>,
-    /// Those of its shards that cannot be served until somebody mends something, with the reason. Older releases do not say.
+    /// Those of its shards that cannot be served until somebody mends something, with the reason.
+    /// Older releases do not say.
     #[serde(default)]
     pub stopped: Vec<(u32, String)>,
     /// For how long, in milliseconds, its shards know event ids for certain; none if it owns none.
@@ -76,7 +79,8 @@ pub struct NodeStatus {
 
 /// The other nodes.
 pub trait Peers: Send + Sync + 'static {
-    /// The other nodes that can be reached; none if this node does not know of others at all. May block for as long as one call takes.
+    /// The other nodes that can be reached; none if this node does not know of others at all. May
+    /// block for as long as one call takes.
     fn nodes(&self) -> Option<Vec<NodeStatus>>;
 }
 
@@ -143,35 +147,59 @@ impl Status {
             uptime_ms: self.started.elapsed().as_millis() as u64,
             not_ready: (self.ready)().err(),
             shards: self.slots.iter().filter_map(owned).collect(),
-            stopped: self.slots.iter().filter_map(|(shard, slot)| Some((shard.0, slot.stopped()?))).collect(),
-            dedup_horizon_ms: self.slots.dedup_stands().iter().map(|(_, stand)| stand.horizon_ms).min(),
+            stopped: self
+                .slots
+                .iter()
+                .filter_map(|(shard, slot)| Some((shard.0, slot.stopped()?)))
+                .collect(),
+            dedup_horizon_ms: self
+                .slots
+                .dedup_stands()
+                .iter()
+                .map(|(_, stand)| stand.horizon_ms)
+                .min(),
         }
     }
 
     fn checkpoints(&self) -> Option<Result<BTreeMap<ShardId, Checkpoint>, StoreError>> {
         let store = self.store.as_ref()?;
-        Some(store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).map(|all| all.into_iter().collect()))
+        Some(
+            store
+                .snapshot()
+                .and_then(|mut snapshot| snapshot.checkpoints())
+                .map(|all| all.into_iter().collect()),
+        )
     }
 }
 
-/// The owner of a shard: the node with the epoch of its checkpoint; if that is not known, the youngest epoch.
+/// The owner of a shard: the node with the epoch of its checkpoint; if that is not known, the
+/// youngest epoch.
 fn owner<'n>(
     shard: ShardId,
     checkpoint: Option<&Checkpoint>,
     store_known: bool,
     nodes: &'n [NodeStatus],
 ) -> Option<(&'n str, &'n OwnedShard)> {
-    let all = nodes.iter().flat_map(|node| node.shards.iter().map(|owned| (node.name.as_str(), owned)));
+    let all =
+        nodes.iter().flat_map(|node| node.shards.iter().map(|owned| (node.name.as_str(), owned)));
     let of_shard = all.filter(|(_, owned)| owned.shard == shard.0);
     match checkpoint.map(|checkpoint| checkpoint.epoch) {
-        Some(Epoch { counter, nonce }) => of_shard.into_iter().find(|(_, owned)| owned.epoch == (counter, nonce)),
+        Some(Epoch { counter, nonce }) => {
+            of_shard.into_iter().find(|(_, owned)| owned.epoch == (counter, nonce))
+        }
         None if store_known => None,
         None => of_shard.max_by_key(|(_, owned)| owned.epoch.0),
     }
 }
 
 /// A shard whose owner is known.
-fn owned(node: &str, here: bool, owned: &OwnedShard, now: Millis, stale_after_ms: i64) -> ShardStatus {
+fn owned(
+    node: &str,
+    here: bool,
+    owned: &OwnedShard,
+    now: Millis,
+    stale_after_ms: i64,
+) -> ShardStatus {
     let age_ms = owned.age_ms.unwrap_or(now.saturating_sub(owned.as_of)).max(0);
     let problem = match owned.flush_failures {
         FAILING.. => Some("flush_failing"),
@@ -207,7 +235,8 @@ fn stored(shard: ShardId, checkpoint: Option<&Checkpoint>, elsewhere: bool) -> S
         next: checkpoint.map(|checkpoint| checkpoint.next),
         committed: checkpoint.map(|checkpoint| checkpoint.next),
         archived: checkpoint.map(|checkpoint| checkpoint.archived),
-        archive_lag: checkpoint.map(|checkpoint| checkpoint.next.saturating_sub(checkpoint.archived)),
+        archive_lag: checkpoint
+            .map(|checkpoint| checkpoint.next.saturating_sub(checkpoint.archived)),
         problem: (!elsewhere).then(|| "no_owner".to_owned()),
         ..ShardStatus::default()
     }
@@ -264,7 +293,9 @@ impl StatusService for Status {
         };
         let assigned = self.log.assignment().borrow().clone();
         // Without a store and without others, a node that owns nothing knows nothing of shards.
-        let known = checkpoints.is_some() || peers_known || nodes.iter().any(|node| !node.shards.is_empty());
+        let known = checkpoints.is_some()
+            || peers_known
+            || nodes.iter().any(|node| !node.shards.is_empty());
         let all = if known { self.log.shard_count() } else { 0 };
         let shards: Vec<ShardStatus> = (0..all)
             .map(ShardId)
@@ -272,7 +303,10 @@ impl StatusService for Status {
                 let checkpoint = checkpoints.as_ref().and_then(|all| all.get(&shard));
                 let status = match owner(shard, checkpoint, checkpoints.is_some(), &nodes) {
                     Some((name, standing)) => {
-                        let here = nodes[0].shards.iter().any(|own| own.shard == shard.0 && own.epoch == standing.epoch);
+                        let here = nodes[0]
+                            .shards
+                            .iter()
+                            .any(|own| own.shard == shard.0 && own.epoch == standing.epoch);
                         owned(name, here, standing, now, self.stale_after_ms)
                     }
                     None => {
@@ -285,6 +319,12 @@ impl StatusService for Status {
             })
             .collect();
         let healthy = known && shards.iter().all(|shard| shard.problem.is_none());
-        StatusAnswer { at: timestamp(now), healthy, store, nodes: nodes.iter().map(summary).collect(), shards }
+        StatusAnswer {
+            at: timestamp(now),
+            healthy,
+            store,
+            nodes: nodes.iter().map(summary).collect(),
+            shards,
+        }
     }
 }

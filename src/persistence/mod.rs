@@ -1,6 +1,8 @@
-//! What Rollmill stands on: the ports `EventLog`, `RollupStore`, `Archive` and `PartCache`, and their implementations.
+//! What Rollmill stands on: the ports `EventLog`, `RollupStore`, `Archive` and `PartCache`, and
+//! their implementations.
 //!
-//! Every implementation of a port passes that port's conformance suite, the in-memory doubles of the simulation included.
+//! Every implementation of a port passes that port's conformance suite, the in-memory doubles of
+//! the simulation included.
 
 pub mod archive;
 pub mod cache;

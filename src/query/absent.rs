@@ -15,7 +15,12 @@ use crate::model::window::Hour;
 pub struct NoQueries;
 
 impl QueryService for NoQueries {
-    fn query<'a>(&self, _: &str, _: &'a QueryRequest, _: &'a Budget) -> Result<QueryAnswer<'a>, QueryError> {
+    fn query<'a>(
+        &self,
+        _: &str,
+        _: &'a QueryRequest,
+        _: &'a Budget,
+    ) -> Result<QueryAnswer<'a>, QueryError> {
         Err(QueryError::NoQueryRole)
     }
     fn metrics(&self, _: &str, _: &PageRequest, _: &Budget) -> Result<MetricsAnswer, QueryError> {
@@ -31,7 +36,12 @@ impl QueryService for NoQueries {
     ) -> Result<LabelValuesAnswer, QueryError> {
         Err(QueryError::NoQueryRole)
     }
-    fn accounting(&self, _: &str, _: Range<Hour>, _: &Budget) -> Result<AccountingAnswer, QueryError> {
+    fn accounting(
+        &self,
+        _: &str,
+        _: Range<Hour>,
+        _: &Budget,
+    ) -> Result<AccountingAnswer, QueryError> {
         Err(QueryError::NoQueryRole)
     }
 }

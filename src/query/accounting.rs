@@ -1,8 +1,9 @@
-//! The books of a tenant: accepted = aggregated + de-duplicated + quarantined + pending, by hour of append.
+//! The books of a tenant: accepted = aggregated + de-duplicated + quarantined + pending, by hour of
+//! append.
 //!
-//! The three are counted in the flush transaction and read from the store; what lies above the checkpoints of the same snapshot is
-//! pending, however its shard has decided on it. A record that no shard has applied yet is in no hour: `as_of` says up to when the
-//! books are closed.
+//! The three are counted in the flush transaction and read from the store; what lies above the
+//! checkpoints of the same snapshot is pending, however its shard has decided on it. A record that
+//! no shard has applied yet is in no hour: `as_of` says up to when the books are closed.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +52,8 @@ pub struct Books {
 impl Books {
     /// What is in the store: the tenant's, and what belongs to nobody.
     pub fn stored(rows: &[AccountingDelta], unowned: &[AccountingDelta]) -> Self {
-        let mut books = Self { unowned: unowned.iter().map(|row| row.quarantined).sum(), ..Self::default() };
+        let mut books =
+            Self { unowned: unowned.iter().map(|row| row.quarantined).sum(), ..Self::default() };
         for row in rows {
             let hour = books.hours.entry(row.hour).or_default();
             hour.aggregated += row.aggregated;
@@ -63,12 +65,17 @@ impl Books {
 
     /// What is above the checkpoints.
     pub fn pending(&mut self, row: &AccountingDelta) {
-        self.hours.entry(row.hour).or_default().pending += row.aggregated + row.deduplicated + row.quarantined;
+        self.hours.entry(row.hour).or_default().pending +=
+            row.aggregated + row.deduplicated + row.quarantined;
     }
 
     /// The answer.
     pub fn answer(self, completeness: Completeness) -> AccountingAnswer {
-        AccountingAnswer { hours: self.hours.into_iter().collect(), unowned: self.unowned, completeness }
+        AccountingAnswer {
+            hours: self.hours.into_iter().collect(),
+            unowned: self.unowned,
+            completeness,
+        }
     }
 }
 

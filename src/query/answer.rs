@@ -88,7 +88,9 @@ impl<'a> QueryAnswer<'a> {
             }
             _ if figures.value_count == 0 => Figure::Absent,
             Aggregate::Sum => Figure::Units(figures.sum),
-            Aggregate::Avg => Figure::Units(divide_half_even(figures.sum, i128::from(figures.value_count))),
+            Aggregate::Avg => {
+                Figure::Units(divide_half_even(figures.sum, i128::from(figures.value_count)))
+            }
             Aggregate::Min => figures.min.map_or(Figure::Absent, Figure::Value),
             Aggregate::Max => figures.max.map_or(Figure::Absent, Figure::Value),
             Aggregate::Quantile(q, _) => rollup.quantile(q).map_or(Figure::Absent, Figure::Value),
@@ -127,16 +129,36 @@ impl PageRequest {
     /// What is asked of the store: one more than the limit, to know whether there are more.
     pub(super) fn page<'b>(&'b self, budget: &'b Budget) -> crate::persistence::store::Page<'b> {
         let (prefix, after) = (self.prefix.as_str(), self.after.as_str());
-        crate::persistence::store::Page { prefix, after, limit: self.limit + 1, budget: Some(budget) }
+        crate::persistence::store::Page {
+            prefix,
+            after,
+            limit: self.limit + 1,
+            budget: Some(budget),
+        }
     }
 
     /// What is asked of the shards, to go with [`Self::page`].
-    pub(super) fn question<'b>(&'b self, tenant: &'b str, names: Names<'b>) -> CatalogueQuestion<'b> {
-        CatalogueQuestion { tenant, names, prefix: &self.prefix, after: &self.after, limit: self.limit + 1 }
+    pub(super) fn question<'b>(
+        &'b self,
+        tenant: &'b str,
+        names: Names<'b>,
+    ) -> CatalogueQuestion<'b> {
+        CatalogueQuestion {
+            tenant,
+            names,
+            prefix: &self.prefix,
+            after: &self.after,
+            limit: self.limit + 1,
+        }
     }
 
     /// Cuts the list at the limit.
-    pub(super) fn cut<T>(&self, mut items: Vec<T>, completeness: Completeness, name: impl Fn(&T) -> &str) -> NamePage<T> {
+    pub(super) fn cut<T>(
+        &self,
+        mut items: Vec<T>,
+        completeness: Completeness,
+        name: impl Fn(&T) -> &str,
+    ) -> NamePage<T> {
         let more = items.len() > self.limit;
         items.truncate(self.limit);
         let next = items.last().filter(|_| more).map(|last| name(last).to_owned());

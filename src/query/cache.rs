@@ -1,9 +1,11 @@
 //! Parts of answers over whole days that lie behind, kept by revision.
 //!
-//! The flush moves the revision of every (tenant, metric, UTC day) that it writes, in its transaction, and a query reads the revisions
-//! in its own snapshot. A part is found under its revision only, so it is never stale: a late event makes it unreachable, whenever it
-//! comes. Live deltas are merged afterwards and never kept. What does not fit is forgotten, least recently used first.
-//! Behind the cache of the process there may be a second one that the nodes share; what it loses is only read again.
+//! The flush moves the revision of every (tenant, metric, UTC day) that it writes, in its
+//! transaction, and a query reads the revisions in its own snapshot. A part is found under its
+//! revision only, so it is never stale: a late event makes it unreachable, whenever it comes. Live
+//! deltas are merged afterwards and never kept. What does not fit is forgotten, least recently used
+//! first. Behind the cache of the process there may be a second one that the nodes share; what it
+//! loses is only read again.
 
 use std::sync::Arc;
 
@@ -40,7 +42,9 @@ fn weight(part: &DayPart) -> usize {
         OVERHEAD + rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()
     };
     let group = |group: &Group| {
-        OVERHEAD + group.key.iter().map(|value| value.len() + 24).sum::<usize>() + group.points.iter().map(point).sum::<usize>()
+        OVERHEAD
+            + group.key.iter().map(|value| value.len() + 24).sum::<usize>()
+            + group.points.iter().map(point).sum::<usize>()
     };
     OVERHEAD + part.groups.iter().map(group).sum::<usize>()
 }
@@ -48,19 +52,33 @@ fn weight(part: &DayPart) -> usize {
 impl Cache {
     /// A cache of so many bytes, with a second one behind it if there is one; 0 turns both off.
     pub(super) fn new(bytes: u64, second: Option<Arc<dyn PartCache>>) -> Self {
-        let weigher =
-            |key: &Key, part: &Part| u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX);
-        let first = (bytes > 0).then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build());
+        let weigher = |key: &Key, part: &Part| {
+            u32::try_from(weight(part) + key.tenant.len() + key.query.len()).unwrap_or(u32::MAX)
+        };
+        let first = (bytes > 0)
+            .then(|| moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build());
         Self { second: second.filter(|_| first.is_some()), first }
     }
 
     /// Looks up the parts of days, in their order.
-    pub(super) fn look_up<'a>(&'a self, tenant: &'a str, request: &'a QueryRequest, days: &'a [(i32, u64)]) -> LookUp<'a> {
+    pub(super) fn look_up<'a>(
+        &'a self,
+        tenant: &'a str,
+        request: &'a QueryRequest,
+        days: &'a [(i32, u64)],
+    ) -> LookUp<'a> {
         LookUp { cache: self, tenant, request, days, found: Vec::new().into_iter() }
     }
 
     /// Keeps the part of a day.
-    pub(super) fn put(&self, tenant: &str, request: &QueryRequest, day: i32, revision: u64, part: Part) {
+    pub(super) fn put(
+        &self,
+        tenant: &str,
+        request: &QueryRequest,
+        day: i32,
+        revision: u64,
+        part: Part,
+    ) {
         if let Some(second) = &self.second {
             let name = PartName::new(tenant, request, day, revision);
             second.put(name.public(), name.encode(&part));
@@ -80,17 +98,28 @@ impl Cache {
         found
     }
 
-    /// The parts of days, by day: first in the process, then the rest together in the second cache. Days of revision 0 have none.
-    fn batch(&self, tenant: &str, request: &QueryRequest, days: &[(i32, u64)]) -> Vec<Option<Part>> {
-        let first =
-            |(day, revision): &(i32, u64)| if *revision == 0 { None } else { self.first(tenant, request, *day, *revision) };
+    /// The parts of days, by day: first in the process, then the rest together in the second cache.
+    /// Days of revision 0 have none.
+    fn batch(
+        &self,
+        tenant: &str,
+        request: &QueryRequest,
+        days: &[(i32, u64)],
+    ) -> Vec<Option<Part>> {
+        let first = |(day, revision): &(i32, u64)| {
+            if *revision == 0 { None } else { self.first(tenant, request, *day, *revision) }
+        };
         let mut found: Vec<Option<Part>> = days.iter().map(first).collect();
         let Some(second) = &self.second else { return found };
-        let missing: Vec<usize> = (0..days.len()).filter(|at| days[*at].1 > 0 && found[*at].is_none()).collect();
+        let missing: Vec<usize> =
+            (0..days.len()).filter(|at| days[*at].1 > 0 && found[*at].is_none()).collect();
         if missing.is_empty() {
             return found;
         }
-        let names: Vec<PartName> = missing.iter().map(|at| PartName::new(tenant, request, days[*at].0, days[*at].1)).collect();
+        let names: Vec<PartName> = missing
+            .iter()
+            .map(|at| PartName::new(tenant, request, days[*at].0, days[*at].1))
+            .collect();
         let answers = second.get(&names.iter().map(PartName::public).collect::<Vec<_>>());
         for ((at, name), bytes) in missing.into_iter().zip(&names).zip(answers) {
             let decoded = bytes.map(|bytes| name.decode(&bytes));
@@ -110,7 +139,8 @@ impl Cache {
     }
 }
 
-/// The parts of days, looked up a few days ahead, so that a long range neither asks day by day nor holds everything at once.
+/// The parts of days, looked up a few days ahead, so that a long range neither asks day by day nor
+/// holds everything at once.
 pub(super) struct LookUp<'a> {
     cache: &'a Cache,
     tenant: &'a str,

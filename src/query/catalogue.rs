@@ -1,4 +1,5 @@
-//! The catalogue of a tenant: what the store has, with what its shards hold and have not written yet. Pure.
+//! The catalogue of a tenant: what the store has, with what its shards hold and have not written
+//! yet. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +31,13 @@ impl Catalogue {
                     // Windows of series that the store lists on another page.
                     continue;
                 }
-                let none = MetricInfo { metric: name.clone(), labels: Vec::new(), series: 0, first: None, last: None };
+                let none = MetricInfo {
+                    metric: name.clone(),
+                    labels: Vec::new(),
+                    series: 0,
+                    first: None,
+                    last: None,
+                };
                 self.metrics.insert(name.clone(), none);
             }
             let Some(metric) = self.metrics.get_mut(name) else { continue };
@@ -43,9 +50,11 @@ impl Catalogue {
                 }
             }
             if let Some((first, last)) = new.hours {
-                let wider =
-                    |bound: Option<Hour>, hour, pick: fn(Hour, Hour) -> Hour| Some(bound.map_or(hour, |at| pick(at, hour)));
-                (metric.first, metric.last) = (wider(metric.first, first, Hour::min), wider(metric.last, last, Hour::max));
+                let wider = |bound: Option<Hour>, hour, pick: fn(Hour, Hour) -> Hour| {
+                    Some(bound.map_or(hour, |at| pick(at, hour)))
+                };
+                (metric.first, metric.last) =
+                    (wider(metric.first, first, Hour::min), wider(metric.last, last, Hour::max));
             }
         }
     }
@@ -65,7 +74,11 @@ mod tests {
     use crate::shards::state::NewEntry;
 
     fn info(metric: &str, labels: &[(&str, &str)]) -> SeriesInfo {
-        let series = Series::new("t", metric, labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        let series = Series::new(
+            "t",
+            metric,
+            labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())),
+        );
         SeriesInfo { id: SeriesId::of_key(&series.key()), series }
     }
 
@@ -79,10 +92,18 @@ mod tests {
             last: Some(Hour(7)),
         };
         let mut catalogue = Catalogue::stored(vec![stored]);
-        let question = CatalogueQuestion { tenant: "t", names: Names::Metrics, prefix: "", after: "", limit: 10 };
+        let question = CatalogueQuestion {
+            tenant: "t",
+            names: Names::Metrics,
+            prefix: "",
+            after: "",
+            limit: 10,
+        };
         let overflow = info("m", &[OVERFLOW_LABEL]);
         let (mut one, mut other) = (Growth::default(), Growth::default());
-        for series in [&info("m", &[("a", "x"), ("b", "y")]), &info("new", &[("c", "z")]), &overflow] {
+        for series in
+            [&info("m", &[("a", "x"), ("b", "y")]), &info("new", &[("c", "z")]), &overflow]
+        {
             one.note(&question, NewEntry::Series(series));
         }
         other.note(&question, NewEntry::Series(&overflow));
@@ -91,10 +112,17 @@ mod tests {
         }
         catalogue.add(&one);
         catalogue.add(&other);
-        let found: Vec<_> = catalogue.metrics().map(|m| (m.metric, m.labels.concat(), m.series, m.first, m.last)).collect();
+        let found: Vec<_> = catalogue
+            .metrics()
+            .map(|m| (m.metric, m.labels.concat(), m.series, m.first, m.last))
+            .collect();
         let hours = |first, last| (Some(Hour(first)), Some(Hour(last)));
-        let expected =
-            |metric: &str, labels: &str, series, (first, last)| (metric.to_owned(), labels.to_owned(), series, first, last);
-        assert_eq!(found, [expected("m", "__overflow__ab", 5, hours(5, 9)), expected("new", "c", 1, hours(2, 8))]);
+        let expected = |metric: &str, labels: &str, series, (first, last)| {
+            (metric.to_owned(), labels.to_owned(), series, first, last)
+        };
+        assert_eq!(
+            found,
+            [expected("m", "__overflow__ab", 5, hours(5, 9)), expected("new", "c", 1, hours(2, 8))]
+        );
     }
 }

@@ -32,40 +32,55 @@ pub struct Completeness {
     moved: bool,
 }
 
-/// The shards that nobody reported on. There is a report for each that was asked, if only an error: without one, an answer that lacks
-/// the shard would seem whole.
+/// The shards that nobody reported on. There is a report for each that was asked, if only an error:
+/// without one, an answer that lacks the shard would seem whole.
 fn unheard(asked: &[Asked], reports: &Reports) -> Vec<MissingShard> {
     let heard: BTreeSet<ShardId> = reports.iter().map(|(shard, _)| *shard).collect();
-    let silent: Vec<ShardId> = asked.iter().map(|(shard, _)| *shard).filter(|shard| !heard.contains(shard)).collect();
+    let silent: Vec<ShardId> =
+        asked.iter().map(|(shard, _)| *shard).filter(|shard| !heard.contains(shard)).collect();
     check(Invariant::HonestQueries, silent.is_empty() && heard.len() == reports.len(), || {
         format!("{} reports of {} shards: none of {silent:?}", reports.len(), asked.len())
     });
-    let missing = |shard| MissingShard { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
+    let missing =
+        |shard| MissingShard { shard, reason: LiveError::Unreachable.reason(), behind_ms: None };
     silent.into_iter().map(missing).collect()
 }
 
 impl Completeness {
-    /// From what the shards that were asked reported. One whose report is older than `stale_after_ms` is behind.
+    /// From what the shards that were asked reported. One whose report is older than
+    /// `stale_after_ms` is behind.
     pub fn of(asked: &[Asked], reports: &Reports, now: Millis, stale_after_ms: i64) -> Self {
-        let mut completeness = Self { missing: Vec::new(), as_of: now, shards: asked.len(), moved: false, overflow: None };
+        let mut completeness = Self {
+            missing: Vec::new(),
+            as_of: now,
+            shards: asked.len(),
+            moved: false,
+            overflow: None,
+        };
         completeness.missing = unheard(asked, reports);
         for &(shard, report) in reports {
             match report {
                 Ok(report) => {
                     completeness.as_of = completeness.as_of.min(report.as_of);
                     let behind_ms = report.age_ms;
-                    // What it lacks another owner may have shown: however little it is, the answer must not seem to be all.
+                    // What it lacks another owner may have shown: however little it is, the answer
+                    // must not seem to be all.
                     let reason = match report {
                         ShardReport { stopped: true, .. } => Some("stopped"),
                         ShardReport { recovering: true, .. } => Some("recovering"),
                         _ => (behind_ms > stale_after_ms).then_some("behind"),
                     };
-                    let missing = |reason| MissingShard { shard, reason, behind_ms: Some(behind_ms) };
+                    let missing =
+                        |reason| MissingShard { shard, reason, behind_ms: Some(behind_ms) };
                     completeness.missing.extend(reason.map(missing));
                 }
                 Err(error) => {
                     completeness.moved |= error == LiveError::Moved;
-                    completeness.missing.push(MissingShard { shard, reason: error.reason(), behind_ms: None });
+                    completeness.missing.push(MissingShard {
+                        shard,
+                        reason: error.reason(),
+                        behind_ms: None,
+                    });
                 }
             }
         }
@@ -98,10 +113,19 @@ mod tests {
     fn a_shard_that_nobody_reported_on_is_missing_and_a_violation() {
         let asked = [(ShardId(0), None), (ShardId(1), None)];
         let reports = vec![(ShardId(0), Err(LiveError::Overloaded))];
-        assert_eq!(violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &reports, 0, 1))), 1);
+        assert_eq!(
+            violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &reports, 0, 1))),
+            1
+        );
         let whole = vec![reports[0], (ShardId(1), Err(LiveError::Moved))];
-        assert_eq!(violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &whole, 0, 1))), 0);
+        assert_eq!(
+            violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &whole, 0, 1))),
+            0
+        );
         let twice = vec![whole[0], whole[1], whole[1]];
-        assert_eq!(violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &twice, 0, 1))), 1);
+        assert_eq!(
+            violations(Invariant::HonestQueries, || drop(Completeness::of(&asked, &twice, 0, 1))),
+            1
+        );
     }
 }

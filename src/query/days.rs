@@ -1,7 +1,8 @@
 //! Reads whole days of rollups, many days as two halves at once.
 //!
-//! The later half is read in a view of its own, which may be of a later state. What makes the two one answer: it is used only if its
-//! days have the revisions that the query's own view shows, and days of one revision have the same rows ([`super::cache`]).
+//! The later half is read in a view of its own, which may be of a later state. What makes the two
+//! one answer: it is used only if its days have the revisions that the query's own view shows, and
+//! days of one revision have the same rows ([`super::cache`]).
 
 use std::ops::Range;
 
@@ -14,7 +15,8 @@ use crate::persistence::store::{RollupQuery, StoreError, StoreSnapshot};
 const HALVED_FROM: usize = 8;
 
 /// A further view of the store, if one can be had at once.
-pub(super) type Further<'s> = dyn Fn() -> Result<Option<Box<dyn StoreSnapshot + 's>>, StoreError> + Sync + 's;
+pub(super) type Further<'s> =
+    dyn Fn() -> Result<Option<Box<dyn StoreSnapshot + 's>>, StoreError> + Sync + 's;
 
 /// The first hour of a UTC day.
 pub(super) fn start(day: i32) -> Hour {
@@ -38,8 +40,8 @@ pub(super) fn fold(
     overflow(snapshot, query, request, &mut |_, count| groups.overflow += count)
 }
 
-/// Visits the events of the metric's overflow series by hours, if the query counts them: one series, found by its label, whatever the
-/// query's own matchers say.
+/// Visits the events of the metric's overflow series by hours, if the query counts them: one
+/// series, found by its label, whatever the query's own matchers say.
 fn overflow(
     snapshot: &mut dyn StoreSnapshot,
     query: &RollupQuery<'_>,
@@ -47,7 +49,13 @@ fn overflow(
     visit: &mut dyn FnMut(Hour, u64),
 ) -> Result<(), StoreError> {
     let Some(matchers) = &request.overflow else { return Ok(()) };
-    let query = RollupQuery { matchers, distinct: false, quantiles: false, max_series: usize::MAX, ..query.clone() };
+    let query = RollupQuery {
+        matchers,
+        distinct: false,
+        quantiles: false,
+        max_series: usize::MAX,
+        ..query.clone()
+    };
     snapshot.rollups(&query, &mut |_, hour, rollup| visit(hour, rollup.figures.count))
 }
 
@@ -73,14 +81,16 @@ pub(super) fn read<'p>(
         let run = || beside(further, query, (request, cost), far);
         let thread = std::thread::Builder::new().name("query".to_owned()).spawn_scoped(scope, run);
         let mut parts = groups(snapshot, query, (request, cost), near)?;
-        let read = thread.ok().and_then(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let read = thread.ok().and_then(|thread| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
         parts.append(&mut read.map_or_else(|| groups(snapshot, query, (request, cost), far), Ok)?);
         Ok(parts)
     })
 }
 
-/// The groups of days in a view of their own. None if it has other revisions, or whatever fails: the query's own view has these days,
-/// too, and says what is wrong.
+/// The groups of days in a view of their own. None if it has other revisions, or whatever fails:
+/// the query's own view has these days, too, and says what is wrong.
 fn beside<'p>(
     further: &Further<'_>,
     query: &RollupQuery<'_>,
@@ -107,7 +117,9 @@ fn groups<'p>(
     snapshot.rollups(&query, &mut |series, hour, rollup| {
         parts[(hour.day() - days.start) as usize].add(series, hour, &rollup);
     })?;
-    overflow(snapshot, &query, request, &mut |hour, count| parts[(hour.day() - days.start) as usize].overflow += count)?;
+    overflow(snapshot, &query, request, &mut |hour, count| {
+        parts[(hour.day() - days.start) as usize].overflow += count
+    })?;
     Ok(parts)
 }
 
@@ -139,7 +151,13 @@ mod tests {
         let info = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
         let mut rollup = Rollup::default();
         rollup.add(None, None);
-        let deltas = days.map(|day| Delta { series: info.clone(), hour: Hour(day * 24 + 5), rollup: rollup.clone() }).collect();
+        let deltas = days
+            .map(|day| Delta {
+                series: info.clone(),
+                hour: Hour(day * 24 + 5),
+                rollup: rollup.clone(),
+            })
+            .collect();
         let range = OffsetRange { from: claim.next, to: claim.next + 1 };
         let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.epoch };
         store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("a flush");
@@ -147,21 +165,40 @@ mod tests {
 
     /// The counts of the days `[0, of)` at their first view, while others are had from `further`.
     fn counts(first: &MemoryStore, further: &Further<'_>, of: i32) -> Vec<u64> {
-        let params =
-            [("metric", "m"), ("from", "0"), ("to", "8640000000"), ("step", "1d")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-        let (request, _) = crate::gateway::reads::query_request(&params, 8_640_000_000).unwrap_or_else(|e| panic!("{e}"));
+        let params = [("metric", "m"), ("from", "0"), ("to", "8640000000"), ("step", "1d")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let (request, _) = crate::gateway::reads::query_request(&params, 8_640_000_000)
+            .unwrap_or_else(|e| panic!("{e}"));
         let mut snapshot = first.snapshot().expect("a view");
         let revisions = snapshot.revisions("t", "m", 0..of).expect("revisions");
         let days: Vec<(i32, u64)> = (0..of).zip(revisions).collect();
         let (from, to, matchers) = (Hour(0), Hour(0), &[][..]);
         let (tenant, metric, distinct, quantiles, max_series) = ("t", "m", false, false, 10);
-        let query = RollupQuery { tenant, metric, matchers, from, to, distinct, quantiles, max_series, budget: None };
+        let query = RollupQuery {
+            tenant,
+            metric,
+            matchers,
+            from,
+            to,
+            distinct,
+            quantiles,
+            max_series,
+            budget: None,
+        };
         let (budget, max_points) = (Budget::default(), None);
         let cost = Cost { budget: &budget, max_points };
         let read = read(&mut *snapshot, further, &query, (&request, cost), &days).expect("read");
         assert_eq!(read.len(), of as usize);
         read.into_iter()
-            .map(|groups| groups.into_part().groups.iter().flat_map(|g| &g.points).map(|(_, r)| r.figures.count).sum())
+            .map(|groups| {
+                groups
+                    .into_part()
+                    .groups
+                    .iter()
+                    .flat_map(|g| &g.points)
+                    .map(|(_, r)| r.figures.count)
+                    .sum()
+            })
             .collect()
     }
 
@@ -170,7 +207,8 @@ mod tests {
         let store = MemoryStore::new();
         write(&store, 0..20, 1);
         write(&store, 15..17, 2);
-        let expected: Vec<u64> = (0..20).map(|day| if (15..17).contains(&day) { 2 } else { 1 }).collect();
+        let expected: Vec<u64> =
+            (0..20).map(|day| if (15..17).contains(&day) { 2 } else { 1 }).collect();
         let later = MemoryStore::new();
         later.put_back(&store.backup());
         write(&later, 18..19, 3);
@@ -188,7 +226,11 @@ mod tests {
         for further in others {
             assert_eq!(counts(&store, further, 20), expected);
         }
-        assert_eq!(counts(&later, others[0], 20).iter().sum::<u64>(), 23, "an older view is no other");
+        assert_eq!(
+            counts(&later, others[0], 20).iter().sum::<u64>(),
+            23,
+            "an older view is no other"
+        );
     }
 
     #[test]

@@ -41,13 +41,14 @@ pub struct QueryLimits {
     pub cache_bytes: u64,
 }
 
-/// Points of days that are read at once and merged afterwards: so many that a long range of few groups is one piece, so few that days of
-/// many groups do not lie in memory beside each other.
+/// Points of days that are read at once and merged afterwards: so many that a long range of few
+/// groups is one piece, so few that days of many groups do not lie in memory beside each other.
 const PART_POINTS: usize = 50_000;
 /// How many times more days are read at once than before.
 const MORE_DAYS: usize = 8;
 
-/// Ranges of more days than this are read without looking up days: nobody has so much data in one place.
+/// Ranges of more days than this are read without looking up days: nobody has so much data in one
+/// place.
 const MAX_DAYS: i64 = 4_000;
 
 /// Answers queries.
@@ -59,7 +60,8 @@ pub struct QueryEngine {
     cache: Cache,
 }
 
-/// The UTC days that lie whole within the hours and before `today`; none if there are too many to look up one by one.
+/// The UTC days that lie whole within the hours and before `today`; none if there are too many to
+/// look up one by one.
 fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
     let from = first.0.div_euclid(24) + i32::from(first.0.rem_euclid(24) != 0);
     let to = end.0.div_euclid(24).min(today);
@@ -68,7 +70,12 @@ fn whole_days(first: Hour, end: Hour, today: i32) -> std::ops::Range<i32> {
 
 impl QueryEngine {
     /// An engine over a store and the live deltas.
-    pub fn new(store: Arc<dyn RollupStore>, live: Arc<dyn LiveReader>, clock: Arc<dyn Clock>, limits: QueryLimits) -> Arc<Self> {
+    pub fn new(
+        store: Arc<dyn RollupStore>,
+        live: Arc<dyn LiveReader>,
+        clock: Arc<dyn Clock>,
+        limits: QueryLimits,
+    ) -> Arc<Self> {
         Self::with_second_cache(store, live, clock, limits, None)
     }
 
@@ -84,20 +91,28 @@ impl QueryEngine {
         Arc::new(Self { store, live, clock, limits, cache })
     }
 
-    fn answer<'a>(&self, tenant: &str, request: &'a QueryRequest, budget: &'a Budget) -> Result<QueryAnswer<'a>, QueryError> {
+    fn answer<'a>(
+        &self,
+        tenant: &str,
+        request: &'a QueryRequest,
+        budget: &'a Budget,
+    ) -> Result<QueryAnswer<'a>, QueryError> {
         let (mut groups, mut completeness) = self.collect(tenant, request, budget)?;
         if completeness.moved() {
             // Before the next ones are counted.
             drop(groups);
-            // A shard started again between the snapshot and its answer: a new snapshot knows its new epoch.
+            // A shard started again between the snapshot and its answer: a new snapshot knows its
+            // new epoch.
             (groups, completeness) = self.collect(tenant, request, budget)?;
         }
         if let Some(why) = groups.failed.take() {
             return Err(QueryError::FigureTooLarge(why));
         }
-        let completeness = completeness.with_overflow(request.overflow.is_some().then_some(groups.overflow));
+        let completeness =
+            completeness.with_overflow(request.overflow.is_some().then_some(groups.overflow));
         let (series, charge) = groups.into_ordered();
-        let answer = QueryAnswer::new(request, series, completeness, charge).map_err(QueryError::FigureTooLarge)?;
+        let answer = QueryAnswer::new(request, series, completeness, charge)
+            .map_err(QueryError::FigureTooLarge)?;
         let max = self.limits.max_points;
         if answer.points() > max {
             return Err(QueryError::TooManyPoints { max });
@@ -141,7 +156,8 @@ impl QueryEngine {
 
     /// Every shard, with its checkpoint in the snapshot.
     fn asked(&self, snapshot: &mut dyn StoreSnapshot) -> Result<Vec<Asked>, StoreError> {
-        let mut asked: Vec<Asked> = (0..self.live.shard_count()).map(|shard| (ShardId(shard), None)).collect();
+        let mut asked: Vec<Asked> =
+            (0..self.live.shard_count()).map(|shard| (ShardId(shard), None)).collect();
         for (shard, checkpoint) in snapshot.checkpoints()? {
             if let Some(asked) = asked.get_mut(shard.0 as usize) {
                 asked.1 = Some(checkpoint);
@@ -150,7 +166,8 @@ impl QueryEngine {
         Ok(asked)
     }
 
-    /// The part of the answer that lies in the store: whole days that are over from the cache, the rest from the rows.
+    /// The part of the answer that lies in the store: whole days that are over from the cache, the
+    /// rest from the rows.
     fn stored(
         &self,
         tenant: &str,
@@ -161,15 +178,22 @@ impl QueryEngine {
         let (first, end) = (request.first_hour(), request.end_hour());
         let days = whole_days(first, end, Hour::of(self.clock.now()).day());
         if days.is_empty() {
-            return days::fold(snapshot, &self.question(tenant, request, groups.cost().budget, first, end), request, groups);
+            return days::fold(
+                snapshot,
+                &self.question(tenant, request, groups.cost().budget, first, end),
+                request,
+                groups,
+            );
         }
         let revisions = snapshot.revisions(tenant, &request.metric, days.clone())?;
         let cost = groups.cost();
         let query = |from: Hour, to: Hour| self.question(tenant, request, cost.budget, from, to);
         // Days share the buckets of a longer step: their points are not those of the answer.
-        let of_days = Cost { max_points: cost.max_points.filter(|_| request.step == Step::Hours(1)), ..cost };
+        let of_days =
+            Cost { max_points: cost.max_points.filter(|_| request.step == Step::Hours(1)), ..cost };
         days::fold(snapshot, &query(first, start(days.start)), request, groups)?;
-        // Neighbouring days that are not kept are read at once, as many as do not hold too many groups.
+        // Neighbouring days that are not kept are read at once, as many as do not hold too many
+        // groups.
         let mut unknown: Vec<(i32, u64)> = Vec::new();
         let mut at_once = if request.group_by.is_empty() { usize::MAX } else { 1 };
         let wanted: Vec<(i32, u64)> = days.clone().zip(revisions).collect();
@@ -183,7 +207,8 @@ impl QueryEngine {
                 }
             }
             let further = || self.store.snapshot_at_once(cost.budget);
-            let read = days::read(snapshot, &further, &query(first, end), (request, of_days), &unknown)?;
+            let read =
+                days::read(snapshot, &further, &query(first, end), (request, of_days), &unknown)?;
             if !read.is_empty() {
                 let points = read.iter().map(Groups::points).sum::<usize>().div_ceil(read.len());
                 at_once = (PART_POINTS / points.max(1)).clamp(1, at_once.saturating_mul(MORE_DAYS));
@@ -225,7 +250,13 @@ impl QueryEngine {
         }
     }
 
-    fn live(&self, tenant: &str, request: &QueryRequest, asked: &[Asked], groups: &mut Groups<'_>) -> Completeness {
+    fn live(
+        &self,
+        tenant: &str,
+        request: &QueryRequest,
+        asked: &[Asked],
+        groups: &mut Groups<'_>,
+    ) -> Completeness {
         let now = self.clock.now();
         let question = LiveQuestion {
             tenant,
@@ -236,12 +267,15 @@ impl QueryEngine {
             quantiles: request.wants_quantiles(),
             overflow: request.overflow.is_some(),
         };
-        let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| groups.add_live(series, hour, rollup);
+        let mut visit = |_: ShardId, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
+            groups.add_live(series, hour, rollup)
+        };
         let reports = self.live.read(asked, &question, &request.matchers, &mut visit);
         Completeness::of(asked, &reports, now, self.limits.stale_after_ms)
     }
 
-    /// The names of a page: what the store has is read by `stored`, what shards hold beside that is shown to `add`.
+    /// The names of a page: what the store has is read by `stored`, what shards hold beside that is
+    /// shown to `add`.
     fn names<T>(
         &self,
         question: &CatalogueQuestion<'_>,
@@ -255,7 +289,8 @@ impl QueryEngine {
             let mut names = stored(&mut *snapshot)?;
             drop(snapshot);
             let now = self.clock.now();
-            let reports = self.live.catalogue(&asked, question, &mut |growth| add(&mut names, growth));
+            let reports =
+                self.live.catalogue(&asked, question, &mut |growth| add(&mut names, growth));
             Ok((names, Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
         };
         let (names, completeness) = read()?;
@@ -263,29 +298,54 @@ impl QueryEngine {
     }
 
     /// The books of the hours of append, and how complete they are.
-    fn books(&self, tenant: &str, from: Hour, to: Hour, budget: &Budget) -> Result<AccountingAnswer, StoreError> {
+    fn books(
+        &self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+        budget: &Budget,
+    ) -> Result<AccountingAnswer, StoreError> {
         let mut snapshot = self.store.snapshot_for(budget)?;
         let asked = self.asked(&mut *snapshot)?;
-        let mut books = Books::stored(&snapshot.accounting(tenant, from, to)?, &snapshot.accounting("", from, to)?);
+        let mut books = Books::stored(
+            &snapshot.accounting(tenant, from, to)?,
+            &snapshot.accounting("", from, to)?,
+        );
         drop(snapshot);
         let now = self.clock.now();
-        let reports = self.live.accounting(&asked, &AccountingQuestion { tenant, from, to }, &mut |_, row| books.pending(row));
+        let reports = self.live.accounting(
+            &asked,
+            &AccountingQuestion { tenant, from, to },
+            &mut |_, row| books.pending(row),
+        );
         Ok(books.answer(Completeness::of(&asked, &reports, now, self.limits.stale_after_ms)))
     }
 }
 
 impl QueryService for QueryEngine {
-    fn query<'a>(&self, tenant: &str, request: &'a QueryRequest, budget: &'a Budget) -> Result<QueryAnswer<'a>, QueryError> {
+    fn query<'a>(
+        &self,
+        tenant: &str,
+        request: &'a QueryRequest,
+        budget: &'a Budget,
+    ) -> Result<QueryAnswer<'a>, QueryError> {
         let watch = Stopwatch::start();
         let answer = self.answer(tenant, request, budget);
         metrics::histogram!(telemetry::QUERY_SECONDS).record(watch.elapsed().as_secs_f64());
         answer
     }
 
-    fn metrics(&self, tenant: &str, request: &PageRequest, budget: &Budget) -> Result<MetricsAnswer, QueryError> {
+    fn metrics(
+        &self,
+        tenant: &str,
+        request: &PageRequest,
+        budget: &Budget,
+    ) -> Result<MetricsAnswer, QueryError> {
         let page = request.page(budget);
         let question = request.question(tenant, Names::Metrics);
-        let stored = |snapshot: &mut dyn StoreSnapshot| Ok(Catalogue::stored(snapshot.metrics(tenant, &page)?));
+        let stored = |snapshot: &mut dyn StoreSnapshot| {
+            Ok(Catalogue::stored(snapshot.metrics(tenant, &page)?))
+        };
         let found = self.names(&question, stored, Catalogue::add, budget);
         let (catalogue, completeness) = found.map_err(|error| self.failed(error, budget))?;
         let metrics = catalogue.metrics().filter(|info| page.holds(&info.metric)).collect();
@@ -303,16 +363,29 @@ impl QueryService for QueryEngine {
         let page = request.page(budget);
         let question = request.question(tenant, Names::Values(name, metric));
         let stored = |snapshot: &mut dyn StoreSnapshot| {
-            let values: BTreeSet<String> = snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
+            let values: BTreeSet<String> =
+                snapshot.label_values(tenant, name, metric, &page)?.into_iter().collect();
             Ok(values)
         };
-        let add = |values: &mut BTreeSet<String>, growth: &Growth| values.extend(growth.values.iter().cloned());
-        let (values, completeness) = self.names(&question, stored, add, budget).map_err(|error| self.failed(error, budget))?;
+        let add = |values: &mut BTreeSet<String>, growth: &Growth| {
+            values.extend(growth.values.iter().cloned())
+        };
+        let (values, completeness) = self
+            .names(&question, stored, add, budget)
+            .map_err(|error| self.failed(error, budget))?;
         Ok(request.cut(values.into_iter().collect(), completeness, String::as_str))
     }
 
-    fn accounting(&self, tenant: &str, hours: Range<Hour>, budget: &Budget) -> Result<AccountingAnswer, QueryError> {
-        let books = || self.books(tenant, hours.start, hours.end, budget).map_err(|error| self.failed(error, budget));
+    fn accounting(
+        &self,
+        tenant: &str,
+        hours: Range<Hour>,
+        budget: &Budget,
+    ) -> Result<AccountingAnswer, QueryError> {
+        let books = || {
+            self.books(tenant, hours.start, hours.end, budget)
+                .map_err(|error| self.failed(error, budget))
+        };
         let answer = books()?;
         // A new snapshot knows where a shard went to.
         if answer.completeness.moved() { books() } else { Ok(answer) }

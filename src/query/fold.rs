@@ -1,4 +1,5 @@
-//! Tells the shards' own driver of records outside of an actor: what `verify` compares and `rebuild` writes is what a shard commits.
+//! Tells the shards' own driver of records outside of an actor: what `verify` compares and
+//! `rebuild` writes is what a shard commits.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -43,7 +44,8 @@ impl FoldRules {
 /// Why a fold ended early.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended<E> {
-    /// The records cannot be folded: they do not continue where the shard stands, or this build does not read one of them.
+    /// The records cannot be folded: they do not continue where the shard stands, or this build
+    /// does not read one of them.
     #[error("{0}")]
     Stopped(String),
     /// A commit failed; the shard's memory is of no use any more.
@@ -82,7 +84,12 @@ pub(super) fn apply<E>(
 }
 
 /// One event, and everything that follows from it.
-fn tell<E>(driver: &mut ShardDriver, event: Event<'_>, log_end: Offset, commit: &mut Commit<'_, E>) -> Result<(), Ended<E>> {
+fn tell<E>(
+    driver: &mut ShardDriver,
+    event: Event<'_>,
+    log_end: Offset,
+    commit: &mut Commit<'_, E>,
+) -> Result<(), Ended<E>> {
     let mut commands = VecDeque::new();
     driver.on(Moment { now: 0, log_end }, event, &mut commands);
     while let Some(command) = commands.pop_front() {

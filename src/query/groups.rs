@@ -1,8 +1,9 @@
 //! Merging rollups into the groups and buckets of an answer. Pure.
 //!
-//! Rows come by the hundred thousand, an hour at a time, so the way from a row to its point is short: the bucket of the last hour is
-//! kept, a series finds its group by its id, and a group's points are appended at the end. What it holds is charged as it grows, so that
-//! a query that becomes too large ends there.
+//! Rows come by the hundred thousand, an hour at a time, so the way from a row to its point is
+//! short: the bucket of the last hour is kept, a series finds its group by its id, and a group's
+//! points are appended at the end. What it holds is charged as it grows, so that a query that
+//! becomes too large ends there.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -83,12 +84,14 @@ pub struct DayPart {
 pub struct Groups<'a> {
     request: &'a QueryRequest,
     groups: Vec<Group>,
-    /// Places of groups by their keys, which are held by the groups alone. The values of labels are strangers': the hash has a random seed.
+    /// Places of groups by their keys, which are held by the groups alone. The values of labels
+    /// are strangers': the hash has a random seed.
     by_key: HashTable<u32>,
     hasher: RandomState,
     by_series: HashMap<SeriesId, u32, FixedState>,
     last_bucket: Range<Millis>,
-    /// Events of the overflow series, whatever the matchers say; only counted if the query asks for labels.
+    /// Events of the overflow series, whatever the matchers say; only counted if the query asks
+    /// for labels.
     pub overflow: u64,
     points: usize,
     cost: Cost<'a>,
@@ -125,7 +128,8 @@ impl<'a> Groups<'a> {
         self.cost
     }
 
-    /// Merges one live delta. If events of the overflow series are counted it comes whatever the matchers say.
+    /// Merges one live delta. If events of the overflow series are counted it comes whatever the
+    /// matchers say.
     pub fn add_live(&mut self, series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) {
         if self.request.overflow.is_some() && series.series.is_overflow() {
             self.overflow += rollup.figures.count;
@@ -151,7 +155,12 @@ impl<'a> Groups<'a> {
         let group = match self.by_series.get(&series.id) {
             Some(&group) => group,
             None => {
-                let key = self.request.group_by.iter().map(|name| series.series.label(name).to_owned()).collect();
+                let key = self
+                    .request
+                    .group_by
+                    .iter()
+                    .map(|name| series.series.label(name).to_owned())
+                    .collect();
                 let group = self.group(Cow::Owned(key));
                 self.by_series.insert(series.id, group);
                 self.charge.bytes(SERIES_BYTES);
@@ -231,13 +240,15 @@ impl<'a> Groups<'a> {
         Ok(self.last_bucket.start)
     }
 
-    /// The groups in the order asked for, cut at the limit, and what they hold. Those of one rank are by their labels.
+    /// The groups in the order asked for, cut at the limit, and what they hold. Those of one rank
+    /// are by their labels.
     pub fn into_ordered(self) -> (Vec<Group>, Charge<'a>) {
         let (request, mut groups) = (self.request, self.groups);
         groups.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         if request.order != SeriesOrder::Labels {
             let first = request.aggregates.first().copied().unwrap_or(Aggregate::Count);
-            let mut ranked: Vec<_> = groups.into_iter().map(|group| (Rank::of(first, &group.points), group)).collect();
+            let mut ranked: Vec<_> =
+                groups.into_iter().map(|group| (Rank::of(first, &group.points), group)).collect();
             let descending = request.order == SeriesOrder::Descending;
             ranked.sort_by(|(a, _), (b, _)| rank::order(a.as_ref(), b.as_ref(), descending));
             groups = ranked.into_iter().map(|(_, group)| group).collect();

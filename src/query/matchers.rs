@@ -1,11 +1,13 @@
-//! Label matchers in the manner of Prometheus: `{page=~"/blog/.*",country!="DE"}`. Regular expressions are anchored.
+//! Label matchers in the manner of Prometheus: `{page=~"/blog/.*",country!="DE"}`. Regular
+//! expressions are anchored.
 
 use regex::RegexBuilder;
 
 use super::request::{check_label_name, shown};
 use crate::persistence::store::Matcher;
 
-/// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that needs a limit.
+/// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that
+/// needs a limit.
 const REGEX_BYTES: usize = 1 << 20;
 /// Matchers of one query.
 const MAX_MATCHERS: usize = 32;
@@ -16,7 +18,10 @@ const MAX_MATCHERS: usize = 32;
 /// Says what was expected and where.
 pub fn parse(text: &str) -> Result<Vec<Matcher>, String> {
     let inner = text.trim();
-    let inner = inner.strip_prefix('{').map_or(Some(inner), |rest| rest.strip_suffix('}')).ok_or("a } is missing at the end")?;
+    let inner = inner
+        .strip_prefix('{')
+        .map_or(Some(inner), |rest| rest.strip_suffix('}'))
+        .ok_or("a } is missing at the end")?;
     let mut rest = inner.trim();
     let mut matchers = Vec::new();
     while !rest.is_empty() {
@@ -56,17 +61,23 @@ fn one(text: &str) -> Result<(Matcher, &str), String> {
     Ok((matcher, rest))
 }
 
-/// A value between quotes, and what follows. Between backticks nothing is an escape. Otherwise the escapes are those of PromQL and those
-/// of JSON, which is what programs write; in a regular expression all but those of the quotes are the expression's own.
+/// A value between quotes, and what follows. Between backticks nothing is an escape. Otherwise the
+/// escapes are those of PromQL and those of JSON, which is what programs write; in a regular
+/// expression all but those of the quotes are the expression's own.
 fn quoted(text: &str, regex: bool) -> Result<(String, &str), String> {
-    let quote = text.chars().next().filter(|c| matches!(c, '"' | '\'' | '`')).ok_or("expected a quoted value")?;
+    let quote = text
+        .chars()
+        .next()
+        .filter(|c| matches!(c, '"' | '\'' | '`'))
+        .ok_or("expected a quoted value")?;
     let mut value = Vec::new();
     let mut rest = &text[1..];
     while let Some(c) = rest.chars().next() {
         rest = &rest[c.len_utf8()..];
         match c {
             c if c == quote => {
-                let value = String::from_utf8(value).map_err(|_| format!("the escapes of {:?} make no UTF-8", shown(text)))?;
+                let value = String::from_utf8(value)
+                    .map_err(|_| format!("the escapes of {:?} make no UTF-8", shown(text)))?;
                 return Ok((value, rest));
             }
             '\\' if quote != '`' => rest = escape(rest, regex, &mut value)?,
@@ -101,7 +112,12 @@ fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str
         value.push(byte);
         return Ok(rest);
     }
-    let unknown = || format!("the escape \\{} is not understood", shown(text).chars().take(9).collect::<String>());
+    let unknown = || {
+        format!(
+            "the escape \\{} is not understood",
+            shown(text).chars().take(9).collect::<String>()
+        )
+    };
     match kind {
         // The pairs of JSON are no escapes of regular expressions, and one half is no character.
         'u' if !regex || surrogate(rest) => {
@@ -138,7 +154,10 @@ fn escape<'t>(text: &'t str, regex: bool, value: &mut Vec<u8>) -> Result<&'t str
 /// A number of so many digits, and what follows.
 fn number(text: &str, digits: usize, radix: u32) -> Option<(u32, &str)> {
     let (number, rest) = text.split_at_checked(digits)?;
-    let number = number.bytes().all(|b| char::from(b).is_digit(radix)).then(|| u32::from_str_radix(number, radix).ok())??;
+    let number = number
+        .bytes()
+        .all(|b| char::from(b).is_digit(radix))
+        .then(|| u32::from_str_radix(number, radix).ok())??;
     Some((number, rest))
 }
 
@@ -161,12 +180,13 @@ fn unicode(text: &str) -> Option<(char, &str)> {
 
 fn anchored(pattern: &str) -> Result<regex::Regex, String> {
     // Compiled bare first: `a)|(b` would close the group that anchors it.
-    RegexBuilder::new(pattern)
-        .size_limit(REGEX_BYTES)
-        .build()
-        .map_err(|e| format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern)))?;
+    RegexBuilder::new(pattern).size_limit(REGEX_BYTES).build().map_err(|e| {
+        format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern))
+    })?;
     let anchored = RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(REGEX_BYTES).build();
-    anchored.map_err(|e| format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern)))
+    anchored.map_err(|e| {
+        format!("the regular expression {:?} is not valid or too large: {e}", shown(pattern))
+    })
 }
 
 #[cfg(test)]
@@ -175,7 +195,8 @@ mod tests {
     use crate::model::series::Series;
 
     fn passes(matchers: &str, labels: &[(&str, &str)]) -> bool {
-        let series = Series::new("t", "m", labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
+        let series =
+            Series::new("t", "m", labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         parse(matchers).expect("parses").iter().all(|m| m.matches(&series))
     }
 
@@ -213,10 +234,19 @@ mod tests {
             assert!(passes(matchers, &of), "{matchers}");
         }
         // Of what a program writes no byte is lost.
-        for value in ["", "\u{0}", "\u{7f}\u{80}\u{7ff}\u{800}\u{ffff}\u{10000}\u{10ffff}", "\u{8}\u{c}\r\n", "a\\u00fc"] {
+        for value in [
+            "",
+            "\u{0}",
+            "\u{7f}\u{80}\u{7ff}\u{800}\u{ffff}\u{10000}\u{10ffff}",
+            "\u{8}\u{c}\r\n",
+            "a\\u00fc",
+        ] {
             let json = serde_json::Value::from(value).to_string();
             let parsed = parse(&format!("{{c={json}}}"));
-            assert!(matches!(&parsed.as_deref(), Ok([Matcher::Equal(_, found)]) if found == value), "{json}");
+            assert!(
+                matches!(&parsed.as_deref(), Ok([Matcher::Equal(_, found)]) if found == value),
+                "{json}"
+            );
         }
         // One of quotes belongs to the quotes, one of expressions to the expression.
         assert!(passes(r#"{c=~"a\.b\d+"}"#, &[("c", "a.b12")]));

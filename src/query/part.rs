@@ -1,9 +1,10 @@
 //! A part of an answer as bytes, for the second cache. Pure.
 //!
-//! The name and the authentication code of a part derive from everything that it depends on: tenant, query, day, revision, the version
-//! of this format and of Rollmill. Revisions name the write itself and cannot be guessed, so nobody who only reads or writes the cache
-//! can find out what a name stands for, or make bytes that pass; what passes was written by a node of this store for this very part.
-//! Everything else is a miss.
+//! The name and the authentication code of a part derive from everything that it depends on:
+//! tenant, query, day, revision, the version of this format and of Rollmill. Revisions name the
+//! write itself and cannot be guessed, so nobody who only reads or writes the cache can find out
+//! what a name stands for, or make bytes that pass; what passes was written by a node of this store
+//! for this very part. Everything else is a miss.
 
 use super::groups::{DayPart, Group};
 use super::request::QueryRequest;
@@ -11,9 +12,10 @@ use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::rollup::{Figures, Rollup};
 
-/// Version of the bytes: first the version, then 16 bytes of authentication code, then the body. All numbers are big-endian. The body:
-/// events of the overflow series (u64), number of groups (u32), each: number of labels (u32), each with its length (u32); number of points (u32), each its start (i64) and
-/// its rollup in its canonical bytes.
+/// Version of the bytes: first the version, then 16 bytes of authentication code, then the body.
+/// All numbers are big-endian. The body: events of the overflow series (u64), number of groups
+/// (u32), each: number of labels (u32), each with its length (u32); number of points (u32), each
+/// its start (i64) and its rollup in its canonical bytes.
 const VERSION: u8 = 2;
 const CODE_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + CODE_BYTES;
@@ -82,7 +84,8 @@ impl PartName {
         if !bool::from(subtle::ConstantTimeEq::ct_eq(&code[..], &self.code(input)[..])) {
             return Err(bad("the authentication code is another"));
         }
-        let mut part = DayPart { groups: Vec::new(), overflow: u64::from_be_bytes(take(&mut input)?) };
+        let mut part =
+            DayPart { groups: Vec::new(), overflow: u64::from_be_bytes(take(&mut input)?) };
         for _ in 0..u32::from_be_bytes(take(&mut input)?) {
             part.groups.push(group(&mut input)?);
         }
@@ -111,7 +114,9 @@ fn slice<'a>(input: &mut &'a [u8]) -> Result<&'a [u8], CodecError> {
 fn group(input: &mut &[u8]) -> Result<Group, CodecError> {
     let (mut key, mut points) = (Vec::new(), Vec::new());
     for _ in 0..u32::from_be_bytes(take(input)?) {
-        key.push(std::str::from_utf8(slice(input)?).map_err(|_| bad("a label is not UTF-8"))?.to_owned());
+        key.push(
+            std::str::from_utf8(slice(input)?).map_err(|_| bad("a label is not UTF-8"))?.to_owned(),
+        );
     }
     for _ in 0..u32::from_be_bytes(take(input)?) {
         points.push((i64::from_be_bytes(take(input)?), rollup(input)?));
@@ -147,14 +152,19 @@ mod tests {
         (0..300).for_each(|n| full.add(Some(Decimal::from_units(n * n)), Some(n as u64)));
         let mut plain = Rollup::default();
         plain.add(None, None);
-        let (key, points) = (vec!["DE".to_owned(), String::new()], vec![(-5, plain.clone()), (7, full)]);
-        let groups =
-            vec![Group { key, points }, Group { key: vec![], points: vec![(1, plain)] }, Group { key: vec![], points: vec![] }];
+        let (key, points) =
+            (vec!["DE".to_owned(), String::new()], vec![(-5, plain.clone()), (7, full)]);
+        let groups = vec![
+            Group { key, points },
+            Group { key: vec![], points: vec![(1, plain)] },
+            Group { key: vec![], points: vec![] },
+        ];
         DayPart { groups, overflow: 456 }
     }
 
     fn same(a: &DayPart, b: &DayPart) -> bool {
-        let groups = a.groups.iter().zip(&b.groups).all(|(a, b)| a.key == b.key && a.points == b.points);
+        let groups =
+            a.groups.iter().zip(&b.groups).all(|(a, b)| a.key == b.key && a.points == b.points);
         a.overflow == b.overflow && a.groups.len() == b.groups.len() && groups
     }
 
@@ -174,7 +184,10 @@ mod tests {
             assert_ne!(other.public(), name.public());
             assert!(other.decode(&bytes).is_err(), "bytes under another name");
         }
-        assert!(same(&name.decode(&name.encode(&DayPart::default())).expect("decodes"), &DayPart::default()));
+        assert!(same(
+            &name.decode(&name.encode(&DayPart::default())).expect("decodes"),
+            &DayPart::default()
+        ));
     }
 
     #[test]

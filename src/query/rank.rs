@@ -1,7 +1,8 @@
 //! By what series are ordered: exact numbers, and what has none comes last. Pure.
 //!
-//! A sum over many windows may exceed 128 bits and an average is a fraction, so both are compared with wider whole numbers. As doubles,
-//! amounts of money would tie from 10^15 on, and which of them is in the top ten would be chance.
+//! A sum over many windows may exceed 128 bits and an average is a fraction, so both are compared
+//! with wider whole numbers. As doubles, amounts of money would tie from 10^15 on, and which of
+//! them is in the top ten would be chance.
 
 use std::cmp::Ordering;
 
@@ -28,14 +29,20 @@ impl Rank {
     pub(super) fn of(aggregate: Aggregate, points: &[(Millis, Rollup)]) -> Option<Self> {
         let figures = || points.iter().map(|(_, rollup)| &rollup.figures);
         let values: u64 = figures().map(|f| f.value_count).sum();
-        if values == 0 && !matches!(aggregate, Aggregate::Count | Aggregate::Rate | Aggregate::Distinct) {
+        if values == 0
+            && !matches!(aggregate, Aggregate::Count | Aggregate::Rate | Aggregate::Distinct)
+        {
             return None;
         }
         let sum = || figures().fold(Wide::default(), |sum, f| sum.plus(f.sum));
         match aggregate {
             // Every series has the same range: who has more events has more of them a second.
-            Aggregate::Count | Aggregate::Rate => Some(Rank::Whole(figures().map(|f| u128::from(f.count)).sum())),
-            Aggregate::Distinct => Some(Rank::Whole(u128::from(merged(points).distinct.estimate()))),
+            Aggregate::Count | Aggregate::Rate => {
+                Some(Rank::Whole(figures().map(|f| u128::from(f.count)).sum()))
+            }
+            Aggregate::Distinct => {
+                Some(Rank::Whole(u128::from(merged(points).distinct.estimate())))
+            }
             Aggregate::Sum => Some(Rank::Sum(sum())),
             Aggregate::Avg => Some(Rank::Fraction(sum(), values)),
             Aggregate::Min => figures().filter_map(|f| f.min).min().map(Rank::Value),
@@ -57,7 +64,8 @@ impl Rank {
     }
 }
 
-/// Compares the figures of two series: the larger or the smaller one first, and none last either way.
+/// Compares the figures of two series: the larger or the smaller one first, and none last either
+/// way.
 pub(super) fn order(a: Option<&Rank>, b: Option<&Rank>, descending: bool) -> Ordering {
     match (a, b) {
         (Some(a), Some(b)) if descending => b.compare(a),
@@ -94,7 +102,8 @@ impl Wide {
 
     /// Quotient, rounded down, and remainder.
     fn divided_by(self, divisor: u64) -> (Self, u64) {
-        let (quotient, rest) = (self.high.div_euclid(i128::from(divisor)), self.high.rem_euclid(i128::from(divisor)));
+        let (quotient, rest) =
+            (self.high.div_euclid(i128::from(divisor)), self.high.rem_euclid(i128::from(divisor)));
         // The rest is smaller than the divisor, so what follows has 128 bits and its quotient 64.
         let below = ((rest as u128) << 64) | u128::from(self.low);
         let low = (below / u128::from(divisor)) as u64;
@@ -105,7 +114,9 @@ impl Wide {
 /// Compares `a / n` with `b / m`: by their quotients, and then by what is left.
 fn compare_fractions((a, n): (Wide, u64), (b, m): (Wide, u64)) -> Ordering {
     let ((a, rest_of_a), (b, rest_of_b)) = (a.divided_by(n.max(1)), b.divided_by(m.max(1)));
-    a.cmp(&b).then_with(|| (u128::from(rest_of_a) * u128::from(m)).cmp(&(u128::from(rest_of_b) * u128::from(n))))
+    a.cmp(&b).then_with(|| {
+        (u128::from(rest_of_a) * u128::from(m)).cmp(&(u128::from(rest_of_b) * u128::from(n)))
+    })
 }
 
 #[cfg(test)]
@@ -125,13 +136,20 @@ mod tests {
         assert!(wide(&many) < wide(&more));
         assert_eq!(wide(&[many, vec![-i128::MAX; 1_000]].concat()), wide(&[]));
         assert!(wide(&[i128::MIN; 3]) < wide(&[i128::MIN, i128::MIN, i128::MIN + 1]));
-        assert_eq!(compare_fractions((wide(&[i128::MAX; 9]), 9), (wide(&[i128::MAX; 4]), 4)), Ordering::Equal);
-        assert_eq!(compare_fractions((wide(&[i128::MAX; 9]), 9), (wide(&[i128::MAX, i128::MAX - 1]), 2)), Ordering::Greater);
+        assert_eq!(
+            compare_fractions((wide(&[i128::MAX; 9]), 9), (wide(&[i128::MAX; 4]), 4)),
+            Ordering::Equal
+        );
+        assert_eq!(
+            compare_fractions((wide(&[i128::MAX; 9]), 9), (wide(&[i128::MAX, i128::MAX - 1]), 2)),
+            Ordering::Greater
+        );
     }
 
     #[test]
     fn what_has_no_figure_comes_last_either_way() {
-        let (three, five) = (Rank::Value(Decimal::from_units(-3)), Rank::Value(Decimal::from_units(-5)));
+        let (three, five) =
+            (Rank::Value(Decimal::from_units(-3)), Rank::Value(Decimal::from_units(-5)));
         for descending in [true, false] {
             assert_eq!(order(Some(&five), None, descending), Ordering::Less);
             assert_eq!(order(None, Some(&five), descending), Ordering::Greater);

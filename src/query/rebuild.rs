@@ -1,11 +1,13 @@
 //! Makes a lost store anew, from the archive and the log alone, with the shards' own code.
 //!
-//! The history of a shard is a chain of archive objects and then the records that only the log has ([`plan()`]). Objects carry what does
-//! not follow from the records: which series were admitted where, and which events had been set aside. Where that was not noted (objects of
-//! older releases, records not archived yet), the shard decides again, under the limits of today.
-//! What always holds: every batch is an ordinary flush behind its compare-and-set, so a rebuild that was killed goes on at its checkpoints
-//! and counts nothing twice. What the store alone knew is not made up: an event that was released or given up after its object was
-//! written waits in the quarantine again.
+//! The history of a shard is a chain of archive objects and then the records that only the log has
+//! ([`plan()`]). Objects carry what does not follow from the records: which series were admitted
+//! where, and which events had been set aside. Where that was not noted (objects of older releases,
+//! records not archived yet), the shard decides again, under the limits of today. What always
+//! holds: every batch is an ordinary flush behind its compare-and-set, so a rebuild that was killed
+//! goes on at its checkpoints and counts nothing twice. What the store alone knew is not made up:
+//! an event that was released or given up after its object was written waits in the quarantine
+//! again.
 
 pub mod plan;
 
@@ -54,8 +56,9 @@ pub enum RebuildError {
     },
     /// The first records are gone.
     #[error(
-        "shard {shard} begins at record {start}: those before have expired (archive.keep), were lost, or are archived under the id of a \
-         former log (--former-log); to rebuild without them, add --allow-expired"
+        "shard {shard} begins at record {start}: those before have expired (archive.keep), were \
+         lost, or are archived under the id of a former log (--former-log); to rebuild without \
+         them, add --allow-expired"
     )]
     Begins {
         /// The shard.
@@ -65,8 +68,9 @@ pub enum RebuildError {
     },
     /// The log is older than the archive.
     #[error(
-        "shard {shard}: the log ends at record {end}, the archive at {archived}: a server would take new records for those that are \
-         archived; bring back the log that belongs to the archive"
+        "shard {shard}: the log ends at record {end}, the archive at {archived}: a server would \
+         take new records for those that are archived; bring back the log that belongs to the \
+         archive"
     )]
     LogShort {
         /// The shard.
@@ -78,8 +82,9 @@ pub enum RebuildError {
     },
     /// An event kills the fold.
     #[error(
-        "shard {shard}: folding a record at or behind {next} panics: a build that can fold it is needed; if the archive ends at or \
-         before it, add --archive-only: the server reads the rest from the log, and sets such an event aside"
+        "shard {shard}: folding a record at or behind {next} panics: a build that can fold it is \
+         needed; if the archive ends at or before it, add --archive-only: the server reads the \
+         rest from the log, and sets such an event aside"
     )]
     Panicked {
         /// The shard.
@@ -92,7 +97,8 @@ pub enum RebuildError {
 fn way_out(error: &ArchiveError) -> &'static str {
     match error {
         ArchiveError::Corrupt { .. } | ArchiveError::Missing(_) => {
-            ": bring the object back from a copy; neither the log nor another object has all of its records"
+            ": bring the object back from a copy; neither the log nor another object has all of \
+             its records"
         }
         _ => "",
     }
@@ -112,7 +118,8 @@ pub struct Rebuild<'a> {
     pub max_series: u64,
     /// The metric names of each tenant, under their limit.
     pub census: Arc<Census>,
-    /// `accept.max_ahead` in milliseconds: how far behind its append time the window of an event may lie.
+    /// `accept.max_ahead` in milliseconds: how far behind its append time the window of an event
+    /// may lie.
     pub max_ahead_ms: i64,
     /// Random: tells the owner that a rebuild is from all others.
     pub nonce: u64,
@@ -141,7 +148,8 @@ pub struct Report {
     pub incomplete_before: Option<Hour>,
 }
 
-/// Finds the history of every shard. `former` are logs whose offsets this one has continued, as after a migration.
+/// Finds the history of every shard. `former` are logs whose offsets this one has continued, as
+/// after a migration.
 ///
 /// # Errors
 /// If records are missing, or, unless that is allowed, the first ones are.
@@ -167,21 +175,29 @@ pub fn plan(
 }
 
 impl Rebuild<'_> {
-    /// Rebuilds the shards, or goes on where an earlier attempt was ended. `progress` is told how many records are done.
+    /// Rebuilds the shards, or goes on where an earlier attempt was ended. `progress` is told how
+    /// many records are done.
     ///
     /// # Errors
     /// See [`RebuildError`].
-    pub fn run(&self, plans: &[ShardPlan], archive_only: bool, progress: &mut dyn FnMut(u64)) -> Result<Report, RebuildError> {
+    pub fn run(
+        &self,
+        plans: &[ShardPlan],
+        archive_only: bool,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Report, RebuildError> {
         let unused = plans.iter().map(|plan| plan.unused).sum();
         let mut report = Report { shards: plans.len() as u64, unused, ..Report::default() };
         let mut done = 0;
         let mut plans = plans.to_vec();
         for plan in &mut plans {
             let before = done;
-            while let Err(error) = OneShard::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
-                done += records;
-                progress(done);
-            }) {
+            while let Err(error) =
+                OneShard::begin(self, plan, &mut report)?.fold_archive(&mut |records| {
+                    done += records;
+                    progress(done);
+                })
+            {
                 *plan = Self::without_damaged(plan, error, &mut report)?;
                 done = before;
             }
@@ -189,7 +205,8 @@ impl Rebuild<'_> {
         if archive_only {
             return Ok(report);
         }
-        // Behind all archives: an overflow series that several shards write to then belongs to the one that admitted it.
+        // Behind all archives: an overflow series that several shards write to then belongs to the
+        // one that admitted it.
         for plan in &plans {
             OneShard::begin(self, plan, &mut report)?.fold_log(&mut |records| {
                 done += records;
@@ -202,8 +219,14 @@ impl Rebuild<'_> {
 
 impl Rebuild<'_> {
     /// Another way around a damaged object, if its records are in others or in the log.
-    fn without_damaged(plan: &ShardPlan, error: RebuildError, report: &mut Report) -> Result<ShardPlan, RebuildError> {
-        let RebuildError::Archive(ArchiveError::Corrupt { path, .. }) = &error else { return Err(error) };
+    fn without_damaged(
+        plan: &ShardPlan,
+        error: RebuildError,
+        report: &mut Report,
+    ) -> Result<ShardPlan, RebuildError> {
+        let RebuildError::Archive(ArchiveError::Corrupt { path, .. }) = &error else {
+            return Err(error);
+        };
         let Ok(other) = plan.without(path) else { return Err(error) };
         report.damaged.push(path.clone());
         Ok(other)
@@ -215,7 +238,8 @@ struct OneShard<'a> {
     plan: &'a ShardPlan,
     report: &'a mut Report,
     at: Checkpoint,
-    /// Objects whose records are not all flushed yet, in order: what they say is noted behind their records.
+    /// Objects whose records are not all flushed yet, in order: what they say is noted behind
+    /// their records.
     unsettled: Vec<Folded>,
 }
 
@@ -228,16 +252,24 @@ struct Folded {
 
 impl<'a> OneShard<'a> {
     /// The shard's row, which may be there from an earlier attempt.
-    fn begin(of: &'a Rebuild<'a>, plan: &'a ShardPlan, report: &'a mut Report) -> Result<Self, RebuildError> {
+    fn begin(
+        of: &'a Rebuild<'a>,
+        plan: &'a ShardPlan,
+        report: &'a mut Report,
+    ) -> Result<Self, RebuildError> {
         let mut snapshot = of.store.snapshot()?;
         let found = snapshot.checkpoints()?.into_iter().find(|(shard, _)| *shard == plan.shard);
         let manifest = snapshot.manifest(Some(plan.shard))?;
         drop(snapshot);
         let (log, start) = (of.log.id(), plan.start);
         let epoch = Epoch { counter: plan.epoch() + 1, nonce: of.nonce };
-        let mut at = found.map_or(Checkpoint { log, next: start, archived: start, epoch, appended: None }, |(_, at)| at);
+        let mut at = found.map_or(
+            Checkpoint { log, next: start, archived: start, epoch, appended: None },
+            |(_, at)| at,
+        );
         // As far as the rows of an earlier attempt are those of this plan.
-        let same = plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
+        let same =
+            plan.chain.iter().zip(&manifest).take_while(|(link, row)| link.object.path == row.path);
         at.archived = same.last().map_or(start, |(_, row)| row.range.to);
         let shard = Self { of, plan, report, at, unsettled: Vec::new() };
         shard.restore(shard.restored())?;
@@ -245,7 +277,13 @@ impl<'a> OneShard<'a> {
     }
 
     fn restored(&self) -> Restored {
-        Restored { shard: self.plan.shard, checkpoint: self.at, floor: None, manifest: Vec::new(), admitted: Vec::new() }
+        Restored {
+            shard: self.plan.shard,
+            checkpoint: self.at,
+            floor: None,
+            manifest: Vec::new(),
+            admitted: Vec::new(),
+        }
     }
 
     fn restore(&self, part: Restored) -> Result<(), RebuildError> {
@@ -285,11 +323,16 @@ impl<'a> OneShard<'a> {
         let expired = self.plan.start > 0 && range.from == self.plan.start;
         let floor = expired.then(|| self.floor(found.row.appended.0, found.row.received.1));
         self.apply(driver, &found.records, false)?;
-        self.unsettled.push(Folded { row: found.row, decisions: found.decisions.unwrap_or_default(), floor });
+        self.unsettled.push(Folded {
+            row: found.row,
+            decisions: found.decisions.unwrap_or_default(),
+            floor,
+        });
         self.settle()
     }
 
-    /// The floor above expired records. When the newest of them was taken is not known: not later than the first one that is left.
+    /// The floor above expired records. When the newest of them was taken is not known: not later
+    /// than the first one that is left.
     fn floor(&mut self, first_left: Millis, received: Millis) -> ArchiveFloor {
         let latest = Hour::of(first_left.max(received).saturating_add(self.of.max_ahead_ms));
         let hour = Hour(latest.0.saturating_add(1));
@@ -297,15 +340,17 @@ impl<'a> OneShard<'a> {
         ArchiveFloor { offset: self.plan.start, appended: first_left, hour }
     }
 
-    /// Notes the objects whose records are flushed, and what they say beside: who admitted a series that several shards write to, and
-    /// which events were given up. A rebuild that is killed before reads them again.
+    /// Notes the objects whose records are flushed, and what they say beside: who admitted a series
+    /// that several shards write to, and which events were given up. A rebuild that is killed
+    /// before reads them again.
     fn settle(&mut self) -> Result<(), RebuildError> {
         let flushed = self.unsettled.partition_point(|object| object.row.range.to <= self.at.next);
         if flushed == 0 {
             return Ok(());
         }
         let settled: Vec<Folded> = self.unsettled.drain(..flushed).collect();
-        let there: std::collections::HashMap<_, _> = self.of.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
+        let there: std::collections::HashMap<_, _> =
+            self.of.store.snapshot()?.admissions(self.plan.shard)?.into_iter().collect();
         let mut part = self.restored();
         for Folded { row, decisions, floor } in settled {
             for (offset, index, given_up) in decisions.set_aside {
@@ -313,7 +358,9 @@ impl<'a> OneShard<'a> {
                     self.of.store.settle_quarantine(self.plan.shard, offset, index, None)?;
                 }
             }
-            part.admitted.extend(decisions.admitted.into_iter().filter(|(id, offset)| there.get(id) != Some(offset)));
+            part.admitted.extend(
+                decisions.admitted.into_iter().filter(|(id, offset)| there.get(id) != Some(offset)),
+            );
             part.floor = part.floor.or(floor);
             part.checkpoint.archived = part.checkpoint.archived.max(row.range.to);
             part.manifest.push(row);
@@ -360,7 +407,8 @@ impl<'a> OneShard<'a> {
         }
         let claim = Claim { checkpoint: self.at, attempts: 1, suspects: Vec::new() };
         let limits = self.of.rules.limits();
-        // What the lost store had noted is lost with it: the records are decided by the configuration, and that is noted.
+        // What the lost store had noted is lost with it: the records are decided by the
+        // configuration, and that is noted.
         let mut rules = store.snapshot()?.dedup_rules(shard)?;
         for (from, rule) in rules.due(self.at.next, limits.dedup_rule()) {
             store.note_dedup_rule(shard, self.at.epoch, from, rule)?;
@@ -371,7 +419,12 @@ impl<'a> OneShard<'a> {
     }
 
     /// Applies the records above the state's position, and flushes what is due.
-    fn apply(&mut self, driver: &mut ShardDriver, records: &[LogRecord], drain: bool) -> Result<(), RebuildError> {
+    fn apply(
+        &mut self,
+        driver: &mut ShardDriver,
+        records: &[LogRecord],
+        drain: bool,
+    ) -> Result<(), RebuildError> {
         let (store, shard, next) = (self.of.store, self.plan.shard, driver.state().next());
         let (at, events) = (&mut self.at, &mut self.report.events);
         let folded = catch_unwind(AssertUnwindSafe(|| {
@@ -379,7 +432,9 @@ impl<'a> OneShard<'a> {
                 store.flush(guard, batch, forget)?;
                 (at.next, at.appended) = (guard.range.to, batch.appended.or(at.appended));
                 for row in &batch.accounting {
-                    for (sum, of) in events.iter_mut().zip([row.aggregated, row.deduplicated, row.quarantined]) {
+                    for (sum, of) in
+                        events.iter_mut().zip([row.aggregated, row.deduplicated, row.quarantined])
+                    {
                         *sum += of;
                     }
                 }
@@ -390,7 +445,9 @@ impl<'a> OneShard<'a> {
             Err(_) => Err(RebuildError::Panicked { shard, next }),
             Ok(Ok(())) => Ok(()),
             Ok(Err(Ended::Commit(error))) => Err(error.into()),
-            Ok(Err(Ended::Stopped(why))) => Err(LogError::Replaced(format!("shard {shard}: {why}")).into()),
+            Ok(Err(Ended::Stopped(why))) => {
+                Err(LogError::Replaced(format!("shard {shard}: {why}")).into())
+            }
         }
     }
 }

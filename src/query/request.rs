@@ -1,4 +1,5 @@
-//! What is asked: a metric, a range, steps, aggregates, groups and matchers, checked against each other. Pure.
+//! What is asked: a metric, a range, steps, aggregates, groups and matchers, checked against each
+//! other. Pure.
 
 use jiff::tz::TimeZone;
 
@@ -143,32 +144,56 @@ impl QuerySpec {
     /// # Errors
     /// What it breaks.
     pub fn check(self) -> Result<QueryRequest, InvalidRequest> {
-        let Self { metric, from, to, step, tz, aggregates, group_by, matchers, limit, order } = self;
+        let Self { metric, from, to, step, tz, aggregates, group_by, matchers, limit, order } =
+            self;
         if from >= to {
             return Err(InvalidRequest::EmptyRange);
         }
         let (from, to) = step.snap(&tz, from, to).map_err(InvalidRequest::TimeZone)?;
         check_aggregates(&aggregates)?;
         check_group_by(&group_by)?;
-        let sketches =
-            (aggregates.contains(&Aggregate::Distinct), aggregates.iter().any(|a| matches!(a, Aggregate::Quantile(..))));
+        let sketches = (
+            aggregates.contains(&Aggregate::Distinct),
+            aggregates.iter().any(|a| matches!(a, Aggregate::Quantile(..))),
+        );
         let whole_range = (step == Step::All).then_some(from);
-        let cache_key = format!("{:?}", (&metric, &matchers, &group_by, step, tz.iana_name(), sketches, whole_range));
-        // Labels of what is beyond the limit of series are not kept, so who asks for labels is told how much that is.
-        let mut names = group_by.iter().map(String::as_str).chain(matchers.iter().map(Matcher::label));
+        let cache_key = format!(
+            "{:?}",
+            (&metric, &matchers, &group_by, step, tz.iana_name(), sketches, whole_range)
+        );
+        // Labels of what is beyond the limit of series are not kept, so who asks for labels is told
+        // how much that is.
+        let mut names =
+            group_by.iter().map(String::as_str).chain(matchers.iter().map(Matcher::label));
         let labelled = names.any(|name| name != OVERFLOW_LABEL.0);
-        let overflow = labelled.then(|| [Matcher::Equal(OVERFLOW_LABEL.0.to_owned(), OVERFLOW_LABEL.1.to_owned())]);
-        Ok(QueryRequest { metric, from, to, step, tz, aggregates, group_by, matchers, limit, order, overflow, cache_key })
+        let overflow = labelled
+            .then(|| [Matcher::Equal(OVERFLOW_LABEL.0.to_owned(), OVERFLOW_LABEL.1.to_owned())]);
+        Ok(QueryRequest {
+            metric,
+            from,
+            to,
+            step,
+            tz,
+            aggregates,
+            group_by,
+            matchers,
+            limit,
+            order,
+            overflow,
+            cache_key,
+        })
     }
 }
 
 /// None twice, so there are at most as many as there are.
 fn check_aggregates(aggregates: &[Aggregate]) -> Result<(), InvalidRequest> {
-    let twice = aggregates.iter().enumerate().find(|(at, aggregate)| aggregates[..*at].contains(aggregate));
+    let twice =
+        aggregates.iter().enumerate().find(|(at, aggregate)| aggregates[..*at].contains(aggregate));
     twice.map_or(Ok(()), |(_, aggregate)| Err(InvalidRequest::RepeatedAggregate(aggregate.name())))
 }
 
-/// No more labels than a series can have, each a name that a label can have, none twice: a group holds a value for each.
+/// No more labels than a series can have, each a name that a label can have, none twice: a group
+/// holds a value for each.
 fn check_group_by(labels: &[String]) -> Result<(), InvalidRequest> {
     let refused = |why: String| Err(InvalidRequest::GroupBy(why));
     for (at, name) in labels.iter().enumerate() {
@@ -183,12 +208,14 @@ fn check_group_by(labels: &[String]) -> Result<(), InvalidRequest> {
     Ok(())
 }
 
-/// Whether a series can have a label of this name: one that events may carry, or that of the overflow series.
+/// Whether a series can have a label of this name: one that events may carry, or that of the
+/// overflow series.
 pub(crate) fn check_label_name(name: &str) -> Result<(), String> {
     if name == OVERFLOW_LABEL.0 {
         return Ok(());
     }
-    event::check_label(name, "").map_err(|why| format!("{:?} is no label: {}", shown(name), why.message))
+    event::check_label(name, "")
+        .map_err(|why| format!("{:?} is no label: {}", shown(name), why.message))
 }
 
 /// What an answer repeats of a text that may be a whole request long.
@@ -219,6 +246,10 @@ impl QueryRequest {
     /// # Errors
     /// If the calendar ends before.
     pub fn bucket(&self, start: Millis) -> Result<std::ops::Range<Millis>, String> {
-        if self.step == Step::All { Ok(self.from..self.to) } else { self.step.bucket(&self.tz, start) }
+        if self.step == Step::All {
+            Ok(self.from..self.to)
+        } else {
+            self.step.bucket(&self.tz, start)
+        }
     }
 }

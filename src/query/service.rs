@@ -1,4 +1,5 @@
-//! The ports of the query engine and of what operators see. Blocking: the edge calls them outside of its event loop.
+//! The ports of the query engine and of what operators see. Blocking: the edge calls them outside
+//! of its event loop.
 //!
 //! The tenant comes from the API key alone, never from the question.
 
@@ -11,18 +12,29 @@ use super::request::QueryRequest;
 use crate::model::budget::Budget;
 use crate::model::window::Hour;
 
-/// Answers questions about one tenant's metrics, in data. A question ends early when its budget has ended.
+/// Answers questions about one tenant's metrics, in data. A question ends early when its budget has
+/// ended.
 pub trait QueryService: Send + Sync {
     /// Figures of one metric.
     ///
     /// # Errors
     /// See [`QueryError`].
-    fn query<'a>(&self, tenant: &str, request: &'a QueryRequest, budget: &'a Budget) -> Result<QueryAnswer<'a>, QueryError>;
+    fn query<'a>(
+        &self,
+        tenant: &str,
+        request: &'a QueryRequest,
+        budget: &'a Budget,
+    ) -> Result<QueryAnswer<'a>, QueryError>;
     /// A page of the metrics.
     ///
     /// # Errors
     /// See [`QueryError`].
-    fn metrics(&self, tenant: &str, request: &PageRequest, budget: &Budget) -> Result<MetricsAnswer, QueryError>;
+    fn metrics(
+        &self,
+        tenant: &str,
+        request: &PageRequest,
+        budget: &Budget,
+    ) -> Result<MetricsAnswer, QueryError>;
     /// A page of the values of a label, of one metric or of all.
     ///
     /// # Errors
@@ -39,5 +51,10 @@ pub trait QueryService: Send + Sync {
     ///
     /// # Errors
     /// See [`QueryError`].
-    fn accounting(&self, tenant: &str, hours: Range<Hour>, budget: &Budget) -> Result<AccountingAnswer, QueryError>;
+    fn accounting(
+        &self,
+        tenant: &str,
+        hours: Range<Hour>,
+        budget: &Budget,
+    ) -> Result<AccountingAnswer, QueryError>;
 }

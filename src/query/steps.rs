@@ -1,5 +1,6 @@
-//! Steps of a time series, in a time zone. Days may have 23 or 25 hours; weeks start on Monday; six hours are from midnight, six, noon and
-//! eighteen by the clocks of the zone, so that those around a change of the clocks are five or seven.
+//! Steps of a time series, in a time zone. Days may have 23 or 25 hours; weeks start on Monday; six
+//! hours are from midnight, six, noon and eighteen by the clocks of the zone, so that those around
+//! a change of the clocks are five or seven.
 
 use std::ops::Range;
 
@@ -40,7 +41,8 @@ impl Step {
         STEPS.iter().find(|(_, step)| *step == self).map_or("", |(name, _)| name)
     }
 
-    /// The bucket that holds `t`, by the clocks of the zone; for [`Step::All`] the caller's range is the bucket.
+    /// The bucket that holds `t`, by the clocks of the zone; for [`Step::All`] the caller's range
+    /// is the bucket.
     ///
     /// # Errors
     /// If the calendar ends before.
@@ -65,10 +67,18 @@ impl Step {
         let date = match self {
             Step::Hours(hours) => {
                 let hour = i64::from(local.hour()).div_euclid(hours) * hours;
-                return local.with().hour(hour as i8).minute(0).second(0).subsec_nanosecond(0).build();
+                return local
+                    .with()
+                    .hour(hour as i8)
+                    .minute(0)
+                    .second(0)
+                    .subsec_nanosecond(0)
+                    .build();
             }
             Step::Day | Step::All => date,
-            Step::Week => date.checked_sub(i64::from(date.weekday().since(Weekday::Monday)).days())?,
+            Step::Week => {
+                date.checked_sub(i64::from(date.weekday().since(Weekday::Monday)).days())?
+            }
             Step::Month => date.first_of_month(),
         };
         Ok(date.to_datetime(Time::midnight()))
@@ -87,7 +97,8 @@ impl Step {
     /// Snaps a range outward to whole steps; [`Step::All`] to whole hours.
     ///
     /// # Errors
-    /// If the zone is not on whole hours all over the snapped range, whatever the step: windows are hours of UTC.
+    /// If the zone is not on whole hours all over the snapped range, whatever the step: windows are
+    /// hours of UTC.
     pub fn snap(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(Millis, Millis), String> {
         let unit = if self == Step::All { Step::Hours(1) } else { self };
         let (from, to) = (unit.bucket(tz, from)?.start, unit.bucket(tz, to - 1)?.end);
@@ -98,7 +109,8 @@ impl Step {
 }
 
 impl Step {
-    /// Whether each bucket is one stretch of time: no clock goes back from one bucket into the one before, as some do in the Antarctic.
+    /// Whether each bucket is one stretch of time: no clock goes back from one bucket into the one
+    /// before, as some do in the Antarctic.
     fn stretches(self, tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
         if self == Step::Hours(1) {
             return Ok(());
@@ -110,7 +122,8 @@ impl Step {
             if label(at.as_millisecond() - 1)? > label(at.as_millisecond())? {
                 let zone = tz.iana_name().unwrap_or("this zone");
                 return Err(format!(
-                    "the clocks of {zone} went back at {at} into the step before: steps of {} are no stretches of time then",
+                    "the clocks of {zone} went back at {at} into the step before: steps of {} are \
+                     no stretches of time then",
                     self.name()
                 ));
             }
@@ -119,7 +132,8 @@ impl Step {
     }
 }
 
-/// Whether the zone's offset is whole hours from `from` until `to`, and changes on whole hours only.
+/// Whether the zone's offset is whole hours from `from` until `to`, and changes on whole hours
+/// only.
 fn whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
     let begin = Timestamp::from_millisecond(from).map_err(|e| e.to_string())?;
     let changes = tz.following(begin).map(|change| (change.timestamp(), change.offset()));
@@ -128,7 +142,8 @@ fn whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
         if i64::from(offset.seconds()) * 1000 % HOUR_MS != 0 || at.as_millisecond() % HOUR_MS != 0 {
             let zone = tz.iana_name().unwrap_or("this zone");
             return Err(format!(
-                "{zone} is at {offset} from {at} on: its clocks do not show whole hours of UTC, of which all figures are"
+                "{zone} is at {offset} from {at} on: its clocks do not show whole hours of UTC, \
+                 of which all figures are"
             ));
         }
     }
@@ -136,17 +151,23 @@ fn whole_hours(tz: &TimeZone, from: Millis, to: Millis) -> Result<(), String> {
 }
 
 fn zoned(tz: &TimeZone, t: Millis) -> Result<ZonedDateTime, String> {
-    Timestamp::from_millisecond(t).map(|t| t.to_zoned_datetime(tz.clone())).map_err(|e| e.to_string())
+    Timestamp::from_millisecond(t)
+        .map(|t| t.to_zoned_datetime(tz.clone()))
+        .map_err(|e| e.to_string())
 }
 
-/// When the clocks of the zone show a time first: of two the earlier one, and behind a gap the first moment after it.
+/// When the clocks of the zone show a time first: of two the earlier one, and behind a gap the
+/// first moment after it.
 fn instant(tz: &TimeZone, local: DateTime) -> Result<Millis, String> {
     let shown = tz.to_ambiguous_timestamp(local);
     let first = || match shown.offset() {
         AmbiguousOffset::Gap { before, .. } => {
             // The change lies at or before the moment at which the clocks would have shown it.
             let missed = before.to_timestamp(local)?;
-            Ok(tz.preceding(missed.checked_add(1.nanoseconds())?).next().map_or(missed, |change| change.timestamp()))
+            Ok(tz
+                .preceding(missed.checked_add(1.nanoseconds())?)
+                .next()
+                .map_or(missed, |change| change.timestamp()))
         }
         AmbiguousOffset::Unambiguous { .. } | AmbiguousOffset::Fold { .. } => shown.compatible(),
     };
@@ -187,13 +208,28 @@ mod tests {
         let quarters = |tz: &TimeZone, from, to| lengths(Step::Hours(6), tz, from, to);
         assert_eq!(quarters(&berlin, "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"), [5, 6, 6, 6]);
         assert_eq!(quarters(&berlin, "2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z"), [7, 6, 6, 6]);
-        assert_eq!(quarters(&new_york, "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"), [7, 6, 6, 6]);
-        assert_eq!(quarters(&new_york, "2026-03-08T05:00:00Z", "2026-03-09T04:00:00Z"), [5, 6, 6, 6]);
+        assert_eq!(
+            quarters(&new_york, "2026-11-01T04:00:00Z", "2026-11-02T05:00:00Z"),
+            [7, 6, 6, 6]
+        );
+        assert_eq!(
+            quarters(&new_york, "2026-03-08T05:00:00Z", "2026-03-09T04:00:00Z"),
+            [5, 6, 6, 6]
+        );
         // The clocks of Beirut and Santiago change at midnight.
-        assert_eq!(quarters(&zone("Asia/Beirut"), "2026-03-28T22:00:00Z", "2026-03-29T21:00:00Z"), [5, 6, 6, 6]);
-        assert_eq!(quarters(&zone("America/Santiago"), "2026-04-04T03:00:00Z", "2026-04-05T04:00:00Z"), [6, 6, 6, 7]);
+        assert_eq!(
+            quarters(&zone("Asia/Beirut"), "2026-03-28T22:00:00Z", "2026-03-29T21:00:00Z"),
+            [5, 6, 6, 6]
+        );
+        assert_eq!(
+            quarters(&zone("America/Santiago"), "2026-04-04T03:00:00Z", "2026-04-05T04:00:00Z"),
+            [6, 6, 6, 7]
+        );
         // Samoa went without 30 December 2011.
-        assert_eq!(quarters(&zone("Pacific/Apia"), "2011-12-29T10:00:00Z", "2011-12-31T10:00:00Z"), [6; 8]);
+        assert_eq!(
+            quarters(&zone("Pacific/Apia"), "2011-12-29T10:00:00Z", "2011-12-31T10:00:00Z"),
+            [6; 8]
+        );
         for (start, end, hours) in [
             ("2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z", 23),
             ("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z", 25),
@@ -206,63 +242,120 @@ mod tests {
     #[test]
     fn weeks_start_on_monday_and_ranges_snap_outward() {
         let utc = TimeZone::UTC;
-        let (from, to) = Step::Week.snap(&utc, at("2026-01-01T10:00:00Z"), at("2026-01-01T11:00:00Z")).expect("snaps");
+        let (from, to) = Step::Week
+            .snap(&utc, at("2026-01-01T10:00:00Z"), at("2026-01-01T11:00:00Z"))
+            .expect("snaps");
         assert_eq!((from, to), (at("2025-12-29T00:00:00Z"), at("2026-01-05T00:00:00Z")));
-        let (from, to) = Step::Hours(6).snap(&utc, at("2026-01-01T07:00:00Z"), at("2026-01-01T12:00:00Z")).expect("snaps");
+        let (from, to) = Step::Hours(6)
+            .snap(&utc, at("2026-01-01T07:00:00Z"), at("2026-01-01T12:00:00Z"))
+            .expect("snaps");
         assert_eq!((from, to), (at("2026-01-01T06:00:00Z"), at("2026-01-01T12:00:00Z")));
-        let (from, to) = Step::Month.snap(&utc, at("2026-02-03T07:00:00Z"), at("2026-02-03T08:00:00Z")).expect("snaps");
+        let (from, to) = Step::Month
+            .snap(&utc, at("2026-02-03T07:00:00Z"), at("2026-02-03T08:00:00Z"))
+            .expect("snaps");
         assert_eq!((from, to), (at("2026-02-01T00:00:00Z"), at("2026-03-01T00:00:00Z")));
     }
 
     #[test]
     fn zones_off_the_hour_are_refused_whatever_the_step() {
         let refused = |name: &str, from: &str, to: &str| {
-            let results = STEPS.iter().map(|(_, step)| step.snap(&zone(name), at(from), at(to)).is_err()).collect::<Vec<_>>();
-            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{name}: one rule for all steps: {results:?}");
+            let results = STEPS
+                .iter()
+                .map(|(_, step)| step.snap(&zone(name), at(from), at(to)).is_err())
+                .collect::<Vec<_>>();
+            assert!(
+                results.windows(2).all(|pair| pair[0] == pair[1]),
+                "{name}: one rule for all steps: {results:?}"
+            );
             results[0]
         };
         let (july, august) = ("2026-07-02T00:00:00Z", "2026-07-30T00:00:00Z");
-        for name in ["Asia/Kolkata", "Asia/Kathmandu", "Australia/Adelaide", "America/St_Johns", "Australia/Lord_Howe"] {
+        for name in [
+            "Asia/Kolkata",
+            "Asia/Kathmandu",
+            "Australia/Adelaide",
+            "America/St_Johns",
+            "Australia/Lord_Howe",
+        ] {
             assert!(refused(name, july, august), "{name}");
         }
         assert!(
-            !refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-03-01T00:00:00+11:00"),
+            !refused(
+                "Australia/Lord_Howe",
+                "2026-02-01T00:00:00+11:00",
+                "2026-03-01T00:00:00+11:00"
+            ),
             "11 hours all the time"
         );
         assert!(
-            refused("Australia/Lord_Howe", "2026-02-01T00:00:00+11:00", "2026-11-01T00:00:00+11:00"),
+            refused(
+                "Australia/Lord_Howe",
+                "2026-02-01T00:00:00+11:00",
+                "2026-11-01T00:00:00+11:00"
+            ),
             "half hours in the middle"
         );
-        assert!(!refused("Asia/Pyongyang", "2019-02-01T00:00:00+09:00", "2019-03-01T00:00:00+09:00"));
-        assert!(refused("Asia/Pyongyang", "2015-01-01T00:00:00+09:00", "2019-01-01T00:00:00+09:00"), "half hours until 2018");
-        assert!(refused("Europe/Berlin", "1850-01-01T00:00:00Z", "1850-02-01T00:00:00Z"), "the time of its meridian");
+        assert!(!refused(
+            "Asia/Pyongyang",
+            "2019-02-01T00:00:00+09:00",
+            "2019-03-01T00:00:00+09:00"
+        ));
+        assert!(
+            refused("Asia/Pyongyang", "2015-01-01T00:00:00+09:00", "2019-01-01T00:00:00+09:00"),
+            "half hours until 2018"
+        );
+        assert!(
+            refused("Europe/Berlin", "1850-01-01T00:00:00Z", "1850-02-01T00:00:00Z"),
+            "the time of its meridian"
+        );
     }
 
     #[test]
     fn clocks_that_go_back_into_the_step_before_are_refused() {
-        let snap = |step: Step, name: &str, from: &str, to: &str| step.snap(&zone(name), at(from), at(to)).map(drop);
+        let snap = |step: Step, name: &str, from: &str, to: &str| {
+            step.snap(&zone(name), at(from), at(to)).map(drop)
+        };
         // Back by seven hours, at midnight of 1 February.
-        let vostok = |step| snap(step, "Antarctica/Vostok", "1994-01-31T00:00:00Z", "1994-02-02T00:00:00Z");
+        let vostok =
+            |step| snap(step, "Antarctica/Vostok", "1994-01-31T00:00:00Z", "1994-02-02T00:00:00Z");
         assert!(vostok(Step::Hours(6)).is_err_and(|why| why.contains("1994-01-31T17:00:00Z")));
-        assert_eq!((vostok(Step::Hours(1)), vostok(Step::Day), vostok(Step::All)), (Ok(()), Ok(()), Ok(())));
-        // Forward by seven hours, at midnight of 1 November: the step from six o'clock begins where the clocks go on.
+        assert_eq!(
+            (vostok(Step::Hours(1)), vostok(Step::Day), vostok(Step::All)),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        // Forward by seven hours, at midnight of 1 November: the step from six o'clock begins where
+        // the clocks go on.
         let (from, to) = ("1994-11-01T00:00:00Z", "1994-11-01T05:00:00Z");
         assert_eq!(lengths(Step::Hours(6), &zone("Antarctica/Vostok"), from, to), [5]);
         // From two in the morning to eleven of the evening before.
-        let casey = |step| snap(step, "Antarctica/Casey", "2010-03-03T00:00:00Z", "2010-03-06T00:00:00Z");
-        assert!(casey(Step::Day).is_err() && casey(Step::Hours(6)).is_err() && casey(Step::Week).is_ok());
-        for (from, to) in [("2026-03-28T00:00:00Z", "2026-03-30T00:00:00Z"), ("2026-10-24T00:00:00Z", "2026-10-26T00:00:00Z")] {
+        let casey =
+            |step| snap(step, "Antarctica/Casey", "2010-03-03T00:00:00Z", "2010-03-06T00:00:00Z");
+        assert!(
+            casey(Step::Day).is_err()
+                && casey(Step::Hours(6)).is_err()
+                && casey(Step::Week).is_ok()
+        );
+        for (from, to) in [
+            ("2026-03-28T00:00:00Z", "2026-03-30T00:00:00Z"),
+            ("2026-10-24T00:00:00Z", "2026-10-26T00:00:00Z"),
+        ] {
             for (_, step) in STEPS {
                 assert_eq!(snap(*step, "Europe/Berlin", from, to), Ok(()));
             }
         }
     }
 
-    /// What the calendar says of an instant, with nothing of the code above: two instants of one bucket have the same.
+    /// What the calendar says of an instant, with nothing of the code above: two instants of one
+    /// bucket have the same.
     fn mark(step: Step, tz: &TimeZone, t: Millis) -> (i16, i8, i16, i64) {
         let local = Timestamp::from_millisecond(t).expect("a time").to_zoned_datetime(tz.clone());
         match step {
-            Step::Hours(hours) => (local.year(), local.month(), i16::from(local.day()), i64::from(local.hour()) / hours),
+            Step::Hours(hours) => (
+                local.year(),
+                local.month(),
+                i16::from(local.day()),
+                i64::from(local.hour()) / hours,
+            ),
             Step::Day => (local.year(), local.month(), i16::from(local.day()), 0),
             Step::Week => {
                 let week = local.date().iso_week_date();

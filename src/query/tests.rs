@@ -1,4 +1,5 @@
-//! The engine against a naive fold: every step, grouping and matcher, with late events between the questions.
+//! The engine against a naive fold: every step, grouping and matcher, with late events between the
+//! questions.
 
 mod cost;
 mod honest;
@@ -16,7 +17,9 @@ use crate::gateway::error::ApiError;
 use crate::gateway::reads;
 use crate::model::budget::Budget;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::flush::{
+    AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo,
+};
 use crate::model::offset::{LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
@@ -46,16 +49,40 @@ impl LiveReader for Idle {
         _: &[Matcher],
         _: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
-        let report =
-            ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
+        let report = ShardReport {
+            as_of: i64::from(START + HOURS) * HOUR_MS,
+            age_ms: 0,
+            behind: 0,
+            recovering: false,
+            stopped: false,
+        };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
-    fn catalogue(&self, asked: &[Asked], _: &CatalogueQuestion<'_>, _: &mut dyn FnMut(&Growth)) -> Reports {
-        self.accounting(asked, &AccountingQuestion { tenant: "", from: Hour(0), to: Hour(0) }, &mut |_, _| ())
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        _: &CatalogueQuestion<'_>,
+        _: &mut dyn FnMut(&Growth),
+    ) -> Reports {
+        self.accounting(
+            asked,
+            &AccountingQuestion { tenant: "", from: Hour(0), to: Hour(0) },
+            &mut |_, _| (),
+        )
     }
-    fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
-        let report =
-            ShardReport { as_of: i64::from(START + HOURS) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
+    fn accounting(
+        &self,
+        asked: &[Asked],
+        _: &AccountingQuestion<'_>,
+        _: &mut dyn FnMut(ShardId, &AccountingDelta),
+    ) -> Reports {
+        let report = ShardReport {
+            as_of: i64::from(START + HOURS) * HOUR_MS,
+            age_ms: 0,
+            behind: 0,
+            recovering: false,
+            stopped: false,
+        };
         asked.iter().map(|(shard, _)| (*shard, Ok(report))).collect()
     }
 }
@@ -78,7 +105,12 @@ impl World {
 
     fn with_cache(seed: u64, cache_bytes: u64) -> Self {
         let store = MemoryStore::new();
-        let limits = QueryLimits { max_points: 1_000_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes };
+        let limits = QueryLimits {
+            max_points: 1_000_000,
+            max_series: 1_000,
+            stale_after_ms: 10_000,
+            cache_bytes,
+        };
         // Ten days before the end: some of the days are over, some are not.
         let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
         let engine = QueryEngine::new(store.clone(), Arc::new(Idle), clock, limits);
@@ -86,7 +118,10 @@ impl World {
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.seed >> 33) % n
     }
 
@@ -94,29 +129,39 @@ impl World {
         let mut deltas: BTreeMap<(Series, Hour), Rollup> = BTreeMap::new();
         for _ in 0..events {
             let (tenant, page, country) = (self.below(2), self.below(4), self.below(3));
-            let (tenant, page, country) =
-                (format!("t{tenant}"), format!("/{page}"), ["", "DE", "FR"][country as usize].to_owned());
+            let (tenant, page, country) = (
+                format!("t{tenant}"),
+                format!("/{page}"),
+                ["", "DE", "FR"][country as usize].to_owned(),
+            );
             let hour = Hour(START + self.below(HOURS as u64) as i32);
             let value = (self.below(5) > 0).then(|| self.below(200) as i64 - 100);
-            let labels = [("page".to_owned(), page.clone()), ("country".to_owned(), country.clone())];
+            let labels =
+                [("page".to_owned(), page.clone()), ("country".to_owned(), country.clone())];
             let series = Series::new(&tenant, "m", labels);
             let decimal = value.map(|v| Decimal::from_units(i128::from(v) * 1_000_000_000));
             deltas.entry((series, hour)).or_default().add(decimal, Some(self.below(9)));
             self.events.entry((tenant, page, country, hour)).or_default().push(value);
         }
-        let info = |series: Series| Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
-        let deltas = deltas.into_iter().map(|((series, hour), rollup)| Delta { series: info(series), hour, rollup }).collect();
+        let info =
+            |series: Series| Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+        let deltas = deltas
+            .into_iter()
+            .map(|((series, hour), rollup)| Delta { series: info(series), hour, rollup })
+            .collect();
         let claim = self.store.claim(ShardId(0), LOG, self.nonces + self.flushed).expect("claim");
         let range = OffsetRange { from: self.flushed, to: self.flushed + 1 };
-        let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
+        let guard =
+            FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
         self.store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
         self.flushed += 1;
     }
 
     fn ask(&self, tenant: &str, params: &[(&str, String)]) -> serde_json::Value {
-        let params: Vec<(String, String)> = params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let answer =
-            reads::query(&*self.engine, tenant, &params, 0, &Budget::default()).unwrap_or_else(|e| panic!("{params:?}: {e}"));
+        let params: Vec<(String, String)> =
+            params.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let answer = reads::query(&*self.engine, tenant, &params, 0, &Budget::default())
+            .unwrap_or_else(|e| panic!("{params:?}: {e}"));
         serde_json::from_str(&answer).expect("JSON")
     }
 }
@@ -124,11 +169,14 @@ impl World {
 /// Start of the bucket, by the calendar of the zone, with nothing of the engine's code.
 fn bucket(step: &str, zone: &str, hour: Hour, from: Millis) -> Millis {
     use jiff::{ToSpan, civil::Weekday};
-    let local = jiff::Timestamp::from_millisecond(hour.start()).expect("time").in_tz(zone).expect("zone");
+    let local =
+        jiff::Timestamp::from_millisecond(hour.start()).expect("time").in_tz(zone).expect("zone");
     let day = local.start_of_day().expect("a day");
     let start = match step {
         "1h" => return hour.start(),
-        "6h" => local.with().hour(local.hour() / 6 * 6).minute(0).build().expect("a quarter of a day"),
+        "6h" => {
+            local.with().hour(local.hour() / 6 * 6).minute(0).build().expect("a quarter of a day")
+        }
         "1d" => day,
         "1w" => {
             let back = i64::from(day.weekday().since(Weekday::Monday));
@@ -143,12 +191,16 @@ fn bucket(step: &str, zone: &str, hour: Hour, from: Millis) -> Millis {
 fn check(world: &mut World) {
     let tenant = format!("t{}", world.below(2));
     let step = ["1h", "6h", "1d", "1w", "1mo", "all"][world.below(6) as usize];
-    let zone =
-        if matches!(step, "1h" | "all") { "UTC" } else { ["UTC", "Europe/Berlin", "America/New_York"][world.below(3) as usize] };
+    let zone = if matches!(step, "1h" | "all") {
+        "UTC"
+    } else {
+        ["UTC", "Europe/Berlin", "America/New_York"][world.below(3) as usize]
+    };
     let from = START + world.below(HOURS as u64 - 1) as i32;
     let to = from + 1 + world.below((START + HOURS - from) as u64) as i32;
     let by = ["", "page", "country", "page,country"][world.below(4) as usize];
-    let matcher = ["", "{page=\"/1\"}", "{country!=\"DE\"}", "{page=~\"/[12]\",country=\"\"}"][world.below(4) as usize];
+    let matcher = ["", "{page=\"/1\"}", "{country!=\"DE\"}", "{page=~\"/[12]\",country=\"\"}"]
+        [world.below(4) as usize];
     let params = [
         ("metric", "m".to_owned()),
         ("from", (i64::from(from) * HOUR_MS).to_string()),
@@ -161,7 +213,14 @@ fn check(world: &mut World) {
     ];
     let params: Vec<_> = params.into_iter().filter(|(_, value)| !value.is_empty()).collect();
     let answer = world.ask(&tenant, &params);
-    let edge = |name: &str| answer[name].as_str().expect("a time").parse::<jiff::Timestamp>().expect("a time").as_millisecond();
+    let edge = |name: &str| {
+        answer[name]
+            .as_str()
+            .expect("a time")
+            .parse::<jiff::Timestamp>()
+            .expect("a time")
+            .as_millisecond()
+    };
     let (from, to) = (edge("from"), edge("to"));
     let passes = |page: &str, country: &str| match matcher {
         "" => true,
@@ -174,7 +233,9 @@ fn check(world: &mut World) {
         if *owner != tenant || !passes(page, country) || hour.start() < from || hour.start() >= to {
             continue;
         }
-        let label = |name: &str, value: &String| if by.contains(name) { value.clone() } else { String::new() };
+        let label = |name: &str, value: &String| {
+            if by.contains(name) { value.clone() } else { String::new() }
+        };
         let key = (label("page", page), label("country", country), bucket(step, zone, *hour, from));
         let point = expected.entry(key).or_default();
         point.0 += values.len() as u64;
@@ -185,7 +246,8 @@ fn check(world: &mut World) {
         for point in series["points"].as_array().expect("points") {
             let start: jiff::Timestamp = point["t"].as_str().expect("t").parse().expect("a time");
             let key = (label("page"), label("country"), start.as_millisecond());
-            let (count, values) = expected.remove(&key).unwrap_or_else(|| panic!("{params:?} has {key:?} too much"));
+            let (count, values) =
+                expected.remove(&key).unwrap_or_else(|| panic!("{params:?} has {key:?} too much"));
             assert_eq!(point["count"], count, "{params:?} {key:?}");
             let figure = |name: &str| point[name].as_i64();
             let sum = (!values.is_empty()).then(|| values.iter().sum());
@@ -220,7 +282,8 @@ fn a_late_event_is_seen_at_once_though_the_day_was_kept() {
         ("to", (i64::from(START + 240) * HOUR_MS).to_string()),
         ("step", "all".to_owned()),
     ];
-    let count = |world: &World| world.ask("t0", &question)["series"][0]["points"][0]["count"].as_u64();
+    let count =
+        |world: &World| world.ask("t0", &question)["series"][0]["points"][0]["count"].as_u64();
     let before = count(&world);
     assert_eq!(count(&world), before, "from the cache");
     let labels = [("page".to_owned(), "/late".to_owned())];
@@ -240,7 +303,10 @@ fn a_late_event_is_seen_at_once_though_the_day_was_kept() {
 fn the_largest_come_first() {
     let mut world = World::new(2);
     world.flush(400);
-    let range = [("from", (i64::from(START) * HOUR_MS).to_string()), ("to", (i64::from(START + HOURS) * HOUR_MS).to_string())];
+    let range = [
+        ("from", (i64::from(START) * HOUR_MS).to_string()),
+        ("to", (i64::from(START + HOURS) * HOUR_MS).to_string()),
+    ];
     let mut params = vec![
         ("metric", "m".to_owned()),
         ("step", "1d".to_owned()),
@@ -254,7 +320,14 @@ fn the_largest_come_first() {
         .as_array()
         .expect("series")
         .iter()
-        .map(|series| series["points"].as_array().expect("points").iter().filter_map(|p| p["count"].as_u64()).sum())
+        .map(|series| {
+            series["points"]
+                .as_array()
+                .expect("points")
+                .iter()
+                .filter_map(|p| p["count"].as_u64())
+                .sum()
+        })
         .collect();
     let mut all: BTreeMap<&str, u64> = BTreeMap::new();
     for ((tenant, page, ..), values) in &world.events {
@@ -304,17 +377,29 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
         panic_on_user: None,
     };
     let quarantine = Quarantine::new(store, limits);
-    let (of_a, absent) = (EventPlace { shard: 0, offset: 0, index: 0 }, EventPlace { shard: 0, offset: 0, index: 9 });
+    let (of_a, absent) = (
+        EventPlace { shard: 0, offset: 0, index: 0 },
+        EventPlace { shard: 0, offset: 0, index: 9 },
+    );
     let reach = |tenant: &str| KeyReach { tenant: tenant.into(), unowned: false };
-    let listed = |tenant: &str| quarantine.list(&reach(tenant), true, &Budget::default()).expect("listed").events.len();
+    let listed = |tenant: &str| {
+        quarantine.list(&reach(tenant), true, &Budget::default()).expect("listed").events.len()
+    };
     assert_eq!((listed("a"), listed("b"), listed("c")), (1, 1, 0));
     let nobodys = EventPlace { shard: 0, offset: 0, index: 2 };
     let b = reach("b");
     let tries = [(of_a, true), (of_a, false), (absent, false), (nobodys, true), (nobodys, false)];
     for (at, release) in tries {
-        let refused = if release { quarantine.release(&b, at).map(drop) } else { quarantine.discard(&b, at).map(drop) };
+        let refused = if release {
+            quarantine.release(&b, at).map(drop)
+        } else {
+            quarantine.discard(&b, at).map(drop)
+        };
         let error = refused.expect_err("not there");
-        assert!(matches!(error, OperateError::NotQuarantined { .. }), "as one that is absent: {error}");
+        assert!(
+            matches!(error, OperateError::NotQuarantined { .. }),
+            "as one that is absent: {error}"
+        );
         assert!(!error.to_string().contains("canary"), "{error}");
     }
     assert_eq!((listed("a"), listed("b")), (1, 1), "nothing was moved");
@@ -324,7 +409,8 @@ fn the_quarantine_of_one_tenant_is_not_there_for_another() {
     assert!(quarantine.discard(&operator, nobodys).is_ok());
 }
 
-/// Two shards: one holds ten events of tenant `t0` above its checkpoint, of which three were sent twice; the other cannot be reached.
+/// Two shards: one holds ten events of tenant `t0` above its checkpoint, of which three were sent
+/// twice; the other cannot be reached.
 struct Holding;
 
 impl LiveReader for Holding {
@@ -340,7 +426,12 @@ impl LiveReader for Holding {
     ) -> Reports {
         asked.iter().map(|(shard, _)| (*shard, Err(LiveError::Unavailable))).collect()
     }
-    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        question: &CatalogueQuestion<'_>,
+        visit: &mut dyn FnMut(&Growth),
+    ) -> Reports {
         let mut growth = Growth::default();
         let labels = [("page".to_owned(), "/new".to_owned())];
         let series = Series::new(question.tenant, "new", labels);
@@ -348,7 +439,11 @@ impl LiveReader for Holding {
         growth.note(question, NewEntry::Series(&info));
         visit(&growth);
         let asked = [asked[0], (ShardId(1), None)];
-        self.accounting(&asked, &AccountingQuestion { tenant: question.tenant, from: Hour(0), to: Hour(1) }, &mut |_, _| ())
+        self.accounting(
+            &asked,
+            &AccountingQuestion { tenant: question.tenant, from: Hour(0), to: Hour(1) },
+            &mut |_, _| (),
+        )
     }
     fn accounting(
         &self,
@@ -357,7 +452,10 @@ impl LiveReader for Holding {
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
     ) -> Reports {
         assert_eq!(
-            asked.iter().map(|(shard, checkpoint)| (shard.0, checkpoint.is_some())).collect::<Vec<_>>(),
+            asked
+                .iter()
+                .map(|(shard, checkpoint)| (shard.0, checkpoint.is_some()))
+                .collect::<Vec<_>>(),
             [(0, true), (1, false)]
         );
         let row = AccountingDelta {
@@ -368,7 +466,13 @@ impl LiveReader for Holding {
             quarantined: 0,
         };
         visit(ShardId(0), &row);
-        let report = ShardReport { as_of: i64::from(START) * HOUR_MS, age_ms: 0, behind: 0, recovering: false, stopped: false };
+        let report = ShardReport {
+            as_of: i64::from(START) * HOUR_MS,
+            age_ms: 0,
+            behind: 0,
+            recovering: false,
+            stopped: false,
+        };
         vec![(ShardId(0), Ok(report)), (ShardId(1), Err(LiveError::Unreachable))]
     }
 }
@@ -388,11 +492,14 @@ fn the_books_balance_and_say_whom_they_lack() {
     let range = OffsetRange { from: 0, to: 1 };
     let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
     store.flush(guard, &FlushBatch { accounting, ..FlushBatch::default() }, 0).expect("flush");
-    let limits = QueryLimits { max_points: 10, max_series: 10, stale_after_ms: 10_000, cache_bytes: 0 };
+    let limits =
+        QueryLimits { max_points: 10, max_series: 10, stale_after_ms: 10_000, cache_bytes: 0 };
     let now = i64::from(START) * HOUR_MS;
     let engine = QueryEngine::new(store, Arc::new(Holding), ManualClock::at(now), limits);
-    let books: serde_json::Value =
-        serde_json::from_str(&reads::accounting(&*engine, "t0", &[], now, &Budget::default()).expect("an answer")).expect("JSON");
+    let books: serde_json::Value = serde_json::from_str(
+        &reads::accounting(&*engine, "t0", &[], now, &Budget::default()).expect("an answer"),
+    )
+    .expect("JSON");
     let hour = |hour: &str, counts: [u64; 5]| {
         serde_json::json!({"hour": hour, "accepted": counts[0], "aggregated": counts[1], "deduplicated": counts[2],
             "quarantined": counts[3], "pending": counts[4]})
@@ -403,7 +510,10 @@ fn the_books_balance_and_say_whom_they_lack() {
         "the hour to come is not asked for"
     );
     let missing = serde_json::json!([{"shard": 1, "reason": "unreachable"}]);
-    assert_eq!((&books["completeness"]["partial"], &books["completeness"]["missing"]), (&true.into(), &missing));
+    assert_eq!(
+        (&books["completeness"]["partial"], &books["completeness"]["missing"]),
+        (&true.into(), &missing)
+    );
     // Lists of names do the same.
     for (list, name) in [
         (reads::metrics(&*engine, "t0", &[], &Budget::default()), "\"metric\":\"new\""),
@@ -412,6 +522,9 @@ fn the_books_balance_and_say_whom_they_lack() {
         let list = list.expect("an answer");
         let answer: serde_json::Value = serde_json::from_str(&list).expect("JSON");
         assert!(list.contains(name), "{list}");
-        assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &missing));
+        assert_eq!(
+            (&answer["completeness"]["partial"], &answer["completeness"]["missing"]),
+            (&true.into(), &missing)
+        );
     }
 }

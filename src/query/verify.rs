@@ -1,13 +1,17 @@
-//! Recomputes rollups from the archive and the log with the shards' own code, and compares them byte by byte with the store.
+//! Recomputes rollups from the archive and the log with the shards' own code, and compares them
+//! byte by byte with the store.
 //!
-//! It is the oracle of promise 6 and of the tests. One snapshot of the store says up to which offset, which series were admitted
-//! when, and which events were set aside; nothing written later matters, so it may run beside a working server.
-//! What always holds: it starts where no event id from before can matter any more (a gap in the append times longer than the
-//! de-duplication horizon, or the beginning), because a chain of repeated ids reaches back further than one horizon.
-//! A shard that cannot be read does not end it: the others are verified, and it is named. What the store holds beside rollups is compared
-//! too ([`books`]): the accounting with what the fold counts, and by [`RollupStore::check`] the catalogue, counts and checksums.
-//! Below the archive floor records have expired: windows that they touched, and those touched within one horizon behind them, where
-//! an id may repeat one that is gone, are not verifiable, and are reported so.
+//! It is the oracle of promise 6 and of the tests. One snapshot of the store says up to which
+//! offset, which series were admitted when, and which events were set aside; nothing written later
+//! matters, so it may run beside a working server. What always holds: it starts where no event id
+//! from before can matter any more (a gap in the append times longer than the de-duplication
+//! horizon, or the beginning), because a chain of repeated ids reaches back further than one
+//! horizon. A shard that cannot be read does not end it: the others are verified, and it is named.
+//! What the store holds beside rollups is compared too ([`books`]): the accounting with what the
+//! fold counts, and by [`RollupStore::check`] the catalogue, counts and checksums.
+//! Below the archive floor records have expired: windows that they touched, and those touched
+//! within one horizon behind them, where an id may repeat one that is gone, are not verifiable, and
+//! are reported so.
 
 mod books;
 
@@ -17,7 +21,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::fold::{self, FoldRules};
-use crate::model::flush::{AccountingDelta, Claim, DedupRules, LogRecord, QuarantineRow, RecentIds, SeriesInfo, Suspect};
+use crate::model::flush::{
+    AccountingDelta, Claim, DedupRules, LogRecord, QuarantineRow, RecentIds, SeriesInfo, Suspect,
+};
 use crate::model::manifest::{self, ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
 use crate::model::rollup::{Figures, Rollup};
@@ -42,7 +48,8 @@ pub enum VerifyError {
     /// An archive object is gone or damaged.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// The log was released meanwhile, or an object expired: a new attempt finds the records in the archive, or a higher floor.
+    /// The log was released meanwhile, or an object expired: a new attempt finds the records in the
+    /// archive, or a higher floor.
     #[error("the log was released, or archive objects expired, while they were being read")]
     Released,
     /// The log.
@@ -63,7 +70,9 @@ impl VerifyError {
     fn is_of_one_shard(&self) -> bool {
         match self {
             VerifyError::Incomplete { .. } => true,
-            VerifyError::Archive(error) => matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::Missing(_)),
+            VerifyError::Archive(error) => {
+                matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::Missing(_))
+            }
             VerifyError::Store(_) | VerifyError::Released | VerifyError::Log(_) => false,
         }
     }
@@ -75,9 +84,11 @@ pub struct Sources<'a> {
     pub store: &'a dyn RollupStore,
     /// The records below the archived offsets.
     pub archive: &'a dyn Archive,
-    /// Opens the log as it is now: called after the snapshot was taken, so that everything below its checkpoints is in it.
+    /// Opens the log as it is now: called after the snapshot was taken, so that everything below
+    /// its checkpoints is in it.
     pub open_log: &'a dyn Fn() -> Result<Arc<dyn EventLog>, String>,
-    /// `dedup.horizon` in milliseconds, as the server has it: for shards whose store has noted no rule yet.
+    /// `dedup.horizon` in milliseconds, as the server has it: for shards whose store has noted no
+    /// rule yet.
     pub dedup_horizon_ms: i64,
     /// `dedup.max_ids`, likewise.
     pub dedup_max_ids: usize,
@@ -111,10 +122,11 @@ pub struct Report {
     pub differences: Vec<Difference>,
     /// The windows of the range that lie below the archive floor.
     pub not_verifiable: Option<NotVerifiable>,
-    /// Shards whose records could not all be read, with the reason: their rows were not compared, nor were overflow series, which shards
-    /// share.
+    /// Shards whose records could not all be read, with the reason: their rows were not compared,
+    /// nor were overflow series, which shards share.
     pub unverified: Vec<(ShardId, String)>,
-    /// Events, and whole records, that are set aside: they are in no row, and recomputing leaves them out, too.
+    /// Events, and whole records, that are set aside: they are in no row, and recomputing leaves
+    /// them out, too.
     pub set_aside: u64,
     /// What the store contradicts itself in, or the records in other things than rollups.
     pub damages: Vec<Damage>,
@@ -127,7 +139,8 @@ impl Report {
         self.unverified.iter().all(|(unverified, _)| *unverified != shard)
     }
 
-    /// Whether every row that was asked for equals its records, and the rest of the store holds together.
+    /// Whether every row that was asked for equals its records, and the rest of the store holds
+    /// together.
     pub fn is_equal(&self) -> bool {
         self.differences.is_empty() && self.damages.is_empty() && self.unverified.is_empty()
     }
@@ -173,7 +186,11 @@ struct Stand {
 ///
 /// # Errors
 /// See [`VerifyError`]; after [`VerifyError::Released`] another attempt is worth it.
-pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
+pub fn verify(
+    sources: &Sources<'_>,
+    hours: Range<Hour>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report, VerifyError> {
     let mut damages = Vec::new();
     sources.store.check(&mut |damage| damages.push(damage))?;
     let mut stand = match stand(sources.store, &hours) {
@@ -193,21 +210,37 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
         .collect();
     let shards = asked.len() as u64;
     // As far back as any rule may have looked.
-    let longest = stand.rules.iter().filter_map(DedupRules::longest_ms).fold(sources.dedup_horizon_ms, i64::max);
+    let longest = stand
+        .rules
+        .iter()
+        .filter_map(DedupRules::longest_ms)
+        .fold(sources.dedup_horizon_ms, i64::max);
     let (hours, not_verifiable) = stand.above_floors(hours, log.as_ref(), longest)?;
-    let set_aside = stand.quarantine.iter().filter(|row| sources.only.is_none_or(|only| only == row.shard)).count() as u64;
+    let set_aside = stand
+        .quarantine
+        .iter()
+        .filter(|row| sources.only.is_none_or(|only| only == row.shard))
+        .count() as u64;
     damages.append(&mut stand.damages);
     let mut report = Report { shards, not_verifiable, set_aside, damages, ..Report::default() };
     let mut missing = std::mem::take(&mut stand.rows);
     let mut books = books::Books::default();
-    // Several shards may write to one overflow series: those rows are compared when all shards are folded.
+    // Several shards may write to one overflow series: those rows are compared when all shards are
+    // folded.
     let mut shared = Rows::default();
     for (done, (at, shard, checkpoint)) in (1..).zip(&asked) {
         let of_shard = |row: &&QuarantineRow| row.shard == *shard;
-        let suspects = stand.quarantine.iter().filter(of_shard).map(|row| Suspect::certain(row.offset, row.index)).collect();
+        let suspects = stand
+            .quarantine
+            .iter()
+            .filter(of_shard)
+            .map(|row| Suspect::certain(row.offset, row.index))
+            .collect();
         let decided = (stand.admissions[*at].clone(), stand.rules[*at].clone());
-        let mut fold = Fold::new(sources, *shard, checkpoint, suspects, decided, hours.clone(), shard_count);
-        let rows: Vec<&ManifestRow> = stand.manifest.iter().filter(|row| row.shard == *shard).collect();
+        let mut fold =
+            Fold::new(sources, *shard, checkpoint, suspects, decided, hours.clone(), shard_count);
+        let rows: Vec<&ManifestRow> =
+            stand.manifest.iter().filter(|row| row.shard == *shard).collect();
         let floor = stand.floors.get(shard);
         match fold.run(sources, log.as_ref(), floor, &rows) {
             Ok(()) => {}
@@ -219,9 +252,12 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
             }
             Err(why) => return Err(why),
         }
-        report.rows +=
-            missing.values().filter(|row| !row.info.series.is_overflow() && row.info.id.shard(shard_count) == *shard).count()
-                as u64;
+        report.rows += missing
+            .values()
+            .filter(|row| {
+                !row.info.series.is_overflow() && row.info.id.shard(shard_count) == *shard
+            })
+            .count() as u64;
         report.records += fold.records;
         books.add(fold.from_the_beginning && sources.only.is_none(), &fold.accounting);
         for (key, (info, rollup)) in fold.rows {
@@ -236,7 +272,9 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
     let all = sources.only.is_none() && report.unverified.is_empty();
     let left_out = |row: &StoredRow| match row.info.series.is_overflow() {
         true => !all,
-        false => !asked.iter().any(|(_, shard, _)| *shard == row.info.id.shard(shard_count) && report.is_verified(*shard)),
+        false => !asked.iter().any(|(_, shard, _)| {
+            *shard == row.info.id.shard(shard_count) && report.is_verified(*shard)
+        }),
     };
     missing.retain(|_, row| !left_out(row));
     if !all {
@@ -263,8 +301,9 @@ pub fn verify(sources: &Sources<'_>, hours: Range<Hour>, progress: &mut dyn FnMu
 }
 
 impl Stand {
-    /// Metrics of which the catalogue says that there are rollups, and there are none: those of the last window are missing. Old windows
-    /// may have been dropped, so a metric that is older than everything that is there says nothing, unless there is nothing at all.
+    /// Metrics of which the catalogue says that there are rollups, and there are none: those of the
+    /// last window are missing. Old windows may have been dropped, so a metric that is older
+    /// than everything that is there says nothing, unless there is nothing at all.
     fn lacking(&self, hours: &Range<Hour>) -> Vec<Damage> {
         let oldest = self.rows.keys().map(|(_, hour)| *hour).min();
         let there: HashSet<(&str, &str, Hour)> = self
@@ -275,12 +314,14 @@ impl Stand {
             .collect();
         let lacks = |(tenant, metric): &&(String, MetricInfo)| {
             let Some(last) = metric.last.filter(|last| hours.contains(last)) else { return false };
-            oldest.is_none_or(|oldest| last >= oldest) && !there.contains(&(&**tenant, &*metric.metric, last))
+            oldest.is_none_or(|oldest| last >= oldest)
+                && !there.contains(&(&**tenant, &*metric.metric, last))
         };
         let damage = |(tenant, metric): &(String, MetricInfo)| Damage {
             place: "rollups".to_owned(),
             why: format!(
-                "{tenant}/{}: the catalogue says that there are some, of its last window at least, and there are none",
+                "{tenant}/{}: the catalogue says that there are some, of its last window at \
+                 least, and there are none",
                 metric.metric
             ),
         };
@@ -298,7 +339,11 @@ impl Stand {
         for (shard, floor) in &self.floors {
             let rows = self.manifest.iter().filter(|row| row.shard == *shard);
             before = before.max(first_verifiable(floor, rows, horizon_ms));
-            let checkpoint = self.checkpoints.iter().find(|(id, _)| id == shard).map(|(_, checkpoint)| checkpoint);
+            let checkpoint = self
+                .checkpoints
+                .iter()
+                .find(|(id, _)| id == shard)
+                .map(|(_, checkpoint)| checkpoint);
             let Some(at) = checkpoint.filter(|at| at.archived < at.next) else { continue };
             let first = match log.read(*shard, at.archived, 1) {
                 Err(LogError::Released { .. }) => return Err(VerifyError::Released),
@@ -320,10 +365,16 @@ impl Stand {
     }
 }
 
-/// The first window that nothing below the floor touched, nor any object behind it that may repeat an id from below.
-fn first_verifiable<'a>(floor: &ArchiveFloor, rows: impl Iterator<Item = &'a ManifestRow>, horizon_ms: i64) -> Hour {
+/// The first window that nothing below the floor touched, nor any object behind it that may repeat
+/// an id from below.
+fn first_verifiable<'a>(
+    floor: &ArchiveFloor,
+    rows: impl Iterator<Item = &'a ManifestRow>,
+    horizon_ms: i64,
+) -> Hour {
     let near = rows.take_while(|row| row.appended.0.saturating_sub(floor.appended) <= horizon_ms);
-    let touched = near.filter_map(|row| row.windows.last()).map(|(hour, _)| Hour(hour.0.saturating_add(1)));
+    let touched =
+        near.filter_map(|row| row.windows.last()).map(|(hour, _)| Hour(hour.0.saturating_add(1)));
     touched.fold(floor.hour, Hour::max)
 }
 
@@ -336,11 +387,20 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
     let manifest = snapshot.manifest(None)?;
     let floors = snapshot.archive_floors()?.into_iter().collect();
     let quarantine = snapshot.quarantine()?;
-    let admissions = checkpoints.iter().map(|(shard, _)| snapshot.admissions(*shard)).collect::<Result<_, _>>()?;
-    let rules = checkpoints.iter().map(|(shard, _)| snapshot.dedup_rules(*shard)).collect::<Result<_, _>>()?;
+    let admissions = checkpoints
+        .iter()
+        .map(|(shard, _)| snapshot.admissions(*shard))
+        .collect::<Result<_, _>>()?;
+    let rules = checkpoints
+        .iter()
+        .map(|(shard, _)| snapshot.dedup_rules(*shard))
+        .collect::<Result<_, _>>()?;
     let mut rows = HashMap::new();
     let read = snapshot.rollup_bytes(hours.start, hours.end, &mut |info, hour, rollup, bytes| {
-        rows.insert((info.id, hour), StoredRow { info: info.clone(), figures: rollup.figures, digest: digest(bytes) });
+        rows.insert(
+            (info.id, hour),
+            StoredRow { info: info.clone(), figures: rollup.figures, digest: digest(bytes) },
+        );
     });
     let rows_unread = read.is_err();
     if let Err(why) = read {
@@ -355,10 +415,26 @@ fn stand(store: &dyn RollupStore, hours: &Range<Hour>) -> Result<Stand, StoreErr
     let mut metrics = Vec::new();
     let tenants: BTreeSet<&String> = accounting.iter().map(|row| &row.tenant).collect();
     for tenant in tenants {
-        metrics.extend(snapshot.metrics(tenant, &Page::ALL)?.into_iter().map(|metric| (tenant.clone(), metric)));
+        metrics.extend(
+            snapshot
+                .metrics(tenant, &Page::ALL)?
+                .into_iter()
+                .map(|metric| (tenant.clone(), metric)),
+        );
     }
-    let mut stand =
-        Stand { checkpoints, manifest, floors, quarantine, admissions, rules, rows, accounting, metrics, damages, rows_unread };
+    let mut stand = Stand {
+        checkpoints,
+        manifest,
+        floors,
+        quarantine,
+        admissions,
+        rules,
+        rows,
+        accounting,
+        metrics,
+        damages,
+        rows_unread,
+    };
     if !rows_unread {
         stand.damages.extend(stand.lacking(hours));
     }
@@ -369,13 +445,23 @@ fn digest(bytes: &[u8]) -> u128 {
     xxhash_rust::xxh3::xxh3_128(bytes)
 }
 
-fn compare(stored: Option<StoredRow>, series: Arc<SeriesInfo>, hour: Hour, rollup: &Rollup) -> Option<Difference> {
+fn compare(
+    stored: Option<StoredRow>,
+    series: Arc<SeriesInfo>,
+    hour: Hour,
+    rollup: &Rollup,
+) -> Option<Difference> {
     let mut bytes = Vec::new();
     rollup.encode(&mut bytes);
     if stored.as_ref().is_some_and(|row| row.digest == digest(&bytes)) {
         return None;
     }
-    Some(Difference { series, hour, stored: stored.map(|row| row.figures), recomputed: Some(rollup.figures) })
+    Some(Difference {
+        series,
+        hour,
+        stored: stored.map(|row| row.figures),
+        recomputed: Some(rollup.figures),
+    })
 }
 
 /// The fold of one shard's records below its checkpoint.
@@ -406,7 +492,9 @@ impl Fold {
         shard_count: u32,
     ) -> Self {
         let (dedup_horizon_ms, dedup_max_ids) = (sources.dedup_horizon_ms, sources.dedup_max_ids);
-        let limits = FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes: usize::MAX, shard_count }.limits();
+        let limits =
+            FoldRules { dedup_horizon_ms, dedup_max_ids, max_delta_bytes: usize::MAX, shard_count }
+                .limits();
         Self {
             shard,
             until: checkpoint.next,
@@ -436,16 +524,24 @@ impl Fold {
         if self.shard.0 >= shards {
             return Err(incomplete(format!("the store has it, and the log has {shards} shards")));
         }
-        manifest::tiles(manifest.iter().copied(), floor.map_or(0, |floor| floor.offset), self.archived).map_err(incomplete)?;
-        let below: Vec<&ManifestRow> = manifest.iter().copied().filter(|row| row.range.from < self.until).collect();
+        manifest::tiles(
+            manifest.iter().copied(),
+            floor.map_or(0, |floor| floor.offset),
+            self.archived,
+        )
+        .map_err(incomplete)?;
+        let below: Vec<&ManifestRow> =
+            manifest.iter().copied().filter(|row| row.range.from < self.until).collect();
         let from_log = self.archived.max(log.start(self.shard).min(self.until));
         if from_log > self.archived && self.archived < self.until {
             return Err(VerifyError::Released);
         }
         let log_begins = match self.archived < self.until {
-            true => {
-                log.read(self.shard, self.archived, 1).map_err(|e| self.read_failed(e))?.first().map(|record| record.appended)
-            }
+            true => log
+                .read(self.shard, self.archived, 1)
+                .map_err(|e| self.read_failed(e))?
+                .first()
+                .map(|record| record.appended),
             false => None,
         };
         let first = first_needed(&below, &self.hours, log_begins, self.horizon_ms);
@@ -454,16 +550,20 @@ impl Fold {
         self.from_the_beginning = start == 0;
         let before = manifest.iter().rfind(|row| row.range.to <= start).map(|row| row.appended.1);
         self.claim.checkpoint.appended = before.max(floor.map(|floor| floor.appended));
-        let admission = Admission::recorded(std::mem::take(&mut self.admissions)).of_shard(self.shard);
+        let admission =
+            Admission::recorded(std::mem::take(&mut self.admissions)).of_shard(self.shard);
         let recent = RecentIds { rules: std::mem::take(&mut self.rules), blocks: Vec::new() };
-        let state = ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
+        let state =
+            ShardState::new(self.limits.clone(), self.shard, &self.claim, recent, admission, 0);
         let mut driver = ShardDriver::from(state);
         for row in &below[first..] {
             let records = read_object(sources, row)?;
             self.apply(&mut driver, &records)?;
         }
         while driver.state().next() < self.until {
-            let records = log.read(self.shard, driver.state().next(), READ_BYTES).map_err(|e| self.read_failed(e))?;
+            let records = log
+                .read(self.shard, driver.state().next(), READ_BYTES)
+                .map_err(|e| self.read_failed(e))?;
             if records.is_empty() {
                 let (_, end) = log.bounds(self.shard).map_err(|e| self.read_failed(e))?;
                 if end > driver.state().next() {
@@ -473,7 +573,11 @@ impl Fold {
                         driver.state().next()
                     )));
                 }
-                let why = format!("the log ends at {}, below the checkpoint {}", driver.state().next(), self.until);
+                let why = format!(
+                    "the log ends at {}, below the checkpoint {}",
+                    driver.state().next(),
+                    self.until
+                );
                 return Err(VerifyError::Incomplete { shard: self.shard, why });
             }
             self.apply(&mut driver, &records)?;
@@ -492,7 +596,11 @@ impl Fold {
         }
     }
 
-    fn apply(&mut self, driver: &mut ShardDriver, records: &[LogRecord]) -> Result<(), VerifyError> {
+    fn apply(
+        &mut self,
+        driver: &mut ShardDriver,
+        records: &[LogRecord],
+    ) -> Result<(), VerifyError> {
         let below = records.partition_point(|record| record.offset < self.until);
         self.records += below as u64;
         let ended = fold::apply(driver, &records[..below], true, &mut |_, batch, _| {
@@ -511,9 +619,15 @@ impl Fold {
     }
 }
 
-/// The first object that has to be folded: the first that touches the windows, then back over every gap in the append times that is
-/// not longer than the horizon. `log_begins` is the append time of the first record behind the objects.
-fn first_needed(rows: &[&ManifestRow], hours: &Range<Hour>, log_begins: Option<Millis>, horizon_ms: i64) -> usize {
+/// The first object that has to be folded: the first that touches the windows, then back over every
+/// gap in the append times that is not longer than the horizon. `log_begins` is the append time of
+/// the first record behind the objects.
+fn first_needed(
+    rows: &[&ManifestRow],
+    hours: &Range<Hour>,
+    log_begins: Option<Millis>,
+    horizon_ms: i64,
+) -> usize {
     let touches = |row: &&ManifestRow| row.windows.iter().any(|(hour, _)| hours.contains(hour));
     let mut first = rows.iter().position(touches).unwrap_or(rows.len());
     let mut begins = rows.get(first).map(|row| row.appended.0).or(log_begins);
@@ -532,8 +646,12 @@ fn first_needed(rows: &[&ManifestRow], hours: &Range<Hour>, log_begins: Option<M
 fn read_object(sources: &Sources<'_>, row: &ManifestRow) -> Result<Vec<LogRecord>, VerifyError> {
     match sources.archive.read(row) {
         Err(ArchiveError::Missing(path)) => {
-            let expired =
-                sources.store.snapshot()?.archive_floors()?.iter().any(|(id, f)| *id == row.shard && f.offset > row.range.from);
+            let expired = sources
+                .store
+                .snapshot()?
+                .archive_floors()?
+                .iter()
+                .any(|(id, f)| *id == row.shard && f.offset > row.range.from);
             Err(if expired { VerifyError::Released } else { ArchiveError::Missing(path).into() })
         }
         read => Ok(read?),
@@ -578,8 +696,14 @@ mod tests {
     fn it_starts_behind_a_gap_longer_than_the_horizon() {
         let rows = [row(0, 1, (0, 10), 1), row(1, 2, (111, 120), 2), row(2, 3, (220, 230), 3)];
         let rows: Vec<&ManifestRow> = rows.iter().collect();
-        let first = |hours: Range<i32>, log| first_needed(&rows, &(Hour(hours.start)..Hour(hours.end)), log, 100);
-        assert_eq!(first(3..4, None), 1, "one horizon before the third is the second, before that there is a gap");
+        let first = |hours: Range<i32>, log| {
+            first_needed(&rows, &(Hour(hours.start)..Hour(hours.end)), log, 100)
+        };
+        assert_eq!(
+            first(3..4, None),
+            1,
+            "one horizon before the third is the second, before that there is a gap"
+        );
         assert_eq!(first(2..4, None), 1);
         assert_eq!(first(1..2, None), 0);
         assert_eq!(first(9..10, Some(330)), 1, "the log's own records may touch any window");

@@ -10,7 +10,9 @@ use super::series::Admission;
 use super::state::LiveQuestion;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{AccountingDelta, DedupBlock, Delta, FlushBatch, QuarantineRow, SeriesInfo};
+use crate::model::flush::{
+    AccountingDelta, DedupBlock, Delta, FlushBatch, QuarantineRow, SeriesInfo,
+};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId, metric_hash};
@@ -157,13 +159,19 @@ impl OpenBatch {
         Ok(slot)
     }
 
-    fn overflow_slot(&mut self, overflow: &Series, admission: &mut Admission, offset: Offset) -> u32 {
+    fn overflow_slot(
+        &mut self,
+        overflow: &Series,
+        admission: &mut Admission,
+        offset: Offset,
+    ) -> u32 {
         let id = SeriesId::of_key(&overflow.key());
         if let Some(&slot) = self.slots.get(&id) {
             return slot;
         }
         let new = !admission.knows(id, offset) && admission.admit(id, overflow, offset);
-        let slot = self.insert(Arc::new(SeriesInfo { id, series: overflow.clone() }), new.then_some(offset));
+        let slot = self
+            .insert(Arc::new(SeriesInfo { id, series: overflow.clone() }), new.then_some(offset));
         self.slots.insert(id, slot);
         slot
     }
@@ -192,7 +200,8 @@ impl OpenBatch {
         let rollup = &mut self.deltas[at as usize].rollup;
         let before = rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes();
         rollup.add(value, user);
-        self.bytes += (rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()).saturating_sub(before);
+        self.bytes +=
+            (rollup.distinct.heap_bytes() + rollup.quantiles.heap_bytes()).saturating_sub(before);
     }
 
     /// Notes an id for the de-duplication block.
@@ -207,9 +216,16 @@ impl OpenBatch {
     /// Changes the accounting row of a tenant and hour of receipt.
     pub fn account(&mut self, tenant: &str, hour: Hour, change: impl FnOnce(&mut AccountingDelta)) {
         // Nearly always the same row as before: requests come in runs of one tenant.
-        let found = self.accounting.iter().rposition(|row| row.hour == hour && row.tenant == tenant);
+        let found =
+            self.accounting.iter().rposition(|row| row.hour == hour && row.tenant == tenant);
         let at = found.unwrap_or_else(|| {
-            let row = AccountingDelta { tenant: tenant.to_owned(), hour, aggregated: 0, deduplicated: 0, quarantined: 0 };
+            let row = AccountingDelta {
+                tenant: tenant.to_owned(),
+                hour,
+                aggregated: 0,
+                deduplicated: 0,
+                quarantined: 0,
+            };
             self.accounting.push(row);
             self.accounting.len() - 1
         });
@@ -247,19 +263,24 @@ impl OpenBatch {
         self.quarantined.push(row);
     }
 
-    /// The batch as the store takes it, rows in key order, and the empty one that goes on behind it.
-    /// `last` is the append time of the last record.
+    /// The batch as the store takes it, rows in key order, and the empty one that goes on behind
+    /// it. `last` is the append time of the last record.
     pub fn freeze(self, range: OffsetRange, last: Option<Millis>) -> (FlushBatch, Self) {
         let series = self.series;
         let mut deltas: Vec<Delta> = self
             .deltas
             .into_iter()
-            .map(|d| Delta { series: series[d.series as usize].clone(), hour: d.hour, rollup: d.rollup })
+            .map(|d| Delta {
+                series: series[d.series as usize].clone(),
+                hour: d.hour,
+                rollup: d.rollup,
+            })
             .collect();
         deltas.sort_unstable_by(|a, b| key_of(a).cmp(&key_of(b)));
         let appended = self.ids.first().zip(self.ids.last()).map(|(first, last)| (first.0, last.0));
         let dedup = appended.map(|appended| DedupBlock { range, appended, runs: self.ids });
-        let (admitted, accounting, quarantined) = (self.admitted, self.accounting, self.quarantined);
+        let (admitted, accounting, quarantined) =
+            (self.admitted, self.accounting, self.quarantined);
         let behind = Self::behind(range.to, Before { series, slots: self.slots });
         (FlushBatch { deltas, admitted, dedup, accounting, quarantined, appended: last }, behind)
     }
@@ -272,7 +293,8 @@ impl OpenBatch {
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
     ) {
         let metric = metric_hash(question.tenant, question.metric);
-        let deltas = self.by_metric.get(&metric).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
+        let deltas =
+            self.by_metric.get(&metric).into_iter().flatten().map(|&at| &self.deltas[at as usize]);
         for delta in deltas.filter(|d| question.from <= d.hour && d.hour < question.to) {
             let info = &self.series[delta.series as usize];
             if asked_for(question, &info.series) && matches(&info.series) {
@@ -306,9 +328,12 @@ pub fn visit_frozen(
     visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, &Rollup),
 ) {
     let first = (question.tenant, question.metric, question.from);
-    let from =
-        batch.deltas.partition_point(|d| (d.series.series.tenant.as_str(), d.series.series.metric.as_str(), d.hour) < first);
-    let wanted = batch.deltas[from..].iter().take_while(|d| asked_for(question, &d.series.series) && d.hour < question.to);
+    let from = batch.deltas.partition_point(|d| {
+        (d.series.series.tenant.as_str(), d.series.series.metric.as_str(), d.hour) < first
+    });
+    let wanted = batch.deltas[from..]
+        .iter()
+        .take_while(|d| asked_for(question, &d.series.series) && d.hour < question.to);
     for delta in wanted.filter(|d| matches(&d.series.series)) {
         visit(&delta.series, delta.hour, &delta.rollup);
     }
@@ -327,7 +352,13 @@ mod tests {
         OffsetRange { from, to }
     }
 
-    fn slot(open: &mut OpenBatch, id: SeriesId, key: &[u8], admission: &mut Admission, at: Offset) -> Result<u32, CodecError> {
+    fn slot(
+        open: &mut OpenBatch,
+        id: SeriesId,
+        key: &[u8],
+        admission: &mut Admission,
+        at: Offset,
+    ) -> Result<u32, CodecError> {
         let known = open.known(id, key)?;
         open.series_slot((id, key), &known, admission, at)
     }
@@ -340,15 +371,28 @@ mod tests {
         let mut open = OpenBatch::new(0);
         for at in 0..4 {
             for (id, right, wrong) in [(id, &key, &second_key), (second, &second_key, &key)] {
-                assert!(slot(&mut open, id, wrong, &mut admission, at).is_err(), "before it is known, record {at}");
+                assert!(
+                    slot(&mut open, id, wrong, &mut admission, at).is_err(),
+                    "before it is known, record {at}"
+                );
                 let place = slot(&mut open, id, right, &mut admission, at).expect("its own key");
-                assert!(slot(&mut open, id, wrong, &mut admission, at).is_err(), "when it is known, record {at}");
+                assert!(
+                    slot(&mut open, id, wrong, &mut admission, at).is_err(),
+                    "when it is known, record {at}"
+                );
                 assert_eq!(slot(&mut open, id, right, &mut admission, at), Ok(place));
                 open.add(place, Hour(7), None, None);
             }
             if at % 2 == 1 {
                 let (frozen, behind) = open.freeze(range(at - 1, at + 1), None);
-                assert_eq!(frozen.deltas.iter().map(|delta| delta.rollup.figures.count).collect::<Vec<_>>(), [2, 2]);
+                assert_eq!(
+                    frozen
+                        .deltas
+                        .iter()
+                        .map(|delta| delta.rollup.figures.count)
+                        .collect::<Vec<_>>(),
+                    [2, 2]
+                );
                 open = behind;
             }
         }
@@ -358,8 +402,11 @@ mod tests {
     fn a_series_that_a_record_names_twice_has_one_place() {
         let (mut admission, mut open) = (Admission::limited(10, Vec::new()), OpenBatch::new(0));
         let (id, key) = keyed("a");
-        let known = [open.known(id, &key), open.known(id, &key)].map(|known| known.expect("its own key"));
-        let places = known.map(|known| open.series_slot((id, &key), &known, &mut admission, 0).expect("it decodes"));
+        let known =
+            [open.known(id, &key), open.known(id, &key)].map(|known| known.expect("its own key"));
+        let places = known.map(|known| {
+            open.series_slot((id, &key), &known, &mut admission, 0).expect("it decodes")
+        });
         assert_eq!((places, open.series.len(), open.admitted.len()), ([0, 0], 1, 1));
     }
 
@@ -373,7 +420,10 @@ mod tests {
             let place = slot(&mut open, id, &key, &mut admission, at).expect("its own key");
             open.add(place, Hour(7), None, None);
             let (frozen, behind) = open.freeze(range(at, at + 1), None);
-            assert_eq!((behind.from(), behind.bytes(), frozen.admitted.len()), (at + 1, 0, usize::from(at == 0)));
+            assert_eq!(
+                (behind.from(), behind.bytes(), frozen.admitted.len()),
+                (at + 1, 0, usize::from(at == 0))
+            );
             kept.push(frozen.deltas[0].series.clone());
             open = behind;
         }

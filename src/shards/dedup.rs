@@ -1,12 +1,15 @@
 //! De-duplication: the first of equal ids within the horizon wins, in log order.
 //!
-//! The horizon is `horizon_ms` of append time or the last `max_ids` ids of the shard, whichever is shorter. Both are counted in log
-//! order, so the decision is a function of the log and of the rules at each of its offsets alone, and an owner that was started from the
-//! stored blocks decides like one that lived through.
+//! The horizon is `horizon_ms` of append time or the last `max_ids` ids of the shard, whichever is
+//! shorter. Both are counted in log order, so the decision is a function of the log and of the
+//! rules at each of its offsets alone, and an owner that was started from the stored blocks decides
+//! like one that lived through.
 //!
-//! An id costs at most 24 bytes, while they become more and while they become fewer: 16 for its hash and one or two for its time, in log
-//! order ([`Ring`]), and up to 6 in a table of places that is kept between two thirds and six sevenths full ([`Table`]). The table holds
-//! nothing that the ring does not say, so it is made anew in its own pages, of which it takes some more or gives some back.
+//! An id costs at most 24 bytes, while they become more and while they become fewer: 16 for its
+//! hash and one or two for its time, in log order ([`Ring`]), and up to 6 in a table of places that
+//! is kept between two thirds and six sevenths full ([`Table`]). The table holds nothing that the
+//! ring does not say, so it is made anew in its own pages, of which it takes some more or gives
+//! some back.
 
 use std::collections::VecDeque;
 
@@ -21,7 +24,8 @@ const PLACE_BITS: u32 = 25;
 #[derive(Debug)]
 pub struct Dedup {
     rule: DedupRule,
-    /// Shorter horizons of ids from before a change of the rule, each with the sequence number of the first id behind them.
+    /// Shorter horizons of ids from before a change of the rule, each with the sequence number of
+    /// the first id behind them.
     before: VecDeque<(u64, i64)>,
     ring: Ring,
     table: Table,
@@ -31,11 +35,19 @@ pub struct Dedup {
 }
 
 impl Dedup {
-    /// An empty horizon. The seed decides where ids lie in memory, and nothing else: whoever makes up ids must not know it.
+    /// An empty horizon. The seed decides where ids lie in memory, and nothing else: whoever makes
+    /// up ids must not know it.
     pub fn new(rule: DedupRule, seed: u64) -> Self {
         let rule = bounded(rule);
         let table = Table::new(rule.max_ids, seed);
-        Self { rule, before: VecDeque::new(), ring: Ring::default(), table, crowded_out_at: None, crowded_out: 0 }
+        Self {
+            rule,
+            before: VecDeque::new(),
+            ring: Ring::default(),
+            table,
+            crowded_out_at: None,
+            crowded_out: 0,
+        }
     }
 
     /// Loads the ids of earlier flushes, in log order.
@@ -48,8 +60,8 @@ impl Dedup {
         }
     }
 
-    /// Another rule from the next record on. Ids from before keep the shorter one of both horizons: what the rule of their time has
-    /// forgotten, or may have, does not come back.
+    /// Another rule from the next record on. Ids from before keep the shorter one of both horizons:
+    /// what the rule of their time has forgotten, or may have, does not come back.
     pub fn change(&mut self, rule: DedupRule) {
         let rule = bounded(rule);
         for (_, horizon_ms) in &mut self.before {
@@ -70,7 +82,9 @@ impl Dedup {
 
     /// Forgets what is out of the horizon of a record appended at `appended`.
     pub fn advance(&mut self, appended: Millis) {
-        while self.ring.len > 0 && appended.saturating_sub(self.ring.first_at) > self.first_horizon() {
+        while self.ring.len > 0
+            && appended.saturating_sub(self.ring.first_at) > self.first_horizon()
+        {
             self.forget_first();
         }
     }
@@ -83,7 +97,8 @@ impl Dedup {
         self.before.front().map_or(self.rule.horizon_ms, |(_, horizon_ms)| *horizon_ms)
     }
 
-    /// Whether `id`, of a record appended at `appended`, is new; it is remembered if so. A duplicate does not prolong the first.
+    /// Whether `id`, of a record appended at `appended`, is new; it is remembered if so. A
+    /// duplicate does not prolong the first.
     pub fn is_new(&mut self, id: u128, appended: Millis) -> bool {
         if self.table.holds(id, &self.ring) {
             return false;
@@ -109,16 +124,23 @@ impl Dedup {
 
     /// Bytes that were asked for on the heap.
     pub fn heap_bytes(&self) -> usize {
-        let chunk = |chunk: &Chunk| chunk.ids.capacity() * size_of::<u128>() + chunk.times.capacity();
-        let ring = self.ring.chunks.iter().map(chunk).sum::<usize>() + self.ring.chunks.capacity() * size_of::<Chunk>();
-        let table = self.table.slots() * size_of::<u32>() + self.table.pages.capacity() * size_of::<usize>();
+        let chunk =
+            |chunk: &Chunk| chunk.ids.capacity() * size_of::<u128>() + chunk.times.capacity();
+        let ring = self.ring.chunks.iter().map(chunk).sum::<usize>()
+            + self.ring.chunks.capacity() * size_of::<Chunk>();
+        let table = self.table.slots() * size_of::<u32>()
+            + self.table.pages.capacity() * size_of::<usize>();
         ring + table + self.before.capacity() * size_of::<(u64, i64)>()
     }
 
     /// How far back equal ids of a record appended at `now` are known for certain.
     pub fn horizon_ms(&self, now: Millis) -> i64 {
         let crowded = self.crowded_out_at.map_or(i64::MAX, |at| now.saturating_sub(at).max(0));
-        let before = self.before.iter().filter(|(end, _)| *end > self.ring.first).map(|(_, horizon_ms)| *horizon_ms);
+        let before = self
+            .before
+            .iter()
+            .filter(|(end, _)| *end > self.ring.first)
+            .map(|(_, horizon_ms)| *horizon_ms);
         before.fold(self.rule.horizon_ms, i64::min).min(crowded)
     }
 
@@ -163,7 +185,8 @@ struct Chunk {
     times: Vec<u8>,
 }
 
-/// Ids and their append times in log order. In chunks, so that it grows without a copy and shrinks as they are forgotten.
+/// Ids and their append times in log order. In chunks, so that it grows without a copy and shrinks
+/// as they are forgotten.
 #[derive(Debug, Default)]
 struct Ring {
     chunks: VecDeque<Chunk>,
@@ -195,7 +218,10 @@ impl Ring {
 
     fn push(&mut self, id: u128, at: Millis) {
         if self.chunks.back().is_none_or(|last| last.ids.len() == CHUNK) {
-            self.chunks.push_back(Chunk { ids: Vec::with_capacity(CHUNK), times: Vec::with_capacity(CHUNK) });
+            self.chunks.push_back(Chunk {
+                ids: Vec::with_capacity(CHUNK),
+                times: Vec::with_capacity(CHUNK),
+            });
         }
         let Some(last) = self.chunks.back_mut() else { return };
         // Times never decrease; if one did, it would be a long way round, and still exact.
@@ -247,11 +273,12 @@ fn take(bytes: &[u8]) -> (u64, usize) {
     (number, bytes.len())
 }
 
-/// Where ids lie in the ring: open addressing, in the order of their homes (Robin Hood), so that few places are looked at whether an id is
-/// there or not, and forgetting leaves no traces.
+/// Where ids lie in the ring: open addressing, in the order of their homes (Robin Hood), so that
+/// few places are looked at whether an id is there or not, and forgetting leaves no traces.
 ///
-/// A slot holds, from the highest bit on: how far it is from its home, counted from 1 (7 bits; an empty slot is 0), some bits of the hash,
-/// and the lowest bits of the sequence number, as many as tell `max_ids` apart.
+/// A slot holds, from the highest bit on: how far it is from its home, counted from 1 (7 bits; an
+/// empty slot is 0), some bits of the hash, and the lowest bits of the sequence number, as many as
+/// tell `max_ids` apart.
 #[derive(Debug)]
 struct Table {
     pages: Vec<Box<[u32; PAGE]>>,
@@ -260,13 +287,14 @@ struct Table {
     place_bits: u32,
 }
 
-/// The table grows by a quarter when it is fuller than this, in hundredths, and shrinks when it is emptier than that. A small one
-/// doubles: it costs little, and growing makes all of it anew.
+/// The table grows by a quarter when it is fuller than this, in hundredths, and shrinks when it is
+/// emptier than that. A small one doubles: it costs little, and growing makes all of it anew.
 const FULL: usize = 85;
 const EMPTY: usize = 66;
 /// Pages of a small table: 32 KiB.
 const SMALL: usize = 8;
-/// Slots of a page of the table: it grows without a copy, and leaves no holes that nothing else fits in.
+/// Slots of a page of the table: it grows without a copy, and leaves no holes that nothing else
+/// fits in.
 const PAGE: usize = 1024;
 const MAX_DISTANCE: u32 = 127;
 
@@ -332,7 +360,8 @@ impl Table {
             }
             let marked = slot & (ONE_FURTHER - 1) & !self.place(u64::MAX);
             if distance(slot) == from_home && marked == mark {
-                // Live places are less than 2^place_bits apart, so the lowest bits say which one it is.
+                // Live places are less than 2^place_bits apart, so the lowest bits say which one it
+                // is.
                 let behind = self.place(slot.wrapping_sub(ring.first as u32).into());
                 if ring.id(ring.first + u64::from(behind)) == id {
                     return true;
@@ -405,7 +434,8 @@ impl Table {
         }
     }
 
-    /// Makes the table anew from the ring, with at least so many slots and as many as the ring needs.
+    /// Makes the table anew from the ring, with at least so many slots and as many as the ring
+    /// needs.
     fn make(&mut self, slots: usize, ring: &Ring) {
         let pages = slots.max(ring.len * 100 / FULL + 1).div_ceil(PAGE);
         self.pages.truncate(pages);
@@ -419,7 +449,8 @@ impl Table {
         }
     }
 
-    /// Makes it anew with other homes and more room: too many ids have met at one place, by a chance that does not come again.
+    /// Makes it anew with other homes and more room: too many ids have met at one place, by a
+    /// chance that does not come again.
     fn make_apart(&mut self, ring: &Ring) {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         self.make(self.larger(), ring);
@@ -436,15 +467,22 @@ mod tests {
         DedupRule { horizon_ms, max_ids }
     }
 
-    /// The definition, word by word: with each id whether it is new, by the rules from each place in the log on.
+    /// The definition, word by word: with each id whether it is new, by the rules from each place
+    /// in the log on.
     fn naive(log: &[(Millis, u128)], rules: &[(usize, DedupRule)]) -> Vec<bool> {
         // An id that is kept, and its horizon.
         let mut kept: Vec<(Millis, u128, i64)> = Vec::new();
         let mut decided = Vec::new();
         for (place, &(at, id)) in log.iter().enumerate() {
-            let of = rules.iter().rfind(|(from, _)| *from <= place).expect("a rule from the beginning").1;
+            let of = rules
+                .iter()
+                .rfind(|(from, _)| *from <= place)
+                .expect("a rule from the beginning")
+                .1;
             for (_, changed) in rules.iter().filter(|(from, _)| *from == place) {
-                kept.iter_mut().for_each(|(_, _, horizon_ms)| *horizon_ms = changed.horizon_ms.min(*horizon_ms));
+                kept.iter_mut().for_each(|(_, _, horizon_ms)| {
+                    *horizon_ms = changed.horizon_ms.min(*horizon_ms)
+                });
                 kept.drain(..kept.len().saturating_sub(changed.max_ids));
             }
             kept.retain(|(then, _, horizon_ms)| at - then <= *horizon_ms);
@@ -468,7 +506,12 @@ mod tests {
     }
 
     fn block(log: &[(Millis, u128)], new: &[bool]) -> DedupBlock {
-        let runs = log.iter().zip(new).filter(|(_, new)| **new).map(|(&(at, id), _)| (at, vec![id])).collect();
+        let runs = log
+            .iter()
+            .zip(new)
+            .filter(|(_, new)| **new)
+            .map(|(&(at, id), _)| (at, vec![id]))
+            .collect();
         DedupBlock { range: OffsetRange { from: 0, to: log.len() as u64 }, appended: (0, 0), runs }
     }
 
@@ -563,11 +606,17 @@ mod tests {
             assert!((first..number).step_by(7).all(|known| !dedup.is_new(id(known), at)));
             let slots = dedup.table.slots();
             assert_eq!(dedup.table.used, dedup.len());
-            assert!(slots <= SMALL * PAGE || dedup.len() * 100 >= slots * EMPTY, "{slots} slots for {} ids", dedup.len());
+            assert!(
+                slots <= SMALL * PAGE || dedup.len() * 100 >= slots * EMPTY,
+                "{slots} slots for {} ids",
+                dedup.len()
+            );
         }
         assert!(dedup.crowded_out() > 0 && dedup.len() <= 60_000);
         dedup.advance(at + 2_000);
-        assert!(dedup.is_empty() && dedup.table.slots() <= SMALL * PAGE && dedup.ring.chunks.is_empty());
+        assert!(
+            dedup.is_empty() && dedup.table.slots() <= SMALL * PAGE && dedup.ring.chunks.is_empty()
+        );
         assert!(dedup.is_new(id(number - 1), at + 2_000));
     }
 
@@ -577,12 +626,18 @@ mod tests {
         (0..1_000).for_each(|n| assert!(dedup.is_new(id(n), 0)));
         // As many as do not fit near one home, for whoever knows the seed.
         let slots = dedup.table.slots() as u64;
-        let crowd: Vec<u128> =
-            (1_000u64..).map(id).filter(|id| dedup.table.home(*id).0 as u64 * 8 < slots / 64).take(300).collect();
+        let crowd: Vec<u128> = (1_000u64..)
+            .map(id)
+            .filter(|id| dedup.table.home(*id).0 as u64 * 8 < slots / 64)
+            .take(300)
+            .collect();
         let seed = dedup.table.seed;
         crowd.iter().for_each(|id| assert!(dedup.is_new(*id, 0)));
         assert_ne!(dedup.table.seed, seed, "this test should have met the case");
-        assert!(crowd.iter().all(|id| !dedup.is_new(*id, 0)) && (0..1_000).all(|n| !dedup.is_new(id(n), 0)));
+        assert!(
+            crowd.iter().all(|id| !dedup.is_new(*id, 0))
+                && (0..1_000).all(|n| !dedup.is_new(id(n), 0))
+        );
     }
 
     #[test]

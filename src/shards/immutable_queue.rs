@@ -1,8 +1,10 @@
-//! A persistent FIFO made of two immutable stacks, the classic construction (Okasaki, "Purely Functional Data Structures", 5.2).
+//! A persistent FIFO made of two immutable stacks, the classic construction (Okasaki, "Purely
+//! Functional Data Structures", 5.2).
 //!
-//! Enqueue and dequeue are amortised O(1) when each version is dequeued once; a clone is O(1) and shares everything; every version
-//! stays valid. Dropping a long queue does not recurse. The shard keeps its committed batches in it: live readers hold a version at no
-//! cost, and read it without the shard's lock.
+//! Enqueue and dequeue are amortised O(1) when each version is dequeued once; a clone is O(1) and
+//! shares everything; every version stays valid. Dropping a long queue does not recurse. The shard
+//! keeps its committed batches in it: live readers hold a version at no cost, and read it without
+//! the shard's lock.
 
 use std::sync::Arc;
 
@@ -21,7 +23,8 @@ impl<T> Clone for Stack<T> {
 
 impl<T> Drop for Stack<T> {
     fn drop(&mut self) {
-        // Iterative: the derived drop would recurse once for every node. A node that others share ends the walk.
+        // Iterative: the derived drop would recurse once for every node. A node that others share
+        // ends the walk.
         let mut next = self.0.take();
         while let Some(mut node) = next.and_then(Arc::into_inner) {
             next = node.next.0.take();
@@ -35,7 +38,8 @@ impl<T> Stack<T> {
     }
 
     fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
-        std::iter::successors(self.0.as_deref(), |node| node.next.0.as_deref()).map(|node| &node.item)
+        std::iter::successors(self.0.as_deref(), |node| node.next.0.as_deref())
+            .map(|node| &node.item)
     }
 }
 
@@ -85,7 +89,8 @@ impl<T> ImmutableQueue<T> {
     /// The first item and the queue behind it; `None` if there is none.
     pub fn dequeue(&self) -> Option<(Arc<T>, Self)> {
         if let Some(node) = &self.front.0 {
-            let rest = Self { front: node.next.clone(), back: self.back.clone(), len: self.len - 1 };
+            let rest =
+                Self { front: node.next.clone(), back: self.back.clone(), len: self.len - 1 };
             return Some((node.item.clone(), rest));
         }
         let turned = self.back.iter().fold(Stack(None), |stack, item| stack.push(item.clone()));
@@ -143,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_long_queue_drops_without_overflowing_the_stack() {
-        let queue = (0..1_000_000u32).fold(ImmutableQueue::new(), |queue, item| queue.enqueue(item));
+        let queue =
+            (0..1_000_000u32).fold(ImmutableQueue::new(), |queue, item| queue.enqueue(item));
         let (_, turned) = queue.dequeue().expect("an item");
         drop(queue);
         assert_eq!(turned.len(), 999_999);

@@ -1,4 +1,5 @@
-//! What a shard does after it died again and again at the same checkpoint: smaller steps, then one event at a time.
+//! What a shard does after it died again and again at the same checkpoint: smaller steps, then one
+//! event at a time.
 
 use crate::model::flush::Suspect;
 use crate::model::offset::Offset;
@@ -10,9 +11,11 @@ const FIRST_STEP: usize = 4096;
 /// By how many bits the step shrinks from start to start.
 const SHRINK_BITS: u32 = 6;
 
-/// Deaths over one event that are no coincidence. A process that is killed from outside dies over whatever event is marked just then,
-/// and one that is killed every 60 ms spends perhaps a third of its life between a mark and the flush that clears it: with two deaths,
-/// one in ten test runs of 300 kills on a busy machine set an innocent event aside. Eight such deaths in a row are one in 15,000.
+/// Deaths over one event that are no coincidence. A process that is killed from outside dies over
+/// whatever event is marked just then, and one that is killed every 60 ms spends perhaps a third of
+/// its life between a mark and the flush that clears it: with two deaths, one in ten test runs of
+/// 300 kills on a busy machine set an innocent event aside. Eight such deaths in a row are one in
+/// 15,000.
 const DEATHS: u32 = 8;
 
 /// How a shard goes through its log.
@@ -74,7 +77,18 @@ mod tests {
     fn steps_shrink_to_a_single_event() {
         let modes: Vec<_> = [1, 3, 4, 5, 6, 7, u32::MAX].into_iter().map(mode).collect();
         let careful = |step| Mode::Careful { step };
-        assert_eq!(modes, [Mode::Normal, Mode::Normal, careful(4096), careful(64), careful(1), Mode::Alone, Mode::Alone]);
+        assert_eq!(
+            modes,
+            [
+                Mode::Normal,
+                Mode::Normal,
+                careful(4096),
+                careful(64),
+                careful(1),
+                Mode::Alone,
+                Mode::Alone
+            ]
+        );
     }
 
     const LOG: LogId = LogId([1; 16]);
@@ -85,12 +99,26 @@ mod tests {
         let key = series.key();
         let id = SeriesId::of_key(&key);
         let users = ["a", POISON[0], "b", POISON[1], "c"];
-        let event = |user| RecordEvent { series: 0, timestamp: 0, value: None, user: Some(user), id: None, raw: b"{}" };
+        let event = |user| RecordEvent {
+            series: 0,
+            timestamp: 0,
+            value: None,
+            user: Some(user),
+            id: None,
+            raw: b"{}",
+        };
         let events = users.into_iter().map(event).collect();
         let series = vec![SeriesEntry { id: &id.0, key: &key }];
         let mut payload = Vec::new();
         record::encode(
-            &Record { version: record::VERSION, tenant: "t", gateway: 0, series, events, stamp: Some(1) },
+            &Record {
+                version: record::VERSION,
+                tenant: "t",
+                gateway: 0,
+                series,
+                events,
+                stamp: Some(1),
+            },
             &mut payload,
         );
         LogRecord { offset: 0, appended: 0, received: 0, payload: payload.into() }
@@ -126,18 +154,32 @@ mod tests {
                     None => self.suspects.push(Suspect { offset, index, deaths: 1 }),
                 }
             }
-            let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch: Epoch { counter: 1, nonce: 1 }, appended: None };
+            let checkpoint = Checkpoint {
+                log: LOG,
+                next: 0,
+                archived: 0,
+                epoch: Epoch { counter: 1, nonce: 1 },
+                appended: None,
+            };
             Claim { checkpoint, attempts: self.attempts, suspects: self.suspects.clone() }
         }
 
-        /// One life of the shard; whether it got through. Dies where a poison event would be applied.
+        /// One life of the shard; whether it got through. Dies where a poison event would be
+        /// applied.
         fn live(&mut self, record: &LogRecord) -> bool {
             self.live_beside(record, &[1, 3])
         }
 
         fn live_beside(&mut self, record: &LogRecord, deadly: &[u32]) -> bool {
             let claim = self.claim();
-            let mut state = ShardState::new(limits(), ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
+            let mut state = ShardState::new(
+                limits(),
+                ShardId(0),
+                &claim,
+                vec![],
+                Admission::limited(9, vec![]),
+                1,
+            );
             if mode(self.attempts) != Mode::Alone {
                 return false;
             }
@@ -162,7 +204,8 @@ mod tests {
         let (mut kept, record) = (Kept::default(), record());
         (0..6).for_each(|_| assert!(!kept.live(&record)));
         let claim = kept.claim();
-        let mut state = ShardState::new(limits(), ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
+        let mut state =
+            ShardState::new(limits(), ShardId(0), &claim, vec![], Admission::limited(9, vec![]), 1);
         let (mut effects, mut answers) = (Vec::new(), Vec::new());
         state.step(Input::Records(std::slice::from_ref(&record)), &mut effects);
         for _ in 0..=5 {
@@ -187,7 +230,9 @@ mod tests {
     #[test]
     fn an_event_that_was_marked_when_the_process_was_killed_seven_times_is_no_poison() {
         let (mut kept, record) = (Kept::default(), record());
-        let alone = (1..=40).find(|_| kept.live_beside(&record, &[2]) || !kept.suspects.is_empty()).expect("alone");
+        let alone = (1..=40)
+            .find(|_| kept.live_beside(&record, &[2]) || !kept.suspects.is_empty())
+            .expect("alone");
         assert_eq!(alone, 8, "the eighth start finds the mark of the seventh");
         (0..5).for_each(|_| assert!(!kept.live_beside(&record, &[2])));
         assert!(kept.live_beside(&record, &[]), "nobody kills it this time");
@@ -200,7 +245,10 @@ mod tests {
     fn two_poison_events_of_one_record_are_both_set_aside_and_their_neighbours_count() {
         let (mut kept, record) = (Kept::default(), record());
         let lives = (1..=40).find(|_| kept.live(&record)).expect("the shard gets through");
-        assert_eq!(lives, 23, "six starts to be alone, eight deaths for each poison event, one life to pass");
+        assert_eq!(
+            lives, 23,
+            "six starts to be alone, eight deaths for each poison event, one life to pass"
+        );
         let batch = kept.flushed.expect("flushed");
         assert_eq!(batch.quarantined.iter().map(|row| row.index).collect::<Vec<_>>(), [1, 3]);
         assert_eq!(batch.deltas[0].rollup.figures.count, 3);

@@ -1,7 +1,9 @@
-//! Release of a quarantined event: the growth that its fold is, from the one apply path that live shards and recomputation use too.
+//! Release of a quarantined event: the growth that its fold is, from the one apply path that live
+//! shards and recomputation use too.
 //!
-//! What always holds: a released event goes where recomputing its record puts it, because the admissions of its offset decide: to its
-//! own series if that was admitted by then, otherwise to the overflow series that stands in for it. An event that cannot be folded is refused
+//! What always holds: a released event goes where recomputing its record puts it, because the
+//! admissions of its offset decide: to its own series if that was admitted by then, otherwise to
+//! the overflow series that stands in for it. An event that cannot be folded is refused
 //! and stays set aside.
 
 use std::collections::VecDeque;
@@ -29,14 +31,20 @@ pub fn fold(
     row: &QuarantineRow,
     admissions: Vec<(SeriesId, Offset)>,
 ) -> Result<Arc<FlushBatch>, Unreleasable> {
-    let events = record::decode(&row.record).map_err(|e| Unreleasable(format!("it cannot be read: {e}")))?.events.len();
+    let events = record::decode(&row.record)
+        .map_err(|e| Unreleasable(format!("it cannot be read: {e}")))?
+        .events
+        .len();
     if events != 1 {
         return Err(Unreleasable(format!(
-            "it is a whole record of {events} events: no gateway of this cluster wrote it, or no build could read it then, and whether its \
-             events were counted since, by a retry under the same ids, is not known; if they are missing, send them again, and discard it"
+            "it is a whole record of {events} events: no gateway of this cluster wrote it, or no \
+             build could read it then, and whether its events were counted since, by a retry \
+             under the same ids, is not known; if they are missing, send them again, and discard \
+             it"
         )));
     }
-    // Only the offset counts: the batch is merged under the row of the quarantine, not under a checkpoint.
+    // Only the offset counts: the batch is merged under the row of the quarantine, not under a
+    // checkpoint.
     let checkpoint = Checkpoint {
         log: LogId([0; 16]),
         next: row.offset,
@@ -46,9 +54,14 @@ pub fn fold(
     };
     let claim = Claim { checkpoint, attempts: 1, suspects: Vec::new() };
     let admission = Admission::recorded(admissions).of_shard(row.shard);
-    let state = ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
-    let one =
-        LogRecord { offset: row.offset, appended: row.received, received: row.received, payload: row.record.clone().into() };
+    let state =
+        ShardState::new(limits.clone(), row.shard, &claim, Vec::new(), admission, row.offset);
+    let one = LogRecord {
+        offset: row.offset,
+        appended: row.received,
+        received: row.received,
+        payload: row.record.clone().into(),
+    };
     let (mut driver, mut commands) = (ShardDriver::from(state), VecDeque::new());
     let at = Moment { now: 0, log_end: row.offset + 1 };
     driver.on(at, Event::LogRead(Ok(vec![one].into())), &mut commands);
@@ -84,16 +97,39 @@ mod tests {
 
     fn row(series: &Series, id: SeriesId, events: usize) -> QuarantineRow {
         let key = series.key();
-        let event = RecordEvent { series: 0, timestamp: 7_200_000, value: None, user: Some("u"), id: Some("a"), raw: b"{}" };
+        let event = RecordEvent {
+            series: 0,
+            timestamp: 7_200_000,
+            value: None,
+            user: Some("u"),
+            id: Some("a"),
+            raw: b"{}",
+        };
         let series = vec![SeriesEntry { id: &id.0, key: &key }];
         let mut record = Vec::new();
         let events = vec![event; events];
         record::encode(
-            &Record { version: record::VERSION, tenant: "t", gateway: 0, series, events, stamp: Some(1) },
+            &Record {
+                version: record::VERSION,
+                tenant: "t",
+                gateway: 0,
+                series,
+                events,
+                stamp: Some(1),
+            },
             &mut record,
         );
         let (reason, tenant) = (String::new(), "t".to_owned());
-        QuarantineRow { shard: ShardId(0), offset: 5, index: 3, tenant, received: 1, reason, discarded: false, record }
+        QuarantineRow {
+            shard: ShardId(0),
+            offset: 5,
+            index: 3,
+            tenant,
+            received: 1,
+            reason,
+            discarded: false,
+            record,
+        }
     }
 
     #[test]
@@ -102,7 +138,10 @@ mod tests {
         let id = SeriesId::of_key(&series.key());
         let target = |admissions| {
             let batch = fold(&LIMITS, &row(&series, id, 1), admissions).expect("folds");
-            assert_eq!((batch.deltas.len(), batch.deltas[0].hour, batch.deltas[0].rollup.figures.count), (1, Hour(2), 1));
+            assert_eq!(
+                (batch.deltas.len(), batch.deltas[0].hour, batch.deltas[0].rollup.figures.count),
+                (1, Hour(2), 1)
+            );
             batch.deltas[0].series.series.clone()
         };
         assert_eq!(target(vec![(id, 5)]), series, "admitted by then");
@@ -114,9 +153,13 @@ mod tests {
     fn what_cannot_be_folded_is_refused() {
         let series = Series::new("t", "m", []);
         let id = SeriesId::of_key(&series.key());
-        let why = |row: &QuarantineRow| fold(&LIMITS, row, vec![]).expect_err("refused").to_string();
+        let why =
+            |row: &QuarantineRow| fold(&LIMITS, row, vec![]).expect_err("refused").to_string();
         assert!(why(&row(&series, SeriesId([9; 16]), 1)).contains("hash"), "a lying id");
         assert!(why(&row(&series, id, 2)).contains("2 events"));
-        assert!(why(&QuarantineRow { record: vec![1, 2, 3], ..row(&series, id, 1) }).contains("cannot be read"));
+        assert!(
+            why(&QuarantineRow { record: vec![1, 2, 3], ..row(&series, id, 1) })
+                .contains("cannot be read")
+        );
     }
 }

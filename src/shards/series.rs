@@ -1,12 +1,14 @@
-//! Admission of series: beyond a tenant's limit, events go to the overflow series of their metric; beyond its limit of metric names, to
-//! the overflow series of the tenant.
+//! Admission of series: beyond a tenant's limit, events go to the overflow series of their metric;
+//! beyond its limit of metric names, to the overflow series of the tenant.
 //!
-//! The limits decide, and the offset of each admission is stored with the series. Recomputing obeys what was stored, whatever the limits
-//! are by then; so does a shard that folds archived records once more, because their objects say what it admitted there.
+//! The limits decide, and the offset of each admission is stored with the series. Recomputing obeys
+//! what was stored, whatever the limits are by then; so does a shard that folds archived records
+//! once more, because their objects say what it admitted there.
 //!
-//! The overflow series of a metric may be written by several shards, and the catalogue notes only one of them: it says nothing about what
-//! a shard decided. So from the first name on that a shard refuses a tenant, it uses overflow series of its own for that tenant, whose
-//! admissions tell refused names from those that only have no room for a further series ([`Admission::overflow`]).
+//! The overflow series of a metric may be written by several shards, and the catalogue notes only
+//! one of them: it says nothing about what a shard decided. So from the first name on that a shard
+//! refuses a tenant, it uses overflow series of its own for that tenant, whose admissions tell
+//! refused names from those that only have no room for a further series ([`Admission::overflow`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,9 +18,11 @@ use hashbrown::{HashMap, HashSet};
 use crate::model::offset::{Offset, ShardId};
 use crate::model::series::{Series, SeriesId, metric_hash};
 
-/// The metric names of each tenant, as far as this process knows: those of the catalogue, and those that its shards let in since.
+/// The metric names of each tenant, as far as this process knows: those of the catalogue, and those
+/// that its shards let in since.
 ///
-/// Names are only ever added, so a name that was refused once is refused for the life of the process, unless another one let it in.
+/// Names are only ever added, so a name that was refused once is refused for the life of the
+/// process, unless another one let it in.
 #[derive(Debug)]
 pub struct Census {
     limit: usize,
@@ -101,7 +105,13 @@ impl Admission {
             // Whatever the catalogue knows was admitted below the checkpoint.
             admitted.extend(ids.into_iter().map(|id| (id, 0)));
         }
-        let rule = Rule::Limit { limit, counts, decided: Decided::default(), census: None, shared_at: None };
+        let rule = Rule::Limit {
+            limit,
+            counts,
+            decided: Decided::default(),
+            census: None,
+            shared_at: None,
+        };
         Self { shard: ShardId(0), admitted, rule }
     }
 
@@ -125,11 +135,14 @@ impl Admission {
         self
     }
 
-    /// Learns what was admitted in records below `to` that are folded once more: there, nothing else is.
+    /// Learns what was admitted in records below `to` that are folded once more: there, nothing
+    /// else is.
     pub fn learn(&mut self, admissions: &[(SeriesId, Offset)], to: Offset) {
         if let Rule::Limit { decided, .. } = &mut self.rule {
             decided.below = decided.below.max(to);
-            decided.pending.extend(admissions.iter().filter(|(id, _)| !self.admitted.contains_key(id)).copied());
+            decided.pending.extend(
+                admissions.iter().filter(|(id, _)| !self.admitted.contains_key(id)).copied(),
+            );
         }
     }
 
@@ -146,13 +159,16 @@ impl Admission {
             || matches!(&self.rule, Rule::Limit { decided, .. } if offset < decided.below && decided.pending.get(&id).is_some_and(pending))
     }
 
-    /// Admits a series that is not known, if its tenant has room for it and for its metric, which overflow series always have, or if it
-    /// was admitted then.
+    /// Admits a series that is not known, if its tenant has room for it and for its metric, which
+    /// overflow series always have, or if it was admitted then.
     pub fn admit(&mut self, id: SeriesId, series: &Series, offset: Offset) -> bool {
-        let Rule::Limit { limit, counts, decided, census, .. } = &mut self.rule else { return false };
+        let Rule::Limit { limit, counts, decided, census, .. } = &mut self.rule else {
+            return false;
+        };
         let count = counts.entry_ref(series.tenant.as_str()).or_insert(0);
         let is_overflow = series.is_overflow();
-        let named = || census.as_ref().is_none_or(|census| census.admits(&series.tenant, &series.metric));
+        let named =
+            || census.as_ref().is_none_or(|census| census.admits(&series.tenant, &series.metric));
         let admits = match offset < decided.below {
             true => decided.pending.get(&id).is_some_and(|from| *from <= offset),
             false => is_overflow || *count < *limit && named(),
@@ -164,15 +180,20 @@ impl Admission {
         admits
     }
 
-    /// The overflow series that takes an event of a series that is not admitted. Which one follows from the admissions of this shard's
-    /// own overflow series alone, so that recomputing finds it again:
+    /// The overflow series that takes an event of a series that is not admitted. Which one follows
+    /// from the admissions of this shard's own overflow series alone, so that recomputing finds
+    /// it again:
     ///
-    /// - While no name of the tenant was refused here, it is that of the metric, which shards share.
-    /// - The first refusal admits this shard's overflow series of the tenant. From then on a metric that may be used has an overflow
-    ///   series of this shard, admitted with its first event; what has none was refused.
-    /// - In the very record of the first refusal, what came before it must not have gone to the shared series: then it waits.
+    /// - While no name of the tenant was refused here, it is that of the metric, which shards
+    ///   share.
+    /// - The first refusal admits this shard's overflow series of the tenant. From then on a metric
+    ///   that may be used has an overflow series of this shard, admitted with its first event; what
+    ///   has none was refused.
+    /// - In the very record of the first refusal, what came before it must not have gone to the
+    ///   shared series: then it waits.
     pub fn overflow(&mut self, series: &Series, offset: Offset) -> Series {
-        let (of_tenant, of_metric) = (series.overflow_of_tenant(self.shard), series.overflow_of_shard(self.shard));
+        let (of_tenant, of_metric) =
+            (series.overflow_of_tenant(self.shard), series.overflow_of_shard(self.shard));
         let refused_before = self.was_admitted(&of_tenant, offset);
         let own = refused_before && self.was_admitted(&of_metric, offset);
         let Rule::Limit { decided, census: Some(census), shared_at, .. } = &mut self.rule else {
@@ -205,7 +226,8 @@ impl Admission {
         }
     }
 
-    /// Whether a refusal holds for the rest of a batch: as long as nothing but the limit of series decides.
+    /// Whether a refusal holds for the rest of a batch: as long as nothing but the limit of series
+    /// decides.
     pub fn refusals_last(&self, offset: Offset) -> bool {
         matches!(&self.rule, Rule::Limit { decided, census: None, .. } if offset >= decided.below)
     }
@@ -224,11 +246,18 @@ mod tests {
     fn the_limit_counts_what_the_catalogue_knows() {
         let mut admission = Admission::limited(2, vec![("t".to_owned(), vec![series(0).0])]);
         assert!(admission.knows(series(0).0, 0));
-        let taken: Vec<bool> = (1..4).map(|n| admission.admit(series(n).0, &series(n).1, 7)).collect();
+        let taken: Vec<bool> =
+            (1..4).map(|n| admission.admit(series(n).0, &series(n).1, 7)).collect();
         assert_eq!(taken, [true, false, false]);
         let overflow = series(1).1.overflow();
-        assert!(admission.admit(SeriesId::of_key(&overflow.key()), &overflow, 8), "the overflow series has no limit");
-        assert!(admission.admit(series(9).0, &Series::new("other", "m", []), 9), "nor have other tenants");
+        assert!(
+            admission.admit(SeriesId::of_key(&overflow.key()), &overflow, 8),
+            "the overflow series has no limit"
+        );
+        assert!(
+            admission.admit(series(9).0, &Series::new("other", "m", []), 9),
+            "nor have other tenants"
+        );
     }
 
     #[test]
@@ -239,7 +268,11 @@ mod tests {
         assert!(!admission.admit(later.0, &later.1, 5), "it went to the overflow series then");
         assert!(!admission.admit(never.0, &never.1, 5), "there is room now, there was none then");
         assert!(admission.admit(later.0, &later.1, 6));
-        assert!(admission.knows(later.0, 6) && !admission.refusals_last(9) && admission.refusals_last(10));
+        assert!(
+            admission.knows(later.0, 6)
+                && !admission.refusals_last(9)
+                && admission.refusals_last(10)
+        );
         assert!(!admission.admit(never.0, &never.1, 10), "what was admitted then fills the limit");
         let mut wider = Admission::limited(3, vec![("t".to_owned(), vec![known.0])]);
         wider.learn(&[(later.0, 6)], 10);
@@ -249,7 +282,10 @@ mod tests {
     #[test]
     fn recorded_admissions_hold_from_their_offset_on() {
         let mut admission = Admission::recorded(vec![(series(1).0, 5)]);
-        assert_eq!([4, 5, 6].map(|offset| admission.knows(series(1).0, offset)), [false, true, true]);
+        assert_eq!(
+            [4, 5, 6].map(|offset| admission.knows(series(1).0, offset)),
+            [false, true, true]
+        );
         assert!(!admission.admit(series(2).0, &series(2).1, 9));
     }
 
@@ -259,7 +295,11 @@ mod tests {
     }
 
     /// Where an event goes: its series, or what stands in for it, admitted as a batch does it.
-    fn place(admission: &mut Admission, (id, series): &(SeriesId, Series), offset: Offset) -> Series {
+    fn place(
+        admission: &mut Admission,
+        (id, series): &(SeriesId, Series),
+        offset: Offset,
+    ) -> Series {
         if admission.knows(*id, offset) || admission.admit(*id, series, offset) {
             return series.clone();
         }
@@ -273,21 +313,30 @@ mod tests {
     fn names_beyond_the_limit_share_one_metric() {
         let census = Census::new(2);
         census.learn(&[("t".to_owned(), "old".to_owned())]);
-        let mut admission = Admission::limited(9, vec![]).of_shard(ShardId(7)).with_census(census.clone());
+        let mut admission =
+            Admission::limited(9, vec![]).of_shard(ShardId(7)).with_census(census.clone());
         assert_eq!(place(&mut admission, &of_metric("old", 1), 0), of_metric("old", 1).1);
         assert_eq!(place(&mut admission, &of_metric("new", 1), 1), of_metric("new", 1).1);
         for n in 0..50_u64 {
             let placed = place(&mut admission, &of_metric(&format!("more{n}"), 1), 2 + n);
-            assert_eq!((placed.metric.as_str(), placed.is_overflow(), placed.label("shard")), ("__overflow__", true, "7"));
+            assert_eq!(
+                (placed.metric.as_str(), placed.is_overflow(), placed.label("shard")),
+                ("__overflow__", true, "7")
+            );
         }
-        assert_eq!(place(&mut admission, &of_metric("new", 2), 60), of_metric("new", 2).1, "known names go on");
+        assert_eq!(
+            place(&mut admission, &of_metric("new", 2), 60),
+            of_metric("new", 2).1,
+            "known names go on"
+        );
         assert_eq!(census.usage("t"), (2, 2));
         assert_eq!(census.usage("other"), (2, 0));
     }
 
     #[test]
     fn overflow_of_series_stays_that_of_the_metric_while_no_name_is_refused() {
-        let mut admission = Admission::limited(1, vec![]).of_shard(ShardId(7)).with_census(Census::new(10));
+        let mut admission =
+            Admission::limited(1, vec![]).of_shard(ShardId(7)).with_census(Census::new(10));
         place(&mut admission, &of_metric("a", 1), 0);
         assert_eq!(place(&mut admission, &of_metric("a", 2), 1), of_metric("a", 2).1.overflow());
         assert_eq!(place(&mut admission, &of_metric("b", 1), 2), of_metric("b", 1).1.overflow());

@@ -1,13 +1,16 @@
-//! Which shards are started, drained and let go, as a pure function of the assignment and of what becomes of their actors.
+//! Which shards are started, drained and let go, as a pure function of the assignment and of what
+//! becomes of their actors.
 //!
-//! What always holds: a shard has at most one actor on a node; a shard that leaves the assignment is let go once, when its actor has
-//! ended or has had its time; a shard that comes back meanwhile is started when the former actor has ended, not before.
+//! What always holds: a shard has at most one actor on a node; a shard that leaves the assignment
+//! is let go once, when its actor has ended or has had its time; a shard that comes back meanwhile
+//! is started when the former actor has ended, not before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::offset::ShardId;
 
-/// The shards of an assignment that there are: a log may speak of more, and nobody writes or reads those.
+/// The shards of an assignment that there are: a log may speak of more, and nobody writes or reads
+/// those.
 pub fn known(assigned: &BTreeSet<ShardId>, shard_count: u32) -> BTreeSet<ShardId> {
     assigned.iter().filter(|shard| shard.0 < shard_count).copied().collect()
 }
@@ -21,7 +24,8 @@ enum Phase {
     Running,
     /// It failed; its backoff runs.
     Waiting,
-    /// Another owner has claimed the shard: it waits for another assignment, or for a longer backoff.
+    /// Another owner has claimed the shard: it waits for another assignment, or for a longer
+    /// backoff.
     Refused,
     /// The shard was let go, but the actor has not ended in time.
     Lingering,
@@ -86,13 +90,17 @@ impl Ownership {
         let mut steps = Vec::new();
         let changed = self.assigned != *assigned;
         let before = std::mem::replace(&mut self.assigned, assigned.clone());
-        let gone: Vec<ShardId> = self.places.keys().filter(|shard| !assigned.contains(*shard)).copied().collect();
+        let gone: Vec<ShardId> =
+            self.places.keys().filter(|shard| !assigned.contains(*shard)).copied().collect();
         gone.into_iter().for_each(|shard| self.revoke(shard, before.contains(&shard), &mut steps));
         for &shard in assigned {
             match self.places.get(&shard) {
                 None => self.start(shard, &mut steps),
-                // The group has met since: whoever had claimed the shard knows by now that it is ours.
-                Some(place) if place.phase == Phase::Refused && changed => self.start(shard, &mut steps),
+                // The group has met since: whoever had claimed the shard knows by now that it is
+                // ours.
+                Some(place) if place.phase == Phase::Refused && changed => {
+                    self.start(shard, &mut steps)
+                }
                 Some(_) => {}
             }
         }
@@ -111,9 +119,12 @@ impl Ownership {
     }
 
     fn revoke(&mut self, shard: ShardId, was_assigned: bool, steps: &mut Vec<Step>) {
-        let Some(place) = self.places.get(&shard).filter(|place| !place.revoked).copied() else { return };
+        let Some(place) = self.places.get(&shard).filter(|place| !place.revoked).copied() else {
+            return;
+        };
         match place.phase {
-            // It came back and leaves again, while its former actor still ends: nothing of this time is there to wait for.
+            // It came back and leaves again, while its former actor still ends: nothing of this
+            // time is there to wait for.
             Phase::Lingering if was_assigned => steps.push(Step::LetGo(shard)),
             Phase::Lingering => {}
             Phase::Waiting | Phase::Refused => self.ended(shard, steps),
@@ -129,8 +140,13 @@ impl Ownership {
 
     /// The shards, of so many, that this node neither is to own nor does anything with.
     pub fn elsewhere(&self, shards: u32) -> BTreeSet<ShardId> {
-        let let_go = |shard: &ShardId| self.places.get(shard).is_none_or(|place| place.phase == Phase::Lingering);
-        (0..shards).map(ShardId).filter(|shard| !self.assigned.contains(shard) && let_go(shard)).collect()
+        let let_go = |shard: &ShardId| {
+            self.places.get(shard).is_none_or(|place| place.phase == Phase::Lingering)
+        };
+        (0..shards)
+            .map(ShardId)
+            .filter(|shard| !self.assigned.contains(shard) && let_go(shard))
+            .collect()
     }
 
     /// The actor has loaded its shard and runs.
@@ -159,7 +175,8 @@ impl Ownership {
             }
             Some(Place { revoked: true, .. }) => self.ended(shard, &mut steps),
             Some(_) => {
-                let turn = self.enter(shard, if refused { Phase::Refused } else { Phase::Waiting }, false);
+                let turn =
+                    self.enter(shard, if refused { Phase::Refused } else { Phase::Waiting }, false);
                 if refused {
                     steps.push(Step::Vacate(shard));
                 }
@@ -181,15 +198,23 @@ impl Ownership {
     /// The backoff of this turn is over.
     pub fn again(&mut self, shard: ShardId, turn: u64) -> Vec<Step> {
         let mut steps = Vec::new();
-        if self.places.get(&shard).is_some_and(|p| p.turn == turn && matches!(p.phase, Phase::Waiting | Phase::Refused)) {
+        if self
+            .places
+            .get(&shard)
+            .is_some_and(|p| p.turn == turn && matches!(p.phase, Phase::Waiting | Phase::Refused))
+        {
             self.start(shard, &mut steps);
         }
         steps
     }
 
-    /// The time for draining of this turn is over: others wait for the shard, and the store refuses whatever the actor still does.
+    /// The time for draining of this turn is over: others wait for the shard, and the store refuses
+    /// whatever the actor still does.
     pub fn overdue(&mut self, shard: ShardId, turn: u64) -> Vec<Step> {
-        let Some(place) = self.places.get_mut(&shard).filter(|p| p.turn == turn && p.revoked) else { return Vec::new() };
+        let Some(place) = self.places.get_mut(&shard).filter(|p| p.turn == turn && p.revoked)
+        else {
+            return Vec::new();
+        };
         let running = place.phase == Phase::Running;
         (place.phase, place.revoked) = (Phase::Lingering, false);
         let stop = running.then_some(Step::Stop(shard));
@@ -224,7 +249,9 @@ mod tests {
         assert_eq!(ownership.started(A), []);
         assert_eq!(ownership.assign(&[A].into()), []);
         let steps = ownership.assign(&[B].into());
-        let [Step::Drain(A), Step::Watch { shard: A, turn }, Step::Start(B)] = steps[..] else { panic!("{steps:?}") };
+        let [Step::Drain(A), Step::Watch { shard: A, turn }, Step::Start(B)] = steps[..] else {
+            panic!("{steps:?}")
+        };
         assert_eq!(ownership.elsewhere(3), [ShardId(2)].into(), "one drains, one starts");
         assert_eq!(ownership.failed(A, false), [Step::Vacate(A), Step::LetGo(A)]);
         assert_eq!(ownership.elsewhere(3), [A, ShardId(2)].into());
@@ -267,7 +294,9 @@ mod tests {
     fn a_refused_shard_waits_for_another_assignment_or_its_backoff() {
         let mut ownership = owning(&[A]);
         let steps = ownership.failed(A, true);
-        let [Step::Vacate(A), Step::Retry { shard: A, turn, refused: true }] = steps[..] else { panic!("{steps:?}") };
+        let [Step::Vacate(A), Step::Retry { shard: A, turn, refused: true }] = steps[..] else {
+            panic!("{steps:?}")
+        };
         assert_eq!(ownership.assign(&[A].into()), [], "nothing has changed");
         assert_eq!(ownership.assign(&[A, B].into()), [Step::Start(A), Step::Start(B)]);
         assert_eq!(ownership.again(A, turn), [], "that backoff is for an earlier refusal");
@@ -280,7 +309,9 @@ mod tests {
     #[test]
     fn a_failed_shard_is_not_hurried_by_another_assignment() {
         let mut ownership = owning(&[A]);
-        let [Step::Retry { turn, refused: false, .. }] = ownership.failed(A, false)[..] else { panic!("no retry") };
+        let [Step::Retry { turn, refused: false, .. }] = ownership.failed(A, false)[..] else {
+            panic!("no retry")
+        };
         assert_eq!(ownership.assign(&[A, B].into()), [Step::Start(B)]);
         assert_eq!(ownership.again(A, turn), [Step::Start(A)]);
     }
@@ -301,16 +332,22 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Start(shard) => {
-                        assert!(self.actors.insert(shard, false).is_none(), "two actors of shard {shard}");
+                        assert!(
+                            self.actors.insert(shard, false).is_none(),
+                            "two actors of shard {shard}"
+                        );
                         self.held.insert(shard);
                     }
                     Step::Retry { shard, turn, .. } => self.timers.push((shard, turn, false)),
                     Step::Watch { shard, turn } => self.timers.push((shard, turn, true)),
-                    Step::Drain(shard) | Step::Stop(shard) => assert!(self.actors.contains_key(&shard), "nobody to stop"),
+                    Step::Drain(shard) | Step::Stop(shard) => {
+                        assert!(self.actors.contains_key(&shard), "nobody to stop")
+                    }
                     Step::Vacate(_) => {}
                     Step::LetGo(shard) => {
                         assert!(self.held.contains(&shard), "shard {shard} is let go twice");
-                        // What came back meanwhile is let go once more when it leaves again: each revocation waits for its own.
+                        // What came back meanwhile is let go once more when it leaves again: each
+                        // revocation waits for its own.
                         if !self.assigned.contains(&shard) {
                             self.held.remove(&shard);
                         }
@@ -330,7 +367,8 @@ mod tests {
                 random ^= random << 17;
                 (random % n as u64) as usize
             };
-            let (mut ownership, mut model, mut assigned) = (Ownership::default(), Model::default(), BTreeSet::new());
+            let (mut ownership, mut model, mut assigned) =
+                (Ownership::default(), Model::default(), BTreeSet::new());
             for _ in 0..200 {
                 let steps = match below(5) {
                     0 => {
@@ -340,7 +378,8 @@ mod tests {
                         ownership.assign(&assigned)
                     }
                     1 | 2 if !model.actors.is_empty() => {
-                        let (&shard, &running) = model.actors.iter().nth(below(model.actors.len())).expect("one");
+                        let (&shard, &running) =
+                            model.actors.iter().nth(below(model.actors.len())).expect("one");
                         if running || below(3) == 0 {
                             model.actors.remove(&shard);
                             ownership.failed(shard, below(2) == 0)
@@ -350,8 +389,13 @@ mod tests {
                         }
                     }
                     3 if !model.timers.is_empty() => {
-                        let (shard, turn, drain) = model.timers.swap_remove(below(model.timers.len()));
-                        if drain { ownership.overdue(shard, turn) } else { ownership.again(shard, turn) }
+                        let (shard, turn, drain) =
+                            model.timers.swap_remove(below(model.timers.len()));
+                        if drain {
+                            ownership.overdue(shard, turn)
+                        } else {
+                            ownership.again(shard, turn)
+                        }
                     }
                     _ => Vec::new(),
                 };
@@ -360,11 +404,17 @@ mod tests {
             // Nothing fails any more: what is revoked ends, what waits starts.
             for _ in 0..20 {
                 for (shard, turn, drain) in std::mem::take(&mut model.timers) {
-                    model.perform(if drain { ownership.overdue(shard, turn) } else { ownership.again(shard, turn) });
+                    model.perform(if drain {
+                        ownership.overdue(shard, turn)
+                    } else {
+                        ownership.again(shard, turn)
+                    });
                 }
-                let all: Vec<(ShardId, bool)> = model.actors.iter().map(|(&s, &r)| (s, r)).collect();
+                let all: Vec<(ShardId, bool)> =
+                    model.actors.iter().map(|(&s, &r)| (s, r)).collect();
                 for (shard, running) in all {
-                    let leaving = ownership.places[&shard].revoked || ownership.places[&shard].phase == Phase::Lingering;
+                    let leaving = ownership.places[&shard].revoked
+                        || ownership.places[&shard].phase == Phase::Lingering;
                     if running && leaving {
                         model.actors.remove(&shard);
                         model.perform(ownership.failed(shard, false));
@@ -374,7 +424,11 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(model.actors, assigned.iter().map(|&shard| (shard, true)).collect(), "seed {seed}");
+            assert_eq!(
+                model.actors,
+                assigned.iter().map(|&shard| (shard, true)).collect(),
+                "seed {seed}"
+            );
             assert_eq!(model.held, assigned, "seed {seed}");
         }
     }

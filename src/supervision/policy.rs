@@ -1,4 +1,5 @@
-//! The restart decision, as a pure function: exponential backoff with jitter under an intensity limit.
+//! The restart decision, as a pure function: exponential backoff with jitter under an intensity
+//! limit.
 
 use crate::model::window::Millis;
 
@@ -13,8 +14,8 @@ pub struct RestartPolicy {
     pub backoff_min_ms: i64,
     /// Longest delay.
     pub backoff_max_ms: i64,
-    /// What happens over the intensity: hand the failure upwards, or keep trying at the longest delay, because a child that owns a
-    /// shard must not take its neighbours along.
+    /// What happens over the intensity: hand the failure upwards, or keep trying at the longest
+    /// delay, because a child that owns a shard must not take its neighbours along.
     pub escalates: bool,
 }
 
@@ -34,7 +35,8 @@ pub struct History {
 }
 
 impl History {
-    /// Notes a failure at `now` and decides. `jitter` is a random number; it moves the delay by up to a quarter.
+    /// Notes a failure at `now` and decides. `jitter` is a random number; it moves the delay by up
+    /// to a quarter.
     pub fn failed(&mut self, policy: &RestartPolicy, now: Millis, jitter: u64) -> Decision {
         self.failures.retain(|&at| at > now - policy.window_ms && at <= now);
         self.failures.push(now);
@@ -46,7 +48,8 @@ impl History {
             self.failures.remove(0);
         }
         let doublings = (failures - 1).min(30);
-        let delay = policy.backoff_min_ms.saturating_mul(1i64 << doublings).min(policy.backoff_max_ms);
+        let delay =
+            policy.backoff_min_ms.saturating_mul(1i64 << doublings).min(policy.backoff_max_ms);
         let spread = (delay / 4).max(1) as u64;
         Decision::RestartAfter(delay + (jitter % spread) as i64)
     }
@@ -56,8 +59,13 @@ impl History {
 mod tests {
     use super::*;
 
-    const POLICY: RestartPolicy =
-        RestartPolicy { max_restarts: 3, window_ms: 1_000, backoff_min_ms: 100, backoff_max_ms: 350, escalates: true };
+    const POLICY: RestartPolicy = RestartPolicy {
+        max_restarts: 3,
+        window_ms: 1_000,
+        backoff_min_ms: 100,
+        backoff_max_ms: 350,
+        escalates: true,
+    };
 
     #[test]
     fn backs_off_then_escalates() {
@@ -89,7 +97,9 @@ mod tests {
 
     #[test]
     fn jitter_stays_within_a_quarter() {
-        let Decision::RestartAfter(delay) = History::default().failed(&POLICY, 0, u64::MAX) else { panic!("restarts") };
+        let Decision::RestartAfter(delay) = History::default().failed(&POLICY, 0, u64::MAX) else {
+            panic!("restarts")
+        };
         assert!((100..125).contains(&delay));
     }
 }

@@ -1,14 +1,18 @@
-//! The supervisor of the shards: starts those that the log assigns to this node, lets go of those that leave, and starts failed ones
-//! again as the policy decides.
+//! The supervisor of the shards: starts those that the log assigns to this node, lets go of those
+//! that leave, and starts failed ones again as the policy decides.
 //!
-//! What is to be done is decided by [`super::ownership`]; this is the shell. Draining never waits for a store that hangs: after
-//! `shards.handover` the shard is let go, and whatever its actor still does is refused by the store.
+//! What is to be done is decided by [`super::ownership`]; this is the shell. Draining never waits
+//! for a store that hangs: after `shards.handover` the shard is let go, and whatever its actor
+//! still does is refused by the store.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SpawnErr, SupervisionEvent};
+use ractor::{
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, ActorStatus, RpcReplyPort, SpawnErr,
+    SupervisionEvent,
+};
 use tokio::sync::{Semaphore, watch};
 
 use super::ownership::{Ownership, Step, known};
@@ -20,7 +24,8 @@ use crate::actors::slots::Slots;
 use crate::clock::Clock;
 use crate::model::offset::ShardId;
 
-/// Shards claimed and loaded at once: a takeover of many must leave connections of the store to those that flush.
+/// Shards claimed and loaded at once: a takeover of many must leave connections of the store to
+/// those that flush.
 const STARTS_AT_ONCE: usize = 8;
 /// From the end of a drain to the end of the actor; one that takes longer is killed.
 const STOP_GRACE: Duration = Duration::from_millis(500);
@@ -90,7 +95,11 @@ impl Actor for ShardsSupervisor {
     type State = ShardsState;
     type Arguments = ShardsSpec;
 
-    async fn pre_start(&self, myself: ActorRef<Self::Msg>, mut spec: ShardsSpec) -> Result<ShardsState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        mut spec: ShardsSpec,
+    ) -> Result<ShardsState, ActorProcessingErr> {
         let count = spec.slots.iter().count() as u32;
         let first = known(&spec.assignment.borrow_and_update(), count);
         let changes = spec.assignment.clone();
@@ -132,7 +141,8 @@ impl Actor for ShardsSupervisor {
                 let assigned = known(&state.spec.assignment.borrow(), state.spec.refs.len() as u32);
                 let steps = state.ownership.assign(&assigned);
                 state.perform(&myself, steps)?;
-                // What came and went before anybody looked has no actor that could end: its group would wait for nobody.
+                // What came and went before anybody looked has no actor that could end: its group
+                // would wait for nobody.
                 (state.spec.let_go)(&state.ownership.elsewhere(state.spec.refs.len() as u32));
             }
             ShardsMessage::Started(shard, outcome) => state.on_started(&myself, shard, outcome)?,
@@ -143,7 +153,10 @@ impl Actor for ShardsSupervisor {
             ShardsMessage::Overdue(shard, turn) => {
                 let steps = state.ownership.overdue(shard, turn);
                 if !steps.is_empty() {
-                    tracing::warn!(shard = shard.0, "the shard did not stop in time and is let go; the log holds the rest");
+                    tracing::warn!(
+                        shard = shard.0,
+                        "the shard did not stop in time and is let go; the log holds the rest"
+                    );
                 }
                 state.perform(&myself, steps)?;
             }
@@ -164,8 +177,12 @@ impl Actor for ShardsSupervisor {
         state: &mut ShardsState,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorFailed(cell, error) => state.on_ended(&myself, cell.get_id(), Some(&error))?,
-            SupervisionEvent::ActorTerminated(cell, ..) => state.on_ended(&myself, cell.get_id(), None)?,
+            SupervisionEvent::ActorFailed(cell, error) => {
+                state.on_ended(&myself, cell.get_id(), Some(&error))?
+            }
+            SupervisionEvent::ActorTerminated(cell, ..) => {
+                state.on_ended(&myself, cell.get_id(), None)?
+            }
             _ => {}
         }
         state.answer_if_empty()
@@ -194,7 +211,10 @@ impl Failure {
 }
 
 /// Passes changes of the assignment on for as long as both ends live.
-async fn watch(mut assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>, supervisor: ActorRef<ShardsMessage>) {
+async fn watch(
+    mut assignment: watch::Receiver<Arc<BTreeSet<ShardId>>>,
+    supervisor: ActorRef<ShardsMessage>,
+) {
     while assignment.changed().await.is_ok() {
         if supervisor.cast(ShardsMessage::Assigned).is_err() {
             return;
@@ -209,7 +229,8 @@ impl ShardsState {
         myself: &ActorRef<ShardsMessage>,
         shard: ShardId,
     ) -> impl Future<Output = Result<ActorCell, SpawnErr>> + Send + 'static {
-        let (spawn, supervisor, starting) = ((self.spec.child)(shard).spawn, myself.get_cell(), self.starting.clone());
+        let (spawn, supervisor, starting) =
+            ((self.spec.child)(shard).spawn, myself.get_cell(), self.starting.clone());
         // A node that has just got a shard is given time to catch up.
         self.spec.slots.slot(shard).for_supervisor().assigned(self.spec.clock.uptime());
         async move {
@@ -219,7 +240,11 @@ impl ShardsState {
         }
     }
 
-    fn perform(&mut self, myself: &ActorRef<ShardsMessage>, steps: Vec<Step>) -> Result<(), ActorProcessingErr> {
+    fn perform(
+        &mut self,
+        myself: &ActorRef<ShardsMessage>,
+        steps: Vec<Step>,
+    ) -> Result<(), ActorProcessingErr> {
         let mut gone = BTreeSet::new();
         for step in steps {
             match step {
@@ -227,8 +252,10 @@ impl ShardsState {
                     let (start, myself) = (self.start(myself, shard), myself.clone());
                     tokio::spawn(async move {
                         let outcome = start.await;
-                        if let Err(ractor::MessagingErr::SendErr(ShardsMessage::Started(_, Ok(orphan)))) =
-                            myself.cast(ShardsMessage::Started(shard, outcome))
+                        if let Err(ractor::MessagingErr::SendErr(ShardsMessage::Started(
+                            _,
+                            Ok(orphan),
+                        ))) = myself.cast(ShardsMessage::Started(shard, outcome))
                         {
                             orphan.stop(Some("the supervisor is gone".to_owned()));
                         }
@@ -237,7 +264,9 @@ impl ShardsState {
                 Step::Retry { shard, turn, refused } => self.retry(myself, shard, turn, refused)?,
                 Step::Drain(shard) => self.drain(shard),
                 Step::Watch { shard, turn } => {
-                    myself.send_after(self.spec.handover + STOP_GRACE, move || ShardsMessage::Overdue(shard, turn));
+                    myself.send_after(self.spec.handover + STOP_GRACE, move || {
+                        ShardsMessage::Overdue(shard, turn)
+                    });
                 }
                 Step::Stop(shard) => {
                     if let Some(actor) = self.actors.get(&shard) {
@@ -265,11 +294,21 @@ impl ShardsState {
 
     /// Asks for a last flush, bounded in time, and stops the actor.
     fn drain(&self, shard: ShardId) {
-        let Some(actor) = self.actors.get(&shard).cloned().map(ActorRef::<ShardMessage>::from) else { return };
+        let Some(actor) = self.actors.get(&shard).cloned().map(ActorRef::<ShardMessage>::from)
+        else {
+            return;
+        };
         let handover = self.spec.handover;
         tokio::spawn(async move {
-            if !actor.call(ShardMessage::Drain, Some(handover)).await.is_ok_and(|reply| reply.is_success()) {
-                tracing::info!(shard = shard.0, "the shard did not flush in time; the log holds the rest");
+            if !actor
+                .call(ShardMessage::Drain, Some(handover))
+                .await
+                .is_ok_and(|reply| reply.is_success())
+            {
+                tracing::info!(
+                    shard = shard.0,
+                    "the shard did not flush in time; the log holds the rest"
+                );
             }
             actor.stop(None);
         });
@@ -284,7 +323,8 @@ impl ShardsState {
         match outcome {
             Ok(actor) => {
                 // One that ended before it was known here has no event that would tell.
-                let ended = matches!(actor.get_status(), ActorStatus::Stopping | ActorStatus::Stopped);
+                let ended =
+                    matches!(actor.get_status(), ActorStatus::Stopping | ActorStatus::Stopped);
                 if ended {
                     return self.on_failed(myself, shard, Failure::Passing, "it ended at once");
                 }
@@ -293,7 +333,9 @@ impl ShardsState {
                 let steps = self.ownership.started(shard);
                 self.perform(myself, steps)
             }
-            Err(SpawnErr::StartupFailed(error)) => self.on_failed(myself, shard, Failure::of(&error), &error.to_string()),
+            Err(SpawnErr::StartupFailed(error)) => {
+                self.on_failed(myself, shard, Failure::of(&error), &error.to_string())
+            }
             Err(error) => self.on_failed(myself, shard, Failure::Passing, &error.to_string()),
         }
     }
@@ -325,7 +367,9 @@ impl ShardsState {
         } else {
             self.lasting.remove(&shard);
         }
-        if failure != Failure::Lasting && steps.iter().any(|step| matches!(step, Step::Retry { .. })) {
+        if failure != Failure::Lasting
+            && steps.iter().any(|step| matches!(step, Step::Retry { .. }))
+        {
             metrics::counter!(crate::telemetry::ACTOR_RESTARTS, "actor" => "shard").increment(1);
             tracing::warn!(child = %(self.spec.child)(shard).name, error = why, "child failed, it starts again");
         }
@@ -347,9 +391,15 @@ impl ShardsState {
         if self.lasting.contains(&shard) {
             policy.backoff_min_ms = policy.backoff_max_ms;
         }
-        match self.histories.entry(shard).or_default().failed(&policy, self.spec.clock.uptime(), random()) {
+        match self.histories.entry(shard).or_default().failed(
+            &policy,
+            self.spec.clock.uptime(),
+            random(),
+        ) {
             Decision::RestartAfter(delay) => {
-                myself.send_after(Duration::from_millis(delay.unsigned_abs()), move || ShardsMessage::Again(shard, turn));
+                myself.send_after(Duration::from_millis(delay.unsigned_abs()), move || {
+                    ShardsMessage::Again(shard, turn)
+                });
                 Ok(())
             }
             Decision::Escalate => Err(format!("shard {shard} failed too often").into()),
@@ -359,7 +409,10 @@ impl ShardsState {
     fn answer_if_empty(&mut self) -> Result<(), ActorProcessingErr> {
         if self.ownership.is_empty() {
             // Whoever asked may have stopped waiting.
-            self.leaving.drain(..).filter(|reply| !reply.is_closed()).try_for_each(|reply| reply.send(()))?;
+            self.leaving
+                .drain(..)
+                .filter(|reply| !reply.is_closed())
+                .try_for_each(|reply| reply.send(()))?;
         }
         Ok(())
     }

@@ -11,7 +11,8 @@ use super::policy::{Decision, History, RestartPolicy};
 use crate::clock::Clock;
 
 /// Starts one child under the given supervisor.
-pub type SpawnChild = Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
+pub type SpawnChild =
+    Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
 
 /// A child: its name in logs and metrics, and how it is started.
 #[derive(Clone)]
@@ -58,7 +59,11 @@ impl Actor for Supervisor {
     type State = SupervisorState;
     type Arguments = SupervisorSpec;
 
-    async fn pre_start(&self, myself: ActorRef<Self::Msg>, spec: SupervisorSpec) -> Result<SupervisorState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        spec: SupervisorSpec,
+    ) -> Result<SupervisorState, ActorProcessingErr> {
         let histories = vec![History::default(); spec.children.len()];
         let mut state = SupervisorState { spec, running: HashMap::new(), histories };
         for index in 0..state.spec.children.len() {
@@ -84,7 +89,9 @@ impl Actor for Supervisor {
         state: &mut SupervisorState,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorFailed(cell, error) => on_failed(&myself, state, cell.get_id(), &error.to_string()),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                on_failed(&myself, state, cell.get_id(), &error.to_string())
+            }
             SupervisionEvent::ActorTerminated(cell, _, reason) => {
                 state.running.remove(&cell.get_id());
                 tracing::info!(child = ?cell.get_name(), ?reason, "child ended");

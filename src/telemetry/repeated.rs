@@ -1,6 +1,8 @@
-//! At most one log line a minute for what repeats: while a server is away, sixty-four shards have nothing new to say twice a second.
+//! At most one log line a minute for what repeats: while a server is away, sixty-four shards have
+//! nothing new to say twice a second.
 //!
-//! What is told first is told at once. What differs in numbers alone (ports, durations, offsets, shards) is the same.
+//! What is told first is told at once. What differs in numbers alone (ports, durations, offsets,
+//! shards) is the same.
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,7 +33,8 @@ impl RepeatedLog {
         Self { started: LazyLock::new(Stopwatch::start), told: Mutex::new(Told(Vec::new())) }
     }
 
-    /// Whether `what` is to be told now; with it, how often it was kept back since it was told last.
+    /// Whether `what` is to be told now; with it, how often it was kept back since it was told
+    /// last.
     pub fn tell(&self, what: &str) -> Option<u64> {
         let now = self.started.elapsed();
         self.told.lock().unwrap_or_else(PoisonError::into_inner).tell(what, now)

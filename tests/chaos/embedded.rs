@@ -1,7 +1,7 @@
 //! One node, killed again and again. `ROLLMILL_CHAOS_KILLS` says how often (300).
 //!
-//! SIGKILL keeps the page cache: a build without any fsync would pass here. Torn and unsynced writes are the business of the log's own
-//! tests.
+//! SIGKILL keeps the page cache: a build without any fsync would pass here. Torn and unsynced
+//! writes are the business of the log's own tests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -45,21 +45,20 @@ fn files(dir: &std::path::Path, extension: &str) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let paths = entries.map(|entry| entry.expect("entry").path());
     paths
-        .map(
-            |path| {
-                if path.is_dir() {
-                    files(&path, extension)
-                } else {
-                    usize::from(path.extension().is_some_and(|e| e == extension))
-                }
-            },
-        )
+        .map(|path| {
+            if path.is_dir() {
+                files(&path, extension)
+            } else {
+                usize::from(path.extension().is_some_and(|e| e == extension))
+            }
+        })
         .sum()
 }
 
 #[test]
 fn kill_nine_loses_nothing_and_doubles_nothing() {
-    let (seed, kills) = (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_KILLS", 300));
+    let (seed, kills) =
+        (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_KILLS", 300));
     println!("ROLLMILL_CHAOS_SEED={seed} ROLLMILL_CHAOS_KILLS={kills}");
     let _alone = alone();
     let dir = tempfile::tempdir().expect("a directory");
@@ -72,7 +71,9 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
         let _stops = StopOnDrop(stop);
-        let mut threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop))).collect();
+        let mut threads: Vec<_> = (0..CLIENTS)
+            .map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop)))
+            .collect();
         threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
         for kill in plan(seed, kills) {
             let begun = Instant::now();
@@ -95,7 +96,9 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
         }
         let server = Server::start_on(&data, port, &SETTINGS);
         // On a slow machine no life was long enough for an answer.
-        until("a query is complete", || asked.complete.load(Ordering::SeqCst) > 0 || threads.iter().any(|t| t.is_finished()));
+        until("a query is complete", || {
+            asked.complete.load(Ordering::SeqCst) > 0 || threads.iter().any(|t| t.is_finished())
+        });
         stop.store(true, Ordering::SeqCst);
         let failed = threads.into_iter().map(|thread| thread.join()).filter(Result::is_err).count();
         assert_eq!(failed, 0, "a client or the reader failed, see above");
@@ -122,9 +125,10 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     restarts.sort();
     let at = |share: f64| restarts[((restarts.len() - 1) as f64 * share) as usize];
     println!(
-        "{kills} kills ({killed_while_starting} while starting) in {:.0?}: {} events acknowledged, 0 lost, 0 double; {} unknown requests repeated, {} batches \
-         sent twice, {} duplicates dropped; {torn} torn tails cut; {objects} archive objects tile the log; restart to ready p50 {:?} max {:?}; \
-         queries {} complete, {} partial, 0 wrong\n{verdict}",
+        "{kills} kills ({killed_while_starting} while starting) in {:.0?}: {} events \
+         acknowledged, 0 lost, 0 double; {} unknown requests repeated, {} batches sent twice, {} \
+         duplicates dropped; {torn} torn tails cut; {objects} archive objects tile the log; \
+         restart to ready p50 {:?} max {:?}; queries {} complete, {} partial, 0 wrong\n{verdict}",
         started.elapsed(),
         ledger.acked_total(),
         ledger.retries.load(Ordering::SeqCst),
@@ -138,8 +142,14 @@ fn kill_nine_loses_nothing_and_doubles_nothing() {
     assert_eq!(violations, 0, "the server itself saw an invariant violated");
     assert!(!log.contains("panicked"), "something panicked in the server");
     assert!(objects > 0, "no archive object was written, so nothing was shown about the archive");
-    assert!(accounted[1] > 0, "no duplicate was dropped, so nothing was shown about de-duplication");
-    assert!(asked.complete.load(Ordering::SeqCst) > 0, "no query was complete, so nothing was shown about honesty");
+    assert!(
+        accounted[1] > 0,
+        "no duplicate was dropped, so nothing was shown about de-duplication"
+    );
+    assert!(
+        asked.complete.load(Ordering::SeqCst) > 0,
+        "no query was complete, so nothing was shown about honesty"
+    );
     assert!(kills < 1_000 || torn > 0, "no commit was torn in {kills} kills");
 }
 
@@ -149,10 +159,18 @@ fn fill(server: &Server, bytes: u64) -> u64 {
     let agent = agent();
     let (mut sent, mut batch) = (0, 0);
     while sent < bytes {
-        let event = |n| format!(r#"{{"metric":"m","labels":{{"n":"{}"}},"id":"{batch}-{n}","properties":"{filling}"}}"#, n % 50);
+        let event = |n| {
+            format!(
+                r#"{{"metric":"m","labels":{{"n":"{}"}},"id":"{batch}-{n}","properties":"{filling}"}}"#,
+                n % 50
+            )
+        };
         let body: Vec<String> = (0..500).map(event).collect();
         let body = body.join("\n");
-        let answer = agent.post(format!("{}/v1/events", server.url)).header("content-type", "application/x-ndjson").send(&body);
+        let answer = agent
+            .post(format!("{}/v1/events", server.url))
+            .header("content-type", "application/x-ndjson")
+            .send(&body);
         assert_eq!(answer.expect("an answer").status(), 202);
         sent += body.len() as u64;
         batch += 1;
@@ -166,7 +184,8 @@ const QUICK: Duration = Duration::from_secs(2);
 fn a_large_log_does_not_delay_the_start() {
     let megabytes = number("ROLLMILL_CHAOS_RESTART_MB", 256);
     let _alone = alone();
-    let settings = [("flush.interval", "1h"), ("archive.max_delay", "1h"), ("flush.max_delta_bytes", "4GiB")];
+    let settings =
+        [("flush.interval", "1h"), ("archive.max_delay", "1h"), ("flush.max_delta_bytes", "4GiB")];
     let dir = tempfile::tempdir().expect("a directory");
     let (data, port) = (dir.path().join("data"), free_port());
     let server = Server::start_on(&data, port, &settings);
@@ -178,13 +197,19 @@ fn a_large_log_does_not_delay_the_start() {
         let begun = Instant::now();
         let mut server = Server::spawn(&data, port, &settings);
         let event = format!(r#"{{"metric":"m","id":"last-{attempt}"}}"#);
-        while agent().post(format!("{}/v1/events", server.url)).send(&event).map_or(true, |a| a.status() != 202) {
+        while agent()
+            .post(format!("{}/v1/events", server.url))
+            .send(&event)
+            .map_or(true, |a| a.status() != 202)
+        {
             std::thread::sleep(Duration::from_millis(1));
         }
         times.push(begun.elapsed());
-        let partial = server.get("/v1/query?metric=m&step=all").1["completeness"]["partial"] == true;
+        let partial =
+            server.get("/v1/query?metric=m&step=all").1["completeness"]["partial"] == true;
         println!(
-            "{megabytes} MB of log: first write accepted after {:?}, reads flagged partial until caught up: {partial}",
+            "{megabytes} MB of log: first write accepted after {:?}, reads flagged partial until \
+             caught up: {partial}",
             times[attempt as usize]
         );
         server.wait_alive();
@@ -193,10 +218,13 @@ fn a_large_log_does_not_delay_the_start() {
             continue;
         }
         let total = events + attempt + 1;
-        server.await_query("/v1/query?metric=m&step=all", |a| a["series"][0]["points"][0]["count"] == total);
+        server.await_query("/v1/query?metric=m&step=all", |a| {
+            a["series"][0]["points"][0]["count"] == total
+        });
         break;
     }
     let best = times.iter().min().expect("three");
-    // The machine is shared: a generous bound finds a start that reads the whole log, the printed figure is the measurement.
+    // The machine is shared: a generous bound finds a start that reads the whole log, the printed
+    // figure is the measurement.
     assert!(*best < QUICK, "starting took {times:?}");
 }

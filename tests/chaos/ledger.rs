@@ -1,4 +1,5 @@
-//! What the clients sent and what was acknowledged: the oracle, kept apart from everything that is tested.
+//! What the clients sent and what was acknowledged: the oracle, kept apart from everything that is
+//! tested.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -90,8 +91,9 @@ impl Ledger {
         self.sent.fetch_add(events.len() as u64, Ordering::SeqCst);
     }
 
-    /// Notes events after their first acknowledgement. The clock is read under the lock: a client that read it and then waited would
-    /// be noted behind a later one, and `acked_before` would count what was acknowledged after the time that is asked for.
+    /// Notes events after their first acknowledgement. The clock is read under the lock: a client
+    /// that read it and then waited would be noted behind a later one, and `acked_before` would
+    /// count what was acknowledged after the time that is asked for.
     pub fn acked(&self, events: &[Event], now: impl FnOnce() -> i64) {
         let mut rows = self.rows.lock().expect("ledger");
         for event in events {
@@ -100,7 +102,11 @@ impl Ledger {
         let mut acks = self.acks.lock().expect("ledger");
         let now = now();
         let (last, before) = acks.last().copied().unwrap_or((now, 0));
-        assert!(last <= now, "the machine's clock went back by {} ms: this run proves nothing", last - now);
+        assert!(
+            last <= now,
+            "the machine's clock went back by {} ms: this run proves nothing",
+            last - now
+        );
         acks.push((now, before + events.len() as u64));
     }
 

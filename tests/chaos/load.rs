@@ -13,26 +13,45 @@ use crate::ledger::{Event, Expected, FIRST_HOUR, HOURS, Ledger, METRICS};
 use crate::now;
 use crate::rng::Rng;
 
-/// Whoever is not acknowledged by then never will be: two brokers that have to start on a slow machine take much of it.
+/// Whoever is not acknowledged by then never will be: two brokers that have to start on a slow
+/// machine take much of it.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A client that gives up after this.
 fn within(time: Duration) -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(time)).build().into()
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(time))
+        .build()
+        .into()
 }
 
 fn impatient() -> ureq::Agent {
     within(Duration::from_secs(5))
 }
 
-/// Sends until told to stop; every batch until it is acknowledged, with the same ids, and some of them again.
+/// Sends until told to stop; every batch until it is acknowledged, with the same ids, and some of
+/// them again.
 pub fn client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
-    send_until(number, seed, Sender { agent: impatient(), urls, at: number as usize }, ledger, stop);
+    send_until(
+        number,
+        seed,
+        Sender { agent: impatient(), urls, at: number as usize },
+        ledger,
+        stop,
+    );
 }
 
-/// As [`client`], for where nothing is frozen or cut off, so that a long wait is the machine's: it is no reason to repeat anything.
+/// As [`client`], for where nothing is frozen or cut off, so that a long wait is the machine's: it
+/// is no reason to repeat anything.
 pub fn patient_client(number: u64, seed: u64, urls: &[String], ledger: &Ledger, stop: &AtomicBool) {
-    send_until(number, seed, Sender { agent: within(Duration::from_secs(50)), urls, at: number as usize }, ledger, stop);
+    send_until(
+        number,
+        seed,
+        Sender { agent: within(Duration::from_secs(50)), urls, at: number as usize },
+        ledger,
+        stop,
+    );
 }
 
 fn send_until(number: u64, seed: u64, mut sender: Sender<'_>, ledger: &Ledger, stop: &AtomicBool) {
@@ -74,17 +93,29 @@ impl Sender<'_> {
         let begun = Instant::now();
         loop {
             let url = &self.urls[self.at % self.urls.len()];
-            match self.agent.post(format!("{url}/v1/events")).header("content-type", kind).send(body) {
+            match self
+                .agent
+                .post(format!("{url}/v1/events"))
+                .header("content-type", kind)
+                .send(body)
+            {
                 Ok(answer) if answer.status() == 202 => {
                     ledger.slowest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
                     return;
                 }
                 Ok(answer) if answer.status() == 503 || answer.status() == 429 => {
-                    assert!(answer.headers().contains_key("retry-after"), "an overload without Retry-After");
+                    assert!(
+                        answer.headers().contains_key("retry-after"),
+                        "an overload without Retry-After"
+                    );
                     ledger.refused.fetch_add(1, Ordering::SeqCst);
                 }
                 Ok(mut answer) => {
-                    panic!("{url}: {} {}", answer.status(), answer.body_mut().read_to_string().unwrap_or_default())
+                    panic!(
+                        "{url}: {} {}",
+                        answer.status(),
+                        answer.body_mut().read_to_string().unwrap_or_default()
+                    )
                 }
                 // The server is dead or died: unknown, so the same is sent again.
                 Err(_) => {}
@@ -109,8 +140,8 @@ pub struct Asked {
     pub slowest: AtomicU64,
 }
 
-/// Asks all the time, one node after the other; an answer that calls itself complete must lie between what was acknowledged and what
-/// was sent.
+/// Asks all the time, one node after the other; an answer that calls itself complete must lie
+/// between what was acknowledged and what was sent.
 pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &Asked) {
     let agent = impatient();
     for url in urls.iter().cycle().take_while(|_| !stop.load(Ordering::SeqCst)) {
@@ -120,8 +151,15 @@ pub fn reader(urls: &[String], ledger: &Ledger, stop: &AtomicBool, asked: &Asked
             Answer::Partial => asked.partial.fetch_add(1, Ordering::SeqCst),
             Answer::Complete { counted, as_of } => {
                 let (least, most) = (ledger.acked_before(as_of), ledger.sent());
-                assert!(least <= counted, "a complete answer has {counted} events, {least} were acknowledged before its as_of");
-                assert!(counted <= most, "a complete answer has {counted} events, only {most} were ever sent");
+                assert!(
+                    least <= counted,
+                    "a complete answer has {counted} events, {least} were acknowledged before its \
+                     as_of"
+                );
+                assert!(
+                    counted <= most,
+                    "a complete answer has {counted} events, only {most} were ever sent"
+                );
                 asked.complete.fetch_add(1, Ordering::SeqCst)
             }
         };
@@ -145,7 +183,9 @@ fn ask_all(agent: &ureq::Agent, url: &str, asked: &Asked) -> Answer {
         if answer["completeness"]["partial"] != false {
             let mut reasons = asked.reasons.lock().expect("no panic");
             for missing in answer["completeness"]["missing"].as_array().expect("what is missing") {
-                *reasons.entry(missing["reason"].as_str().expect("a reason").to_owned()).or_default() += 1;
+                *reasons
+                    .entry(missing["reason"].as_str().expect("a reason").to_owned())
+                    .or_default() += 1;
             }
             return Answer::Partial;
         }
@@ -163,7 +203,8 @@ pub fn get(agent: &ureq::Agent, url: &str) -> Option<(u16, Value)> {
 }
 
 pub fn as_of_ms(answer: &Value) -> i64 {
-    let time: jiff::Timestamp = answer["completeness"]["as_of"].as_str().expect("as_of").parse().expect("a time");
+    let time: jiff::Timestamp =
+        answer["completeness"]["as_of"].as_str().expect("as_of").parse().expect("a time");
     time.as_millisecond()
 }
 
@@ -172,13 +213,17 @@ pub fn range() -> String {
     format!("from={}&to={}", FIRST_HOUR * hour, (FIRST_HOUR + HOURS) * hour)
 }
 
-/// The first answer of any node that is complete and passes; fails after three minutes with the last answer.
+/// The first answer of any node that is complete and passes; fails after three minutes with the
+/// last answer.
 fn await_answer(urls: &[String], path: &str, pass: impl Fn(&Value) -> bool) -> Value {
-    let (agent, deadline) = (within(Duration::from_secs(30)), Instant::now() + Duration::from_secs(180));
+    let (agent, deadline) =
+        (within(Duration::from_secs(30)), Instant::now() + Duration::from_secs(180));
     for url in urls.iter().cycle() {
         let answer = get(&agent, &format!("{url}{path}"));
         match answer {
-            Some((200, answer)) if answer["completeness"]["partial"] == false && pass(&answer) => return answer,
+            Some((200, answer)) if answer["completeness"]["partial"] == false && pass(&answer) => {
+                return answer;
+            }
             _ => assert!(Instant::now() < deadline, "{url}{path} still answers {answer:?}"),
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -193,12 +238,17 @@ fn rollups(urls: &[String], total: u64) -> BTreeMap<(u64, u64, u64), (Expected, 
     // Complete means fresh enough; this wants everything that was acknowledged until now.
     let everything = now();
     for metric in 0..METRICS {
-        let path = format!("/v1/query?metric=m{metric}&{}&by=page&agg=count,sum,min,max,distinct", range());
+        let path = format!(
+            "/v1/query?metric=m{metric}&{}&by=page&agg=count,sum,min,max,distinct",
+            range()
+        );
         let answer = await_answer(urls, &path, |answer| as_of_ms(answer) >= everything);
         for series in answer["series"].as_array().expect("series") {
-            let page = series["labels"]["page"].as_str().expect("page")[1..].parse().expect("a number");
+            let page =
+                series["labels"]["page"].as_str().expect("page")[1..].parse().expect("a number");
             for point in series["points"].as_array().expect("points") {
-                let time: jiff::Timestamp = point["t"].as_str().expect("t").parse().expect("a time");
+                let time: jiff::Timestamp =
+                    point["t"].as_str().expect("t").parse().expect("a time");
                 let hour = (time.as_millisecond() / 3_600_000) as u64;
                 let count = point["count"].as_u64().expect("count");
                 let figure = |name: &str| point[name].as_i64();
@@ -210,11 +260,20 @@ fn rollups(urls: &[String], total: u64) -> BTreeMap<(u64, u64, u64), (Expected, 
                     users: BTreeSet::new(),
                 };
                 sum += count;
-                found.insert((metric, page, hour), (row, point["distinct"].as_u64().expect("distinct")));
+                found.insert(
+                    (metric, page, hour),
+                    (row, point["distinct"].as_u64().expect("distinct")),
+                );
             }
         }
     }
-    assert_eq!(sum, total, "lost {} double {}", total.saturating_sub(sum), sum.saturating_sub(total));
+    assert_eq!(
+        sum,
+        total,
+        "lost {} double {}",
+        total.saturating_sub(sum),
+        sum.saturating_sub(total)
+    );
     found
 }
 
@@ -232,7 +291,12 @@ pub fn check(urls: &[String], ledger: &Ledger) {
 /// Aggregated, de-duplicated and quarantined events of all hours, when nothing is pending any more.
 pub fn accounting(urls: &[String]) -> [u64; 3] {
     let sum = |answer: &Value, name: &str| -> u64 {
-        answer["hours"].as_array().expect("hours").iter().map(|hour| hour[name].as_u64().expect("a number")).sum()
+        answer["hours"]
+            .as_array()
+            .expect("hours")
+            .iter()
+            .map(|hour| hour[name].as_u64().expect("a number"))
+            .sum()
     };
     let answer = await_answer(urls, "/v1/accounting", |answer| sum(answer, "pending") == 0);
     ["aggregated", "deduplicated", "quarantined"].map(|name| sum(&answer, name))

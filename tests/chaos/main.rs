@@ -1,7 +1,9 @@
-//! Chaos on the real binary: processes killed, frozen and cut off under retrying clients, and the ledger that nothing may contradict.
+//! Chaos on the real binary: processes killed, frozen and cut off under retrying clients, and the
+//! ledger that nothing may contradict.
 //!
-//! One seed makes the plan (`ROLLMILL_CHAOS_SEED`, printed). Threads, disks and networks are not deterministic, so a plan gives the same
-//! pressure, not the same run. `embedded` kills one node, `cluster` everything that a cluster is made of.
+//! One seed makes the plan (`ROLLMILL_CHAOS_SEED`, printed). Threads, disks and networks are not
+//! deterministic, so a plan gives the same pressure, not the same run. `embedded` kills one node,
+//! `cluster` everything that a cluster is made of.
 
 #![allow(clippy::disallowed_methods, clippy::print_stdout)] // real processes take real time, and a run says what it did
 #![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
@@ -31,7 +33,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+    std::env::var(name)
+        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 fn now() -> i64 {

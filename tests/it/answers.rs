@@ -20,7 +20,12 @@ fn send(server: &Server, body: &[u8]) {
 }
 
 fn total(answer: &Value) -> u64 {
-    answer["series"].as_array().into_iter().flatten().filter_map(|s| s["points"][0]["count"].as_u64()).sum()
+    answer["series"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|s| s["points"][0]["count"].as_u64())
+        .sum()
 }
 
 #[test]
@@ -28,25 +33,36 @@ fn a_request_of_ten_thousand_names_is_refused_and_costs_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = server(&dir, &[]);
     for part in 0..2 {
-        send(&server, &ndjson((0..10_000).map(|n| format!(r#"{{"metric":"hundred","labels":{{"s":"{part}-{n}"}}}}"#))));
+        send(
+            &server,
+            &ndjson(
+                (0..10_000)
+                    .map(|n| format!(r#"{{"metric":"hundred","labels":{{"s":"{part}-{n}"}}}}"#)),
+            ),
+        );
     }
     server.await_query("/v1/query?metric=hundred&step=all", |answer| total(answer) == 20_000);
     let memory = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("Linux");
-        let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("a line").to_owned();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("Linux");
+        let line =
+            status.lines().find(|line| line.starts_with("VmHWM")).expect("a line").to_owned();
         line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).expect("a number")
     };
     // As many labels as may be, none of which is there.
     let most = (0..15).map(|n| format!("n{n}")).collect::<Vec<_>>().join(",");
-    let (status, answer) = server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by=s,{most}"));
+    let (status, answer) =
+        server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by=s,{most}"));
     assert_eq!((status, total(&answer)), (200, 1));
     let before = memory();
     for by in [format!("s,{}", "a,".repeat(2_000)), format!("s,{}", "a,".repeat(1_999) + "a")] {
-        let (status, answer) = server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by={by}"));
+        let (status, answer) =
+            server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by={by}"));
         assert_eq!((status, &answer["error"]["code"]), (400, &"by_invalid".into()));
     }
     let many = (0..10_000).map(|n| format!("n{n}")).collect::<Vec<_>>().join(",");
-    let (status, answer) = server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by={many}"));
+    let (status, answer) =
+        server.get(&format!("/v1/query?metric=hundred&step=all&limit=1&by={many}"));
     assert_eq!((status, &answer["error"]["code"]), (400, &"by_invalid".into()));
     assert!(memory() < before + 50_000, "{before} kB before, {} kB after", memory());
 }
@@ -89,12 +105,17 @@ fn what_would_be_ignored_is_refused() {
         ("/v1/labels/a%2Fb/values".to_owned(), "label_invalid"),
     ] {
         let (status, answer) = server.get(&path);
-        assert_eq!((status, answer["error"]["code"].as_str()), (400, Some(code)), "{path}: {answer}");
+        assert_eq!(
+            (status, answer["error"]["code"].as_str()),
+            (400, Some(code)),
+            "{path}: {answer}"
+        );
     }
     let (status, books) = server.get("/v1/accounting?from=1767225600000");
     assert_eq!(status, 200, "{books}");
     // What a program writes.
-    let (status, answer) = server.get("/v1/query?metric=city&step=all&where=%7Bc=%22M%5Cu00fcnchen%22%7D");
+    let (status, answer) =
+        server.get("/v1/query?metric=city&step=all&where=%7Bc=%22M%5Cu00fcnchen%22%7D");
     assert_eq!((status, total(&answer)), (200, 1), "{answer}");
 }
 
@@ -109,13 +130,16 @@ fn after_a_restart_no_answer_that_is_complete_shows_less_than_before() {
     for part in 0..EVENTS / 10_000 {
         send(
             &started,
-            &ndjson((0..10_000).map(|n| format!(r#"{{"metric":"m","user":"u{part}-{n}","labels":{{"s":"{}"}}}}"#, n % 50))),
+            &ndjson((0..10_000).map(|n| {
+                format!(r#"{{"metric":"m","user":"u{part}-{n}","labels":{{"s":"{}"}}}}"#, n % 50)
+            })),
         );
     }
     started.await_query(question, |answer| total(answer) == EVENTS);
     started.kill();
     let mut reasons: BTreeMap<String, u64> = BTreeMap::new();
-    // A fast machine may have applied all of it before the first question: it is asked after several starts.
+    // A fast machine may have applied all of it before the first question: it is asked after
+    // several starts.
     for _ in 0..8 {
         answers_after_a_start(&dir, &env, question, EVENTS, &mut reasons);
         if reasons.contains_key("recovering") {
@@ -140,7 +164,9 @@ fn answers_after_a_start(
             return false;
         }
         for missing in answer["completeness"]["missing"].as_array().into_iter().flatten() {
-            *reasons.entry(missing["reason"].as_str().expect("a reason").to_owned()).or_default() += 1;
+            *reasons
+                .entry(missing["reason"].as_str().expect("a reason").to_owned())
+                .or_default() += 1;
         }
         let partial = answer["completeness"]["partial"] == true;
         assert!(partial || total(&answer) == all, "it says that this is all: {answer}");
@@ -162,7 +188,10 @@ fn a_new_metric_is_in_the_catalogue_as_soon_as_in_queries() {
     assert!(fresh["first"].is_string() && fresh["first"] == fresh["last"], "{answer}");
     let (_, answer) = server.get("/v1/labels/page/values?metric=fresh");
     assert_eq!(answer["values"], serde_json::json!(["/a", "/b"]));
-    assert_eq!(server.get("/v1/labels/page/values?metric=other").1["values"], serde_json::json!([]));
+    assert_eq!(
+        server.get("/v1/labels/page/values?metric=other").1["values"],
+        serde_json::json!([])
+    );
 }
 
 /// Events with the ids of a range.
@@ -173,7 +202,10 @@ fn ids(range: std::ops::Range<u32>) -> Vec<u8> {
 fn metric(server: &Server, name: &str) -> f64 {
     let (_, text) = server.get("/metrics");
     let text = text.as_str().expect("text").to_owned();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("no {name}"));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{name} ")))
+        .unwrap_or_else(|| panic!("no {name}"));
     line.split(' ').nth(1).and_then(|value| value.parse().ok()).expect("a number")
 }
 
@@ -183,14 +215,19 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     let data = dir.path().join("data");
     let few = [("shards.count", "1"), ("dedup.max_ids", "1000"), ("flush.interval", "300ms")];
     let question = "/v1/query?metric=ids&step=all";
-    let count = |server: &Server, expected: u64| server.await_query(question, |answer| total(answer) == expected);
+    let count = |server: &Server, expected: u64| {
+        server.await_query(question, |answer| total(answer) == expected)
+    };
     let first = Server::start(&data, &few);
     send(&first, &ids(0..1000));
     send(&first, &ids(0..1000));
     count(&first, 1000);
     let (_, limits) = first.get("/v1/limits");
     assert_eq!(
-        (&limits["dedup"]["effective_horizon_ms"], &limits["dedup"]["nodes"][0]["effective_horizon_ms"]),
+        (
+            &limits["dedup"]["effective_horizon_ms"],
+            &limits["dedup"]["nodes"][0]["effective_horizon_ms"]
+        ),
         (&3_600_000.into(), &3_600_000.into()),
         "{limits}"
     );
@@ -208,7 +245,8 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     until("it is said", || log().contains("dedup.max_ids"));
     assert_eq!(first.stop(), Some(0));
 
-    // From here on there is room for all: what was forgotten before stays forgotten, and nothing more is.
+    // From here on there is room for all: what was forgotten before stays forgotten, and nothing
+    // more is.
     let many = Server::start(&data, &[("shards.count", "1"), ("flush.interval", "300ms")]);
     send(&many, &ids(0..3000));
     // The ids 2 to 1000 and 0 were known, by the limit of their time.
@@ -217,9 +255,11 @@ fn ids_that_are_forgotten_early_are_said_and_a_new_limit_decides_from_its_offset
     send(&many, &ids(3000..3001));
     count(&many, 1002 + 3000 - 1000 + 1);
     assert_eq!(many.stop(), Some(0));
-    // Whoever folds the records again decides by the rules of their time, whatever the configuration says.
+    // Whoever folds the records again decides by the rules of their time, whatever the
+    // configuration says.
     let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
-    let text = String::from_utf8_lossy(&verified.stdout).into_owned() + &String::from_utf8_lossy(&verified.stderr);
+    let text = String::from_utf8_lossy(&verified.stdout).into_owned()
+        + &String::from_utf8_lossy(&verified.stderr);
     assert!(verified.status.success(), "{text}");
 }
 
@@ -229,9 +269,11 @@ fn every_number_of_the_configuration_is_a_limit_that_is_shown() {
     let server = server(&dir, &[("query.max_points", "777")]);
     let (_, limits) = server.get("/v1/limits");
     let shown = limits["config"].as_object().expect("an object");
-    let is_number = |kind| !matches!(kind, rollmill::config::Kind::Text | rollmill::config::Kind::Bool);
+    let is_number =
+        |kind| !matches!(kind, rollmill::config::Kind::Text | rollmill::config::Kind::Bool);
     let numbers = rollmill::config::KEYS.iter().filter(|key| is_number(key.kind));
-    let missing: Vec<&str> = numbers.map(|key| key.name).filter(|name| !shown.contains_key(*name)).collect();
+    let missing: Vec<&str> =
+        numbers.map(|key| key.name).filter(|name| !shown.contains_key(*name)).collect();
     assert_eq!((missing, shown["query.max_points"].as_u64()), (vec![], Some(777)));
     assert!(!limits.to_string().contains("store.url"), "no text is among them: some are secret");
 }

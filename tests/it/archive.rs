@@ -1,4 +1,5 @@
-//! The archive in a working server: DuckDB reads it, and its answer is the query API's; the manifest tiles the log over kills.
+//! The archive in a working server: DuckDB reads it, and its answer is the query API's; the
+//! manifest tiles the log over kills.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,11 @@ use crate::support::{PATIENCE, Server};
 fn python() -> PathBuf {
     let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/bin/python");
     let python = std::env::var_os("ROLLMILL_TEST_PYTHON").map_or(default, PathBuf::from);
-    assert!(python.exists(), "{} is missing: `make tools` installs Python with DuckDB", python.display());
+    assert!(
+        python.exists(),
+        "{} is missing: `make tools` installs Python with DuckDB",
+        python.display()
+    );
     python
 }
 
@@ -34,9 +39,16 @@ fn wait_archived(data: &Path, events: u64) {
 
 fn send(server: &Server, from: u64, to: u64) {
     let event = |n: u64| {
-        let value = if n.is_multiple_of(7) { "null".to_owned() } else { format!("\"{}.25\"", n as i64 - 300) };
+        let value = if n.is_multiple_of(7) {
+            "null".to_owned()
+        } else {
+            format!("\"{}.25\"", n as i64 - 300)
+        };
         let label = ["DE", "FR", "\\\"quoted\\\""][n as usize % 3];
-        format!(r#"{{"metric":"sales","value":{value},"labels":{{"country":"{label}"}},"user":"u{}","id":"{n}"}}"#, n % 50)
+        format!(
+            r#"{{"metric":"sales","value":{value},"labels":{{"country":"{label}"}},"user":"u{}","id":"{n}"}}"#,
+            n % 50
+        )
     };
     let body: Vec<String> = (from..to).map(event).collect();
     assert_eq!(server.post(&format!("[{}]", body.join(","))).0, 202);
@@ -46,17 +58,23 @@ fn send(server: &Server, from: u64, to: u64) {
 fn duckdb_reads_the_archive_and_agrees_with_the_query_api() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let server = Server::start(&data, &[("archive.max_delay", "200ms"), ("flush.interval", "200ms")]);
+    let server =
+        Server::start(&data, &[("archive.max_delay", "200ms"), ("flush.interval", "200ms")]);
     send(&server, 0, 1_000);
     wait_archived(&data, 1_000);
-    let script = "import duckdb, json, sys\n\
-        rows = duckdb.sql(f\"SELECT labels->>'country', count(*), sum(value), min(value), count(DISTINCT user) FROM \
-        read_parquet('{sys.argv[1]}/archive/raw/**/*.parquet') WHERE metric = 'sales' GROUP BY 1 ORDER BY 1\").fetchall()\n\
-        print(json.dumps([[r[0], r[1], float(r[2]), float(r[3]), r[4]] for r in rows]))";
-    let output = Command::new(python()).args(["-c", script]).arg(&data).output().expect("python runs");
+    let script = "import duckdb, json, sys\nrows = duckdb.sql(f\"SELECT labels->>'country', \
+                  count(*), sum(value), min(value), count(DISTINCT user) FROM \
+                  read_parquet('{sys.argv[1]}/archive/raw/**/*.parquet') WHERE metric = 'sales' \
+                  GROUP BY 1 ORDER BY 1\").fetchall()\nprint(json.dumps([[r[0], r[1], \
+                  float(r[2]), float(r[3]), r[4]] for r in rows]))";
+    let output =
+        Command::new(python()).args(["-c", script]).arg(&data).output().expect("python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let duck: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let answer = server.await_query("/v1/query?metric=sales&step=all&by=country&agg=count,sum,min,distinct", |_| true);
+    let answer = server.await_query(
+        "/v1/query?metric=sales&step=all&by=country&agg=count,sum,min,distinct",
+        |_| true,
+    );
     let series = answer["series"].as_array().expect("series");
     assert_eq!(series.len(), 3);
     let mut ours: Vec<serde_json::Value> = series
@@ -88,7 +106,9 @@ fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
         let output = Server::cli(&["archive", "ls", "--data", &data.display().to_string()]);
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    crate::support::until("the store has it", || listed().contains("not complete from the beginning on"));
+    crate::support::until("the store has it", || {
+        listed().contains("not complete from the beginning on")
+    });
     assert_eq!(archived(&data), 0);
     for _ in 0..2 {
         let flushed = Server::cli(&["archive", "flush", "--url", &server.url]);
@@ -103,32 +123,37 @@ fn what_was_accepted_is_in_the_archive_after_a_flush_of_it() {
 fn pyarrow_pandas_and_polars_read_the_archive_as_it_lies() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let server = Server::start(&data, &[("archive.max_delay", "200ms"), ("flush.interval", "200ms")]);
+    let server =
+        Server::start(&data, &[("archive.max_delay", "200ms"), ("flush.interval", "200ms")]);
     send(&server, 0, 1_000);
     wait_archived(&data, 1_000);
-    let script = "import sys, json, pandas, polars, pyarrow.parquet\n\
-        root = sys.argv[1] + '/archive/raw'\n\
-        arrow = pyarrow.parquet.read_table(root)\n\
-        frame = pandas.read_parquet(root)\n\
-        lazy = polars.read_parquet(root + '/**/*.parquet')\n\
-        country = lambda labels: json.loads(labels)['country']\n\
-        counted = lambda labels: sorted(sum(country(l) == c for l in labels) for c in ('DE', 'FR'))\n\
-        print(json.dumps([[arrow.num_rows, len(frame), lazy.height],\n\
-            [counted(arrow['labels'].to_pylist()), counted(frame['labels']), counted(lazy['labels'].to_list())],\n\
-            [str(sum(v for v in arrow['value'].to_pylist() if v is not None)), str(frame['value'].dropna().sum())]]))";
-    let output = Command::new(python()).args(["-c", script]).arg(&data).output().expect("python runs");
+    let script = "import sys, json, pandas, polars, pyarrow.parquet\nroot = sys.argv[1] + \
+         '/archive/raw'\narrow = pyarrow.parquet.read_table(root)\nframe = \
+         pandas.read_parquet(root)\nlazy = polars.read_parquet(root + '/**/*.parquet')\ncountry = \
+         lambda labels: json.loads(labels)['country']\ncounted = lambda labels: \
+         sorted(sum(country(l) == c for l in labels) for c in ('DE', \
+         'FR'))\nprint(json.dumps([[arrow.num_rows, len(frame), \
+         lazy.height],\n[counted(arrow['labels'].to_pylist()), counted(frame['labels']), \
+         counted(lazy['labels'].to_list())],\n[str(sum(v for v in arrow['value'].to_pylist() if v \
+         is not None)), str(frame['value'].dropna().sum())]]))";
+    let output =
+        Command::new(python()).args(["-c", script]).arg(&data).output().expect("python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let read: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let answer = server.await_query("/v1/query?metric=sales&step=all&agg=count,sum", |_| true);
     let sum = format!("{:.9}", answer["series"][0]["points"][0]["sum"].as_f64().expect("a sum"));
-    assert_eq!(read, serde_json::json!([[1000, 1000, 1000], [[333, 334], [333, 334], [333, 334]], [sum, sum]]));
+    assert_eq!(
+        read,
+        serde_json::json!([[1000, 1000, 1000], [[333, 334], [333, 334], [333, 334]], [sum, sum]])
+    );
 }
 
 #[test]
 fn the_manifest_tiles_the_log_over_kills() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let settings = [("archive.max_delay", "100ms"), ("flush.interval", "100ms"), ("shards.count", "4")];
+    let settings =
+        [("archive.max_delay", "100ms"), ("flush.interval", "100ms"), ("shards.count", "4")];
     for round in 0..4u64 {
         let server = Server::start(&data, &settings);
         send(&server, round * 500, (round + 1) * 500);
@@ -146,7 +171,10 @@ fn the_manifest_tiles_the_log_over_kills() {
             assert_eq!(object["from"], next, "shard {shard} has a gap or an overlap");
             next = object["to"].as_u64().expect("to");
             let path = data.join("archive").join(object["path"].as_str().expect("path"));
-            assert_eq!(std::fs::metadata(&path).expect("the object").len(), object["bytes"].as_u64().expect("bytes"));
+            assert_eq!(
+                std::fs::metadata(&path).expect("the object").len(),
+                object["bytes"].as_u64().expect("bytes")
+            );
         }
     }
     let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);

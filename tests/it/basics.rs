@@ -3,7 +3,11 @@
 use crate::support::Server;
 
 fn count(answer: &serde_json::Value) -> u64 {
-    let points = answer["series"].as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+    let points = answer["series"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|s| s["points"].as_array().into_iter().flatten());
     points.filter_map(|p| p["count"].as_u64()).sum()
 }
 
@@ -11,9 +15,13 @@ fn count(answer: &serde_json::Value) -> u64 {
 fn an_event_is_counted_once_over_retries_and_restarts() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let event = r#"{"metric":"page_view","value":"19.99","labels":{"page":"/home"},"user":"u","id":"a"}"#;
+    let event =
+        r#"{"metric":"page_view","value":"19.99","labels":{"page":"/home"},"user":"u","id":"a"}"#;
     let server = Server::start(&data, &[]);
-    assert_eq!(server.post(event), (202, serde_json::json!({"accepted": 1, "rejected": 0, "errors": []})));
+    assert_eq!(
+        server.post(event),
+        (202, serde_json::json!({"accepted": 1, "rejected": 0, "errors": []}))
+    );
     server.await_query("/v1/query?metric=page_view", |a| count(a) == 1);
     assert_eq!(server.post(event).0, 202);
     server.kill();
@@ -25,7 +33,10 @@ fn an_event_is_counted_once_over_retries_and_restarts() {
 
     let server = Server::start(&data, &[]);
     assert_eq!(server.post(event).0, 202);
-    let answer = server.await_query("/v1/query?metric=page_view&agg=count,sum,distinct&by=page", |a| count(a) == 1);
+    let answer = server
+        .await_query("/v1/query?metric=page_view&agg=count,sum,distinct&by=page", |a| {
+            count(a) == 1
+        });
     let series = &answer["series"][0];
     assert_eq!(series["labels"]["page"], "/home");
     assert_eq!(series["points"][0]["sum"].to_string(), "19.99");
@@ -39,7 +50,10 @@ fn a_retry_with_an_idempotency_key_counts_once() {
     let server = Server::start(&data, &[]);
     let send = |server: &Server, key: &str| {
         let body = b"{\"metric\":\"m\"}\n{\"metric\":\"m\"}\n{\"metric\":\"m\",\"id\":\"own\"}";
-        assert_eq!(server.post_as(body, "application/x-ndjson", &[("idempotency-key", key)]).0, 202);
+        assert_eq!(
+            server.post_as(body, "application/x-ndjson", &[("idempotency-key", key)]).0,
+            202
+        );
     };
     send(&server, "K");
     send(&server, "K");
@@ -58,7 +72,8 @@ fn a_retry_with_an_idempotency_key_counts_once() {
 fn good_events_are_accepted_beside_bad_ones() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);
-    let (status, answer) = server.post(r#"[{"metric":"m"},{"metric":""},{"metric":"m","value":"NaN"}]"#);
+    let (status, answer) =
+        server.post(r#"[{"metric":"m"},{"metric":""},{"metric":"m","value":"NaN"}]"#);
     assert_eq!((status, &answer["accepted"], &answer["rejected"]), (202, &1.into(), &2.into()));
     assert_eq!(answer["errors"][0]["index"], 1);
     assert_eq!(answer["errors"][0]["code"], "metric_invalid");

@@ -26,7 +26,11 @@ fn a_comparison_that_cannot_be_made_says_why() {
         (&["--compare", "victoria-metrics", "--url", "127.0.0.1:1"], 2, "cannot be used with"),
         (&["--compare", "victoria-metrics", "--data", "/nowhere"], 2, "cannot be used with"),
         (&["--victoria-binary", "/bin/true"], 2, "--compare"),
-        (&["--compare", "victoria-metrics", "--victoria-binary", "/nowhere"], 1, "package victoria-metrics"),
+        (
+            &["--compare", "victoria-metrics", "--victoria-binary", "/nowhere"],
+            1,
+            "package victoria-metrics",
+        ),
     ] {
         let (status, said) = refused(args);
         assert!(status == Some(code) && said.contains(why), "{args:?}: {status:?} {said}");
@@ -40,9 +44,24 @@ fn both_servers_are_measured_in_one_run() {
         return;
     };
     let temporary = tempfile::tempdir().expect("a directory");
-    let args = ["--compare", "victoria-metrics", "--seconds", "2", "--connections", "4", "--rate", "20000", "--json"];
+    let args = [
+        "--compare",
+        "victoria-metrics",
+        "--seconds",
+        "2",
+        "--connections",
+        "4",
+        "--rate",
+        "20000",
+        "--json",
+    ];
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-    command.arg("bench").args(args).arg("--victoria-binary").arg(victoria).env("TMPDIR", temporary.path());
+    command
+        .arg("bench")
+        .args(args)
+        .arg("--victoria-binary")
+        .arg(victoria)
+        .env("TMPDIR", temporary.path());
     let output = command.output().expect("the command runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -50,9 +69,20 @@ fn both_servers_are_measured_in_one_run() {
     let servers = answer["ingest"].as_object().expect("servers");
     assert_eq!(servers.len(), 3, "{answer}");
     for (name, figures) in servers {
-        let number = |figure: &str| figures[figure].as_f64().unwrap_or_else(|| panic!("{name} lacks {figure}: {answer}"));
-        assert!(number("events") > 0.0 && number("events") == number("events_counted"), "{name}: {answer}");
-        for figure in ["events_per_second", "server_cpu_per_million_events", "server_peak_memory", "disk_per_event", "ack_p99"] {
+        let number = |figure: &str| {
+            figures[figure].as_f64().unwrap_or_else(|| panic!("{name} lacks {figure}: {answer}"))
+        };
+        assert!(
+            number("events") > 0.0 && number("events") == number("events_counted"),
+            "{name}: {answer}"
+        );
+        for figure in [
+            "events_per_second",
+            "server_cpu_per_million_events",
+            "server_peak_memory",
+            "disk_per_event",
+            "ack_p99",
+        ] {
             assert!(number(figure) > 0.0, "{name} {figure}: {answer}");
         }
         let ours = name == "rollmill";
@@ -60,7 +90,11 @@ fn both_servers_are_measured_in_one_run() {
         assert_eq!(figures["rollmill_divided_by_this"].is_object(), !ours, "{name}: {answer}");
     }
     let queries = answer["queries"].as_object().expect("servers");
-    assert!(queries.len() == 2 && queries.values().all(|q| q["queries_per_second"].as_f64() > Some(0.0)), "{answer}");
+    assert!(
+        queries.len() == 2
+            && queries.values().all(|q| q["queries_per_second"].as_f64() > Some(0.0)),
+        "{answer}"
+    );
     let left: Vec<_> = std::fs::read_dir(temporary.path()).expect("readable").collect();
     assert!(left.is_empty(), "the servers' directories are removed: {left:?}");
 }
@@ -87,7 +121,9 @@ fn a_server_that_is_killed_under_load_has_counted_what_it_acknowledged() {
         "--json",
     ]);
     let bench = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
-    let loaded = || server.get("/v1/metrics").1["metrics"].as_array().is_some_and(|metrics| !metrics.is_empty());
+    let loaded = || {
+        server.get("/v1/metrics").1["metrics"].as_array().is_some_and(|metrics| !metrics.is_empty())
+    };
     let watch = std::time::Instant::now();
     // A metric shows after its first flush; a second of load does as well.
     until("load", || loaded() || watch.elapsed() > std::time::Duration::from_secs(2));
@@ -98,6 +134,9 @@ fn a_server_that_is_killed_under_load_has_counted_what_it_acknowledged() {
     assert!(output.status.success(), "{said}");
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(answer["connections_lost"].as_f64() > Some(0.0), "{answer}");
-    assert!(answer["events"].as_f64() > Some(0.0) && answer["events"] == answer["events_counted"], "{answer}");
+    assert!(
+        answer["events"].as_f64() > Some(0.0) && answer["events"] == answer["events_counted"],
+        "{answer}"
+    );
     drop(server);
 }

@@ -1,5 +1,5 @@
-//! A wall clock that is wrong: ahead, behind, and leaping under load. The binary runs under a library that moves CLOCK_REALTIME, and
-//! nothing else, by the seconds that a file says.
+//! A wall clock that is wrong: ahead, behind, and leaping under load. The binary runs under a
+//! library that moves CLOCK_REALTIME, and nothing else, by the seconds that a file says.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -49,7 +49,11 @@ impl Clocked {
         let dir = tempfile::tempdir().expect("a directory");
         let (source, library) = (dir.path().join("leap.c"), dir.path().join("leap.so"));
         std::fs::write(&source, LIBRARY).expect("written");
-        let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&library)
+            .arg(&source)
+            .output();
         let built = built.expect("a C compiler, as the build needs one");
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
         let clocked = Self { dir, library };
@@ -61,7 +65,8 @@ impl Clocked {
         self.dir.path().join("data")
     }
 
-    /// The wall clock is wrong by so many seconds from now on. A reader sees the old number or the new one.
+    /// The wall clock is wrong by so many seconds from now on. A reader sees the old number or the
+    /// new one.
     fn leap(&self, seconds: i64) {
         let (part, file) = (self.dir.path().join("leap.part"), self.dir.path().join("leap"));
         std::fs::write(&part, seconds.to_string()).expect("written");
@@ -75,7 +80,9 @@ impl Clocked {
         std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
             command.env_remove(name);
         });
-        command.env("LD_PRELOAD", &self.library).env("TEST_CLOCK_LEAP", self.dir.path().join("leap"));
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("TEST_CLOCK_LEAP", self.dir.path().join("leap"));
         // The upkeep of the archive looks ten times a second at what is due.
         let keys = [
             ("SHARDS_COUNT", "2"),
@@ -94,14 +101,17 @@ impl Clocked {
     }
 
     fn objects(&self) -> Vec<Value> {
-        let output = Server::cli(&["archive", "ls", "--json", "--data", &self.data().display().to_string()]);
+        let output =
+            Server::cli(&["archive", "ls", "--json", "--data", &self.data().display().to_string()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
     /// Waits until so many events are archived, each object being where it should be.
     fn await_archived(&self, events: u64) -> Vec<Value> {
-        let archived = |objects: &[Value]| objects.iter().filter_map(|object| object["events"].as_u64()).sum::<u64>();
+        let archived = |objects: &[Value]| {
+            objects.iter().filter_map(|object| object["events"].as_u64()).sum::<u64>()
+        };
         until("everything is archived", || archived(&self.objects()) >= events);
         let objects = self.objects();
         assert_eq!(archived(&objects), events);
@@ -119,13 +129,17 @@ impl Clocked {
     }
 
     fn said(&self) -> String {
-        std::fs::read_to_string(self.data().with_extension("server.log")).expect("the log of the process")
+        std::fs::read_to_string(self.data().with_extension("server.log"))
+            .expect("the log of the process")
     }
 }
 
 fn events(ids: std::ops::Range<u64>) -> String {
-    let all: Vec<String> =
-        ids.map(|id| format!(r#"{{"metric":"m","id":"{id}","value":1,"labels":{{"n":"{}"}}}}"#, id % 5)).collect();
+    let all: Vec<String> = ids
+        .map(|id| {
+            format!(r#"{{"metric":"m","id":"{id}","value":1,"labels":{{"n":"{}"}}}}"#, id % 5)
+        })
+        .collect();
     format!("[{}]", all.join(","))
 }
 
@@ -148,13 +162,18 @@ fn booked(server: &Server) -> [u64; 2] {
     let (status, answer) = server.get(&format!("/v1/accounting?{EVER}"));
     assert_eq!(status, 200, "{answer}");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+    ["aggregated", "deduplicated"]
+        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
 fn metric(server: &Server, name: &str) -> u64 {
-    let text = crate::support::agent().get(format!("{}/metrics", server.url)).call().expect("metrics");
+    let text =
+        crate::support::agent().get(format!("{}/metrics", server.url)).call().expect("metrics");
     let text = text.into_body().read_to_string().expect("text");
-    text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    text.lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
 }
 
 #[test]
@@ -260,10 +279,15 @@ fn a_clock_that_was_ahead_at_the_start_holds_up_neither_archive_nor_expiry() {
     assert_eq!((status, due["stopped"].as_u64()), (200, Some(0)), "{due}");
     // 400 days ahead, everything is due; nobody has said yes.
     clocked.leap(400 * DAY);
-    until("what is due has stopped", || server.get("/v1/archive/expiry").1["stopped"].as_u64() > Some(0));
+    until("what is due has stopped", || {
+        server.get("/v1/archive/expiry").1["stopped"].as_u64() > Some(0)
+    });
     let output = Server::cli(&["archive", "expire", "--url", &server.url]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.contains("the wall clock leapt") && said.contains("--yes"), "{said}");
+    assert!(
+        output.status.success() && said.contains("the wall clock leapt") && said.contains("--yes"),
+        "{said}"
+    );
     let output = Server::cli(&["archive", "expire", "--yes", "--url", &server.url]);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && said.contains("go on"), "{said}");

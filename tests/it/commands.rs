@@ -8,7 +8,10 @@ fn command(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
     let proxies = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
     let set = std::env::vars().map(|(name, _)| name);
-    set.filter(|name| name.starts_with("ROLLMILL_") || proxies.contains(&name.to_uppercase().as_str())).for_each(|name| {
+    set.filter(|name| {
+        name.starts_with("ROLLMILL_") || proxies.contains(&name.to_uppercase().as_str())
+    })
+    .for_each(|name| {
         command.env_remove(name);
     });
     command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).output().expect("it runs")
@@ -23,7 +26,10 @@ fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
 
 fn started() -> (tempfile::TempDir, Server) {
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Server::start(&dir.path().join("data"), &[("shards.count", "2"), ("flush.interval", "100ms")]);
+    let server = Server::start(
+        &dir.path().join("data"),
+        &[("shards.count", "2"), ("flush.interval", "100ms")],
+    );
     (dir, server)
 }
 
@@ -56,9 +62,20 @@ fn wrong_usage_ends_with_2_and_what_fails_with_1() {
         assert!(!said.contains("{\"error\""), "{args:?}: {said}");
     }
     let nowhere = format!("http://127.0.0.1:{}", free_port());
-    for args in [&["query", "m"][..], &["status"], &["health"], &["metrics"], &["limits"], &["accounting"], &["labels", "m"]] {
+    for args in [
+        &["query", "m"][..],
+        &["status"],
+        &["health"],
+        &["metrics"],
+        &["limits"],
+        &["accounting"],
+        &["labels", "m"],
+    ] {
         let (code, _, said) = run(&[args, &["--url", &nowhere]].concat(), &[]);
-        assert!(code == Some(1) && said.contains("cannot reach http://127.0.0.1:"), "{args:?}: {code:?} {said}");
+        assert!(
+            code == Some(1) && said.contains("cannot reach http://127.0.0.1:"),
+            "{args:?}: {code:?} {said}"
+        );
     }
     for url in ["ftp://x", "http://", "http://a b"] {
         assert_eq!(run(&["query", "m", "--url", url], &[]).0, Some(2), "{url}");
@@ -69,7 +86,9 @@ fn wrong_usage_ends_with_2_and_what_fails_with_1() {
 #[test]
 fn an_address_is_taken_as_people_write_it() {
     let (_dir, server) = started();
-    for url in [format!("{}/", server.url), format!("{}//", server.url), server.url.replace("http://", "")] {
+    for url in
+        [format!("{}/", server.url), format!("{}//", server.url), server.url.replace("http://", "")]
+    {
         assert_eq!(run(&["health", "--role", "gateway", "--url", &url], &[]).0, Some(0), "{url}");
         let (code, _, said) = run(&["limits"], &[("ROLLMILL_URL", &url)]);
         assert_eq!(code, Some(0), "{url}: {said}");
@@ -80,21 +99,30 @@ fn an_address_is_taken_as_people_write_it() {
 fn a_proxy_does_not_stand_before_loopback_and_is_named_elsewhere() {
     let (_dir, server) = started();
     let dead = format!("http://127.0.0.1:{}", free_port());
-    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
+    {
         let (code, _, said) = run(&["limits", "--url", &server.url], &[(name, &dead)]);
         assert_eq!(code, Some(0), "{name}: {said}");
     }
-    let (code, _, said) = run(&["health", "--url", "http://mill.invalid:8080"], &[("HTTP_PROXY", &dead)]);
+    let (code, _, said) =
+        run(&["health", "--url", "http://mill.invalid:8080"], &[("HTTP_PROXY", &dead)]);
     let proxy = dead.replace("http://", "");
-    assert!(code == Some(1) && said.contains(&format!("through the proxy {proxy}")), "{code:?} {said}");
+    assert!(
+        code == Some(1) && said.contains(&format!("through the proxy {proxy}")),
+        "{code:?} {said}"
+    );
 }
 
 #[test]
 fn usage_is_the_same_whatever_the_environment_says() {
     for args in [&["query"][..], &["send"], &["labels"], &["bench", "--nonsense"]] {
         let (_, _, plain) = run(args, &[]);
-        let (_, _, with) = run(args, &[("ROLLMILL_URL", "http://127.0.0.1:1"), ("ROLLMILL_KEY", "rm_secret")]);
-        assert!(plain.contains(&format!("Usage: rollmill {}", args[0])) && !plain.contains("--url <"), "{plain}");
+        let (_, _, with) =
+            run(args, &[("ROLLMILL_URL", "http://127.0.0.1:1"), ("ROLLMILL_KEY", "rm_secret")]);
+        assert!(
+            plain.contains(&format!("Usage: rollmill {}", args[0])) && !plain.contains("--url <"),
+            "{plain}"
+        );
         assert_eq!(plain, with, "{args:?}");
     }
 }
@@ -104,9 +132,13 @@ fn what_is_in_a_server_needs_no_http_client() {
     let (_dir, server) = started();
     let event = r#"[{"metric":"page_view","labels":{"country":"DE"},"value":0.0004},{"metric":"page_view","labels":{"country":"FR"},"value":1234567}]"#;
     assert_eq!(server.post(event).0, 202);
-    server.await_query("/v1/query?metric=page_view&step=all", |a| a["series"][0]["points"][0]["count"] == 2);
+    server.await_query("/v1/query?metric=page_view&step=all", |a| {
+        a["series"][0]["points"][0]["count"] == 2
+    });
     crate::support::until("the first flush", || {
-        server.get("/v1/metrics").1["metrics"].as_array().is_some_and(|m| !m.is_empty() && m[0]["series"] == 2)
+        server.get("/v1/metrics").1["metrics"]
+            .as_array()
+            .is_some_and(|m| !m.is_empty() && m[0]["series"] == 2)
     });
     let url = ["--url", server.url.as_str()];
     let prints = |args: &[&str]| {
@@ -119,8 +151,12 @@ fn what_is_in_a_server_needs_no_http_client() {
     assert_eq!(prints(&["labels", "page_view", "country"]), "DE\nFR\n");
     assert!(prints(&["limits"]).contains("8 KiB"));
     assert!(prints(&["accounting", "--from", "-1d"]).contains("aggregated"));
-    for args in [&["metrics", "--json"][..], &["labels", "page_view", "--json"], &["limits", "--json"], &["accounting", "--json"]]
-    {
+    for args in [
+        &["metrics", "--json"][..],
+        &["labels", "page_view", "--json"],
+        &["limits", "--json"],
+        &["accounting", "--json"],
+    ] {
         assert!(serde_json::from_str::<serde_json::Value>(&prints(args)).is_ok(), "{args:?}");
     }
     let (code, _, said) = run(&[&["labels", "page_vew"][..], &url].concat(), &[]);
@@ -128,7 +164,8 @@ fn what_is_in_a_server_needs_no_http_client() {
     let (code, _, said) = run(&[&["labels", "page_view", "city"][..], &url].concat(), &[]);
     assert!(code == Some(1) && said.contains("it has country"), "{said}");
 
-    // Readable figures, an order, CSV with all digits, and the difference between no metric and no data.
+    // Readable figures, an order, CSV with all digits, and the difference between no metric and no
+    // data.
     let table = prints(&[
         "query",
         "page_view",
@@ -143,12 +180,41 @@ fn what_is_in_a_server_needs_no_http_client() {
         "--limit",
         "1",
     ]);
-    assert!(table.contains("1,234,567") && table.contains("FR") && !table.contains("DE"), "{table}");
-    let small = prints(&["query", "page_view", "--step", "all", "--agg", "avg,p50,rate", "--where", "{country=\"DE\"}"]);
+    assert!(
+        table.contains("1,234,567") && table.contains("FR") && !table.contains("DE"),
+        "{table}"
+    );
+    let small = prints(&[
+        "query",
+        "page_view",
+        "--step",
+        "all",
+        "--agg",
+        "avg,p50,rate",
+        "--where",
+        "{country=\"DE\"}",
+    ]);
     assert!(small.matches("0.0004").count() >= 1 && !small.contains("0.000 "), "{small}");
-    let csv = prints(&["query", "page_view", "--step", "all", "--agg", "sum", "--by", "country", "--output", "csv"]);
-    assert!(csv.starts_with("time,country,sum\n") && csv.contains(",FR,1234567\n") && csv.contains(",DE,0.0004\n"), "{csv}");
-    let berlin = prints(&["query", "page_view", "--step", "1d", "--tz", "Europe/Berlin", "--from", "-1d"]);
+    let csv = prints(&[
+        "query",
+        "page_view",
+        "--step",
+        "all",
+        "--agg",
+        "sum",
+        "--by",
+        "country",
+        "--output",
+        "csv",
+    ]);
+    assert!(
+        csv.starts_with("time,country,sum\n")
+            && csv.contains(",FR,1234567\n")
+            && csv.contains(",DE,0.0004\n"),
+        "{csv}"
+    );
+    let berlin =
+        prints(&["query", "page_view", "--step", "1d", "--tz", "Europe/Berlin", "--from", "-1d"]);
     assert!(berlin.contains("T00:00:00+0"), "{berlin}");
     let drawn = prints(&["query", "page_view", "--from", "-2h", "--plot"]);
     assert!(drawn.contains('█') && drawn.contains("0│"), "one point is drawn: {drawn}");
@@ -156,13 +222,18 @@ fn what_is_in_a_server_needs_no_http_client() {
         prints(&["query", "page_view", "--from", "2020-01-01", "--to", "2020-01-02"])
             .contains("no data for page_view in this range: it has data from")
     );
-    assert!(prints(&["query", "page_vew"]).contains("there is no metric page_vew; did you mean page_view?"));
+    assert!(
+        prints(&["query", "page_vew"])
+            .contains("there is no metric page_vew; did you mean page_view?")
+    );
 }
 
 #[test]
 fn a_directory_without_a_name_is_no_directory() {
     let dir = tempfile::tempdir().expect("a directory");
-    for (args, env) in [(&["serve", "--data", ""][..], &[][..]), (&["serve"], &[("ROLLMILL_DATA_DIR", "")])] {
+    for (args, env) in
+        [(&["serve", "--data", ""][..], &[][..]), (&["serve"], &[("ROLLMILL_DATA_DIR", "")])]
+    {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
         let listen = format!("127.0.0.1:{}", free_port());
         let output = command
@@ -173,7 +244,12 @@ fn a_directory_without_a_name_is_no_directory() {
             .output()
             .expect("it runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code() == Some(2) && said.contains("data.dir") && said.contains("must not be empty"), "{said}");
+        assert!(
+            output.status.code() == Some(2)
+                && said.contains("data.dir")
+                && said.contains("must not be empty"),
+            "{said}"
+        );
     }
     assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0, "nothing was made");
 }
@@ -195,8 +271,15 @@ fn a_version_names_its_commit() {
     let (_, printed, _) = run(&["version"], &[]);
     let commit = printed.lines().find_map(|line| line.strip_prefix("commit: ")).expect("a line");
     // Only a release is told its commit; every other build would be made anew with each one.
-    assert!(commit == "unknown" || commit.trim_end_matches('+').bytes().all(|b| b.is_ascii_hexdigit()), "{printed}");
-    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect("the manifest");
+    assert!(
+        commit == "unknown" || commit.trim_end_matches('+').bytes().all(|b| b.is_ascii_hexdigit()),
+        "{printed}"
+    );
+    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .expect("the manifest");
     let release = manifest.split("[profile.release]").nth(1).expect("a profile");
-    assert!(release.contains("strip = \"debuginfo\""), "the binary that is installed carries no debug information");
+    assert!(
+        release.contains("strip = \"debuginfo\""),
+        "the binary that is installed carries no debug information"
+    );
 }

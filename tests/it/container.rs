@@ -1,5 +1,5 @@
-//! The files in docker/: every variable, command line, path and name in them is held against what reads it, so that a renamed key, flag or
-//! file breaks the build. No container is started.
+//! The files in docker/: every variable, command line, path and name in them is held against what
+//! reads it, so that a renamed key, flag or file breaks the build. No container is started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,15 +19,21 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
 }
 
-/// A mapping with its merge keys (`<<`) carried out: what stands beside them wins, then the earlier of several.
+/// A mapping with its merge keys (`<<`) carried out: what stands beside them wins, then the earlier
+/// of several.
 fn merged(node: &Yaml) -> Yaml {
     match node {
         Yaml::Array(items) => Yaml::Array(items.iter().map(merged).collect()),
         Yaml::Hash(pairs) => {
             let key = Yaml::String("<<".to_owned());
             let mut all = yaml_rust2::yaml::Hash::new();
-            pairs.iter().filter(|(name, _)| **name != key).for_each(|(name, value)| _ = all.insert(name.clone(), merged(value)));
-            let from = pairs.get(&key).map(|from| from.as_vec().map_or_else(|| vec![from.clone()], Clone::clone));
+            pairs
+                .iter()
+                .filter(|(name, _)| **name != key)
+                .for_each(|(name, value)| _ = all.insert(name.clone(), merged(value)));
+            let from = pairs
+                .get(&key)
+                .map(|from| from.as_vec().map_or_else(|| vec![from.clone()], Clone::clone));
             for part in from.into_iter().flatten() {
                 for (name, value) in merged(&part).as_hash().expect("a mapping is merged") {
                     if !all.contains_key(name) {
@@ -41,7 +47,8 @@ fn merged(node: &Yaml) -> Yaml {
     }
 }
 
-/// A scalar as Compose gives it to a container; `${NAME:-default}` is its default and `${NAME:?why}` a password.
+/// A scalar as Compose gives it to a container; `${NAME:-default}` is its default and
+/// `${NAME:?why}` a password.
 fn text(node: &Yaml) -> String {
     let raw = match node {
         Yaml::String(text) | Yaml::Real(text) => text.clone(),
@@ -70,7 +77,9 @@ struct Service {
 impl Service {
     fn environment(&self) -> BTreeMap<String, String> {
         let pairs = self.node["environment"].as_hash();
-        pairs.map(|pairs| pairs.iter().map(|(name, value)| (text(name), text(value))).collect()).unwrap_or_default()
+        pairs
+            .map(|pairs| pairs.iter().map(|(name, value)| (text(name), text(value))).collect())
+            .unwrap_or_default()
     }
     fn image(&self) -> String {
         text(&self.node["image"])
@@ -97,7 +106,10 @@ fn services() -> Vec<Service> {
 fn image_environment() -> BTreeMap<String, String> {
     let file = read("docker/Dockerfile");
     let line = file.lines().find_map(|line| line.strip_prefix("ENV ")).expect("ENV");
-    line.split(' ').map(|pair| pair.split_once('=').expect("NAME=VALUE")).map(|(n, v)| (n.to_owned(), v.to_owned())).collect()
+    line.split(' ')
+        .map(|pair| pair.split_once('=').expect("NAME=VALUE"))
+        .map(|(n, v)| (n.to_owned(), v.to_owned()))
+        .collect()
 }
 
 fn config(service: &Service) -> Config {
@@ -106,7 +118,8 @@ fn config(service: &Service) -> Config {
     let file = root().join("config/rollmill.toml");
     // As the command itself reads it: a node all of it, others a part.
     let load = if service.is_node() { Config::load } else { Config::load_part };
-    load(Some(&file), environment.into_iter(), &[]).unwrap_or_else(|why| panic!("{}: {why}", service.name))
+    load(Some(&file), environment.into_iter(), &[])
+        .unwrap_or_else(|why| panic!("{}: {why}", service.name))
 }
 
 #[test]
@@ -125,7 +138,9 @@ fn every_service_is_configured_with_keys_that_exist() {
         assert_eq!(config.node.name.as_ref(), Some(&node.name));
         assert_eq!(config.cluster.peers.0.iter().cloned().collect::<BTreeSet<_>>(), peers);
         let url = |url: &Option<Url>| url.as_ref().map(Url::to_string).unwrap_or_default();
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+        };
         for (value, host) in [
             (url(&config.store.url), "@postgres:5432/"),
             (url(&config.store.read_url), "@postgres:5432/"),
@@ -138,9 +153,14 @@ fn every_service_is_configured_with_keys_that_exist() {
             assert!(value.contains(host), "{}: {value} is not of {host}", node.name);
         }
         let nginx = read("docker/nginx.conf");
-        assert!(nginx.contains(&format!("server {}:8080 ", node.name)), "nginx knows nothing of {}", node.name);
+        assert!(
+            nginx.contains(&format!("server {}:8080 ", node.name)),
+            "nginx knows nothing of {}",
+            node.name
+        );
     }
-    let kafka = services.iter().find(|service| service.name == "kafka").expect("kafka").environment();
+    let kafka =
+        services.iter().find(|service| service.name == "kafka").expect("kafka").environment();
     assert_eq!(kafka["KAFKA_ADVERTISED_LISTENERS"], "PLAINTEXT://kafka:9092");
     assert!(
         read("scripts/kafka").contains(&format!("version={}\n", text(&services_image("kafka")))),
@@ -160,14 +180,28 @@ fn services_are_pinned_bounded_and_wait_for_what_is_there() {
     let named = |name: &str| services.iter().find(|service| service.name == name);
     for service in &services {
         let image = service.image();
-        assert!(image.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest" && tag.contains('.')), "{}: {image}", service.name);
+        assert!(
+            image.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest" && tag.contains('.')),
+            "{}: {image}",
+            service.name
+        );
         let once = service.node["restart"].as_str() == Some("no");
-        assert!(once || !service.node["mem_limit"].is_badvalue(), "{} may take all memory", service.name);
+        assert!(
+            once || !service.node["mem_limit"].is_badvalue(),
+            "{} may take all memory",
+            service.name
+        );
         for (other, how) in service.node["depends_on"].as_hash().into_iter().flatten() {
-            let other = named(&text(other)).unwrap_or_else(|| panic!("{} waits for {other:?}, which is not there", service.name));
+            let other = named(&text(other)).unwrap_or_else(|| {
+                panic!("{} waits for {other:?}, which is not there", service.name)
+            });
             match how["condition"].as_str() {
                 Some("service_healthy") => {
-                    assert!(other.is_node() || !other.node["healthcheck"].is_badvalue(), "{} has no health check", other.name);
+                    assert!(
+                        other.is_node() || !other.node["healthcheck"].is_badvalue(),
+                        "{} has no health check",
+                        other.name
+                    );
                 }
                 Some("service_completed_successfully") => {
                     assert_eq!(other.node["restart"].as_str(), Some("no"), "{}", other.name)
@@ -175,7 +209,9 @@ fn services_are_pinned_bounded_and_wait_for_what_is_there() {
                 other => panic!("{}: {other:?}", service.name),
             }
         }
-        for volume in texts(&service.node["volumes"]).iter().filter(|volume| volume.starts_with('.')) {
+        for volume in
+            texts(&service.node["volumes"]).iter().filter(|volume| volume.starts_with('.'))
+        {
             let source = root().join("docker").join(volume.split(':').next().expect("a source"));
             assert!(source.is_file(), "{}: {} is not there", service.name, source.display());
         }
@@ -194,22 +230,38 @@ fn every_command_line_is_one_of_ours() {
         rollmill::cli::check(&words).unwrap_or_else(|why| panic!("{place}: {why}"));
     };
     let file = read("docker/Dockerfile");
-    let of = |start: &str| words(file.lines().find(|line| line.starts_with(start)).expect("the instruction"));
+    let of = |start: &str| {
+        words(file.lines().find(|line| line.starts_with(start)).expect("the instruction"))
+    };
     assert_eq!(of("ENTRYPOINT "), ["rollmill"]);
     check("CMD", &of("CMD "));
     check("HEALTHCHECK", &of("HEALTHCHECK ")[1..]);
     let services = services();
-    for service in services.iter().filter(|service| service.is_ours() && service.node["entrypoint"].is_badvalue()) {
+    for service in services
+        .iter()
+        .filter(|service| service.is_ours() && service.node["entrypoint"].is_badvalue())
+    {
         check(&service.name, &service.command());
     }
     let mut found = 0;
     for path in ["docker/compose.yaml", "docker/setup", "docker/Dockerfile"] {
         // Command lines in comments and scripts, up to what belongs to the shell.
-        for line in read(path).lines().filter(|line| line.contains(" rollmill ") && !line.contains("docker build")) {
+        for line in read(path)
+            .lines()
+            .filter(|line| line.contains(" rollmill ") && !line.contains("docker build"))
+        {
             let tail = &line[line.find(" rollmill ").expect("found") + 10..];
             let tail = tail.split(['>', '|', ';', '`']).next().unwrap_or_default();
-            if tail.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains("exec") || path == "docker/setup" {
-                check(line, &tail.split_whitespace().map(|word| word.trim_matches('"').to_owned()).collect::<Vec<_>>());
+            if tail.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains("exec")
+                || path == "docker/setup"
+            {
+                check(
+                    line,
+                    &tail
+                        .split_whitespace()
+                        .map(|word| word.trim_matches('"').to_owned())
+                        .collect::<Vec<_>>(),
+                );
                 found += 1;
             }
         }
@@ -231,7 +283,8 @@ fn what_the_image_is_made_of_is_there() {
     for room in ["src", "benches", "tests"] {
         assert!(copied.contains(&format!("{room} {room}").as_str()), "{room}");
     }
-    let toolchain = file.lines().find_map(|line| line.strip_prefix("FROM rust:")).expect("the toolchain");
+    let toolchain =
+        file.lines().find_map(|line| line.strip_prefix("FROM rust:")).expect("the toolchain");
     let manifest: toml::Table = read("Cargo.toml").parse().expect("TOML");
     let wanted = manifest["package"]["rust-version"].as_str().expect("a version");
     assert!(toolchain.starts_with(&format!("{wanted}-")), "{toolchain} for rust-version {wanted}");
@@ -241,8 +294,14 @@ fn setup(secrets: &Path, authority: &Path, nodes: &[&str]) {
     let ours = Path::new(env!("CARGO_BIN_EXE_rollmill")).parent().expect("a directory");
     let path = format!("{}:{}", ours.display(), std::env::var("PATH").expect("PATH"));
     let mut command = Command::new("sh");
-    command.arg(root().join("docker/setup")).args([secrets, authority]).args(nodes).env("PATH", path);
-    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
+    command
+        .arg(root().join("docker/setup"))
+        .args([secrets, authority])
+        .args(nodes)
+        .env("PATH", path);
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+        .for_each(|(name, _)| _ = command.env_remove(name));
     let done = command.output().expect("sh runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
@@ -255,7 +314,9 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     setup(&secrets, &authority, &["node-1", "node-2"]);
     let here = |path: &Path| secrets.join(path.strip_prefix("/secrets").expect("in the volume"));
     let services = services();
-    let node = |name: &str| services.iter().find(|service| service.name == name).map(config).expect("a node");
+    let node = |name: &str| {
+        services.iter().find(|service| service.name == name).map(config).expect("a node")
+    };
     let files = |name: &str| -> Vec<PathBuf> {
         let config = node(name);
         let cluster = &config.cluster;
@@ -272,17 +333,25 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     assert!(handshake(&one.0, &two.0, "node-1").is_err(), "another node's name");
 
     // The keys file opens a server to the key, and to nobody else.
-    let server = Server::start_on(&dir.path().join("data"), free_port(), &[("auth.keys_file", &one.1[4].display().to_string())]);
+    let server = Server::start_on(
+        &dir.path().join("data"),
+        free_port(),
+        &[("auth.keys_file", &one.1[4].display().to_string())],
+    );
     let key = std::fs::read_to_string(secrets.join("demo.key")).expect("the key");
     let ask = |key: &str| {
-        let request = agent().get(format!("{}/v1/status", server.url)).header("authorization", format!("Bearer {}", key.trim()));
+        let request = agent()
+            .get(format!("{}/v1/status", server.url))
+            .header("authorization", format!("Bearer {}", key.trim()));
         request.call().expect("an answer").status().as_u16()
     };
     assert_eq!((ask(&key), ask("another")), (200, 401));
 
-    let before: Vec<_> = one.1.iter().chain(&two.1).map(|file| std::fs::read(file).expect("there")).collect();
+    let before: Vec<_> =
+        one.1.iter().chain(&two.1).map(|file| std::fs::read(file).expect("there")).collect();
     setup(&secrets, &authority, &["node-1", "node-2", "node-3"]);
-    let after: Vec<_> = one.1.iter().chain(&two.1).map(|file| std::fs::read(file).expect("there")).collect();
+    let after: Vec<_> =
+        one.1.iter().chain(&two.1).map(|file| std::fs::read(file).expect("there")).collect();
     assert!(before == after, "what is there stays");
     let third = files("node-3");
     let third = Tls::load(&third[0], &third[1], &third[2]).expect("usable");
@@ -291,7 +360,10 @@ fn the_setup_makes_what_the_nodes_read_and_makes_it_once() {
     setup(&secrets, &authority, &["node-1", "node-2", "node-3"]);
     let files = files("node-1");
     let anew = Tls::load(&files[0], &files[1], &files[2]).expect("usable");
-    assert!(handshake(&anew, &two.0, "node-2").is_err(), "a lost authority is another one, and all certificates are new");
+    assert!(
+        handshake(&anew, &two.0, "node-2").is_err(),
+        "a lost authority is another one, and all certificates are new"
+    );
 }
 
 /// TLS between two nodes, each of which checks the other; one is dialled by this name.
@@ -300,7 +372,8 @@ fn handshake(client: &Tls, server: &Tls, name: &'static str) -> Result<(), Strin
     runtime.block_on(async {
         let (near, far) = tokio::io::duplex(1 << 16);
         let name = tokio_rustls::rustls::pki_types::ServerName::try_from(name).expect("a name");
-        let (dialled, taken) = tokio::join!(client.connector.connect(name, near), server.acceptor.accept(far));
+        let (dialled, taken) =
+            tokio::join!(client.connector.connect(name, near), server.acceptor.accept(far));
         dialled.map(drop).and(taken.map(drop)).map_err(|why| why.to_string())
     })
 }
@@ -319,12 +392,14 @@ fn the_database_gets_its_roles_and_passwords() {
     postgres.make_roles(&database, &read("src/persistence/store/postgres/sql/roles.sql"));
     let mut command = Command::new("sh");
     let services = services();
-    let service = services.iter().find(|service| service.name == "postgres").expect("postgres").environment();
+    let service =
+        services.iter().find(|service| service.name == "postgres").expect("postgres").environment();
     command.arg(root().join("docker/passwords")).envs(&service).env("POSTGRES_DB", &database);
     command.env("PGHOST", "127.0.0.1").env("PGPORT", postgres.port.to_string());
     let done = command.output().expect("sh runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let query = "SELECT count(*) FROM pg_authid WHERE rolname LIKE 'rollmill\\_%' AND rolpassword LIKE 'SCRAM-SHA-256$%'";
+    let query = "SELECT count(*) FROM pg_authid WHERE rolname LIKE 'rollmill\\_%' AND rolpassword \
+                 LIKE 'SCRAM-SHA-256$%'";
     assert_eq!(postgres.psql(&database, query).expect("asked").trim(), "3");
 }
 
@@ -351,9 +426,19 @@ fn nginx_takes_its_configuration() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = dir.path().join("nginx.conf");
     // Names are asked for when the configuration is read, and there are none here.
-    let text = (1..=3).fold(read("docker/nginx.conf"), |text, node| text.replace(&format!("node-{node}:"), "127.0.0.1:"));
-    std::fs::write(&config, text.replace("/tmp/", &format!("{}/", dir.path().display()))).expect("written");
-    let run = Command::new(nginx).arg("-t").arg("-p").arg(dir.path()).arg("-c").arg(&config).output().expect("nginx runs");
+    let text = (1..=3).fold(read("docker/nginx.conf"), |text, node| {
+        text.replace(&format!("node-{node}:"), "127.0.0.1:")
+    });
+    std::fs::write(&config, text.replace("/tmp/", &format!("{}/", dir.path().display())))
+        .expect("written");
+    let run = Command::new(nginx)
+        .arg("-t")
+        .arg("-p")
+        .arg(dir.path())
+        .arg("-c")
+        .arg(&config)
+        .output()
+        .expect("nginx runs");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 }
 

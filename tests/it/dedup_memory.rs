@@ -1,4 +1,5 @@
-//! What an event id costs in memory, as the system counts it: in a process of its own that does nothing else.
+//! What an event id costs in memory, as the system counts it: in a process of its own that does
+//! nothing else.
 
 use std::process::Command;
 
@@ -29,14 +30,16 @@ fn take(dedup: &mut Dedup, ids: std::ops::Range<u64>, at: impl Fn(u64) -> i64) {
     }
 }
 
-/// Bytes of memory that this process has asked for and uses; the pages of the program itself do not count.
+/// Bytes of memory that this process has asked for and uses; the pages of the program itself do not
+/// count.
 fn memory() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find(|line| line.starts_with("RssAnon")).expect("a line");
     line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).expect("a number") * 1024.0
 }
 
-/// The process that is measured: three hours of ids, each with an append time of its own; the most that one cost once there were many.
+/// The process that is measured: three hours of ids, each with an append time of its own; the most
+/// that one cost once there were many.
 #[allow(clippy::print_stdout)] // how the parent hears of it
 fn measured() {
     let before = memory();
@@ -48,7 +51,8 @@ fn measured() {
             most = most.max((memory() - before) / dedup.len() as f64);
         }
     }
-    let (now, asked) = ((memory() - before) / dedup.len() as f64, dedup.heap_bytes() as f64 / dedup.len() as f64);
+    let (now, asked) =
+        ((memory() - before) / dedup.len() as f64, dedup.heap_bytes() as f64 / dedup.len() as f64);
     println!("ids {} bytes {now:.2} most {most:.2} asked {asked:.2}", dedup.len());
 }
 
@@ -64,7 +68,11 @@ fn an_id_costs_at_most_twenty_four_bytes() {
         .output()
         .expect("it runs");
     let text = String::from_utf8_lossy(&child.stdout).into_owned();
-    let line = text.lines().find_map(|line| line.split_once("ids ")).unwrap_or_else(|| panic!("nothing was measured: {text}")).1;
+    let line = text
+        .lines()
+        .find_map(|line| line.split_once("ids "))
+        .unwrap_or_else(|| panic!("nothing was measured: {text}"))
+        .1;
     let words: Vec<&str> = line.split(' ').collect();
     let number = |at: usize| words[at].parse::<f64>().expect("a number");
     assert!(number(0) >= (3_600 * PER_SECOND) as f64, "an hour of ids: {line}");
@@ -78,9 +86,15 @@ fn an_hour_of_ids_at_the_mean_rate_is_kept_by_default() {
     take(&mut dedup, 0..hours(2), at);
     let now = at(hours(2));
     assert_eq!((dedup.crowded_out(), dedup.horizon_ms(now)), (0, HOUR));
-    assert!(!dedup.is_new(id(hours(1) + PER_SECOND), now) && dedup.is_new(id(hours(1) - PER_SECOND), now));
+    assert!(
+        !dedup.is_new(id(hours(1) + PER_SECOND), now)
+            && dedup.is_new(id(hours(1) - PER_SECOND), now)
+    );
     // More than there is room for: what is known is said.
     let mut dedup = Dedup::new(DedupRule { max_ids: 100_000, ..RULE }, 7);
     take(&mut dedup, 0..400_000, |number| number.cast_signed());
-    assert_eq!((dedup.len(), dedup.crowded_out(), dedup.horizon_ms(399_999)), (100_000, 300_000, 100_000));
+    assert_eq!(
+        (dedup.len(), dedup.crowded_out(), dedup.horizon_ms(399_999)),
+        (100_000, 300_000, 100_000)
+    );
 }

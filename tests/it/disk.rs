@@ -1,7 +1,8 @@
-//! Disks that take no writes: full, without inodes, read-only, the store's alone; and a process without file descriptors, or with a limit
-//! on the size of its files. Each with a
-//! restart in it. What holds in all of them: nothing acknowledged is lost, nothing counts twice, queries are answered throughout, writes
-//! that cannot be kept are refused by name, and everything goes on by itself.
+//! Disks that take no writes: full, without inodes, read-only, the store's alone; and a process
+//! without file descriptors, or with a limit on the size of its files. Each with a
+//! restart in it. What holds in all of them: nothing acknowledged is lost, nothing counts twice,
+//! queries are answered throughout, writes that cannot be kept are refused by name, and everything
+//! goes on by itself.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,11 +16,15 @@ impl Disk {
     /// `None` where a test may not mount: said loudly, because nothing is tested then.
     fn mount(at: PathBuf, options: &str) -> Option<Self> {
         std::fs::create_dir_all(&at).expect("a mount point");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&at).output();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&at).output();
         match mounted {
             Ok(output) if output.status.success() => Some(Self(at)),
             other => {
-                eprintln!("SKIPPED: this machine lets no test mount a file system, so full disks are not tested: {other:?}");
+                eprintln!(
+                    "SKIPPED: this machine lets no test mount a file system, so full disks are \
+                     not tested: {other:?}"
+                );
                 None
             }
         }
@@ -27,7 +32,10 @@ impl Disk {
 
     fn remount(&self, options: &str) {
         until("the file system is mounted anew", || {
-            let mount = Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(&self.0).output();
+            let mount = Command::new("mount")
+                .args(["-o", &format!("remount,{options}")])
+                .arg(&self.0)
+                .output();
             mount.expect("mount runs").status.success()
         });
     }
@@ -36,7 +44,9 @@ impl Disk {
     fn fill(&self) {
         for size in [1 << 20, 4 << 10, 1] {
             for n in 0.. {
-                if std::fs::write(self.0.join(format!("ballast-{size}-{n}")), vec![7; size]).is_err() {
+                if std::fs::write(self.0.join(format!("ballast-{size}-{n}")), vec![7; size])
+                    .is_err()
+                {
                     break;
                 }
                 assert!(n < 100_000, "the disk does not become full");
@@ -83,10 +93,15 @@ impl Ledger {
     fn send(&mut self, server: &Server, size: usize) -> (u16, String) {
         self.sent += 1;
         let noise: String = (0..size as u64 / 64 + 1)
-            .map(|n| blake3::hash(&[self.sent.to_le_bytes(), n.to_le_bytes()].concat()).to_hex().to_string())
+            .map(|n| {
+                blake3::hash(&[self.sent.to_le_bytes(), n.to_le_bytes()].concat())
+                    .to_hex()
+                    .to_string()
+            })
             .collect();
         let noise = &noise[..size.min(noise.len())];
-        let (status, answer) = server.post(&format!(r#"{{"metric":"m","id":"{}","properties":"{noise}"}}"#, self.sent));
+        let (status, answer) = server
+            .post(&format!(r#"{{"metric":"m","id":"{}","properties":"{noise}"}}"#, self.sent));
         self.acked += u64::from(status == 202);
         (status, answer["error"]["code"].as_str().unwrap_or_default().to_owned())
     }
@@ -169,7 +184,13 @@ impl End {
 fn start_limited(data: &Path, kib: u32) -> Server {
     let port = free_port();
     let mut command = Command::new("bash");
-    command.args(["-c", &format!("ulimit -f {kib} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_rollmill"), "serve", "--data"]);
+    command.args([
+        "-c",
+        &format!("ulimit -f {kib} && exec \"$0\" \"$@\""),
+        env!("CARGO_BIN_EXE_rollmill"),
+        "serve",
+        "--data",
+    ]);
     command.arg(data).args(["--listen", &format!("127.0.0.1:{port}")]);
     for (key, value) in SMALL {
         command.env(format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase()), value);
@@ -221,7 +242,8 @@ impl Trial<'_> {
         if !self.at_rest {
             (self.breaks)(&disk);
             ledger.send_until_refused(&server, "disk_full");
-            // What fits into what the log has reserved may still be taken; it must then be there for good.
+            // What fits into what the log has reserved may still be taken; it must then be there
+            // for good.
             for _ in 0..5 {
                 ledger.send(&server, 10);
             }
@@ -235,7 +257,10 @@ impl Trial<'_> {
         server.wait_alive();
         refuses_writes(&server, &mut ledger, "disk_full");
         ledger.is_counted(&server);
-        assert!(metric(&server, r#"rollmill_writes_refused_total{reason="disk_full"}"#).is_some_and(|refused| refused >= 1.0));
+        assert!(
+            metric(&server, r#"rollmill_writes_refused_total{reason="disk_full"}"#)
+                .is_some_and(|refused| refused >= 1.0)
+        );
         // Once more: a start on such a disk changes nothing.
         end.of(server);
         (self.breaks)(&disk);
@@ -249,12 +274,15 @@ impl Trial<'_> {
         server.wait_ready("shards");
         ledger.is_counted(&server);
         until("everything is in the store", || server.accounted()[0] == ledger.acked);
-        for name in ["rollmill_disk_free_bytes", "rollmill_log_size_bytes", "rollmill_store_size_bytes"] {
+        for name in
+            ["rollmill_disk_free_bytes", "rollmill_log_size_bytes", "rollmill_store_size_bytes"]
+        {
             until(name, || metric(&server, name).is_some_and(|bytes| bytes > 0.0));
         }
         assert_eq!(server.stop(), Some(0));
         let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
-        let said = String::from_utf8_lossy(&verified.stdout).into_owned() + &String::from_utf8_lossy(&verified.stderr);
+        let said = String::from_utf8_lossy(&verified.stdout).into_owned()
+            + &String::from_utf8_lossy(&verified.stderr);
         assert_eq!(verified.status.code(), Some(0), "{said}");
         let log = log_of(&data);
         for line in ["WARN", "the log refuses writes", "the log takes writes again"] {
@@ -266,27 +294,42 @@ impl Trial<'_> {
 
 #[test]
 fn a_full_disk_costs_nothing_acknowledged_and_no_answer() {
-    let trial = Trial { options: "size=24m,nr_inodes=4k", breaks: &Disk::fill, mends: &Disk::free, at_rest: false };
+    let trial = Trial {
+        options: "size=24m,nr_inodes=4k",
+        breaks: &Disk::fill,
+        mends: &Disk::free,
+        at_rest: false,
+    };
     trial.run(End::Term);
     trial.run(End::Kill);
 }
 
 #[test]
 fn a_disk_without_inodes_costs_nothing_acknowledged_and_no_answer() {
-    let trial = Trial { options: "size=64m,nr_inodes=400", breaks: &Disk::use_up_inodes, mends: &Disk::free, at_rest: false };
+    let trial = Trial {
+        options: "size=64m,nr_inodes=400",
+        breaks: &Disk::use_up_inodes,
+        mends: &Disk::free,
+        at_rest: false,
+    };
     trial.run(End::Term);
     trial.run(End::Kill);
 }
 
 #[test]
 fn a_read_only_disk_costs_nothing_acknowledged_and_no_answer() {
-    let trial =
-        Trial { options: "size=64m", breaks: &|disk| disk.remount("ro"), mends: &|disk| disk.remount("rw"), at_rest: true };
+    let trial = Trial {
+        options: "size=64m",
+        breaks: &|disk| disk.remount("ro"),
+        mends: &|disk| disk.remount("rw"),
+        at_rest: true,
+    };
     trial.run(End::Term);
     trial.run(End::Kill);
 }
 
-/// The disk of field report A: as large as a few segments, filled by the node itself, grown afterwards.
+/// The disk of field report A: as large as a few segments, filled by the node itself, grown
+/// afterwards.
 #[test]
 fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
     for end in [End::Term, End::Kill] {
@@ -295,7 +338,8 @@ fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
             let data = dir.path().join("data");
             let Some(disk) = Disk::mount(data.clone(), "size=12m") else { return };
             // Nothing is released, so that the log does fill it.
-            let keeps = &[&SMALL[..2], &[("archive.max_delay", "1h"), ("flush.interval", "1h")]].concat();
+            let keeps =
+                &[&SMALL[..2], &[("archive.max_delay", "1h"), ("flush.interval", "1h")]].concat();
             let mut ledger = Ledger::default();
             let server = Server::start(&data, keeps);
             ledger.send_until_refused(&server, "disk_full");
@@ -308,7 +352,12 @@ fn a_disk_that_the_node_itself_has_filled_loses_nothing_over_a_restart() {
             ledger.is_counted(&server);
             End::Term.of(server);
             let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
-            assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stderr));
+            assert_eq!(
+                verified.status.code(),
+                Some(0),
+                "{}",
+                String::from_utf8_lossy(&verified.stderr)
+            );
         }
     }
 }
@@ -341,7 +390,12 @@ fn a_store_on_a_full_disk_refuses_no_write_and_no_query() {
         ledger.is_counted(&server);
         assert_eq!(server.stop(), Some(0));
         let verified = Server::cli(&["verify", "--data", &data.display().to_string()]);
-        assert_eq!(verified.status.code(), Some(0), "{}", String::from_utf8_lossy(&verified.stderr));
+        assert_eq!(
+            verified.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&verified.stderr)
+        );
     }
 }
 
@@ -363,41 +417,60 @@ fn with_descriptors(data: &Path, port: u16, limits: &str, env: &[(&str, &str)]) 
     std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| {
         command.env_remove(name);
     });
-    command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
+    command.envs(
+        env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)),
+    );
     Server::run(command, data, port)
 }
 
 #[test]
-fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_they_are_enough_for() {
+fn a_node_takes_the_descriptors_that_it_may_have_and_no_more_connections_than_they_are_enough_for()
+{
     let dir = tempfile::tempdir().expect("a directory");
     let limit = |server: &Server| {
-        let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).expect("proc");
+        let limits =
+            std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).expect("proc");
         limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit").to_owned()
     };
-    let mut server = with_descriptors(&dir.path().join("soft"), free_port(), "-Sn 256; ulimit -Hn 2048", SMALL);
+    let mut server =
+        with_descriptors(&dir.path().join("soft"), free_port(), "-Sn 256; ulimit -Hn 2048", SMALL);
     server.wait_ready("gateway");
     assert!(limit(&server).matches("2048").count() == 2, "{}", limit(&server));
     assert_eq!(server.stop(), Some(0));
     assert!(log_of(&dir.path().join("soft")).contains("server.max_connections is lowered"));
 
-    // As many idle connections as it takes, and more: writes go on, and the log grows over several segments.
+    // As many idle connections as it takes, and more: writes go on, and the log grows over several
+    // segments.
     let data = dir.path().join("hard");
     let mut server = with_descriptors(&data, free_port(), "-n 256", SMALL);
     server.wait_ready("gateway");
     let log = log_of(&data);
-    assert!(log.contains("server.max_connections is lowered") && log.contains("connections=156"), "{log}");
+    assert!(
+        log.contains("server.max_connections is lowered") && log.contains("connections=156"),
+        "{log}"
+    );
     let mut ledger = Ledger::default();
     let address = server.url.trim_start_matches("http://").to_owned();
     // One connection is ours before the others come, as that of a client that writes all the time.
     let (agent, url) = (agent(), format!("{}/v1/events", server.url));
     let write = |n: u64| {
-        let noise: String =
-            (0..90u64).map(|i| blake3::hash(&[n.to_le_bytes(), i.to_le_bytes()].concat()).to_hex().to_string()).collect();
+        let noise: String = (0..90u64)
+            .map(|i| {
+                blake3::hash(&[n.to_le_bytes(), i.to_le_bytes()].concat()).to_hex().to_string()
+            })
+            .collect();
         let body = format!(r#"{{"metric":"m","id":"{n}","properties":"{noise}"}}"#);
-        agent.post(&url).header("content-type", "application/json").send(body).expect("an answer").status().as_u16()
+        agent
+            .post(&url)
+            .header("content-type", "application/json")
+            .send(body)
+            .expect("an answer")
+            .status()
+            .as_u16()
     };
     ledger.acked += u64::from(write(0) == 202);
-    let idle: Vec<_> = (0..400).filter_map(|_| std::net::TcpStream::connect(&address).ok()).collect();
+    let idle: Vec<_> =
+        (0..400).filter_map(|_| std::net::TcpStream::connect(&address).ok()).collect();
     for n in 1..1_500 {
         let status = write(n);
         assert_eq!(status, 202, "write {n}");

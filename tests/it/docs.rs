@@ -1,8 +1,9 @@
-//! The pages say what the program does: every command line in them is one of ours, and every block of shell runs as it stands, or says why
-//! it cannot run here.
+//! The pages say what the program does: every command line in them is one of ours, and every block
+//! of shell runs as it stands, or says why it cannot run here.
 //!
-//! A block is run in a directory of its own, in the order of its page, beside a node whose data is `./data` there. `# {…}` in a block is what
-//! the command before it prints. `<!-- not run: WHY -->` before a block leaves it out; `<!-- stopped -->` stops the node for it.
+//! A block is run in a directory of its own, in the order of its page, beside a node whose data is
+//! `./data` there. `# {…}` in a block is what the command before it prints. `<!-- not run: WHY -->`
+//! before a block leaves it out; `<!-- stopped -->` stops the node for it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,10 +20,16 @@ fn root() -> &'static Path {
 fn pages() -> Vec<(String, String)> {
     let mut paths = vec![root().join("README.md")];
     let docs = std::fs::read_dir(root().join("docs")).expect("docs/");
-    paths.extend(docs.map(|entry| entry.expect("entry").path()).filter(|path| path.extension().is_some_and(|e| e == "md")));
+    paths.extend(
+        docs.map(|entry| entry.expect("entry").path())
+            .filter(|path| path.extension().is_some_and(|e| e == "md")),
+    );
     paths.sort();
     let read = |path: &PathBuf| std::fs::read_to_string(path).expect("UTF-8");
-    paths.iter().map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), read(path))).collect()
+    paths
+        .iter()
+        .map(|path| (path.file_name().expect("a name").to_string_lossy().into_owned(), read(path)))
+        .collect()
 }
 
 /// A block of shell, and what the line before it says of it.
@@ -41,11 +48,26 @@ fn blocks(page: &str, text: &str) -> Vec<Block> {
             match open.take() {
                 Some(block) => found.push(block),
                 None if line == "```sh" => {
-                    let note = before.strip_prefix("<!-- ").and_then(|note| note.strip_suffix(" -->")).map(str::to_owned);
-                    open = Some(Block { page: page.to_owned(), line: number + 1, note, text: String::new() });
+                    let note = before
+                        .strip_prefix("<!-- ")
+                        .and_then(|note| note.strip_suffix(" -->"))
+                        .map(str::to_owned);
+                    open = Some(Block {
+                        page: page.to_owned(),
+                        line: number + 1,
+                        note,
+                        text: String::new(),
+                    });
                 }
                 // Another language: nothing in it is a block of shell.
-                None => open = Some(Block { page: String::new(), line: 0, note: None, text: String::new() }),
+                None => {
+                    open = Some(Block {
+                        page: String::new(),
+                        line: 0,
+                        note: None,
+                        text: String::new(),
+                    })
+                }
             }
         } else if let Some(block) = &mut open {
             block.text.push_str(line);
@@ -58,12 +80,17 @@ fn blocks(page: &str, text: &str) -> Vec<Block> {
     found
 }
 
-/// The command lines of ours in a piece of shell, words apart; comments, other programs, variables and redirections are left out.
+/// The command lines of ours in a piece of shell, words apart; comments, other programs, variables
+/// and redirections are left out.
 fn commands(shell: &str) -> Vec<Vec<String>> {
     let joined = shell.replace("\\\n", " ").replace("\\|", "/");
     let lines = joined.lines().map(|line| line.split(" #").next().unwrap_or_default());
-    let parts =
-        lines.flat_map(|line| line.split(['|', ';']).flat_map(|part| part.split("&&")).map(str::to_owned).collect::<Vec<_>>());
+    let parts = lines.flat_map(|line| {
+        line.split(['|', ';'])
+            .flat_map(|part| part.split("&&"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
     let mut found = Vec::new();
     for part in parts {
         let words: Vec<&str> = part.split_whitespace().collect();
@@ -83,16 +110,23 @@ fn commands(shell: &str) -> Vec<Vec<String>> {
 
 /// What stands between backticks outside of blocks.
 fn inline(text: &str) -> Vec<&str> {
-    text.lines().filter(|line| !line.starts_with("```")).flat_map(|line| line.split('`').skip(1).step_by(2)).collect()
+    text.lines()
+        .filter(|line| !line.starts_with("```"))
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .collect()
 }
 
 /// `quarantine list/release/discard` is three commands.
 fn alternatives(words: &[String]) -> Vec<Vec<String>> {
-    let at =
-        words.iter().position(|word| word.contains('/') && word.split('/').all(|w| w.bytes().all(|b| b.is_ascii_lowercase())));
+    let at = words.iter().position(|word| {
+        word.contains('/') && word.split('/').all(|w| w.bytes().all(|b| b.is_ascii_lowercase()))
+    });
     match at.filter(|at| *at == 1) {
         None => vec![words.to_vec()],
-        Some(at) => words[at].split('/').map(|one| [&words[..at], &[one.to_owned()], &words[at + 1..]].concat()).collect(),
+        Some(at) => words[at]
+            .split('/')
+            .map(|one| [&words[..at], &[one.to_owned()], &words[at + 1..]].concat())
+            .collect(),
     }
 }
 
@@ -101,19 +135,30 @@ fn every_command_line_in_the_pages_is_one_of_ours() {
     let (mut seen, mut wrong) = (0, Vec::new());
     for (page, text) in pages() {
         let shown = blocks(&page, &text).into_iter().map(|block| block.text);
-        let named = inline(&text).into_iter().filter(|code| code.starts_with("rollmill ")).map(str::to_owned);
-        for command in shown.chain(named).flat_map(|code| commands(&code)).flat_map(|words| alternatives(&words)) {
-            // `…` and `[FILE]` stand for what a reader fills in; an optional word is as good as none.
+        let named = inline(&text)
+            .into_iter()
+            .filter(|code| code.starts_with("rollmill "))
+            .map(str::to_owned);
+        for command in shown
+            .chain(named)
+            .flat_map(|code| commands(&code))
+            .flat_map(|words| alternatives(&words))
+        {
+            // `…` and `[FILE]` stand for what a reader fills in; an optional word is as good as
+            // none.
             if command.iter().any(|word| word.contains('…')) {
                 continue;
             }
-            let words: Vec<&str> = command.iter().filter(|word| !word.starts_with('[')).map(String::as_str).collect();
+            let words: Vec<&str> =
+                command.iter().filter(|word| !word.starts_with('[')).map(String::as_str).collect();
             seen += 1;
             let said = cli::check(&words).err().unwrap_or_default();
             // A page may name a command without what it needs, but nothing that it does not know.
-            let named_only = said.contains("required arguments were not provided") || said.contains("Usage: rollmill");
-            let unknown =
-                ["unexpected argument", "unrecognized subcommand", "invalid value"].iter().any(|why| said.contains(why));
+            let named_only = said.contains("required arguments were not provided")
+                || said.contains("Usage: rollmill");
+            let unknown = ["unexpected argument", "unrecognized subcommand", "invalid value"]
+                .iter()
+                .any(|why| said.contains(why));
             if !said.is_empty() && (unknown || !named_only) {
                 wrong.push(format!("{page}: rollmill {}: {said}", words.join(" ")));
             }
@@ -125,8 +170,8 @@ fn every_command_line_in_the_pages_is_one_of_ours() {
 
 #[test]
 fn mistakes_in_a_page_are_found() {
-    let page =
-        "`rollmill keys add --tenant shop --scope write`\n```sh\nX=1 rollmill verify --nope | cat  # why\nls rollmill\n```\n";
+    let page = "`rollmill keys add --tenant shop --scope write`\n```sh\nX=1 rollmill verify \
+                --nope | cat  # why\nls rollmill\n```\n";
     let found: Vec<_> = blocks("p", page).iter().flat_map(|block| commands(&block.text)).collect();
     assert_eq!(found, [["verify", "--nope"]]);
     assert!(cli::check(&["verify", "--nope"]).is_err());
@@ -148,7 +193,8 @@ impl Place {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir_all(dir.path().join("target/release")).expect("made");
         for name in ["rollmill", "target/release/rollmill"] {
-            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_rollmill"), dir.path().join(name)).expect("linked");
+            std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_rollmill"), dir.path().join(name))
+                .expect("linked");
         }
         let mut place = Self { dir, port: free_port(), server: None };
         place.start();
@@ -161,7 +207,9 @@ impl Place {
         let flights: Vec<String> = (1..8).map(event).collect();
         let server = place.server.as_ref().expect("it runs");
         assert_eq!(server.post(&format!("[{}]", flights.join(","))).0, 202);
-        server.await_everything("/v1/query?metric=departure_delay&step=all&from=2013-01-01T00:00:00Z");
+        server.await_everything(
+            "/v1/query?metric=departure_delay&step=all&from=2013-01-01T00:00:00Z",
+        );
         place
     }
 
@@ -175,10 +223,16 @@ impl Place {
         if stopped {
             assert_eq!(self.server.take().expect("it runs").stop(), Some(0));
         }
-        let script = format!("set -euo pipefail\n{}", block.text.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", self.port)));
+        let script = format!(
+            "set -euo pipefail\n{}",
+            block.text.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", self.port))
+        );
         let mut command = Command::new("bash");
-        std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
-        let path = format!("{}:{}", self.dir.path().display(), std::env::var("PATH").unwrap_or_default());
+        std::env::vars()
+            .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+            .for_each(|(name, _)| _ = command.env_remove(name));
+        let path =
+            format!("{}:{}", self.dir.path().display(), std::env::var("PATH").unwrap_or_default());
         let ran = command
             .args(["-c", &script])
             .current_dir(self.dir.path())
@@ -186,14 +240,21 @@ impl Place {
             .env("ROLLMILL_URL", format!("http://127.0.0.1:{}", self.port))
             .output()
             .expect("bash runs");
-        let (said, complained) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        let (said, complained) =
+            (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
         let place = format!("{}, line {}", block.page, block.line);
         assert!(ran.status.success(), "{place}: {}\n{said}\n{complained}", ran.status);
         for refusal in ["{\"error\":", "rollmill:"] {
-            assert!(!said.contains(refusal) && !complained.contains(refusal), "{place}:\n{said}\n{complained}");
+            assert!(
+                !said.contains(refusal) && !complained.contains(refusal),
+                "{place}:\n{said}\n{complained}"
+            );
         }
         for promised in block.text.lines().filter_map(|line| line.strip_prefix("# {")) {
-            assert!(said.contains(&format!("{{{promised}")), "{place} promises {{{promised} and prints:\n{said}");
+            assert!(
+                said.contains(&format!("{{{promised}")),
+                "{place} promises {{{promised} and prints:\n{said}"
+            );
         }
         if stopped {
             self.start();
@@ -208,7 +269,9 @@ fn every_block_of_shell_in_the_pages_runs_or_says_why_not() {
     for (page, text) in pages() {
         for block in blocks(&page, &text) {
             match block.note.as_deref() {
-                Some(note) if note.starts_with("not run: ") => assert!(note.len() > 20, "{page}, line {}: say why", block.line),
+                Some(note) if note.starts_with("not run: ") => {
+                    assert!(note.len() > 20, "{page}, line {}: say why", block.line)
+                }
                 _ => {
                     place.run(&block);
                     ran += 1;

@@ -1,4 +1,5 @@
-//! Real input: the flights of 2013 in order of departure give exactly the answers computed independently.
+//! Real input: the flights of 2013 in order of departure give exactly the answers computed
+//! independently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -21,14 +22,16 @@ struct Expected {
 
 /// The flights: named by the Makefile, or beside the checkout.
 pub fn flights() -> PathBuf {
-    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/nycflights13/events_by_arrival.csv.gz");
+    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared/data/nycflights13/events_by_arrival.csv.gz");
     std::env::var_os("ROLLMILL_FLIGHTS").map_or(default, PathBuf::from)
 }
 
 /// An independent fold of the file: hour and origin/carrier to count, values and users.
 fn fold() -> BTreeMap<(String, String), Expected> {
     let mut text = String::new();
-    let file = std::fs::File::open(flights()).expect("the flights are there: run the tests through `make test`");
+    let file = std::fs::File::open(flights())
+        .expect("the flights are there: run the tests through `make test`");
     flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("gzip");
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let mut folded: BTreeMap<(String, String), Expected> = BTreeMap::new();
@@ -68,15 +71,22 @@ fn check_point(at: &str, expected: &mut Expected, point: &serde_json::Value) {
         }
         let rank = nearest_rank(&expected.values, q);
         let got = point[name].as_f64().expect("a number");
-        assert!((got - rank).abs() <= rank.abs() * 0.01 + 1e-9, "{name} of {at} is {got}, nearest rank {rank}");
+        assert!(
+            (got - rank).abs() <= rank.abs() * 0.01 + 1e-9,
+            "{name} of {at} is {got}, nearest rank {rank}"
+        );
     }
 }
 
 #[test]
 fn a_year_of_flights_is_exact() {
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Server::start(&dir.path().join("data"), &[("flush.interval", "1s"), ("query.max_points", "1000000")]);
-    let (file, resume) = (flights().display().to_string(), dir.path().join("flights.sent").display().to_string());
+    let server = Server::start(
+        &dir.path().join("data"),
+        &[("flush.interval", "1s"), ("query.max_points", "1000000")],
+    );
+    let (file, resume) =
+        (flights().display().to_string(), dir.path().join("flights.sent").display().to_string());
     let send = || {
         Server::cli(&[
             "send",
@@ -103,14 +113,17 @@ fn a_year_of_flights_is_exact() {
         let output = send();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    let path = "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:00Z&by=origin,carrier\
-                &agg=count,sum,min,max,distinct,p50,p95,p99";
+    let path = "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:\
+                00Z&by=origin,carrier&agg=count,sum,min,max,distinct,p50,p95,p99";
     let mut expected = fold();
     let total: u64 = expected.values().map(|e| e.count).sum();
     assert_eq!(total, 336_776);
     let answer = server.await_query(path, |a| {
         let series = a["series"].as_array().into_iter().flatten();
-        series.flat_map(|s| s["points"].as_array().into_iter().flatten()).filter_map(|p| p["count"].as_u64()).sum::<u64>()
+        series
+            .flat_map(|s| s["points"].as_array().into_iter().flatten())
+            .filter_map(|p| p["count"].as_u64())
+            .sum::<u64>()
             == total
     });
     for series in answer["series"].as_array().expect("series") {
@@ -118,7 +131,9 @@ fn a_year_of_flights_is_exact() {
         let name = format!("{}/{}", label("origin"), label("carrier"));
         for point in series["points"].as_array().expect("points") {
             let hour = point["t"].as_str().expect("a time").to_owned();
-            let mut row = expected.remove(&(hour.clone(), name.clone())).unwrap_or_else(|| panic!("{name} {hour} is too much"));
+            let mut row = expected
+                .remove(&(hour.clone(), name.clone()))
+                .unwrap_or_else(|| panic!("{name} {hour} is too much"));
             check_point(&format!("{name} {hour}"), &mut row, point);
         }
     }
@@ -126,7 +141,8 @@ fn a_year_of_flights_is_exact() {
     assert_eq!(server.stop(), Some(0));
 }
 
-/// The reference answers stand beside the input when it is the checkout's own; input fetched elsewhere comes without.
+/// The reference answers stand beside the input when it is the checkout's own; input fetched
+/// elsewhere comes without.
 fn reference(name: &str) -> Option<String> {
     let path = flights().parent()?.join(name);
     let bytes = std::fs::read(path).ok()?;
@@ -139,7 +155,8 @@ fn reference(name: &str) -> Option<String> {
     Some(text)
 }
 
-/// Compares an answer with a file of reference answers, row by row; rows are found by time and label, either may be absent.
+/// Compares an answer with a file of reference answers, row by row; rows are found by time and
+/// label, either may be absent.
 fn check_reference(server: &Server, file: &str, step: &str, by: &str) -> usize {
     let Some(text) = reference(file) else { return 0 };
     let mut reader = csv::Reader::from_reader(text.as_bytes());
@@ -151,22 +168,38 @@ fn check_reference(server: &Server, file: &str, step: &str, by: &str) -> usize {
     let time = |row: &csv::StringRecord| [column(row, "hour"), column(row, "day")].concat();
     let mut expected: BTreeMap<(String, String), csv::StringRecord> =
         rows.map(|row| ((time(&row), column(&row, "label")), row)).collect();
-    let (all, total) =
-        (expected.len(), expected.values().map(|row| column(row, "events").parse::<u64>().expect("events")).sum::<u64>());
+    let (all, total) = (
+        expected.len(),
+        expected
+            .values()
+            .map(|row| column(row, "events").parse::<u64>().expect("events"))
+            .sum::<u64>(),
+    );
     let groups = if by.is_empty() { String::new() } else { format!("&by={by}") };
     let path = format!(
-        "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:00Z&step={step}{groups}\
-         &agg=count,sum,avg,min,max,distinct,p50,p95,p99"
+        "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:00Z&\
+         step={step}{groups}&agg=count,sum,avg,min,max,distinct,p50,p95,p99"
     );
     let answer = server.await_query(&path, |a| count(a) == total);
     for series in answer["series"].as_array().expect("series") {
         let label = |name: &str| series["labels"][name].as_str().unwrap_or("").to_owned();
-        let label = if by.is_empty() { String::new() } else { format!("{}/{}", label("origin"), label("carrier")) };
+        let label = if by.is_empty() {
+            String::new()
+        } else {
+            format!("{}/{}", label("origin"), label("carrier"))
+        };
         for point in series["points"].as_array().expect("points") {
-            let time = if step == "all" { String::new() } else { point["t"].as_str().expect("a time").to_owned() };
-            let row =
-                expected.remove(&(time.clone(), label.clone())).unwrap_or_else(|| panic!("{file}: {time} {label} is too much"));
-            compare(&format!("{file} {time} {label}"), point, |name| column(&row, name).parse::<f64>().ok());
+            let time = if step == "all" {
+                String::new()
+            } else {
+                point["t"].as_str().expect("a time").to_owned()
+            };
+            let row = expected
+                .remove(&(time.clone(), label.clone()))
+                .unwrap_or_else(|| panic!("{file}: {time} {label} is too much"));
+            compare(&format!("{file} {time} {label}"), point, |name| {
+                column(&row, name).parse::<f64>().ok()
+            });
         }
     }
     assert!(expected.is_empty(), "{file}: {} rows are missing", expected.len());
@@ -174,17 +207,25 @@ fn check_reference(server: &Server, file: &str, step: &str, by: &str) -> usize {
 }
 
 fn compare(at: &str, point: &serde_json::Value, expected: impl Fn(&str) -> Option<f64>) {
-    for (name, column) in [("count", "events"), ("sum", "sum_val"), ("min", "min_val"), ("max", "max_val")] {
+    for (name, column) in
+        [("count", "events"), ("sum", "sum_val"), ("min", "min_val"), ("max", "max_val")]
+    {
         assert_eq!(point[name].as_f64(), expected(column), "{name} of {at}");
     }
     let users = expected("users").expect("users");
     let distinct = point["distinct"].as_f64().expect("distinct");
     let allowed = if users < 1_000.0 { 0.0 } else { users * 0.02 };
-    assert!((distinct - users).abs() <= allowed, "distinct of {at} is {distinct}, expected {users}");
+    assert!(
+        (distinct - users).abs() <= allowed,
+        "distinct of {at} is {distinct}, expected {users}"
+    );
     for (name, column) in [("p50", "p50_disc"), ("p95", "p95_disc"), ("p99", "p99_disc")] {
         match (point[name].as_f64(), expected(column)) {
             (Some(got), Some(want)) => {
-                assert!((got - want).abs() <= want.abs() * 0.01 + 1e-9, "{name} of {at} is {got}, nearest rank {want}")
+                assert!(
+                    (got - want).abs() <= want.abs() * 0.01 + 1e-9,
+                    "{name} of {at} is {got}, nearest rank {want}"
+                )
             }
             (got, want) => assert_eq!(got, want, "{name} of {at}"),
         }
@@ -196,14 +237,19 @@ fn compare(at: &str, point: &serde_json::Value, expected: impl Fn(&str) -> Optio
 }
 
 fn count(answer: &serde_json::Value) -> u64 {
-    let points = answer["series"].as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+    let points = answer["series"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|s| s["points"].as_array().into_iter().flatten());
     points.filter_map(|p| p["count"].as_u64()).sum()
 }
 
 /// The flights as events, each with an id of its own.
 fn events() -> Vec<String> {
     let mut text = String::new();
-    let file = std::fs::File::open(flights()).expect("the flights are there: run the tests through `make test`");
+    let file = std::fs::File::open(flights())
+        .expect("the flights are there: run the tests through `make test`");
     flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("gzip");
     let mut reader = csv::Reader::from_reader(text.as_bytes());
     let event = |(n, row): (usize, csv::StringRecord)| {
@@ -237,7 +283,12 @@ fn send_http(url: &str, batches: &[String], acked: &AtomicUsize) {
     let agent = agent();
     for body in batches {
         for _ in 0..2 {
-            let sent = || agent.post(format!("{url}/v1/events")).header("content-type", "application/json").send(body);
+            let sent = || {
+                agent
+                    .post(format!("{url}/v1/events"))
+                    .header("content-type", "application/json")
+                    .send(body)
+            };
             while !sent().is_ok_and(|answer| answer.status() == 202) {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -246,7 +297,8 @@ fn send_http(url: &str, batches: &[String], acked: &AtomicUsize) {
     }
 }
 
-/// The same over a WebSocket: a connection that breaks is made again and goes on with the first batch that was not acknowledged.
+/// The same over a WebSocket: a connection that breaks is made again and goes on with the first
+/// batch that was not acknowledged.
 fn send_ws(url: &str, batches: &[String], acked: &AtomicUsize) {
     use tokio_tungstenite::tungstenite::{self, Message};
     let url = format!("{}/v1/ws", url.replace("http", "ws"));
@@ -260,10 +312,9 @@ fn send_ws(url: &str, batches: &[String], acked: &AtomicUsize) {
         };
         while next < batches.len() {
             let window = next..(next + 8).min(batches.len());
-            let sent = window
-                .clone()
-                .chain(window.clone())
-                .try_for_each(|at| socket.send(Message::text(format!(r#"{{"seq":{at},"events":{}}}"#, batches[at]))));
+            let sent = window.clone().chain(window.clone()).try_for_each(|at| {
+                socket.send(Message::text(format!(r#"{{"seq":{at},"events":{}}}"#, batches[at])))
+            });
             let mut answers = 2 * window.len();
             while sent.is_ok() && answers > 0 {
                 match socket.read() {
@@ -285,20 +336,24 @@ fn batches(events: &[String], size: usize) -> Vec<String> {
     events.chunks(size).map(|chunk| format!("[{}]", chunk.join(","))).collect()
 }
 
-/// Four clients, one of them on a WebSocket; every batch twice; the server is killed `kills` times on the way.
+/// Four clients, one of them on a WebSocket; every batch twice; the server is killed `kills` times
+/// on the way.
 fn run_scattered(dir: &Path, events: &[String], kills: usize) -> BTreeMap<(String, i32), Vec<u8>> {
     let (data, port) = (dir.join("data"), free_port());
     let settings = [("flush.interval", "300ms"), ("archive.max_delay", "500ms")];
     std::fs::create_dir_all(dir).expect("a directory");
     let mut server = Some(Server::start_on(&data, port, &settings));
     let url = format!("http://127.0.0.1:{port}");
-    let parts: Vec<Vec<String>> = events.chunks(events.len().div_ceil(4)).map(|part| batches(part, 500)).collect();
+    let parts: Vec<Vec<String>> =
+        events.chunks(events.len().div_ceil(4)).map(|part| batches(part, 500)).collect();
     let total: usize = parts.iter().map(Vec::len).sum();
     let acked = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let (url, acked) = (url.as_str(), &acked);
         for (at, part) in parts.iter().enumerate() {
-            scope.spawn(move || if at == 0 { send_ws(url, part, acked) } else { send_http(url, part, acked) });
+            scope.spawn(move || {
+                if at == 0 { send_ws(url, part, acked) } else { send_http(url, part, acked) }
+            });
         }
         for kill in 1..=kills {
             let due = total * kill / (kills + 1);
@@ -311,7 +366,8 @@ fn run_scattered(dir: &Path, events: &[String], kills: usize) -> BTreeMap<(Strin
             server = Some(Server::start_on(&data, port, &settings));
         }
     });
-    let path = "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:00Z&step=all";
+    let path = "/v1/query?metric=departure_delay&from=2013-01-01T00:00:00Z&to=2014-01-02T00:00:\
+                00Z&step=all";
     let server = server.expect("it runs");
     server.await_query(path, |a| count(a) == events.len() as u64);
     assert_eq!(server.stop(), Some(0));
@@ -343,7 +399,11 @@ fn order_clients_repetition_websocket_and_kills_change_no_byte() {
     let dir = tempfile::tempdir().expect("a directory");
     let in_order = {
         let (data, port) = (dir.path().join("ordered"), free_port());
-        let server = Server::start_on(&data, port, &[("flush.interval", "1s"), ("query.max_points", "1000000")]);
+        let server = Server::start_on(
+            &data,
+            port,
+            &[("flush.interval", "1s"), ("query.max_points", "1000000")],
+        );
         for body in batches(&events, 5_000) {
             assert_eq!(server.post(&body).0, 202);
         }
@@ -367,7 +427,8 @@ fn order_clients_repetition_websocket_and_kills_change_no_byte() {
     }
     let scattered = run_scattered(&dir.path().join("scattered"), &events, 3);
     assert_eq!(in_order.len(), scattered.len());
-    let differing = in_order.iter().filter(|(key, bytes)| scattered.get(*key) != Some(bytes)).count();
+    let differing =
+        in_order.iter().filter(|(key, bytes)| scattered.get(*key) != Some(bytes)).count();
     assert_eq!(differing, 0, "rollups differ in their bytes");
     println!("{} rollups are byte-identical", in_order.len());
 }

@@ -1,4 +1,5 @@
-//! A crowd that means harm, against the real binary: slow sockets, bombs, endless labels, forged log records.
+//! A crowd that means harm, against the real binary: slow sockets, bombs, endless labels, forged
+//! log records.
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
@@ -19,7 +20,8 @@ fn connect(server: &Server) -> TcpStream {
     TcpStream::connect(server.url.trim_start_matches("http://")).expect("connected")
 }
 
-/// Sends a byte on each socket every 50 ms until told to stop; then what each was answered, if it was closed.
+/// Sends a byte on each socket every 50 ms until told to stop; then what each was answered, if it
+/// was closed.
 fn trickle(mut sockets: Vec<TcpStream>, stop: &AtomicBool) -> Vec<Option<String>> {
     sockets.iter().for_each(|socket| socket.set_nonblocking(true).expect("set"));
     while !stop.load(Ordering::Acquire) {
@@ -64,7 +66,9 @@ fn a_crowd_of_slow_sockets_does_not_slow_others() {
     while began.elapsed() < Duration::from_secs(5) || sent < 50 {
         assert!(began.elapsed() < PATIENCE, "{sent} writes");
         let asked = Instant::now();
-        let answer = agent.post(format!("{}/v1/events", server.url)).header("content-type", "application/json");
+        let answer = agent
+            .post(format!("{}/v1/events", server.url))
+            .header("content-type", "application/json");
         assert_eq!(answer.send(r#"{"metric":"m"}"#).expect("an answer").status().as_u16(), 202);
         slow += u64::from(asked.elapsed() > Duration::from_secs(2));
         sent += 1;
@@ -77,14 +81,20 @@ fn a_crowd_of_slow_sockets_does_not_slow_others() {
     assert!(slow * 10 < sent, "{slow} of {sent} writes took more than 2 s");
     assert!(heads.iter().all(Option::is_some), "a slow head is still open");
     assert!(bodies.iter().all(Option::is_some), "a slow body is still open");
-    let told =
-        bodies.iter().flatten().filter(|answer| answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout")).count();
+    let told = bodies
+        .iter()
+        .flatten()
+        .filter(|answer| answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"))
+        .count();
     assert!(told > 0, "nobody was told 408: {:?}", bodies.first());
-    server.await_query("/v1/query?metric=m&step=all", |a| a["series"][0]["points"][0]["count"] == sent);
+    server.await_query("/v1/query?metric=m&step=all", |a| {
+        a["series"][0]["points"][0]["count"] == sent
+    });
 }
 
 fn peak_bytes(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a status");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a status");
     let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("a peak");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
 }
@@ -106,32 +116,52 @@ fn hostile_bodies_take_no_memory_to_speak_of() {
         let (status, answer) = server.post_as(prefix, "application/msgpack", &[]);
         assert!(matches!(status, 400 | 413), "{prefix:x?}: {status} {answer}");
     }
-    assert!(peak_bytes(&server) - before < 16 << 20, "lengths that were only told took {}", peak_bytes(&server) - before);
+    assert!(
+        peak_bytes(&server) - before < 16 << 20,
+        "lengths that were only told took {}",
+        peak_bytes(&server) - before
+    );
 
     let zeros = vec![b' '; 256 << 20];
     let bomb = zstd::encode_all(&zeros[..], 1).expect("packed");
     drop(zeros);
     let began = Instant::now();
     for _ in 0..10 {
-        assert_eq!(server.post_as(&bomb, "application/json", &[("content-encoding", "zstd")]).0, 413);
+        assert_eq!(
+            server.post_as(&bomb, "application/json", &[("content-encoding", "zstd")]).0,
+            413
+        );
     }
     let keys: String = (0..200_000).map(|n| format!(r#""k{n}":{n},"#)).collect();
     let many = format!(r#"{{"metric":"m","properties":{{{keys}"z":0}}}}"#);
-    for body in [many, "[".repeat(4_000_000), format!(r#"{{"metric":"m","properties":{}"#, r#"{"a":"#.repeat(500_000))] {
+    for body in [
+        many,
+        "[".repeat(4_000_000),
+        format!(r#"{{"metric":"m","properties":{}"#, r#"{"a":"#.repeat(500_000)),
+    ] {
         let (status, answer) = server.post(&body);
         assert!(matches!(status, 400 | 422), "{status} {answer}");
     }
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
-    // What a bomb may take once, on each of the few threads that unpack; 10 of them would be 2.5 GiB.
-    assert!(peak_bytes(&server) - before < 160 << 20, "bombs took {}", peak_bytes(&server) - before);
+    // What a bomb may take once, on each of the few threads that unpack; 10 of them would be 2.5
+    // GiB.
+    assert!(
+        peak_bytes(&server) - before < 160 << 20,
+        "bombs took {}",
+        peak_bytes(&server) - before
+    );
     assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202);
 }
 
 fn metric(server: &Server, name: &str) -> u64 {
     let (status, page) = server.get("/metrics");
     assert_eq!(status, 200);
-    let line =
-        page.as_str().expect("text").lines().find(|line| line.starts_with(name) && !line.starts_with('#')).map(str::to_owned);
+    let line = page
+        .as_str()
+        .expect("text")
+        .lines()
+        .find(|line| line.starts_with(name) && !line.starts_with('#'))
+        .map(str::to_owned);
     line.and_then(|line| line.rsplit(' ').next().and_then(|n| n.parse().ok())).unwrap_or(0)
 }
 
@@ -141,17 +171,26 @@ fn a_label_bomb_fills_the_overflow_series_and_nothing_else() {
     const BOMB: u64 = 5_000;
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let settings = [("shards.count", "1"), ("tenants.max_series", "50"), ("flush.interval", "200ms")];
+    let settings =
+        [("shards.count", "1"), ("tenants.max_series", "50"), ("flush.interval", "200ms")];
     let server = Server::start(&data, &settings);
     let old = r#"[{"metric":"m","labels":{"k":"old"}},{"metric":"quiet"}]"#;
     assert_eq!(server.post(old).0, 202);
     server.await_query("/v1/query?metric=quiet", |a| a["series"][0].is_object());
-    let events: Vec<_> = (0..BOMB).map(|n| format!(r#"{{"metric":"m","labels":{{"k":"{n}"}}}}"#)).collect();
-    assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202, "events beyond the limit are taken");
+    let events: Vec<_> =
+        (0..BOMB).map(|n| format!(r#"{{"metric":"m","labels":{{"k":"{n}"}}}}"#)).collect();
+    assert_eq!(
+        server.post(&format!("[{}]", events.join(","))).0,
+        202,
+        "events beyond the limit are taken"
+    );
     assert_eq!(server.post(old).0, 202);
     let count = |a: &Value| a["series"][0]["points"][0]["count"].as_u64().unwrap_or(0);
     let ask = |server: &Server, metric: &str, wher: &str, expected: u64| {
-        server.await_query(&format!("/v1/query?metric={metric}&step=all&where=%7B{wher}%7D"), |a| count(a) == expected);
+        server
+            .await_query(&format!("/v1/query?metric={metric}&step=all&where=%7B{wher}%7D"), |a| {
+                count(a) == expected
+            });
     };
     // Two of the limit were there before: `old` and `quiet`.
     let beyond = BOMB - (LIMIT - 2);
@@ -164,20 +203,34 @@ fn a_label_bomb_fills_the_overflow_series_and_nothing_else() {
     check(&server);
     let deadline = Instant::now() + PATIENCE;
     while metric(&server, "rollmill_events_overflowed_total") < beyond {
-        assert!(Instant::now() < deadline, "{} of {beyond}", metric(&server, "rollmill_events_overflowed_total"));
+        assert!(
+            Instant::now() < deadline,
+            "{} of {beyond}",
+            metric(&server, "rollmill_events_overflowed_total")
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(metric(&server, "rollmill_events_overflowed_total"), beyond);
     let listed = |server: &Server| {
         let (_, answer) = server.get("/v1/metrics");
-        answer["metrics"].as_array().into_iter().flatten().filter_map(|m| m["series"].as_u64()).sum::<u64>()
+        answer["metrics"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|m| m["series"].as_u64())
+            .sum::<u64>()
     };
     assert!(listed(&server) <= LIMIT + 1, "{}", listed(&server));
     server.kill();
 
     let server = Server::start(&data, &settings);
     check(&server);
-    assert_eq!(server.post(r#"[{"metric":"m","labels":{"k":"new"}},{"metric":"m","labels":{"k":"old"}}]"#).0, 202);
+    assert_eq!(
+        server
+            .post(r#"[{"metric":"m","labels":{"k":"new"}},{"metric":"m","labels":{"k":"old"}}]"#)
+            .0,
+        202
+    );
     ask(&server, "m", "__overflow__=%22true%22", beyond + 1);
     ask(&server, "m", "k=%22old%22", 3);
     assert_eq!(server.stop(), Some(0));
@@ -195,32 +248,60 @@ fn say_everything(server: &Server) {
         let name = serde_json::to_string(field).expect("JSON");
         server.post(&format!(r#"{{"metric":"m",{name}:{escaped}}}"#));
     }
-    server.post(&format!(r#"{{"metric":"m","labels":{{{escaped}:{escaped}}},"properties":{escaped}}}"#));
+    server.post(&format!(
+        r#"{{"metric":"m","labels":{{{escaped}:{escaped}}},"properties":{escaped}}}"#
+    ));
     server.post(&format!(r#"{{"metric":"m","labels":{{"a":"{}"}}}}"#, "y".repeat(1 << 20)));
     server.post(&evil);
-    for path in
-        ["/", "/v1/query?metric=", "/v1/query?metric=m&where=", "/v1/labels/", "/v1/accounting?from=", "/v1/quarantine?all="]
-    {
+    for path in [
+        "/",
+        "/v1/query?metric=",
+        "/v1/query?metric=m&where=",
+        "/v1/labels/",
+        "/v1/accounting?from=",
+        "/v1/quarantine?all=",
+    ] {
         server.get(&format!("{path}{encoded}"));
     }
-    for name in ["user-agent", "authorization", "idempotency-key", "content-type", "x-request-id", "origin", "host"] {
+    for name in [
+        "user-agent",
+        "authorization",
+        "idempotency-key",
+        "content-type",
+        "x-request-id",
+        "origin",
+        "host",
+    ] {
         let mut socket = connect(server);
-        let head = format!("POST /v1/events HTTP/1.1\r\n{name}: a\"\u{9b}31m\\\r\n {FORGED}\r\ncontent-length: 0\r\n\r\n");
+        let head = format!(
+            "POST /v1/events HTTP/1.1\r\n{name}: a\"\u{9b}31m\\\r\n {FORGED}\r\ncontent-length: \
+             0\r\n\r\n"
+        );
         socket.write_all(head.as_bytes()).expect("sent");
-        socket.write_all(format!("GET /{evil} HTTP/1.1\r\nuser-agent: \u{1b}[31m{FORGED}\r\n\r\n").as_bytes()).expect("sent");
+        socket
+            .write_all(
+                format!("GET /{evil} HTTP/1.1\r\nuser-agent: \u{1b}[31m{FORGED}\r\n\r\n")
+                    .as_bytes(),
+            )
+            .expect("sent");
         socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set");
         // Whatever it answers: what matters is what it logs.
         let _ = socket.read_to_end(&mut Vec::new());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         for message in [
             format!(r#"{{"subscribe":{escaped},"query":{{"metric":{escaped}}}}}"#),
             format!(r#"{{"seq":1,"events":[{{"metric":{escaped}}}]}}"#),
             evil,
         ] {
-            let (mut ws, _) =
-                tokio_tungstenite::connect_async(format!("{}/v1/ws", server.url.replace("http", "ws"))).await.expect("connected");
+            let (mut ws, _) = tokio_tungstenite::connect_async(format!(
+                "{}/v1/ws",
+                server.url.replace("http", "ws")
+            ))
+            .await
+            .expect("connected");
             ws.send(Message::text(message)).await.expect("sent");
             ws.next().await.expect("an answer").expect("an answer");
         }
@@ -230,7 +311,10 @@ fn say_everything(server: &Server) {
 fn serve(data: &Path, json: bool) -> Server {
     let port = free_port();
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-    command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data).env("ROLLMILL_LOG", "trace");
+    command
+        .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"])
+        .arg(data)
+        .env("ROLLMILL_LOG", "trace");
     if json {
         command.arg("--log-json");
     }
@@ -249,21 +333,34 @@ fn nobody_forges_a_record_of_the_servers_log() {
         assert_eq!(server.stop(), Some(0));
         let log = std::fs::read_to_string(data.with_extension("server.log")).expect("UTF-8");
         let lines: Vec<_> = log.split('\n').filter(|line| !line.is_empty()).collect();
-        assert!(lines.len() > 50, "only {} lines: a log that says nothing proves nothing", lines.len());
+        assert!(
+            lines.len() > 50,
+            "only {} lines: a log that says nothing proves nothing",
+            lines.len()
+        );
         let mut levels = BTreeSet::new();
         for line in lines {
             assert!(!line.chars().any(char::is_control), "{line:?}");
             assert!(line.len() < 64 << 10, "a record of {} bytes", line.len());
             let at = if json {
-                let record: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
+                let record: Value =
+                    serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line:?}"));
                 levels.insert(record["level"].as_str().expect("a level").to_owned());
                 record["timestamp"].as_str().expect("a time").to_owned()
             } else {
                 levels.insert(line.split_whitespace().nth(1).expect("a level").to_owned());
                 line.to_owned()
             };
-            assert!(at.starts_with("20") && at[4..].starts_with('-'), "a record that the server did not write: {line:?}");
+            assert!(
+                at.starts_with("20") && at[4..].starts_with('-'),
+                "a record that the server did not write: {line:?}"
+            );
         }
-        assert!(levels.iter().all(|l| matches!(l.as_str(), "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR")), "{levels:?}");
+        assert!(
+            levels
+                .iter()
+                .all(|l| matches!(l.as_str(), "TRACE" | "DEBUG" | "INFO" | "WARN" | "ERROR")),
+            "{levels:?}"
+        );
     }
 }

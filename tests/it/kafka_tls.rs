@@ -1,4 +1,5 @@
-//! The real binary on a broker that speaks nothing but TLS, and lets in who proves a password by SCRAM.
+//! The real binary on a broker that speaks nothing but TLS, and lets in who proves a password by
+//! SCRAM.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,8 @@ use crate::support::Server;
 
 const PASSWORD: &str = "to-the-mill-and-back";
 
-/// A broker's key and certificate for 127.0.0.1, with the authority and the user's password beside them, as scripts/kafka wants it.
+/// A broker's key and certificate for 127.0.0.1, with the authority and the user's password beside
+/// them, as scripts/kafka wants it.
 fn certified(dir: &Path) -> PathBuf {
     let authority_key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::new(vec![]).expect("parameters");
@@ -35,10 +37,19 @@ fn properties(authority: &Path, password: &str) -> String {
 
 fn cli(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rollmill"));
-    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
-    command.args(args).envs(env.iter().map(|(key, value)| (format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase()), value)));
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+        .for_each(|(name, _)| _ = command.env_remove(name));
+    command.args(args).envs(
+        env.iter().map(|(key, value)| {
+            (format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase()), value)
+        }),
+    );
     let output = command.output().expect("the command runs");
-    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8"))
+    (
+        output.status.code(),
+        String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8"),
+    )
 }
 
 #[test]
@@ -72,11 +83,16 @@ fn a_cluster_that_speaks_tls_and_scram_is_served_and_a_wrong_authority_or_passwo
     assert_eq!(code, Some(0), "{said}");
 
     let env = with(&right);
-    let node = Server::start(&dir.path().join("data"), &env.each_ref().map(|(key, value)| (*key, value.as_str())));
-    let events: Vec<String> = (0..500).map(|id| format!(r#"{{"metric":"sales","id":"{id}","value":2}}"#)).collect();
+    let node = Server::start(
+        &dir.path().join("data"),
+        &env.each_ref().map(|(key, value)| (*key, value.as_str())),
+    );
+    let events: Vec<String> =
+        (0..500).map(|id| format!(r#"{{"metric":"sales","id":"{id}","value":2}}"#)).collect();
     assert_eq!(node.post(&format!("[{}]", events.join(","))).0, 202);
-    let answer = node
-        .await_query("/v1/query?metric=sales&step=all&agg=count,sum", |answer| answer["series"][0]["points"][0]["count"] == 500);
+    let answer = node.await_query("/v1/query?metric=sales&step=all&agg=count,sum", |answer| {
+        answer["series"][0]["points"][0]["count"] == 500
+    });
     assert_eq!(answer["series"][0]["points"][0]["sum"], 1_000, "{answer}");
     assert_eq!(node.stop(), Some(0));
 
@@ -88,12 +104,20 @@ fn a_cluster_that_speaks_tls_and_scram_is_served_and_a_wrong_authority_or_passwo
         ),
     ] {
         let data = dir.path().join("refused").display().to_string();
-        for args in [&["serve", "--listen", "127.0.0.1:0", "--data", &data][..], &["topic", "describe"]] {
+        for args in
+            [&["serve", "--listen", "127.0.0.1:0", "--data", &data][..], &["topic", "describe"]]
+        {
             let (code, said) = run(args, &properties);
             assert_eq!(code, Some(1), "{said}");
-            assert!(says.iter().all(|part| said.contains(part)) && said.contains(&brokers), "{said}");
+            assert!(
+                says.iter().all(|part| said.contains(part)) && said.contains(&brokers),
+                "{said}"
+            );
             assert!(!said.contains("waits"), "no waiting mends it: {said}");
-            assert!(!said.contains(PASSWORD) && !said.contains("guessed") && !said.contains("panicked"), "{said}");
+            assert!(
+                !said.contains(PASSWORD) && !said.contains("guessed") && !said.contains("panicked"),
+                "{said}"
+            );
         }
     }
 }

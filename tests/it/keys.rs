@@ -21,7 +21,9 @@ fn keys(args: &[&str], file: &Path) -> (Option<i32>, String, String) {
 }
 
 fn status(server: &Server, path: &str, key: &str) -> u16 {
-    let request = agent().get(format!("{}{path}", server.url)).header("authorization", format!("Bearer {key}"));
+    let request = agent()
+        .get(format!("{}{path}", server.url))
+        .header("authorization", format!("Bearer {key}"));
     request.call().expect("an answer").status().as_u16()
 }
 
@@ -38,7 +40,11 @@ fn keys_are_made_listed_and_revoked_while_the_server_runs() {
     let dir = tempfile::tempdir().expect("a directory");
     let (data, file) = (dir.path().join("data"), dir.path().join("keys.toml"));
     let (code, writer, said) = keys(&["add", "--tenant", "shop", "--scopes", "write"], &file);
-    assert_eq!((code, writer.lines().count(), writer.starts_with("rm_")), (Some(0), 1, true), "{writer}");
+    assert_eq!(
+        (code, writer.lines().count(), writer.starts_with("rm_")),
+        (Some(0), 1, true),
+        "{writer}"
+    );
     assert!(said.contains("only time") && !said.contains(&writer), "{said}");
     let stored = std::fs::read_to_string(&file).expect("a file");
     assert!(!stored.contains(&writer), "the key itself is stored");
@@ -52,14 +58,20 @@ fn keys_are_made_listed_and_revoked_while_the_server_runs() {
     assert_eq!(server.post_as(event.as_bytes(), "application/json", &as_writer).0, 202);
     assert_eq!(status(&server, "/v1/query?metric=m", &writer), 403, "a key that only writes");
 
-    let (code, reader, _) = keys(&["add", "--tenant", "shop", "--scopes", "read,admin", "--expires", "1d"], &file);
+    let (code, reader, _) =
+        keys(&["add", "--tenant", "shop", "--scopes", "read,admin", "--expires", "1d"], &file);
     assert_eq!(code, Some(0));
-    within_soon("the new key is not in force", || status(&server, "/v1/query?metric=m", &reader) == 200);
+    within_soon("the new key is not in force", || {
+        status(&server, "/v1/query?metric=m", &reader) == 200
+    });
     assert_eq!(status(&server, "/v1/quarantine", &reader), 200);
 
     let (_, listed, _) = keys(&["list", "--json"], &file);
     let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
-    assert_eq!((&listed["keys"][0]["expires"], &listed["keys"][1]["tenant"]), (&serde_json::Value::Null, &"shop".into()));
+    assert_eq!(
+        (&listed["keys"][0]["expires"], &listed["keys"][1]["tenant"]),
+        (&serde_json::Value::Null, &"shop".into())
+    );
     assert!(listed["keys"][1]["expires"].as_str().is_some_and(|at| at.ends_with('Z')), "{listed}");
     let name = listed["keys"][0]["name"].as_str().expect("a name").to_owned();
     assert!(writer.starts_with(&name) && name.len() < 16);
@@ -67,11 +79,17 @@ fn keys_are_made_listed_and_revoked_while_the_server_runs() {
     std::fs::copy(&file, dir.path().join("good")).expect("a copy");
     std::fs::write(&file, "keys = 7").expect("written");
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(server.post_as(event.as_bytes(), "application/json", &as_writer).0, 202, "a broken file revokes nothing");
+    assert_eq!(
+        server.post_as(event.as_bytes(), "application/json", &as_writer).0,
+        202,
+        "a broken file revokes nothing"
+    );
     std::fs::rename(dir.path().join("good"), &file).expect("put back");
 
     assert_eq!(keys(&["revoke", &name], &file).0, Some(0));
-    within_soon("a revoked key still writes", || server.post_as(event.as_bytes(), "application/json", &as_writer).0 == 401);
+    within_soon("a revoked key still writes", || {
+        server.post_as(event.as_bytes(), "application/json", &as_writer).0 == 401
+    });
     assert_eq!(status(&server, "/v1/query?metric=m", &reader), 200, "the other key stays");
     let (code, _, said) = keys(&["revoke", &name], &file);
     assert_eq!((code, said.contains("no key")), (Some(1), true), "{said}");
@@ -81,7 +99,10 @@ fn keys_are_made_listed_and_revoked_while_the_server_runs() {
     assert_eq!(server.post(event).0, 401, "losing the file opens nothing");
     assert_eq!(server.stop(), Some(0));
     let log = std::fs::read_to_string(data.with_extension("server.log")).expect("a log");
-    assert!(log.contains("keys file changed") && !log.contains(&writer) && !log.contains(&reader), "{log}");
+    assert!(
+        log.contains("keys file changed") && !log.contains(&writer) && !log.contains(&reader),
+        "{log}"
+    );
 }
 
 #[test]
@@ -89,14 +110,21 @@ fn an_open_websocket_of_a_revoked_key_is_closed() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("keys.toml");
     let (_, key, _) = keys(&["add", "--tenant", "shop", "--scopes", "write"], &file);
-    let server = Server::start(&dir.path().join("data"), &[("auth.keys_file", &file.display().to_string())]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let server =
+        Server::start(&dir.path().join("data"), &[("auth.keys_file", &file.display().to_string())]);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let mut request = format!("{}/v1/ws", server.url.replace("http", "ws")).into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().expect("a header"));
+        let mut request = format!("{}/v1/ws", server.url.replace("http", "ws"))
+            .into_client_request()
+            .expect("a request");
+        request
+            .headers_mut()
+            .insert("authorization", format!("Bearer {key}").parse().expect("a header"));
         let (mut ws, _) = tokio_tungstenite::connect_async(request).await.expect("connected");
         ws.send(Message::text(r#"{"seq":1,"events":[{"metric":"m"}]}"#)).await.expect("sent");
-        let ack = ws.next().await.expect("an answer").expect("an answer").into_text().expect("text");
+        let ack =
+            ws.next().await.expect("an answer").expect("an answer").into_text().expect("text");
         assert!(ack.contains("\"ack\":1"), "{ack}");
         assert_eq!(keys(&["revoke", &key[..11]], &file).0, Some(0));
         let closed = tokio::time::timeout(SOON, async {
@@ -120,7 +148,9 @@ fn mistakes_are_named() {
     assert_eq!((code, said.contains("keys.toml")), (Some(1), true), "{said}");
     assert_eq!(keys(&["revoke", "rm_00000000"], &file).0, Some(1));
     assert!(!file.exists(), "revoking makes no file");
-    for wrong in [["--tenant", "a b", "--scopes", "write"], ["--tenant", "a", "--scopes", "everything"]] {
+    for wrong in
+        [["--tenant", "a b", "--scopes", "write"], ["--tenant", "a", "--scopes", "everything"]]
+    {
         assert_eq!(keys(&[&["add"], &wrong[..]].concat(), &file).0, Some(2), "{wrong:?}");
     }
     let output = Server::cli(&["keys", "list"]);
@@ -130,10 +160,15 @@ fn mistakes_are_named() {
 
 #[test]
 fn every_command_shows_an_example() {
-    let commands = "serve|send|query|verify|bench|quarantine list|quarantine release|quarantine discard|keys add|keys list|keys revoke|check-config";
+    let commands = "serve|send|query|verify|bench|quarantine list|quarantine release|quarantine \
+                    discard|keys add|keys list|keys revoke|check-config";
     for command in commands.split('|') {
-        let output = Server::cli(&[&command.split(' ').collect::<Vec<_>>()[..], &["--help"]].concat());
+        let output =
+            Server::cli(&[&command.split(' ').collect::<Vec<_>>()[..], &["--help"]].concat());
         let help = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(help.contains("Example") && help.contains(&format!("rollmill {command}")), "{command}: {help}");
+        assert!(
+            help.contains("Example") && help.contains(&format!("rollmill {command}")),
+            "{command}: {help}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! A log that lost its beginning above the checkpoint: the shard takes the records from the archive, or stops and names them.
+//! A log that lost its beginning above the checkpoint: the shard takes the records from the
+//! archive, or stops and names them.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,12 +17,19 @@ const ALL: &str = "/v1/query?metric=m&step=all&agg=count,distinct";
 fn settings(at_once: bool) -> Vec<(&'static str, String)> {
     let often = if at_once { "100ms" } else { "1h" };
     let bytes = if at_once { "32KiB" } else { "128MiB" };
-    let keys = ["shards.count", "log.segment_bytes", "flush.interval", "archive.max_delay", "archive.max_bytes"];
+    let keys = [
+        "shards.count",
+        "log.segment_bytes",
+        "flush.interval",
+        "archive.max_delay",
+        "archive.max_bytes",
+    ];
     keys.into_iter().zip(["1", "64KiB", often, often, bytes].map(str::to_owned)).collect()
 }
 
 fn start(data: &Path, settings: &[(&str, String)]) -> Server {
-    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let settings: Vec<(&str, &str)> =
+        settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
     Server::start(data, &settings)
 }
 
@@ -29,7 +37,9 @@ fn start(data: &Path, settings: &[(&str, String)]) -> Server {
 fn send(server: &Server, ids: std::ops::Range<u32>) {
     let filling = "x".repeat(3_000);
     for id in ids {
-        let event = format!(r#"{{"metric":"m","id":"{id}","user":"u{id}","properties":{{"filling":"{filling}"}}}}"#);
+        let event = format!(
+            r#"{{"metric":"m","id":"{id}","user":"u{id}","properties":{{"filling":"{filling}"}}}}"#
+        );
         let deadline = Instant::now() + PATIENCE;
         while server.post(&event).0 != 202 {
             assert!(Instant::now() < deadline, "event {id} is not taken");
@@ -60,9 +70,13 @@ fn at_rest(server: &Server, records: u64) {
 }
 
 fn metric(server: &Server, name: &str) -> u64 {
-    let text = crate::support::agent().get(format!("{}/metrics", server.url)).call().expect("metrics");
+    let text =
+        crate::support::agent().get(format!("{}/metrics", server.url)).call().expect("metrics");
     let text = text.into_body().read_to_string().expect("text");
-    text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    text.lines()
+        .filter(|line| line.starts_with(name))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum()
 }
 
 fn said(data: &Path) -> String {
@@ -70,8 +84,11 @@ fn said(data: &Path) -> String {
 }
 
 fn segments(data: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(data.join("log")).expect("a log").map(|entry| entry.expect("an entry").path());
-    let mut paths: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "seg")).collect();
+    let entries = std::fs::read_dir(data.join("log"))
+        .expect("a log")
+        .map(|entry| entry.expect("an entry").path());
+    let mut paths: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|e| e == "seg")).collect();
     paths.sort();
     paths
 }
@@ -92,7 +109,10 @@ fn what_neither_log_nor_archive_has_is_refused_and_named() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let said = said(&data);
-    assert!(said.contains("shard 0 cannot go on") && said.contains("the log lost the records [0, "), "{said}");
+    assert!(
+        said.contains("shard 0 cannot go on") && said.contains("the log lost the records [0, "),
+        "{said}"
+    );
     assert!(said.contains("are not in the archive either"), "{said}");
 }
 
@@ -122,7 +142,8 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
         settings(at_once).into_iter().chain(shared.clone()).chain([store]).collect::<Vec<_>>()
     };
     let (before, after) = (postgres.database(), postgres.database());
-    // A copy of the store from when it had 20 events is put back when the topic does not have the next 10 any more.
+    // A copy of the store from when it had 20 events is put back when the topic does not have the
+    // next 10 any more.
     let server = start(&data, &with(true, &before));
     send(&server, 0..20);
     at_rest(&server, 20);
@@ -137,7 +158,10 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     let server = start(&data, &with(true, &after));
     assert_eq!(*point(&await_count(&server, 40)), expected);
     let healed = metric(&server, "rollmill_log_healed_records_total");
-    assert!((10..=20).contains(&healed), "{healed}: from 20 to the end of the object that reaches 30");
+    assert!(
+        (10..=20).contains(&healed),
+        "{healed}: from 20 to the end of the object that reaches 30"
+    );
     // The archive goes on, too, with what is there.
     at_rest(&server, 40);
     assert!(said(&data).contains("the log lost the records [20, 30)"), "{}", said(&data));
@@ -154,7 +178,8 @@ fn what_kafka_lost_comes_from_the_archive_or_stops_the_shard() {
     admin.delete_below(&[(ShardId(0), end + 3)]).expect("deleted");
     let server = start(&data, &with(true, &after));
     let deadline = Instant::now() + PATIENCE;
-    let named = format!("the log lost the records [{end}, {}), and [{end}, {}) of them", end + 3, end + 3);
+    let named =
+        format!("the log lost the records [{end}, {}), and [{end}, {}) of them", end + 3, end + 3);
     while !said(&data).contains(&format!("the shard stops: {named}")) {
         assert!(Instant::now() < deadline, "not loud: {}", said(&data));
         std::thread::sleep(Duration::from_millis(100));

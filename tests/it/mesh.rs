@@ -12,7 +12,15 @@ const COOKIE: &str = "0123456789abcdef0123456789abcdef";
 fn refused(dir: &Path, config: &str) -> (Option<i32>, String) {
     let (file, data) = (dir.join("c.toml"), dir.join("data").display().to_string());
     std::fs::write(&file, config).expect("written");
-    let output = Server::cli(&["serve", "--data", &data, "--listen", "127.0.0.1:0", "--config", &file.display().to_string()]);
+    let output = Server::cli(&[
+        "serve",
+        "--data",
+        &data,
+        "--listen",
+        "127.0.0.1:0",
+        "--config",
+        &file.display().to_string(),
+    ]);
     (output.status.code(), String::from_utf8(output.stderr).expect("text"))
 }
 
@@ -34,32 +42,55 @@ fn a_mesh_that_would_not_be_safe_does_not_start() {
             vec!["0.0.0.0:0 is beyond loopback", "cluster.cert", "cluster.insecure = true"],
         ),
         (
-            format!("{near}cluster.cookie_file = \"{cookie}\"\ncluster.peers = \"192.0.2.7:7946\"\n"),
+            format!(
+                "{near}cluster.cookie_file = \"{cookie}\"\ncluster.peers = \"192.0.2.7:7946\"\n"
+            ),
             1,
             vec!["192.0.2.7:7946 is beyond loopback"],
         ),
-        (format!("{near}cluster.cookie_file = \"{cookie}\"\ncluster.peers = \"nonsense\"\n"), 1, vec!["host:port"]),
-        (format!("{near}cluster.cert = \"{cookie}\"\n"), 2, vec!["cluster.cert, cluster.key and cluster.ca"]),
+        (
+            format!("{near}cluster.cookie_file = \"{cookie}\"\ncluster.peers = \"nonsense\"\n"),
+            1,
+            vec!["host:port"],
+        ),
+        (
+            format!("{near}cluster.cert = \"{cookie}\"\n"),
+            2,
+            vec!["cluster.cert, cluster.key and cluster.ca"],
+        ),
         (
             format!(
-                "{near}cluster.cookie_file = \"{cookie}\"\ncluster.cert = \"{cookie}\"\ncluster.key = \"{cookie}\"\ncluster.ca = \"{cookie}\"\n"
+                "{near}cluster.cookie_file = \"{cookie}\"\ncluster.cert = \
+                 \"{cookie}\"\ncluster.key = \"{cookie}\"\ncluster.ca = \"{cookie}\"\n"
             ),
             1,
             vec!["cluster.cert", "PEM"],
         ),
-        ("query.redis = \"rediss://127.0.0.1:6379\"\n".to_owned(), 1, vec!["query.redis", "redis://"]),
+        (
+            "query.redis = \"rediss://127.0.0.1:6379\"\n".to_owned(),
+            1,
+            vec!["query.redis", "redis://"],
+        ),
         (format!("{near}cluster.insecure = \"perhaps\"\n"), 2, vec!["neither true nor false"]),
-        (format!("{near}query.deadline = \"1s\"\n"), 2, vec!["cluster.call_timeout", "query.deadline"]),
+        (
+            format!("{near}query.deadline = \"1s\"\n"),
+            2,
+            vec!["cluster.call_timeout", "query.deadline"],
+        ),
     ] {
         let (found, said) = refused(dir.path(), &config);
         assert_eq!(found, Some(code), "{config}{said}");
         assert!(says.iter().all(|part| said.contains(part)), "{config}{said}");
         assert!(!said.contains(COOKIE) && !said.contains("panicked"), "{said}");
         // It is said before a node is started, too.
-        let checked = Server::cli(&["check-config", &dir.path().join("c.toml").display().to_string()]);
+        let checked =
+            Server::cli(&["check-config", &dir.path().join("c.toml").display().to_string()]);
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();
         assert_eq!(checked.status.code(), Some(code), "{config}{said}");
-        assert!(says.iter().all(|part| said.contains(part)) && !said.contains(COOKIE), "{config}{said}");
+        assert!(
+            says.iter().all(|part| said.contains(part)) && !said.contains(COOKIE),
+            "{config}{said}"
+        );
     }
 }
 
@@ -88,12 +119,18 @@ fn nodes_show_each_other_in_their_status() {
         loop {
             let output = Server::cli(&["status", "--json", "--url", &server.url]);
             let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-            let names = status["nodes"].as_array().into_iter().flatten().filter_map(|node| node["name"].as_str());
+            let names = status["nodes"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|node| node["name"].as_str());
             let mut names: Vec<_> = names.collect();
             names.sort_unstable();
             // Each has a log of its own, which is a mistake that somebody must see.
             let nodes = status["nodes"].to_string();
-            if names == ["mill-1", "mill-2"] && nodes.matches("it belongs to another cluster").count() == 1 {
+            if names == ["mill-1", "mill-2"]
+                && nodes.matches("it belongs to another cluster").count() == 1
+            {
                 break;
             }
             assert!(Instant::now() < deadline, "{status}");

@@ -1,4 +1,5 @@
-//! From one node to a cluster: real Kafka, PostgreSQL and S3, the real binary, killed between the steps and inside of them.
+//! From one node to a cluster: real Kafka, PostgreSQL and S3, the real binary, killed between the
+//! steps and inside of them.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -20,8 +21,12 @@ use crate::support::{Server, free_port};
 
 const SHARDS: u32 = 4;
 /// Few series, so that there is an overflow series.
-const NODE: [(&str, &str); 4] =
-    [("shards.count", "4"), ("tenants.max_series", "20"), ("flush.interval", "100ms"), ("archive.max_delay", "100ms")];
+const NODE: [(&str, &str); 4] = [
+    ("shards.count", "4"),
+    ("tenants.max_series", "20"),
+    ("flush.interval", "100ms"),
+    ("archive.max_delay", "100ms"),
+];
 
 /// An embedded node's directory, and the empty parts of a cluster.
 pub struct Case {
@@ -39,7 +44,9 @@ impl Case {
         let server = postgres::shared();
         let (url, config) = (server.url(&server.database()), dir.path().join("cluster.toml"));
         let case = Self { dir, storage, url, topic: topic.to_owned(), config };
-        let keys = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+        let keys = format!(
+            "[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+        );
         std::fs::write(case.dir.path().join("credentials"), keys).expect("credentials");
         case.configure("");
         case
@@ -48,8 +55,8 @@ impl Case {
     /// The configuration of the cluster, with other lines for some keys.
     fn configure(&self, more: &str) {
         let text = format!(
-            "store.url = \"{}\"\narchive.max_delay = \"100ms\"\narchive.keep = \"0\"\naccept.max_age = \"20000d\"\n\
-             flush.interval = \"200ms\"\n{}",
+            "store.url = \"{}\"\narchive.max_delay = \"100ms\"\narchive.keep = \
+             \"0\"\naccept.max_age = \"20000d\"\nflush.interval = \"200ms\"\n{}",
             self.url,
             self.servers()
         );
@@ -61,8 +68,10 @@ impl Case {
     pub fn servers(&self) -> String {
         let (topic, credentials) = (&self.topic, self.dir.path().join("credentials"));
         format!(
-            "kafka.brokers = \"{}\"\nkafka.topic = \"{topic}\"\nkafka.group = \"{topic}\"\nkafka.timeout = \"1m\"\narchive.url = \"s3://{BUCKET}/raw\"\n\
-             archive.endpoint = \"{}\"\narchive.credentials_file = \"{}\"\nrollups.keep = \"0\"\n",
+            "kafka.brokers = \"{}\"\nkafka.topic = \"{topic}\"\nkafka.group = \
+             \"{topic}\"\nkafka.timeout = \"1m\"\narchive.url = \
+             \"s3://{BUCKET}/raw\"\narchive.endpoint = \"{}\"\narchive.credentials_file = \
+             \"{}\"\nrollups.keep = \"0\"\n",
             Kafka::shared().brokers(),
             self.storage.endpoint,
             credentials.display()
@@ -81,7 +90,12 @@ impl Case {
     fn command(&self, extra: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
         clear(&mut command);
-        command.args(["migrate", "--data"]).arg(self.data()).arg("--config").arg(&self.config).args(extra);
+        command
+            .args(["migrate", "--data"])
+            .arg(self.data())
+            .arg("--config")
+            .arg(&self.config)
+            .args(extra);
         command
     }
 
@@ -98,9 +112,15 @@ impl Case {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
     }
 
-    /// Starts it, kills it `delay` after it says that it begins this step. Whether it lived so long.
+    /// Starts it, kills it `delay` after it says that it begins this step. Whether it lived so
+    /// long.
     fn kill_at(&self, step: usize, delay: Duration) -> bool {
-        let mut child = self.command(&[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut child = self
+            .command(&[])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let begins = format!("{step}/6 ");
         let seen = lines.by_ref().any(|line| line.expect("text").starts_with(&begins));
@@ -126,7 +146,8 @@ impl Case {
         node
     }
 
-    /// That a node of the cluster refuses to start, because of a topic without an identity or none at all.
+    /// That a node of the cluster refuses to start, because of a topic without an identity or none
+    /// at all.
     fn refuses(&self, more: &[&str]) {
         let log = self.dir.path().join("node.server.log");
         let _ = std::fs::remove_file(&log);
@@ -137,13 +158,16 @@ impl Case {
             std::thread::sleep(Duration::from_millis(20));
         }
         let said = std::fs::read_to_string(&log).expect("its log");
-        let known =
-            ["`rollmill migrate` fills the topic and has not ended", "it is not there; make it with `rollmill topic create`"];
+        let known = [
+            "`rollmill migrate` fills the topic and has not ended",
+            "it is not there; make it with `rollmill topic create`",
+        ];
         assert!(known.iter().any(|part| said.contains(part)), "{said}");
     }
 
     fn verify(&self) -> Value {
-        let output = Server::cli(&["verify", "--json", "--config", &self.config.display().to_string()]);
+        let output =
+            Server::cli(&["verify", "--json", "--config", &self.config.display().to_string()]);
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
     }
@@ -167,16 +191,21 @@ impl Case {
         PostgresStore::open_existing(&options).expect("the store")
     }
 
-    /// A node that lived: repeated events, an overflow series, an event set aside, and records that only its log has. How many events
-    /// it acknowledged, and how many of them were repetitions.
+    /// A node that lived: repeated events, an overflow series, an event set aside, and records that
+    /// only its log has. How many events it acknowledged, and how many of them were
+    /// repetitions.
     pub fn live(&self) -> (u64, u64) {
         let node = self.embedded(&[]);
         (0..5).for_each(|n| send(&node, n * 100, n * 100 + 150));
-        wait("flushed and archived", || accounted(&node).iter().sum::<u64>() == 750 && self.archived() > 0);
+        wait("flushed and archived", || {
+            accounted(&node).iter().sum::<u64>() == 750 && self.archived() > 0
+        });
         assert_eq!(node.stop(), Some(0));
         let mut node = faulty(&self.data(), Death::Actor);
         node.wait_ready("gateway");
-        let bad = format!(r#"[{{"metric":"sales","user":"{POISON}","id":"bad"}},{{"metric":"sales","user":"a","id":"good"}}]"#);
+        let bad = format!(
+            r#"[{{"metric":"sales","user":"{POISON}","id":"bad"}},{{"metric":"sales","user":"a","id":"good"}}]"#
+        );
         assert_eq!(node.post(&bad).0, 202);
         wait("set aside", || accounted(&node)[2] == 1);
         assert_eq!(node.stop(), Some(0));
@@ -188,14 +217,20 @@ impl Case {
     }
 
     fn archived(&self) -> u64 {
-        let store = SqliteStore::open_read_only(self.data().join("store.sqlite")).expect("the store");
-        let manifest = store.snapshot().and_then(|mut snapshot| snapshot.manifest(None)).expect("the manifest");
+        let store =
+            SqliteStore::open_read_only(self.data().join("store.sqlite")).expect("the store");
+        let manifest = store
+            .snapshot()
+            .and_then(|mut snapshot| snapshot.manifest(None))
+            .expect("the manifest");
         manifest.iter().map(|row| row.rows).sum()
     }
 }
 
 fn clear(command: &mut Command) {
-    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+        .for_each(|(name, _)| _ = command.env_remove(name));
 }
 
 pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
@@ -209,7 +244,8 @@ pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
 /// Events over three years, of 40 series, with users, values and ids.
 fn events(from: u64, to: u64) -> String {
     let event = |n: u64| {
-        let time = ["2013-03-01T10:15:00Z", "2025-12-31T23:59:59.999Z", "2026-01-01T00:00:00Z"][(n % 3) as usize];
+        let time = ["2013-03-01T10:15:00Z", "2025-12-31T23:59:59.999Z", "2026-01-01T00:00:00Z"]
+            [(n % 3) as usize];
         format!(
             r#"{{"metric":"sales","timestamp":"{time}","value":"{}.{:03}","labels":{{"page":"p{}"}},"user":"u{}","id":"{n}"}}"#,
             n * 7919 % 100_003,
@@ -229,17 +265,23 @@ pub fn send(node: &Server, from: u64, to: u64) {
 fn accounted(node: &Server) -> [u64; 3] {
     let (_, answer) = node.get("/v1/accounting");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+    ["aggregated", "deduplicated", "quarantined"]
+        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
 /// Everything of a store but who it belongs to.
 fn shown(store: &dyn RollupStore) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
-    let rows = |series: &std::sync::Arc<rollmill::model::flush::SeriesInfo>, hour: Hour, bytes: &[u8]| {
-        format!("{} {:?} {hour:?} {bytes:02x?}", series.id, series.series)
-    };
-    snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |s, hour, _, bytes| all.push(rows(s, hour, bytes))).expect("rows");
+    let rows =
+        |series: &std::sync::Arc<rollmill::model::flush::SeriesInfo>, hour: Hour, bytes: &[u8]| {
+            format!("{} {:?} {hour:?} {bytes:02x?}", series.id, series.series)
+        };
+    snapshot
+        .rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |s, hour, _, bytes| {
+            all.push(rows(s, hour, bytes))
+        })
+        .expect("rows");
     assert!(all.len() > 40, "only {} rollups", all.len());
     assert!(all.iter().any(|row| row.contains("__overflow__")), "no overflow series");
     all.extend(rest(&mut *snapshot));
@@ -253,9 +295,15 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
 fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
     let mut all = vec![
         format!("{:?}", snapshot.metrics("default", &Page::ALL).expect("metrics")),
-        format!("{:?}", snapshot.label_values("default", "page", Some("sales"), &Page::ALL).expect("values")),
+        format!(
+            "{:?}",
+            snapshot.label_values("default", "page", Some("sales"), &Page::ALL).expect("values")
+        ),
         format!("{:?}", snapshot.revisions("default", "sales", 15_000..21_000).expect("revisions")),
-        format!("{:?}", snapshot.accounting("default", Hour(i32::MIN), Hour(i32::MAX)).expect("accounting")),
+        format!(
+            "{:?}",
+            snapshot.accounting("default", Hour(i32::MIN), Hour(i32::MAX)).expect("accounting")
+        ),
         format!("{:?}", snapshot.manifest(None).expect("manifest")),
         format!("{:?}", snapshot.quarantine().expect("quarantine")),
         format!("{:?}", snapshot.archive_floors().expect("floors")),
@@ -269,9 +317,12 @@ fn rest(snapshot: &mut dyn StoreSnapshot) -> Vec<String> {
     all
 }
 
-/// What a finished migration must keep: the rows, the ids, the sums, and that old and new verify together.
+/// What a finished migration must keep: the rows, the ids, the sums, and that old and new verify
+/// together.
 fn holds(case: &Case, (events, repeated): (u64, u64)) {
-    let before = shown(SqliteStore::open_read_only(case.data().join("store.sqlite")).expect("the source").as_ref());
+    let before = shown(
+        SqliteStore::open_read_only(case.data().join("store.sqlite")).expect("the source").as_ref(),
+    );
     let after = shown(case.postgres().as_ref());
     for (before, after) in before.iter().zip(&after) {
         assert_eq!(before, after);
@@ -285,7 +336,9 @@ fn holds(case: &Case, (events, repeated): (u64, u64)) {
     (0..8).for_each(|n| send(&node, n * 100, n * 100 + 100));
     let bad = format!(r#"{{"metric":"sales","user":"{POISON}","id":"bad"}}"#);
     assert_eq!(node.post(&bad).0, 202);
-    wait("the retry is recognised", || accounted(&node) == [events - repeated - 1, repeated + 801, 1]);
+    wait("the retry is recognised", || {
+        accounted(&node) == [events - repeated - 1, repeated + 801, 1]
+    });
     send(&node, 10_000, 10_100);
     wait("new events count", || accounted(&node) == [events - repeated + 99, repeated + 801, 1]);
     let release = Server::cli(&["quarantine", "release", "--all", "--url", &node.url]);
@@ -305,11 +358,22 @@ fn a_node_goes_into_a_cluster_and_every_event_stays_counted_once() {
     let (code, out, err) = case.migrate(&["--dry-run", "--json"]);
     let plan: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
     assert_eq!((code, &plan["outcome"]), (Some(0), &"planned".into()), "{out}{err}");
-    assert!(plan["from"]["unflushed"].as_u64() > Some(0) && plan["from"]["unarchived"].as_u64() > Some(0), "{plan}");
-    assert!(!case.data().join("MIGRATED").exists() && Topic::of(&case).is_none(), "a dry run changes nothing");
+    assert!(
+        plan["from"]["unflushed"].as_u64() > Some(0)
+            && plan["from"]["unarchived"].as_u64() > Some(0),
+        "{plan}"
+    );
+    assert!(
+        !case.data().join("MIGRATED").exists() && Topic::of(&case).is_none(),
+        "a dry run changes nothing"
+    );
 
     let done = case.done();
-    assert_eq!((&done["outcome"], &done["from"]["unflushed"], &done["shards"]), (&"done".into(), &0.into(), &4.into()), "{done}");
+    assert_eq!(
+        (&done["outcome"], &done["from"]["unflushed"], &done["shards"]),
+        (&"done".into(), &0.into(), &4.into()),
+        "{done}"
+    );
     println!("{done}");
     assert_eq!(case.done()["outcome"], "was done before");
     let mut refused = Server::spawn(&case.data(), free_port(), &NODE);
@@ -324,7 +388,13 @@ struct Topic(Value);
 
 impl Topic {
     fn of(case: &Case) -> Option<Self> {
-        let output = Server::cli(&["topic", "describe", "--json", "--config", &case.config.display().to_string()]);
+        let output = Server::cli(&[
+            "topic",
+            "describe",
+            "--json",
+            "--config",
+            &case.config.display().to_string(),
+        ]);
         serde_json::from_slice(&output.stdout).ok().map(Self)
     }
 }
@@ -334,7 +404,9 @@ fn killed_between_and_inside_all_steps_it_goes_on_and_nothing_serves_what_is_hal
     let case = Case::new("migrate_killed");
     let lived = case.live();
     let mut killed = Vec::new();
-    for (step, delay) in (1..=6).flat_map(|step| [0, 7, 60].map(|ms| (step, Duration::from_millis(ms)))) {
+    for (step, delay) in
+        (1..=6).flat_map(|step| [0, 7, 60].map(|ms| (step, Duration::from_millis(ms))))
+    {
         if case.kill_at(step, delay) {
             killed.push((step, delay.as_millis()));
         }
@@ -381,7 +453,10 @@ fn what_is_in_the_way_is_said_with_the_way_out() {
     send(&node, 0, 100);
     let refused = |extra: &[&str], says: &[&str]| {
         let (code, out, err) = case.migrate(extra);
-        assert!(code == Some(1) && says.iter().all(|part| err.contains(part)), "{says:?} in {code:?} {out}{err}");
+        assert!(
+            code == Some(1) && says.iter().all(|part| err.contains(part)),
+            "{says:?} in {code:?} {out}{err}"
+        );
     };
     refused(&[], &["another process holds the lock"]);
     assert_eq!(case.migrate(&["--dry-run"]).0, Some(0), "looking is allowed");
@@ -393,10 +468,15 @@ fn what_is_in_the_way_is_said_with_the_way_out() {
     refused(&[], &["dedup.horizon is 3600000ms", "--from-config"]);
     let own = case.dir.path().join("node.toml");
     std::fs::write(&own, "dedup.horizon = \"2h\"\n").expect("written");
-    assert_eq!(case.migrate(&["--dry-run", "--from-config", &own.display().to_string()]).0, Some(0));
+    assert_eq!(
+        case.migrate(&["--dry-run", "--from-config", &own.display().to_string()]).0,
+        Some(0)
+    );
     case.configure("");
 
-    let topic = |command: &str| Server::cli(&["topic", command, "--config", &case.config.display().to_string()]);
+    let topic = |command: &str| {
+        Server::cli(&["topic", command, "--config", &case.config.display().to_string()])
+    };
     assert!(topic("create").status.success());
     refused(&[], &["migrate_refused", "is there already", "--delete --topic"]);
     assert!(!case.data().join("MIGRATED").exists(), "nothing was begun");
@@ -406,7 +486,9 @@ fn what_is_in_the_way_is_said_with_the_way_out() {
     send(&node, 0, 10);
     wait("counted", || accounted(&node)[0] == 10);
     assert_eq!(node.stop(), Some(0));
-    let text = std::fs::read_to_string(&case.config).expect("text").replace("migrate_refused", "migrate_refused_2");
+    let text = std::fs::read_to_string(&case.config)
+        .expect("text")
+        .replace("migrate_refused", "migrate_refused_2");
     std::fs::write(&case.config, text).expect("written");
     refused(&[], &["holds the rollups of log", "name an empty database"]);
     assert!(!case.data().join("MIGRATED").exists(), "nothing was begun");

@@ -1,5 +1,5 @@
-//! Output that nobody reads any more ends a command quietly, as SIGPIPE would; output that cannot be written ends it with a message. A
-//! node's log ends nothing, whatever becomes of it.
+//! Output that nobody reads any more ends a command quietly, as SIGPIPE would; output that cannot
+//! be written ends it with a message. A node's log ends nothing, whatever becomes of it.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,8 +11,16 @@ fn unread(args: &[&str]) -> (Option<i32>, String) {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
-    let done = command.args(args).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).output().expect("it runs");
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+        .for_each(|(name, _)| _ = command.env_remove(name));
+    let done = command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("it runs");
     (done.status.code(), String::from_utf8(done.stderr).expect("text"))
 }
 
@@ -47,12 +55,28 @@ fn output_that_cannot_be_written_is_a_failure_and_no_panic() {
     let full = || std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
     for args in [&["version"][..], &["check-config"], &["store", "roles"]] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-        let done = command.args(args).stdin(Stdio::null()).stdout(full()).stderr(Stdio::piped()).output().expect("it runs");
+        let done = command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(full())
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it runs");
         let said = String::from_utf8_lossy(&done.stderr);
         assert_eq!(done.status.code(), Some(1), "{args:?}: {said}");
-        assert!(said.starts_with("rollmill: cannot write the output: No space left") && said.lines().count() == 1, "{said}");
+        assert!(
+            said.starts_with("rollmill: cannot write the output: No space left")
+                && said.lines().count() == 1,
+            "{said}"
+        );
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-        let done = command.args(args).stdin(Stdio::null()).stdout(full()).stderr(full()).status().expect("it runs");
+        let done = command
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(full())
+            .stderr(full())
+            .status()
+            .expect("it runs");
         assert_eq!(done.code(), Some(1), "{args:?}");
     }
 }
@@ -62,7 +86,9 @@ const LOST: &str = "rollmill_log_records_lost_total ";
 /// A node whose standard error is this.
 fn logging_to(log: impl Into<Stdio>, data: &Path, port: u16) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+        .for_each(|(name, _)| _ = command.env_remove(name));
     command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(data);
     command.env("ROLLMILL_SHARDS_COUNT", "2").env("ROLLMILL_LOG", "debug");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -76,7 +102,11 @@ fn a_node_outlives_whatever_becomes_of_its_log() {
     drop(reader);
     // Held and never read: a collector that stands still, or a terminal after Ctrl-S.
     let (_stands_still, slow) = std::io::pipe().expect("a pipe");
-    for (what, log) in [("a full disk", Stdio::from(full())), ("a closed pipe", gone.into()), ("a frozen reader", slow.into())] {
+    for (what, log) in [
+        ("a full disk", Stdio::from(full())),
+        ("a closed pipe", gone.into()),
+        ("a frozen reader", slow.into()),
+    ] {
         let dir = tempfile::tempdir().expect("a directory");
         let port = free_port();
         let data = dir.path().join("data");
@@ -86,8 +116,11 @@ fn a_node_outlives_whatever_becomes_of_its_log() {
         let bad = "no event\n".repeat(5_000);
         assert_eq!(server.post_as(bad.as_bytes(), "application/x-ndjson", &[]).0, 422, "{what}");
         assert_eq!(server.post(r#"{"metric":"m"}"#).0, 202, "{what}");
-        server.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
-        let lost = |text: &str| text.lines().any(|line| line.starts_with(LOST) && !line.ends_with(" 0"));
+        server.await_query("/v1/query?metric=m&step=all", |answer| {
+            answer["series"][0]["points"][0]["count"] == 1
+        });
+        let lost =
+            |text: &str| text.lines().any(|line| line.starts_with(LOST) && !line.ends_with(" 0"));
         until(what, || server.get("/metrics").1.as_str().is_some_and(lost));
         assert_eq!(server.stop(), Some(0), "{what}");
     }

@@ -1,7 +1,8 @@
-//! Poison: an event that kills its shard, or the whole process, each time it is folded, is set aside; its neighbours count, other
-//! shards go on, and people release or discard it.
+//! Poison: an event that kills its shard, or the whole process, each time it is folded, is set
+//! aside; its neighbours count, other shards go on, and people release or discard it.
 //!
-//! The faulty node is this test binary, started again as a process of its own: the whole node, with a fold that panics on one user.
+//! The faulty node is this test binary, started again as a process of its own: the whole node, with
+//! a fold that panics on one user.
 
 use std::path::Path;
 use std::process::Command;
@@ -37,8 +38,12 @@ fn faulty_node() {
     node::serve_with(&config, Faults { panic_on_user }).expect("served");
 }
 
-const SETTINGS: [(&str, &str); 4] =
-    [("shards.count", "4"), ("flush.interval", "100ms"), ("supervision.backoff_min", "5ms"), ("supervision.backoff_max", "20ms")];
+const SETTINGS: [(&str, &str); 4] = [
+    ("shards.count", "4"),
+    ("flush.interval", "100ms"),
+    ("supervision.backoff_min", "5ms"),
+    ("supervision.backoff_max", "20ms"),
+];
 
 fn settings() -> Vec<(String, String)> {
     let name = |key: &str| format!("ROLLMILL_{}", key.replace('.', "_").to_uppercase());
@@ -58,14 +63,25 @@ pub(crate) fn faulty(data: &Path, death: Death) -> Server {
 
 /// One request: neighbours of the poison in its own record and series, and events of other shards.
 fn events(poison_id: &str) -> String {
-    let event = |metric: &str, user: &str, id: &str| format!(r#"{{"metric":"{metric}","value":2,"user":"{user}","id":"{id}"}}"#);
-    let mut events = vec![event("m", "a", "1"), event("m", POISON, poison_id), event("m", "b", "2"), event("m", "c", "3")];
+    let event = |metric: &str, user: &str, id: &str| {
+        format!(r#"{{"metric":"{metric}","value":2,"user":"{user}","id":"{id}"}}"#)
+    };
+    let mut events = vec![
+        event("m", "a", "1"),
+        event("m", POISON, poison_id),
+        event("m", "b", "2"),
+        event("m", "c", "3"),
+    ];
     events.extend((0..20).map(|n| event(&format!("other_{n}"), "a", "1")));
     format!("[{}]", events.join(","))
 }
 
 fn count(answer: &Value) -> u64 {
-    let points = answer["series"].as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+    let points = answer["series"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|s| s["points"].as_array().into_iter().flatten());
     points.filter_map(|p| p["count"].as_u64()).sum()
 }
 
@@ -73,19 +89,25 @@ fn count(answer: &Value) -> u64 {
 fn accounted(server: &Server) -> [u64; 3] {
     let (_, answer) = server.get("/v1/accounting");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+    ["aggregated", "deduplicated", "quarantined"]
+        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
 fn await_accounted(server: &Server, expected: [u64; 3]) {
     let deadline = Instant::now() + PATIENCE;
     while accounted(server) != expected {
-        assert!(Instant::now() < deadline, "expected {expected:?}, accounted {:?}", accounted(server));
+        assert!(
+            Instant::now() < deadline,
+            "expected {expected:?}, accounted {:?}",
+            accounted(server)
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 fn set_aside(server: &Server, all: bool) -> Vec<Value> {
-    let (status, answer) = server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" });
+    let (status, answer) =
+        server.get(if all { "/v1/quarantine?all=true" } else { "/v1/quarantine" });
     assert_eq!(status, 200, "{answer}");
     answer["events"].as_array().cloned().expect("events")
 }
@@ -130,7 +152,11 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     let (code, said) = quarantine(&server, &["list"]);
     assert!(code == Some(0) && said.contains(&place(event)) && said.contains("bad"), "{said}");
     let (code, said) = quarantine(&server, &["release", &place(event)]);
-    assert_eq!((code, said.contains("crashed")), (Some(1), true), "the fault is still there: {said}");
+    assert_eq!(
+        (code, said.contains("crashed")),
+        (Some(1), true),
+        "the fault is still there: {said}"
+    );
     assert_eq!(server.post(&events("bad")).0, 202);
     await_accounted(&server, [23, 24, 1]);
     assert_eq!(set_aside(&server, false).len(), 1, "its retry is a duplicate");
@@ -140,7 +166,10 @@ fn an_event_that_kills_its_shard_is_set_aside_and_released_when_the_fault_is_gon
     assert_eq!(server.stop(), Some(0));
 
     let server = Server::start(&data, &SETTINGS);
-    let worse = set_aside(&server, false).into_iter().find(|e| e["event"]["id"] == "worse").expect("kept over the restart");
+    let worse = set_aside(&server, false)
+        .into_iter()
+        .find(|e| e["event"]["id"] == "worse")
+        .expect("kept over the restart");
     let (code, said) = quarantine(&server, &["release", &place(event)]);
     assert!(code == Some(0) && said.contains("released"), "{said}");
     server.await_query("/v1/query?metric=m&agg=count,sum", |a| count(a) == 4);
@@ -167,7 +196,8 @@ fn survives(server: &mut Server) -> bool {
         assert!(Instant::now() < deadline, "neither dead nor through");
         let answer = agent().get(format!("{}/v1/query?metric=m", server.url)).call().ok();
         let answer = answer.and_then(|mut answer| answer.body_mut().read_to_string().ok());
-        let answer: Value = answer.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+        let answer: Value =
+            answer.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
         if answer["completeness"]["partial"] == false && count(&answer) == 3 {
             return true;
         }

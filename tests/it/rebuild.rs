@@ -1,5 +1,5 @@
-//! A store that is lost is made anew from the archive and the log, byte-equal, and a server goes on with it; an older one that is put
-//! back from a backup goes on, too.
+//! A store that is lost is made anew from the archive and the log, byte-equal, and a server goes on
+//! with it; an older one that is put back from a backup goes on, too.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,7 +19,8 @@ use crate::support::{PATIENCE, Server, free_port};
 
 pub const SHARDS: u32 = 4;
 
-/// Three thousand flights of 2013 as events with ids, all of them late, of more series than are admitted.
+/// Three thousand flights of 2013 as events with ids, all of them late, of more series than are
+/// admitted.
 pub fn flights(from: usize, to: usize) -> String {
     static EVENTS: OnceLock<Vec<String>> = OnceLock::new();
     let events = EVENTS.get_or_init(|| {
@@ -61,9 +62,10 @@ impl Node {
 
     pub fn configure(&self, store_url: &str) {
         let text = format!(
-            "data.dir = \"{}\"\nstore.url = \"{store_url}\"\nshards.count = {SHARDS}\nflush.interval = \"100ms\"\n\
-             archive.max_delay = \"150ms\"\narchive.keep = \"0\"\naccept.max_age = \"20000d\"\ntenants.max_series = 80\n\
-             log.segment_bytes = \"64KiB\"\n{}",
+            "data.dir = \"{}\"\nstore.url = \"{store_url}\"\nshards.count = \
+             {SHARDS}\nflush.interval = \"100ms\"\narchive.max_delay = \"150ms\"\narchive.keep = \
+             \"0\"\naccept.max_age = \"20000d\"\ntenants.max_series = 80\nlog.segment_bytes = \
+             \"64KiB\"\n{}",
             self.data().display(),
             self.more
         );
@@ -79,7 +81,10 @@ impl Node {
     }
 
     pub fn parsed(&self) -> (Config, DataDir) {
-        (Config::load(Some(&self.config()), std::iter::empty(), &[]).expect("a configuration"), DataDir::new(self.data()))
+        (
+            Config::load(Some(&self.config()), std::iter::empty(), &[]).expect("a configuration"),
+            DataDir::new(self.data()),
+        )
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -109,7 +114,12 @@ impl Node {
 
     /// Starts a command and kills it after this time, if it lives so long.
     pub fn killed_after(&self, args: &[&str], time: Duration) {
-        let mut child = self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut child = self
+            .command(args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
         std::thread::sleep(time);
         child.kill().expect("kill");
         child.wait().expect("wait");
@@ -128,7 +138,8 @@ impl Node {
     }
 
     pub fn verify(&self) {
-        let report: Value = serde_json::from_str(&self.succeeds(&["verify", "--json"])).expect("JSON");
+        let report: Value =
+            serde_json::from_str(&self.succeeds(&["verify", "--json"])).expect("JSON");
         assert!(report["equal"] == true && report["rows"].as_u64() > Some(100), "{report}");
     }
 
@@ -137,10 +148,13 @@ impl Node {
         let (config, data) = self.parsed();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let checkpoints = offline::store(&config, &data).and_then(|store| Ok(store.snapshot()?.checkpoints()?));
+            let checkpoints = offline::store(&config, &data)
+                .and_then(|store| Ok(store.snapshot()?.checkpoints()?));
             let log = offline::log(&config, &data).expect("the log");
             let checkpoints = checkpoints.unwrap_or_default();
-            if checkpoints.len() == SHARDS as usize && checkpoints.iter().all(|(shard, at)| at.next == log.end(*shard)) {
+            if checkpoints.len() == SHARDS as usize
+                && checkpoints.iter().all(|(shard, at)| at.next == log.end(*shard))
+            {
                 return;
             }
             assert!(Instant::now() < deadline, "not flushed: {checkpoints:?}");
@@ -154,7 +168,10 @@ impl Node {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let store = offline::store(&config, &data).expect("a store");
-            let checkpoints = store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).expect("checkpoints");
+            let checkpoints = store
+                .snapshot()
+                .and_then(|mut snapshot| snapshot.checkpoints())
+                .expect("checkpoints");
             if checkpoints.iter().all(|(_, at)| at.archived == at.next) {
                 return;
             }
@@ -163,8 +180,8 @@ impl Node {
         }
     }
 
-    /// A history with everything in it: several objects of each shard, some moved out of the log, duplicates, overflow, and a tail that
-    /// only the log has. The server is killed at its end.
+    /// A history with everything in it: several objects of each shard, some moved out of the log,
+    /// duplicates, overflow, and a tail that only the log has. The server is killed at its end.
     pub fn live(&self) {
         let server = self.start(&[]);
         for n in 0..8 {
@@ -181,7 +198,8 @@ impl Node {
         server.kill();
     }
 
-    /// The server goes on: what comes again is known, what is new counts, and all of it is what the records say.
+    /// The server goes on: what comes again is known, what is new counts, and all of it is what the
+    /// records say.
     pub fn goes_on(&self) {
         self.goes_on_from(2_400);
     }
@@ -205,7 +223,8 @@ impl Node {
 fn accounted(server: &Server) -> [u64; 3] {
     let (_, answer) = server.get("/v1/accounting");
     let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-    ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+    ["aggregated", "deduplicated", "quarantined"]
+        .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
 }
 
 pub fn await_accounted(server: &Server, pass: impl Fn([u64; 3]) -> bool) -> [u64; 3] {
@@ -222,18 +241,25 @@ pub fn everything(store: &dyn RollupStore) -> Vec<String> {
     let always = (Hour(i32::MIN), Hour(i32::MAX));
     let mut snapshot = store.snapshot().expect("a snapshot");
     let mut all = Vec::new();
-    let mut visit = |info: &std::sync::Arc<rollmill::model::flush::SeriesInfo>, hour: Hour, _, bytes: &[u8]| {
-        all.push(format!("{:?} {hour:?} {bytes:02x?}", info.series));
-    };
+    let mut visit =
+        |info: &std::sync::Arc<rollmill::model::flush::SeriesInfo>, hour: Hour, _, bytes: &[u8]| {
+            all.push(format!("{:?} {hour:?} {bytes:02x?}", info.series));
+        };
     snapshot.rollup_bytes(always.0, always.1, &mut visit).expect("rows");
     assert!(all.len() > 100);
     for (shard, at) in snapshot.checkpoints().expect("checkpoints") {
         all.push(format!("{shard} {} {} {}", at.log, at.next, at.archived));
-        all.extend(snapshot.manifest(Some(shard)).expect("manifest").iter().map(|row| format!("{row:?}")));
+        all.extend(
+            snapshot.manifest(Some(shard)).expect("manifest").iter().map(|row| format!("{row:?}")),
+        );
         let mut admissions = snapshot.admissions(shard).expect("admissions");
         admissions.sort_unstable();
         all.push(format!("{admissions:?}"));
-        let ids = store.recent_ids(shard, i64::MIN).expect("ids").into_iter().flat_map(|block| block.runs);
+        let ids = store
+            .recent_ids(shard, i64::MIN)
+            .expect("ids")
+            .into_iter()
+            .flat_map(|block| block.runs);
         all.push(format!("{:?}", ids.flat_map(|(_, ids)| ids).collect::<Vec<_>>()));
     }
     for what in [
@@ -259,15 +285,22 @@ pub fn equal(found: &[String], expected: &[String]) {
 pub fn rebuilt_over_kills(node: &Node, args: &[&str]) {
     let args = [&["rebuild"], args].concat();
     for ms in [5, 20, 60, 120] {
-        let mut rebuild = node.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut rebuild = node
+            .command(&args)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
         std::thread::sleep(Duration::from_millis(ms));
         // It may have ended by itself.
         let _ = rebuild.kill();
         rebuild.wait().expect("it ends");
     }
-    // The last one that was killed may have committed something behind the back of the next, which then refuses to go on.
-    let ended =
-        |(code, text): (Option<i32>, String)| code == Some(0) || text.contains("is a store") || text.contains("holds a store");
+    // The last one that was killed may have committed something behind the back of the next, which
+    // then refuses to go on.
+    let ended = |(code, text): (Option<i32>, String)| {
+        code == Some(0) || text.contains("is a store") || text.contains("holds a store")
+    };
     assert!((0..3).any(|_| ended(node.cli(&args))), "{:?}", node.cli(&args));
 }
 
@@ -298,10 +331,20 @@ fn a_lost_store_is_rebuilt_to_the_byte() {
     let old = everything(SqliteStore::open_read_only(&lost).expect("the old store").as_ref());
     assert!(old.iter().any(|line| line.contains("__overflow__")), "series beyond the limit");
 
-    let planned: Value = serde_json::from_str(&node.succeeds(&["rebuild", "--dry-run", "--json"])).expect("JSON");
+    let planned: Value =
+        serde_json::from_str(&node.succeeds(&["rebuild", "--dry-run", "--json"])).expect("JSON");
     assert_eq!(planned["shards"].as_array().map(Vec::len), Some(SHARDS as usize));
-    assert!(planned["shards"].as_array().into_iter().flatten().all(|shard| shard["objects"].as_array().map(Vec::len) > Some(2)));
-    assert!(!node.data().join("store.sqlite").exists() && !node.data().join("store.sqlite.rebuilding").exists());
+    assert!(
+        planned["shards"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .all(|shard| shard["objects"].as_array().map(Vec::len) > Some(2))
+    );
+    assert!(
+        !node.data().join("store.sqlite").exists()
+            && !node.data().join("store.sqlite.rebuilding").exists()
+    );
     assert!(node.succeeds(&["rebuild", "--dry-run"]).contains("would rebuild"));
 
     // What is not whole is not served, wherever it is.
@@ -313,7 +356,10 @@ fn a_lost_store_is_rebuilt_to_the_byte() {
     std::fs::rename(node.data().join("store.sqlite"), &beside).expect("renamed");
 
     rebuilt_over_kills(&node, &[]);
-    assert!(!beside.exists() && !node.data().join("store.sqlite-wal").exists(), "all of it is in one file");
+    assert!(
+        !beside.exists() && !node.data().join("store.sqlite-wal").exists(),
+        "all of it is in one file"
+    );
     let new = SqliteStore::open_read_only(node.data().join("store.sqlite")).expect("the new store");
     equal(&everything(new.as_ref()), &old);
     drop(new);
@@ -333,18 +379,28 @@ fn a_store_lost_in_postgres_is_rebuilt_to_the_byte() {
 
     node.configure(&server.url(&second));
     assert!(node.succeeds(&["rebuild", "--dry-run"]).contains("would rebuild"));
-    assert_eq!(server.psql(&second, "SELECT count(*) FROM pg_namespace WHERE nspname = 'rollmill'"), Ok("0".into()));
+    assert_eq!(
+        server.psql(&second, "SELECT count(*) FROM pg_namespace WHERE nspname = 'rollmill'"),
+        Ok("0".into())
+    );
     rebuilt_over_kills(&node, &[]);
     let (config, data) = node.parsed();
     equal(&everything(offline::store(&config, &data).expect("the new store").as_ref()), &old);
     node.verify();
 
     // What is not whole is neither served nor verified.
-    server.psql(&second, "INSERT INTO rollmill.migrations (version, by) VALUES (0, 'a rebuild')").expect("marked");
+    server
+        .psql(&second, "INSERT INTO rollmill.migrations (version, by) VALUES (0, 'a rebuild')")
+        .expect("marked");
     node.refused(&["serve", "--listen", "127.0.0.1:0"], &["has not finished", "rollmill rebuild"]);
     node.refused(&["verify"], &["has not finished"]);
-    let went_on: Value = serde_json::from_str(&node.succeeds(&["rebuild", "--json"])).expect("JSON");
-    assert_eq!((&went_on["went_on"], &went_on["records"]["log"]), (&true.into(), &0.into()), "{went_on}");
+    let went_on: Value =
+        serde_json::from_str(&node.succeeds(&["rebuild", "--json"])).expect("JSON");
+    assert_eq!(
+        (&went_on["went_on"], &went_on["records"]["log"]),
+        (&true.into(), &0.into()),
+        "{went_on}"
+    );
     node.goes_on();
 }
 
@@ -370,7 +426,8 @@ fn an_older_store_from_a_backup_goes_on_without_loss_or_doubles() {
     node.goes_on();
 }
 
-/// The log begins above the checkpoints of the store that is put back: what lies between is in the archive, of which its manifest knows nothing.
+/// The log begins above the checkpoints of the store that is put back: what lies between is in the
+/// archive, of which its manifest knows nothing.
 #[test]
 fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     let node = Node::new("");
@@ -391,19 +448,33 @@ fn a_store_older_than_the_log_is_healed_from_the_archive_to_the_byte() {
     let (config, data) = node.parsed();
     let log = offline::log(&config, &data).expect("the log");
     let store = SqliteStore::open_read_only(&backup).expect("the backup");
-    let stands = store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).expect("checkpoints");
-    assert!(stands.iter().any(|(shard, at)| log.start(*shard) > at.next), "nothing is lost: {stands:?}");
+    let stands =
+        store.snapshot().and_then(|mut snapshot| snapshot.checkpoints()).expect("checkpoints");
+    assert!(
+        stands.iter().any(|(shard, at)| log.start(*shard) > at.next),
+        "nothing is lost: {stands:?}"
+    );
     drop((log, store));
 
     let server = node.start(&[]);
     node.flushed();
     node.archived();
-    let said = std::fs::read_to_string(node.data().with_extension("server.log")).expect("the log of the process");
-    assert!(said.contains("the log lost the records") && said.contains("were in the archive already"), "{said}");
+    let said = std::fs::read_to_string(node.data().with_extension("server.log"))
+        .expect("the log of the process");
+    assert!(
+        said.contains("the log lost the records") && said.contains("were in the archive already"),
+        "{said}"
+    );
     assert_eq!(server.stop(), Some(0));
-    let new = everything(SqliteStore::open_read_only(node.data().join("store.sqlite")).expect("the new store").as_ref());
+    let new = everything(
+        SqliteStore::open_read_only(node.data().join("store.sqlite"))
+            .expect("the new store")
+            .as_ref(),
+    );
     // Objects whose records the log still has are written anew, by another owner.
-    let but_objects = |all: Vec<String>| all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>();
+    let but_objects = |all: Vec<String>| {
+        all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>()
+    };
     equal(&but_objects(new), &but_objects(old));
     node.verify();
     node.goes_on_from(2_100);

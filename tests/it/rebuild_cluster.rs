@@ -1,4 +1,5 @@
-//! A store lost beside Kafka, PostgreSQL and S3: made anew in another database, byte-equal, also after a migration.
+//! A store lost beside Kafka, PostgreSQL and S3: made anew in another database, byte-equal, also
+//! after a migration.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,9 @@ use serde_json::Value;
 
 use crate::migrate::{Case, send};
 use crate::postgres;
-use crate::rebuild::{Node, SHARDS, await_accounted, equal, everything, flights, rebuilt_over_kills};
+use crate::rebuild::{
+    Node, SHARDS, await_accounted, equal, everything, flights, rebuilt_over_kills,
+};
 use crate::support::PATIENCE;
 
 /// A node of the cluster. What is rolled up and archived leaves the topic at once.
@@ -22,7 +25,8 @@ fn released(node: &Node) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let log = offline::log(&config, &data).expect("the log");
-        let starts: Vec<u64> = (0..SHARDS).map(|shard| log.bounds(ShardId(shard)).expect("the topic").0).collect();
+        let starts: Vec<u64> =
+            (0..SHARDS).map(|shard| log.bounds(ShardId(shard)).expect("the topic").0).collect();
         if starts.iter().all(|start| *start > 0) {
             return;
         }
@@ -68,7 +72,8 @@ fn a_store_lost_after_a_migration_is_rebuilt_to_the_byte() {
     let case = Case::new("rebuild_migrated");
     let (events, repeated) = case.live();
     let done = case.done();
-    let former = done["from"]["log"].as_str().unwrap_or_else(|| panic!("no log: {done}")).to_owned();
+    let former =
+        done["from"]["log"].as_str().unwrap_or_else(|| panic!("no log: {done}")).to_owned();
     let node = node_of(&case);
     // What was archived before, what is archived now, and what only the topic has.
     let server = node.start(&[]);
@@ -90,7 +95,9 @@ fn a_store_lost_after_a_migration_is_rebuilt_to_the_byte() {
     await_accounted(&server, |accounted| accounted == [counted, repeated + 200, 1]);
     (0..8).for_each(|n| send(&server, n * 100, n * 100 + 100));
     assert_eq!(server.post(&flights(0, 1_600)).0, 202);
-    await_accounted(&server, |accounted| accounted == [counted + 100, repeated + 200 + 800 + 1_500, 1]);
+    await_accounted(&server, |accounted| {
+        accounted == [counted + 100, repeated + 200 + 800 + 1_500, 1]
+    });
     node.flushed();
     node.archived();
     assert_eq!(server.stop(), Some(0));

@@ -1,4 +1,5 @@
-//! The real binary with a second query cache in Redis, which is lost, filled with rubbish, silenced and killed.
+//! The real binary with a second query cache in Redis, which is lost, filled with rubbish, silenced
+//! and killed.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,16 @@ use crate::support::{PATIENCE, Server};
 const DAY_MS: i64 = 86_400_000;
 /// 2020-01-01.
 const START: i64 = 1_577_836_800_000;
-const QUESTION: &str =
-    "/v1/query?metric=sales&from=2020-01-01T00:00:00Z&to=2020-02-10T00:00:00Z&step=1d&by=country&agg=count,sum,p95";
+const QUESTION: &str = "/v1/query?metric=sales&from=2020-01-01T00:00:00Z&to=2020-02-10T00:00:00Z&\
+                        step=1d&by=country&agg=count,sum,p95";
 
 fn send(server: &Server, from: i64, to: i64) {
     let event = |n: i64| {
         let time = START + n % 40 * DAY_MS + n * 1_000;
-        format!(r#"{{"metric":"sales","timestamp":{time},"value":"{n}.5","labels":{{"country":"c{}"}},"id":"{n}"}}"#, n % 5)
+        format!(
+            r#"{{"metric":"sales","timestamp":{time},"value":"{n}.5","labels":{{"country":"c{}"}},"id":"{n}"}}"#,
+            n % 5
+        )
     };
     let body: Vec<String> = (from..to).map(event).collect();
     assert_eq!(server.post(&format!("[{}]", body.join(","))).0, 202);
@@ -24,7 +28,9 @@ fn outcomes(server: &Server, outcome: &str) -> u64 {
     let (_, metrics) = server.get("/metrics");
     let name = format!("rollmill_query_second_cache_total{{outcome=\"{outcome}\"}} ");
     let text = metrics.as_str().expect("text");
-    text.lines().find_map(|line| line.strip_prefix(&name)).map_or(0, |number| number.parse().expect("a number"))
+    text.lines()
+        .find_map(|line| line.strip_prefix(&name))
+        .map_or(0, |number| number.parse().expect("a number"))
 }
 
 /// The series alone: the rest says when it was asked.
@@ -39,7 +45,11 @@ fn ask_anew(server: &Server, n: u32) -> (u16, serde_json::Value) {
 }
 
 fn count(series: &serde_json::Value) -> u64 {
-    let points = series.as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+    let points = series
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|s| s["points"].as_array().into_iter().flatten());
     points.map(|point| point["count"].as_u64().expect("count")).sum()
 }
 
@@ -57,14 +67,19 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
     let url = redis.url();
-    let settings =
-        [("query.redis", url.as_str()), ("query.redis_timeout", "100ms"), ("flush.interval", "100ms"), ("shards.count", "4")];
+    let settings = [
+        ("query.redis", url.as_str()),
+        ("query.redis_timeout", "100ms"),
+        ("flush.interval", "100ms"),
+        ("shards.count", "4"),
+    ];
     let server = Server::start(&data, &settings);
     send(&server, 0, 2_000);
     server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_000);
     until("flushed", || server.accounted()[0] == 2_000);
     let truth = ask(&server);
-    // 32 are written at once; what comes while they are is not kept, and the process does not offer it again: other questions are asked.
+    // 32 are written at once; what comes while they are is not kept, and the process does not offer
+    // it again: other questions are asked.
     let mut asked = 2_000;
     until("kept", || {
         assert_eq!(ask(&server), truth);
@@ -84,11 +99,16 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
 
     // Rubbish under every name, some of it of another kind.
     let mut connection = redis.connection();
-    let keys: Vec<String> = redis::cmd("KEYS").arg("rollmill:*").query(&mut connection).expect("keys");
+    let keys: Vec<String> =
+        redis::cmd("KEYS").arg("rollmill:*").query(&mut connection).expect("keys");
     assert!(keys.len() >= 30);
     for (at, key) in keys.iter().enumerate() {
         let rubbish: Vec<u8> = (0..at * 5).map(|n| (n * 31 + at) as u8).collect();
-        redis::cmd("SET").arg(key).arg([&[1_u8][..], &rubbish].concat()).query::<()>(&mut connection).expect("set");
+        redis::cmd("SET")
+            .arg(key)
+            .arg([&[1_u8][..], &rubbish].concat())
+            .query::<()>(&mut connection)
+            .expect("set");
     }
     let server = Server::start(&data, &settings);
     until("not believed", || {
@@ -98,7 +118,8 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
 
     // A late event is seen at once.
     send(&server, 2_000, 2_001);
-    let late = server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_001)["series"].clone();
+    let late =
+        server.await_query(QUESTION, |answer| count(&answer["series"]) == 2_001)["series"].clone();
     assert_ne!(late, truth);
 
     let mut asked = 1_000;
@@ -115,8 +136,13 @@ fn answers_stay_right_whatever_becomes_of_the_second_cache() {
         assert_eq!((status, &answer["series"]), (200, &late));
     }
     // If each of them waited for each of its parts, it would be minutes.
-    assert!(watch.elapsed() < Duration::from_secs(60), "50 queries beside a silent Redis took {:?}", watch.elapsed());
-    let log = || std::fs::read_to_string(data.with_extension("server.log")).expect("the server's log");
+    assert!(
+        watch.elapsed() < Duration::from_secs(60),
+        "50 queries beside a silent Redis took {:?}",
+        watch.elapsed()
+    );
+    let log =
+        || std::fs::read_to_string(data.with_extension("server.log")).expect("the server's log");
     until("the silence is noticed", || {
         asked += 1;
         assert_eq!(ask_anew(&server, asked).1["series"], late);

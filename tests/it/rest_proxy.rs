@@ -1,4 +1,5 @@
-//! Kafka REST Proxy in a working server: the same truth as over HTTP and WebSocket, and the published clients.
+//! Kafka REST Proxy in a working server: the same truth as over HTTP and WebSocket, and the
+//! published clients.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -38,7 +39,9 @@ fn send_http(server: &Server, batch: &[Value]) {
 }
 
 fn send_ws(server: &Server, batch: &[Value]) {
-    let (mut socket, _) = tungstenite::connect(format!("{}/v1/ws", server.url.replace("http", "ws"))).expect("connected");
+    let (mut socket, _) =
+        tungstenite::connect(format!("{}/v1/ws", server.url.replace("http", "ws")))
+            .expect("connected");
     socket.send(Message::text(json!({"seq": 1, "events": batch}).to_string())).expect("sent");
     let answer = socket.read().expect("an answer").into_text().expect("text");
     assert!(answer.contains("\"ack\":1") && answer.contains("\"rejected\":0"), "{answer}");
@@ -48,22 +51,34 @@ fn send_ws(server: &Server, batch: &[Value]) {
 fn send_rest(server: &Server, batch: &[Value]) {
     let (left, right) = batch.split_at(batch.len() / 2);
     let key = |n: usize| if n.is_multiple_of(2) { json!("k") } else { Value::Null };
-    let left: Vec<_> = left.iter().enumerate().map(|(n, event)| json!({"key": key(n), "value": event})).collect();
-    let right: Vec<_> =
-        right.iter().enumerate().map(|(n, event)| json!({"key": key(n), "value": base64(&event.to_string())})).collect();
+    let left: Vec<_> =
+        left.iter().enumerate().map(|(n, event)| json!({"key": key(n), "value": event})).collect();
+    let right: Vec<_> = right
+        .iter()
+        .enumerate()
+        .map(|(n, event)| json!({"key": key(n), "value": base64(&event.to_string())}))
+        .collect();
     for (kind, records) in [("json", left), ("binary", right)] {
         let answer = produce(server, &format!("application/vnd.kafka.{kind}.v2+json"), &records);
         let entries = answer["offsets"].as_array().expect("entries");
         assert_eq!(entries.len(), records.len());
-        assert!(entries.iter().all(|entry| entry["error_code"].is_null() && entry["offset"] == -1), "{answer}");
+        assert!(
+            entries.iter().all(|entry| entry["error_code"].is_null() && entry["offset"] == -1),
+            "{answer}"
+        );
     }
 }
 
 fn rollups(server: &Server) -> Value {
     let range = "from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z";
-    let query = format!("/v1/query?metric=sales&{range}&by=country&agg=count,sum,min,max,distinct,p50,p99");
+    let query =
+        format!("/v1/query?metric=sales&{range}&by=country&agg=count,sum,min,max,distinct,p50,p99");
     let counted = |answer: &Value| {
-        let points = answer["series"].as_array().into_iter().flatten().flat_map(|s| s["points"].as_array().into_iter().flatten());
+        let points = answer["series"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|s| s["points"].as_array().into_iter().flatten());
         points.filter_map(|point| point["count"].as_u64()).sum::<u64>() == EVENTS as u64
     };
     server.await_query(&query, counted)["series"].clone()
@@ -75,7 +90,9 @@ fn await_deduplicated(server: &Server, events: u64) {
     loop {
         let (status, answer) = server.get("/v1/accounting");
         let hours = answer["hours"].as_array().into_iter().flatten();
-        if status == 200 && hours.filter_map(|hour| hour["deduplicated"].as_u64()).sum::<u64>() == events {
+        if status == 200
+            && hours.filter_map(|hour| hour["deduplicated"].as_u64()).sum::<u64>() == events
+        {
             return;
         }
         assert!(Instant::now() < deadline, "{events} copies were sent: {status} {answer}");
@@ -103,14 +120,23 @@ fn every_way_in_gives_the_same_rollups_and_counts_an_id_once() {
         await_deduplicated(&server, 2 * EVENTS as u64);
         assert_eq!(rollups(&server), answers[first], "{name}: an id was counted again");
     }
-    assert!(answers[0].as_array().expect("series").len() == 3 && answers[0].to_string().contains("p99"), "{}", answers[0]);
+    assert!(
+        answers[0].as_array().expect("series").len() == 3 && answers[0].to_string().contains("p99"),
+        "{}",
+        answers[0]
+    );
     assert_eq!(answers[1], answers[0], "WebSocket");
     assert_eq!(answers[2], answers[0], "REST Proxy");
 }
 
 fn run(command: &mut Command) -> Output {
     let output = command.output().expect("the client runs");
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
@@ -122,18 +148,45 @@ fn curl_sends_as_the_quickstart_does_with_a_password() {
         return;
     }
     let keys = dir.path().join("keys.toml");
-    let made = Server::cli(&["keys", "add", "--tenant", "shop", "--scopes", "write,read", "--file", &keys.display().to_string()]);
+    let made = Server::cli(&[
+        "keys",
+        "add",
+        "--tenant",
+        "shop",
+        "--scopes",
+        "write,read",
+        "--file",
+        &keys.display().to_string(),
+    ]);
     let key = String::from_utf8(made.stdout).expect("text").trim().to_owned();
-    let server = Server::start(&dir.path().join("data"), &[("auth.keys_file", &keys.display().to_string())]);
+    let server =
+        Server::start(&dir.path().join("data"), &[("auth.keys_file", &keys.display().to_string())]);
     let curl = |user: &str| {
         let mut command = Command::new("curl");
-        command.args(["-sS", "-u", user, "-X", "POST", "-H", "Content-Type: application/vnd.kafka.json.v2+json"]);
-        command.args(["-H", "Accept: application/vnd.kafka.v2+json", "--data", r#"{"records":[{"value":{"value":3}}]}"#]);
+        command.args([
+            "-sS",
+            "-u",
+            user,
+            "-X",
+            "POST",
+            "-H",
+            "Content-Type: application/vnd.kafka.json.v2+json",
+        ]);
+        command.args([
+            "-H",
+            "Accept: application/vnd.kafka.v2+json",
+            "--data",
+            r#"{"records":[{"value":{"value":3}}]}"#,
+        ]);
         let answer = run(command.arg(format!("{}/topics/jsontest", server.url))).stdout;
         serde_json::from_slice::<Value>(&answer).expect("JSON")
     };
     let answer = curl(&format!("any:{key}"));
-    assert_eq!((&answer["offsets"][0]["error"], &answer["key_schema_id"]), (&Value::Null, &Value::Null), "{answer}");
+    assert_eq!(
+        (&answer["offsets"][0]["error"], &answer["key_schema_id"]),
+        (&Value::Null, &Value::Null),
+        "{answer}"
+    );
     assert!(answer["offsets"][0]["partition"].is_u64(), "{answer}");
     assert_eq!(curl("any:wrong")["error_code"], 40_101);
     let url = format!("{}/v1/query?metric=jsontest&step=all&agg=sum", server.url);
@@ -153,7 +206,8 @@ fn curl_sends_as_the_quickstart_does_with_a_password() {
 /// npm's `kafka-rest`, as `make tools` leaves it.
 fn kafka_rest() -> Option<PathBuf> {
     let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("data-sets/tools/node_modules");
-    let there = modules.join("kafka-rest").is_dir() && Command::new("node").arg("--version").output().is_ok();
+    let there = modules.join("kafka-rest").is_dir()
+        && Command::new("node").arg("--version").output().is_ok();
     there.then_some(modules)
 }
 
@@ -161,24 +215,39 @@ fn kafka_rest() -> Option<PathBuf> {
 fn the_published_client_produces() {
     let Some(modules) = kafka_rest() else {
         eprintln!(
-            "skipped: node or its package kafka-rest is missing, scripts/install-test-tools installs the package where node is"
+            "skipped: node or its package kafka-rest is missing, scripts/install-test-tools \
+             installs the package where node is"
         );
         return;
     };
     let dir = tempfile::tempdir().expect("a directory");
     let server = Server::start(&dir.path().join("data"), &[]);
-    let script = "const Client = require('kafka-rest');\n\
-        const topic = new Client({url: process.argv[1]}).topic('clicks');\n\
-        const records = [{key: 'k', value: JSON.stringify({value: 2, id: 'a'})}, {value: JSON.stringify({metric: 'own'})}, {value: 'no event'}];\n\
-        topic.produce(records, (error, answer) => { if (error) { throw error; } console.log(JSON.stringify(answer)); });";
+    let script = "const Client = require('kafka-rest');\nconst topic = new Client({url: \
+                  process.argv[1]}).topic('clicks');\nconst records = [{key: 'k', value: \
+                  JSON.stringify({value: 2, id: 'a'})}, {value: JSON.stringify({metric: 'own'})}, \
+                  {value: 'no event'}];\ntopic.produce(records, (error, answer) => { if (error) { \
+                  throw error; } console.log(JSON.stringify(answer)); });";
     for _ in 0..2 {
-        let output = run(Command::new("node").args(["-e", script, &server.url]).env("NODE_PATH", &modules));
+        let output =
+            run(Command::new("node").args(["-e", script, &server.url]).env("NODE_PATH", &modules));
         let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let codes: Vec<_> = answer["offsets"].as_array().expect("entries").iter().map(|entry| &entry["error_code"]).collect();
+        let codes: Vec<_> = answer["offsets"]
+            .as_array()
+            .expect("entries")
+            .iter()
+            .map(|entry| &entry["error_code"])
+            .collect();
         assert_eq!(codes, [&Value::Null, &Value::Null, &json!(50_002)], "{answer}");
     }
-    server.await_query("/v1/query?metric=own&step=all", |a| a["series"][0]["points"][0]["count"] == 2);
-    let answer = server.await_query("/v1/query?metric=clicks&step=all&agg=count,sum", |a| a["series"][0].is_object());
-    assert_eq!(answer["series"][0]["points"][0]["count"], 1, "the second one has the same id: {answer}");
+    server.await_query("/v1/query?metric=own&step=all", |a| {
+        a["series"][0]["points"][0]["count"] == 2
+    });
+    let answer = server.await_query("/v1/query?metric=clicks&step=all&agg=count,sum", |a| {
+        a["series"][0].is_object()
+    });
+    assert_eq!(
+        answer["series"][0]["points"][0]["count"], 1,
+        "the second one has the same id: {answer}"
+    );
     assert_eq!(answer["series"][0]["points"][0]["sum"], 2, "{answer}");
 }

@@ -60,11 +60,20 @@ fn an_older_copy_of_the_log_is_refused_before_it_takes_writes() {
 
     let (code, message) = refused(&data);
     assert!(code.is_some_and(|code| code != 0), "it went on: {message}");
-    assert!(message.contains("the log ends at offset 3, below 6, up to where the store or the archive"), "{message}");
-    assert!(message.contains("shard 0") && message.contains(&data.display().to_string()), "{message}");
+    assert!(
+        message.contains("the log ends at offset 3, below 6, up to where the store or the archive"),
+        "{message}"
+    );
+    assert!(
+        message.contains("shard 0") && message.contains(&data.display().to_string()),
+        "{message}"
+    );
 
     // Without any log it is another log.
     std::fs::remove_dir_all(data.join("log")).expect("removed");
     let (code, message) = refused(&data);
-    assert!(code.is_some_and(|code| code != 0) && message.contains("the store belongs to log"), "{message}");
+    assert!(
+        code.is_some_and(|code| code != 0) && message.contains("the store belongs to log"),
+        "{message}"
+    );
 }

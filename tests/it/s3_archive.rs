@@ -15,18 +15,22 @@ impl Case {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let storage = S3Server::start(&dir.path().join("s3"));
-        let keys = format!("[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+        let keys = format!(
+            "[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+        );
         std::fs::write(dir.path().join("credentials"), keys).expect("credentials");
-        std::fs::write(dir.path().join("rollmill.toml"), Self::config(dir.path(), &storage)).expect("configuration");
+        std::fs::write(dir.path().join("rollmill.toml"), Self::config(dir.path(), &storage))
+            .expect("configuration");
         Self { dir, storage }
     }
 
     /// For the server and for the commands beside it.
     fn config(dir: &Path, storage: &S3Server) -> String {
         format!(
-            "archive.url = \"s3://{BUCKET}/hot\"\narchive.cold_url = \"s3://{BUCKET}/cold\"\narchive.endpoint = \"{}\"\n\
-             archive.credentials_file = \"{}\"\narchive.timeout = \"2s\"\narchive.max_delay = \"100ms\"\narchive.cold_after = \"1s\"\n\
-             archive.keep = \"0\"\nflush.interval = \"100ms\"\nshards.count = 4\n",
+            "archive.url = \"s3://{BUCKET}/hot\"\narchive.cold_url = \
+             \"s3://{BUCKET}/cold\"\narchive.endpoint = \"{}\"\narchive.credentials_file = \
+             \"{}\"\narchive.timeout = \"2s\"\narchive.max_delay = \"100ms\"\narchive.cold_after \
+             = \"1s\"\narchive.keep = \"0\"\nflush.interval = \"100ms\"\nshards.count = 4\n",
             storage.endpoint,
             dir.join("credentials").display()
         )
@@ -48,8 +52,13 @@ impl Case {
     fn cli(&self, command: &[&str]) -> (bool, String) {
         let (data, config) = (self.dir.path().join("data"), self.dir.path().join("rollmill.toml"));
         let (data, config) = (data.display().to_string(), config.display().to_string());
-        let output = Server::cli(&[command, &["--json", "--data", &data, "--config", &config]].concat());
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output =
+            Server::cli(&[command, &["--json", "--data", &data, "--config", &config]].concat());
+        let text = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         (output.status.success(), text)
     }
 
@@ -69,7 +78,12 @@ impl Case {
 }
 
 fn send(server: &Server, from: u64, to: u64) {
-    let event = |n: u64| format!(r#"{{"metric":"sales","value":"{n}.5","labels":{{"country":"c{}"}},"id":"{n}"}}"#, n % 9);
+    let event = |n: u64| {
+        format!(
+            r#"{{"metric":"sales","value":"{n}.5","labels":{{"country":"c{}"}},"id":"{n}"}}"#,
+            n % 9
+        )
+    };
     let body: Vec<String> = (from..to).map(event).collect();
     assert_eq!(server.post(&format!("[{}]", body.join(","))).0, 202);
 }
@@ -87,10 +101,13 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     // The storage is down: writes and queries go on, the log keeps what cannot be archived.
     case.storage.set_down(true);
     send(&server, 500, 1_000);
-    let count = |n: u64| move |answer: &serde_json::Value| answer["series"][0]["points"][0]["count"] == n;
+    let count =
+        |n: u64| move |answer: &serde_json::Value| answer["series"][0]["points"][0]["count"] == n;
     server.await_query("/v1/query?metric=sales&step=all", count(1_000));
     assert!(events(&case.objects()) < 1_000);
-    let log = || std::fs::read_to_string(case.dir.path().join("data.server.log")).expect("the server's log");
+    let log = || {
+        std::fs::read_to_string(case.dir.path().join("data.server.log")).expect("the server's log")
+    };
     let deadline = Instant::now() + PATIENCE;
     while !log().contains("archiving failed") {
         assert!(Instant::now() < deadline, "nothing failed: {}", log());
@@ -108,11 +125,16 @@ fn the_archive_on_s3_moves_to_the_cold_store_and_verifies_through_an_outage_and_
     assert!(!case.storage.hit().is_empty());
     for object in case.objects() {
         let path = object["path"].as_str().expect("path");
-        let size = std::fs::metadata(case.storage.file(&format!("cold/{path}"))).expect("it is in the cold store").len();
+        let size = std::fs::metadata(case.storage.file(&format!("cold/{path}")))
+            .expect("it is in the cold store")
+            .len();
         assert_eq!(size, object["bytes"].as_u64().expect("bytes"));
     }
     let (ok, verified) = case.cli(&["verify"]);
-    assert!(ok && verified.contains("\"equal\":true") && verified.contains("\"not_verifiable\":null"), "{verified}");
+    assert!(
+        ok && verified.contains("\"equal\":true") && verified.contains("\"not_verifiable\":null"),
+        "{verified}"
+    );
     assert_eq!(server.stop(), Some(0));
     assert!(!log().contains(SECRET_KEY), "{}", log());
 }

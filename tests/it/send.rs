@@ -1,4 +1,5 @@
-//! `rollmill send` as people use it: what they have, what goes wrong on the way, and that each event counts once.
+//! `rollmill send` as people use it: what they have, what goes wrong on the way, and that each
+//! event counts once.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,8 +12,15 @@ use crate::support::{Server, until};
 
 fn command(url: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-    std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
-    command.arg("send").args(args).args(["--url", url]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+        .for_each(|(name, _)| _ = command.env_remove(name));
+    command
+        .arg("send")
+        .args(args)
+        .args(["--url", url])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -46,10 +54,17 @@ fn write(path: &Path, text: impl AsRef<[u8]>) -> String {
 
 /// One figure of a metric over all time, once `count` events are in; more of them are a mistake.
 fn figure(server: &Server, metric: &str, agg: &str, count: u64) -> serde_json::Value {
-    let path = format!("/v1/query?metric={metric}&step=all&from=2013-01-01T00:00:00Z&agg=count,{agg}");
-    let answer = server.await_query(&path, |answer| answer["series"][0]["points"][0]["count"].as_u64() >= Some(count));
+    let path =
+        format!("/v1/query?metric={metric}&step=all&from=2013-01-01T00:00:00Z&agg=count,{agg}");
+    let answer = server.await_query(&path, |answer| {
+        answer["series"][0]["points"][0]["count"].as_u64() >= Some(count)
+    });
     // What is acknowledged later would show here, too.
-    let answer = if answer["series"][0]["points"][0]["count"] == count { server.await_everything(&path) } else { answer };
+    let answer = if answer["series"][0]["points"][0]["count"] == count {
+        server.await_everything(&path)
+    } else {
+        answer
+    };
     assert_eq!(answer["series"][0]["points"][0]["count"], count, "{metric}");
     answer["series"][0]["points"][0][agg].clone()
 }
@@ -96,9 +111,15 @@ fn a_position_belongs_to_its_file() {
     let file = write(&path, line.repeat(10));
     let resume = [file.as_str(), "--resume", &position];
     let said = sends(&server.url, &resume);
-    assert!(said.contains("10 events are in, 0 were refused") && !said.contains("count again"), "{said}");
+    assert!(
+        said.contains("10 events are in, 0 were refused") && !said.contains("count again"),
+        "{said}"
+    );
     let said = sends(&server.url, &resume);
-    assert!(said.contains("0 events are in") && said.contains("10 are in before, nothing new"), "{said}");
+    assert!(
+        said.contains("0 events are in") && said.contains("10 are in before, nothing new"),
+        "{said}"
+    );
     write(&path, line.repeat(13));
     let said = sends(&server.url, &resume);
     assert!(said.contains("10 are in before, 3 are new, from line 11 on"), "{said}");
@@ -107,7 +128,10 @@ fn a_position_belongs_to_its_file() {
     // Another content under the name is refused, until it is given a position of its own.
     write(&path, "{\"metric\":\"res\",\"value\":2}\n".repeat(6));
     let (code, said) = send(&server.url, &resume);
-    assert!(code == Some(1) && said.contains("is not what this position belongs to"), "{code:?} {said}");
+    assert!(
+        code == Some(1) && said.contains("is not what this position belongs to"),
+        "{code:?} {said}"
+    );
     counts(&server, "res", 13);
     let fresh = dir.path().join("fresh.pos").display().to_string();
     sends(&server.url, &[&file, "--resume", &fresh]);
@@ -162,7 +186,9 @@ fn terminate(child: &Child) {
 fn a_stream_is_sent_after_a_second_and_at_its_end_by_a_signal() {
     let (_dir, server) = started();
     let (child, mut stdin) = streaming(&server.url, &["-"]);
-    stdin.write_all(b"{\"metric\":\"tl\"}\n{\"metric\":\"tl\"}\nnonsense\n{\"metric\":\"tl\"}\n").expect("written");
+    stdin
+        .write_all(b"{\"metric\":\"tl\"}\n{\"metric\":\"tl\"}\nnonsense\n{\"metric\":\"tl\"}\n")
+        .expect("written");
     // The pipe stays open: what has come is in all the same.
     counts(&server, "tl", 3);
     stdin.write_all(b"{\"metric\":\"tl\"}\n{\"metric\":\"tl\"}\n{\"metric\":").expect("written");
@@ -186,7 +212,8 @@ fn a_named_pipe_is_a_stream_and_a_signal_ends_the_wait_for_its_writer() {
     std::thread::sleep(std::time::Duration::from_millis(500));
     terminate(&child);
     until("it ends though nobody writes", || child.try_wait().expect("waited").is_some());
-    let writing = std::thread::spawn(move || std::fs::write(pipe, "{\"metric\":\"piped\"}\n".repeat(10)));
+    let writing =
+        std::thread::spawn(move || std::fs::write(pipe, "{\"metric\":\"piped\"}\n".repeat(10)));
     sends(&server.url, &[&name]);
     writing.join().expect("no panic").expect("written");
     counts(&server, "piped", 10);
@@ -202,12 +229,16 @@ fn what_is_refused_is_not_sent_again_by_the_same_run() {
     assert_eq!(std::fs::read_to_string(&file).expect("read"), text, "it is as it was");
     // The second run finds what the first one has kept, and leaves it alone.
     let (within, position) = (dir.path().join("bad.ndjson"), dir.path().join("sent.json"));
-    let [root, within, position] = [dir.path(), &within, &position].map(|path| path.display().to_string());
+    let [root, within, position] =
+        [dir.path(), &within, &position].map(|path| path.display().to_string());
     for (run, accepted, refused) in [(1, 1, 1), (2, 0, 0)] {
         let (code, said) = send(&server.url, &[&root, "--rejects", &within, "--resume", &position]);
         let verb = if refused == 1 { "was" } else { "were" };
         let noun = if accepted == 1 { "event is" } else { "events are" };
-        assert!(said.contains(&format!("{accepted} {noun} in, {refused} {verb} refused")), "{run}: {code:?} {said}");
+        assert!(
+            said.contains(&format!("{accepted} {noun} in, {refused} {verb} refused")),
+            "{run}: {code:?} {said}"
+        );
     }
     counts(&server, "own", 1);
 }
@@ -219,7 +250,8 @@ fn a_stream_whose_answer_is_lost_counts_once() {
     let proxy = Proxy::start(port, 1);
     proxy.set(Plan { cut_after: Some(b"\"once\""), ..Plan::default() });
     let input = "{\"metric\":\"once\"}\n".repeat(3);
-    let (code, said) = send_from(&format!("http://127.0.0.1:{}", proxy.port), input.as_bytes(), &["-"]);
+    let (code, said) =
+        send_from(&format!("http://127.0.0.1:{}", proxy.port), input.as_bytes(), &["-"]);
     assert!(code == Some(0) && said.contains("3 events are in, 0 were refused"), "{code:?} {said}");
     assert_eq!(proxy.cuts().1, 1, "an answer was lost");
     counts(&server, "once", 3);
@@ -228,8 +260,13 @@ fn a_stream_whose_answer_is_lost_counts_once() {
 #[test]
 fn a_bad_line_is_named_and_kept_and_takes_no_other_along() {
     let (dir, server) = started();
-    let lines =
-        ["{\"metric\":\"ok\"}", "", "{\"metric\":\"ok\",}", "{\"metric\":\"ok\",\"value\":\"oops\"}", "{\"metric\":\"ok\"}"];
+    let lines = [
+        "{\"metric\":\"ok\"}",
+        "",
+        "{\"metric\":\"ok\",}",
+        "{\"metric\":\"ok\",\"value\":\"oops\"}",
+        "{\"metric\":\"ok\"}",
+    ];
     let file = write(&dir.path().join("bad.ndjson"), lines.join("\n"));
     let kept = dir.path().join("kept.ndjson");
     let (code, said) = send(&server.url, &[&file, "--rejects", &kept.display().to_string()]);
@@ -243,7 +280,10 @@ fn a_bad_line_is_named_and_kept_and_takes_no_other_along() {
         assert!(said.contains(part), "{part} in {said}");
     }
     counts(&server, "ok", 2);
-    assert_eq!(std::fs::read_to_string(&kept).expect("kept"), format!("{}\n{}\n", lines[2], lines[3]));
+    assert_eq!(
+        std::fs::read_to_string(&kept).expect("kept"),
+        format!("{}\n{}\n", lines[2], lines[3])
+    );
     // Repaired and sent, they are the missing ones and no others.
     write(&kept, "{\"metric\":\"ok\"}\n{\"metric\":\"ok\",\"value\":1}\n");
     sends(&server.url, &[&kept.display().to_string()]);
@@ -259,25 +299,47 @@ fn an_event_with_a_field_that_the_server_does_not_know_takes_no_other_along() {
     let file = write(&dir.path().join("f.ndjson"), lines.join("\n"));
     let (code, said) = send(&server.url, &[&file]);
     assert!(code == Some(1) && said.contains("48 events are in, 2 were refused"), "{said}");
-    assert!(said.contains("f.ndjson:8: event_unreadable") && said.contains("f.ndjson:32: event_unreadable"), "{said}");
+    assert!(
+        said.contains("f.ndjson:8: event_unreadable")
+            && said.contains("f.ndjson:32: event_unreadable"),
+        "{said}"
+    );
     counts(&server, "f", 48);
 }
 
 #[test]
 fn a_row_without_a_time_or_with_a_cell_too_few_is_refused_alone() {
     let (dir, server) = started();
-    let file = write(&dir.path().join("t.csv"), "time,v\n,1\n2026-11-23T10:00:00Z,2\n5\n2026-11-23T10:00:00Z,\"3\n");
+    let file = write(
+        &dir.path().join("t.csv"),
+        "time,v\n,1\n2026-11-23T10:00:00Z,2\n5\n2026-11-23T10:00:00Z,\"3\n",
+    );
     let kept = dir.path().join("kept.csv");
-    let args = [file.as_str(), "--metric", "et", "--time", "time", "--value", "v", "--rejects", &kept.display().to_string()];
+    let args = [
+        file.as_str(),
+        "--metric",
+        "et",
+        "--time",
+        "time",
+        "--value",
+        "v",
+        "--rejects",
+        &kept.display().to_string(),
+    ];
     let (code, said) = send(&server.url, &args);
     assert!(code == Some(1) && said.contains("1 event is in, 3 were refused"), "{said}");
-    for part in
-        ["t.csv:2: timestamp_invalid: the cell of the time is empty", "t.csv:4: row_invalid: the row has 1 cells", "t.csv:5:"]
-    {
+    for part in [
+        "t.csv:2: timestamp_invalid: the cell of the time is empty",
+        "t.csv:4: row_invalid: the row has 1 cells",
+        "t.csv:5:",
+    ] {
         assert!(said.contains(part), "{part} in {said}");
     }
     assert_eq!(figure(&server, "et", "sum", 1), 2);
-    assert_eq!(std::fs::read_to_string(kept).expect("kept"), "time,v\n,1\n5\n2026-11-23T10:00:00Z,\"3\n");
+    assert_eq!(
+        std::fs::read_to_string(kept).expect("kept"),
+        "time,v\n,1\n5\n2026-11-23T10:00:00Z,\"3\n"
+    );
 }
 
 fn gzip(text: &[u8]) -> Vec<u8> {
@@ -291,26 +353,39 @@ fn what_people_have_is_taken() {
     let (dir, server) = started();
     let path = |name: &str| dir.path().join(name);
     let bom = write(&path("bom.ndjson"), "\u{feff}{\"metric\":\"a\"}\n");
-    let array = write(&path("array.json"), "[\n  {\"metric\": \"a\",\n   \"value\": 2},\n  {\"metric\": \"a\"}\n]\n");
-    let pretty = write(&path("pretty.json"), "{\n  \"metric\": \"a\"\n}\n{\n  \"metric\": \"a\"\n}\n");
+    let array = write(
+        &path("array.json"),
+        "[\n  {\"metric\": \"a\",\n   \"value\": 2},\n  {\"metric\": \"a\"}\n]\n",
+    );
+    let pretty =
+        write(&path("pretty.json"), "{\n  \"metric\": \"a\"\n}\n{\n  \"metric\": \"a\"\n}\n");
     let packed = write(&path("odd-name"), gzip(b"{\"metric\":\"a\"}\n"));
     sends(&server.url, &[&bom, &array, &pretty, &packed]);
     counts(&server, "a", 6);
-    for (stdin, more) in
-        [(gzip(b"{\"metric\":\"a\"}\n"), 7), (zstd::encode_all(&b"{\"metric\":\"a\"}\n"[..], 1).expect("packed"), 8)]
-    {
+    for (stdin, more) in [
+        (gzip(b"{\"metric\":\"a\"}\n"), 7),
+        (zstd::encode_all(&b"{\"metric\":\"a\"}\n"[..], 1).expect("packed"), 8),
+    ] {
         let (code, said) = send_from(&server.url, &stdin, &["-"]);
         assert_eq!(code, Some(0), "{said}");
         counts(&server, "a", more);
     }
-    let table = write(&path("day/1.csv"), "\u{feff}when;what;how much\n1793786400;b;1.234,5\n1793786400,5;b;0,5\n");
-    let args = ["--metric-column", "what", "--time", "when", "--value", "how much", "--decimal-comma"];
+    let table = write(
+        &path("day/1.csv"),
+        "\u{feff}when;what;how much\n1793786400;b;1.234,5\n1793786400,5;b;0,5\n",
+    );
+    let args =
+        ["--metric-column", "what", "--time", "when", "--value", "how much", "--decimal-comma"];
     let (code, said) = send(&server.url, &[&[table.as_str()][..], &args].concat());
     assert!(code == Some(1) && said.contains("read as seconds since 1970"), "{said}");
-    write(&path("day/1.csv"), "when\twhat\thow much\n1793786400\tb\t1.234,5\n1793786400.5\tb\t0,5\n");
+    write(
+        &path("day/1.csv"),
+        "when\twhat\thow much\n1793786400\tb\t1.234,5\n1793786400.5\tb\t0,5\n",
+    );
     write(&path("day/deep/2.tsv.gz"), gzip(b"when\twhat\thow much\n1793786400\tb\t1\n"));
     write(&path("day/notes.md"), "nothing");
-    let said = sends(&server.url, &[&[path("day").display().to_string().as_str()][..], &args].concat());
+    let said =
+        sends(&server.url, &[&[path("day").display().to_string().as_str()][..], &args].concat());
     assert!(said.contains("notes.md is left alone"), "{said}");
     assert_eq!(figure(&server, "b", "sum", 4).to_string(), "2470.5");
 }
@@ -328,7 +403,10 @@ fn what_cannot_be_taken_is_refused_by_name() {
     ] {
         let file = write(&path(name), content);
         let (code, said) = send(&server.url, &[&file]);
-        assert!(code == Some(1) && said.contains(word) && said.contains(name), "{name}: {code:?} {said}");
+        assert!(
+            code == Some(1) && said.contains(word) && said.contains(name),
+            "{name}: {code:?} {said}"
+        );
     }
     let json = write(&path("a.ndjson"), "{\"metric\":\"m\"}\n");
     for (args, code, word) in [
@@ -345,7 +423,9 @@ fn what_cannot_be_taken_is_refused_by_name() {
 }
 
 /// A server of canned answers: each request's body is kept, and answered by what the function says.
-fn canned(answer: impl Fn(&str) -> (u16, String) + Send + 'static) -> (String, Arc<Mutex<Vec<String>>>) {
+fn canned(
+    answer: impl Fn(&str) -> (u16, String) + Send + 'static,
+) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let bodies = Arc::new(Mutex::new(Vec::new()));
@@ -356,7 +436,10 @@ fn canned(answer: impl Fn(&str) -> (u16, String) + Send + 'static) -> (String, A
             let Some(body) = request(&mut stream) else { continue };
             let (status, text) = answer(&body);
             kept.lock().expect("no panic").push(body);
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", text.len());
+            let head = format!(
+                "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                text.len()
+            );
             let _ = stream.write_all(format!("{head}{text}").as_bytes());
         }
     });
@@ -372,7 +455,9 @@ fn request(stream: &mut TcpStream) -> Option<String> {
         received.extend_from_slice(&part[..n]);
         let text = String::from_utf8_lossy(&received).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())?;
+        let length = head.lines().find_map(|line| {
+            line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok()
+        })?;
         if body.len() >= length {
             return Some(body.to_owned());
         }
@@ -382,21 +467,39 @@ fn request(stream: &mut TcpStream) -> Option<String> {
 #[test]
 fn the_servers_reason_is_told_and_a_position_is_kept_for_who_asked_for_none() {
     let (dir, server) = started();
-    let full = "{\"error\":{\"code\":\"disk_full\",\"message\":\"the disk is full: make room\",\"details\":{}}}";
+    let full = "{\"error\":{\"code\":\"disk_full\",\"message\":\"the disk is full: make \
+                room\",\"details\":{}}}";
     let sent = Arc::new(Mutex::new(0));
     let times = sent.clone();
     let (url, _) = canned(move |body| {
         let mut sent = times.lock().expect("no panic");
         *sent += 1;
         let events = body.lines().count();
-        if *sent == 1 { (202, format!("{{\"accepted\":{events},\"rejected\":0,\"errors\":[]}}")) } else { (503, full.to_owned()) }
+        if *sent == 1 {
+            (202, format!("{{\"accepted\":{events},\"rejected\":0,\"errors\":[]}}"))
+        } else {
+            (503, full.to_owned())
+        }
     });
     let file = write(&dir.path().join("a.ndjson"), "{\"metric\":\"full\"}\n".repeat(3));
-    let output = command(&url, &[&file, "--batch", "2", "--patience", "0"]).current_dir(dir.path()).output().expect("it runs");
+    let output = command(&url, &[&file, "--batch", "2", "--patience", "0"])
+        .current_dir(dir.path())
+        .output()
+        .expect("it runs");
     let (code, said) = said(output);
-    assert!(code == Some(1) && said.contains("the disk is full: make room (503 disk_full)"), "{said}");
-    assert!(said.contains("2 events are in") && said.contains("1 event was read and not sent"), "{said}");
-    let position = said.split("--resume ").nth(1).and_then(|rest| rest.split([':', '\n']).next()).expect("a way on");
+    assert!(
+        code == Some(1) && said.contains("the disk is full: make room (503 disk_full)"),
+        "{said}"
+    );
+    assert!(
+        said.contains("2 events are in") && said.contains("1 event was read and not sent"),
+        "{said}"
+    );
+    let position = said
+        .split("--resume ")
+        .nth(1)
+        .and_then(|rest| rest.split([':', '\n']).next())
+        .expect("a way on");
     let position = dir.path().join(position).display().to_string();
     sends(&server.url, &[&file, "--resume", &position]);
     counts(&server, "full", 1);
@@ -404,11 +507,16 @@ fn the_servers_reason_is_told_and_a_position_is_kept_for_who_asked_for_none() {
 
 #[test]
 fn a_server_that_refuses_whole_requests_is_asked_in_halves_with_the_same_ids() {
-    let unreadable = "{\"error\":{\"code\":\"body_unreadable\",\"message\":\"event 3: unknown field\",\"details\":{}}}";
+    let unreadable = "{\"error\":{\"code\":\"body_unreadable\",\"message\":\"event 3: unknown \
+                      field\",\"details\":{}}}";
     let (url, bodies) = canned(move |body| {
         let events = body.lines().count();
         let bad = body.contains("tags");
-        if bad { (400, unreadable.to_owned()) } else { (202, format!("{{\"accepted\":{events},\"rejected\":0,\"errors\":[]}}")) }
+        if bad {
+            (400, unreadable.to_owned())
+        } else {
+            (202, format!("{{\"accepted\":{events},\"rejected\":0,\"errors\":[]}}"))
+        }
     });
     let dir = tempfile::tempdir().expect("a directory");
     let mut lines = vec!["{\"metric\":\"m\"}"; 16];
@@ -420,7 +528,10 @@ fn a_server_that_refuses_whole_requests_is_asked_in_halves_with_the_same_ids() {
     let bodies = bodies.lock().expect("no panic");
     assert_eq!(bodies.len(), 9, "16, then 8 + 8, 4 + 4, 2 + 2, 1 + 1");
     let (whole, parts) = (&bodies[0], &bodies[1..]);
-    assert!(parts.iter().flat_map(|body| body.lines()).all(|line| whole.contains(line)), "the same ids");
+    assert!(
+        parts.iter().flat_map(|body| body.lines()).all(|line| whole.contains(line)),
+        "the same ids"
+    );
 }
 
 #[test]
@@ -434,7 +545,10 @@ fn a_signal_ends_a_file_between_batches_and_the_position_goes_on() {
     let file = write(&dir.path().join("a.ndjson"), line.repeat(3_000));
     let position = dir.path().join("a.pos");
     let args = [file.as_str(), "--batch", "10", "--resume", &position.display().to_string()];
-    let child = command(&format!("http://127.0.0.1:{}", proxy.port), &args).stdin(Stdio::null()).spawn().expect("it runs");
+    let child = command(&format!("http://127.0.0.1:{}", proxy.port), &args)
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("it runs");
     let offset = || {
         let text = std::fs::read_to_string(&position).unwrap_or_default();
         let position: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! One tenant at its worst, and whoever has no key at all, on a node with 2 GB: it lives, is ready, and serves the other tenant.
+//! One tenant at its worst, and whoever has no key at all, on a node with 2 GB: it lives, is ready,
+//! and serves the other tenant.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -49,7 +50,10 @@ impl Cage {
         let binary = env!("CARGO_BIN_EXE_rollmill");
         let Some(dir) = &self.0 else { return Command::new(binary) };
         let mut command = Command::new("sh");
-        command.args(["-c", r#"echo $$ > "$1/cgroup.procs" && shift && exec "$@""#, "sh"]).arg(dir).arg(binary);
+        command
+            .args(["-c", r#"echo $$ > "$1/cgroup.procs" && shift && exec "$@""#, "sh"])
+            .arg(dir)
+            .arg(binary);
         command
     }
 }
@@ -64,7 +68,8 @@ impl Drop for Cage {
 
 fn key(file: &Path, tenant: &str, scopes: &str) -> String {
     let file = file.display().to_string();
-    let output = Server::cli(&["keys", "add", "--tenant", tenant, "--scopes", scopes, "--file", &file]);
+    let output =
+        Server::cli(&["keys", "add", "--tenant", tenant, "--scopes", scopes, "--file", &file]);
     assert!(output.status.success());
     String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
@@ -79,7 +84,8 @@ struct World {
 }
 
 fn peak_bytes(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the node lives");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("the node lives");
     let line = status.lines().find(|line| line.starts_with("VmHWM")).expect("a peak");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") * 1024
 }
@@ -116,13 +122,21 @@ impl World {
             .header("authorization", format!("Bearer {key}"))
             .call()
             .expect("an answer");
-        let text = answer.body_mut().with_config().limit(256 << 20).read_to_string().expect("a body");
+        let text =
+            answer.body_mut().with_config().limit(256 << 20).read_to_string().expect("a body");
         (answer.status().as_u16(), text)
     }
 
     fn post(&self, key: &str, body: &str) -> u16 {
-        let request = agent().post(format!("{}/v1/events", self.server.url)).header("content-type", "application/json");
-        request.header("authorization", format!("Bearer {key}")).send(body).expect("an answer").status().as_u16()
+        let request = agent()
+            .post(format!("{}/v1/events", self.server.url))
+            .header("content-type", "application/json");
+        request
+            .header("authorization", format!("Bearer {key}"))
+            .send(body)
+            .expect("an answer")
+            .status()
+            .as_u16()
     }
 
     fn connect(&self) -> TcpStream {
@@ -131,30 +145,41 @@ impl World {
 
     /// The attacker's metrics: one of many series in one hour, and one of many hours.
     fn fill(&self) {
-        let wide: Vec<String> =
-            (0..WIDE).map(|n| format!(r#"{{"metric":"wide","timestamp":{START},"labels":{{"s":"{n}"}}}}"#)).collect();
+        let wide: Vec<String> = (0..WIDE)
+            .map(|n| format!(r#"{{"metric":"wide","timestamp":{START},"labels":{{"s":"{n}"}}}}"#))
+            .collect();
         let long: Vec<String> = (0..48_000)
             .map(|n| {
                 let at = START + (n / 1_000) * HOUR;
-                format!(r#"{{"metric":"long","timestamp":{at},"user":"u{n}","labels":{{"s":"{}"}}}}"#, n % 1_000)
+                format!(
+                    r#"{{"metric":"long","timestamp":{at},"user":"u{n}","labels":{{"s":"{}"}}}}"#,
+                    n % 1_000
+                )
             })
             .collect();
         for events in wide.chunks(6_000).chain(long.chunks(6_000)) {
-            until("the attacker's events are taken", || self.post(&self.attacker, &format!("[{}]", events.join(","))) == 202);
+            until("the attacker's events are taken", || {
+                self.post(&self.attacker, &format!("[{}]", events.join(","))) == 202
+            });
         }
         until("they are in the store", || {
             let (_, text) = self.get(&self.attacker, "/v1/accounting");
             let books: Value = serde_json::from_str(&text).expect("JSON");
             let hours = books["hours"].as_array().cloned().unwrap_or_default();
-            hours.iter().filter_map(|hour| hour["aggregated"].as_u64()).sum::<u64>() >= 48_000 + WIDE as u64
+            hours.iter().filter_map(|hour| hour["aggregated"].as_u64()).sum::<u64>()
+                >= 48_000 + WIDE as u64
         });
     }
 
     /// One event of the neighbour, and how long its acknowledgement took.
     fn ack(&self, agent: &ureq::Agent) -> Duration {
         let began = Instant::now();
-        let request = agent.post(format!("{}/v1/events", self.server.url)).header("content-type", "application/json");
-        let answer = request.header("authorization", format!("Bearer {}", self.neighbour)).send(r#"{"metric":"mine"}"#);
+        let request = agent
+            .post(format!("{}/v1/events", self.server.url))
+            .header("content-type", "application/json");
+        let answer = request
+            .header("authorization", format!("Bearer {}", self.neighbour))
+            .send(r#"{"metric":"mine"}"#);
         let status = answer.expect("an answer").status().as_u16();
         assert_eq!(status, 202, "the neighbour's write");
         self.acked.fetch_add(1, Ordering::Relaxed);
@@ -170,7 +195,11 @@ impl World {
         let began = Instant::now();
         let (status, answer) = self.get(&self.neighbour, "/v1/query?metric=mine&step=all");
         assert_eq!(status, 200, "{attack}: the neighbour's query: {answer}");
-        assert!(began.elapsed() < Duration::from_secs(15), "{attack}: the neighbour's query took {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{attack}: the neighbour's query took {:?}",
+            began.elapsed()
+        );
         assert_eq!(self.get(&self.neighbour, "/v1/metrics").0, 200, "{attack}");
         self.is_ready(attack);
     }
@@ -187,14 +216,19 @@ impl World {
         let to = START + 48 * HOUR;
         match n % 4 {
             0 => format!("/v1/query?metric=long&by=s&from={START}&to={to}&agg=distinct,p99"),
-            1 => format!("/v1/query?metric=wide&step=all&from={START}&to={to}&where=%7Bs=~%22.*%7C{n}%22%7D"),
-            2 => format!("/v1/query?metric=wide&by=s&step=all&from=0&to={to}&where=%7Bs=~%221.*%7C{n}%22%7D"),
+            1 => format!(
+                "/v1/query?metric=wide&step=all&from={START}&to={to}&where=%7Bs=~%22.*%7C{n}%22%7D"
+            ),
+            2 => format!(
+                "/v1/query?metric=wide&by=s&step=all&from=0&to={to}&where=%7Bs=~%221.*%7C{n}%22%7D"
+            ),
             _ => "/v1/labels/s/values".to_owned(),
         }
     }
 }
 
-/// Refused and answered queries with ever other matchers: nothing of them stays (F2, F7), nor of queries that nobody waits for (F6).
+/// Refused and answered queries with ever other matchers: nothing of them stays (F2, F7), nor of
+/// queries that nobody waits for (F6).
 fn queries(world: &World) {
     let to = START + 48 * HOUR;
     std::thread::scope(|scope| {
@@ -202,13 +236,19 @@ fn queries(world: &World) {
             scope.spawn(move || {
                 for n in 0..15 {
                     let n = thread * 100 + n;
-                    let refused = format!("/v1/query?metric=wide&step=all&from={START}&where=%7Bs=~%22.*%7C{n}%22%7D");
+                    let refused = format!(
+                        "/v1/query?metric=wide&step=all&from={START}&where=%7Bs=~%22.*%7C{n}%22%7D"
+                    );
                     let (status, answer) = world.get(&world.attacker, &refused);
                     assert!(matches!(status, 422 | 429 | 503), "{status} {answer:.300}");
-                    let taken = format!("/v1/query?metric=wide&step=all&from={START}&where=%7Bs=~%221.*%7Cx{n}%22%7D");
+                    let taken = format!(
+                        "/v1/query?metric=wide&step=all&from={START}&where=%7Bs=~%221.*%7Cx{n}%22%\
+                         7D"
+                    );
                     let (status, answer) = world.get(&world.attacker, &taken);
                     assert!(matches!(status, 200 | 429), "{status} {answer:.300}");
-                    let points = format!("/v1/query?metric=long&by=s&from={START}&to={to}&agg=distinct");
+                    let points =
+                        format!("/v1/query?metric=long&by=s&from={START}&to={to}&agg=distinct");
                     let (status, answer) = world.get(&world.attacker, &points);
                     assert!(matches!(status, 422 | 429 | 503), "{status} {answer:.300}");
                     let names = "a,".repeat(2_000);
@@ -221,7 +261,12 @@ fn queries(world: &World) {
     });
     for n in 0..100 {
         let (mut socket, path) = (world.connect(), world.heavy(n));
-        write!(socket, "GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", world.attacker).expect("sent");
+        write!(
+            socket,
+            "GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n",
+            world.attacker
+        )
+        .expect("sent");
     }
     world.neighbour_is_served("queries that nobody waits for");
 }
@@ -240,8 +285,14 @@ fn readers_that_never_read(world: &World) {
     world.neighbour_is_served("readers without a key that never read");
     drop(nobody);
     let to = START + 48 * HOUR;
-    let large = format!("/v1/query?metric=wide&by=s&step=all&from={START}&to={to}&where=%7Bs=~%221.*%22%7D");
-    let request = format!("GET {large} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", world.attacker).repeat(20);
+    let large = format!(
+        "/v1/query?metric=wide&by=s&step=all&from={START}&to={to}&where=%7Bs=~%221.*%22%7D"
+    );
+    let request = format!(
+        "GET {large} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n",
+        world.attacker
+    )
+    .repeat(20);
     let tenant: Vec<_> = (0..90).map(|_| hold(&request)).collect();
     world.neighbour_is_served("readers with a key that never read");
     drop(tenant);
@@ -254,7 +305,10 @@ fn websockets(world: &World) {
     let mut handshakes = Vec::new();
     for _ in 0..60 {
         let mut request = url.as_str().into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", format!("Bearer {}", world.attacker).parse().expect("a header"));
+        request.headers_mut().insert(
+            "authorization",
+            format!("Bearer {}", world.attacker).parse().expect("a header"),
+        );
         handshakes.push(request);
     }
     let open = runtime.block_on(async {
@@ -284,7 +338,9 @@ fn websockets(world: &World) {
         .into_iter()
         .skip(10)
         .map(|socket| {
-            let tokio_tungstenite::MaybeTlsStream::Plain(stream) = socket.into_inner() else { panic!("no TLS") };
+            let tokio_tungstenite::MaybeTlsStream::Plain(stream) = socket.into_inner() else {
+                panic!("no TLS")
+            };
             let mut stream = stream.into_std().expect("a socket");
             stream.set_nonblocking(false).expect("set");
             stream.set_write_timeout(Some(Duration::from_millis(500))).expect("set");
@@ -303,14 +359,17 @@ fn websockets(world: &World) {
 /// Bodies that stop just before their end (F8).
 fn bodies(world: &World) {
     let head = format!(
-        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-length: 20000000\r\n\r\n",
+        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-length: \
+         20000000\r\n\r\n",
         world.attacker
     );
     let begun: Vec<_> = (0..17)
         .map(|_| {
             let mut socket = world.connect();
             socket.set_write_timeout(Some(Duration::from_millis(500))).expect("set");
-            let _ = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(&vec![b' '; 19_900_000]));
+            let _ = socket
+                .write_all(head.as_bytes())
+                .and_then(|()| socket.write_all(&vec![b' '; 19_900_000]));
             socket
         })
         .collect();
@@ -321,8 +380,11 @@ fn bodies(world: &World) {
 /// Metric names without end (F9).
 fn names(world: &World) {
     for request in 0..10 {
-        let events: Vec<String> = (0..2_000).map(|n| format!(r#"{{"metric":"name_{}"}}"#, request * 2_000 + n)).collect();
-        until("names are taken", || world.post(&world.attacker, &format!("[{}]", events.join(","))) == 202);
+        let events: Vec<String> =
+            (0..2_000).map(|n| format!(r#"{{"metric":"name_{}"}}"#, request * 2_000 + n)).collect();
+        until("names are taken", || {
+            world.post(&world.attacker, &format!("[{}]", events.join(","))) == 202
+        });
     }
     until("names beyond the limit are counted together", || {
         let (_, text) = world.get(&world.attacker, "/v1/metrics");
@@ -331,12 +393,18 @@ fn names(world: &World) {
         assert!(metrics.len() <= 201, "{} metrics", metrics.len());
         let (_, text) = world.get(&world.attacker, "/v1/query?metric=__overflow__&step=all");
         let answer: Value = serde_json::from_str(&text).expect("JSON");
-        let named = metrics.iter().filter(|m| m["metric"].as_str().is_some_and(|name| name.starts_with("name_"))).count();
+        let named = metrics
+            .iter()
+            .filter(|m| m["metric"].as_str().is_some_and(|name| name.starts_with("name_")))
+            .count();
         answer["series"][0]["points"][0]["count"] == 20_000 - named as u64
     });
     let (_, limits) = world.get(&world.attacker, "/v1/limits");
     let limits: Value = serde_json::from_str(&limits).expect("JSON");
-    assert_eq!((&limits["metrics"]["max"], &limits["metrics"]["used"]), (&Value::from(200), &Value::from(200)));
+    assert_eq!(
+        (&limits["metrics"]["max"], &limits["metrics"]["used"]),
+        (&Value::from(200), &Value::from(200))
+    );
     world.neighbour_is_served("names without end");
 }
 
@@ -382,7 +450,8 @@ fn a_tenant_at_its_worst_does_not_double_the_acknowledgements_of_another() {
         p99(acks)
     };
     measure(1);
-    // Quiet and loud take turns, because other tests may run beside this: one fair round is enough, no round may be unready.
+    // Quiet and loud take turns, because other tests may run beside this: one fair round is enough,
+    // no round may be unready.
     let mut rounds = Vec::new();
     for _ in 0..5 {
         let quiet = measure(3);
@@ -395,7 +464,8 @@ fn a_tenant_at_its_worst_does_not_double_the_acknowledgements_of_another() {
                         if stop.load(Ordering::Acquire) {
                             return;
                         }
-                        let (status, answer) = world.get(&world.attacker, &world.heavy(thread + 16 * n));
+                        let (status, answer) =
+                            world.get(&world.attacker, &world.heavy(thread + 16 * n));
                         assert!(matches!(status, 200 | 422 | 429 | 503), "{status} {answer}");
                     }
                 })
@@ -421,13 +491,21 @@ fn an_answer_of_a_key_that_is_revoked_is_not_there_to_be_read_any_more() {
     let world = World::start(dir.path(), &Cage(None));
     world.fill();
     let to = START + 48 * HOUR;
-    let large = format!("/v1/query?metric=wide&by=s&step=all&from={START}&to={to}&where=%7Bs=~%221.*%22%7D");
+    let large = format!(
+        "/v1/query?metric=wide&by=s&step=all&from={START}&to={to}&where=%7Bs=~%221.*%22%7D"
+    );
     let mut socket = world.connect();
-    let request = format!("GET {large} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", world.attacker).repeat(60);
+    let request = format!(
+        "GET {large} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n",
+        world.attacker
+    )
+    .repeat(60);
     socket.write_all(request.as_bytes()).expect("sent");
     std::thread::sleep(Duration::from_secs(2));
     let file = dir.path().join("keys.toml").display().to_string();
-    assert!(Server::cli(&["keys", "revoke", &world.attacker[..11], "--file", &file]).status.success());
+    assert!(
+        Server::cli(&["keys", "revoke", &world.attacker[..11], "--file", &file]).status.success()
+    );
     until("the key is not valid any more", || world.get(&world.attacker, "/v1/metrics").0 == 401);
     std::thread::sleep(Duration::from_secs(5));
     // What lies in the buffers of the kernel is there; the rest of the 60 answers is not.

@@ -1,4 +1,5 @@
-//! How a node refuses to start, and how it stops: with the reason and the way out, and without losing what it acknowledged.
+//! How a node refuses to start, and how it stops: with the reason and the way out, and without
+//! losing what it acknowledged.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -52,8 +53,13 @@ fn a_start_that_cannot_be_says_why_and_what_to_do() {
     says(&said, &["cannot create the data directory", &file.display().to_string()]);
 
     let config = dir.path().join("keys.toml");
-    std::fs::write(&config, format!("auth.keys_file = \"{}/nowhere.toml\"\n", dir.path().display())).expect("written");
-    let (code, said) = refused(&["--listen", "127.0.0.1:0", "--config", &config.display().to_string()], &fresh);
+    std::fs::write(
+        &config,
+        format!("auth.keys_file = \"{}/nowhere.toml\"\n", dir.path().display()),
+    )
+    .expect("written");
+    let (code, said) =
+        refused(&["--listen", "127.0.0.1:0", "--config", &config.display().to_string()], &fresh);
     assert_eq!(code, Some(1), "{said}");
     says(&said, &["rollmill keys add", "nowhere.toml"]);
 }
@@ -72,7 +78,8 @@ fn data_in_use_or_of_another_shape_is_refused() {
 
     let config = dir.path().join("config.toml");
     std::fs::write(&config, "shards.count = 8\n").expect("written");
-    let (code, said) = refused(&["--listen", "127.0.0.1:0", "--config", &config.display().to_string()], &data);
+    let (code, said) =
+        refused(&["--listen", "127.0.0.1:0", "--config", &config.display().to_string()], &data);
     assert_eq!(code, Some(1), "{said}");
     says(&said, &["4 shards", "shards.count = 8"]);
 }
@@ -81,13 +88,21 @@ fn data_in_use_or_of_another_shape_is_refused() {
 fn every_mistake_of_a_configuration_is_named_at_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let (data, config) = (dir.path().join("data"), dir.path().join("config.toml"));
-    let text = "accept.max_agee = \"1d\"\nshards.count = 0\nflush.interval = \"soon\"\nquery.cache = \"64\"\nws.window = -1\n";
+    let text = "accept.max_agee = \"1d\"\nshards.count = 0\nflush.interval = \
+                \"soon\"\nquery.cache = \"64\"\nws.window = -1\n";
     std::fs::write(&config, text).expect("written");
     let path = config.display().to_string();
     let (code, said) = refused(&["--listen", "127.0.0.1:0", "--config", &path], &data);
     assert_eq!(code, Some(2), "{said}");
-    let parts =
-        ["5 mistake", "did you mean accept.max_age?", "shards.count", "flush.interval", "query.cache", "64MiB", "ws.window"];
+    let parts = [
+        "5 mistake",
+        "did you mean accept.max_age?",
+        "shards.count",
+        "flush.interval",
+        "query.cache",
+        "64MiB",
+        "ws.window",
+    ];
     says(&said, &[&parts[..], &[&path]].concat());
     assert!(!data.exists(), "nothing is made before the configuration is sound");
     let checked = Server::cli(&["check-config", &path]);
@@ -111,7 +126,10 @@ fn post_until_gone(url: &str, name: usize, go: &AtomicBool, taken: &AtomicUsize)
     let (agent, mut acked) = (agent(), Vec::new());
     for n in 0.. {
         let id = format!("{name}-{n}");
-        let answer = agent.post(format!("{url}/v1/events")).header("content-type", "application/json").send(event(&id));
+        let answer = agent
+            .post(format!("{url}/v1/events"))
+            .header("content-type", "application/json")
+            .send(event(&id));
         match answer.map(|answer| answer.status().as_u16()) {
             Ok(202) => {
                 taken.fetch_add(1, Ordering::AcqRel);
@@ -128,7 +146,9 @@ fn post_until_gone(url: &str, name: usize, go: &AtomicBool, taken: &AtomicUsize)
 
 /// As [`post_until_gone`], over a WebSocket that also holds a subscription.
 async fn stream_until_gone(url: String) -> (Vec<String>, Option<u16>) {
-    let (ws, _) = tokio_tungstenite::connect_async(format!("{}/v1/ws", url.replace("http", "ws"))).await.expect("connected");
+    let (ws, _) = tokio_tungstenite::connect_async(format!("{}/v1/ws", url.replace("http", "ws")))
+        .await
+        .expect("connected");
     let (mut sink, mut stream) = ws.split();
     let subscribe = Message::text(r#"{"subscribe":"q","query":{"metric":"m"}}"#);
     sink.send(subscribe).await.expect("subscribed");
@@ -172,8 +192,13 @@ fn stop_under_load() -> Duration {
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
     let server = Server::start(&data, &[("shards.count", "4")]);
-    let (url, go, taken) = (server.url.clone(), Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let (url, go, taken) =
+        (server.url.clone(), Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let streams: Vec<_> = (0..2).map(|_| runtime.spawn(stream_until_gone(url.clone()))).collect();
     let posts: Vec<_> = (0..4)
         .map(|name| {
@@ -183,7 +208,9 @@ fn stop_under_load() -> Duration {
         .collect();
     // Connections on which nothing happens must not hold the stop up.
     let port = url.rsplit(':').next().expect("a port").parse::<u16>().expect("a port");
-    let idle: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected")).collect();
+    let idle: Vec<_> = (0..20)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected"))
+        .collect();
     std::thread::sleep(Duration::from_millis(500));
     until("it takes writes", || taken.load(Ordering::Acquire) > 20);
     go.store(false, Ordering::Release);
@@ -191,7 +218,8 @@ fn stop_under_load() -> Duration {
     assert_eq!(server.stop(), Some(0));
     let took = began.elapsed();
     drop(idle);
-    let mut acked: Vec<String> = posts.into_iter().flat_map(|post| post.join().expect("no panic")).collect();
+    let mut acked: Vec<String> =
+        posts.into_iter().flat_map(|post| post.join().expect("no panic")).collect();
     for stream in streams {
         let (streamed, code) = runtime.block_on(stream).expect("no panic");
         // Both name their events alike, so that each counts once.
@@ -200,12 +228,18 @@ fn stop_under_load() -> Duration {
     }
 
     let server = Server::start_on(&data, free_port(), &[("shards.count", "4")]);
-    let count = |answer: &serde_json::Value| answer["series"][0]["points"][0]["count"].as_u64().unwrap_or(0);
+    let count = |answer: &serde_json::Value| {
+        answer["series"][0]["points"][0]["count"].as_u64().unwrap_or(0)
+    };
     acked.sort_unstable();
     acked.dedup();
     // All that the log has: what was not acknowledged may be in it, too.
     let there = count(&server.await_everything("/v1/query?metric=m&step=all"));
-    assert!(there >= acked.len() as u64, "{there} of {} acknowledged events are there", acked.len());
+    assert!(
+        there >= acked.len() as u64,
+        "{there} of {} acknowledged events are there",
+        acked.len()
+    );
     for ids in acked.chunks(5_000) {
         let events: Vec<_> = ids.iter().map(|id| event(id)).collect();
         assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202);

@@ -1,4 +1,5 @@
-//! Two tenants on one node: nothing of one is ever seen by the other, over every published path and over WebSocket.
+//! Two tenants on one node: nothing of one is ever seen by the other, over every published path and
+//! over WebSocket.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,17 +16,32 @@ const CANARY: &str = "canary";
 
 fn key(file: &Path, tenant: &str) -> String {
     let file = file.display().to_string();
-    let output = Server::cli(&["keys", "add", "--tenant", tenant, "--scopes", "write,read,admin", "--file", &file]);
+    let output = Server::cli(&[
+        "keys",
+        "add",
+        "--tenant",
+        tenant,
+        "--scopes",
+        "write,read,admin",
+        "--file",
+        &file,
+    ]);
     assert!(output.status.success());
     String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
 /// An answer, its headers in the text too.
 fn ask(server: &Server, method: &str, path: &str, key: &str, body: &str) -> (u16, String) {
-    let request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", server.url));
-    let request = request.header("authorization", format!("Bearer {key}")).header("content-type", "application/json");
+    let request =
+        ureq::http::Request::builder().method(method).uri(format!("{}{path}", server.url));
+    let request = request
+        .header("authorization", format!("Bearer {key}"))
+        .header("content-type", "application/json");
     // What a naive server might take for the tenant.
-    let request = request.header("x-tenant", "tenant_a").header("x-scope-orgid", "tenant_a").header("cookie", "tenant=tenant_a");
+    let request = request
+        .header("x-tenant", "tenant_a")
+        .header("x-scope-orgid", "tenant_a")
+        .header("cookie", "tenant=tenant_a");
     let answer = match method {
         "GET" => agent().run(request.body(()).expect("a request")),
         _ => agent().run(request.body(body.to_owned()).expect("a request")),
@@ -38,20 +54,35 @@ fn ask(server: &Server, method: &str, path: &str, key: &str, body: &str) -> (u16
 
 /// Every published operation with parameters that try to reach into the other tenant.
 fn attempts() -> Vec<(String, String, String)> {
-    let interface: Value = serde_json::from_str(include_str!("../../src/gateway/openapi.json")).expect("JSON");
+    let interface: Value =
+        serde_json::from_str(include_str!("../../src/gateway/openapi.json")).expect("JSON");
     let range = "from=1767225600000&to=1767312000000";
     let mut found = Vec::new();
     for (path, methods) in interface["paths"].as_object().expect("paths") {
         for method in methods.as_object().expect("methods").keys() {
             let path = path.replace("{name}", "page").replace("{page}", "api.md");
             // Most routes refuse parameters that are not theirs, so each is asked without any, too.
-            found.push((method.to_uppercase(), path.clone(), r#"{"shard":0,"offset":0,"index":0}"#.to_owned()));
+            found.push((
+                method.to_uppercase(),
+                path.clone(),
+                r#"{"shard":0,"offset":0,"index":0}"#.to_owned(),
+            ));
             for metric in ["canary_metric", "shared", "tenant_a/shared", "*"] {
-                for extra in ["", "&tenant=tenant_a", "&by=page,canary_label", "&where={page=~\".*\"}", "&all=true&step=all"] {
+                for extra in [
+                    "",
+                    "&tenant=tenant_a",
+                    "&by=page,canary_label",
+                    "&where={page=~\".*\"}",
+                    "&all=true&step=all",
+                ] {
                     let extra = extra.replace('{', "%7B").replace('}', "%7D").replace('"', "%22");
                     for range in [range, ""] {
                         let body = r#"{"shard":0,"offset":0,"index":0}"#;
-                        found.push((method.to_uppercase(), format!("{path}?metric={metric}&{range}{extra}"), body.to_owned()));
+                        found.push((
+                            method.to_uppercase(),
+                            format!("{path}?metric={metric}&{range}{extra}"),
+                            body.to_owned(),
+                        ));
                     }
                 }
             }
@@ -64,7 +95,9 @@ fn attempts() -> Vec<(String, String, String)> {
 fn events_of_a(n: usize) -> String {
     let own = r#"{"metric":"canary_metric","timestamp":1767225600000,"labels":{"canary_label":"canary_value"},"user":"canary_user","properties":"canary_property","id":"#;
     let shared = r#"{"metric":"shared","timestamp":1767225600000,"value":31415926535,"labels":{"page":"canary_page"},"user":"canary_user","id":"#;
-    format!(r#"[{own}"canary_{n}"}},{shared}"canary_s{n}"}},{{"metric":"shared","labels":{{"page":"canary_now"}}}}]"#)
+    format!(
+        r#"[{own}"canary_{n}"}},{shared}"canary_s{n}"}},{{"metric":"shared","labels":{{"page":"canary_now"}}}}]"#
+    )
 }
 
 #[test]
@@ -72,7 +105,11 @@ fn canaries_of_one_tenant_never_sing_for_another() {
     let dir = tempfile::tempdir().expect("a directory");
     let (data, file) = (dir.path().join("data"), dir.path().join("keys.toml"));
     let (a, b) = (key(&file, "tenant_a"), key(&file, "tenant_b"));
-    let settings = [("auth.keys_file", &*file.display().to_string()), ("flush.interval", "200ms"), ("shards.count", "4")];
+    let settings = [
+        ("auth.keys_file", &*file.display().to_string()),
+        ("flush.interval", "200ms"),
+        ("shards.count", "4"),
+    ];
     let server = Server::start(&data, &settings);
     assert_eq!(ask(&server, "POST", "/v1/events", &a, &events_of_a(0)).0, 202);
     let of_b = r#"[{"metric":"shared","timestamp":1767225600000,"value":1,"labels":{"page":"of_b"}},{"metric":"shared","labels":{"page":"of_b"}}]"#;
@@ -89,7 +126,11 @@ fn canaries_of_one_tenant_never_sing_for_another() {
     let mut singing = BTreeSet::new();
     for (method, path, body) in attempts() {
         // The owner first: what it asked may be in a cache.
-        let body = if path.starts_with("/v1/events") { r#"{"metric":"shared","labels":{"page":"canary_later"}}"# } else { &body };
+        let body = if path.starts_with("/v1/events") {
+            r#"{"metric":"shared","labels":{"page":"canary_later"}}"#
+        } else {
+            &body
+        };
         let (_, own) = ask(&server, &method, &path, &a, body);
         if own.contains(CANARY) && own.contains("\"canary_") {
             singing.insert(path.split('?').next().expect("a path").to_owned());
@@ -98,35 +139,63 @@ fn canaries_of_one_tenant_never_sing_for_another() {
             continue;
         }
         let (status, other) = ask(&server, &method, &path, &b, body);
-        // An error may echo the metric that was asked for; it never holds what was not in the question.
+        // An error may echo the metric that was asked for; it never holds what was not in the
+        // question.
         let other = other.replace("canary_metric", "").replace("canary_label", "");
-        assert!(!other.contains(CANARY) && !other.contains("31415926535"), "{method} {path}: {status} {other}");
+        assert!(
+            !other.contains(CANARY) && !other.contains("31415926535"),
+            "{method} {path}: {status} {other}"
+        );
     }
     for path in ["/v1/query", "/v1/metrics", "/v1/labels/page/values"] {
-        assert!(singing.contains(path), "{path} shows its owner no canary, so this test would see nothing: {singing:?}");
+        assert!(
+            singing.contains(path),
+            "{path} shows its owner no canary, so this test would see nothing: {singing:?}"
+        );
     }
 
     let absent = |metric: &str| {
-        let (status, answer) =
-            ask(&server, "GET", &format!("/v1/query?metric={metric}&from=1767225600000&to=1767312000000"), &b, "");
-        let answer: Value = serde_json::from_str(answer.lines().next().expect("a line")).expect("JSON");
+        let (status, answer) = ask(
+            &server,
+            "GET",
+            &format!("/v1/query?metric={metric}&from=1767225600000&to=1767312000000"),
+            &b,
+            "",
+        );
+        let answer: Value =
+            serde_json::from_str(answer.lines().next().expect("a line")).expect("JSON");
         (status, answer["series"].clone(), answer["error"]["code"].clone())
     };
-    assert_eq!(absent("canary_metric"), absent("never_was"), "another's metric answers as one that never was");
+    assert_eq!(
+        absent("canary_metric"),
+        absent("never_was"),
+        "another's metric answers as one that never was"
+    );
     let (_, accounted) = ask(&server, "GET", "/v1/accounting", &b, "");
-    let accounted: Value = serde_json::from_str(accounted.lines().next().expect("a line")).expect("JSON");
-    let sum: u64 = accounted["hours"].as_array().into_iter().flatten().filter_map(|hour| hour["aggregated"].as_u64()).sum();
+    let accounted: Value =
+        serde_json::from_str(accounted.lines().next().expect("a line")).expect("JSON");
+    let sum: u64 = accounted["hours"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|hour| hour["aggregated"].as_u64())
+        .sum();
     assert_eq!(sum, 2, "the books of one tenant hold its own two events alone: {accounted}");
     the_websocket_keeps_them_apart(&server, &a, &b);
 }
 
 fn the_websocket_keeps_them_apart(server: &Server, a: &str, b: &str) {
     let connect = async |key: &str| {
-        let mut request = format!("{}/v1/ws", server.url.replace("http", "ws")).into_client_request().expect("a request");
-        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().expect("a header"));
+        let mut request = format!("{}/v1/ws", server.url.replace("http", "ws"))
+            .into_client_request()
+            .expect("a request");
+        request
+            .headers_mut()
+            .insert("authorization", format!("Bearer {key}").parse().expect("a header"));
         tokio_tungstenite::connect_async(request).await.expect("connected").0
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (mut owner, mut other) = (connect(a).await, connect(b).await);
         for (name, query) in [

@@ -1,4 +1,5 @@
-//! A cluster goes from one topic to another: nothing is lost, nothing counts twice, and the old topic is nobody's any more.
+//! A cluster goes from one topic to another: nothing is lost, nothing counts twice, and the old
+//! topic is nobody's any more.
 
 use serde_json::Value;
 
@@ -10,7 +11,10 @@ use rollmill::node::offline;
 fn a_cluster_goes_on_in_a_new_topic() {
     let case = Case::new("move_old");
     let old = Node::with(&case.url, case.servers());
-    let new = Node::with(&case.url, case.servers().replace("kafka.topic = \"move_old\"", "kafka.topic = \"move_new\""));
+    let new = Node::with(
+        &case.url,
+        case.servers().replace("kafka.topic = \"move_old\"", "kafka.topic = \"move_new\""),
+    );
     old.succeeds(&["topic", "create"]);
     // Its end is in the topic alone.
     old.live();
@@ -18,10 +22,17 @@ fn a_cluster_goes_on_in_a_new_topic() {
     assert!(planned.contains("nothing was changed"), "{planned}");
     new.refused(&["topic", "move", "--from", "move_new"], &["before and after"]);
     // Killed on its way, it goes on.
-    new.killed_after(&["topic", "move", "--from", "move_old"], std::time::Duration::from_millis(1_500));
-    let moved: Value = serde_json::from_str(&new.succeeds(&["topic", "move", "--from", "move_old", "--json"])).expect("JSON");
+    new.killed_after(
+        &["topic", "move", "--from", "move_old"],
+        std::time::Duration::from_millis(1_500),
+    );
+    let moved: Value =
+        serde_json::from_str(&new.succeeds(&["topic", "move", "--from", "move_old", "--json"]))
+            .expect("JSON");
     assert!(moved["to"].as_str().is_some_and(|to| to.len() == 32), "{moved}");
-    let again: Value = serde_json::from_str(&new.succeeds(&["topic", "move", "--from", "move_old", "--json"])).expect("JSON");
+    let again: Value =
+        serde_json::from_str(&new.succeeds(&["topic", "move", "--from", "move_old", "--json"]))
+            .expect("JSON");
     assert_eq!(again["outcome"], "was done before", "{again}");
     old.refused(&["topic", "describe"], &["no identity"]);
     new.succeeds(&["topic", "describe"]);
@@ -35,8 +46,13 @@ fn a_cluster_goes_on_in_a_new_topic() {
     assert_eq!(server.post(&flights(1_900, 2_400)).0, 202);
     await_accounted(&server, |accounted| accounted == [aggregated, deduplicated + 500, 0]);
     new.flushed();
-    let rollups = |all: &[String]| all.iter().filter(|line| line.starts_with("Series")).cloned().collect::<Vec<_>>();
-    equal(&rollups(&everything(offline::store(&config, &data).expect("the store").as_ref())), &rollups(&before));
+    let rollups = |all: &[String]| {
+        all.iter().filter(|line| line.starts_with("Series")).cloned().collect::<Vec<_>>()
+    };
+    equal(
+        &rollups(&everything(offline::store(&config, &data).expect("the store").as_ref())),
+        &rollups(&before),
+    );
     assert_eq!(server.post(&flights(2_400, 2_600)).0, 202);
     await_accounted(&server, |accounted| accounted == [aggregated + 200, deduplicated + 500, 0]);
     new.flushed();

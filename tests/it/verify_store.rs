@@ -1,5 +1,5 @@
-//! `rollmill verify` finds and names what is damaged in the store beside rollups: in SQLite, which has no checksum of its own, also what
-//! contradicts nothing else, and in PostgreSQL what does.
+//! `rollmill verify` finds and names what is damaged in the store beside rollups: in SQLite, which
+//! has no checksum of its own, also what contradicts nothing else, and in PostgreSQL what does.
 
 use std::path::{Path, PathBuf};
 
@@ -10,17 +10,23 @@ use rusqlite::Connection;
 use crate::postgres;
 use crate::support::{Server, until};
 
-const SETTINGS: &[(&str, &str)] = &[("shards.count", "3"), ("flush.interval", "100ms"), ("archive.max_delay", "1s")];
+const SETTINGS: &[(&str, &str)] =
+    &[("shards.count", "3"), ("flush.interval", "100ms"), ("archive.max_delay", "1s")];
 
 /// A data directory with something in every table that a node fills by itself, ended in order.
 fn filled(dir: &Path) -> PathBuf {
     let data = dir.join("data");
     fill(&data, SETTINGS, &|| {
         let sql = Connection::open(data.join("store.sqlite")).expect("opens");
-        sql.query_row("SELECT count(*) FROM manifest WHERE shard = 0", [], |r| r.get::<_, i64>(0)).expect("a number") > 0
+        sql.query_row("SELECT count(*) FROM manifest WHERE shard = 0", [], |r| r.get::<_, i64>(0))
+            .expect("a number")
+            > 0
     });
     // So that no page has bytes of rows that are gone: a flip there changes nothing.
-    Connection::open(data.join("store.sqlite")).expect("opens").execute_batch("VACUUM").expect("compact");
+    Connection::open(data.join("store.sqlite"))
+        .expect("opens")
+        .execute_batch("VACUUM")
+        .expect("compact");
     data
 }
 
@@ -41,7 +47,9 @@ fn fill(data: &Path, settings: &[(&str, &str)], is_archived: &dyn Fn() -> bool) 
         let events: Vec<String> = (0..400).map(|n| event(round * 300 + n)).collect();
         assert_eq!(server.post(&format!("[{}]", events.join(","))).0, 202);
         // Each round repeats a hundred ids of the one before.
-        until("it is in the store", || server.accounted().iter().sum::<u64>() == u64::from(round + 1) * 400);
+        until("it is in the store", || {
+            server.accounted().iter().sum::<u64>() == u64::from(round + 1) * 400
+        });
     }
     assert_eq!(server.accounted()[..2], [1_000, 200]);
     until("a part is archived", is_archived);
@@ -50,7 +58,8 @@ fn fill(data: &Path, settings: &[(&str, &str)], is_archived: &dyn Fn() -> bool) 
 
 fn verify(data: &Path) -> (Option<i32>, String) {
     let output = Server::cli(&["verify", "--data", &data.display().to_string()]);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
     assert!(!said.contains("panicked"), "{said}");
     (output.status.code(), said)
 }
@@ -103,30 +112,42 @@ fn every_damage_of_the_store_is_found_and_named() {
         ("manifest", "UPDATE manifest SET windows = x'01'"),
     ] {
         let (code, said) = after(&data, |store| {
-            assert!(Connection::open(store).expect("opens").execute(sql, []).expect(sql) > 0, "{sql}: nothing changed");
+            assert!(
+                Connection::open(store).expect("opens").execute(sql, []).expect(sql) > 0,
+                "{sql}: nothing changed"
+            );
         });
         assert_eq!(code, Some(1), "{sql}: {said}");
         assert!(said.contains(named), "{sql}: {named:?} is not in: {said}");
     }
     let (code, said) = after(&data, |store| {
         let sql = Connection::open(store).expect("opens");
-        let block: Vec<u8> = sql.query_row("SELECT block FROM dedup LIMIT 1", [], |r| r.get(0)).expect("a block");
+        let block: Vec<u8> =
+            sql.query_row("SELECT block FROM dedup LIMIT 1", [], |r| r.get(0)).expect("a block");
         let mut damaged = block.clone();
         damaged[block.len() / 2] ^= 4;
-        assert!(sql.execute("UPDATE dedup SET block = ? WHERE block = ?", [&damaged, &block]).expect("changes") > 0);
+        assert!(
+            sql.execute("UPDATE dedup SET block = ? WHERE block = ?", [&damaged, &block])
+                .expect("changes")
+                > 0
+        );
     });
     assert!(code == Some(1) && said.contains("dedup") && said.contains("block of ids"), "{said}");
     assert_eq!(verify(&data).0, Some(0), "nothing of it stays");
 }
 
-/// One bit in the root page of every table and index, where something stands: its type, and three bytes of its cells.
+/// One bit in the root page of every table and index, where something stands: its type, and three
+/// bytes of its cells.
 #[test]
 fn a_flipped_bit_in_the_root_page_of_every_table_is_found() {
     let dir = tempfile::tempdir().expect("a directory");
     let data = filled(dir.path());
     let sql = Connection::open(data.join("store.sqlite")).expect("opens");
-    let size: usize = sql.pragma_query_value(None, "page_size", |r| r.get::<_, i64>(0)).expect("a size") as usize;
-    let mut statement = sql.prepare("SELECT name, rootpage FROM sqlite_schema WHERE rootpage > 0").expect("a statement");
+    let size: usize =
+        sql.pragma_query_value(None, "page_size", |r| r.get::<_, i64>(0)).expect("a size") as usize;
+    let mut statement = sql
+        .prepare("SELECT name, rootpage FROM sqlite_schema WHERE rootpage > 0")
+        .expect("a statement");
     let roots: Vec<(String, usize)> = statement
         .query_map([], |r| Ok((r.get(0)?, r.get::<_, i64>(1)? as usize)))
         .expect("rows")
@@ -181,13 +202,22 @@ fn a_shard_that_cannot_be_read_does_not_hide_the_others() {
     let (code, said) = after(&data, |store| {
         let sql = Connection::open(store).expect("opens");
         assert!(
-            sql.execute("UPDATE rollups SET count = count + 1 WHERE series_no IN (SELECT no FROM series WHERE shard = 2)", [])
-                .expect("changes")
+            sql.execute(
+                "UPDATE rollups SET count = count + 1 WHERE series_no IN (SELECT no FROM series \
+                 WHERE shard = 2)",
+                []
+            )
+            .expect("changes")
                 > 0
         );
     });
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("NOT verified") && said.contains("the rows of shard 0") && said.contains("is missing"), "{said}");
+    assert!(
+        said.contains("NOT verified")
+            && said.contains("the rows of shard 0")
+            && said.contains("is missing"),
+        "{said}"
+    );
     assert!(said.contains("rows differ"), "{said}");
 }
 
@@ -198,9 +228,13 @@ fn every_damage_of_a_store_in_postgres_is_found_and_named() {
     let url = server.url(&database);
     let dir = tempfile::tempdir().expect("a directory");
     let data = dir.path().join("data");
-    let settings: Vec<(&str, &str)> = SETTINGS.iter().copied().chain([("store.url", &*url)]).collect();
+    let settings: Vec<(&str, &str)> =
+        SETTINGS.iter().copied().chain([("store.url", &*url)]).collect();
     fill(&data, &settings, &|| {
-        server.psql(&database, "SELECT count(*) > 0 FROM rollmill.manifest WHERE shard = 0").expect("an answer") == "t"
+        server
+            .psql(&database, "SELECT count(*) > 0 FROM rollmill.manifest WHERE shard = 0")
+            .expect("an answer")
+            == "t"
     });
     let verify = || {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_rollmill"))
@@ -209,25 +243,38 @@ fn every_damage_of_a_store_in_postgres_is_found_and_named() {
             .envs([("ROLLMILL_STORE_URL", &*url), ("ROLLMILL_SHARDS_COUNT", "3")])
             .output()
             .expect("it runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
         (output.status.code(), said)
     };
     let (code, said) = verify();
     assert!(code == Some(0) && said.contains("equal, to the bit"), "{said}");
     for (named, change, back) in [
-        ("accounting", "UPDATE accounting SET aggregated = aggregated + 7", "UPDATE accounting SET aggregated = aggregated - 7"),
+        (
+            "accounting",
+            "UPDATE accounting SET aggregated = aggregated + 7",
+            "UPDATE accounting SET aggregated = aggregated - 7",
+        ),
         (
             "label_pairs",
             "UPDATE label_pairs SET value = '99' WHERE value = '3'",
             "UPDATE label_pairs SET value = '3' WHERE value = '99'",
         ),
-        ("metrics", "UPDATE metrics SET series_count = series_count + 1", "UPDATE metrics SET series_count = series_count - 1"),
+        (
+            "metrics",
+            "UPDATE metrics SET series_count = series_count + 1",
+            "UPDATE metrics SET series_count = series_count - 1",
+        ),
         (
             "dedup",
             "UPDATE dedup SET block = set_byte(block, 9, get_byte(block, 9) # 4)",
             "UPDATE dedup SET block = set_byte(block, 9, get_byte(block, 9) # 4)",
         ),
-        ("dedup", "UPDATE dedup SET last_appended = last_appended + 1", "UPDATE dedup SET last_appended = last_appended - 1"),
+        (
+            "dedup",
+            "UPDATE dedup SET last_appended = last_appended + 1",
+            "UPDATE dedup SET last_appended = last_appended - 1",
+        ),
         ("manifest", "UPDATE manifest SET rows = rows + 1", "UPDATE manifest SET rows = rows - 1"),
         (
             "rows differ",
@@ -235,10 +282,15 @@ fn every_damage_of_a_store_in_postgres_is_found_and_named() {
             "UPDATE rollups SET count = count - 1 WHERE series_no = 1",
         ),
     ] {
-        let run = |sql: &str| server.psql(&database, &format!("SET search_path = rollmill; {sql}")).expect(sql);
+        let run = |sql: &str| {
+            server.psql(&database, &format!("SET search_path = rollmill; {sql}")).expect(sql)
+        };
         run(change);
         let (code, said) = verify();
-        assert!(code == Some(1) && said.contains(named), "{change}: {named:?} is not in: {code:?} {said}");
+        assert!(
+            code == Some(1) && said.contains(named),
+            "{change}: {named:?} is not in: {code:?} {said}"
+        );
         run(back);
     }
     assert_eq!(verify().0, Some(0), "nothing of it stays");
@@ -250,11 +302,17 @@ fn nothing_that_could_be_compared_is_an_exit_code_of_its_own() {
     let data = filled(dir.path());
     // As after archive.keep: the raw events of every window have expired, their rollups are kept.
     let store = SqliteStore::open(data.join("store.sqlite")).expect("the store");
-    let rows = store.snapshot().and_then(|mut snapshot| snapshot.manifest(None)).expect("the manifest");
+    let rows =
+        store.snapshot().and_then(|mut snapshot| snapshot.manifest(None)).expect("the manifest");
     assert!(!rows.is_empty());
     assert!(rows.iter().all(|row| store.expired(row).expect("noted")));
     drop(store);
     let (code, said) = verify(&data);
     assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("NOTHING was verified") && said.contains("NOT VERIFIABLE") && !said.contains("equal"), "{said}");
+    assert!(
+        said.contains("NOTHING was verified")
+            && said.contains("NOT VERIFIABLE")
+            && !said.contains("equal"),
+        "{said}"
+    );
 }

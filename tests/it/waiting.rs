@@ -1,4 +1,5 @@
-//! A node that starts while Kafka or PostgreSQL is away: it waits, says what for, and ends at once if no waiting mends it.
+//! A node that starts while Kafka or PostgreSQL is away: it waits, says what for, and ends at once
+//! if no waiting mends it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +14,8 @@ use crate::support::{PATIENCE, Server, agent, free_port, until};
 
 fn create_topic(brokers: &str, topic: &str) {
     let (properties, timeout) = (Properties::default(), Duration::from_secs(60));
-    let connection = Connection { brokers: brokers.to_owned(), topic: topic.to_owned(), properties, timeout };
+    let connection =
+        Connection { brokers: brokers.to_owned(), topic: topic.to_owned(), properties, timeout };
     let admin = Admin::new(&connection).expect("settings");
     admin.create(&Wish { partitions: 4, replication: 1, min_isr: 1 }, 5).expect("a topic");
 }
@@ -39,12 +41,17 @@ fn await_waiting(node: &mut Server, what: &str) {
 fn await_taken(node: &mut Server, data: &Path) {
     let deadline = Instant::now() + PATIENCE;
     while node.post(r#"{"metric":"m","id":"1"}"#).0 != 202 {
-        assert!(!node.has_ended() && Instant::now() < deadline, "it takes nothing:\n{}", said(data));
+        assert!(
+            !node.has_ended() && Instant::now() < deadline,
+            "it takes nothing:\n{}",
+            said(data)
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// Nodes that wait are told to stop; one of a few is as quick as all are on a machine that has nothing else to do.
+/// Nodes that wait are told to stop; one of a few is as quick as all are on a machine that has
+/// nothing else to do.
 fn stops_at_once(dir: &Path, settings: &[(&str, &str)], what: &str) {
     let mut took = Vec::new();
     while took.len() < 4 && took.iter().all(|took| *took >= Duration::from_secs(1)) {
@@ -78,7 +85,8 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
     let server = postgres::shared();
     let (dir, url) = (tempfile::tempdir().expect("a directory"), server.url(&server.database()));
     let archive = format!("file://{}", dir.path().join("archive").display());
-    let settings = [("kafka.brokers", brokers.as_str()), ("store.url", &url), ("archive.url", &archive)];
+    let settings =
+        [("kafka.brokers", brokers.as_str()), ("store.url", &url), ("archive.url", &archive)];
     kafka.kill(1);
 
     let data = dir.path().join("node");
@@ -89,7 +97,9 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
     // A client that keeps its connection meets the node itself, not the one that waits.
     let patient = agent();
     let url = node.url.clone();
-    let status = |path: &str| patient.get(format!("{url}{path}")).call().expect("an answer").status().as_u16();
+    let status = |path: &str| {
+        patient.get(format!("{url}{path}")).call().expect("an answer").status().as_u16()
+    };
     assert_eq!(status("/readyz"), 503);
     std::thread::sleep(Duration::from_secs(4));
     assert_eq!(status("/healthz"), 200);
@@ -98,13 +108,23 @@ fn a_node_waits_for_kafka_and_serves_when_it_comes() {
 
     kafka.restart(1);
     await_taken(&mut node, &data);
-    node.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+    node.await_query("/v1/query?metric=m&step=all", |answer| {
+        answer["series"][0]["points"][0]["count"] == 1
+    });
     until("ready", || status("/readyz") == 200);
     let text = said(&data);
-    let reasons = text.lines().filter_map(|line| line.split_once("the node waits for Kafka")).map(|(_, reason)| reason);
-    let reasons: Vec<String> = reasons.map(|reason| reason.replace(|c: char| c.is_ascii_digit(), "")).collect();
+    let reasons = text
+        .lines()
+        .filter_map(|line| line.split_once("the node waits for Kafka"))
+        .map(|(_, reason)| reason);
+    let reasons: Vec<String> =
+        reasons.map(|reason| reason.replace(|c: char| c.is_ascii_digit(), "")).collect();
     assert!(!reasons.is_empty() && text.contains("what the node waited for is there"), "{text}");
-    assert_eq!(reasons.iter().collect::<BTreeSet<_>>().len(), reasons.len(), "each reason is told once: {text}");
+    assert_eq!(
+        reasons.iter().collect::<BTreeSet<_>>().len(),
+        reasons.len(),
+        "each reason is told once: {text}"
+    );
 
     // Its writes need no store.
     let gate = dir.path().join("gate");
@@ -140,22 +160,35 @@ fn a_node_waits_for_postgres_and_not_for_a_wrong_password() {
     stops_at_once(dir.path(), &[("store.url", &url)], "PostgreSQL");
     server.run();
     await_taken(&mut node, &data);
-    node.await_query("/v1/query?metric=m&step=all", |answer| answer["series"][0]["points"][0]["count"] == 1);
+    node.await_query("/v1/query?metric=m&step=all", |answer| {
+        answer["series"][0]["points"][0]["count"] == 1
+    });
     assert_eq!(node.stop(), Some(0));
 
     let rules = "host all locked 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust";
     let file = server.psql("postgres", "SHOW hba_file").expect("a file");
-    server.psql("postgres", &format!("COPY (SELECT unnest(string_to_array('{rules}', E'\\n'))) TO '{file}'")).expect("written");
+    server
+        .psql(
+            "postgres",
+            &format!("COPY (SELECT unnest(string_to_array('{rules}', E'\\n'))) TO '{file}'"),
+        )
+        .expect("written");
     server.psql("postgres", "SELECT pg_reload_conf()").expect("reloaded");
-    let elsewhere = |user: &str, database: &str| format!("postgres://{user}@127.0.0.1:{}/{database}", server.port);
+    let elsewhere = |user: &str, database: &str| {
+        format!("postgres://{user}@127.0.0.1:{}/{database}", server.port)
+    };
     for (name, url, says) in [
         ("password", elsewhere("locked:wrong", &database), "[28P01]"),
         ("nothing", elsewhere("locked", &database), "password missing"),
         ("database", elsewhere("postgres", "nowhere"), "[3D000]"),
     ] {
         let data = dir.path().join(name);
-        let (code, text) = ends(spawn(&data, &[("store.url", &url), ("store.connect_timeout", "1m")]), &data);
-        assert!(code == Some(1) && text.contains(says) && !text.contains("waits"), "{name}: {code:?} {text}");
+        let (code, text) =
+            ends(spawn(&data, &[("store.url", &url), ("store.connect_timeout", "1m")]), &data);
+        assert!(
+            code == Some(1) && text.contains(says) && !text.contains("waits"),
+            "{name}: {code:?} {text}"
+        );
     }
 }
 
@@ -169,7 +202,14 @@ fn how_long_a_node_waits_is_configured_and_what_is_wrong_is_not_waited_for() {
     let none = ("archive.cold_url", "");
     for (name, brokers, wait, more, says, waits) in [
         ("none", &away, "0", none, "cannot be reached", false),
-        ("short", &away, "1s", none, "waited 1s (server.start_wait) for Kafka (kafka.brokers)", true),
+        (
+            "short",
+            &away,
+            "1s",
+            none,
+            "waited 1s (server.start_wait) for Kafka (kafka.brokers)",
+            true,
+        ),
         // Kafka is there, so that a busy one is given the time that it takes.
         ("topic", &there, "5m", ("kafka.timeout", "1m"), "rollmill topic create", false),
         ("archive", &away, "5m", ("archive.cold_url", "ftp://cold"), "archive.cold_url", false),

@@ -1,4 +1,5 @@
-//! Several nodes, each a process: one answer, whichever is asked; and what is left of it when nodes are killed, frozen or cut off.
+//! Several nodes, each a process: one answer, whichever is asked; and what is left of it when nodes
+//! are killed, frozen or cut off.
 #![allow(clippy::disallowed_methods)] // processes are waited for in real time
 #![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
 
@@ -23,14 +24,26 @@ fn free_ports<const N: usize>() -> [u16; N] {
     [(); N].map(|()| ports::free(ports::MESH))
 }
 
-/// All six hours, by page, with sketches. The end lies ahead, so that no node is left out because it holds nothing.
+/// All six hours, by page, with sketches. The end lies ahead, so that no node is left out because
+/// it holds nothing.
 fn everything() -> String {
-    format!("metric=views&from={START}&to=2100000000000&step=1d&by=page&agg=count,sum,min,max,distinct,p95")
+    format!(
+        "metric=views&from={START}&to=2100000000000&step=1d&by=page&agg=count,sum,min,max,\
+         distinct,p95"
+    )
 }
 
 fn missing(answer: &Value) -> Vec<(u64, String)> {
     let missing = answer["completeness"]["missing"].as_array().expect("an array");
-    missing.iter().map(|m| (m["shard"].as_u64().expect("a shard"), m["reason"].as_str().expect("a reason").to_owned())).collect()
+    missing
+        .iter()
+        .map(|m| {
+            (
+                m["shard"].as_u64().expect("a shard"),
+                m["reason"].as_str().expect("a reason").to_owned(),
+            )
+        })
+        .collect()
 }
 
 fn all_are(shards: impl IntoIterator<Item = u64>, reason: &str) -> Vec<(u64, String)> {
@@ -38,7 +51,11 @@ fn all_are(shards: impl IntoIterator<Item = u64>, reason: &str) -> Vec<(u64, Str
 }
 
 fn count(answer: &Value) -> u64 {
-    let points = answer["series"].as_array().expect("series").iter().flat_map(|s| s["points"].as_array().expect("points"));
+    let points = answer["series"]
+        .as_array()
+        .expect("series")
+        .iter()
+        .flat_map(|s| s["points"].as_array().expect("points"));
     points.map(|p| p["count"].as_u64().expect("a count")).sum()
 }
 
@@ -49,7 +66,8 @@ fn alone(dir: &Path, query: &str) -> Value {
     complete(&mut node, query)["series"].clone()
 }
 
-/// Asks until the answer is complete: a machine that stands still for longer than a deadline makes one partial.
+/// Asks until the answer is complete: a machine that stands still for longer than a deadline makes
+/// one partial.
 fn complete(node: &mut Node, query: &str) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -58,7 +76,12 @@ fn complete(node: &mut Node, query: &str) -> Value {
         if answer["completeness"]["partial"] == false {
             return answer;
         }
-        assert!(Instant::now() < deadline, "still partial: {}\n{}", answer["completeness"], node.said());
+        assert!(
+            Instant::now() < deadline,
+            "still partial: {}\n{}",
+            answer["completeness"],
+            node.said()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -76,7 +99,12 @@ fn await_missing(node: &mut Node, expected: &[(u64, String)]) -> Value {
         if missing(&answer) == expected {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not {expected:?}: {}\n{}", answer["completeness"], node.said());
+        assert!(
+            Instant::now() < deadline,
+            "not {expected:?}: {}\n{}",
+            answer["completeness"],
+            node.said()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -90,10 +118,13 @@ fn certificates(dir: &Path, nodes: &[&str]) {
     let issuer = rcgen::Issuer::new(params, ca_key);
     for node in nodes {
         let key = rcgen::KeyPair::generate().expect("a key");
-        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+        let params =
+            rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
         let cert = params.signed_by(&key, &issuer).expect("signed");
         std::fs::create_dir_all(dir.join(node)).expect("a directory");
-        let write = |name: &str, text: String| std::fs::write(dir.join(node).join(name), text).expect("written");
+        let write = |name: &str, text: String| {
+            std::fs::write(dir.join(node).join(name), text).expect("written")
+        };
         write("cert.pem", cert.pem());
         write("key.pem", key.serialize_pem());
         write("ca.pem", ca.pem());
@@ -119,7 +150,10 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
     let hour = START + 3_600_000;
     for query in [
         everything(),
-        format!("metric=views&from={START}&to=2100000000000&step=1d&by=page&where={{page=~\"/1.*\",page!=\"/11\"}}"),
+        format!(
+            "metric=views&from={START}&to=2100000000000&step=1d&by=page&where={{page=~\"/1.*\",\
+             page!=\"/11\"}}"
+        ),
         format!("metric=views&from={START}&to={}&step=1h&agg=count,sum", START + 6 * 3_600_000),
         format!("metric=views&from={hour}&to={}&step=1h&agg=distinct", hour + 3_600_000),
         format!("metric=absent&from={START}&to=2100000000000&step=1d"),
@@ -136,12 +170,26 @@ fn any_of_three_nodes_over_tls_answers_as_one_would() {
             assert!(Instant::now() < deadline, "{books}");
             books = node.ask("books");
         }
-        let sum = |name: &str| books["hours"].as_array().expect("hours").iter().filter_map(|h| h[name].as_u64()).sum::<u64>();
-        assert_eq!((sum("accepted"), sum("aggregated") + sum("pending")), (1_200, 1_200), "{books}");
+        let sum = |name: &str| {
+            books["hours"]
+                .as_array()
+                .expect("hours")
+                .iter()
+                .filter_map(|h| h[name].as_u64())
+                .sum::<u64>()
+        };
+        assert_eq!(
+            (sum("accepted"), sum("aggregated") + sum("pending")),
+            (1_200, 1_200),
+            "{books}"
+        );
         assert!(sum("pending") > 500, "{books}");
     }
     // A certificate of another authority does not come in, whatever it knows.
-    let mut stranger = Node::start(dir.path(), &Spec { tls: Some(dir.path().join("foreign/d")), ..Spec::new("d", d, &[a], [0]) });
+    let mut stranger = Node::start(
+        dir.path(),
+        &Spec { tls: Some(dir.path().join("foreign/d")), ..Spec::new("d", d, &[a], [0]) },
+    );
     stranger.await_said("TLS");
     assert_eq!(stranger.ask("peers"), json!([]));
     nodes[0].await_peers(&["b", "c"]);
@@ -158,7 +206,10 @@ fn every_node_lists_the_names_that_another_holds_in_memory_or_says_what_it_lacks
     };
     let mut alone = Node::start(dir.path(), &Spec::new("alone", c, &[], 0..SHARDS));
     let (expected, lacks) = names(&mut alone, "names");
-    assert_eq!((&expected[0][0]["series"], expected[1].as_array().map(Vec::len), lacks), (&56.into(), Some(56), vec![]));
+    assert_eq!(
+        (&expected[0][0]["series"], expected[1].as_array().map(Vec::len), lacks),
+        (&56.into(), Some(56), vec![])
+    );
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
     let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
     near.await_peers(&["b"]);
@@ -200,8 +251,12 @@ fn a_wrong_cookie_is_refused_and_said_once() {
     let [a, b] = free_ports();
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[], 0..4));
     let wrong = "another cookie, of as many bytes as needed";
-    let mut far = Node::start(dir.path(), &Spec { cookie: wrong.to_owned(), ..Spec::new("b", b, &[a], 4..8) });
-    let refusals = [(&near, "a connection was refused"), (&far, "do both nodes have the same cookie")];
+    let mut far = Node::start(
+        dir.path(),
+        &Spec { cookie: wrong.to_owned(), ..Spec::new("b", b, &[a], 4..8) },
+    );
+    let refusals =
+        [(&near, "a connection was refused"), (&far, "do both nodes have the same cookie")];
     refusals.iter().for_each(|(node, words)| node.await_said(words));
     // It is tried again and again, and not said again.
     std::thread::sleep(Duration::from_secs(3));
@@ -234,7 +289,10 @@ fn a_node_that_is_killed_is_missing_by_name_and_comes_back() {
     let (answer, took) = near.query(&everything());
     assert_eq!(missing(&answer), all_are(4..8, "unreachable"), "{}", near.said());
     assert!(took < CALL_TIMEOUT * 3, "{took:?}");
-    assert!(count(&answer) < 1_200 && count(&answer) > 600, "the store's half is there, and the near half of the rest");
+    assert!(
+        count(&answer) < 1_200 && count(&answer) > 600,
+        "the store's half is there, and the near half of the rest"
+    );
     let took = (0..5).map(|_| near.query(&everything()).1).min();
     assert!(took < Some(CALL_TIMEOUT / 2), "a node that is gone costs nothing: {took:?}");
     let _back = far();
@@ -312,7 +370,10 @@ fn an_owner_of_an_old_epoch_adds_nothing() {
     let mut near = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("a", a, &[b], 0..4) });
     near.await_peers(&["b"]);
     let answer = await_missing(&mut near, &all_are(4..8, "moved"));
-    let mut without = Node::start(dir.path(), &Spec { lives: 2, ..Spec::new("w", free_ports::<1>()[0], &[], 0..4) });
+    let mut without = Node::start(
+        dir.path(),
+        &Spec { lives: 2, ..Spec::new("w", free_ports::<1>()[0], &[], 0..4) },
+    );
     let (alone, _) = without.query(&everything());
     assert_eq!(answer["series"], alone["series"], "as if the old owner were not there");
     assert_eq!(missing(&alone), all_are(4..8, "unavailable"));
@@ -327,11 +388,18 @@ fn answers_that_are_too_large_are_missing_and_the_session_lives() {
     near.await_peers(&["b"]);
     let (answer, _) = near.query(&everything());
     let missing = missing(&answer);
-    assert!(!missing.is_empty() && missing.iter().all(|(shard, reason)| *shard >= 4 && reason == "too_large"), "{missing:?}");
+    assert!(
+        !missing.is_empty()
+            && missing.iter().all(|(shard, reason)| *shard >= 4 && reason == "too_large"),
+        "{missing:?}"
+    );
     let shards: BTreeSet<_> = missing.iter().map(|(shard, _)| *shard).collect();
     assert!(shards.len() < 4, "what fits is there: {missing:?}");
     // A smaller question is answered over the same session.
-    complete(&mut near, &format!("metric=views&from={START}&to=2100000000000&step=1d&where={{page=\"/7\"}}"));
+    complete(
+        &mut near,
+        &format!("metric=views&from={START}&to=2100000000000&step=1d&where={{page=\"/7\"}}"),
+    );
 }
 
 #[test]
@@ -342,8 +410,13 @@ fn a_crowd_with_one_question_makes_one_call() {
     let far = Node::start(dir.path(), &Spec::new("b", b, &[], 4..8));
     let mut near = Node::start(dir.path(), &Spec::new("a", a, &[b], 0..4));
     near.await_peers(&["b"]);
-    let calls = |near: &mut Node| near.ask("metrics")["rollmill_mesh_calls_total{outcome=\"answered\"}"].as_f64().unwrap_or(0.0);
-    // A machine that is busy enough lets some of the crowd come after the answer, or the answer after the deadline.
+    let calls = |near: &mut Node| {
+        near.ask("metrics")["rollmill_mesh_calls_total{outcome=\"answered\"}"]
+            .as_f64()
+            .unwrap_or(0.0)
+    };
+    // A machine that is busy enough lets some of the crowd come after the answer, or the answer
+    // after the deadline.
     let seen: Vec<f64> = (0..5)
         .map(|_| {
             await_complete(&mut near, &expected);
@@ -358,7 +431,10 @@ fn a_crowd_with_one_question_makes_one_call() {
                 near.ask(&format!("crowd {}", everything()))
             });
             let answers = answers.as_array().expect("answers");
-            let whole: Vec<_> = answers.iter().filter(|answer| answer["completeness"]["partial"] == false).collect();
+            let whole: Vec<_> = answers
+                .iter()
+                .filter(|answer| answer["completeness"]["partial"] == false)
+                .collect();
             assert!(whole.iter().all(|answer| answer["series"] == expected), "{answers:?}");
             if whole.len() == 100 { calls(&mut near) - before } else { 0.0 }
         })

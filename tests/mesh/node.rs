@@ -1,7 +1,9 @@
-//! A node of these tests: a process of its own, this test binary run again, because ractor keeps its actors in statics.
+//! A node of these tests: a process of its own, this test binary run again, because ractor keeps
+//! its actors in statics.
 //!
-//! Every node builds the same log and store from the same numbers, flushes the first half of every shard's records, and owns the rest
-//! of its own shards in memory: what several nodes answer can be compared with what one answers that owns all.
+//! Every node builds the same log and store from the same numbers, flushes the first half of every
+//! shard's records, and owns the rest of its own shards in memory: what several nodes answer can be
+//! compared with what one answers that owns all.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -69,7 +71,8 @@ impl Spec {
     }
 }
 
-/// How long a call of these nodes may take: long enough that a busy machine does not let good ones fail.
+/// How long a call of these nodes may take: long enough that a busy machine does not let good ones
+/// fail.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// When a node that does not answer is dead.
 pub const DEAD_AFTER: Duration = Duration::from_secs(6);
@@ -89,7 +92,8 @@ impl Node {
     /// Starts a node and waits until it listens.
     pub fn start(dir: &std::path::Path, spec: &Spec) -> Self {
         let log = dir.join(format!("{}.log", spec.name));
-        let stderr = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
+        let stderr =
+            std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
             .args(["--exact", "node::a_node", "--ignored", "--nocapture", "--test-threads=1"])
             .env(ROLE, serde_json::to_string(spec).expect("JSON"))
@@ -110,7 +114,11 @@ impl Node {
         loop {
             line.clear();
             let read = self.stdout.read_line(&mut line).expect("a line");
-            assert!(read > 0, "the node ended: {}", std::fs::read_to_string(&self.log).unwrap_or_default());
+            assert!(
+                read > 0,
+                "the node ended: {}",
+                std::fs::read_to_string(&self.log).unwrap_or_default()
+            );
             // The test harness of the child says things too.
             if let Some(answer) = line.strip_prefix("ANSWER ") {
                 return serde_json::from_str(answer).expect("JSON");
@@ -137,13 +145,18 @@ impl Node {
             if found == json!(names) {
                 return;
             }
-            assert!(Instant::now() < deadline, "expected {names:?}, found {found}:\n{}", self.said());
+            assert!(
+                Instant::now() < deadline,
+                "expected {names:?}, found {found}:\n{}",
+                self.said()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Waits until the session with each of these peers is the one that stays. For peers that dial this node and are dialled by it: the
-    /// session of whose name sorts last takes over from the other, which may have been answering already.
+    /// Waits until the session with each of these peers is the one that stays. For peers that dial
+    /// this node and are dialled by it: the session of whose name sorts last takes over from
+    /// the other, which may have been answering already.
     pub fn await_elected(&mut self, names: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -151,12 +164,17 @@ impl Node {
             let is_elected = |peer: &&str| {
                 let joined = format!("another node has joined peer={peer} ");
                 let last = said.lines().rfind(|line| line.contains(&joined));
-                last.is_some_and(|line| line.ends_with(&format!("incoming={}", **peer > *self.name)))
+                last.is_some_and(|line| {
+                    line.ends_with(&format!("incoming={}", **peer > *self.name))
+                })
             };
             if names.iter().all(is_elected) {
                 return self.await_peers(names);
             }
-            assert!(Instant::now() < deadline, "not all sessions with {names:?} are the ones that stay:\n{said}");
+            assert!(
+                Instant::now() < deadline,
+                "not all sessions with {names:?} are the ones that stay:\n{said}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -178,7 +196,12 @@ impl Node {
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", self.child.id());
-        let state = || std::fs::read_to_string(&stat).expect("it is there").rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
+        let state = || {
+            std::fs::read_to_string(&stat)
+                .expect("it is there")
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.as_bytes()[0])
+        };
         while state() != Some(b'T') {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -223,14 +246,20 @@ fn log() -> Arc<MemoryLog> {
     let series: Vec<_> = (0..40 + NEW_PAGES).map(routed).collect();
     for at in 0..EVENTS {
         let event = ValidEvent {
-            series: series[if at < EVENTS - NEW_PAGES { at % 40 } else { 40 + NEW_PAGES + at - EVENTS }].clone(),
+            series: series
+                [if at < EVENTS - NEW_PAGES { at % 40 } else { 40 + NEW_PAGES + at - EVENTS }]
+            .clone(),
             timestamp: START + (at % 6) as i64 * HOUR,
             value: Some(Decimal::from_units(at as i128 * 100_000_000)),
             user: Some(format!("u{}", at % 90)),
             id: None,
             raw: 0..2,
         };
-        let batch = ValidBatch { tenant: "acme".into(), body: Bytes::from_static(b"{}"), events: vec![event] };
+        let batch = ValidBatch {
+            tenant: "acme".into(),
+            body: Bytes::from_static(b"{}"),
+            events: vec![event],
+        };
         drop(log.append(records_of(&batch, 1, 1)).expect("appended"));
     }
     log
@@ -248,18 +277,30 @@ fn limits() -> ShardLimits {
     }
 }
 
-/// Claims a shard as often as it has lived, flushes the first half of its records, and keeps the rest if it is owned.
+/// Claims a shard as often as it has lived, flushes the first half of its records, and keeps the
+/// rest if it is owned.
 fn own(spec: &Spec, shard: ShardId, log: &MemoryLog, store: &MemoryStore, slots: &Slots) {
-    let claims = (1..=spec.lives).map(|life| store.claim(shard, log.id(), life * 100 + u64::from(shard.0)).expect("claimed"));
+    let claims = (1..=spec.lives).map(|life| {
+        store.claim(shard, log.id(), life * 100 + u64::from(shard.0)).expect("claimed")
+    });
     let claim = claims.last().expect("a life");
-    let mut state = ShardState::new(limits(), shard, &claim, vec![], Admission::limited(1_000, vec![]), log.end(shard));
+    let mut state = ShardState::new(
+        limits(),
+        shard,
+        &claim,
+        vec![],
+        Admission::limited(1_000, vec![]),
+        log.end(shard),
+    );
     let records = log.read(shard, 0, usize::MAX).expect("reads");
     let (stored, live) = records.split_at(records.len() / 2);
     let mut effects = Vec::new();
     state.step(Input::Records(stored), &mut effects);
     state.step(Input::Tick { now: 0, drain: true }, &mut effects);
     for effect in effects {
-        let Effect::Commit { guard, batch, forget_ids_before } = effect else { panic!("{effect:?}") };
+        let Effect::Commit { guard, batch, forget_ids_before } = effect else {
+            panic!("{effect:?}")
+        };
         store.flush(guard, &batch, forget_ids_before).expect("flushed");
     }
     state.step(Input::Committed { now: 0 }, &mut Vec::new());
@@ -276,14 +317,15 @@ struct Parts {
 }
 
 async fn build(spec: &Spec) -> Parts {
-    let prometheus = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().expect("metrics");
+    let prometheus =
+        metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder().expect("metrics");
     let (log, store, clock) = (log(), MemoryStore::new(), Arc::new(SystemClock));
     let slots = Slots::new(log.clone(), clock.clone());
     (0..SHARDS).for_each(|shard| own(spec, ShardId(shard), &log, &store, &slots));
-    let tls = spec
-        .tls
-        .as_ref()
-        .map(|dir| Tls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem")).expect("certificates"));
+    let tls = spec.tls.as_ref().map(|dir| {
+        Tls::load(&dir.join("cert.pem"), &dir.join("key.pem"), &dir.join("ca.pem"))
+            .expect("certificates")
+    });
     let options = MeshOptions {
         log: LogId([7; 16]),
         name: spec.name.clone(),
@@ -295,21 +337,39 @@ async fn build(spec: &Spec) -> Parts {
         max_calls: 16,
         max_reads: 64,
     };
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", spec.port)).await.expect("the port is free");
+    let listener =
+        tokio::net::TcpListener::bind(("127.0.0.1", spec.port)).await.expect("the port is free");
     let directory = Arc::new(Directory::default());
-    let server = Server { slots: slots.clone(), clock: clock.clone(), max_answer: spec.max_answer, card: Arc::new(Vec::new) };
-    let (options, listener, clock): (_, _, Arc<dyn Clock>) = (Arc::new(options), Arc::new(listener), clock);
-    let mesh = Mesh { options, listener, directory: directory.clone(), server, clock: clock.clone() };
+    let server = Server {
+        slots: slots.clone(),
+        clock: clock.clone(),
+        max_answer: spec.max_answer,
+        card: Arc::new(Vec::new),
+    };
+    let (options, listener, clock): (_, _, Arc<dyn Clock>) =
+        (Arc::new(options), Arc::new(listener), clock);
+    let mesh =
+        Mesh { options, listener, directory: directory.clone(), server, clock: clock.clone() };
     Actor::spawn(None, mesh, ()).await.expect("the mesh starts");
     let call_timeout = CALL_TIMEOUT;
-    let reader: Arc<dyn LiveReader> =
-        Arc::new(MeshReader { slots, directory: directory.clone(), clock: clock.clone(), call_timeout });
-    let limits = QueryLimits { max_points: 100_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    let reader: Arc<dyn LiveReader> = Arc::new(MeshReader {
+        slots,
+        directory: directory.clone(),
+        clock: clock.clone(),
+        call_timeout,
+    });
+    let limits = QueryLimits {
+        max_points: 100_000,
+        max_series: 1_000,
+        stale_after_ms: 10_000,
+        cache_bytes: 1 << 20,
+    };
     Parts { engine: QueryEngine::new(store, reader, clock, limits), directory, prometheus }
 }
 
 fn params(text: &str) -> Vec<(String, String)> {
-    let pair = |pair: &str| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).expect("k=v");
+    let pair =
+        |pair: &str| pair.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())).expect("k=v");
     text.split('&').filter(|part| !part.is_empty()).map(pair).collect()
 }
 
@@ -334,25 +394,36 @@ fn respond(parts: &Parts, line: &str) -> Value {
             Value::from_iter(asking.into_iter().map(|asked| asked.join().expect("no panic")))
         }
         "books" => serde_json::from_str(
-            &reads::accounting(&*parts.engine, "acme", &[], SystemClock.now(), &Budget::default()).expect("an answer"),
+            &reads::accounting(&*parts.engine, "acme", &[], SystemClock.now(), &Budget::default())
+                .expect("an answer"),
         )
         .expect("JSON"),
         "names" => {
-            let names = |answer: Result<String, _>| serde_json::from_str::<Value>(&answer.expect("an answer")).expect("JSON");
+            let names = |answer: Result<String, _>| {
+                serde_json::from_str::<Value>(&answer.expect("an answer")).expect("JSON")
+            };
             let budget = Budget::default();
             let metrics = names(reads::metrics(&*parts.engine, "acme", &[], &budget));
             json!({"metrics": metrics, "values": names(reads::label_values(&*parts.engine, "acme", "page", &params(rest), &budget))})
         }
         "peers" => {
             let peers = parts.directory.peers();
-            let mut names: Vec<_> = peers.iter().filter(|p| p.answers()).map(|p| p.name.clone()).collect();
+            let mut names: Vec<_> =
+                peers.iter().filter(|p| p.answers()).map(|p| p.name.clone()).collect();
             names.sort();
             json!(names)
         }
         "metrics" => {
             let text = parts.prometheus.render();
-            let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
-            Value::from_iter(samples.map(|(name, value)| (name.to_owned(), json!(value.parse::<f64>().unwrap_or(0.0)))))
+            let samples = text
+                .lines()
+                .filter(|line| !line.starts_with('#'))
+                .filter_map(|line| line.rsplit_once(' '));
+            Value::from_iter(
+                samples.map(|(name, value)| {
+                    (name.to_owned(), json!(value.parse::<f64>().unwrap_or(0.0)))
+                }),
+            )
         }
         _ => panic!("{line}"),
     }
@@ -364,8 +435,16 @@ fn a_node() {
     let Ok(spec) = std::env::var(ROLE) else { return };
     let spec: Spec = serde_json::from_str(&spec).expect("JSON");
     let filter = tracing_subscriber::EnvFilter::new("warn,rollmill=info,ractor_cluster=error");
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let parts = runtime.block_on(build(&spec));
     println!("\nANSWER {}", json!({"ready": true}));
     // Ends with its parent.

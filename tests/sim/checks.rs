@@ -47,7 +47,9 @@ fn stored_rows(snapshot: &mut dyn StoreSnapshot) -> Rows {
             max_series: 100,
             budget: None,
         };
-        let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup| _ = rows.insert((info.id, hour.0), rollup);
+        let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup: Rollup| {
+            _ = rows.insert((info.id, hour.0), rollup)
+        };
         snapshot.rollups(&all, &mut visit).expect("the double answers");
     }
     rows
@@ -69,7 +71,8 @@ fn stored_bytes(snapshot: &mut dyn StoreSnapshot) -> Rows {
 /// All that a store says, but for revisions, owners and recent ids.
 fn everything(store: &dyn RollupStore, shards: usize) -> Vec<String> {
     let mut snapshot = store.snapshot().expect("the double answers");
-    let mut all = vec![format!("{:?}", stored_bytes(&mut *snapshot)), format!("{:?}", snapshot.quarantine())];
+    let mut all =
+        vec![format!("{:?}", stored_bytes(&mut *snapshot)), format!("{:?}", snapshot.quarantine())];
     for (shard, at) in snapshot.checkpoints().expect("the double answers") {
         all.push(format!("{shard} {:?} {} {}", at.log, at.next, at.archived));
     }
@@ -98,7 +101,8 @@ impl World {
         let after = checkpoint(&*self.store, shard);
         let moved = before.map(|c| c.next) != after.map(|c| c.next);
         if moved || ok {
-            let chain = before.is_some_and(|c| c.epoch == guard.epoch && c.next == guard.range.from);
+            let chain =
+                before.is_some_and(|c| c.epoch == guard.epoch && c.next == guard.range.from);
             // Without any fence the rows must betray it as well: this check would always be first.
             ensure(Invariant::SingleWriter, chain || self.plants(Plant::NoFence), || {
                 format!("{guard:?} was written on top of {before:?}")
@@ -108,18 +112,27 @@ impl World {
         self.check_store(false)
     }
 
-    /// The rollups, the accounting and the quarantine are the fold of what lies below the checkpoints.
+    /// The rollups, the accounting and the quarantine are the fold of what lies below the
+    /// checkpoints.
     pub fn check_store(&mut self, full: bool) -> Result<(), Violation> {
         let store = self.store.clone();
         let mut snapshot = store.snapshot().expect("the double answers");
         let set_aside = snapshot.quarantine().expect("the double answers");
         for (shard, at) in snapshot.checkpoints().expect("the double answers") {
             let s = shard.0 as usize;
-            ensure(Invariant::SingleWriter, at.epoch.counter >= self.epochs[s], || format!("the epoch of shard {s} went back"))?;
+            ensure(Invariant::SingleWriter, at.epoch.counter >= self.epochs[s], || {
+                format!("the epoch of shard {s} went back")
+            })?;
             self.epochs[s] = at.epoch.counter;
             let there = at.next <= self.history[s].len() as u64 && at.next >= self.oracle[s].next;
-            ensure(Invariant::PrefixAtomicity, there, || format!("the checkpoint of shard {s} is {at:?}"))?;
-            let places: BTreeSet<Place> = set_aside.iter().filter(|q| q.shard == shard).map(|q| (q.offset, q.index)).collect();
+            ensure(Invariant::PrefixAtomicity, there, || {
+                format!("the checkpoint of shard {s} is {at:?}")
+            })?;
+            let places: BTreeSet<Place> = set_aside
+                .iter()
+                .filter(|q| q.shard == shard)
+                .map(|q| (q.offset, q.index))
+                .collect();
             if full {
                 self.oracle[s] = Fold::default();
             }
@@ -140,16 +153,24 @@ impl World {
         let found = if full { stored_bytes(&mut *snapshot) } else { stored_rows(&mut *snapshot) };
         if full || found != *expected {
             let why = difference(&expected, &found);
-            ensure(Invariant::PrefixAtomicity, why.is_none() && found == *expected, || why.unwrap_or_default())?;
+            ensure(Invariant::PrefixAtomicity, why.is_none() && found == *expected, || {
+                why.unwrap_or_default()
+            })?;
         }
         self.check_accounting(&mut *snapshot)
     }
 
     fn check_quarantine(&self, s: usize, stored: &BTreeSet<Place>) -> Result<(), Violation> {
         let expected = &self.oracle[s].quarantined;
-        ensure(Invariant::Accounting, expected == stored, || format!("set aside: expected {expected:?}, stored {stored:?}"))?;
-        let innocent = stored.iter().find(|p| self.history[s][p.0 as usize].events.is_some() && !self.convictable[s].contains(p));
-        ensure(Invariant::ExactEffect, innocent.is_none(), || format!("{innocent:?} was set aside without eight deaths"))
+        ensure(Invariant::Accounting, expected == stored, || {
+            format!("set aside: expected {expected:?}, stored {stored:?}")
+        })?;
+        let innocent = stored.iter().find(|p| {
+            self.history[s][p.0 as usize].events.is_some() && !self.convictable[s].contains(p)
+        });
+        ensure(Invariant::ExactEffect, innocent.is_none(), || {
+            format!("{innocent:?} was set aside without eight deaths")
+        })
     }
 
     fn check_accounting(&self, snapshot: &mut dyn StoreSnapshot) -> Result<(), Violation> {
@@ -160,25 +181,39 @@ impl World {
         expected.retain(|_, counts| *counts != [0; 3]);
         let mut found = BTreeMap::new();
         for tenant in [TENANTS[0], TENANTS[1], ""] {
-            for row in snapshot.accounting(tenant, ALWAYS.0, ALWAYS.1).expect("the double answers") {
-                found.insert((tenant, row.hour.0), [row.aggregated, row.deduplicated, row.quarantined]);
+            for row in snapshot.accounting(tenant, ALWAYS.0, ALWAYS.1).expect("the double answers")
+            {
+                found.insert(
+                    (tenant, row.hour.0),
+                    [row.aggregated, row.deduplicated, row.quarantined],
+                );
             }
         }
-        ensure(Invariant::Accounting, expected == found, || format!("expected {expected:?}, found {found:?}"))?;
-        let (accepted, counted) = (self.oracle.iter().map(|f| f.events).sum::<u64>(), found.values().flatten().sum::<u64>());
-        ensure(Invariant::Accounting, accepted == counted, || format!("{accepted} accepted, {counted} accounted for"))
+        ensure(Invariant::Accounting, expected == found, || {
+            format!("expected {expected:?}, found {found:?}")
+        })?;
+        let (accepted, counted) = (
+            self.oracle.iter().map(|f| f.events).sum::<u64>(),
+            found.values().flatten().sum::<u64>(),
+        );
+        ensure(Invariant::Accounting, accepted == counted, || {
+            format!("{accepted} accepted, {counted} accounted for")
+        })
     }
 
-    /// I4: the manifest tiles the log up to the archived offset with the log's own records, and nothing else was released.
+    /// I4: the manifest tiles the log up to the archived offset with the log's own records, and
+    /// nothing else was released.
     pub fn check_archive(&mut self, full: bool) -> Result<(), Violation> {
         let mut snapshot = self.store.snapshot().expect("the double answers");
         for (shard, at) in snapshot.checkpoints().expect("the double answers") {
             let s = shard.0 as usize;
             let floor = at.next.min(at.archived);
             let start = self.log.start(shard);
-            ensure(Invariant::ArchiveTiles, start <= floor || self.can_heal(shard, &at, start), || {
-                format!("the log of shard {s} begins at {start}, above {at:?}")
-            })?;
+            ensure(
+                Invariant::ArchiveTiles,
+                start <= floor || self.can_heal(shard, &at, start),
+                || format!("the log of shard {s} begins at {start}, above {at:?}"),
+            )?;
             if !full && self.archived[s] == (at.archived, start) {
                 continue;
             }
@@ -186,9 +221,11 @@ impl World {
             let rows = snapshot.manifest(Some(shard)).expect("the double answers");
             let mut next = 0;
             for (index, row) in rows.iter().enumerate() {
-                ensure(Invariant::ArchiveTiles, row.range.from == next && row.range.to > next, || {
-                    format!("shard {s}: {:?} follows {next}", row.range)
-                })?;
+                ensure(
+                    Invariant::ArchiveTiles,
+                    row.range.from == next && row.range.to > next,
+                    || format!("shard {s}: {:?} follows {next}", row.range),
+                )?;
                 next = row.range.to;
                 if !full && index < self.verified[s] {
                     continue;
@@ -197,23 +234,40 @@ impl World {
                 let logged = &self.history[s][row.range.from as usize..row.range.to as usize];
                 let same = read.as_ref().is_ok_and(|records| {
                     let pairs = (row.range.from..).zip(logged);
-                    let logged = pairs.map(|(offset, l)| (offset, l.appended, l.received, &l.payload));
-                    records.iter().map(|r| (r.offset, r.appended, r.received, &r.payload)).eq(logged)
+                    let logged =
+                        pairs.map(|(offset, l)| (offset, l.appended, l.received, &l.payload));
+                    records
+                        .iter()
+                        .map(|r| (r.offset, r.appended, r.received, &r.payload))
+                        .eq(logged)
                 });
                 ensure(Invariant::ArchiveTiles, same, || {
-                    format!("shard {s}: object {:?} is not what the log held: {:?}", row.range, read.err())
+                    format!(
+                        "shard {s}: object {:?} is not what the log held: {:?}",
+                        row.range,
+                        read.err()
+                    )
                 })?;
             }
             self.verified[s] = rows.len();
-            ensure(Invariant::ArchiveTiles, next == at.archived, || format!("shard {s}: rows up to {next}, archived {at:?}"))?;
+            ensure(Invariant::ArchiveTiles, next == at.archived, || {
+                format!("shard {s}: rows up to {next}, archived {at:?}")
+            })?;
         }
         Ok(())
     }
 
     /// Whether the archive has what a log released that a store which was put back still needs.
     fn can_heal(&self, shard: ShardId, at: &Checkpoint, start: Offset) -> bool {
-        let chains = || Chains::of(&[at.log], shard, self.archive.list(at.log, shard).expect("the double answers"));
-        self.rolled_back && chains().covering(at.archived, OffsetRange { from: at.archived, to: start }).is_ok()
+        let chains = || {
+            Chains::of(
+                &[at.log],
+                shard,
+                self.archive.list(at.log, shard).expect("the double answers"),
+            )
+        };
+        self.rolled_back
+            && chains().covering(at.archived, OffsetRange { from: at.archived, to: start }).is_ok()
     }
 
     /// Everything, once all is quiet.
@@ -224,15 +278,19 @@ impl World {
             let shard = ShardId(s as u32);
             let start = self.log.start(shard);
             let kept = self.log.read(shard, start, usize::MAX).expect("reads");
-            let same = kept.iter().map(|r| &r.payload).eq(self.history[s].iter().skip(start as usize).map(|l| &l.payload));
+            let same = kept
+                .iter()
+                .map(|r| &r.payload)
+                .eq(self.history[s].iter().skip(start as usize).map(|l| &l.payload));
             ensure(Invariant::AckedIsDurable, same, || format!("the log of shard {s} changed"))?;
         }
         for (r, request) in self.requests.iter().enumerate().filter(|(_, request)| request.acked) {
-            let lost = request
-                .records
-                .iter()
-                .find(|(shard, payload, _)| !self.history[shard.0 as usize].iter().any(|logged| logged.payload == *payload));
-            ensure(Invariant::AckedIsDurable, lost.is_none(), || format!("request {r} was acknowledged and is not in the log"))?;
+            let lost = request.records.iter().find(|(shard, payload, _)| {
+                !self.history[shard.0 as usize].iter().any(|logged| logged.payload == *payload)
+            });
+            ensure(Invariant::AckedIsDurable, lost.is_none(), || {
+                format!("request {r} was acknowledged and is not in the log")
+            })?;
         }
         self.verify()?;
         self.rebuild()?;
@@ -240,9 +298,10 @@ impl World {
         self.verify()
     }
 
-    /// A store that is made anew from the archive's listing and the log is the one that is there, to the bit, whatever leftovers of crashes
-    /// the listing has.
-    /// Not if it was put back meanwhile: leftovers then tell of other decisions than those that count.
+    /// A store that is made anew from the archive's listing and the log is the one that is there,
+    /// to the bit, whatever leftovers of crashes the listing has.
+    /// Not if it was put back meanwhile: leftovers then tell of other decisions than those that
+    /// count.
     fn rebuild(&mut self) -> Result<(), Violation> {
         if self.rolled_back || !self.rng.chance(200) {
             return Ok(());
@@ -268,9 +327,12 @@ impl World {
         let report = plans.and_then(|plans| rebuild.run(&plans, false, &mut |_| ()));
         self.hit(Fault::Rebuilt);
         ensure(Invariant::Rebuildable, report.is_ok(), || format!("rebuild: {report:?}"))?;
-        let (found, expected) = (everything(&*store, self.shards()), everything(&*self.store, self.shards()));
+        let (found, expected) =
+            (everything(&*store, self.shards()), everything(&*self.store, self.shards()));
         for (found, expected) in found.iter().zip(&expected) {
-            ensure(Invariant::Rebuildable, found == expected, || format!("rebuilt: {found}\n was {expected}"))?;
+            ensure(Invariant::Rebuildable, found == expected, || {
+                format!("rebuilt: {found}\n was {expected}")
+            })?;
         }
         let ids = |store: &dyn RollupStore, s: usize| -> Vec<u128> {
             let blocks = store.recent_ids(ShardId(s as u32), i64::MIN).expect("the double answers");
@@ -280,7 +342,9 @@ impl World {
             // How far they reach back beyond the horizon depends on how large the flushes were.
             let (found, expected) = (ids(&*store, s), ids(&*self.store, s));
             let same = found.ends_with(&expected) || expected.ends_with(&found);
-            ensure(Invariant::Rebuildable, same, || format!("shard {s}: ids {found:?}, expected {expected:?}"))?;
+            ensure(Invariant::Rebuildable, same, || {
+                format!("shard {s}: ids {found:?}, expected {expected:?}")
+            })?;
         }
         Ok(())
     }
@@ -291,7 +355,8 @@ impl World {
             return Ok(());
         }
         let hour = self.now.div_euclid(3_600_000) as i32;
-        let hours = self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 30, hour - 20)]);
+        let hours =
+            self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 30, hour - 20)]);
         let log = self.log.clone();
         let sources = verify::Sources {
             store: &*self.store,
@@ -307,21 +372,28 @@ impl World {
         ensure(Invariant::Rebuildable, agrees, || format!("verify of hours {hours:?}: {report:?}"))
     }
 
-    /// After the release of everything set aside, every tenant has in every hour exactly what it would have had without poison.
+    /// After the release of everything set aside, every tenant has in every hour exactly what it
+    /// would have had without poison.
     fn release_all(&mut self) -> Result<(), Violation> {
-        let set_aside = self.store.snapshot().and_then(|mut s| s.quarantine()).expect("the double answers");
+        let set_aside =
+            self.store.snapshot().and_then(|mut s| s.quarantine()).expect("the double answers");
         let mended = ShardLimits { panic_on_user: None, ..self.setup.limits.clone() };
         let desk = Quarantine::new(self.store.clone(), mended);
         for row in set_aside.iter().filter(|row| !row.tenant.is_empty()) {
             let place = EventPlace { shard: row.shard.0, offset: row.offset, index: row.index };
-            let settled = desk.release(&KeyReach { tenant: row.tenant.as_str().into(), unowned: false }, place);
-            ensure(Invariant::ExactEffect, settled.is_ok(), || format!("{place:?} is not released: {settled:?}"))?;
+            let settled = desk
+                .release(&KeyReach { tenant: row.tenant.as_str().into(), unowned: false }, place);
+            ensure(Invariant::ExactEffect, settled.is_ok(), || {
+                format!("{place:?} is not released: {settled:?}")
+            })?;
         }
         let by_tenant = |rows: &Rows| {
             let mut sums: BTreeMap<(usize, i32), Rollup> = BTreeMap::new();
             for ((id, hour), rollup) in rows {
                 let tenant = (0..2).find(|t| crate::fold::overflow_id(*t) == *id);
-                let tenant = tenant.or_else(|| (0..12).find(|i| crate::fold::series(1)[*i].id == *id).map(|i| i / 6));
+                let tenant = tenant.or_else(|| {
+                    (0..12).find(|i| crate::fold::series(1)[*i].id == *id).map(|i| i / 6)
+                });
                 sums.entry((tenant.expect("a known series"), *hour)).or_default().merge(rollup);
             }
             sums
@@ -329,7 +401,9 @@ impl World {
         let mut expected = Rows::new();
         for s in 0..self.shards() {
             let mut fold = Fold::default();
-            self.history[s].iter().for_each(|record| fold.record(record, self.setup.rules, &BTreeSet::new()));
+            self.history[s]
+                .iter()
+                .for_each(|record| fold.record(record, self.setup.rules, &BTreeSet::new()));
             merge(&mut expected, &fold.rows);
         }
         let found = stored_rows(&mut *self.store.snapshot().expect("the double answers"));

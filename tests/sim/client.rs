@@ -1,4 +1,5 @@
-//! Clients: they send requests, and send them again until they are acknowledged, and sometimes after.
+//! Clients: they send requests, and send them again until they are acknowledged, and sometimes
+//! after.
 
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ pub struct Request {
 impl World {
     /// A client sends something.
     pub fn client(&mut self) -> Result<(), Violation> {
-        let waiting: Vec<usize> = (0..self.requests.len()).filter(|r| !self.requests[*r].acked).collect();
+        let waiting: Vec<usize> =
+            (0..self.requests.len()).filter(|r| !self.requests[*r].acked).collect();
         if !waiting.is_empty() && self.rng.chance(500) {
             let again = self.rng.pick(&waiting);
             return self.send(again, true);
@@ -88,10 +90,17 @@ impl World {
             raw: 0..2,
         };
         let tenant: Arc<str> = TENANTS[tenant_of(events[0].series)].into();
-        let batch = ValidBatch { tenant, body: Bytes::from_static(b"{}"), events: events.iter().map(valid).collect() };
-        let of_shard = |shard: ShardId| events.iter().filter(|e| all[e.series].shard == shard).copied().collect::<Vec<_>>();
+        let batch = ValidBatch {
+            tenant,
+            body: Bytes::from_static(b"{}"),
+            events: events.iter().map(valid).collect(),
+        };
+        let of_shard = |shard: ShardId| {
+            events.iter().filter(|e| all[e.series].shard == shard).copied().collect::<Vec<_>>()
+        };
         let records = records_of(&batch, 1, 0).records.into_iter();
-        let records = records.map(|(shard, payload)| (shard, payload, Some(of_shard(shard)))).collect();
+        let records =
+            records.map(|(shard, payload)| (shard, payload, Some(of_shard(shard)))).collect();
         Request { events, records, acked: false }
     }
 
@@ -99,11 +108,20 @@ impl World {
         if again {
             self.hit(Fault::Resent);
         }
-        let mut records: Vec<_> = self.requests[r].records.iter().map(|(shard, payload, _)| (*shard, payload.clone())).collect();
+        let mut records: Vec<_> = self.requests[r]
+            .records
+            .iter()
+            .map(|(shard, payload, _)| (*shard, payload.clone()))
+            .collect();
         if self.plants(Plant::RequestTorn) {
             records.truncate(1);
         }
-        let answer = self.log.append(AppendRequest { records }).expect("the log is open").try_recv().expect("the double answers");
+        let answer = self
+            .log
+            .append(AppendRequest { records })
+            .expect("the log is open")
+            .try_recv()
+            .expect("the double answers");
         self.note(|| format!("request {r} is appended: {answer:?}"));
         self.read_along(r)?;
         let lost = answer.is_ok() && self.rng.chance(self.setup.ack_lost);
@@ -123,10 +141,14 @@ impl World {
             let mut next = self.history[s].len() as u64;
             while next < self.log.end(shard) {
                 for record in self.log.read(shard, next, 1 << 20).expect("the tail is there") {
-                    let sent =
-                        self.requests[r].records.iter().find(|(at, payload, _)| *at == shard && *payload == record.payload);
+                    let sent = self.requests[r]
+                        .records
+                        .iter()
+                        .find(|(at, payload, _)| *at == shard && *payload == record.payload);
                     let Some((_, payload, events)) = sent else {
-                        return ensure(Invariant::ExactEffect, false, || "the log holds what nobody sent".to_owned());
+                        return ensure(Invariant::ExactEffect, false, || {
+                            "the log holds what nobody sent".to_owned()
+                        });
                     };
                     self.history[s].push(Logged {
                         appended: record.appended,

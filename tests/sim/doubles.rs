@@ -1,4 +1,5 @@
-//! The doubles as the simulation uses them: faults drawn from the seed, counted when they had an effect, and the bugs planted in them.
+//! The doubles as the simulation uses them: faults drawn from the seed, counted when they had an
+//! effect, and the bugs planted in them.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use rollmill::model::budget::Budget;
 use rollmill::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, LogRecord, QuarantineRow, SeriesInfo,
+    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, LogRecord,
+    QuarantineRow, SeriesInfo,
 };
 use rollmill::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
 use rollmill::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
@@ -17,7 +19,8 @@ use rollmill::model::window::{Hour, Millis};
 use rollmill::persistence::archive::{Archive, ArchiveError, Examined, ObjectInfo};
 use rollmill::persistence::store::memory::{self, MemoryStore, Write};
 use rollmill::persistence::store::{
-    Damage, Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, RollupStore, Sizes, StoreError, StoreSnapshot,
+    Damage, Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, RollupStore, Sizes, StoreError,
+    StoreSnapshot,
 };
 
 use crate::plants::Plant;
@@ -76,9 +79,17 @@ impl SimStore {
                     Write::Flush => dice.rates.flush,
                     Write::MarkSuspect => dice.rates.mark,
                     Write::Archived => dice.rates.manifest,
-                    Write::Moved | Write::Expired | Write::Expiry | Write::Settle | Write::Restore => 0,
+                    Write::Moved
+                    | Write::Expired
+                    | Write::Expiry
+                    | Write::Settle
+                    | Write::Restore => 0,
                 };
-                let kinds = [memory::Fault::Before, memory::Fault::AppliedReplyLost, memory::Fault::NotAppliedReplyLost];
+                let kinds = [
+                    memory::Fault::Before,
+                    memory::Fault::AppliedReplyLost,
+                    memory::Fault::NotAppliedReplyLost,
+                ];
                 dice.rng.chance(rate).then(|| dice.rng.pick(&kinds))
             })
         });
@@ -97,22 +108,37 @@ impl SimStore {
         self.inner.put_back(backup);
     }
 
-    fn planted_flush(&self, mut guard: FlushGuard, batch: &FlushBatch, mut forget: Millis) -> Result<(), StoreError> {
+    fn planted_flush(
+        &self,
+        mut guard: FlushGuard,
+        batch: &FlushBatch,
+        mut forget: Millis,
+    ) -> Result<(), StoreError> {
         let now = checkpoint(&*self.inner, guard.shard);
         match (self.plant, now) {
             (Some(Plant::NoFence), Some(now)) => {
                 let moved = guard.range.to.max(now.next);
-                guard = FlushGuard { epoch: now.epoch, range: OffsetRange { from: now.next, to: moved }, ..guard };
+                guard = FlushGuard {
+                    epoch: now.epoch,
+                    range: OffsetRange { from: now.next, to: moved },
+                    ..guard
+                };
             }
             (Some(Plant::NoEpochFence), Some(now)) => guard.epoch = now.epoch,
             (Some(Plant::OffsetInSecondTransaction), _) => {
-                let stay = FlushGuard { range: OffsetRange { from: guard.range.from, to: guard.range.from }, ..guard };
+                let stay = FlushGuard {
+                    range: OffsetRange { from: guard.range.from, to: guard.range.from },
+                    ..guard
+                };
                 self.inner.flush(stay, batch, forget)?;
                 return self.inner.flush(guard, &FlushBatch::default(), forget);
             }
             (Some(Plant::IdsInSecondTransaction), _) => {
                 self.inner.flush(guard, &FlushBatch { dedup: None, ..batch.clone() }, forget)?;
-                let there = FlushGuard { range: OffsetRange { from: guard.range.to, to: guard.range.to }, ..guard };
+                let there = FlushGuard {
+                    range: OffsetRange { from: guard.range.to, to: guard.range.to },
+                    ..guard
+                };
                 let ids = FlushBatch { dedup: batch.dedup.clone(), ..FlushBatch::default() };
                 return if roll(&self.dice, |dice| dice.rng.chance(300)) {
                     Ok(())
@@ -121,7 +147,11 @@ impl SimStore {
                 };
             }
             (Some(Plant::QuarantineRowLost), _) => {
-                return self.inner.flush(guard, &FlushBatch { quarantined: vec![], ..batch.clone() }, forget);
+                return self.inner.flush(
+                    guard,
+                    &FlushBatch { quarantined: vec![], ..batch.clone() },
+                    forget,
+                );
             }
             (Some(Plant::IdsForgottenEarly), _) => forget = Millis::MAX,
             _ => {}
@@ -139,7 +169,13 @@ impl RollupStore for SimStore {
         claim
     }
 
-    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: u64, rule: DedupRule) -> Result<(), StoreError> {
+    fn note_dedup_rule(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        from: u64,
+        rule: DedupRule,
+    ) -> Result<(), StoreError> {
         self.inner.note_dedup_rule(shard, epoch, from, rule)
     }
 
@@ -147,13 +183,22 @@ impl RollupStore for SimStore {
         self.inner.recent_ids(shard, since)
     }
 
-    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+    fn flush(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Result<(), StoreError> {
         let before = checkpoint(&*self.inner, guard.shard).map(|c| c.next);
         let outcome = self.planted_flush(guard, batch, forget_ids_before);
         let moved = checkpoint(&*self.inner, guard.shard).map(|c| c.next) != before;
         match &outcome {
-            Ok(()) | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {}
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => self.hit(Fault::FlushFailed),
+            Ok(())
+            | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {
+            }
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
+                self.hit(Fault::FlushFailed)
+            }
             Err(StoreError::Refused { .. }) => self.hit(Fault::FlushFenced),
             Err(StoreError::Unknown(_)) if moved => self.hit(Fault::FlushUnknownApplied),
             Err(StoreError::Unknown(_)) => self.hit(Fault::FlushUnknownNotApplied),
@@ -161,7 +206,13 @@ impl RollupStore for SimStore {
         outcome
     }
 
-    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+    fn mark_suspect(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        offset: Offset,
+        index: u32,
+    ) -> Result<(), StoreError> {
         if self.plant == Some(Plant::SuspectNotMarked) {
             return Ok(());
         }
@@ -174,10 +225,15 @@ impl RollupStore for SimStore {
 
     fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
         let outcome = self.inner.archived(owner, row);
-        let applied = checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
+        let applied =
+            checkpoint(&*self.inner, row.shard).is_some_and(|c| c.archived == row.range.to);
         match &outcome {
-            Ok(()) | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {}
-            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => self.hit(Fault::ManifestFailed),
+            Ok(())
+            | Err(StoreError::Invalid(_) | StoreError::TooManySeries { .. } | StoreError::Ended) => {
+            }
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::TooLong(_)) => {
+                self.hit(Fault::ManifestFailed)
+            }
             Err(StoreError::Refused { .. }) => self.hit(Fault::ManifestFenced),
             Err(StoreError::Unknown(_)) if applied => self.hit(Fault::ManifestUnknownApplied),
             Err(StoreError::Unknown(_)) => self.hit(Fault::ManifestUnknownNotApplied),
@@ -189,7 +245,12 @@ impl RollupStore for SimStore {
         self.inner.moved(row, tier)
     }
 
-    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+    fn swap_expiry(
+        &self,
+        of: Expiring,
+        before: Option<&str>,
+        after: &str,
+    ) -> Result<bool, StoreError> {
         self.inner.swap_expiry(of, before, after)
     }
 
@@ -217,14 +278,21 @@ impl RollupStore for SimStore {
 
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         let snapshot = self.inner.snapshot()?;
-        Ok(if self.plant == Some(Plant::RevisionsStand) { Box::new(Still(snapshot)) } else { snapshot })
+        Ok(if self.plant == Some(Plant::RevisionsStand) {
+            Box::new(Still(snapshot))
+        } else {
+            snapshot
+        })
     }
 
     fn snapshot_for(&self, _: &Budget) -> Result<Box<dyn StoreSnapshot + '_>, StoreError> {
         self.snapshot()
     }
 
-    fn snapshot_at_once(&self, _: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+    fn snapshot_at_once(
+        &self,
+        _: &Budget,
+    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         self.snapshot().map(Some)
     }
 
@@ -252,8 +320,18 @@ impl StoreSnapshot for Still<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
         self.0.checkpoints()
     }
-    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
-        Ok(self.0.revisions(tenant, metric, days)?.into_iter().map(|revision| revision.min(1)).collect())
+    fn revisions(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        days: Range<i32>,
+    ) -> Result<Vec<u64>, StoreError> {
+        Ok(self
+            .0
+            .revisions(tenant, metric, days)?
+            .into_iter()
+            .map(|revision| revision.min(1))
+            .collect())
     }
     fn rollups(
         &mut self,
@@ -285,16 +363,31 @@ impl StoreSnapshot for Still<'_> {
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
         self.0.books()
     }
-    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+    fn accounting(
+        &mut self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<AccountingDelta>, StoreError> {
         self.0.accounting(tenant, from, to)
     }
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
         self.0.manifest(shard)
     }
-    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+    fn manifest_first(
+        &mut self,
+        shard: ShardId,
+        tier: Option<Tier>,
+        limit: usize,
+    ) -> Result<Vec<ManifestRow>, StoreError> {
         self.0.manifest_first(shard, tier, limit)
     }
-    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
+    fn receipts(
+        &mut self,
+        shard: ShardId,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Vec<(Offset, Millis)>, StoreError> {
         self.0.receipts(shard, from, limit)
     }
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
@@ -334,7 +427,8 @@ struct Object {
     torn: bool,
 }
 
-/// A light archive: records as they are, no Parquet, so that a schedule costs microseconds. Its faults are those of the real double.
+/// A light archive: records as they are, no Parquet, so that a schedule costs microseconds. Its
+/// faults are those of the real double.
 #[derive(Default)]
 struct Light(Mutex<BTreeMap<String, Object>>);
 
@@ -344,7 +438,13 @@ fn received_range(records: &[LogRecord]) -> (Millis, Millis) {
 }
 
 impl Light {
-    fn row(log: LogId, shard: ShardId, epoch: Epoch, records: &[LogRecord], plant: Option<Plant>) -> Option<ManifestRow> {
+    fn row(
+        log: LogId,
+        shard: ShardId,
+        epoch: Epoch,
+        records: &[LogRecord],
+        plant: Option<Plant>,
+    ) -> Option<ManifestRow> {
         let (first, last) = (records.first()?, records.last()?);
         let range = OffsetRange { from: first.offset, to: last.offset + 1 };
         let mut path = ManifestRow::object_path(log, shard, range, epoch);
@@ -355,7 +455,10 @@ impl Light {
         let appended = (first.appended, last.appended);
         let mut windows: BTreeMap<Hour, u64> = BTreeMap::new();
         for record in records.iter().filter_map(|r| record::decode(&r.payload).ok()) {
-            record.events.iter().for_each(|event| *windows.entry(Hour::of(event.timestamp)).or_default() += 1);
+            record
+                .events
+                .iter()
+                .for_each(|event| *windows.entry(Hour::of(event.timestamp)).or_default() += 1);
         }
         let windows = windows.into_iter().collect();
         Some(ManifestRow {
@@ -387,8 +490,19 @@ pub struct SimArchive {
 }
 
 impl SimArchive {
-    pub fn new(parquet: Option<Arc<dyn Archive>>, store: &Arc<SimStore>, dice: &SharedDice, plant: Option<Plant>) -> Arc<Self> {
-        Arc::new(Self { light: Light::default(), parquet, store: store.clone(), dice: dice.clone(), plant })
+    pub fn new(
+        parquet: Option<Arc<dyn Archive>>,
+        store: &Arc<SimStore>,
+        dice: &SharedDice,
+        plant: Option<Plant>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            light: Light::default(),
+            parquet,
+            store: store.clone(),
+            dice: dice.clone(),
+            plant,
+        })
     }
 
     fn put(
@@ -409,10 +523,16 @@ impl SimArchive {
         }
         let row = Light::row(log, shard, epoch, records, self.plant);
         let row = row.ok_or_else(|| ArchiveError::Unavailable("no records".to_owned()))?;
-        let object = Object { row: row.clone(), records: records.to_vec(), decisions: decisions.clone(), torn };
+        let object = Object {
+            row: row.clone(),
+            records: records.to_vec(),
+            decisions: decisions.clone(),
+            torn,
+        };
         let mut objects = self.light.0.lock().expect("one thread");
         assert!(
-            self.plant.is_some() || objects.get(&row.path).is_none_or(|there| there.row.epoch == epoch),
+            self.plant.is_some()
+                || objects.get(&row.path).is_none_or(|there| there.row.epoch == epoch),
             "two owners share the name {}",
             row.path
         );
@@ -431,7 +551,9 @@ impl Archive for SimArchive {
         decisions: &Decisions,
     ) -> Result<ManifestRow, ArchiveError> {
         let kinds = [Fault::ArchiveDown, Fault::ArchiveReplyLost, Fault::ArchiveTorn];
-        let fault = roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive).then(|| dice.rng.pick(&kinds)));
+        let fault = roll(&self.dice, |dice| {
+            dice.rng.chance(dice.rates.archive).then(|| dice.rng.pick(&kinds))
+        });
         if let Some(fault) = fault {
             roll(&self.dice, |dice| dice.stats.hit(fault));
         }
@@ -454,7 +576,9 @@ impl Archive for SimArchive {
             }
         };
         // Another node may take the shard between the object and its manifest row.
-        let nonce = roll(&self.dice, |dice| dice.rng.chance(dice.rates.archive_takeover).then(|| dice.rng.next()));
+        let nonce = roll(&self.dice, |dice| {
+            dice.rng.chance(dice.rates.archive_takeover).then(|| dice.rng.next())
+        });
         if let Some(nonce) = nonce
             && self.store.claim(shard, log, nonce).is_ok()
         {
@@ -466,7 +590,9 @@ impl Archive for SimArchive {
     fn read(&self, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
         let objects = self.light.0.lock().expect("one thread");
         match (objects.get(&row.path), &self.parquet) {
-            (Some(object), _) if object.torn => Err(ArchiveError::Corrupt { path: row.path.clone(), why: "torn".to_owned() }),
+            (Some(object), _) if object.torn => {
+                Err(ArchiveError::Corrupt { path: row.path.clone(), why: "torn".to_owned() })
+            }
             (Some(object), _) => Ok(object.records.clone()),
             (None, Some(parquet)) => parquet.read(row),
             (None, None) => Err(ArchiveError::Missing(row.path.clone())),
@@ -480,9 +606,12 @@ impl Archive for SimArchive {
         }
         let objects = self.light.0.lock().expect("one thread");
         match (objects.get(&object.path), &self.parquet) {
-            (Some(found), _) if found.torn => Err(ArchiveError::Corrupt { path: object.path.clone(), why: "torn".to_owned() }),
+            (Some(found), _) if found.torn => {
+                Err(ArchiveError::Corrupt { path: object.path.clone(), why: "torn".to_owned() })
+            }
             (Some(found), _) => {
-                let (row, records, decisions) = (found.row.clone(), found.records.clone(), Some(found.decisions.clone()));
+                let (row, records, decisions) =
+                    (found.row.clone(), found.records.clone(), Some(found.decisions.clone()));
                 Ok(Examined { row, records, decisions, sealed: true })
             }
             (None, Some(parquet)) => parquet.examine(object),
@@ -491,9 +620,11 @@ impl Archive for SimArchive {
     }
 
     fn list(&self, log: LogId, shard: ShardId) -> Result<Vec<ObjectInfo>, ArchiveError> {
-        let mut listed = self.parquet.as_ref().map_or(Ok(Vec::new()), |parquet| parquet.list(log, shard))?;
+        let mut listed =
+            self.parquet.as_ref().map_or(Ok(Vec::new()), |parquet| parquet.list(log, shard))?;
         let objects = self.light.0.lock().expect("one thread");
-        let light = objects.values().filter(|object| object.row.log == log && object.row.shard == shard);
+        let light =
+            objects.values().filter(|object| object.row.log == log && object.row.shard == shard);
         listed.extend(light.map(|object| {
             let (path, bytes) = (object.row.path.clone(), object.row.bytes);
             ObjectInfo { path, bytes, written: 0, tier: Tier::Hot }

@@ -1,4 +1,5 @@
-//! The real query engine, its cache included, in the middle of everything: a commit may come between its snapshot and its live reads.
+//! The real query engine, its cache included, in the middle of everything: a commit may come
+//! between its snapshot and its live reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -27,7 +28,8 @@ use crate::world::World;
 
 type Meanwhile = Box<dyn FnOnce() + Send>;
 
-/// Sends live reads to the node that was chosen for each shard; before the first one, something may happen.
+/// Sends live reads to the node that was chosen for each shard; before the first one, something may
+/// happen.
 struct Router {
     slots: Vec<Arc<Slots>>,
     chosen: Mutex<Vec<usize>>,
@@ -50,13 +52,25 @@ impl LiveReader for Router {
             meanwhile();
         }
         let chosen = self.chosen.lock().expect("one thread");
-        let of = |one: &Asked| self.slots[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit);
+        let of = |one: &Asked| {
+            self.slots[chosen[one.0.0 as usize]].read(&[*one], question, matchers, visit)
+        };
         asked.iter().flat_map(of).collect()
     }
 
-    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        question: &CatalogueQuestion<'_>,
+        visit: &mut dyn FnMut(&Growth),
+    ) -> Reports {
         let chosen = self.chosen.lock().expect("one thread");
-        asked.iter().flat_map(|one| self.slots[chosen[one.0.0 as usize]].catalogue(&[*one], question, visit)).collect()
+        asked
+            .iter()
+            .flat_map(|one| {
+                self.slots[chosen[one.0.0 as usize]].catalogue(&[*one], question, visit)
+            })
+            .collect()
     }
 
     fn accounting(
@@ -66,7 +80,12 @@ impl LiveReader for Router {
         visit: &mut dyn FnMut(ShardId, &AccountingDelta),
     ) -> Reports {
         let chosen = self.chosen.lock().expect("one thread");
-        asked.iter().flat_map(|one| self.slots[chosen[one.0.0 as usize]].accounting(&[*one], question, visit)).collect()
+        asked
+            .iter()
+            .flat_map(|one| {
+                self.slots[chosen[one.0.0 as usize]].accounting(&[*one], question, visit)
+            })
+            .collect()
     }
 }
 
@@ -78,8 +97,14 @@ pub struct Engine {
 
 impl Engine {
     pub fn new(store: Arc<dyn RollupStore>, slots: Vec<Arc<Slots>>, clock: Arc<dyn Clock>) -> Self {
-        let router = Arc::new(Router { slots, chosen: Mutex::default(), meanwhile: Mutex::default() });
-        let limits = QueryLimits { max_points: 10_000, max_series: 100, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+        let router =
+            Arc::new(Router { slots, chosen: Mutex::default(), meanwhile: Mutex::default() });
+        let limits = QueryLimits {
+            max_points: 10_000,
+            max_series: 100,
+            stale_after_ms: 10_000,
+            cache_bytes: 1 << 20,
+        };
         Self { engine: QueryEngine::new(store, router.clone(), clock, limits), router }
     }
 }
@@ -135,7 +160,8 @@ impl World {
     pub fn ask_engine(&mut self) -> Result<(), Violation> {
         let tenant = self.rng.below(2);
         let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
-        let commit = (!self.pending.is_empty() && self.rng.chance(500)).then(|| self.rng.below(self.pending.len()));
+        let commit = (!self.pending.is_empty() && self.rng.chance(500))
+            .then(|| self.rng.below(self.pending.len()));
         let Some(engine) = &self.engine else { return Ok(()) };
         let (asked, router) = (engine.engine.clone(), engine.router.clone());
         *router.chosen.lock().expect("one thread") = nodes.clone();
@@ -143,20 +169,30 @@ impl World {
         let before = sent.as_ref().and_then(|p| checkpoint(&*self.store, p.guard.shard));
         let outcome: Arc<Mutex<Option<Result<(), StoreError>>>> = Arc::default();
         let arrive = sent.as_ref().map(|p| -> Meanwhile {
-            let (store, guard, batch, forget) = (self.store.clone(), p.guard, p.batch.clone(), p.forget_ids_before);
+            let (store, guard, batch, forget) =
+                (self.store.clone(), p.guard, p.batch.clone(), p.forget_ids_before);
             let outcome = outcome.clone();
-            Box::new(move || *outcome.lock().expect("one thread") = Some(store.flush(guard, &batch, forget)))
+            Box::new(move || {
+                *outcome.lock().expect("one thread") = Some(store.flush(guard, &batch, forget))
+            })
         });
         *router.meanwhile.lock().expect("one thread") = arrive;
         let day = self.now.div_euclid(86_400_000);
         let hours = ((day - 3) * 24, (day + 2) * 24);
-        let params = [("metric", METRIC.to_owned()), ("by", "page".to_owned()), ("step", "1h".to_owned())];
-        let range = [("from", (hours.0 * 3_600_000).to_string()), ("to", (hours.1 * 3_600_000).to_string())];
+        let params =
+            [("metric", METRIC.to_owned()), ("by", "page".to_owned()), ("step", "1h".to_owned())];
+        let range = [
+            ("from", (hours.0 * 3_600_000).to_string()),
+            ("to", (hours.1 * 3_600_000).to_string()),
+        ];
         let aggs = [("agg", "count,sum,min,max,distinct".to_owned())];
-        let params: Vec<_> = params.into_iter().chain(range).chain(aggs).map(|(k, v)| (k.to_owned(), v)).collect();
-        let answer = reads::query(&*asked, TENANTS[tenant], &params, self.now, &Budget::default()).expect("the engine answers");
+        let params: Vec<_> =
+            params.into_iter().chain(range).chain(aggs).map(|(k, v)| (k.to_owned(), v)).collect();
+        let answer = reads::query(&*asked, TENANTS[tenant], &params, self.now, &Budget::default())
+            .expect("the engine answers");
         if let Some(pending) = sent {
-            let outcome = outcome.lock().expect("one thread").take().expect("every query reads a shard");
+            let outcome =
+                outcome.lock().expect("one thread").take().expect("every query reads a shard");
             self.hit(Fault::CommitDuringQuery);
             self.delivered(pending, before, outcome)?;
         }
@@ -168,38 +204,65 @@ impl World {
         for (s, &n) in nodes.iter().enumerate() {
             let slot = self.nodes[n].slots.slot(ShardId(s as u32));
             let applied = slot.read(|state| (state.epoch(), state.next()));
-            let short = applied.and_then(|(of, next)| self.held_at_claim.get(&of).filter(|held| **held > next));
+            let short = applied
+                .and_then(|(of, next)| self.held_at_claim.get(&of).filter(|held| **held > next));
             ensure(Invariant::HonestQueries, short.is_none(), || {
-                format!("complete, but shard {s} has not reached the {short:?} that the log held when its owner claimed it")
+                format!(
+                    "complete, but shard {s} has not reached the {short:?} that the log held when \
+                     its owner claimed it"
+                )
             })?;
         }
         let rows = self.rows(tenant, hours, &nodes)?;
-        let of_overflow = rows.iter().filter(|((id, _), _)| *id == crate::fold::overflow_id(tenant));
+        let of_overflow =
+            rows.iter().filter(|((id, _), _)| *id == crate::fold::overflow_id(tenant));
         let overflow: u64 = of_overflow.map(|(_, rollup)| rollup.figures.count).sum();
         ensure(Invariant::HonestQueries, answer.completeness.overflow == Some(overflow), || {
-            format!("{overflow} events have lost their labels, the engine says {:?}", answer.completeness.overflow)
+            format!(
+                "{overflow} events have lost their labels, the engine says {:?}",
+                answer.completeness.overflow
+            )
         })?;
         let expected = points(&rows);
         let found = points_of(&answer);
         ensure(Invariant::HonestQueries, expected == found, || {
-            format!("a complete answer of the engine is not the fold: expected {expected:?}, found {found:?}")
+            format!(
+                "a complete answer of the engine is not the fold: expected {expected:?}, found \
+                 {found:?}"
+            )
         })
     }
 
-    /// Asks the engine for a tenant's books: they must balance, and hold exactly what was counted below and above the checkpoints.
+    /// Asks the engine for a tenant's books: they must balance, and hold exactly what was counted
+    /// below and above the checkpoints.
     pub fn ask_books(&mut self) -> Result<(), Violation> {
         let tenant = self.rng.below(2);
         let nodes: Vec<usize> = (0..self.shards()).map(|s| self.owner_of(s)).collect();
         let Some(engine) = &self.engine else { return Ok(()) };
         *engine.router.chosen.lock().expect("one thread") = nodes.clone();
         let params = [("from", "-200000000000000"), ("to", "200000000000000")];
-        let time = |ms: &str| jiff::Timestamp::from_millisecond(ms.parse().expect("a number")).expect("a time").to_string();
+        let time = |ms: &str| {
+            jiff::Timestamp::from_millisecond(ms.parse().expect("a number"))
+                .expect("a time")
+                .to_string()
+        };
         let params = params.map(|(name, ms)| (name.to_owned(), time(ms)));
-        let answer = reads::accounting(&*engine.engine, TENANTS[tenant], &params, self.now, &Budget::default())
-            .expect("the engine answers");
+        let answer = reads::accounting(
+            &*engine.engine,
+            TENANTS[tenant],
+            &params,
+            self.now,
+            &Budget::default(),
+        )
+        .expect("the engine answers");
         let books: Books = serde_json::from_str(&answer).expect("the answer is JSON");
-        let short = books.hours.iter().find(|h| h.accepted != h.aggregated + h.deduplicated + h.quarantined + h.pending);
-        ensure(Invariant::Accounting, short.is_none(), || format!("the books do not balance: {answer}"))?;
+        let short = books
+            .hours
+            .iter()
+            .find(|h| h.accepted != h.aggregated + h.deduplicated + h.quarantined + h.pending);
+        ensure(Invariant::Accounting, short.is_none(), || {
+            format!("the books do not balance: {answer}")
+        })?;
         if books.completeness.partial {
             return Ok(());
         }
@@ -207,8 +270,12 @@ impl World {
         let mut expected: BTreeMap<i64, [u64; 2]> = BTreeMap::new();
         for (s, &n) in nodes.iter().enumerate() {
             let stored = checkpoint(&*self.store, ShardId(s as u32)).map_or(0, |c| c.next);
-            for (at, fold) in [self.fold_to(s, stored, None), self.fold_at(s, stored, n)].into_iter().enumerate() {
-                for ((_, hour), counts) in fold.accounting.iter().filter(|((of, _), _)| *of == TENANTS[tenant]) {
+            for (at, fold) in
+                [self.fold_to(s, stored, None), self.fold_at(s, stored, n)].into_iter().enumerate()
+            {
+                for ((_, hour), counts) in
+                    fold.accounting.iter().filter(|((of, _), _)| *of == TENANTS[tenant])
+                {
                     expected.entry(i64::from(*hour)).or_default()[at] += counts.iter().sum::<u64>();
                 }
             }
@@ -234,12 +301,15 @@ impl World {
             let slot = self.nodes[n].slots.slot(ShardId(s as u32));
             let at = checkpoint(&*self.store, ShardId(s as u32));
             let owned = at.is_some() && at.map(|c| c.epoch) == slot.epoch();
-            ensure(Invariant::HonestQueries, owned, || format!("complete, but node {n} does not own shard {s}"))?;
+            ensure(Invariant::HonestQueries, owned, || {
+                format!("complete, but node {n} does not own shard {s}")
+            })?;
             merge(&mut rows, &self.fold_at(s, at.map_or(0, |c| c.next), n).rows);
         }
         rows.retain(|(id, hour), _| {
             let plain = (0..12).find(|i| series(1)[*i].id == *id);
-            let of_tenant = plain.map_or(*id == crate::fold::overflow_id(tenant), |i| tenant_of(i) == tenant);
+            let of_tenant =
+                plain.map_or(*id == crate::fold::overflow_id(tenant), |i| tenant_of(i) == tenant);
             of_tenant && hours.0 <= i64::from(*hour) && i64::from(*hour) < hours.1
         });
         Ok(rows)
@@ -265,7 +335,13 @@ fn points(rows: &Rows) -> BTreeSet<String> {
         let sum = show((figures.value_count > 0).then_some(figures.sum));
         let bounds = [figures.min, figures.max].map(|b| show(b.map(Decimal::units)));
         let ms = i64::from(*hour) * 3_600_000;
-        format!("{page} {ms} {} {sum} {} {} {}", figures.count, bounds[0], bounds[1], rollup.distinct.estimate())
+        format!(
+            "{page} {ms} {} {sum} {} {} {}",
+            figures.count,
+            bounds[0],
+            bounds[1],
+            rollup.distinct.estimate()
+        )
     };
     groups.iter().map(point).collect()
 }
@@ -276,7 +352,10 @@ fn points_of(answer: &Answer) -> BTreeSet<String> {
         let page = group.labels.get("page").cloned().unwrap_or_default();
         for p in &group.points {
             let ms = rollmill::model::event::parse_rfc3339(&p.t).expect("a time");
-            points.insert(format!("{page} {ms} {} {} {} {} {}", p.count, p.sum, p.min, p.max, p.distinct));
+            points.insert(format!(
+                "{page} {ms} {} {} {} {} {}",
+                p.count, p.sum, p.min, p.max, p.distinct
+            ));
         }
     }
     points

@@ -1,4 +1,5 @@
-//! The oracle: what the rollups must be, word by word from the definitions, in plain maps. Nothing of `shards/` is used.
+//! The oracle: what the rollups must be, word by word from the definitions, in plain maps. Nothing
+//! of `shards/` is used.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -43,8 +44,11 @@ pub fn page_of(series: usize) -> &'static str {
 /// The series that events belong to: all pages of both tenants.
 pub fn series(shard_count: u32) -> &'static [Arc<RoutedSeries>] {
     static ALL: OnceLock<[Vec<Arc<RoutedSeries>>; 2]> = OnceLock::new();
-    let all =
-        ALL.get_or_init(|| [1, 2].map(|count| TENANTS.into_iter().flat_map(|t| PAGES.map(|p| routed(t, p, count))).collect()));
+    let all = ALL.get_or_init(|| {
+        [1, 2].map(|count| {
+            TENANTS.into_iter().flat_map(|t| PAGES.map(|p| routed(t, p, count))).collect()
+        })
+    });
     &all[shard_count as usize - 1]
 }
 
@@ -61,7 +65,11 @@ pub fn tenant_of(series: usize) -> usize {
 pub fn overflow_id(tenant: usize) -> SeriesId {
     static IDS: OnceLock<[SeriesId; 2]> = OnceLock::new();
     IDS.get_or_init(|| {
-        TENANTS.map(|t| SeriesId::of_key(&Series::new(t, METRIC, [("__overflow__".to_owned(), "true".to_owned())]).key()))
+        TENANTS.map(|t| {
+            SeriesId::of_key(
+                &Series::new(t, METRIC, [("__overflow__".to_owned(), "true".to_owned())]).key(),
+            )
+        })
     })[tenant]
 }
 
@@ -113,21 +121,39 @@ impl Fold {
         }
     }
 
-    /// The first events of the next record: what a shard that goes event by event has applied of it.
-    pub fn part(&mut self, record: &Logged, events: u32, rules: Rules, set_aside: &BTreeSet<Place>) {
+    /// The first events of the next record: what a shard that goes event by event has applied of
+    /// it.
+    pub fn part(
+        &mut self,
+        record: &Logged,
+        events: u32,
+        rules: Rules,
+        set_aside: &BTreeSet<Place>,
+    ) {
         for (index, event) in record.events.iter().flatten().enumerate().take(events as usize) {
             self.event(record, event, (self.next, index as u32), rules, set_aside);
         }
     }
 
-    fn event(&mut self, record: &Logged, event: &Event, place: Place, rules: Rules, set_aside: &BTreeSet<Place>) {
+    fn event(
+        &mut self,
+        record: &Logged,
+        event: &Event,
+        place: Place,
+        rules: Rules,
+        set_aside: &BTreeSet<Place>,
+    ) {
         self.events += 1;
         let tenant = tenant_of(event.series);
-        let account = self.accounting.entry((TENANTS[tenant], record.received.div_euclid(HOUR_MS) as i32)).or_default();
+        let account = self
+            .accounting
+            .entry((TENANTS[tenant], record.received.div_euclid(HOUR_MS) as i32))
+            .or_default();
         let appended = record.appended;
         if let Some(id) = event.id {
             let window = &self.kept[self.kept.len().saturating_sub(rules.max_ids)..];
-            let same = |&&(_, series, other): &&(i64, usize, u32)| (series, other) == (event.series, id);
+            let same =
+                |&&(_, series, other): &&(i64, usize, u32)| (series, other) == (event.series, id);
             if window.iter().filter(same).any(|(then, ..)| appended - then <= rules.horizon_ms) {
                 account[1] += 1;
                 return;
@@ -153,7 +179,10 @@ impl Fold {
         let user = if event.poison { Some(POISON.to_owned()) } else { event.user.map(users) };
         let user = user.map(|u| xxhash_rust::xxh3::xxh3_64(u.as_bytes()));
         let value = event.value.map(|v| Decimal::from_units(v.into()));
-        self.rows.entry((row, event.timestamp.div_euclid(HOUR_MS) as i32)).or_default().add(value, user);
+        self.rows
+            .entry((row, event.timestamp.div_euclid(HOUR_MS) as i32))
+            .or_default()
+            .add(value, user);
     }
 }
 
@@ -172,9 +201,13 @@ pub fn difference(expected: &Rows, found: &Rows) -> Option<String> {
     let keys: BTreeSet<_> = expected.keys().chain(found.keys()).collect();
     keys.into_iter().find_map(|key| {
         let (e, f) = (expected.get(key), found.get(key));
-        let say =
-            |r: Option<&Rollup>| r.map_or("no row".to_owned(), |r| format!("{:?}, {} users", r.figures, r.distinct.estimate()));
-        (e != f || bytes(e) != bytes(f))
-            .then(|| format!("series {} hour {}: expected {}, found {}", key.0, key.1, say(e), say(f)))
+        let say = |r: Option<&Rollup>| {
+            r.map_or("no row".to_owned(), |r| {
+                format!("{:?}, {} users", r.figures, r.distinct.estimate())
+            })
+        };
+        (e != f || bytes(e) != bytes(f)).then(|| {
+            format!("series {} hour {}: expected {}, found {}", key.0, key.1, say(e), say(f))
+        })
     })
 }

@@ -1,7 +1,9 @@
-//! Deterministic simulation of the embedded core: the real `ShardState`, slots, archiver and record encoding, on doubles of log,
-//! store and archive that fail as badly as their ports allow. One seed is one schedule; the same seed gives the same schedule.
+//! Deterministic simulation of the embedded core: the real `ShardState`, slots, archiver and record
+//! encoding, on doubles of log, store and archive that fail as badly as their ports allow. One seed
+//! is one schedule; the same seed gives the same schedule.
 //!
-//! `ROLLMILL_SIM_SEEDS=1000000 cargo test --test sim` runs more seeds, `ROLLMILL_SIM_SEED=7` runs one and prints its trace.
+//! `ROLLMILL_SIM_SEEDS=1000000 cargo test --test sim` runs more seeds, `ROLLMILL_SIM_SEED=7` runs
+//! one and prints its trace.
 #![allow(unreachable_pub, clippy::let_underscore_must_use)] // a test has no outside, and tidies up without asking
 
 mod checks;
@@ -51,7 +53,9 @@ fn quiet() {
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 /// Runs the seeds on all cores; the sums, and the violations by seed.
@@ -105,7 +109,11 @@ fn no_schedule_violates_an_invariant() {
     println!("simulation: {stats}  {} violations, {:.1?}", found.len(), started.elapsed());
     if let Some((seed, violation)) = found.first() {
         println!("{}", trace(*seed, None));
-        panic!("{} of {seeds} schedules violate an invariant; ROLLMILL_SIM_SEED={seed} shows {violation}", found.len());
+        panic!(
+            "{} of {seeds} schedules violate an invariant; ROLLMILL_SIM_SEED={seed} shows \
+             {violation}",
+            found.len()
+        );
     }
     if seeds >= 10_000 {
         assert!(stats.vacuous().is_empty(), "never had an effect: {:?}", stats.vacuous());
@@ -125,8 +133,14 @@ fn every_planted_bug_is_found() {
         by.sort_unstable();
         by.dedup();
         let share = found.len() as f64 * 100.0 / seeds as f64;
-        let first = found.first().map_or("never".to_owned(), |(seed, _)| format!("first by seed {seed}"));
-        println!("{share:>6.2} % of {seeds:>5} {first:<20} {:<12} {:?}: {}", by.join(" "), plant.place(), plant.text());
+        let first =
+            found.first().map_or("never".to_owned(), |(seed, _)| format!("first by seed {seed}"));
+        println!(
+            "{share:>6.2} % of {seeds:>5} {first:<20} {:<12} {:?}: {}",
+            by.join(" "),
+            plant.place(),
+            plant.text()
+        );
         if found.is_empty() {
             missed.push(plant.text());
         }

@@ -1,5 +1,6 @@
-//! A node: the real slots, the real archiver, and the real driver of each shard. What the driver asks for is performed in the order of the
-//! seed: a crash, a pause or another owner can come between any two steps. Nothing is decided here.
+//! A node: the real slots, the real archiver, and the real driver of each shard. What the driver
+//! asks for is performed in the order of the seed: a crash, a pause or another owner can come
+//! between any two steps. Nothing is decided here.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +15,9 @@ use rollmill::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use rollmill::model::window::Millis;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::{RollupStore, StoreError};
-use rollmill::shards::driver::startup::{ShardConfig, Started, Startup, StartupCommand, StartupStep};
+use rollmill::shards::driver::startup::{
+    ShardConfig, Started, Startup, StartupCommand, StartupStep,
+};
 use rollmill::shards::driver::{CallError, Command, EndReason, Event, FailureKind, Report};
 use rollmill::shards::state::ShardState;
 
@@ -37,7 +40,8 @@ pub struct Shell {
     pub inbox: Option<(Offset, Result<(), CallError>)>,
     /// Not performed yet: it waits for another shard, or for its turn.
     pub asked: Option<Command>,
-    /// Events of the record at this offset that are applied, one by one. Outlives the life, as the slot does.
+    /// Events of the record at this offset that are applied, one by one. Outlives the life, as the
+    /// slot does.
     pub alone: Option<(Offset, u32)>,
     /// Events that this owner sets aside. Outlives the life, as the slot does.
     pub set_aside: BTreeSet<Place>,
@@ -76,7 +80,14 @@ impl World {
 
     fn ports(&self, n: usize, s: usize) -> ShardPorts {
         let (log, store, archive) = (self.log.clone(), self.store.clone(), self.archive.clone());
-        ShardPorts { shard: ShardId(s as u32), log, store, archive, names: None, slots: self.nodes[n].slots.clone() }
+        ShardPorts {
+            shard: ShardId(s as u32),
+            log,
+            store,
+            archive,
+            names: None,
+            slots: self.nodes[n].slots.clone(),
+        }
     }
 
     /// Starts a shard, as far as the store has to be read.
@@ -94,7 +105,10 @@ impl World {
         let shell = &mut self.nodes[n].shells[s];
         (shell.alive, shell.starting) = (true, Some(Startup::begin(config, false)));
         self.start(n, s, |command| *command != StartupCommand::Load)?;
-        let claimed = self.nodes[n].shells[s].starting.as_ref().and_then(|(startup, _)| startup.claim().cloned());
+        let claimed = self.nodes[n].shells[s]
+            .starting
+            .as_ref()
+            .and_then(|(startup, _)| startup.claim().cloned());
         self.note(|| format!("node {n} claims shard {s}: {claimed:?}"));
         if let Some(claim) = claimed {
             self.held_at_claim.insert(claim.checkpoint.epoch, self.log.end(ShardId(s as u32)));
@@ -103,13 +117,23 @@ impl World {
     }
 
     /// Answers a starting shard for as long as these are its questions.
-    fn start(&mut self, n: usize, s: usize, answered: fn(&StartupCommand) -> bool) -> Result<(), Violation> {
+    fn start(
+        &mut self,
+        n: usize,
+        s: usize,
+        answered: fn(&StartupCommand) -> bool,
+    ) -> Result<(), Violation> {
         let nonce = self.rng.next();
-        while let Some((startup, command)) = self.nodes[n].shells[s].starting.take_if(|(_, command)| answered(command)) {
-            let event = self.ports(n, s).answer(command, nonce, &mut self.nodes[n].shells[s].archived);
+        while let Some((startup, command)) =
+            self.nodes[n].shells[s].starting.take_if(|(_, command)| answered(command))
+        {
+            let event =
+                self.ports(n, s).answer(command, nonce, &mut self.nodes[n].shells[s].archived);
             let event = self.plant_in_answer(s, startup.claim(), event);
             match startup.on(event) {
-                Ok(StartupStep::Ask(startup, command)) => self.nodes[n].shells[s].starting = Some((startup, command)),
+                Ok(StartupStep::Ask(startup, command)) => {
+                    self.nodes[n].shells[s].starting = Some((startup, command))
+                }
                 Ok(StartupStep::Started(started)) => self.begin(n, s, *started),
                 Err(reason) => self.ended(n, s, &reason, true)?,
             }
@@ -124,7 +148,13 @@ impl World {
         slots.begin(shard_id(s), &started.claim, started.driver);
         let shell = &mut self.nodes[n].shells[s];
         (shell.alone, shell.inherited) = (None, before);
-        shell.set_aside = started.claim.suspects.iter().filter(|x| x.deaths >= 8).map(|x| (x.offset, x.index)).collect();
+        shell.set_aside = started
+            .claim
+            .suspects
+            .iter()
+            .filter(|x| x.deaths >= 8)
+            .map(|x| (x.offset, x.index))
+            .collect();
         self.convictable[s].extend(shell.set_aside.iter().copied());
     }
 
@@ -133,11 +163,13 @@ impl World {
         let node = &mut self.nodes[n];
         node.isolating.take_if(|isolating| *isolating == s);
         let shell = &mut node.shells[s];
-        (shell.alive, shell.inbox, shell.asked, shell.starting, shell.archived) = (false, None, None, None, None);
+        (shell.alive, shell.inbox, shell.asked, shell.starting, shell.archived) =
+            (false, None, None, None, None);
         shell.life += 1;
     }
 
-    /// The owner dies. Its slot may keep the memory until the next life, as after an error, or lose it, as after a stop.
+    /// The owner dies. Its slot may keep the memory until the next life, as after an error, or lose
+    /// it, as after a stop.
     pub fn die(&mut self, n: usize, s: usize, why: &str) {
         self.note(|| format!("node {n} shard {s} dies: {why}"));
         self.forget(n, s);
@@ -209,15 +241,29 @@ impl World {
     }
 
     /// One step of the driver, which may die of poison.
-    fn tell(&mut self, n: usize, s: usize, event: Event<'_>, commands: &mut VecDeque<Command>) -> Result<(), Violation> {
+    fn tell(
+        &mut self,
+        n: usize,
+        s: usize,
+        event: Event<'_>,
+        commands: &mut VecDeque<Command>,
+    ) -> Result<(), Violation> {
         let Some(event) = self.plant_in_event(event) else { return Ok(()) };
         let slots = self.nodes[n].slots.clone();
-        let stepped = catch_unwind(AssertUnwindSafe(|| slots.drive(shard_id(s), event, commands).expect("a living owner")));
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            slots.drive(shard_id(s), event, commands).expect("a living owner")
+        }));
         if let Err(panic) = stepped {
-            let why = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            let why = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             let why = why.unwrap_or_default();
             if !why.contains("panic_on_user") {
-                return Err(Violation { invariant: Invariant::ExactEffect, what: format!("the shard panicked: {why}") });
+                return Err(Violation {
+                    invariant: Invariant::ExactEffect,
+                    what: format!("the shard panicked: {why}"),
+                });
             }
             self.hit(Fault::PoisonDeath);
             self.die(n, s, POISON);
@@ -228,15 +274,29 @@ impl World {
     }
 
     /// Performs a command, or keeps it for a later step; its answer, if there is one at once.
-    fn perform(&mut self, n: usize, s: usize, command: Command) -> Result<Option<Event<'static>>, Violation> {
+    fn perform(
+        &mut self,
+        n: usize,
+        s: usize,
+        command: Command,
+    ) -> Result<Option<Event<'static>>, Violation> {
         let Some(command) = self.plant_in_command(command) else { return Ok(None) };
         match command {
-            Command::ReadLog { from, max_bytes } => return Ok(Some(self.ports(n, s).read_log(from, max_bytes))),
+            Command::ReadLog { from, max_bytes } => {
+                return Ok(Some(self.ports(n, s).read_log(from, max_bytes)));
+            }
             Command::ReadArchive { from, max_bytes } => {
-                let read = self.ports(n, s).read_archive(&mut self.nodes[n].shells[s].archived, from, max_bytes);
+                let read = self.ports(n, s).read_archive(
+                    &mut self.nodes[n].shells[s].archived,
+                    from,
+                    max_bytes,
+                );
                 if let Event::ArchiveRead(Ok(read)) = &read {
-                    let decided = read.decided.iter().flat_map(|(decisions, _)| &decisions.set_aside);
-                    self.nodes[n].shells[s].set_aside.extend(decided.map(|(offset, index, _)| (*offset, *index)));
+                    let decided =
+                        read.decided.iter().flat_map(|(decisions, _)| &decisions.set_aside);
+                    self.nodes[n].shells[s]
+                        .set_aside
+                        .extend(decided.map(|(offset, index, _)| (*offset, *index)));
                 }
                 return Ok(Some(read));
             }
@@ -249,12 +309,27 @@ impl World {
             Command::ReleaseIsolation => self.nodes[n].isolating = None,
             Command::Commit { guard, batch, forget_ids_before } => {
                 let life = self.nodes[n].shells[s].life;
-                self.note(|| format!("node {n} shard {s} sends commit {:?} of epoch {}", guard.range, guard.epoch.counter));
-                self.pending.push(Pending { node: n, shard: s, life, guard, batch, forget_ids_before, blind: false });
+                self.note(|| {
+                    format!(
+                        "node {n} shard {s} sends commit {:?} of epoch {}",
+                        guard.range, guard.epoch.counter
+                    )
+                });
+                self.pending.push(Pending {
+                    node: n,
+                    shard: s,
+                    life,
+                    guard,
+                    batch,
+                    forget_ids_before,
+                    blind: false,
+                });
             }
             Command::Report(Report::Applied(applied)) => {
                 self.nodes[n].slots.note_applied(shard_id(s), &applied);
-                (0..applied.records).filter(|_| applied.from_archive).for_each(|_| self.hit(Fault::Healed));
+                (0..applied.records)
+                    .filter(|_| applied.from_archive)
+                    .for_each(|_| self.hit(Fault::Healed));
             }
             Command::Reclaim | Command::Drained | Command::PulseAgain | Command::Report(_) => {}
             Command::End(reason) => self.ended(n, s, &reason, false)?,
@@ -262,10 +337,18 @@ impl World {
         Ok(None)
     }
 
-    /// The oracle judges why an owner ends. A log that does not continue may end one that was fenced off, because its successors released
-    /// what it lacks, and one on a store that was put back, because a node that does not know yet still releases by what the store said
-    /// before. Nothing else explains it, and nothing at all explains it while the owner starts or reads from the archive.
-    fn ended(&mut self, n: usize, s: usize, reason: &EndReason, starting: bool) -> Result<(), Violation> {
+    /// The oracle judges why an owner ends. A log that does not continue may end one that was
+    /// fenced off, because its successors released what it lacks, and one on a store that was
+    /// put back, because a node that does not know yet still releases by what the store said
+    /// before. Nothing else explains it, and nothing at all explains it while the owner starts or
+    /// reads from the archive.
+    fn ended(
+        &mut self,
+        n: usize,
+        s: usize,
+        reason: &EndReason,
+        starting: bool,
+    ) -> Result<(), Violation> {
         match reason {
             EndReason::Overtaken { .. } => self.hit(Fault::FencedWhileLoading),
             EndReason::RolledBack { .. } => self.hit(Fault::NotConfirmed),
@@ -273,16 +356,24 @@ impl World {
         }
         let mine = self.nodes[n].slots.slot(shard_id(s)).epoch();
         let fenced = checkpoint(&*self.store, shard_id(s)).map(|c| c.epoch) != mine;
-        let explained = (fenced || self.rolled_back) && !starting && self.nodes[n].shells[s].archived.is_none();
+        let explained =
+            (fenced || self.rolled_back) && !starting && self.nodes[n].shells[s].archived.is_none();
         self.die(n, s, &reason.to_string());
         let of_the_log = match reason {
             EndReason::Diverged(_) | EndReason::Unasked { .. } => true,
             EndReason::Failed(error) => {
-                matches!(error.kind, FailureKind::Damaged | FailureKind::Unusable | FailureKind::Other)
+                matches!(
+                    error.kind,
+                    FailureKind::Damaged | FailureKind::Unusable | FailureKind::Other
+                )
             }
-            EndReason::Overtaken { .. } | EndReason::RolledBack { .. } | EndReason::Reclaimed => false,
+            EndReason::Overtaken { .. } | EndReason::RolledBack { .. } | EndReason::Reclaimed => {
+                false
+            }
         };
-        ensure(Invariant::FailLoud, !of_the_log || explained, || format!("the shard stops: {reason}"))
+        ensure(Invariant::FailLoud, !of_the_log || explained, || {
+            format!("the shard stops: {reason}")
+        })
     }
 
     /// What the pulse does for a node's shards.
@@ -346,7 +437,8 @@ impl World {
                 return Ok(());
             }
             let outcome = outcome.map_err(CallError::from);
-            self.nodes[pending.node].shells[pending.shard].inbox = Some((pending.guard.range.to, outcome));
+            self.nodes[pending.node].shells[pending.shard].inbox =
+                Some((pending.guard.range.to, outcome));
         }
         Ok(())
     }
@@ -356,7 +448,9 @@ impl World {
         let released: u64 = (0..self.setup.shards).map(|s| self.log.start(ShardId(s))).sum();
         self.nodes[n].archiver.look();
         let slots = self.nodes[n].slots.clone();
-        let floors = |of: fn(&rollmill::actors::slots::Slot) -> u64| slots.iter().map(|(_, slot)| of(slot)).collect::<Vec<_>>();
+        let floors = |of: fn(&rollmill::actors::slots::Slot) -> u64| {
+            slots.iter().map(|(_, slot)| of(slot)).collect::<Vec<_>>()
+        };
         let floors = match self.plant {
             Some(Plant::ReleasePastArchive) => Some(floors(|slot| slot.committed())),
             Some(Plant::ReleasePastCheckpoint) => Some(floors(|slot| slot.applied())),

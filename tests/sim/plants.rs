@@ -1,7 +1,9 @@
-//! Planted bugs: mistakes that people make in systems of this kind. Each must be found within a bounded number of seeds.
+//! Planted bugs: mistakes that people make in systems of this kind. Each must be found within a
+//! bounded number of seeds.
 //!
-//! No product code is changed. A bug of the store, the archive or the log is planted in its double; a bug of a shard is planted in its driver,
-//! by altering what the driver is told or what it asks for, so that the real decision and everything behind it run on ([`Place::Driver`]); a
+//! No product code is changed. A bug of the store, the archive or the log is planted in its double;
+//! a bug of a shard is planted in its driver, by altering what the driver is told or what it asks
+//! for, so that the real decision and everything behind it run on ([`Place::Driver`]); a
 //! bug of what surrounds the shards is planted in the simulation's node.
 
 use std::sync::Arc;
@@ -43,7 +45,8 @@ macro_rules! plants {
 }
 
 impl Plant {
-    /// Chance finds it once in ten thousand schedules, or never, because logs lose nothing there: a written schedule shows it.
+    /// Chance finds it once in ten thousand schedules, or never, because logs lose nothing there: a
+    /// written schedule shows it.
     pub fn is_rare(self) -> bool {
         matches!(self, Plant::LoadNotChecked | Plant::ShortLogAccepted)
     }
@@ -90,7 +93,12 @@ plants! {
 /// The driver, altered.
 impl World {
     /// What a starting shard is told.
-    pub fn plant_in_answer(&self, s: usize, claim: Option<&Claim>, mut event: StartupEvent) -> StartupEvent {
+    pub fn plant_in_answer(
+        &self,
+        s: usize,
+        claim: Option<&Claim>,
+        mut event: StartupEvent,
+    ) -> StartupEvent {
         let end = self.log.end(ShardId(s as u32));
         let next = claim.map_or(0, |claim| claim.checkpoint.next);
         match (self.plant, &mut event) {
@@ -98,14 +106,28 @@ impl World {
             (Some(Plant::OneRecordEarly), StartupEvent::Claim(Ok(claim))) => {
                 claim.checkpoint.next = claim.checkpoint.next.saturating_sub(1);
             }
-            (Some(Plant::OneRecordLate), StartupEvent::Claim(Ok(claim))) if claim.checkpoint.next < end => {
+            (Some(Plant::OneRecordLate), StartupEvent::Claim(Ok(claim)))
+                if claim.checkpoint.next < end =>
+            {
                 claim.checkpoint.next += 1;
             }
-            (Some(Plant::LossNotHealed), StartupEvent::ReadBounds(Ok(bounds))) => bounds.0 = bounds.0.min(next),
-            (Some(Plant::ShortLogAccepted), StartupEvent::ReadBounds(Ok(bounds))) => bounds.1 = bounds.1.max(next),
-            (Some(Plant::RecoveringEndedEarly), StartupEvent::ReadBounds(Ok((start, end)))) if *start <= next => *end = next,
-            (Some(Plant::RecentIdsNotLoaded), StartupEvent::Load(Ok(Loaded { blocks, .. }))) => blocks.clear(),
-            (Some(Plant::AdmissionsNotLoaded), StartupEvent::Load(Ok(Loaded { admitted, .. }))) => admitted.clear(),
+            (Some(Plant::LossNotHealed), StartupEvent::ReadBounds(Ok(bounds))) => {
+                bounds.0 = bounds.0.min(next)
+            }
+            (Some(Plant::ShortLogAccepted), StartupEvent::ReadBounds(Ok(bounds))) => {
+                bounds.1 = bounds.1.max(next)
+            }
+            (Some(Plant::RecoveringEndedEarly), StartupEvent::ReadBounds(Ok((start, end))))
+                if *start <= next =>
+            {
+                *end = next
+            }
+            (Some(Plant::RecentIdsNotLoaded), StartupEvent::Load(Ok(Loaded { blocks, .. }))) => {
+                blocks.clear()
+            }
+            (Some(Plant::AdmissionsNotLoaded), StartupEvent::Load(Ok(Loaded { admitted, .. }))) => {
+                admitted.clear()
+            }
             (Some(Plant::LoadNotChecked), StartupEvent::Load(Ok(Loaded { stored, .. }))) => {
                 *stored = claim.map(|claim| claim.checkpoint);
             }
@@ -117,9 +139,16 @@ impl World {
     /// What a running shard is told, if it is.
     pub fn plant_in_event<'a>(&self, event: Event<'a>) -> Option<Event<'a>> {
         match (self.plant, event) {
-            (Some(Plant::FailedCommitForgotten), Event::CommitEnded(Err(error))) if error.may_be_repeated() => None,
+            (Some(Plant::FailedCommitForgotten), Event::CommitEnded(Err(error)))
+                if error.may_be_repeated() =>
+            {
+                None
+            }
             (Some(Plant::DedupByWallClock), Event::LogRead(Ok(mut records))) => {
-                records.to_mut().iter_mut().for_each(|record| record.appended = self.now.max(record.appended));
+                records
+                    .to_mut()
+                    .iter_mut()
+                    .for_each(|record| record.appended = self.now.max(record.appended));
                 Some(Event::LogRead(Ok(records)))
             }
             (_, event) => Some(event),
@@ -141,9 +170,16 @@ impl World {
 
     fn plant_in_guard(&self, guard: FlushGuard) -> FlushGuard {
         let off_by_one = matches!(self.plant, Some(Plant::OneRecordEarly | Plant::OneRecordLate));
-        let now = if off_by_one { checkpoint(&*self.store, guard.shard).map_or(0, |c| c.next) } else { guard.range.from };
+        let now = if off_by_one {
+            checkpoint(&*self.store, guard.shard).map_or(0, |c| c.next)
+        } else {
+            guard.range.from
+        };
         match now.abs_diff(guard.range.from) {
-            1 => FlushGuard { range: OffsetRange { from: now, to: guard.range.to.max(now) }, ..guard },
+            1 => FlushGuard {
+                range: OffsetRange { from: now, to: guard.range.to.max(now) },
+                ..guard
+            },
             _ => guard,
         }
     }

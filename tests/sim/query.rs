@@ -1,4 +1,5 @@
-//! Queries: one snapshot of the store, then the live deltas of each shard, with anything in between.
+//! Queries: one snapshot of the store, then the live deltas of each shard, with anything in
+//! between.
 
 use std::collections::BTreeSet;
 
@@ -23,7 +24,8 @@ pub struct Answer {
     /// End of the log when it answered.
     end: u64,
     as_of: i64,
-    /// What the log held when its owner claimed the shard, unless it says that it has not reached that yet.
+    /// What the log held when its owner claimed the shard, unless it says that it has not reached
+    /// that yet.
     held: Option<u64>,
     set_aside: BTreeSet<Place>,
     alone: Option<(u64, u32)>,
@@ -67,23 +69,29 @@ impl World {
 
     pub fn snapshot(&mut self) -> Query {
         let hour = self.now.div_euclid(3_600_000) as i32;
-        let (from, to) = self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 40, hour)]);
+        let (from, to) =
+            self.rng.pick(&[(i32::MIN, i32::MAX), (hour - 1, hour + 1), (hour - 40, hour)]);
         let tenant = self.rng.below(2);
         self.snapshot_of(tenant, from, to)
     }
 
     pub fn snapshot_of(&mut self, tenant: usize, from: i32, to: i32) -> Query {
-        let mut query = Query { tenant, from, to, checkpoints: vec![], rows: Rows::new(), answers: vec![] };
+        let mut query =
+            Query { tenant, from, to, checkpoints: vec![], rows: Rows::new(), answers: vec![] };
         self.read_checkpoints(&mut query);
         self.read_rows(&mut query);
         self.note(|| {
-            format!("a query takes its snapshot at {:?}", query.checkpoints.iter().map(|c| c.map(|c| c.next)).collect::<Vec<_>>())
+            format!(
+                "a query takes its snapshot at {:?}",
+                query.checkpoints.iter().map(|c| c.map(|c| c.next)).collect::<Vec<_>>()
+            )
         });
         query
     }
 
     fn read_checkpoints(&self, query: &mut Query) {
-        let found = self.store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
+        let found =
+            self.store.snapshot().and_then(|mut s| s.checkpoints()).expect("the double answers");
         let of = |s: u32| found.iter().find(|(id, _)| id.0 == s).map(|(_, checkpoint)| *checkpoint);
         query.checkpoints = (0..self.setup.shards).map(of).collect();
     }
@@ -103,7 +111,9 @@ impl World {
         let mut rows = Rows::new();
         let mut snapshot = self.store.snapshot().expect("the double answers");
         snapshot
-            .rollups(&question, &mut |info, hour, rollup| rows.entry((info.id, hour.0)).or_default().merge(&rollup))
+            .rollups(&question, &mut |info, hour, rollup| {
+                rows.entry((info.id, hour.0)).or_default().merge(&rollup)
+            })
             .expect("the double answers");
         query.rows = rows;
     }
@@ -111,7 +121,8 @@ impl World {
     /// The node that has the owner which the snapshot names.
     fn node_of(&self, s: usize, checkpoint: Option<Checkpoint>) -> Option<usize> {
         let epoch = checkpoint?.epoch;
-        (0..self.setup.nodes).find(|n| self.nodes[*n].slots.slot(ShardId(s as u32)).epoch() == Some(epoch))
+        (0..self.setup.nodes)
+            .find(|n| self.nodes[*n].slots.slot(ShardId(s as u32)).epoch() == Some(epoch))
     }
 
     /// Asks the next shard, on the node that seems to own it.
@@ -136,16 +147,29 @@ impl World {
         let checkpoint = query.checkpoints[s];
         let (from, to) = (Hour(query.from), Hour(query.to));
         let (tenant, metric) = (TENANTS[query.tenant], METRIC);
-        let question = LiveQuestion { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
+        let question = LiveQuestion {
+            tenant,
+            metric,
+            from,
+            to,
+            distinct: true,
+            quantiles: true,
+            overflow: false,
+        };
         let mut rows = Rows::new();
         let end = self.log.end(shard);
         let read = if self.nodes[n].paused {
             // A paused node does not answer in time.
             Err(rollmill::actors::live::LiveError::Unavailable)
         } else {
-            let reports = self.nodes[n].slots.read(&[(shard, checkpoint)], &question, &[], &mut |_, info, hour, rollup| {
-                rows.entry((info.id, hour.0)).or_default().merge(rollup);
-            });
+            let reports = self.nodes[n].slots.read(
+                &[(shard, checkpoint)],
+                &question,
+                &[],
+                &mut |_, info, hour, rollup| {
+                    rows.entry((info.id, hour.0)).or_default().merge(rollup);
+                },
+            );
             reports[0].1
         };
         self.note(|| format!("shard {s} on node {n} answers a query: {read:?}"));
@@ -158,11 +182,15 @@ impl World {
                 merge(&mut query.rows, &rows);
                 let as_of = match self.plant {
                     Some(Plant::ReadsBehindIgnored) => self.now,
-                    Some(Plant::CaughtUpRemembered) => report.as_of.max(shell.inherited.unwrap_or(report.as_of)),
+                    Some(Plant::CaughtUpRemembered) => {
+                        report.as_of.max(shell.inherited.unwrap_or(report.as_of))
+                    }
                     _ => report.as_of,
                 };
                 let recovering = report.recovering && !self.plants(Plant::RecoveringNotSaid);
-                let held = checkpoint.and_then(|at| self.held_at_claim.get(&at.epoch).copied()).filter(|_| !recovering);
+                let held = checkpoint
+                    .and_then(|at| self.held_at_claim.get(&at.epoch).copied())
+                    .filter(|_| !recovering);
                 let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
                 if recovering {
                     self.hit(Fault::Recovering);
@@ -191,16 +219,23 @@ impl World {
         }
     }
 
-    /// What a node says that it holds, so that it need not be asked, leaves out nothing that it does hold.
+    /// What a node says that it holds, so that it need not be asked, leaves out nothing that it
+    /// does hold.
     fn windows_are_said(&self, shard: ShardId, n: usize, tenant: &str, rows: &Rows) {
         let mut said = BTreeSet::new();
-        let stood = self.nodes[n].slots.stand(shard, &mut |metric, hour| _ = said.insert((metric, hour.0)));
+        let stood =
+            self.nodes[n].slots.stand(shard, &mut |metric, hour| _ = said.insert((metric, hour.0)));
         assert!(stood.is_ok(), "it has just answered");
-        let unsaid = rows.keys().find(|(_, hour)| !said.contains(&(metric_hash(tenant, METRIC), *hour)));
-        assert!(unsaid.is_none(), "node {n} holds {unsaid:?} of shard {shard}, which it does not say");
+        let unsaid =
+            rows.keys().find(|(_, hour)| !said.contains(&(metric_hash(tenant, METRIC), *hour)));
+        assert!(
+            unsaid.is_none(),
+            "node {n} holds {unsaid:?} of shard {shard}, which it does not say"
+        );
     }
 
-    /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than it holds.
+    /// Store ⊕ live must be the fold of exactly what the answer claims, and must claim no more than
+    /// it holds.
     pub fn judge(&mut self, query: Query) -> Result<(), Violation> {
         let complete = query.answers.iter().all(Option::is_some);
         self.hit(if complete { Fault::QueryComplete } else { Fault::QueryPartial });
@@ -210,26 +245,37 @@ impl World {
             merge(&mut expected, &self.fold_to(s, stored, answer.as_ref()).rows);
         }
         let tenant = query.tenant;
-        let mine = |id| id == overflow_id(tenant) || series(1)[tenant * 6..][..6].iter().any(|x| x.id == id);
+        let mine = |id| {
+            id == overflow_id(tenant) || series(1)[tenant * 6..][..6].iter().any(|x| x.id == id)
+        };
         expected.retain(|(id, hour), _| mine(*id) && query.from <= *hour && *hour < query.to);
         if expected != query.rows {
-            let why = difference(&expected, &query.rows).unwrap_or_else(|| "the same bytes in another form".to_owned());
-            return ensure(Invariant::HonestQueries, false, || format!("store and live deltas are not the fold: {why}"));
+            let why = difference(&expected, &query.rows)
+                .unwrap_or_else(|| "the same bytes in another form".to_owned());
+            return ensure(Invariant::HonestQueries, false, || {
+                format!("store and live deltas are not the fold: {why}")
+            });
         }
         for (s, answer) in query.answers.iter().enumerate() {
             let Some(answer) = answer else { continue };
-            ensure(Invariant::HonestQueries, answer.held.is_none_or(|held| answer.applied >= held), || {
-                format!(
-                    "shard {s} has applied {} and says that nothing is missing, but the log held {:?} when its owner claimed it: an owner \
-                     before may have shown more",
-                    answer.applied, answer.held
-                )
-            })?;
-            let unapplied = &self.history[s][answer.applied.min(answer.end) as usize..answer.end as usize];
+            ensure(
+                Invariant::HonestQueries,
+                answer.held.is_none_or(|held| answer.applied >= held),
+                || {
+                    format!(
+                        "shard {s} has applied {} and says that nothing is missing, but the log \
+                         held {:?} when its owner claimed it: an owner before may have shown more",
+                        answer.applied, answer.held
+                    )
+                },
+            )?;
+            let unapplied =
+                &self.history[s][answer.applied.min(answer.end) as usize..answer.end as usize];
             let short = unapplied.iter().find(|record| record.received < answer.as_of);
             ensure(Invariant::HonestQueries, short.is_none(), || {
                 format!(
-                    "shard {s} claims everything before {}, but has applied {} and lacks a record of {:?}",
+                    "shard {s} claims everything before {}, but has applied {} and lacks a record \
+                     of {:?}",
                     answer.as_of,
                     answer.applied,
                     short.map(|r| r.received)
@@ -252,14 +298,21 @@ impl World {
         let slot = self.nodes[n].slots.slot(ShardId(s as u32));
         let applied = slot.read(ShardState::next).unwrap_or(stored);
         let (set_aside, alone) = (shell.set_aside.clone(), shell.alone);
-        self.fold_to(s, stored, Some(&Answer { applied, end: applied, as_of: 0, held: None, set_aside, alone }))
+        self.fold_to(
+            s,
+            stored,
+            Some(&Answer { applied, end: applied, as_of: 0, held: None, set_aside, alone }),
+        )
     }
 
-    /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it as the owner that answered did.
+    /// The fold of a prefix of a shard's log: up to the checkpoint as the store decided, above it
+    /// as the owner that answered did.
     pub fn fold_to(&self, s: usize, stored: u64, answer: Option<&Answer>) -> Fold {
         let to = answer.map_or(stored, |a| a.applied.max(stored));
-        let mut fold = if self.oracle[s].next == stored { self.oracle[s].clone() } else { Fold::default() };
-        let mut set_aside: BTreeSet<Place> = self.oracle[s].quarantined.iter().filter(|p| p.0 < stored).copied().collect();
+        let mut fold =
+            if self.oracle[s].next == stored { self.oracle[s].clone() } else { Fold::default() };
+        let mut set_aside: BTreeSet<Place> =
+            self.oracle[s].quarantined.iter().filter(|p| p.0 < stored).copied().collect();
         set_aside.extend(answer.iter().flat_map(|a| a.set_aside.iter()).filter(|p| p.0 >= stored));
         while fold.next < to {
             fold.record(&self.history[s][fold.next as usize], self.setup.rules, &set_aside);

@@ -115,7 +115,9 @@ impl std::fmt::Display for Stats {
             "{} schedules, {} steps, {} commits, {} events in logs, {total} faults",
             self.schedules, self.steps, self.commits, self.events
         )?;
-        Fault::ALL.iter().try_for_each(|fault| writeln!(f, "  {:>11}  {}", self.hits(*fault), fault.text()))
+        Fault::ALL
+            .iter()
+            .try_for_each(|fault| writeln!(f, "  {:>11}  {}", self.hits(*fault), fault.text()))
     }
 }
 
@@ -132,6 +134,10 @@ impl std::fmt::Display for Violation {
     }
 }
 
-pub fn ensure(invariant: Invariant, holds: bool, what: impl FnOnce() -> String) -> Result<(), Violation> {
+pub fn ensure(
+    invariant: Invariant,
+    holds: bool,
+    what: impl FnOnce() -> String,
+) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { invariant, what: what() }) }
 }

@@ -19,8 +19,9 @@ fn world(plant: Option<Plant>) -> World {
     World::with(setup, rng, plant, false)
 }
 
-/// Node 0 claims and waits for the store; node 1 claims, applies and flushes; then node 0 reads the recent ids, among them those of
-/// records that it will read from the log, and answers a query whose snapshot still names it as the owner.
+/// Node 0 claims and waits for the store; node 1 claims, applies and flushes; then node 0 reads the
+/// recent ids, among them those of records that it will read from the log, and answers a query
+/// whose snapshot still names it as the owner.
 fn overtaken_while_loading() -> Result<(), Violation> {
     let mut world = world(None);
     (0..5).try_for_each(|_| world.client())?;
@@ -29,14 +30,17 @@ fn overtaken_while_loading() -> Result<(), Violation> {
     world.claim(1, 0)?;
     (0..2).try_for_each(|_| world.pulse(1, 0, true))?;
     world.deliver(0)?;
-    (0..2).try_for_each(|_| if world.nodes[0].shells[0].alive { world.pulse(0, 0, false) } else { Ok(()) })?;
+    (0..2).try_for_each(|_| {
+        if world.nodes[0].shells[0].alive { world.pulse(0, 0, false) } else { Ok(()) }
+    })?;
     world.query = Some(query);
     (0..2).try_for_each(|_| world.query())
 }
 
 #[test]
 fn an_owner_overtaken_while_it_loads_gives_up() {
-    // That a build without the check is found is shown by `every_planted_bug_is_found`, over many such schedules.
+    // That a build without the check is found is shown by `every_planted_bug_is_found`, over many
+    // such schedules.
     assert!(overtaken_while_loading().is_ok());
 }
 
@@ -58,7 +62,10 @@ fn a_log_that_lost_its_tail_stops_every_new_owner() {
     world.log.lose_tail(SHARD, end - 1);
     for n in 0..2 {
         let stopped = world.claim(n, 0).expect_err("the log ends below the checkpoint");
-        assert!(stopped.invariant.id() == "I12" && stopped.what.contains("the log ends at"), "{stopped}");
+        assert!(
+            stopped.invariant.id() == "I12" && stopped.what.contains("the log ends at"),
+            "{stopped}"
+        );
     }
 }
 
@@ -67,7 +74,10 @@ fn a_log_that_loses_its_tail_stops_its_owner() {
     let mut world = settled(None).expect("nothing fails");
     world.log.lose_tail(SHARD, world.log.end(SHARD) - 1);
     let stopped = world.pulse(0, 0, false).expect_err("the log ends below what was applied");
-    assert!(stopped.invariant.id() == "I12" && stopped.what.contains("the log ends at"), "{stopped}");
+    assert!(
+        stopped.invariant.id() == "I12" && stopped.what.contains("the log ends at"),
+        "{stopped}"
+    );
 }
 
 #[test]
@@ -86,7 +96,10 @@ fn a_log_released_above_the_checkpoint_stops_every_new_owner() {
     let end = world.log.end(SHARD);
     world.log.release(&[end - 1]).expect("the double releases");
     let stopped = world.claim(1, 0).expect_err("records between checkpoint and log are missing");
-    assert!(stopped.invariant.id() == "I12" && stopped.what.contains("the log lost the records"), "{stopped}");
+    assert!(
+        stopped.invariant.id() == "I12" && stopped.what.contains("the log lost the records"),
+        "{stopped}"
+    );
 }
 
 #[test]
@@ -94,6 +107,9 @@ fn another_log_is_refused_and_the_owner_keeps_its_shard() {
     let world = settled(None).expect("nothing fails");
     let before = checkpoint(&*world.store, SHARD);
     let refused = world.store.claim(SHARD, LogId([1; 16]), 1).expect_err("another log");
-    assert!(matches!(&refused, StoreError::Invalid(why) if why.contains("belongs to log")), "{refused}");
+    assert!(
+        matches!(&refused, StoreError::Invalid(why) if why.contains("belongs to log")),
+        "{refused}"
+    );
     assert_eq!(checkpoint(&*world.store, SHARD), before);
 }

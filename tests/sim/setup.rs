@@ -1,4 +1,5 @@
-//! What one schedule is made of: everything is drawn from its seed, and every seed stresses something else.
+//! What one schedule is made of: everything is drawn from its seed, and every seed stresses
+//! something else.
 
 use rollmill::shards::state::ShardLimits;
 
@@ -54,13 +55,33 @@ impl Setup {
         };
         let rates = Rates::default();
         let (object_bytes, object_delay_ms) = (1 << 20, 1);
-        let calm =
-            Self { shards: 1, nodes: 2, rules, limits, rates, object_bytes, object_delay_ms, pull_bytes: 1 << 16, ..drawn };
-        Self { ack_lost: 0, poison: 0, undecodable: 0, resend: 0, late: 0, without_id: 0, engine: false, parquet: false, ..calm }
+        let calm = Self {
+            shards: 1,
+            nodes: 2,
+            rules,
+            limits,
+            rates,
+            object_bytes,
+            object_delay_ms,
+            pull_bytes: 1 << 16,
+            ..drawn
+        };
+        Self {
+            ack_lost: 0,
+            poison: 0,
+            undecodable: 0,
+            resend: 0,
+            late: 0,
+            without_id: 0,
+            engine: false,
+            parquet: false,
+            ..calm
+        }
     }
 
     pub fn draw(rng: &mut Rng) -> Self {
-        // Off, rare or frequent, each for itself: schedules with one kind of trouble, and with all of them.
+        // Off, rare or frequent, each for itself: schedules with one kind of trouble, and with all
+        // of them.
         let rate = |rng: &mut Rng, frequent: usize| match rng.below(3) {
             0 => 0,
             1 => frequent / 4,

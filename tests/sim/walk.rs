@@ -1,8 +1,10 @@
-//! Every schedule of a small world: two owners of one shard, four records of which one is a duplicate, a few claims, crashes and
-//! failing commits. In every state the store is checked, and every living owner is asked with every snapshot taken so far.
+//! Every schedule of a small world: two owners of one shard, four records of which one is a
+//! duplicate, a few claims, crashes and failing commits. In every state the store is checked, and
+//! every living owner is asked with every snapshot taken so far.
 //!
-//! A state is known by what led to it as far as it matters: the checkpoint, the commits on their way, each owner's own past, and the
-//! snapshots. It is rebuilt by repeating its choices, because the real state machine is not made to be copied.
+//! A state is known by what led to it as far as it matters: the checkpoint, the commits on their
+//! way, each owner's own past, and the snapshots. It is rebuilt by repeating its choices, because
+//! the real state machine is not made to be copied.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -42,7 +44,8 @@ struct Budget {
     faults: usize,
 }
 
-/// What an owner's state is made of: where it was claimed, what the store held when it loaded, the batches it began, and how they ended.
+/// What an owner's state is made of: where it was claimed, what the store held when it loaded, the
+/// batches it began, and how they ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Past {
     claimed: Option<(u64, u64)>,
@@ -63,7 +66,14 @@ struct Walk {
 }
 
 fn event(id: u32, page: usize) -> Event {
-    Event { series: page, timestamp: 0, value: Some(i64::from(id)), user: Some(id as u8), id: Some(id), poison: false }
+    Event {
+        series: page,
+        timestamp: 0,
+        value: Some(i64::from(id)),
+        user: Some(id as u8),
+        id: Some(id),
+        poison: false,
+    }
 }
 
 impl Walk {
@@ -72,12 +82,24 @@ impl Walk {
         let mut setup = Setup::calm(&mut rng);
         setup.pull_bytes = 1;
         let mut world = World::with(setup, rng, plant, false);
-        for events in [vec![event(1, 0), event(2, 1)], vec![event(3, 0)], vec![event(1, 0)], vec![event(4, 1)]] {
+        for events in [
+            vec![event(1, 0), event(2, 1)],
+            vec![event(3, 0)],
+            vec![event(1, 0)],
+            vec![event(4, 1)],
+        ] {
             let request = world.request(events);
             world.requests.push(request);
             world.send(world.requests.len() - 1, false)?;
         }
-        Ok(Self { world, budget, past: Default::default(), flushed: [0; OWNERS], snapshots: Vec::new(), seen: HashSet::new() })
+        Ok(Self {
+            world,
+            budget,
+            past: Default::default(),
+            flushed: [0; OWNERS],
+            snapshots: Vec::new(),
+            seen: HashSet::new(),
+        })
     }
 
     fn choices(&self) -> Vec<Choice> {
@@ -104,7 +126,11 @@ impl Walk {
         for at in 0..self.world.pending.len() {
             choices.push(Choice::Deliver(at, None));
             if self.budget.faults > 0 {
-                let faults = [StoreFault::Before, StoreFault::AppliedReplyLost, StoreFault::NotAppliedReplyLost];
+                let faults = [
+                    StoreFault::Before,
+                    StoreFault::AppliedReplyLost,
+                    StoreFault::NotAppliedReplyLost,
+                ];
                 choices.extend(faults.map(|fault| Choice::Deliver(at, Some(fault))));
             }
         }
@@ -190,10 +216,16 @@ impl Walk {
             let shell = &self.world.nodes[n].shells[0];
             let slot = self.world.nodes[n].slots.slot(ShardId(0)).epoch().map(|e| e.counter);
             (shell.alive, shell.starting.is_some(), slot, &self.past[n]).hash(&mut hasher);
-            shell.inbox.as_ref().map(|(to, outcome)| (to, format!("{outcome:?}"))).hash(&mut hasher);
+            shell
+                .inbox
+                .as_ref()
+                .map(|(to, outcome)| (to, format!("{outcome:?}")))
+                .hash(&mut hasher);
             let mine = |p: &&crate::node::Pending| p.node == n;
             let sent = self.world.pending.iter().filter(mine);
-            let sent = sent.map(|p| (p.guard.range, p.guard.epoch.counter, p.life == shell.life && shell.alive));
+            let sent = sent.map(|p| {
+                (p.guard.range, p.guard.epoch.counter, p.life == shell.life && shell.alive)
+            });
             sent.collect::<Vec<_>>().hash(&mut hasher);
         }
         let mut seen: Vec<_> = self.seen.iter().collect();
@@ -246,7 +278,8 @@ fn walk(plant: Option<Plant>, budget: Budget) -> Found {
 fn budgets() -> Vec<Budget> {
     let asked = std::env::var("ROLLMILL_SIM_WALK").unwrap_or_else(|_| "2,0,1 2,1,0".to_owned());
     let parse = |text: &str| {
-        let numbers: Vec<usize> = text.split(',').map(|n| n.parse().expect("three numbers")).collect();
+        let numbers: Vec<usize> =
+            text.split(',').map(|n| n.parse().expect("three numbers")).collect();
         Budget { claims: numbers[0], crashes: numbers[1], faults: numbers[2] }
     };
     asked.split(' ').map(parse).collect()
@@ -257,7 +290,12 @@ fn every_schedule_of_two_owners_and_four_records_is_exact() {
     for budget in budgets() {
         let started = Stopwatch::start();
         let found = walk(None, budget);
-        println!("walk of {budget:?}: {} states, {} transitions, {:.1?}", found.states, found.transitions, started.elapsed());
+        println!(
+            "walk of {budget:?}: {} states, {} transitions, {:.1?}",
+            found.states,
+            found.transitions,
+            started.elapsed()
+        );
         assert!(found.violation.is_none(), "{:?}", found.violation);
         assert!(found.states > 10_000, "only {} states", found.states);
     }
@@ -265,9 +303,22 @@ fn every_schedule_of_two_owners_and_four_records_is_exact() {
 
 #[test]
 fn the_walk_finds_what_is_planted() {
-    for plant in [Plant::NoFence, Plant::NoEpochFence, Plant::LoadNotChecked, Plant::RecentIdsNotLoaded, Plant::BlindRetry] {
+    for plant in [
+        Plant::NoFence,
+        Plant::NoEpochFence,
+        Plant::LoadNotChecked,
+        Plant::RecentIdsNotLoaded,
+        Plant::BlindRetry,
+    ] {
         let found = walk(Some(plant), Budget { claims: 2, crashes: 1, faults: 1 });
-        let (path, violation) = found.violation.unwrap_or_else(|| panic!("{plant:?} is not found in {} states", found.states));
-        println!("walk, {}: {} after {} transitions: {path:?}", plant.text(), violation.invariant.id(), found.transitions);
+        let (path, violation) = found
+            .violation
+            .unwrap_or_else(|| panic!("{plant:?} is not found in {} states", found.states));
+        println!(
+            "walk, {}: {} after {} transitions: {path:?}",
+            plant.text(),
+            violation.invariant.id(),
+            found.transitions
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! One schedule: a world drawn from a seed, a scheduler that picks what happens next, healing, and the last accounts.
+//! One schedule: a world drawn from a seed, a scheduler that picks what happens next, healing, and
+//! the last accounts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -28,7 +29,8 @@ use crate::setup::Setup;
 pub const LOG: LogId = LogId([9; 16]);
 /// Some day at ten minutes to an hour.
 const T0: i64 = 500_000 * 3_600_000 - 600_000;
-/// Rounds in which everything must be applied, flushed and archived once nothing fails any more. A poison event costs about 15 lives.
+/// Rounds in which everything must be applied, flushed and archived once nothing fails any more. A
+/// poison event costs about 15 lives.
 const HEALING: usize = 6_000;
 
 pub struct World {
@@ -78,7 +80,8 @@ pub struct Outcome {
 /// Runs the schedule of a seed.
 pub fn run(seed: u64, plant: Option<Plant>, traced: bool) -> Outcome {
     let mut world = World::new(seed, plant, traced);
-    let violation = world.live().and_then(|()| world.heal()).and_then(|()| world.last_accounts()).err();
+    let violation =
+        world.live().and_then(|()| world.heal()).and_then(|()| world.last_accounts()).err();
     let mut stats = roll(&world.dice, |dice| std::mem::take(&mut dice.stats));
     stats.schedules = 1;
     for fold in &world.oracle {
@@ -106,7 +109,12 @@ impl World {
     pub fn with(setup: Setup, mut rng: Rng, plant: Option<Plant>, traced: bool) -> Self {
         let clock = ManualClock::at(T0);
         let log = MemoryLog::new(LOG, setup.shards, clock.clone());
-        let dice = Dice { rng: Rng::new(rng.next()), rates: setup.rates, stats: Stats::default(), next_flush: None };
+        let dice = Dice {
+            rng: Rng::new(rng.next()),
+            rates: setup.rates,
+            stats: Stats::default(),
+            next_flush: None,
+        };
         let dice: SharedDice = Arc::new(Mutex::new(dice));
         let drawing = dice.clone();
         log.set_faults(move || {
@@ -116,7 +124,8 @@ impl World {
                     (memory::Fault::Lost, Fault::AppendLost),
                     (memory::Fault::ReplyLost, Fault::AppendReplyLost),
                 ];
-                let (fault, counted) = dice.rng.chance(dice.rates.append).then(|| dice.rng.pick(&kinds))?;
+                let (fault, counted) =
+                    dice.rng.chance(dice.rates.append).then(|| dice.rng.pick(&kinds))?;
                 dice.stats.hit(counted);
                 Some(fault)
             })
@@ -124,7 +133,8 @@ impl World {
         let store = SimStore::new(&dice, plant);
         let parquet = setup.parquet.then(|| Arc::new(MemoryArchive::new()) as Arc<dyn Archive>);
         let archive = SimArchive::new(parquet, &store, &dice, plant);
-        let limits = ArchiveLimits { max_bytes: setup.object_bytes, max_delay_ms: setup.object_delay_ms };
+        let limits =
+            ArchiveLimits { max_bytes: setup.object_bytes, max_delay_ms: setup.object_delay_ms };
         let node = |_| {
             let slots = Slots::new(log.clone(), clock.clone());
             let archiver = Archiver {
@@ -223,11 +233,19 @@ impl World {
         let step = self.rng.below(15) as i64;
         self.set_time(self.now + step);
         if self.rng.chance(self.setup.jumps) {
-            let forward = self.rng.pick(&[self.setup.rules.horizon_ms, self.setup.rules.horizon_ms + 1, 3_600_000, 90_000_000]);
+            let forward = self.rng.pick(&[
+                self.setup.rules.horizon_ms,
+                self.setup.rules.horizon_ms + 1,
+                3_600_000,
+                90_000_000,
+            ]);
             match self.rng.below(4) {
-                // A process that sleeps through a clock going back and forth cannot know of it: that one case stays out.
+                // A process that sleeps through a clock going back and forth cannot know of it:
+                // that one case stays out.
                 0 if self.nodes.iter().all(|node| !node.paused) => self.leap(-5_000),
-                1 if self.leapt > 0 && self.nodes.iter().all(|node| !node.paused) => self.leap(-self.leapt),
+                1 if self.leapt > 0 && self.nodes.iter().all(|node| !node.paused) => {
+                    self.leap(-self.leapt)
+                }
                 2 if self.leapt <= 0 => {
                     let ahead = self.rng.pick(&[5_000, forward, 400 * 86_400_000]);
                     self.leap(ahead);
@@ -282,7 +300,8 @@ impl World {
         Ok(())
     }
 
-    /// The store fails over to a standby that lacks commits, or is put back from a backup. Whoever owned shards goes on unaware.
+    /// The store fails over to a standby that lacks commits, or is put back from a backup. Whoever
+    /// owned shards goes on unaware.
     fn roll_back(&mut self, backup: &Backup) -> Result<(), Violation> {
         self.hit(Fault::StoreRolledBack);
         self.note(|| "the store is as it was before".to_owned());
@@ -312,16 +331,19 @@ impl World {
         }
     }
 
-    /// A shard of a node gets its turn: a living owner goes on, a dead one starts again, and sometimes another node takes over.
+    /// A shard of a node gets its turn: a living owner goes on, a dead one starts again, and
+    /// sometimes another node takes over.
     fn turn(&mut self, n: usize, s: usize) -> Result<(), Violation> {
         if self.nodes[n].paused {
             return Ok(());
         }
         if self.nodes[n].shells[s].alive {
-            let waits = self.nodes[n].shells[s].starting.is_some() && self.rng.chance(self.setup.slow_load);
+            let waits =
+                self.nodes[n].shells[s].starting.is_some() && self.rng.chance(self.setup.slow_load);
             return if waits { Ok(()) } else { self.pulse(n, s, false) };
         }
-        let elsewhere = (0..self.setup.nodes).any(|other| other != n && self.nodes[other].shells[s].alive);
+        let elsewhere =
+            (0..self.setup.nodes).any(|other| other != n && self.nodes[other].shells[s].alive);
         if elsewhere && !self.rng.chance(self.setup.takeover * 5) {
             return Ok(());
         }
@@ -336,7 +358,8 @@ impl World {
         Ok(())
     }
 
-    /// Nothing fails any more: everything sent must be acknowledged, applied, flushed, archived and released in bounded time.
+    /// Nothing fails any more: everything sent must be acknowledged, applied, flushed, archived and
+    /// released in bounded time.
     fn heal(&mut self) -> Result<(), Violation> {
         self.note(|| "healing".to_owned());
         roll(&self.dice, |dice| dice.rates = Rates::default());
@@ -364,16 +387,22 @@ impl World {
                 return Ok(());
             }
         }
-        let stand: Vec<_> =
-            (0..self.setup.shards).map(|s| (checkpoint(&*self.store, ShardId(s)), self.log.end(ShardId(s)))).collect();
-        ensure(Invariant::Liveness, false, || format!("not settled after {HEALING} rounds without faults: {stand:?}"))
+        let stand: Vec<_> = (0..self.setup.shards)
+            .map(|s| (checkpoint(&*self.store, ShardId(s)), self.log.end(ShardId(s))))
+            .collect();
+        ensure(Invariant::Liveness, false, || {
+            format!("not settled after {HEALING} rounds without faults: {stand:?}")
+        })
     }
 
-    /// Whether the shard's owner lives on the node. One that was fenced off is started again by whoever assigns shards to nodes.
+    /// Whether the shard's owner lives on the node. One that was fenced off is started again by
+    /// whoever assigns shards to nodes.
     fn owns(&self, n: usize, s: usize) -> bool {
         let shell = &self.nodes[n].shells[s];
         let stored = checkpoint(&*self.store, ShardId(s as u32)).map(|c| c.epoch);
-        shell.alive && (shell.starting.is_some() || self.nodes[n].slots.slot(ShardId(s as u32)).epoch() == stored)
+        shell.alive
+            && (shell.starting.is_some()
+                || self.nodes[n].slots.slot(ShardId(s as u32)).epoch() == stored)
     }
 
     fn settled(&self, n: usize) -> bool {

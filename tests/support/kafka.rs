@@ -1,4 +1,5 @@
-//! Real Kafka brokers for tests, started by `scripts/kafka` on loopback; they end with the process that started them.
+//! Real Kafka brokers for tests, started by `scripts/kafka` on loopback; they end with the process
+//! that started them.
 #![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
 
 use std::net::TcpStream;
@@ -19,7 +20,8 @@ struct Node {
     running: Option<(Child, ChildStdin)>,
 }
 
-/// Brokers of one cluster, all of them controllers, too: it lives as long as more than half of them do.
+/// Brokers of one cluster, all of them controllers, too: it lives as long as more than half of them
+/// do.
 pub struct Kafka {
     dir: PathBuf,
     /// The ports of the controllers.
@@ -36,15 +38,19 @@ fn script() -> Command {
     command
 }
 
-/// Whether the broker answers and the cluster knows it: before that it listens already, and a topic cannot be made on it.
+/// Whether the broker answers and the cluster knows it: before that it listens already, and a topic
+/// cannot be made on it.
 fn is_known(id: usize, port: u16, tls: Option<&Path>) -> bool {
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", format!("127.0.0.1:{port}"));
     if let Some(file) = tls {
         let beside = |extension: &str| file.with_extension(format!("pem.{extension}"));
-        config.set("security.protocol", "SASL_SSL").set("ssl.ca.location", beside("ca").display().to_string());
+        config
+            .set("security.protocol", "SASL_SSL")
+            .set("ssl.ca.location", beside("ca").display().to_string());
         config.set("sasl.mechanism", "SCRAM-SHA-512").set("sasl.username", "rollmill");
-        config.set("sasl.password", std::fs::read_to_string(beside("password")).expect("a password"));
+        config
+            .set("sasl.password", std::fs::read_to_string(beside("password")).expect("a password"));
     }
     let client: rdkafka::consumer::BaseConsumer = config.create().expect("a client");
     let metadata = client.fetch_metadata(None, Duration::from_secs(5));
@@ -71,7 +77,11 @@ impl Kafka {
     fn start_as(brokers: usize, ephemeral: bool, tls: Option<PathBuf>) -> Self {
         let mut ports: Vec<u16> = (0..2 * brokers).map(|_| ports::free(ports::KAFKA)).collect();
         let controllers = ports.split_off(brokers);
-        let dir = std::env::temp_dir().join(format!("rollmill-kafka-{}-{}", std::process::id(), ports[0]));
+        let dir = std::env::temp_dir().join(format!(
+            "rollmill-kafka-{}-{}",
+            std::process::id(),
+            ports[0]
+        ));
         let nodes = ports.iter().map(|&port| Node { port, running: None }).collect();
         let mut kafka = Self { dir, controllers, nodes, ephemeral, tls };
         (1..=brokers).for_each(|id| kafka.spawn(id));
@@ -97,17 +107,33 @@ impl Kafka {
     fn wait(&mut self, id: usize) {
         let node = &mut self.nodes[id - 1];
         let deadline = Instant::now() + Duration::from_secs(240);
-        while TcpStream::connect(("127.0.0.1", node.port)).is_err() || !is_known(id, node.port, self.tls.as_deref()) {
-            let ended = node.running.as_mut().is_none_or(|(child, _)| child.try_wait().expect("wait").is_some());
-            let log = || std::fs::read_to_string(self.dir.join(id.to_string()).join("log")).unwrap_or_default();
-            assert!(!ended && Instant::now() < deadline, "broker {id} did not come up (`make tools` gets Kafka):\n{}", log());
+        while TcpStream::connect(("127.0.0.1", node.port)).is_err()
+            || !is_known(id, node.port, self.tls.as_deref())
+        {
+            let ended = node
+                .running
+                .as_mut()
+                .is_none_or(|(child, _)| child.try_wait().expect("wait").is_some());
+            let log = || {
+                std::fs::read_to_string(self.dir.join(id.to_string()).join("log"))
+                    .unwrap_or_default()
+            };
+            assert!(
+                !ended && Instant::now() < deadline,
+                "broker {id} did not come up (`make tools` gets Kafka):\n{}",
+                log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// `host:port` of every broker.
     pub fn brokers(&self) -> String {
-        self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect::<Vec<_>>().join(",")
+        self.nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", node.port))
+            .collect::<Vec<_>>()
+            .join(",")
     }
 
     /// SIGKILL.
@@ -124,13 +150,15 @@ impl Kafka {
     }
 
     fn pid(&self, id: usize) -> i32 {
-        let pid = std::fs::read_to_string(self.dir.join(id.to_string()).join("pid")).expect("a pid");
+        let pid =
+            std::fs::read_to_string(self.dir.join(id.to_string()).join("pid")).expect("a pid");
         pid.trim().parse().expect("a number")
     }
 
     /// The memory that a running broker has had at most, in MiB.
     pub fn memory(&self, id: usize) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid(id))).expect("it runs");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid(id))).expect("it runs");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its memory");
         peak.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
     }

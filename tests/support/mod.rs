@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 #[path = "ports.rs"]
 mod ports;
 
-/// When something that takes no time on an idle machine has failed: a busy one may stand still for long.
+/// When something that takes no time on an idle machine has failed: a busy one may stand still for
+/// long.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running `rollmill serve` on a port of its own.
@@ -54,20 +55,28 @@ impl Server {
             command.env_remove(name);
         });
         command.env("ROLLMILL_ACCEPT_MAX_AGE", "20000d").env("ROLLMILL_ARCHIVE_KEEP", "0");
-        command.envs(env.iter().map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)));
+        command.envs(
+            env.iter()
+                .map(|(k, v)| (format!("ROLLMILL_{}", k.replace('.', "_").to_uppercase()), v)),
+        );
         Self::run(command, data, port)
     }
 
     /// Starts any command that serves from `data` on `port`.
     pub fn run(mut command: Command, data: &Path, port: u16) -> Self {
-        let log = std::fs::File::options().create(true).append(true).open(data.with_extension("server.log")).expect("log file");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(data.with_extension("server.log"))
+            .expect("log file");
         command.stderr(log);
         Self::run_logged_elsewhere(command, data, port)
     }
 
     /// As [`Self::run`], with the standard error that the command has.
     pub fn run_logged_elsewhere(mut command: Command, data: &Path, port: u16) -> Self {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the server starts");
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the server starts");
         Self { child, url: format!("http://127.0.0.1:{port}"), data: data.to_owned() }
     }
 
@@ -75,16 +84,19 @@ impl Server {
         self.wait_for("/healthz");
     }
 
-    /// Waits until the node does what this role asks of it. A node that waits for its servers lives, and takes nothing.
+    /// Waits until the node does what this role asks of it. A node that waits for its servers
+    /// lives, and takes nothing.
     pub fn wait_ready(&mut self, role: &str) {
         self.wait_for(&format!("/readyz?role={role}"));
     }
 
     fn wait_for(&mut self, path: &str) {
         let deadline = Instant::now() + PATIENCE;
-        while agent().get(format!("{}{path}", self.url)).call().map_or(true, |r| r.status() != 200) {
+        while agent().get(format!("{}{path}", self.url)).call().map_or(true, |r| r.status() != 200)
+        {
             if let Some(status) = self.child.try_wait().expect("wait") {
-                let log = std::fs::read_to_string(self.data.with_extension("server.log")).unwrap_or_default();
+                let log = std::fs::read_to_string(self.data.with_extension("server.log"))
+                    .unwrap_or_default();
                 panic!("the server ended with {status}:\n{log}");
             }
             assert!(Instant::now() < deadline, "the server did not come up: {path}");
@@ -124,28 +136,44 @@ impl Server {
 
     pub fn get(&self, path: &str) -> (u16, serde_json::Value) {
         let mut response = agent().get(format!("{}{path}", self.url)).call().expect("an answer");
-        let text = response.body_mut().with_config().limit(256 << 20).read_to_string().expect("a body");
-        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+        let text =
+            response.body_mut().with_config().limit(256 << 20).read_to_string().expect("a body");
+        (
+            response.status().as_u16(),
+            serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)),
+        )
     }
 
     pub fn post(&self, body: &str) -> (u16, serde_json::Value) {
         self.post_as(body.as_bytes(), "application/json", &[])
     }
 
-    pub fn post_as(&self, body: &[u8], content_type: &str, headers: &[(&str, &str)]) -> (u16, serde_json::Value) {
-        let mut request = agent().post(format!("{}/v1/events", self.url)).header("content-type", content_type);
+    pub fn post_as(
+        &self,
+        body: &[u8],
+        content_type: &str,
+        headers: &[(&str, &str)],
+    ) -> (u16, serde_json::Value) {
+        let mut request =
+            agent().post(format!("{}/v1/events", self.url)).header("content-type", content_type);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let mut response = request.send(body).expect("an answer");
         let text = response.body_mut().read_to_string().expect("a body");
-        (response.status().as_u16(), serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)))
+        (
+            response.status().as_u16(),
+            serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text)),
+        )
     }
 
-    /// As [`Self::await_query`], with everything in it that was acknowledged until now: acknowledged is not applied yet.
+    /// As [`Self::await_query`], with everything in it that was acknowledged until now:
+    /// acknowledged is not applied yet.
     pub fn await_everything(&self, path: &str) -> serde_json::Value {
         let now = jiff::Timestamp::now();
-        let as_of = |answer: &serde_json::Value| answer["completeness"]["as_of"].as_str().and_then(|at| at.parse().ok());
+        let as_of = |answer: &serde_json::Value| {
+            answer["completeness"]["as_of"].as_str().and_then(|at| at.parse().ok())
+        };
         self.await_query(path, |answer| as_of(answer).is_some_and(|at: jiff::Timestamp| at >= now))
     }
 
@@ -153,7 +181,8 @@ impl Server {
     pub fn accounted(&self) -> [u64; 3] {
         let (_, answer) = self.get("/v1/accounting");
         let hours = answer["hours"].as_array().cloned().unwrap_or_default();
-        ["aggregated", "deduplicated", "quarantined"].map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
+        ["aggregated", "deduplicated", "quarantined"]
+            .map(|name| hours.iter().filter_map(|hour| hour[name].as_u64()).sum())
     }
 
     /// Runs another command of the binary.
@@ -165,8 +194,13 @@ impl Server {
         command.args(args).output().expect("the command runs")
     }
 
-    /// Waits until a query is complete and its answer passes, or fails after [`PATIENCE`] with the last answer.
-    pub fn await_query(&self, path: &str, pass: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    /// Waits until a query is complete and its answer passes, or fails after [`PATIENCE`] with the
+    /// last answer.
+    pub fn await_query(
+        &self,
+        path: &str,
+        pass: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (status, answer) = self.get(path);
@@ -202,5 +236,9 @@ fn rustix_pid(pid: u32) -> rustix::process::Pid {
 
 /// A client that treats every status as an answer.
 pub fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(PATIENCE)).build().into()
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .into()
 }

@@ -1,13 +1,15 @@
 //! Ports for servers that take a number and bind it later, or again after a death.
 //!
-//! A port that the system gave and that was given back may be given to somebody else before the server has it. These lie below the range
-//! from which the system gives, and none is handed out twice by one process.
+//! A port that the system gave and that was given back may be given to somebody else before the
+//! server has it. These lie below the range from which the system gives, and none is handed out
+//! twice by one process.
 #![allow(dead_code)] // each test binary uses its part
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// The kinds of servers have ranges of their own, because each part of the tests that needs ports has its own copy of this file.
+/// The kinds of servers have ranges of their own, because each part of the tests that needs ports
+/// has its own copy of this file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Family {
     first: u16,
@@ -26,7 +28,10 @@ pub fn free(family: Family) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Other test processes on this machine begin elsewhere.
     let begin = (std::process::id() % u32::from(family.count)) as u16;
-    let numbers = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(family.count.into());
-    let mut ports = numbers.map(|n| family.first + ((u32::from(begin) + u32::from(n)) % u32::from(family.count)) as u16);
+    let numbers =
+        std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(family.count.into());
+    let mut ports = numbers.map(|n| {
+        family.first + ((u32::from(begin) + u32::from(n)) % u32::from(family.count)) as u16
+    });
     ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }

@@ -1,4 +1,5 @@
-//! A PostgreSQL server of the tests' own: made when first asked for, ended with the process, in whatever way that ends.
+//! A PostgreSQL server of the tests' own: made when first asked for, ended with the process, in
+//! whatever way that ends.
 //!
 //! PostgreSQL refuses to run as root, so a root's server runs as the user `postgres`.
 #![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; servers are waited for in real time
@@ -21,7 +22,8 @@ pub struct Postgres {
     pub port: u16,
 }
 
-/// Holds the server until its standard input ends, which it does with the test's process, then stops it and removes the directory.
+/// Holds the server until its standard input ends, which it does with the test's process, then
+/// stops it and removes the directory.
 const GUARD: &str = r#"
 "$BIN/postgres" -D "$DIR/data" -p "$PORT" -k "$DIR" >> "$DIR/log" 2>&1 &
 read -r word
@@ -29,8 +31,9 @@ if [ "$word" = kill ]; then kill -KILL $! $(cat /proc/$!/task/$!/children); wait
 kill -QUIT $!; wait $!; rm -rf "$DIR""#;
 
 /// Small, quick to start, and durable.
-const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nmax_connections = 200\nshared_buffers = 128MB\nmax_wal_size = 512MB\n\
-    log_min_messages = fatal\nlog_min_error_statement = panic\nunix_socket_directories = ''\n";
+const SETTINGS: &str = "listen_addresses = '127.0.0.1'\nmax_connections = 200\nshared_buffers = \
+                        128MB\nmax_wal_size = 512MB\nlog_min_messages = \
+                        fatal\nlog_min_error_statement = panic\nunix_socket_directories = ''\n";
 
 /// The server that all tests of this process share.
 pub fn shared() -> &'static Postgres {
@@ -45,8 +48,17 @@ pub fn dump(url: &str, file: &str) {
 
 /// Restores what [`dump`] wrote into an empty database, as docs/operations.md says.
 pub fn restore(url: &str, file: &str) {
-    let extension =
-        tool("psql", &["-X", "-A", "-t", "-c", "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'", url]);
+    let extension = tool(
+        "psql",
+        &[
+            "-X",
+            "-A",
+            "-t",
+            "-c",
+            "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'",
+            url,
+        ],
+    );
     let around = |function: &str| {
         if extension.trim() == "1" {
             tool("psql", &["-X", "-c", &format!("SELECT {function}()"), url]);
@@ -69,8 +81,10 @@ fn bin() -> PathBuf {
         return PathBuf::from(dir);
     }
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> =
-        versions.map(|entry| entry.path().join("bin")).filter(|dir| dir.join("initdb").exists()).collect();
+    let mut found: Vec<PathBuf> = versions
+        .map(|entry| entry.path().join("bin"))
+        .filter(|dir| dir.join("initdb").exists())
+        .collect();
     found.sort();
     found.pop().expect("PostgreSQL is missing: run scripts/install-test-tools")
 }
@@ -90,17 +104,28 @@ impl Postgres {
     pub fn start(name: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("rollmill-postgres-{}-{number}-{name}", std::process::id()));
+        let dir = std::env::temp_dir()
+            .join(format!("rollmill-postgres-{}-{number}-{name}", std::process::id()));
         let made = command(Path::new("mkdir")).arg(&dir).status().expect("mkdir runs");
         assert!(made.success(), "cannot make {}", dir.display());
         let initdb = command(&bin().join("initdb"))
-            .args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C.UTF-8", "--pgdata"])
+            .args([
+                "--no-sync",
+                "--auth=trust",
+                "--username=postgres",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--pgdata",
+            ])
             .arg(dir.join("data"))
             .current_dir("/")
             .output()
             .expect("initdb runs");
         assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
-        let mut settings = std::fs::File::options().append(true).open(dir.join("data/postgresql.conf")).expect("the settings");
+        let mut settings = std::fs::File::options()
+            .append(true)
+            .open(dir.join("data/postgresql.conf"))
+            .expect("the settings");
         settings.write_all(SETTINGS.as_bytes()).expect("written");
         if let Ok(more) = std::env::var("ROLLMILL_TEST_POSTGRES_SETTINGS") {
             writeln!(settings, "{more}").expect("written");
@@ -111,7 +136,8 @@ impl Postgres {
         server
     }
 
-    /// What single-user mode made counts as a part of PostgreSQL, which no dump holds: an extension of template1 is made as users do.
+    /// What single-user mode made counts as a part of PostgreSQL, which no dump holds: an extension
+    /// of template1 is made as users do.
     fn renew_extension(&self) {
         let built_in = "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb' AND oid < 16384";
         if self.psql("template1", built_in) == Ok("1".into()) {
@@ -125,7 +151,12 @@ impl Postgres {
         let mut shell = command(Path::new("sh"));
         shell.args(["-c", GUARD]).current_dir("/");
         shell.env("BIN", bin()).env("DIR", &self.dir).env("PORT", self.port.to_string());
-        let guard = shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
+        let guard = shell
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
         self.guard = Some(guard);
         let deadline = Instant::now() + Duration::from_secs(180);
         while self.psql("postgres", "SELECT 1").is_err() {
@@ -135,7 +166,8 @@ impl Postgres {
         }
     }
 
-    /// SIGKILL for the server, as a power cut for its processes; then it is started again in the same directory, on the same port.
+    /// SIGKILL for the server, as a power cut for its processes; then it is started again in the
+    /// same directory, on the same port.
     pub fn kill_and_restart(&mut self, down: Duration) {
         self.kill();
         std::thread::sleep(down);
@@ -153,13 +185,19 @@ impl Postgres {
 
     fn signal(&self, signal: &str) {
         let postmaster = self.pid();
-        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).expect("its children");
+        let children =
+            std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))
+                .expect("its children");
         let mut pids: Vec<&str> = children.split_whitespace().collect();
         let own = postmaster.to_string();
         pids.insert(0, &own);
         for pid in pids {
             // A session may have ended meanwhile.
-            let _ = Command::new("kill").args([signal, pid]).stderr(Stdio::null()).status().expect("kill runs");
+            let _ = Command::new("kill")
+                .args([signal, pid])
+                .stderr(Stdio::null())
+                .status()
+                .expect("kill runs");
         }
     }
 
@@ -177,12 +215,27 @@ impl Postgres {
         let made = command(Path::new("mkdir")).arg(&dir).status().expect("mkdir runs");
         assert!(made.success(), "cannot make {}", dir.display());
         let copied = command(&bin().join("pg_basebackup"))
-            .args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-R", "-p", &self.port.to_string(), "-D"])
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "postgres",
+                "-c",
+                "fast",
+                "-R",
+                "-p",
+                &self.port.to_string(),
+                "-D",
+            ])
             .arg(dir.join("data"))
             .current_dir("/")
             .output()
             .expect("pg_basebackup runs");
-        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        assert!(
+            copied.status.success(),
+            "pg_basebackup: {}",
+            String::from_utf8_lossy(&copied.stderr)
+        );
         let mut server = Self { guard: None, dir, port };
         server.run();
         server
@@ -193,11 +246,23 @@ impl Postgres {
         self.psql("postgres", "SELECT pg_promote(true, 30)").expect("promoted") == "t"
     }
 
-    /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to trust.
+    /// Gives the server a certificate of its own for 127.0.0.1 and lets it speak TLS; the file to
+    /// trust.
     pub fn turn_on_tls(&self) -> PathBuf {
-        let (key, certificate) = (self.dir.join("data/server.key"), self.dir.join("data/server.crt"));
+        let (key, certificate) =
+            (self.dir.join("data/server.key"), self.dir.join("data/server.crt"));
         let made = command(Path::new("openssl"))
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+            ])
             .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"])
             .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
             .arg(key)
@@ -233,8 +298,8 @@ impl Postgres {
         if run.status.success() { Ok(text(run.stdout)) } else { Err(text(run.stderr)) }
     }
 
-    /// Runs the script that makes the roles, one test after the other: roles belong to the whole server, and two scripts at once may both
-    /// find that there are none.
+    /// Runs the script that makes the roles, one test after the other: roles belong to the whole
+    /// server, and two scripts at once may both find that there are none.
     pub fn make_roles(&self, database: &str, script: &str) {
         static ONE: Mutex<()> = Mutex::new(());
         // A test that failed has nothing to say about the next one.
@@ -252,7 +317,8 @@ impl Postgres {
     /// An empty database of its own.
     pub fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name =
+            format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         self.psql("postgres", &format!("CREATE DATABASE {name}")).expect("a database");
         name
     }
@@ -269,7 +335,8 @@ impl Postgres {
 
     /// A process that stands for the server's ones: the postmaster.
     pub fn pid(&self) -> i32 {
-        let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("a running server");
+        let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid"))
+            .expect("a running server");
         file.lines().next().and_then(|line| line.parse().ok()).expect("a pid")
     }
 }

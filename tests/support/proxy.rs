@@ -1,4 +1,5 @@
-//! A TCP proxy between a client and a server that breaks connections on purpose: at random moments of one seed, or at a word.
+//! A TCP proxy between a client and a server that breaks connections on purpose: at random moments
+//! of one seed, or at a word.
 #![allow(dead_code, clippy::disallowed_methods)] // each test binary uses its part; real sockets take real time
 
 use std::io::{Read, Write};
@@ -14,7 +15,8 @@ use super::rng::Rng;
 pub struct Plan {
     /// A chunk of the client is dropped, and the connection cut: the server never saw it.
     pub cut_request: u64,
-    /// A chunk of the server is dropped, and the connection cut: the client never learns what was done.
+    /// A chunk of the server is dropped, and the connection cut: the client never learns what was
+    /// done.
     pub cut_reply: u64,
     /// New connections are closed at once.
     pub refuse: bool,
@@ -22,7 +24,8 @@ pub struct Plan {
     pub stall: bool,
     /// How much later everything passes.
     pub delay: Duration,
-    /// A chunk of the client that holds this word is passed on, and the connection cut before the answer. Once.
+    /// A chunk of the client that holds this word is passed on, and the connection cut before the
+    /// answer. Once.
     pub cut_after: Option<&'static [u8]>,
 }
 
@@ -82,7 +85,10 @@ impl Proxy {
 
     /// Requests and replies cut so far.
     pub fn cuts(&self) -> (u64, u64) {
-        (self.shared.cut_requests.load(Ordering::SeqCst), self.shared.cut_replies.load(Ordering::SeqCst))
+        (
+            self.shared.cut_requests.load(Ordering::SeqCst),
+            self.shared.cut_replies.load(Ordering::SeqCst),
+        )
     }
 }
 
@@ -102,7 +108,8 @@ impl Shared {
     fn join(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
         let mute = Arc::new(AtomicBool::new(false));
         for (from, to, request) in [(&client, &server, true), (&server, &client, false)] {
-            let (from, to) = (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
+            let (from, to) =
+                (from.try_clone().expect("a socket"), to.try_clone().expect("a socket"));
             let (shared, mute) = (Arc::clone(self), Arc::clone(&mute));
             std::thread::spawn(move || shared.pump(from, to, request, &mute));
         }

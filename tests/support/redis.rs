@@ -29,9 +29,26 @@ impl Redis {
     pub fn start_again(&mut self) {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
-        command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", PASSWORD]);
-        command.arg("--dir").arg(self.dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("redis-server is there: `make tools` installs it"));
+        command.args([
+            "--port",
+            &port,
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--requirepass",
+            PASSWORD,
+        ]);
+        command
+            .arg("--dir")
+            .arg(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.child =
+            Some(command.spawn().expect("redis-server is there: `make tools` installs it"));
         let deadline = Instant::now() + Duration::from_secs(120);
         while self.client().get_connection_with_timeout(Duration::from_millis(500)).is_err() {
             assert!(Instant::now() < deadline, "redis-server did not come up");

@@ -32,7 +32,8 @@ pub enum Fault {
     Truncated,
 }
 
-pub const FAULTS: [Fault; 6] = [Fault::SlowDown, Fault::Internal, Fault::Hang, Fault::LostReply, Fault::Cut, Fault::Truncated];
+pub const FAULTS: [Fault; 6] =
+    [Fault::SlowDown, Fault::Internal, Fault::Hang, Fault::LostReply, Fault::Cut, Fault::Truncated];
 
 /// What the server makes of conditional puts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +87,11 @@ impl S3Server {
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("address"));
         runtime.spawn(accept(listener, service, root.to_owned(), behaviour.clone()));
@@ -131,10 +136,17 @@ impl S3Server {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, service: S3Service, root: PathBuf, behaviour: Arc<Mutex<Behaviour>>) {
+async fn accept(
+    listener: tokio::net::TcpListener,
+    service: S3Service,
+    root: PathBuf,
+    behaviour: Arc<Mutex<Behaviour>>,
+) {
     while let Ok((socket, _)) = listener.accept().await {
         let (service, root, behaviour) = (service.clone(), root.clone(), behaviour.clone());
-        let answer = hyper::service::service_fn(move |request| answer(service.clone(), root.clone(), behaviour.clone(), request));
+        let answer = hyper::service::service_fn(move |request| {
+            answer(service.clone(), root.clone(), behaviour.clone(), request)
+        });
         tokio::spawn(async move {
             let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             // A connection that is cut is what the test wants.
@@ -167,7 +179,12 @@ fn decide(behaviour: &Mutex<Behaviour>, put: bool) -> (Option<Fault>, Conditiona
 
 type Answer = Result<Response<s3s::Body>, Box<dyn std::error::Error + Send + Sync>>;
 
-async fn answer(service: S3Service, root: PathBuf, behaviour: Arc<Mutex<Behaviour>>, request: Request<Incoming>) -> Answer {
+async fn answer(
+    service: S3Service,
+    root: PathBuf,
+    behaviour: Arc<Mutex<Behaviour>>,
+    request: Request<Incoming>,
+) -> Answer {
     let put = request.method() == Method::PUT;
     let key = request.uri().path().trim_start_matches('/').replace("%3D", "=");
     let (fault, conditional) = decide(&behaviour, put);
@@ -180,11 +197,15 @@ async fn answer(service: S3Service, root: PathBuf, behaviour: Arc<Mutex<Behaviou
         }
         _ => {}
     }
-    if put && request.headers().contains_key("if-none-match") && conditional != Conditional::Honoured {
+    if put
+        && request.headers().contains_key("if-none-match")
+        && conditional != Conditional::Honoured
+    {
         if conditional == Conditional::Refused {
             return status(501, "NotImplemented");
         }
-        // The signature covers the header, so the object goes away instead: then nothing is in the way of the put.
+        // The signature covers the header, so the object goes away instead: then nothing is in the
+        // way of the put.
         _ = std::fs::remove_file(root.join(&key));
     }
     let response = service.call(request.map(s3s::Body::from)).await?;

@@ -1,6 +1,8 @@
-//! The S3 server as a process of its own, this test binary run again, so that it is killed as any other is.
+//! The S3 server as a process of its own, this test binary run again, so that it is killed as any
+//! other is.
 //!
-//! It takes a command a line on standard input, answers each with a line, and ends with its standard input.
+//! It takes a command a line on standard input, answers each with a line, and ends with its
+//! standard input.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -33,7 +35,8 @@ struct Running {
 
 impl S3Process {
     pub fn start(root: &Path) -> Self {
-        let (running, endpoint) = Running::start(&format!("127.0.0.1:{}", ports::free(ports::S3)), root);
+        let (running, endpoint) =
+            Running::start(&format!("127.0.0.1:{}", ports::free(ports::S3)), root);
         Self { endpoint, root: root.to_owned(), running: Some(running) }
     }
 
@@ -43,7 +46,10 @@ impl S3Process {
         running.child.kill().expect("kill");
         let status = running.child.wait().expect("wait");
         assert_eq!(status.code(), None, "it had ended by itself");
-        assert!(TcpStream::connect(self.address()).is_err(), "something still listens for the S3 server");
+        assert!(
+            TcpStream::connect(self.address()).is_err(),
+            "something still listens for the S3 server"
+        );
     }
 
     /// On the same port, with what it had and without faults; one that was not killed goes on.
@@ -80,7 +86,13 @@ impl Running {
     /// The server, and its endpoint.
     fn start(address: &str, root: &Path) -> (Self, String) {
         let mut child = Command::new(std::env::current_exe().expect("this binary"))
-            .args(["--exact", "s3_process::an_s3_server", "--ignored", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "s3_process::an_s3_server",
+                "--ignored",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(ROLE[0], address)
             .env(ROLE[1], root)
             .stdin(Stdio::piped())
@@ -101,7 +113,8 @@ impl Running {
 
     fn answer(&mut self) -> String {
         let lines = self.answers.by_ref().lines().map(|line| line.expect("text"));
-        let mut answers = lines.filter_map(|line| line.split_once(ANSWER).map(|(_, answer)| answer.to_owned()));
+        let mut answers =
+            lines.filter_map(|line| line.split_once(ANSWER).map(|(_, answer)| answer.to_owned()));
         answers.next().expect("the S3 server has ended, see above")
     }
 }

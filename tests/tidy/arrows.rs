@@ -19,8 +19,35 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("query", &["model", "shards", "persistence", "actors"]),
     ("operate", &["api", "model", "shards", "persistence", "actors"]),
     ("gateway", &["api", "model", "config", "persistence", "query", "operate", "actors"]),
-    ("node", &["model", "shards", "config", "persistence", "actors", "supervision", "query", "operate", "gateway"]),
-    ("cli", &["api", "model", "shards", "config", "persistence", "actors", "supervision", "query", "gateway", "node"]),
+    (
+        "node",
+        &[
+            "model",
+            "shards",
+            "config",
+            "persistence",
+            "actors",
+            "supervision",
+            "query",
+            "operate",
+            "gateway",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "api",
+            "model",
+            "shards",
+            "config",
+            "persistence",
+            "actors",
+            "supervision",
+            "query",
+            "gateway",
+            "node",
+        ],
+    ),
 ];
 
 /// Backends that have a port; who else names one cannot be given another.
@@ -34,7 +61,8 @@ const BACKENDS: &[&[&str]] = &[
     &["persistence", "cache", "redis"],
 ];
 
-/// The only files outside `persistence` that name them: who composes a node, and who moves data from one backend to another.
+/// The only files outside `persistence` that name them: who composes a node, and who moves data
+/// from one backend to another.
 const COMPOSES: &[&str] = &[
     "src/node/backends.rs",
     "src/node/migrate/mark.rs",
@@ -44,7 +72,8 @@ const COMPOSES: &[&str] = &[
     "src/node/rebuild.rs",
 ];
 
-/// Circles that are still there, to be taken apart. None may be added, and one that is gone goes from here.
+/// Circles that are still there, to be taken apart. None may be added, and one that is gone goes
+/// from here.
 const KNOWN_CIRCLES: &[&str] = &[];
 
 #[test]
@@ -52,12 +81,20 @@ fn imports_point_to_lower_rooms() {
     let mut wrong = Vec::new();
     for source in product().iter().filter(|source| source.room() != "lib") {
         let here = source.room();
-        let allowed = MATRIX.iter().find(|(name, _)| *name == here).unwrap_or_else(|| panic!("unknown room {here}")).1;
+        let allowed = MATRIX
+            .iter()
+            .find(|(name, _)| *name == here)
+            .unwrap_or_else(|| panic!("unknown room {here}"))
+            .1;
         for path in source.paths.iter().filter(|path| path[0] == "crate") {
             let other = path[1].as_str();
             let level_zero = matches!(other, "clock" | "telemetry" | "invariants");
             if other != here && !level_zero && !allowed.contains(&other) {
-                wrong.push(format!("{}: {here} must not import {}", source.shown(), path.join("::")));
+                wrong.push(format!(
+                    "{}: {here} must not import {}",
+                    source.shown(),
+                    path.join("::")
+                ));
             }
         }
     }
@@ -69,10 +106,17 @@ struct Modules<'a>(BTreeMap<&'a [String], &'a Source>);
 
 impl<'a> Modules<'a> {
     fn all() -> Self {
-        Self(product().iter().filter(|source| !source.path.ends_with("main.rs")).map(|s| (s.module.as_slice(), s)).collect())
+        Self(
+            product()
+                .iter()
+                .filter(|source| !source.path.ends_with("main.rs"))
+                .map(|s| (s.module.as_slice(), s))
+                .collect(),
+        )
     }
 
-    /// The module that has what a path names. A name that a module only passes on belongs to where it comes from.
+    /// The module that has what a path names. A name that a module only passes on belongs to where
+    /// it comes from.
     fn has(&self, from: &[String], path: &[String], depth: usize) -> Option<&'a [String]> {
         let mut at: Vec<String> = match path[0].as_str() {
             "crate" => Vec::new(),
@@ -106,7 +150,8 @@ impl<'a> Modules<'a> {
         Some(found.0)
     }
 
-    /// From each file to those that it uses. A child may use what it is a part of: that is no arrow.
+    /// From each file to those that it uses. A child may use what it is a part of: that is no
+    /// arrow.
     fn arrows(&self) -> BTreeMap<&'a [String], BTreeSet<&'a [String]>> {
         let mut arrows = BTreeMap::new();
         for (&module, source) in &self.0 {
@@ -121,9 +166,13 @@ impl<'a> Modules<'a> {
 #[test]
 fn no_circle_of_files() {
     let arrows = Modules::all().arrows();
-    assert!(arrows.values().map(BTreeSet::len).sum::<usize>() > 500, "too few arrows: are paths still found?");
+    assert!(
+        arrows.values().map(BTreeSet::len).sum::<usize>() > 500,
+        "too few arrows: are paths still found?"
+    );
     let reached = |from: &[String]| {
-        let (mut seen, mut pending) = (BTreeSet::new(), Vec::from_iter(arrows[from].iter().copied()));
+        let (mut seen, mut pending) =
+            (BTreeSet::new(), Vec::from_iter(arrows[from].iter().copied()));
         while let Some(next) = pending.pop() {
             if seen.insert(next) {
                 pending.extend(arrows[next].iter().copied());
@@ -135,11 +184,19 @@ fn no_circle_of_files() {
     let mut circles = BTreeSet::new();
     for (module, seen) in &reach {
         if seen.contains(module) {
-            let circle: Vec<String> = seen.iter().filter(|other| reach[*other].contains(module)).map(|m| m.join("::")).collect();
+            let circle: Vec<String> = seen
+                .iter()
+                .filter(|other| reach[*other].contains(module))
+                .map(|m| m.join("::"))
+                .collect();
             circles.insert(circle.join(", "));
         }
     }
-    let new: Vec<_> = circles.iter().filter(|circle| !KNOWN_CIRCLES.contains(&circle.as_str())).cloned().collect();
+    let new: Vec<_> = circles
+        .iter()
+        .filter(|circle| !KNOWN_CIRCLES.contains(&circle.as_str()))
+        .cloned()
+        .collect();
     assert!(new.is_empty(), "take what both need out into a file of its own:\n{}", new.join("\n"));
     let gone: Vec<_> = KNOWN_CIRCLES.iter().filter(|known| !circles.contains(**known)).collect();
     assert!(gone.is_empty(), "well done; take them out of KNOWN_CIRCLES: {gone:?}");
@@ -149,13 +206,19 @@ fn no_circle_of_files() {
 fn concrete_backends_are_named_in_one_place() {
     let modules = Modules::all();
     let mut wrong = Vec::new();
-    let outside = product().iter().filter(|source| source.room() != "persistence" && source.room() != "lib");
+    let outside =
+        product().iter().filter(|source| source.room() != "persistence" && source.room() != "lib");
     for source in outside.filter(|source| !COMPOSES.contains(&source.shown().as_str())) {
         // What `node` hands on is `node`'s.
-        for path in source.paths.iter().filter(|path| path.starts_with(&["crate".to_owned(), "persistence".to_owned()])) {
+        for path in source
+            .paths
+            .iter()
+            .filter(|path| path.starts_with(&["crate".to_owned(), "persistence".to_owned()]))
+        {
             let named = modules.has(&source.module, path, 0).unwrap_or_default();
-            let is_concrete =
-                BACKENDS.iter().any(|backend| named.iter().map(String::as_str).take(backend.len()).eq(backend.iter().copied()));
+            let is_concrete = BACKENDS.iter().any(|backend| {
+                named.iter().map(String::as_str).take(backend.len()).eq(backend.iter().copied())
+            });
             if is_concrete {
                 wrong.push(format!("{}: {}", source.shown(), path.join("::")));
             }

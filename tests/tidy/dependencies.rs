@@ -1,5 +1,6 @@
-//! What comes in from outside, as `deny.toml` allows it: licences, versions that are there twice, sources. Known vulnerabilities are looked
-//! for by cargo-deny (`make deps`): they change without us, and a test that fails by the date says nothing of a change.
+//! What comes in from outside, as `deny.toml` allows it: licences, versions that are there twice,
+//! sources. Known vulnerabilities are looked for by cargo-deny (`make deps`): they change without
+//! us, and a test that fails by the date says nothing of a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -16,20 +17,41 @@ fn policy() -> toml::Table {
 fn shipped() -> Vec<Value> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let platform = "x86_64-unknown-linux-gnu";
-    let what = ["metadata", "--format-version", "1", "--features", "kafka-tls", "--filter-platform", platform];
-    let output = Command::new(cargo).args(what).args(["--locked", "--offline"]).current_dir(root()).output().expect("cargo runs");
+    let what = [
+        "metadata",
+        "--format-version",
+        "1",
+        "--features",
+        "kafka-tls",
+        "--filter-platform",
+        platform,
+    ];
+    let output = Command::new(cargo)
+        .args(what)
+        .args(["--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let all: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let (packages, nodes) = (list(&all["packages"]), list(&all["resolve"]["nodes"]));
-    let nodes: BTreeMap<&str, &Value> = nodes.iter().map(|node| (text(&node["id"]), node)).collect();
+    let nodes: BTreeMap<&str, &Value> =
+        nodes.iter().map(|node| (text(&node["id"]), node)).collect();
     let (mut seen, mut pending) = (BTreeSet::new(), vec![text(&all["resolve"]["root"])]);
     while let Some(id) = pending.pop() {
         if seen.insert(id) {
-            let is_shipped = |dep: &&Value| list(&dep["dep_kinds"]).iter().any(|kind| kind["kind"] != "dev");
-            pending.extend(list(&nodes[id]["deps"]).iter().filter(is_shipped).map(|dep| text(&dep["pkg"])));
+            let is_shipped =
+                |dep: &&Value| list(&dep["dep_kinds"]).iter().any(|kind| kind["kind"] != "dev");
+            pending.extend(
+                list(&nodes[id]["deps"]).iter().filter(is_shipped).map(|dep| text(&dep["pkg"])),
+            );
         }
     }
-    packages.iter().filter(|package| seen.contains(text(&package["id"])) && !package["source"].is_null()).cloned().collect()
+    packages
+        .iter()
+        .filter(|package| seen.contains(text(&package["id"])) && !package["source"].is_null())
+        .cloned()
+        .collect()
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -40,7 +62,8 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Whether an SPDX expression can be met: `/` is an old `OR`, and what is joined by `AND` must all be allowed.
+/// Whether an SPDX expression can be met: `/` is an old `OR`, and what is joined by `AND` must all
+/// be allowed.
 fn is_met(expression: &str, allowed: &[&str]) -> bool {
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
@@ -87,14 +110,29 @@ fn licence(words: &mut &[&str], allowed: &[&str]) -> bool {
 fn licences_are_those_that_are_allowed() {
     let allowed = ["Apache-2.0", "MIT"];
     assert!(is_met("MIT/GPL-3.0", &allowed) && is_met("(MIT OR X) AND Apache-2.0", &allowed));
-    assert!(!is_met("MIT AND X", &allowed) && !is_met("Apache-2.0 WITH LLVM-exception", &allowed) && !is_met("", &allowed));
+    assert!(
+        !is_met("MIT AND X", &allowed)
+            && !is_met("Apache-2.0 WITH LLVM-exception", &allowed)
+            && !is_met("", &allowed)
+    );
     let policy = policy();
-    let allowed: Vec<&str> = policy["licenses"]["allow"].as_array().expect("a list").iter().filter_map(|l| l.as_str()).collect();
+    let allowed: Vec<&str> = policy["licenses"]["allow"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|l| l.as_str())
+        .collect();
     let packages = shipped();
     assert!(packages.len() > 200, "only {} packages", packages.len());
     let wrong = packages.iter().filter(|package| !is_met(text(&package["license"]), &allowed));
-    let wrong: Vec<_> = wrong.map(|package| format!("{}: {}", text(&package["name"]), package["license"])).collect();
-    assert!(wrong.is_empty(), "allow the licence in deny.toml, or do without:\n{}", wrong.join("\n"));
+    let wrong: Vec<_> = wrong
+        .map(|package| format!("{}: {}", text(&package["name"]), package["license"]))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "allow the licence in deny.toml, or do without:\n{}",
+        wrong.join("\n")
+    );
 }
 
 #[test]
@@ -110,7 +148,9 @@ fn versions_that_are_there_twice_are_named_with_who_needs_them() {
     let mut wrong = Vec::new();
     for (name, versions) in versions.iter().filter(|(_, versions)| versions.len() > 1) {
         let row_of = |version: &str| {
-            let is_row = |row: &&&str| row.strip_prefix(&format!("{name}@")).is_some_and(|of| is_within(version, of));
+            let is_row = |row: &&&str| {
+                row.strip_prefix(&format!("{name}@")).is_some_and(|of| is_within(version, of))
+            };
             known.iter().find(is_row).copied()
         };
         used.extend(versions.iter().filter_map(|version| row_of(version)));
@@ -119,8 +159,16 @@ fn versions_that_are_there_twice_are_named_with_who_needs_them() {
             wrong.push(format!("{name}: {left:?}"));
         }
     }
-    wrong.extend(known.difference(&used).map(|row| format!("{row}: nobody needs this row of deny.toml any more")));
-    assert!(wrong.is_empty(), "take one version, or name in deny.toml who needs the older one:\n{}", wrong.join("\n"));
+    wrong.extend(
+        known
+            .difference(&used)
+            .map(|row| format!("{row}: nobody needs this row of deny.toml any more")),
+    );
+    assert!(
+        wrong.is_empty(),
+        "take one version, or name in deny.toml who needs the older one:\n{}",
+        wrong.join("\n")
+    );
 }
 
 /// Whether `7.2.4` is a version of `7.2`.
@@ -130,7 +178,8 @@ fn is_within(version: &str, of: &str) -> bool {
 
 #[test]
 fn everything_comes_from_the_registry() {
-    let wrong = shipped().into_iter().filter(|package| !text(&package["source"]).starts_with("registry+"));
+    let wrong =
+        shipped().into_iter().filter(|package| !text(&package["source"]).starts_with("registry+"));
     let wrong: Vec<_> = wrong.map(|package| package["id"].to_string()).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }

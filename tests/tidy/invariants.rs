@@ -16,11 +16,17 @@ fn every_invariant_names_tests_that_exist() {
     let code = everything();
     for invariant in Invariant::ALL {
         let row = page.lines().find(|line| line.starts_with(&format!("| {} |", invariant.id())));
-        let row = row.unwrap_or_else(|| panic!("ARCHITECTURE.md says nothing of {}", invariant.id()));
-        let tests: Vec<&str> = row.rsplit('|').nth(1).expect("a column").split('`').skip(1).step_by(2).collect();
+        let row =
+            row.unwrap_or_else(|| panic!("ARCHITECTURE.md says nothing of {}", invariant.id()));
+        let tests: Vec<&str> =
+            row.rsplit('|').nth(1).expect("a column").split('`').skip(1).step_by(2).collect();
         assert!(!tests.is_empty(), "{} names no test", invariant.id());
         for test in tests {
-            assert!(code.contains(&format!("fn {test}(")), "{} names {test}, which is not there", invariant.id());
+            assert!(
+                code.contains(&format!("fn {test}(")),
+                "{} names {test}, which is not there",
+                invariant.id()
+            );
         }
     }
 }
@@ -29,31 +35,51 @@ fn every_invariant_names_tests_that_exist() {
 const FOUND_ELSEWHERE: &[(Invariant, &str)] = &[
     (
         Invariant::AckedIsDurable,
-        "a log that loses what it has acknowledged shows after a restart: chaos keeps a ledger of its own",
+        "a log that loses what it has acknowledged shows after a restart: chaos keeps a ledger of \
+         its own",
     ),
-    (Invariant::ExactEffect, "a node does not fold twice: `rollmill verify` recomputes the rollups and compares bytes"),
-    (Invariant::PrefixAtomicity, "it is about the store's transaction: simulation and `rollmill verify` read what is inside"),
+    (
+        Invariant::ExactEffect,
+        "a node does not fold twice: `rollmill verify` recomputes the rollups and compares bytes",
+    ),
+    (
+        Invariant::PrefixAtomicity,
+        "it is about the store's transaction: simulation and `rollmill verify` read what is inside",
+    ),
     (
         Invariant::Isolation,
-        "rows do not say whose they are, the tenant is a condition of every read: tests ask with foreign keys",
+        "rows do not say whose they are, the tenant is a condition of every read: tests ask with \
+         foreign keys",
     ),
     (Invariant::Liveness, "no moment breaks it: alerts watch lag and age"),
-    (Invariant::Rebuildable, "`rollmill verify` and `rollmill rebuild` recompute, each in a process of its own"),
-    (Invariant::Bounded, "a limit is a refusal: `Share::admits`, bounded channels, credit; tests push each to its limit"),
+    (
+        Invariant::Rebuildable,
+        "`rollmill verify` and `rollmill rebuild` recompute, each in a process of its own",
+    ),
+    (
+        Invariant::Bounded,
+        "a limit is a refusal: `Share::admits`, bounded channels, credit; tests push each to its \
+         limit",
+    ),
     (
         Invariant::FailLoud,
-        "stopping the shard is the check: the status and the log name what was found; that a position never goes back no test can break",
+        "stopping the shard is the check: the status and the log name what was found; that a \
+         position never goes back no test can break",
     ),
 ];
 
 #[test]
 fn every_invariant_is_checked_in_the_server_or_says_why_not() {
-    let code: String = product().iter().map(|source| source.code.split_whitespace().collect::<String>()).collect();
+    let code: String =
+        product().iter().map(|source| source.code.split_whitespace().collect::<String>()).collect();
     let mut wrong = Vec::new();
     for invariant in Invariant::ALL {
         let is_checked = code.contains(&format!("check(Invariant::{invariant:?},"));
         if !is_checked && FOUND_ELSEWHERE.iter().all(|(other, _)| *other != invariant) {
-            wrong.push(format!("{} is checked nowhere in src/: check it, or say in FOUND_ELSEWHERE why not", invariant.id()));
+            wrong.push(format!(
+                "{} is checked nowhere in src/: check it, or say in FOUND_ELSEWHERE why not",
+                invariant.id()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -62,10 +88,15 @@ fn every_invariant_is_checked_in_the_server_or_says_why_not() {
 /// A check that never fails in a test may be one that never can.
 #[test]
 fn every_check_is_broken_once_by_a_test() {
-    let tests: String =
-        walk(&root().join("src"), "rs").iter().map(|path| std::fs::read_to_string(path).expect("UTF-8")).collect();
-    let checked = Invariant::ALL.iter().filter(|invariant| FOUND_ELSEWHERE.iter().all(|(other, _)| other != *invariant));
-    let unbroken: Vec<_> =
-        checked.filter(|invariant| !tests.contains(&format!("violations(Invariant::{invariant:?},"))).collect();
+    let tests: String = walk(&root().join("src"), "rs")
+        .iter()
+        .map(|path| std::fs::read_to_string(path).expect("UTF-8"))
+        .collect();
+    let checked = Invariant::ALL
+        .iter()
+        .filter(|invariant| FOUND_ELSEWHERE.iter().all(|(other, _)| other != *invariant));
+    let unbroken: Vec<_> = checked
+        .filter(|invariant| !tests.contains(&format!("violations(Invariant::{invariant:?},")))
+        .collect();
     assert!(unbroken.is_empty(), "break them with `invariants::tests::violations`: {unbroken:?}");
 }

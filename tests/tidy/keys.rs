@@ -1,4 +1,5 @@
-//! Every key of the configuration that is named exists, and no other default stands beside their table.
+//! Every key of the configuration that is named exists, and no other default stands beside their
+//! table.
 
 use crate::source::product;
 
@@ -13,12 +14,18 @@ fn quoted(text: &str) -> Vec<&str> {
             found.extend(line.split('`').skip(1).step_by(2));
             2 + line.len()
         } else if let Some(literal) = tail.strip_prefix('"') {
-            let hashes = if raw { rest[..at].len() - rest[..at].trim_end_matches('#').len() } else { 0 };
-            let end = if raw { literal.find(&format!("\"{}", "#".repeat(hashes))) } else { end_of_literal(literal) };
+            let hashes =
+                if raw { rest[..at].len() - rest[..at].trim_end_matches('#').len() } else { 0 };
+            let end = if raw {
+                literal.find(&format!("\"{}", "#".repeat(hashes)))
+            } else {
+                end_of_literal(literal)
+            };
             let end = end.expect("a literal ends");
             found.push(&literal[..end]);
             end + 2
-        } else if let Some(name) = ["'\"'", "'\\\"'", "'/'"].iter().find(|c| tail.starts_with(**c)) {
+        } else if let Some(name) = ["'\"'", "'\\\"'", "'/'"].iter().find(|c| tail.starts_with(**c))
+        {
             name.len()
         } else {
             1
@@ -43,9 +50,13 @@ fn keys_named(text: &str) -> Vec<&str> {
     let words = text.split(|c: char| !is_name(c)).map(|word| word.trim_end_matches('.'));
     let section = |word: &&str| {
         let Some((section, name)) = word.split_once('.') else { return false };
-        let known = rollmill::config::KEYS.iter().any(|key| key.name.starts_with(&format!("{section}.")));
+        let known =
+            rollmill::config::KEYS.iter().any(|key| key.name.starts_with(&format!("{section}.")));
         // A file of the data directory, and no key.
-        known && *word != "store.sqlite" && !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        known
+            && *word != "store.sqlite"
+            && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };
     words.filter(section).collect()
 }
@@ -75,15 +86,21 @@ fn every_config_key_that_is_named_exists() {
 /// What the server runs with is what tests run with: the table of keys alone knows a default.
 #[test]
 fn limits_have_no_defaults_beside_the_table_of_keys() {
-    let is_limit = |name: &str| ["Limits", "Options", "Config", "Policy"].iter().any(|end| name.ends_with(end));
+    let is_limit = |name: &str| {
+        ["Limits", "Options", "Config", "Policy"].iter().any(|end| name.ends_with(end))
+    };
     for source in product() {
         let mut derived = false;
         for line in source.text.lines().map(str::trim) {
             let of = line.strip_prefix("impl Default for ").map(|rest| rest.trim_end_matches(" {"));
             assert!(!of.is_some_and(is_limit), "{}: {line}", source.shown());
-            let name = line.split("struct ").nth(1).and_then(|rest| rest.split([' ', '(', '<', ';']).next());
+            let name = line
+                .split("struct ")
+                .nth(1)
+                .and_then(|rest| rest.split([' ', '(', '<', ';']).next());
             assert!(!(derived && name.is_some_and(is_limit)), "{}: {line}", source.shown());
-            derived = line.starts_with("#[derive(") && line.contains("Default") || derived && line.starts_with("#[");
+            derived = line.starts_with("#[derive(") && line.contains("Default")
+                || derived && line.starts_with("#[");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The product code of `src/`, item by item: what is compiled under `cfg(test)` alone is left out wherever it stands.
+//! The product code of `src/`, item by item: what is compiled under `cfg(test)` alone is left out
+//! wherever it stands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -29,7 +30,8 @@ pub struct Source {
     /// Lines, without those of tests.
     pub lines: usize,
     pub functions: Vec<Function>,
-    /// Paths into the crate, as written: they begin with `crate`, `self`, `super` or a child module.
+    /// Paths into the crate, as written: they begin with `crate`, `self`, `super` or a child
+    /// module.
     pub paths: BTreeSet<Vec<String>>,
     /// What `use` brings in at the top, by the name that it gets here.
     pub names: BTreeMap<String, Vec<String>>,
@@ -70,10 +72,15 @@ pub fn walk(dir: &Path, extension: &str) -> Vec<PathBuf> {
 pub fn product() -> &'static [Source] {
     static PRODUCT: OnceLock<Vec<Source>> = OnceLock::new();
     PRODUCT.get_or_init(|| {
-        let files: Vec<_> = walk(&root().join("src"), "rs").into_iter().map(|path| read(&path)).collect();
-        let tests: BTreeSet<_> = files.iter().flat_map(|(_, tests)| tests.iter().cloned()).collect();
-        let is_test = |source: &Source| (1..=source.module.len()).any(|depth| tests.contains(&source.module[..depth]));
-        let files: Vec<_> = files.into_iter().map(|(source, _)| source).filter(|source| !is_test(source)).collect();
+        let files: Vec<_> =
+            walk(&root().join("src"), "rs").into_iter().map(|path| read(&path)).collect();
+        let tests: BTreeSet<_> =
+            files.iter().flat_map(|(_, tests)| tests.iter().cloned()).collect();
+        let is_test = |source: &Source| {
+            (1..=source.module.len()).any(|depth| tests.contains(&source.module[..depth]))
+        };
+        let files: Vec<_> =
+            files.into_iter().map(|(source, _)| source).filter(|source| !is_test(source)).collect();
         assert!(files.len() > 150, "the walk found only {} files", files.len());
         files
     })
@@ -83,10 +90,13 @@ pub fn product() -> &'static [Source] {
 fn read(path: &Path) -> (Source, Vec<Vec<String>>) {
     let text = std::fs::read_to_string(path).expect("source is UTF-8");
     let below = path.strip_prefix(root().join("src")).expect("below src").with_extension("");
-    let mut module: Vec<String> = below.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    let mut module: Vec<String> =
+        below.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     module.pop_if(|last| matches!(last.as_str(), "mod" | "lib" | "main"));
-    let (source, tests) = parse(path.strip_prefix(root()).expect("in the package").to_owned(), module, text);
-    let tests = tests.into_iter().map(|name| [source.module.clone(), vec![name]].concat()).collect();
+    let (source, tests) =
+        parse(path.strip_prefix(root()).expect("in the package").to_owned(), module, text);
+    let tests =
+        tests.into_iter().map(|name| [source.module.clone(), vec![name]].concat()).collect();
     (source, tests)
 }
 
@@ -104,9 +114,11 @@ pub fn parse(path: PathBuf, module: Vec<String>, text: String) -> (Source, Vec<S
         }
     }
     let line_of = |at: usize| text[..at].matches('\n').count();
-    let in_tests: BTreeSet<usize> = items.tests.iter().flat_map(|r| line_of(r.start)..=line_of(r.end)).collect();
+    let in_tests: BTreeSet<usize> =
+        items.tests.iter().flat_map(|r| line_of(r.start)..=line_of(r.end)).collect();
     let lines = text.lines().count() - in_tests.len();
-    let mut code: Vec<u8> = text.bytes().map(|byte| if byte == b'\n' { byte } else { b' ' }).collect();
+    let mut code: Vec<u8> =
+        text.bytes().map(|byte| if byte == b'\n' { byte } else { b' ' }).collect();
     for token in &tokens {
         code[token.at.clone()].copy_from_slice(&text.as_bytes()[token.at.clone()]);
     }
@@ -127,14 +139,20 @@ struct Items {
 impl Items {
     /// Whether this is compiled for tests alone; then nothing in it is looked at.
     fn is_test(&mut self, attributes: &[syn::Attribute], whole: proc_macro2::Span) -> bool {
-        let Some(first) = attributes.iter().find(|attribute| is_cfg_test(attribute)) else { return false };
+        let Some(first) = attributes.iter().find(|attribute| is_cfg_test(attribute)) else {
+            return false;
+        };
         self.tests.push(first.span().byte_range().start..whole.byte_range().end);
         true
     }
 
     fn function(&mut self, name: &syn::Ident, signature: &syn::Signature, block: &syn::Block) {
         let line = signature.span().start().line;
-        self.functions.push(Function { name: name.to_string(), line, lines: block.span().end().line - line });
+        self.functions.push(Function {
+            name: name.to_string(),
+            line,
+            lines: block.span().end().line - line,
+        });
     }
 }
 
@@ -161,7 +179,9 @@ impl<'a> Visit<'a> for Items {
         };
         let is_test = self.is_test(attributes, item.span());
         match item {
-            syn::Item::Mod(module) if is_test && module.content.is_none() => self.test_modules.push(module.ident.to_string()),
+            syn::Item::Mod(module) if is_test && module.content.is_none() => {
+                self.test_modules.push(module.ident.to_string())
+            }
             syn::Item::Mod(module) if !is_test && module.content.is_none() => {
                 self.children.insert(module.ident.to_string());
             }
@@ -279,7 +299,12 @@ fn paths_of(tokens: &[Token], children: &BTreeSet<String>) -> BTreeSet<Vec<Strin
 }
 
 /// Reads one path from here, or all of a group; says where it ends.
-fn path(tokens: &[Token], mut at: usize, prefix: &mut Vec<String>, found: &mut BTreeSet<Vec<String>>) -> usize {
+fn path(
+    tokens: &[Token],
+    mut at: usize,
+    prefix: &mut Vec<String>,
+    found: &mut BTreeSet<Vec<String>>,
+) -> usize {
     let text = |at: usize| tokens.get(at).map_or("", |token| token.text.as_str());
     let depth = prefix.len();
     loop {
@@ -306,7 +331,11 @@ fn path(tokens: &[Token], mut at: usize, prefix: &mut Vec<String>, found: &mut B
     }
 }
 
-fn flatten(tree: &syn::UseTree, prefix: &mut Vec<String>, names: &mut BTreeMap<String, Vec<String>>) {
+fn flatten(
+    tree: &syn::UseTree,
+    prefix: &mut Vec<String>,
+    names: &mut BTreeMap<String, Vec<String>>,
+) {
     let whole = |prefix: &[String], last: &syn::Ident| [prefix, &[last.to_string()]].concat();
     match tree {
         syn::UseTree::Path(path) => {
@@ -320,7 +349,9 @@ fn flatten(tree: &syn::UseTree, prefix: &mut Vec<String>, names: &mut BTreeMap<S
         syn::UseTree::Rename(rename) => {
             names.insert(rename.rename.to_string(), whole(prefix, &rename.ident));
         }
-        syn::UseTree::Group(group) => group.items.iter().for_each(|tree| flatten(tree, prefix, names)),
+        syn::UseTree::Group(group) => {
+            group.items.iter().for_each(|tree| flatten(tree, prefix, names))
+        }
         syn::UseTree::Glob(_) => {}
     }
 }
@@ -335,6 +366,10 @@ fn tests_are_left_out_wherever_they_stand() {
     let paths: Vec<String> = source.paths.iter().map(|path| path.join("::")).collect();
     assert_eq!(paths, ["crate::a::b", "crate::c::D", "crate::c::self", "crate::late::now"]);
     assert_eq!(source.names["E"], ["crate", "c", "D"]);
-    assert!(source.code.contains("http://x") && !source.code.contains("Docs") && !source.code.contains("comment"));
+    assert!(
+        source.code.contains("http://x")
+            && !source.code.contains("Docs")
+            && !source.code.contains("comment")
+    );
     assert_eq!((source.lines, source.functions[0].lines, source.functions[0].line), (9, 3, 6));
 }

@@ -57,13 +57,19 @@ impl Archive for Leaving {
     }
 }
 
-/// The store still has the owner's epoch, and takes the row: the slot, which is empty by then, says nothing about it.
+/// The store still has the owner's epoch, and takes the row: the slot, which is empty by then, says
+/// nothing about it.
 #[test]
 fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
     let clock = ManualClock::at(1_000_000);
     let (log, store) = (MemoryLog::new(LOG, 1, clock.clone()), MemoryStore::new());
     let slots = Slots::new(log.clone(), clock.clone());
-    let append = |n: u8| drop(log.append(AppendRequest { records: vec![(SHARD, Bytes::from(vec![n]))] }).expect("taken"));
+    let append = |n: u8| {
+        drop(
+            log.append(AppendRequest { records: vec![(SHARD, Bytes::from(vec![n]))] })
+                .expect("taken"),
+        )
+    };
     let claim_and_flush = |from: Offset, to: Offset| {
         let epoch = store.claim(SHARD, LOG, to).expect("a claim").checkpoint.epoch;
         let guard = FlushGuard { shard: SHARD, log: LOG, range: OffsetRange { from, to }, epoch };
@@ -78,12 +84,16 @@ fn an_owner_that_leaves_while_its_object_is_written_violates_nothing() {
             shard_count: 1,
             panic_on_user: None,
         };
-        slots.slot(SHARD).begin(&claim, ShardState::new(limits, SHARD, &claim, vec![], Admission::limited(9, vec![]), to));
+        slots.slot(SHARD).begin(
+            &claim,
+            ShardState::new(limits, SHARD, &claim, vec![], Admission::limited(9, vec![]), to),
+        );
     };
     let archive = Arc::new(Leaving { inner: MemoryArchive::new(), slots: slots.clone() });
     let limits = ArchiveLimits { max_bytes: 1, max_delay_ms: 0 };
     let (waiting, slots) = (Waiting::default(), slots.clone());
-    let archiver = Archiver { log: log.clone(), store: store.clone(), archive, clock, limits, slots, waiting };
+    let archiver =
+        Archiver { log: log.clone(), store: store.clone(), archive, clock, limits, slots, waiting };
     for n in 0..6u8 {
         append(n);
         claim_and_flush(n.into(), Offset::from(n) + 1);
@@ -129,7 +139,11 @@ fn an_object_is_cut_by_size_or_age() {
 fn records_wait_from_when_they_are_first_seen() {
     let (waiting, shard) = (Waiting::default(), ShardId(3));
     assert_eq!([5, 5, 9].map(|now| waiting.behind(shard, 10, now)), [0, 0, 4]);
-    assert_eq!([10, 12].map(|now| waiting.behind(shard, 20, now)), [0, 2], "others wait since then");
+    assert_eq!(
+        [10, 12].map(|now| waiting.behind(shard, 20, now)),
+        [0, 2],
+        "others wait since then"
+    );
     waiting.over(shard);
     assert_eq!(waiting.behind(shard, 20, 30), 0);
 }

@@ -1,7 +1,8 @@
 //! Which node owns which shard, as far as this node has heard.
 //!
-//! The owner of a shard, for one query, is whoever has announced the epoch of the checkpoint in the query's snapshot: the store decides,
-//! announcements only say where to ask. What is announced is up to a heartbeat old; a wrong guess costs an answer of `moved`.
+//! The owner of a shard, for one query, is whoever has announced the epoch of the checkpoint in the
+//! query's snapshot: the store decides, announcements only say where to ask. What is announced is
+//! up to a heartbeat old; a wrong guess costs an answer of `moved`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,11 +41,14 @@ impl Directory {
 
     /// Whether a node that answers has said that it owns the shard.
     pub fn knows(&self, shard: ShardId) -> bool {
-        let announces = |peer: &Arc<Peer>| peer.announced().is_some_and(|announced| announced.shards.contains_key(&shard.0));
+        let announces = |peer: &Arc<Peer>| {
+            peer.announced().is_some_and(|announced| announced.shards.contains_key(&shard.0))
+        };
         self.peers.load().iter().any(|peer| peer.answers() && announces(peer))
     }
 
-    /// Whom to ask for a shard: whoever announced the epoch, or else whoever announced the latest one.
+    /// Whom to ask for a shard: whoever announced the epoch, or else whoever announced the latest
+    /// one.
     pub fn owner(peers: &[Arc<Peer>], shard: ShardId, epoch: Epoch) -> Option<&Arc<Peer>> {
         let announced = |peer: &Arc<Peer>| {
             let stand = *peer.announced()?.shards.get(&shard.0)?;
@@ -90,16 +94,29 @@ mod tests {
         type State = ();
         type Arguments = ();
 
-        async fn pre_start(&self, _: ActorRef<DoorMessage>, (): ()) -> Result<(), ActorProcessingErr> {
+        async fn pre_start(
+            &self,
+            _: ActorRef<DoorMessage>,
+            (): (),
+        ) -> Result<(), ActorProcessingErr> {
             Ok(())
         }
 
-        async fn handle(&self, _: ActorRef<DoorMessage>, message: DoorMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+        async fn handle(
+            &self,
+            _: ActorRef<DoorMessage>,
+            message: DoorMessage,
+            (): &mut (),
+        ) -> Result<(), ActorProcessingErr> {
             let DoorMessage::Ask(_, reply) = message;
             let Epoch { counter, nonce } = epoch(self.0);
             let from = Place { shard: SHARD.0, log: [7; 16], next: 0, epoch: (counter, nonce) };
-            let shards = vec![Stand { from, reach: Reach { age_ms: 0, behind: 0, recovering: false, stopped: false } }];
-            let announcement = Announcement { shards, stopped: vec![], windows: None, card: ByteBuf::new() };
+            let shards = vec![Stand {
+                from,
+                reach: Reach { age_ms: 0, behind: 0, recovering: false, stopped: false },
+            }];
+            let announcement =
+                Announcement { shards, stopped: vec![], windows: None, card: ByteBuf::new() };
             Ok(reply.send(wire::encode(&Reply::Beat(announcement))?)?)
         }
     }
@@ -125,15 +142,30 @@ mod tests {
     async fn the_owner_is_whoever_announced_the_epoch_or_else_the_latest() {
         let (old, new) = (heard("old", 1).await, heard("new", 2).await);
         for peers in [[&old, &new], [&new, &old]] {
-            assert_eq!(owner(&peers, epoch(1)).as_deref(), Some("old"), "the snapshot is of its time");
+            assert_eq!(
+                owner(&peers, epoch(1)).as_deref(),
+                Some("old"),
+                "the snapshot is of its time"
+            );
             assert_eq!(owner(&peers, epoch(2)).as_deref(), Some("new"));
-            assert_eq!(owner(&peers, epoch(3)).as_deref(), Some("new"), "nobody has announced it: the latest may know");
+            assert_eq!(
+                owner(&peers, epoch(3)).as_deref(),
+                Some("new"),
+                "nobody has announced it: the latest may know"
+            );
             let rolled_back = Epoch { counter: 1, nonce: 0 };
-            assert_eq!(owner(&peers, rolled_back).as_deref(), Some("new"), "a counter alone is not an epoch");
+            assert_eq!(
+                owner(&peers, rolled_back).as_deref(),
+                Some("new"),
+                "a counter alone is not an epoch"
+            );
         }
         assert_eq!(owner(&[&silent("mute", 2).await], epoch(2)), None, "it has announced nothing");
         let other: Vec<_> = vec![new];
-        assert!(Directory::owner(&other, ShardId(4), epoch(2)).is_none(), "nobody has announced this shard");
+        assert!(
+            Directory::owner(&other, ShardId(4), epoch(2)).is_none(),
+            "nobody has announced this shard"
+        );
         let directory = Directory::default();
         assert!(!directory.knows(SHARD));
         directory.join(old.clone());
@@ -153,7 +185,11 @@ mod tests {
         for peers in [[&gone, &here], [&here, &gone]] {
             assert_eq!(owner(&peers, epoch(2)).as_deref(), Some("here"));
         }
-        assert_eq!(owner(&[&gone], epoch(2)).as_deref(), Some("gone"), "its shards are missing by its name");
+        assert_eq!(
+            owner(&[&gone], epoch(2)).as_deref(),
+            Some("gone"),
+            "its shards are missing by its name"
+        );
     }
 
     #[tokio::test]
@@ -167,7 +203,11 @@ mod tests {
         let names = || directory.peers().iter().map(|peer| peer.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(), ["b", "a"]);
         directory.join(lives[2].clone());
-        assert_eq!(names(), ["b", "a", "a"], "two nodes of one name that both answer are both known");
+        assert_eq!(
+            names(),
+            ["b", "a", "a"],
+            "two nodes of one name that both answer are both known"
+        );
     }
 
     #[tokio::test]
@@ -181,6 +221,9 @@ mod tests {
             directory.join(heard(&format!("node-{at}"), 1).await);
         }
         let peers = directory.peers();
-        assert_eq!((peers.len(), peers[0].name.as_str(), peers[1].name.as_str()), (MAX_PEERS, "first", "node-2"));
+        assert_eq!(
+            (peers.len(), peers[0].name.as_str(), peers[1].name.as_str()),
+            (MAX_PEERS, "first", "node-2")
+        );
     }
 }

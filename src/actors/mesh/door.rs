@@ -1,7 +1,7 @@
 //! The one actor that other nodes can send to: it answers their questions out of this node's slots.
 //!
-//! ractor's mailboxes are unbounded, so nothing waits here: a question gets one of the `cluster.max_reads` permits and a thread of its
-//! own, or it is refused at once.
+//! ractor's mailboxes are unbounded, so nothing waits here: a question gets one of the
+//! `cluster.max_reads` permits and a thread of its own, or it is refused at once.
 
 use std::sync::Arc;
 
@@ -39,7 +39,12 @@ impl Actor for Door {
         Ok(())
     }
 
-    async fn handle(&self, _: ActorRef<DoorMessage>, message: DoorMessage, (): &mut ()) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<DoorMessage>,
+        message: DoorMessage,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
         let DoorMessage::Ask(question, reply) = message;
         let Ok(permit) = self.permits.clone().try_acquire_owned() else {
             metrics::counter!(telemetry::MESH_SERVED, "outcome" => "overloaded").increment(1);

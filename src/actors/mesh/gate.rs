@@ -1,7 +1,8 @@
 //! What a connection may bring before its peer has shown the cookie: kilobytes.
 //!
-//! ractor_cluster has one limit for frames, that of the largest answer. Whoever has not authenticated needs no more than its name and a
-//! digest: a larger frame waits at the gate until the session is authenticated, or is closed because it is late. Nothing of it is read.
+//! ractor_cluster has one limit for frames, that of the largest answer. Whoever has not
+//! authenticated needs no more than its name and a digest: a larger frame waits at the gate until
+//! the session is authenticated, or is closed because it is late. Nothing of it is read.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,7 +36,12 @@ pub(super) struct Gates(Mutex<HashMap<String, Weak<Gate>>>);
 impl Gates {
     /// The session of this address is authenticated.
     pub(super) fn open(&self, address: &str) {
-        let gate = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(address).and_then(|gate| gate.upgrade());
+        let gate = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(address)
+            .and_then(|gate| gate.upgrade());
         if let Some(gate) = gate {
             gate.open.store(true, Ordering::Release);
             gate.waiting.wake();
@@ -115,7 +121,11 @@ struct Guarded<R> {
 }
 
 impl<R: AsyncRead + Unpin> AsyncRead for Guarded<R> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.gate.open.load(Ordering::Acquire) {
             if this.frame.left > FRAME {
@@ -126,7 +136,9 @@ impl<R: AsyncRead + Unpin> AsyncRead for Guarded<R> {
                 return Pin::new(&mut this.inner).poll_read(cx, buf);
             }
             if this.taken >= ALL {
-                return Poll::Ready(Err(io::Error::other("it has sent too much before it was authenticated")));
+                return Poll::Ready(Err(io::Error::other(
+                    "it has sent too much before it was authenticated",
+                )));
             }
             let mut piece = [0; PIECE];
             let most = this.frame.piece().min(buf.remaining());
@@ -174,10 +186,12 @@ mod tests {
         let mut head = [0; 8];
         ours.read_exact(&mut head).await.expect("its length");
         let mut rest = vec![0; large.len() - 8];
-        let waits = tokio::time::timeout(Duration::from_millis(50), ours.read_exact(&mut rest)).await;
+        let waits =
+            tokio::time::timeout(Duration::from_millis(50), ours.read_exact(&mut rest)).await;
         assert!(waits.is_err() && rest.iter().all(|byte| *byte == 0), "nothing of it is read");
         gates.open("b:1");
-        let waits = tokio::time::timeout(Duration::from_millis(50), ours.read_exact(&mut rest)).await;
+        let waits =
+            tokio::time::timeout(Duration::from_millis(50), ours.read_exact(&mut rest)).await;
         assert!(waits.is_err(), "another one's gate");
         let opening = tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -206,6 +220,9 @@ mod tests {
                 Err(error) => break error.to_string(),
             }
         };
-        assert!(ended.contains("before it was authenticated") && read <= ALL + PIECE, "{ended} after {read}");
+        assert!(
+            ended.contains("before it was authenticated") && read <= ALL + PIECE,
+            "{ended} after {read}"
+        );
     }
 }

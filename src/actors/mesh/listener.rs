@@ -1,7 +1,8 @@
 //! Where other nodes come in.
 //!
-//! ractor_cluster has a listener of its own, but it does each TLS handshake before it takes the next connection: one peer that says
-//! nothing would keep all others out. Here every handshake has a task and a deadline, and their number has a limit.
+//! ractor_cluster has a listener of its own, but it does each TLS handshake before it takes the
+//! next connection: one peer that says nothing would keep all others out. Here every handshake has
+//! a task and a deadline, and their number has a limit.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ const MAX_HANDSHAKES: usize = 64;
 /// After an error of the listener itself, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections for as long as it runs, and hands those that pass the handshake to the server of sessions.
+/// Accepts connections for as long as it runs, and hands those that pass the handshake to the
+/// server of sessions.
 pub(super) async fn run(
     listener: Arc<TcpListener>,
     tls: Option<Tls>,
@@ -43,22 +45,35 @@ pub(super) async fn run(
         tokio::spawn(async move {
             match tokio::time::timeout(handshake, accepted(stream, address, tls, &gates)).await {
                 Ok(Ok(stream)) => {
-                    let opened = NodeServerMessage::ConnectionOpenedExternal { stream: Box::new(stream), is_server: true };
+                    let opened = NodeServerMessage::ConnectionOpenedExternal {
+                        stream: Box::new(stream),
+                        is_server: true,
+                    };
                     #[expect(
                         clippy::let_underscore_must_use,
-                        reason = "a server that is gone takes its sessions with it; the mesh starts again"
+                        reason = "a server that is gone takes its sessions with it; the mesh \
+                                  starts again"
                     )]
                     let _ = server.cast(opened);
                 }
-                Ok(Err(error)) => tracing::debug!(%address, %error, "a connection of another node failed"),
-                Err(_) => tracing::debug!(%address, "a connection of another node did not end its handshake in time"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%address, %error, "a connection of another node failed")
+                }
+                Err(_) => {
+                    tracing::debug!(%address, "a connection of another node did not end its handshake in time")
+                }
             }
             drop(permit);
         });
     }
 }
 
-async fn accepted(stream: TcpStream, peer: SocketAddr, tls: Option<Tls>, gates: &Gates) -> std::io::Result<Connection> {
+async fn accepted(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Tls>,
+    gates: &Gates,
+) -> std::io::Result<Connection> {
     stream.set_nodelay(true)?;
     Ok(match tls {
         None => {
@@ -76,7 +91,11 @@ async fn accepted(stream: TcpStream, peer: SocketAddr, tls: Option<Tls>, gates: 
 ///
 /// # Errors
 /// What failed.
-pub(super) async fn connect(address: &str, tls: Option<&Tls>, gates: &Gates) -> Result<Connection, String> {
+pub(super) async fn connect(
+    address: &str,
+    tls: Option<&Tls>,
+    gates: &Gates,
+) -> Result<Connection, String> {
     let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let peer = stream.peer_addr().map_err(|e| e.to_string())?.to_string();
@@ -84,8 +103,13 @@ pub(super) async fn connect(address: &str, tls: Option<&Tls>, gates: &Gates) -> 
         let (reader, writer) = stream.into_split();
         return Ok(gates.guard(peer, reader, writer));
     };
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_owned();
-    let name = tokio_rustls::rustls::pki_types::ServerName::try_from(host).map_err(|e| e.to_string())?;
+    let host = address
+        .rsplit_once(':')
+        .map_or(address, |(host, _)| host)
+        .trim_matches(['[', ']'])
+        .to_owned();
+    let name =
+        tokio_rustls::rustls::pki_types::ServerName::try_from(host).map_err(|e| e.to_string())?;
     let stream = tls.connector.connect(name, stream).await.map_err(|e| format!("TLS: {e}"))?;
     let (reader, writer) = tokio::io::split(stream);
     Ok(gates.guard(peer, reader, writer))

@@ -9,9 +9,10 @@
 //! | `door.rs`, `serve.rs` | the answering side |
 //! | `wire.rs` | the messages |
 //!
-//! What always holds: no answer is used that is not for exactly the checkpoint of the query's snapshot; nothing waits longer than its
-//! deadline; a node that is gone, frozen or cut off costs one call its deadline and later ones nothing. What ractor_cluster does not
-//! do is done here (ADR 0012): heartbeats with a deadline, dialling again, limits, an address bound on purpose.
+//! What always holds: no answer is used that is not for exactly the checkpoint of the query's
+//! snapshot; nothing waits longer than its deadline; a node that is gone, frozen or cut off costs
+//! one call its deadline and later ones nothing. What ractor_cluster does not do is done here (ADR
+//! 0012): heartbeats with a deadline, dialling again, limits, an address bound on purpose.
 
 pub mod directory;
 pub mod door;

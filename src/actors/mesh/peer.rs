@@ -1,7 +1,9 @@
-//! Another node, as this one knows it: what it has announced, whether it answers, and the calls on their way to it.
+//! Another node, as this one knows it: what it has announced, whether it answers, and the calls on
+//! their way to it.
 //!
-//! What always holds: every call has a deadline; at most `cluster.max_calls` are on their way to one peer; equal questions share one
-//! call; a peer that let a call pass its deadline is not asked again until it has answered a heartbeat sent afterwards.
+//! What always holds: every call has a deadline; at most `cluster.max_calls` are on their way to
+//! one peer; equal questions share one call; a peer that let a call pass its deadline is not asked
+//! again until it has answered a heartbeat sent afterwards.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +44,8 @@ pub struct Announced {
 impl Announced {
     /// An announcement that was asked for at that time.
     pub fn new(announcement: Announcement, asked_at: Millis) -> Self {
-        let shards = announcement.shards.into_iter().map(|stand| (stand.from.shard, stand)).collect();
+        let shards =
+            announcement.shards.into_iter().map(|stand| (stand.from.shard, stand)).collect();
         let windows = announcement.windows.map(|all| all.into_iter().collect());
         let stopped = announcement.stopped.into_iter().collect();
         Self { shards, stopped, windows, asked_at, card: announcement.card.into_vec() }
@@ -53,18 +56,29 @@ impl Announced {
         self.stopped.contains(&shard.0)
     }
 
-    /// If the peer's memory of the shard held nothing of the metric in `[from, to)` when it was asked: up to when that says everything.
+    /// If the peer's memory of the shard held nothing of the metric in `[from, to)` when it was
+    /// asked: up to when that says everything.
     ///
-    /// The proof is in ADR 0012: the records from the checkpoint to where the peer had applied are among those that it spoke of.
-    pub fn holds_nothing(&self, at: (u32, &Checkpoint), metric: (&str, &str), hours: (Hour, Hour)) -> Option<Reach> {
+    /// The proof is in ADR 0012: the records from the checkpoint to where the peer had applied are
+    /// among those that it spoke of.
+    pub fn holds_nothing(
+        &self,
+        at: (u32, &Checkpoint),
+        metric: (&str, &str),
+        hours: (Hour, Hour),
+    ) -> Option<Reach> {
         let (shard, checkpoint) = at;
         let stand = self.shards.get(&shard)?;
         let begins = stand.from.checkpoint();
-        if begins.epoch != checkpoint.epoch || begins.log != checkpoint.log || begins.next > checkpoint.next {
+        if begins.epoch != checkpoint.epoch
+            || begins.log != checkpoint.log
+            || begins.next > checkpoint.next
+        {
             return None;
         }
         let held = self.windows.as_ref()?.get(&metric_hash(metric.0, metric.1));
-        let any = held.is_some_and(|held| held.iter().any(|hour| hours.0.0 <= *hour && *hour < hours.1.0));
+        let any = held
+            .is_some_and(|held| held.iter().any(|hour| hours.0.0 <= *hour && *hour < hours.1.0));
         (!any).then_some(stand.reach)
     }
 }
@@ -118,13 +132,21 @@ pub struct Peer {
 
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer").field("name", &self.name).field("answers", &self.answers()).finish_non_exhaustive()
+        f.debug_struct("Peer")
+            .field("name", &self.name)
+            .field("answers", &self.answers())
+            .finish_non_exhaustive()
     }
 }
 
 impl Peer {
     /// A peer behind this door. Called within the runtime that its calls are to run in.
-    pub fn new(name: String, door: ActorRef<DoorMessage>, clock: Arc<dyn Clock>, max_calls: usize) -> Arc<Self> {
+    pub fn new(
+        name: String,
+        door: ActorRef<DoorMessage>,
+        clock: Arc<dyn Clock>,
+        max_calls: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name,
             door,
@@ -161,10 +183,15 @@ impl Peer {
         self.is_there() && self.foreign.load().is_none()
     }
 
-    /// Looks whether its shards are of this log; if not, it is not asked, and the other log is returned.
+    /// Looks whether its shards are of this log; if not, it is not asked, and the other log is
+    /// returned.
     pub fn belongs_elsewhere(&self, log: LogId) -> Option<LogId> {
         let announced = self.announced.load_full()?;
-        let other = announced.shards.values().map(|stand| stand.from.checkpoint().log).find(|other| *other != log);
+        let other = announced
+            .shards
+            .values()
+            .map(|stand| stand.from.checkpoint().log)
+            .find(|other| *other != log);
         self.foreign.store(other.map(Arc::new));
         other
     }
@@ -200,7 +227,10 @@ impl Peer {
             // It answers, though it says nothing new.
             Reply::Overloaded => Ok(()),
             Reply::Refused(why) => Err(BeatError::Refused(CodecError::new("heartbeat", why))),
-            other => Err(BeatError::Refused(CodecError::new("heartbeat", format!("answered with {other:?}")))),
+            other => Err(BeatError::Refused(CodecError::new(
+                "heartbeat",
+                format!("answered with {other:?}"),
+            ))),
         }
     }
 
@@ -216,15 +246,23 @@ impl Peer {
         let peer = self.clone();
         self.runtime.spawn(async move {
             let outcome = peer.question(question.clone(), deadline).await;
-            let waiting = peer.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
+            let waiting =
+                peer.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&question);
             for Waiting { number, to } in waiting.into_iter().flatten() {
-                #[expect(clippy::let_underscore_must_use, reason = "one whose own deadline has passed listens no more")]
+                #[expect(
+                    clippy::let_underscore_must_use,
+                    reason = "one whose own deadline has passed listens no more"
+                )]
                 let _ = to.try_send((number, outcome.clone()));
             }
         });
     }
 
-    async fn question(&self, question: Vec<u8>, deadline: Duration) -> Result<Arc<Heard>, LiveError> {
+    async fn question(
+        &self,
+        question: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Arc<Heard>, LiveError> {
         let watch = Stopwatch::start();
         let permit = tokio::time::timeout(deadline, self.credit.acquire()).await;
         let Ok(Ok(_permit)) = permit else {
@@ -249,7 +287,8 @@ impl Peer {
 
     async fn call(&self, bytes: Vec<u8>, deadline: Duration) -> Result<Vec<u8>, LiveError> {
         let call = self.door.call(|reply| DoorMessage::Ask(bytes, reply), Some(deadline));
-        // The limit of ractor counts from the sending; this one from now, whatever happens in between.
+        // The limit of ractor counts from the sending; this one from now, whatever happens in
+        // between.
         match tokio::time::timeout(deadline, call).await {
             Ok(Ok(CallResult::Success(bytes))) => Ok(bytes),
             _ => Err(LiveError::Unreachable),

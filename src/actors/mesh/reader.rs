@@ -1,4 +1,5 @@
-//! Live reads over all nodes: local shards are read here, those of other nodes are asked for in one call per node.
+//! Live reads over all nodes: local shards are read here, those of other nodes are asked for in one
+//! call per node.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use std::time::Duration;
 use super::directory::Directory;
 use super::peer::{Heard, Outcome, Peer, Waiting};
 use super::wire::{
-    self, AccountingAsk, AccountingBody, CatalogueAsk, CatalogueBody, LiveAsk, LiveBody, MatcherText, Place, Reach, Reply,
-    Request, ShardAnswer,
+    self, AccountingAsk, AccountingBody, CatalogueAsk, CatalogueBody, LiveAsk, LiveBody,
+    MatcherText, Place, Reach, Reply, Request, ShardAnswer,
 };
 use crate::actors::catalogue::{CatalogueQuestion, Growth};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
@@ -69,30 +70,38 @@ struct Calls {
 }
 
 impl MeshReader {
-    /// Divides the shards: those to read here, and those to ask for. What nobody answers for is reported at once.
+    /// Divides the shards: those to read here, and those to ask for. What nobody answers for is
+    /// reported at once.
     fn divide(&self, asked: &[Asked], reports: &mut Reports) -> (Vec<Asked>, Vec<Call>) {
         let peers = self.directory.peers();
         let (mut here, mut calls) = (Vec::new(), Vec::<Call>::new());
         for &(shard, checkpoint) in asked {
             let owned = self.slots.epoch(shard);
             let elsewhere = match checkpoint {
-                Some(at) if owned != Some(at.epoch) => Directory::owner(&peers, shard, at.epoch).map(|peer| (peer, at)),
+                Some(at) if owned != Some(at.epoch) => {
+                    Directory::owner(&peers, shard, at.epoch).map(|peer| (peer, at))
+                }
                 _ => None,
             };
             match elsewhere {
                 None => {
-                    // What was announced is up to a heartbeat old: whoever owns it now may say so soon.
+                    // What was announced is up to a heartbeat old: whoever owns it now may say so
+                    // soon.
                     if checkpoint.is_some_and(|at| owned != Some(at.epoch)) {
                         peers.iter().for_each(|peer| peer.nudged.notify_one());
                     }
-                    let stops = |peer: &Arc<Peer>| peer.announced().is_some_and(|announced| announced.stops(shard));
+                    let stops = |peer: &Arc<Peer>| {
+                        peer.announced().is_some_and(|announced| announced.stops(shard))
+                    };
                     if owned.is_none() && peers.iter().any(|peer| peer.answers() && stops(peer)) {
                         reports.push((shard, Err(LiveError::Stopped)));
                     } else {
                         here.push((shard, checkpoint));
                     }
                 }
-                Some((peer, _)) if !peer.answers() => reports.push((shard, Err(LiveError::Unreachable))),
+                Some((peer, _)) if !peer.answers() => {
+                    reports.push((shard, Err(LiveError::Unreachable)))
+                }
                 Some((peer, at)) => {
                     let place = Place::of(shard, &at);
                     match calls.iter_mut().find(|call| Arc::ptr_eq(&call.peer, peer)) {
@@ -110,7 +119,9 @@ impl MeshReader {
         let (to, heard) = sync_channel(calls.len().max(1));
         for (number, call) in calls.iter().enumerate() {
             match wire::encode(&request(call.places.clone())) {
-                Ok(question) => call.peer.ask(question, Waiting { number, to: to.clone() }, self.call_timeout),
+                Ok(question) => {
+                    call.peer.ask(question, Waiting { number, to: to.clone() }, self.call_timeout)
+                }
                 // Nobody answers it: its shards are reported as such.
                 Err(why) => tracing::error!(%why, "a question cannot be asked"),
             }
@@ -128,7 +139,11 @@ impl MeshReader {
     ) {
         let mut waiting: HashMap<usize, Call> = calls.into_iter().enumerate().collect();
         while !waiting.is_empty() {
-            let Ok((number, outcome)) = heard.recv_timeout(self.call_timeout.saturating_sub(watch.elapsed())) else { break };
+            let Ok((number, outcome)) =
+                heard.recv_timeout(self.call_timeout.saturating_sub(watch.elapsed()))
+            else {
+                break;
+            };
             let Some(call) = waiting.remove(&number) else { continue };
             match outcome {
                 Ok(heard) => answered(&call, &heard, reports, part, &mut take),
@@ -138,8 +153,9 @@ impl MeshReader {
         waiting.values().for_each(|call| failed(call, LiveError::Unreachable, reports));
     }
 
-    /// Leaves out the calls to peers that hold nothing of what is asked: the store has it all. Closed windows only, because what was
-    /// announced is up to a heartbeat old, and the present should not be.
+    /// Leaves out the calls to peers that hold nothing of what is asked: the store has it all.
+    /// Closed windows only, because what was announced is up to a heartbeat old, and the
+    /// present should not be.
     fn leave_out(&self, calls: &mut Vec<Call>, question: &LiveQuestion<'_>, reports: &mut Reports) {
         let now = self.clock.reading();
         if question.to > Hour::of(now.wall) {
@@ -149,11 +165,19 @@ impl MeshReader {
             let Some(announced) = call.peer.announced() else { return true };
             call.places.retain(|place| {
                 let at = (place.shard, &place.checkpoint());
-                let nothing = announced.holds_nothing(at, (question.tenant, question.metric), (question.from, question.to));
+                let nothing = announced.holds_nothing(
+                    at,
+                    (question.tenant, question.metric),
+                    (question.from, question.to),
+                );
                 if let Some(reach) = nothing {
                     // It has grown older since it was announced.
-                    let age_ms = reach.age_ms.max(0) + now.uptime.saturating_sub(announced.asked_at).max(0);
-                    reports.push((ShardId(place.shard), Ok(report(Reach { age_ms, ..reach }, now.wall))));
+                    let age_ms =
+                        reach.age_ms.max(0) + now.uptime.saturating_sub(announced.asked_at).max(0);
+                    reports.push((
+                        ShardId(place.shard),
+                        Ok(report(Reach { age_ms, ..reach }, now.wall)),
+                    ));
                 }
                 nothing.is_none()
             });
@@ -169,7 +193,8 @@ fn failed(call: &Call, error: LiveError, reports: &mut Reports) {
     reports.extend(call.places.iter().map(|place| (ShardId(place.shard), Err(error))));
 }
 
-/// Takes over what a peer has answered: for each place that was asked, exactly that place, or nothing.
+/// Takes over what a peer has answered: for each place that was asked, exactly that place, or
+/// nothing.
 fn answered<B>(
     call: &Call,
     heard: &Heard,
@@ -194,7 +219,8 @@ fn answered<B>(
         }
     };
     for place in &call.places {
-        let answer = answers.and_then(|answers| answers.iter().find(|answer| answer.place.shard == place.shard));
+        let answer = answers
+            .and_then(|answers| answers.iter().find(|answer| answer.place.shard == place.shard));
         let outcome = match answer {
             None => Err(LiveError::Unreachable),
             Some(answer) if answer.place != *place => {
@@ -220,9 +246,12 @@ fn report(reach: Reach, sent_at: Millis) -> ShardReport {
     ShardReport { as_of: sent_at.saturating_sub(age_ms), age_ms, behind, recovering, stopped }
 }
 
-/// The deltas of a body, if all of them belong to the question: no node puts another tenant's numbers into an answer.
+/// The deltas of a body, if all of them belong to the question: no node puts another tenant's
+/// numbers into an answer.
 fn deltas(body: &LiveBody, question: &LiveQuestion<'_>) -> Result<Vec<Delta>, CodecError> {
-    let foreign = |what: String| CodecError::new("live answer", format!("it holds {what}, which was not asked for"));
+    let foreign = |what: String| {
+        CodecError::new("live answer", format!("it holds {what}, which was not asked for"))
+    };
     let infos: Vec<Arc<SeriesInfo>> = body
         .series
         .iter()
@@ -239,16 +268,24 @@ fn deltas(body: &LiveBody, question: &LiveQuestion<'_>) -> Result<Vec<Delta>, Co
         if hour < question.from || question.to <= hour {
             return Err(foreign(format!("hour {}", row.hour)));
         }
-        let info = infos.get(row.series as usize).ok_or_else(|| foreign("a series without a key".to_owned()))?;
+        let info = infos
+            .get(row.series as usize)
+            .ok_or_else(|| foreign("a series without a key".to_owned()))?;
         Ok((info.clone(), hour, row.rollup()?))
     };
     body.rows.iter().map(delta).collect()
 }
 
-fn books<'b>(body: &'b AccountingBody, question: &AccountingQuestion<'b>) -> Result<Vec<AccountingDelta>, CodecError> {
+fn books<'b>(
+    body: &'b AccountingBody,
+    question: &AccountingQuestion<'b>,
+) -> Result<Vec<AccountingDelta>, CodecError> {
     let rows: Vec<_> = body.rows(question.tenant).collect();
     match rows.iter().find(|row| row.hour < question.from || question.to <= row.hour) {
-        Some(row) => Err(CodecError::new("accounting", format!("it holds hour {}, which was not asked for", row.hour.0))),
+        Some(row) => Err(CodecError::new(
+            "accounting",
+            format!("it holds hour {}, which was not asked for", row.hour.0),
+        )),
         None => Ok(rows),
     }
 }
@@ -285,16 +322,24 @@ impl LiveReader for MeshReader {
         reports.extend(self.slots.read(&here, question, matchers, visit));
         self.receive(sent, &mut reports, (live_part, |body| body.reach), |shard, body| {
             // All of a shard's deltas are checked before the first is visited.
-            deltas(body, question)?.iter().for_each(|(info, hour, rollup)| visit(shard, info, *hour, rollup));
+            deltas(body, question)?
+                .iter()
+                .for_each(|(info, hour, rollup)| visit(shard, info, *hour, rollup));
             Ok(())
         });
         reports
     }
 
-    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        question: &CatalogueQuestion<'_>,
+        visit: &mut dyn FnMut(&Growth),
+    ) -> Reports {
         let mut reports = Vec::with_capacity(asked.len());
         let (here, calls) = self.divide(asked, &mut reports);
-        let sent = self.send(calls, |places| Request::Catalogue(CatalogueAsk::of(question, places)));
+        let sent =
+            self.send(calls, |places| Request::Catalogue(CatalogueAsk::of(question, places)));
         reports.extend(self.slots.catalogue(&here, question, visit));
         self.receive(sent, &mut reports, (catalogue_part, |body| body.reach), |_, body| {
             visit(&body.growth(question)?);
@@ -313,7 +358,12 @@ impl LiveReader for MeshReader {
         let (here, calls) = self.divide(asked, &mut reports);
         let request = |places| {
             let tenant = question.tenant.to_owned();
-            Request::Accounting(AccountingAsk { tenant, from: question.from.0, to: question.to.0, places })
+            Request::Accounting(AccountingAsk {
+                tenant,
+                from: question.from.0,
+                to: question.to.0,
+                places,
+            })
         };
         let sent = self.send(calls, request);
         reports.extend(self.slots.accounting(&here, question, visit));

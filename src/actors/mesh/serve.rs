@@ -1,6 +1,7 @@
 //! Answering another node out of this node's own slots. Blocks: called off the event loop.
 //!
-//! An answer stays below the limit of its size: a shard that does not fit says so, instead of cutting the session of all.
+//! An answer stays below the limit of its size: a shard that does not fit says so, instead of
+//! cutting the session of all.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::wire::{
-    self, AccountingAsk, AccountingBody, Announcement, CatalogueAsk, CatalogueBody, Failure, LiveAsk, LiveBody, Place, Reach,
-    Reply, Request, Row, ShardAnswer, Stand,
+    self, AccountingAsk, AccountingBody, Announcement, CatalogueAsk, CatalogueBody, Failure,
+    LiveAsk, LiveBody, Place, Reach, Reply, Request, Row, ShardAnswer, Stand,
 };
 use crate::actors::catalogue::Growth;
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
@@ -27,7 +28,8 @@ use crate::shards::state::{AccountingQuestion, LiveQuestion};
 /// Places and matchers of one question: more than any shard count or query parameter allows.
 const MAX_PLACES: usize = 4_096;
 const MAX_MATCHERS: usize = 64;
-/// Hours of metrics that are announced one by one; a node that holds more says nothing about windows.
+/// Hours of metrics that are announced one by one; a node that holds more says nothing about
+/// windows.
 const MAX_WINDOWS: usize = 16_384;
 
 /// Answers from the slots of this node.
@@ -74,12 +76,24 @@ impl Server {
     fn live(&self, ask: LiveAsk) -> Result<Reply, CodecError> {
         let asked = asked(&ask.places)?;
         if ask.matchers.len() > MAX_MATCHERS {
-            return Err(CodecError::new("question", format!("it has more than {MAX_MATCHERS} matchers")));
+            return Err(CodecError::new(
+                "question",
+                format!("it has more than {MAX_MATCHERS} matchers"),
+            ));
         }
         let (tenant, metric) = (ask.tenant.as_str(), ask.metric.as_str());
         let (distinct, quantiles, overflow) = (ask.distinct, ask.quantiles, ask.overflow);
-        let question = LiveQuestion { tenant, metric, from: Hour(ask.from), to: Hour(ask.to), distinct, quantiles, overflow };
-        let matchers: Vec<Matcher> = ask.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
+        let question = LiveQuestion {
+            tenant,
+            metric,
+            from: Hour(ask.from),
+            to: Hour(ask.to),
+            distinct,
+            quantiles,
+            overflow,
+        };
+        let matchers: Vec<Matcher> =
+            ask.matchers.into_iter().map(|text| text.compile()).collect::<Result<_, _>>()?;
         let mut building: HashMap<ShardId, Building> = HashMap::new();
         let mut left = self.max_answer;
         let mut visit = |shard: ShardId, info: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
@@ -90,14 +104,16 @@ impl Server {
         };
         let reports = self.slots.read(&asked, &question, &matchers, &mut visit);
         Ok(Reply::Live(answers(&ask.places, &reports, |shard, report| {
-            let Building { series, rows, too_large, .. } = building.remove(&shard).unwrap_or_default();
+            let Building { series, rows, too_large, .. } =
+                building.remove(&shard).unwrap_or_default();
             let reach = reach(report);
             if too_large { Err(Failure::TooLarge) } else { Ok(LiveBody { reach, series, rows }) }
         })))
     }
 
     fn accounting(&self, ask: &AccountingAsk) -> Result<Reply, CodecError> {
-        let question = AccountingQuestion { tenant: &ask.tenant, from: Hour(ask.from), to: Hour(ask.to) };
+        let question =
+            AccountingQuestion { tenant: &ask.tenant, from: Hour(ask.from), to: Hour(ask.to) };
         let mut hours: HashMap<ShardId, Vec<(i32, [u64; 3])>> = HashMap::new();
         let reports = self.slots.accounting(&asked(&ask.places)?, &question, &mut |shard, row| {
             let counts = [row.aggregated, row.deduplicated, row.quarantined];
@@ -115,21 +131,24 @@ impl Server {
         // One shard after the other: what does not fit is forgotten before the next is read.
         let answers = asked(&ask.places)?.into_iter().zip(&ask.places).map(|(one, place)| {
             let mut found = Growth::default();
-            let reports = self.slots.catalogue(&[one], &question, &mut |growth| found = growth.clone());
-            let outcome = match reports.first().map_or(Err(LiveError::Unavailable), |(_, report)| *report) {
-                Ok(_) if found.bytes() > left => Err(Failure::TooLarge),
-                Ok(report) => {
-                    left -= found.bytes();
-                    Ok(CatalogueBody::of(reach(report), found))
-                }
-                Err(error) => Err(error.into()),
-            };
+            let reports =
+                self.slots.catalogue(&[one], &question, &mut |growth| found = growth.clone());
+            let outcome =
+                match reports.first().map_or(Err(LiveError::Unavailable), |(_, report)| *report) {
+                    Ok(_) if found.bytes() > left => Err(Failure::TooLarge),
+                    Ok(report) => {
+                        left -= found.bytes();
+                        Ok(CatalogueBody::of(reach(report), found))
+                    }
+                    Err(error) => Err(error.into()),
+                };
             ShardAnswer { place: *place, outcome }
         });
         Ok(Reply::Catalogue(answers.collect()))
     }
 
-    /// What this node owns now. The windows of a shard are read in one step with how far it reaches.
+    /// What this node owns now. The windows of a shard are read in one step with how far it
+    /// reaches.
     fn announcement(&self) -> Announcement {
         let (mut shards, mut stopped) = (Vec::new(), Vec::new());
         let mut windows: HashMap<u64, BTreeSet<i32>> = HashMap::new();
@@ -146,7 +165,8 @@ impl Server {
             };
             shards.push(Stand { from: Place::of(shard, &from), reach: reach(report) });
         }
-        let windows = windows.into_iter().map(|(metric, hours)| (metric, hours.into_iter().collect()));
+        let windows =
+            windows.into_iter().map(|(metric, hours)| (metric, hours.into_iter().collect()));
         let windows = (count < MAX_WINDOWS).then(|| windows.collect());
         Announcement { shards, stopped, windows, card: ByteBuf::from((self.card)()) }
     }
@@ -173,7 +193,8 @@ impl Building {
     }
 
     fn bytes(&self) -> usize {
-        self.rows.iter().map(Row::bytes).sum::<usize>() + self.series.iter().map(|key| key.len()).sum::<usize>()
+        self.rows.iter().map(Row::bytes).sum::<usize>()
+            + self.series.iter().map(|key| key.len()).sum::<usize>()
     }
 }
 
@@ -184,13 +205,16 @@ fn asked(places: &[Place]) -> Result<Vec<Asked>, CodecError> {
     Ok(places.iter().map(|place| (ShardId(place.shard), Some(place.checkpoint()))).collect())
 }
 
-/// The answers, each with the place that it was asked for: the slots answer from exactly there or not at all.
+/// The answers, each with the place that it was asked for: the slots answer from exactly there or
+/// not at all.
 fn answers<B>(
     places: &[Place],
     reports: &Reports,
     mut body: impl FnMut(ShardId, ShardReport) -> Result<B, Failure>,
 ) -> Vec<ShardAnswer<B>> {
-    let outcome = |place: &Place| reports.iter().find(|(shard, _)| shard.0 == place.shard).map(|(_, report)| *report);
+    let outcome = |place: &Place| {
+        reports.iter().find(|(shard, _)| shard.0 == place.shard).map(|(_, report)| *report)
+    };
     let answer = |place: &Place| {
         let outcome = match outcome(place).unwrap_or(Err(LiveError::Unavailable)) {
             Ok(report) => body(ShardId(place.shard), report),

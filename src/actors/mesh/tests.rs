@@ -51,7 +51,8 @@ fn limits() -> ShardLimits {
     }
 }
 
-/// Slots that own these shards, all records of 400 events applied and nothing flushed, and the checkpoints of the snapshot.
+/// Slots that own these shards, all records of 400 events applied and nothing flushed, and the
+/// checkpoints of the snapshot.
 fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = MemoryLog::new(LogId([7; 16]), SHARDS, clock.clone());
@@ -66,7 +67,11 @@ fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
             id: None,
             raw: 0..2,
         };
-        let batch = ValidBatch { tenant: "acme".into(), body: Bytes::from_static(b"{}"), events: vec![event] };
+        let batch = ValidBatch {
+            tenant: "acme".into(),
+            body: Bytes::from_static(b"{}"),
+            events: vec![event],
+        };
         drop(log.append(records_of(&batch, 1, 1)).expect("appended"));
     }
     let store = MemoryStore::new();
@@ -77,8 +82,12 @@ fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
         asked.push((shard, Some(claim.checkpoint)));
         if owned.contains(&shard.0) {
             let admission = Admission::limited(1_000, vec![]);
-            let mut state = ShardState::new(limits(), shard, &claim, vec![], admission, log.end(shard));
-            state.step(Input::Records(&log.read(shard, 0, usize::MAX).expect("reads")), &mut Vec::new());
+            let mut state =
+                ShardState::new(limits(), shard, &claim, vec![], admission, log.end(shard));
+            state.step(
+                Input::Records(&log.read(shard, 0, usize::MAX).expect("reads")),
+                &mut Vec::new(),
+            );
             slots.slot(shard).begin(&claim, state);
         }
     }
@@ -86,7 +95,12 @@ fn slots(owned: &[u32]) -> (Arc<Slots>, Vec<Asked>) {
 }
 
 fn server(slots: &Arc<Slots>, max_answer: usize) -> Server {
-    Server { slots: slots.clone(), clock: Arc::new(SystemClock), max_answer, card: Arc::new(Vec::new) }
+    Server {
+        slots: slots.clone(),
+        clock: Arc::new(SystemClock),
+        max_answer,
+        card: Arc::new(Vec::new),
+    }
 }
 
 /// What a bad door makes of an answer.
@@ -106,7 +120,11 @@ impl Actor for Twisted {
     type State = Vec<RpcReplyPort<Vec<u8>>>;
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<DoorMessage>, (): ()) -> Result<Self::State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<DoorMessage>,
+        (): (),
+    ) -> Result<Self::State, ActorProcessingErr> {
         Ok(Vec::new())
     }
 
@@ -151,7 +169,8 @@ impl Pair {
         let (here, asked) = slots(&[0, 1]);
         let (there, _) = slots(&[2, 3]);
         let questions = Arc::new(AtomicUsize::new(0));
-        let door = Twisted { server: server(&there, max_answer), twist, asked: questions.clone(), delay };
+        let door =
+            Twisted { server: server(&there, max_answer), twist, asked: questions.clone(), delay };
         let (door, _) = Actor::spawn(None, door, ()).await.expect("spawned");
         let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
         peer.beat(TIMEOUT).await.expect("it is there");
@@ -164,7 +183,9 @@ impl Pair {
 
     async fn read(&self, to: Hour, matchers: Vec<Matcher>) -> (Rows, Reports) {
         let (reader, asked) = (self.reader.clone(), self.asked.clone());
-        tokio::task::spawn_blocking(move || read(&*reader, &asked, to, &matchers)).await.expect("no panic")
+        tokio::task::spawn_blocking(move || read(&*reader, &asked, to, &matchers))
+            .await
+            .expect("no panic")
     }
 
     /// The outcome of each shard in a question whose windows are not closed.
@@ -178,12 +199,20 @@ impl Pair {
 
 type Rows = BTreeMap<(u32, String, i32), Rollup>;
 
-fn read(reader: &dyn LiveReader, asked: &[Asked], to: Hour, matchers: &[Matcher]) -> (Rows, Reports) {
+fn read(
+    reader: &dyn LiveReader,
+    asked: &[Asked],
+    to: Hour,
+    matchers: &[Matcher],
+) -> (Rows, Reports) {
     let (tenant, metric, from) = ("acme", "views", Hour(i32::MIN));
-    let question = LiveQuestion { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
+    let question =
+        LiveQuestion { tenant, metric, from, to, distinct: true, quantiles: true, overflow: false };
     let mut rows = Rows::new();
     let reports = reader.read(asked, &question, matchers, &mut |shard, info, hour, rollup| {
-        rows.entry((shard.0, info.series.label("page").to_owned(), hour.0)).or_default().merge(rollup);
+        rows.entry((shard.0, info.series.label("page").to_owned(), hour.0))
+            .or_default()
+            .merge(rollup);
     });
     (rows, reports)
 }
@@ -196,7 +225,11 @@ fn honest() -> Twist {
 fn expected() -> (Rows, Rows) {
     let (all, asked) = slots(&[0, 1, 2, 3]);
     let (rows, _) = read(&*all, &asked, Hour(i32::MAX), &[]);
-    let near = rows.iter().filter(|((shard, ..), _)| *shard < 2).map(|(key, rollup)| (key.clone(), rollup.clone())).collect();
+    let near = rows
+        .iter()
+        .filter(|((shard, ..), _)| *shard < 2)
+        .map(|(key, rollup)| (key.clone(), rollup.clone()))
+        .collect();
     (rows, near)
 }
 
@@ -206,14 +239,16 @@ async fn two_nodes_answer_as_one_in_one_call() {
     let (rows, outcomes) = pair.outcomes().await;
     assert_eq!((rows, outcomes), (expected().0, vec![None; 4]));
     assert_eq!(pair.questions.load(Ordering::SeqCst), 1, "one call for both shards");
-    let matcher = Matcher::Regex("page".to_owned(), regex::Regex::new("^(?:/1.*)$").expect("an expression"));
+    let matcher =
+        Matcher::Regex("page".to_owned(), regex::Regex::new("^(?:/1.*)$").expect("an expression"));
     let (rows, _) = pair.read(Hour(i32::MAX), vec![matcher]).await;
     let mut matching = expected().0;
     matching.retain(|(_, page, _), _| page.starts_with("/1"));
     assert_eq!(rows, matching);
     let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
     let counted = tokio::task::spawn_blocking(move || {
-        let question = AccountingQuestion { tenant: "acme", from: Hour(i32::MIN), to: Hour(i32::MAX) };
+        let question =
+            AccountingQuestion { tenant: "acme", from: Hour(i32::MIN), to: Hour(i32::MAX) };
         let mut counted = 0;
         let reports = reader.accounting(&asked, &question, &mut |_, row| counted += row.aggregated);
         (counted, reports.iter().all(|(_, report)| report.is_ok()))
@@ -226,9 +261,11 @@ async fn pages(pair: &Pair, limit: usize) -> (BTreeSet<String>, Vec<Option<LiveE
     let (reader, asked) = (pair.reader.clone(), pair.asked.clone());
     let listed = tokio::task::spawn_blocking(move || {
         let names = Names::Values("page", Some("views"));
-        let question = CatalogueQuestion { tenant: "acme", names, prefix: "/1", after: "/11", limit };
+        let question =
+            CatalogueQuestion { tenant: "acme", names, prefix: "/1", after: "/11", limit };
         let mut pages = BTreeSet::new();
-        let mut reports = reader.catalogue(&asked, &question, &mut |growth| pages.extend(growth.values.clone()));
+        let mut reports =
+            reader.catalogue(&asked, &question, &mut |growth| pages.extend(growth.values.clone()));
         reports.sort_by_key(|(shard, _)| *shard);
         (pages, reports.iter().map(|(_, report)| report.err()).collect())
     });
@@ -244,7 +281,11 @@ async fn names_come_from_all_nodes_bounded_and_checked() {
     let (first, _) = pages(&pair, 3).await;
     assert!(all.iter().take(3).all(|page| first.contains(page)), "{first:?}");
     let failed = |error| vec![None, None, Some(error), Some(error)];
-    assert_eq!(pages(&pair, MAX_NAMES + 1).await.1, failed(LiveError::Unreachable), "it is refused");
+    assert_eq!(
+        pages(&pair, MAX_NAMES + 1).await.1,
+        failed(LiveError::Unreachable),
+        "it is refused"
+    );
     let small = Pair::with(honest(), 10, Duration::ZERO).await;
     let (near, outcomes) = pages(&small, MAX_NAMES).await;
     assert_eq!(outcomes, failed(LiveError::TooLarge));
@@ -252,16 +293,27 @@ async fn names_come_from_all_nodes_bounded_and_checked() {
         |body: &mut wire::CatalogueBody| body.values.push("/2".to_owned()),
         |body: &mut wire::CatalogueBody| body.values.resize(MAX_NAMES + 1, "/12".to_owned()),
         |body: &mut wire::CatalogueBody| {
-            let row = wire::MetricRow { metric: "/12".to_owned(), labels: vec![], series: 1, overflow: false, hours: None };
+            let row = wire::MetricRow {
+                metric: "/12".to_owned(),
+                labels: vec![],
+                series: 1,
+                overflow: false,
+                hours: None,
+            };
             body.metrics.push(row);
         },
     ] {
         let twisted: Twist = Arc::new(move |_, reply| {
             let Reply::Catalogue(mut answers) = reply else { panic!("{reply:?}") };
-            answers.iter_mut().for_each(|answer| twist(answer.outcome.as_mut().expect("an answer")));
+            answers
+                .iter_mut()
+                .for_each(|answer| twist(answer.outcome.as_mut().expect("an answer")));
             wire::encode(&Reply::Catalogue(answers)).ok()
         });
-        assert_eq!(pages(&Pair::new(twisted).await, MAX_NAMES).await, (near.clone(), failed(LiveError::Unreachable)));
+        assert_eq!(
+            pages(&Pair::new(twisted).await, MAX_NAMES).await,
+            (near.clone(), failed(LiveError::Unreachable))
+        );
     }
 }
 
@@ -272,9 +324,13 @@ async fn a_shard_that_stands_still_says_so_to_every_node() {
     // One stands before a record, the other cannot even begin.
     there.stop(ShardId(2), Some(1_000), "a record of another release");
     there.stop(ShardId(3), None, "its log is damaged");
-    let (door, _) = Actor::spawn(None, Door { server: server(&there, 1 << 20), permits: Arc::new(Semaphore::new(4)) }, ())
-        .await
-        .expect("spawned");
+    let (door, _) = Actor::spawn(
+        None,
+        Door { server: server(&there, 1 << 20), permits: Arc::new(Semaphore::new(4)) },
+        (),
+    )
+    .await
+    .expect("spawned");
     let peer = Peer::new("other".to_owned(), door, Arc::new(SystemClock), 16);
     peer.beat(TIMEOUT).await.expect("it is there");
     let directory = Arc::new(Directory::default());
@@ -283,12 +339,16 @@ async fn a_shard_that_stands_still_says_so_to_every_node() {
     let reader = MeshReader { slots: here, directory, clock, call_timeout: TIMEOUT };
     let for_there = asked.clone();
     let (_, mut reports) =
-        tokio::task::spawn_blocking(move || read(&reader, &asked, Hour(i32::MAX), &[])).await.expect("no panic");
+        tokio::task::spawn_blocking(move || read(&reader, &asked, Hour(i32::MAX), &[]))
+            .await
+            .expect("no panic");
     reports.sort_by_key(|(shard, _)| *shard);
-    let stopped: Vec<_> = reports.iter().map(|(_, report)| report.map(|report| report.stopped)).collect();
+    let stopped: Vec<_> =
+        reports.iter().map(|(_, report)| report.map(|report| report.stopped)).collect();
     assert_eq!(stopped, [Ok(false), Ok(false), Ok(true), Err(LiveError::Stopped)]);
     let at_home = read(&*there, &for_there[2..], Hour(i32::MAX), &[]).1;
-    let stopped: Vec<_> = at_home.iter().map(|(_, report)| report.map(|report| report.stopped)).collect();
+    let stopped: Vec<_> =
+        at_home.iter().map(|(_, report)| report.map(|report| report.stopped)).collect();
     assert_eq!(stopped, [Ok(true), Err(LiveError::Stopped)]);
 }
 
@@ -307,14 +367,31 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
         let key = Series::new("zeta", "views", []).key();
         for answer in answers {
             // The last series of many: what came before it must not be used either.
-            *answer.outcome.as_mut().expect("an answer").series.last_mut().expect("a series") = key.clone().into();
+            *answer.outcome.as_mut().expect("an answer").series.last_mut().expect("a series") =
+                key.clone().into();
         }
     };
     let cases: Vec<(&str, Twist, Vec<Option<LiveError>>)> = vec![
-        ("an old epoch", live(|all| all.iter_mut().for_each(|a| a.place.epoch.0 -= 1)), both(LiveError::Moved)),
-        ("the nonce of another life", live(|all| all.iter_mut().for_each(|a| a.place.epoch.1 ^= 1)), both(LiveError::Moved)),
-        ("another offset", live(|all| all.iter_mut().for_each(|a| a.place.next += 1)), both(LiveError::Moved)),
-        ("another log", live(|all| all.iter_mut().for_each(|a| a.place.log[0] ^= 1)), both(LiveError::Moved)),
+        (
+            "an old epoch",
+            live(|all| all.iter_mut().for_each(|a| a.place.epoch.0 -= 1)),
+            both(LiveError::Moved),
+        ),
+        (
+            "the nonce of another life",
+            live(|all| all.iter_mut().for_each(|a| a.place.epoch.1 ^= 1)),
+            both(LiveError::Moved),
+        ),
+        (
+            "another offset",
+            live(|all| all.iter_mut().for_each(|a| a.place.next += 1)),
+            both(LiveError::Moved),
+        ),
+        (
+            "another log",
+            live(|all| all.iter_mut().for_each(|a| a.place.log[0] ^= 1)),
+            both(LiveError::Moved),
+        ),
         ("another tenant's series", live(foreign), both(LiveError::Unreachable)),
         (
             "a shard left out",
@@ -328,17 +405,26 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
         ),
         (
             "an hour that was not asked for",
-            live(|all| all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].hour = i32::MAX)),
+            live(|all| {
+                all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].hour = i32::MAX)
+            }),
             both(LiveError::Unreachable),
         ),
         (
             "a sketch that does not decode",
-            live(|all| all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].distinct = vec![99].into())),
+            live(|all| {
+                all.iter_mut().for_each(|a| {
+                    a.outcome.as_mut().expect("it").rows[0].distinct = vec![99].into()
+                })
+            }),
             both(LiveError::Unreachable),
         ),
         (
             "a series without a key",
-            live(|all| all.iter_mut().for_each(|a| a.outcome.as_mut().expect("it").rows[0].series = 1 << 20)),
+            live(|all| {
+                all.iter_mut()
+                    .for_each(|a| a.outcome.as_mut().expect("it").rows[0].series = 1 << 20)
+            }),
             both(LiveError::Unreachable),
         ),
         ("garbage", Arc::new(|_, _| Some(vec![wire::VERSION, 0xc1])), both(LiveError::Unreachable)),
@@ -348,7 +434,11 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
             Arc::new(|_, _| wire::encode(&Reply::Accounting(vec![])).ok()),
             both(LiveError::Unreachable),
         ),
-        ("no room", Arc::new(|_, _| wire::encode(&Reply::Overloaded).ok()), both(LiveError::Overloaded)),
+        (
+            "no room",
+            Arc::new(|_, _| wire::encode(&Reply::Overloaded).ok()),
+            both(LiveError::Overloaded),
+        ),
     ];
     for (name, twist, outcomes) in cases {
         let pair = Pair::new(twist).await;
@@ -356,7 +446,10 @@ async fn answers_that_are_not_to_the_question_are_refused_whole() {
         assert_eq!(found, outcomes, "{name}");
         let mut allowed = expected().0;
         allowed.retain(|(shard, ..), _| outcomes[*shard as usize].is_none());
-        assert_eq!(rows, allowed, "{name}: a shard that failed contributes nothing, the others everything");
+        assert_eq!(
+            rows, allowed,
+            "{name}: a shard that failed contributes nothing, the others everything"
+        );
     }
 }
 
@@ -378,7 +471,11 @@ async fn a_peer_that_does_not_answer_costs_one_deadline_and_then_nothing() {
     pair.peer.beat(TIMEOUT).await.expect("it answers again");
     assert!(pair.peer.answers(), "a heartbeat after the failure makes it worth asking");
     pair.peer.leave();
-    assert_eq!(pair.outcomes().await.1, unreachable, "what a peer owned that is gone is still known");
+    assert_eq!(
+        pair.outcomes().await.1,
+        unreachable,
+        "what a peer owned that is gone is still known"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -419,7 +516,10 @@ async fn a_peer_that_holds_nothing_of_closed_windows_is_not_asked() {
     assert_eq!((reports.len(), reports.iter().all(|(_, report)| report.is_ok())), (4, true));
     assert_eq!(pair.questions.load(Ordering::SeqCst), 0, "all that it holds is later");
     let now = SystemClock.now();
-    assert!(reports.iter().all(|(_, r)| r.is_ok_and(|r| now - r.as_of < 60_000 && r.as_of <= now)), "{reports:?}");
+    assert!(
+        reports.iter().all(|(_, r)| r.is_ok_and(|r| now - r.as_of < 60_000 && r.as_of <= now)),
+        "{reports:?}"
+    );
     let (rows, _) = pair.read(Hour(START.0 + 1), vec![]).await;
     assert_eq!(pair.questions.load(Ordering::SeqCst), 1, "one window of these it holds");
     let mut first = expected().0;
@@ -457,14 +557,23 @@ async fn a_door_refuses_at_once_what_it_has_no_permit_for() {
     let directory = Arc::new(Directory::default());
     directory.join(peer.clone());
     let (here, _) = slots(&[]);
-    let reader = Arc::new(MeshReader { slots: here, directory, clock: Arc::new(SystemClock), call_timeout: TIMEOUT });
+    let reader = Arc::new(MeshReader {
+        slots: here,
+        directory,
+        clock: Arc::new(SystemClock),
+        call_timeout: TIMEOUT,
+    });
     let ask = || {
         let (reader, asked) = (reader.clone(), asked.clone());
         tokio::task::spawn_blocking(move || read(&*reader, &asked, Hour(i32::MAX), &[]).1)
     };
     let held = permits.acquire().await.expect("open");
     let reports = ask().await.expect("no panic");
-    assert_eq!(reports.iter().filter(|(_, report)| *report == Err(LiveError::Overloaded)).count(), 2, "{reports:?}");
+    assert_eq!(
+        reports.iter().filter(|(_, report)| *report == Err(LiveError::Overloaded)).count(),
+        2,
+        "{reports:?}"
+    );
     peer.beat(TIMEOUT).await.expect("to be busy is to be alive");
     drop(held);
     let reports = ask().await.expect("no panic");

@@ -1,4 +1,5 @@
-//! TLS between nodes: each side shows a certificate of the cluster's own authority, and checks the other's.
+//! TLS between nodes: each side shows a certificate of the cluster's own authority, and checks the
+//! other's.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,32 +33,54 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let read = |e: &dyn std::fmt::Display| format!("{key} {}: {e}", path.display());
-    let found: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(|e| read(&e))?.collect::<Result<_, _>>().map_err(|e| read(&e))?;
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(|e| read(&e))?
+        .collect::<Result<_, _>>()
+        .map_err(|e| read(&e))?;
     if found.is_empty() { Err(read(&"no certificate is in it (PEM)")) } else { Ok(found) }
 }
 
 impl Tls {
-    /// Reads this node's certificates and key, and the authority that signs those of all nodes (PEM files).
+    /// Reads this node's certificates and key, and the authority that signs those of all nodes (PEM
+    /// files).
     ///
     /// # Errors
     /// Names the key of the configuration, the file, and what is wrong with it.
     pub fn load(cert: &Path, key: &Path, ca: &Path) -> Result<Self, String> {
         let chain = certificates(cert, "cluster.cert")?;
-        let private = || PrivateKeyDer::from_pem_file(key).map_err(|e| format!("cluster.key {}: {e}", key.display()));
+        let private = || {
+            PrivateKeyDer::from_pem_file(key)
+                .map_err(|e| format!("cluster.key {}: {e}", key.display()))
+        };
         let mut roots = RootCertStore::empty();
         for authority in certificates(ca, "cluster.ca")? {
             roots.add(authority).map_err(|e| format!("cluster.ca {}: {e}", ca.display()))?;
         }
         let roots = Arc::new(roots);
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build();
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build();
         let verifier = verifier.map_err(|e| format!("cluster.ca {}: {e}", ca.display()))?;
-        let unusable = |e: tokio_rustls::rustls::Error| format!("cluster.cert {} with cluster.key: {e}", cert.display());
-        let server = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(unusable)?;
-        let server = server.with_client_cert_verifier(verifier).with_single_cert(chain.clone(), private()?).map_err(unusable)?;
-        let client = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(unusable)?;
-        let client = client.with_root_certificates(roots).with_client_auth_cert(chain, private()?).map_err(unusable)?;
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(server)), connector: TlsConnector::from(Arc::new(client)) })
+        let unusable = |e: tokio_rustls::rustls::Error| {
+            format!("cluster.cert {} with cluster.key: {e}", cert.display())
+        };
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?;
+        let server = server
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain.clone(), private()?)
+            .map_err(unusable)?;
+        let client = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?;
+        let client = client
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, private()?)
+            .map_err(unusable)?;
+        Ok(Self {
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            connector: TlsConnector::from(Arc::new(client)),
+        })
     }
 }
 
@@ -76,7 +99,11 @@ impl ResolvesServerCert for Nobody {
 /// # Errors
 /// If the cryptographic library cannot be used at all.
 pub fn refuse_all() -> Result<TlsAcceptor, String> {
-    let server = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let server = server.map_err(|e| e.to_string())?.with_no_client_auth().with_cert_resolver(Arc::new(Nobody));
+    let server =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let server = server
+        .map_err(|e| e.to_string())?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Nobody));
     Ok(TlsAcceptor::from(Arc::new(server)))
 }

@@ -1,7 +1,8 @@
 //! What nodes say to each other: one byte of version, then MessagePack. Pure.
 //!
-//! A message of another version is refused with its number, never guessed at. Times travel as ages, because the clocks of two nodes
-//! differ: the asker counts them back from the moment at which it asked.
+//! A message of another version is refused with its number, never guessed at. Times travel as ages,
+//! because the clocks of two nodes differ: the asker counts them back from the moment at which it
+//! asked.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -69,7 +70,12 @@ pub struct Place {
 impl Place {
     /// Where the snapshot of a query stands.
     pub fn of(shard: ShardId, at: &Checkpoint) -> Self {
-        Self { shard: shard.0, log: at.log.0, next: at.next, epoch: (at.epoch.counter, at.epoch.nonce) }
+        Self {
+            shard: shard.0,
+            log: at.log.0,
+            next: at.next,
+            epoch: (at.epoch.counter, at.epoch.nonce),
+        }
     }
 
     /// The checkpoint asked for; nobody asks for its archived offset.
@@ -98,7 +104,9 @@ impl From<&Matcher> for MatcherText {
             Matcher::Equal(name, value) => Self::Equal(name.clone(), value.clone()),
             Matcher::NotEqual(name, value) => Self::NotEqual(name.clone(), value.clone()),
             Matcher::Regex(name, regex) => Self::Regex(name.clone(), regex.as_str().to_owned()),
-            Matcher::NotRegex(name, regex) => Self::NotRegex(name.clone(), regex.as_str().to_owned()),
+            Matcher::NotRegex(name, regex) => {
+                Self::NotRegex(name.clone(), regex.as_str().to_owned())
+            }
         }
     }
 }
@@ -163,7 +171,8 @@ pub struct AccountingAsk {
 pub struct CatalogueAsk {
     /// Whose.
     pub tenant: String,
-    /// The label whose values are wanted, of one metric or of all; otherwise the names of metrics are.
+    /// The label whose values are wanted, of one metric or of all; otherwise the names of metrics
+    /// are.
     pub values: Option<(String, Option<String>)>,
     /// They begin with this.
     pub prefix: String,
@@ -183,7 +192,14 @@ impl CatalogueAsk {
             Names::Values(label, metric) => Some((label.to_owned(), metric.map(str::to_owned))),
         };
         let (prefix, after) = (question.prefix.to_owned(), question.after.to_owned());
-        Self { tenant: question.tenant.to_owned(), values, prefix, after, limit: question.limit as u64, places }
+        Self {
+            tenant: question.tenant.to_owned(),
+            values,
+            prefix,
+            after,
+            limit: question.limit as u64,
+            places,
+        }
     }
 
     /// The question.
@@ -193,13 +209,22 @@ impl CatalogueAsk {
     pub fn question(&self) -> Result<CatalogueQuestion<'_>, CodecError> {
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
         if limit > MAX_NAMES {
-            return Err(CodecError::new("question", format!("it is for more than {MAX_NAMES} names")));
+            return Err(CodecError::new(
+                "question",
+                format!("it is for more than {MAX_NAMES} names"),
+            ));
         }
         let names = match &self.values {
             None => Names::Metrics,
             Some((label, metric)) => Names::Values(label, metric.as_deref()),
         };
-        Ok(CatalogueQuestion { tenant: &self.tenant, names, prefix: &self.prefix, after: &self.after, limit })
+        Ok(CatalogueQuestion {
+            tenant: &self.tenant,
+            names,
+            prefix: &self.prefix,
+            after: &self.after,
+            limit,
+        })
     }
 }
 
@@ -239,7 +264,11 @@ impl CatalogueBody {
             overflow: new.overflow,
             hours: new.hours.map(|(first, last)| (first.0, last.0)),
         };
-        Self { reach, metrics: growth.metrics.into_iter().map(row).collect(), values: growth.values.into_iter().collect() }
+        Self {
+            reach,
+            metrics: growth.metrics.into_iter().map(row).collect(),
+            values: growth.values.into_iter().collect(),
+        }
     }
 
     /// What the shard adds, if all of it belongs to the question.
@@ -247,7 +276,9 @@ impl CatalogueBody {
     /// # Errors
     /// If it holds what was not asked for.
     pub fn growth(&self, question: &CatalogueQuestion<'_>) -> Result<Growth, CodecError> {
-        let foreign = |what: &str| CodecError::new("catalogue", format!("it holds {what}, which was not asked for"));
+        let foreign = |what: &str| {
+            CodecError::new("catalogue", format!("it holds {what}, which was not asked for"))
+        };
         let (count, alone) = match question.names {
             Names::Metrics => (self.metrics.len(), self.values.is_empty()),
             Names::Values(..) => (self.values.len(), self.metrics.is_empty()),
@@ -298,7 +329,9 @@ impl From<LiveError> for Failure {
             LiveError::Moved => Failure::Moved,
             LiveError::TooLarge => Failure::TooLarge,
             LiveError::Stopped => Failure::Stopped,
-            LiveError::Unavailable | LiveError::Unreachable | LiveError::Overloaded => Failure::NotHere,
+            LiveError::Unavailable | LiveError::Unreachable | LiveError::Overloaded => {
+                Failure::NotHere
+            }
         }
     }
 }
@@ -338,7 +371,8 @@ pub struct LiveBody {
     pub rows: Vec<Row>,
 }
 
-/// One delta: index of the series, hour, figures, sketches as they are stored (empty if not wanted).
+/// One delta: index of the series, hour, figures, sketches as they are stored (empty if not
+/// wanted).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Index of its series.
@@ -390,7 +424,10 @@ impl Row {
             hour: hour.0,
             counts: (figures.count, figures.value_count),
             sum: units(Some(figures.sum)),
-            bounds: (units(figures.min.map(Decimal::units)), units(figures.max.map(Decimal::units))),
+            bounds: (
+                units(figures.min.map(Decimal::units)),
+                units(figures.max.map(Decimal::units)),
+            ),
             distinct: ByteBuf::from(sketches.0),
             quantiles: ByteBuf::from(sketches.1),
         }
@@ -446,7 +483,8 @@ pub struct Announcement {
     pub shards: Vec<Stand>,
     /// Shards that cannot begin there until somebody mends what stops them.
     pub stopped: Vec<u32>,
-    /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if there are too many to say.
+    /// By hash of tenant and metric, the hours that any of these shards holds deltas of; none if
+    /// there are too many to say.
     pub windows: Option<Vec<(u64, Vec<i32>)>>,
     /// What it says of itself to people; opaque here.
     pub card: ByteBuf,
@@ -467,7 +505,8 @@ pub struct Stand {
 /// If it cannot be written down, which is a bug.
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
     let mut bytes = vec![VERSION];
-    rmp_serde::encode::write(&mut bytes, message).map_err(|e| CodecError::new("mesh message", e.to_string()))?;
+    rmp_serde::encode::write(&mut bytes, message)
+        .map_err(|e| CodecError::new("mesh message", e.to_string()))?;
     Ok(bytes)
 }
 
@@ -477,9 +516,14 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
 /// If it is of another version, or does not decode.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => rmp_serde::from_slice(body).map_err(|e| CodecError::new("mesh message", e.to_string())),
+        Some((&VERSION, body)) => {
+            rmp_serde::from_slice(body).map_err(|e| CodecError::new("mesh message", e.to_string()))
+        }
         Some((other, _)) => {
-            let why = format!("it is of version {other}, this node speaks version {VERSION}: run the same release on all nodes");
+            let why = format!(
+                "it is of version {other}, this node speaks version {VERSION}: run the same \
+                 release on all nodes"
+            );
             Err(CodecError::new("mesh message", why))
         }
         None => Err(CodecError::new("mesh message", "it is empty")),
@@ -512,8 +556,10 @@ mod tests {
             series: vec![ByteBuf::from(*b"k")],
             rows: vec![row],
         };
-        let reply =
-            Reply::Live(vec![ShardAnswer { place, outcome: Ok(body) }, ShardAnswer { place, outcome: Err(Failure::Moved) }]);
+        let reply = Reply::Live(vec![
+            ShardAnswer { place, outcome: Ok(body) },
+            ShardAnswer { place, outcome: Err(Failure::Moved) },
+        ]);
         assert_eq!(decode::<Reply>(&encode(&reply).expect("encodes")), Ok(reply));
     }
 
@@ -522,12 +568,17 @@ mod tests {
         let rollup = rollup();
         assert_eq!(Row::of(0, Hour(4), &rollup, true, true).rollup(), Ok(rollup.clone()));
         let bare = Row::of(0, Hour(4), &rollup, false, false).rollup().expect("decodes");
-        assert_eq!((bare.figures, bare.distinct.is_empty(), bare.quantiles.is_empty()), (rollup.figures, true, true));
+        assert_eq!(
+            (bare.figures, bare.distinct.is_empty(), bare.quantiles.is_empty()),
+            (rollup.figures, true, true)
+        );
     }
 
     #[test]
     fn matchers_match_the_same_after_the_way() {
-        let series = |page: &str| crate::model::series::Series::new("t", "m", [("page".to_owned(), page.to_owned())]);
+        let series = |page: &str| {
+            crate::model::series::Series::new("t", "m", [("page".to_owned(), page.to_owned())])
+        };
         let regex = |text: &str| regex::Regex::new(text).expect("an expression");
         for matcher in [
             Matcher::Equal("page".to_owned(), "/a".to_owned()),
@@ -536,9 +587,16 @@ mod tests {
             Matcher::NotRegex("page".to_owned(), regex("^(?:/[ab])$")),
         ] {
             let text = MatcherText::from(&matcher);
-            let back = decode::<MatcherText>(&encode(&text).expect("encodes")).expect("decodes").compile().expect("compiles");
+            let back = decode::<MatcherText>(&encode(&text).expect("encodes"))
+                .expect("decodes")
+                .compile()
+                .expect("compiles");
             for page in ["/a", "/b", "/c", ""] {
-                assert_eq!(back.matches(&series(page)), matcher.matches(&series(page)), "{text:?} {page}");
+                assert_eq!(
+                    back.matches(&series(page)),
+                    matcher.matches(&series(page)),
+                    "{text:?} {page}"
+                );
             }
         }
     }

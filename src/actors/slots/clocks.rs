@@ -1,13 +1,15 @@
-//! What a node saw of its clocks: when a shard had applied everything, and when the wall clock went back.
+//! What a node saw of its clocks: when a shard had applied everything, and when the wall clock went
+//! back.
 
 use crate::model::clock::Reading;
 use crate::model::window::Millis;
 
-/// A wall clock that is set right by less than this has not gone back: both clocks are read in whole milliseconds, one after the other.
+/// A wall clock that is set right by less than this has not gone back: both clocks are read in
+/// whole milliseconds, one after the other.
 pub(super) const JITTER_MS: i64 = 100;
 
-/// When an owner was last seen to have applied the whole log: on the boot clock, and, on the wall clock, a time before which nothing was
-/// received since then; none if it never was.
+/// When an owner was last seen to have applied the whole log: on the boot clock, and, on the wall
+/// clock, a time before which nothing was received since then; none if it never was.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sighting(Option<(Millis, Millis)>);
 
@@ -22,7 +24,8 @@ impl Sighting {
         self.0.map(|(_, wall)| wall)
     }
 
-    /// Looks at a shard whose end is known since `known`; `whole` says whether its owner has applied everything below.
+    /// Looks at a shard whose end is known since `known`; `whole` says whether its owner has
+    /// applied everything below.
     pub(super) fn look(&mut self, whole: bool, known: Millis, now: Reading) {
         let ahead = now.wall.saturating_sub(now.uptime);
         if whole {
@@ -38,7 +41,8 @@ impl Sighting {
 pub(super) struct WallSeen {
     /// By how much it was ahead of the boot clock.
     ahead: Option<i64>,
-    /// When it was last seen to have gone back, on the boot clock: what is received then bears earlier times than what came before.
+    /// When it was last seen to have gone back, on the boot clock: what is received then bears
+    /// earlier times than what came before.
     pub back_at: Option<Millis>,
 }
 

@@ -1,5 +1,6 @@
-//! What one shard shares in the process. Each field has one writer, by type: the driver's steps ([`Slot::drive`]), the archiver
-//! ([`ArchiverEntry`]), the supervisor ([`SupervisorEntry`]). All others read.
+//! What one shard shares in the process. Each field has one writer, by type: the driver's steps
+//! ([`Slot::drive`]), the archiver ([`ArchiverEntry`]), the supervisor ([`SupervisorEntry`]). All
+//! others read.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -45,7 +46,8 @@ struct Stop {
 
 /// What all may read.
 impl Slot {
-    /// What the owner here has in memory; none if nobody owns the shard here, or its owner died in the middle of a step.
+    /// What the owner here has in memory; none if nobody owns the shard here, or its owner died in
+    /// the middle of a step.
     pub fn read<T>(&self, read: impl FnOnce(&ShardState) -> T) -> Option<T> {
         self.driver.read().ok()?.as_ref().map(|driver| read(driver.state()))
     }
@@ -102,7 +104,11 @@ impl Slot {
 
     /// Why the shard cannot be served until somebody repairs it, if so.
     pub fn stopped(&self) -> Option<String> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|stop| stop.why.clone())
+        self.stopped
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .map(|stop| stop.why.clone())
     }
 
     /// How long ago the shard entered this node's assignment; none if it is not in it.
@@ -119,8 +125,8 @@ impl Slot {
 
 /// What the owner's actor writes, through the driver's steps.
 impl Slot {
-    /// A new owner: its positions and its memory, in one step. What an earlier life had caught up with counts no longer: what it held in
-    /// memory is gone.
+    /// A new owner: its positions and its memory, in one step. What an earlier life had caught up
+    /// with counts no longer: what it held in memory is gone.
     pub fn begin(&self, claim: &Claim, driver: impl Into<ShardDriver>) {
         self.driver.clear_poison();
         let mut owned = self.driver.write().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +143,12 @@ impl Slot {
     ///
     /// # Errors
     /// If nobody owns the shard here, or its owner died in the middle of a step.
-    pub(super) fn drive(&self, at: Moment, event: Event<'_>, out: &mut VecDeque<Command>) -> Result<Offset, NotOwned> {
+    pub(super) fn drive(
+        &self,
+        at: Moment,
+        event: Event<'_>,
+        out: &mut VecDeque<Command>,
+    ) -> Result<Offset, NotOwned> {
         let mut owned = self.driver.write().map_err(|_| NotOwned)?;
         let driver = owned.as_mut().ok_or(NotOwned)?;
         driver.on(at, event, out);
@@ -183,10 +194,12 @@ impl Slot {
         former.is_none_or(|former| former.why != why)
     }
 
-    /// It has got over what stopped it, if its next record is this one; or it is not stopped here any more. Whether that is news.
+    /// It has got over what stopped it, if its next record is this one; or it is not stopped here
+    /// any more. Whether that is news.
     pub(super) fn goes_on(&self, next: Option<Offset>) -> bool {
         let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let over = |stop: &Stop| next.is_none_or(|next| stop.before.is_none_or(|before| next > before));
+        let over =
+            |stop: &Stop| next.is_none_or(|next| stop.before.is_none_or(|before| next > before));
         stopped.take_if(|stop| over(stop)).is_some()
     }
 
@@ -211,8 +224,8 @@ impl Slot {
         ArchiverEntry(self)
     }
 
-    /// An operator asks for an archive of everything that is applied, without waiting for objects to be due. Up to where that is, if it
-    /// is not there yet.
+    /// An operator asks for an archive of everything that is applied, without waiting for objects
+    /// to be due. Up to where that is, if it is not there yet.
     pub fn ask_archive(&self) -> Option<Offset> {
         let to = self.applied();
         (to > self.archived()).then(|| {
@@ -223,8 +236,9 @@ impl Slot {
 }
 
 impl ArchiverEntry<'_> {
-    /// The owner, and what it has committed that the archive does not have, if there is any. All of it is of one moment: an owner that
-    /// leaves or begins while the archiver works has other positions, and the store refuses it what was read before.
+    /// The owner, and what it has committed that the archive does not have, if there is any. All of
+    /// it is of one moment: an owner that leaves or begins while the archiver works has other
+    /// positions, and the store refuses it what was read before.
     pub fn unarchived(self) -> Option<(Epoch, OffsetRange)> {
         let owned = self.0.driver.read().ok()?;
         let owner = owned.as_ref()?.state().epoch();
@@ -244,11 +258,13 @@ impl ArchiverEntry<'_> {
 
     /// An object with these payload bytes was written.
     pub fn wrote(self, bytes: u64) {
-        self.0.unarchived_bytes.store(self.unarchived_bytes().saturating_sub(bytes), Ordering::Relaxed);
+        self.0
+            .unarchived_bytes
+            .store(self.unarchived_bytes().saturating_sub(bytes), Ordering::Relaxed);
     }
 
-    /// The owner of this epoch has archived everything below `to`. Up to where it had before; none from a former owner, whose news count
-    /// no longer.
+    /// The owner of this epoch has archived everything below `to`. Up to where it had before; none
+    /// from a former owner, whose news count no longer.
     pub fn archived_to(self, epoch: Epoch, to: Offset) -> Option<Offset> {
         let owned = self.0.driver.read().ok()?;
         let is_owner = owned.as_ref().is_some_and(|driver| driver.state().epoch() == epoch);
@@ -270,7 +286,8 @@ impl Slot {
 impl SupervisorEntry<'_> {
     /// The shard is in this node's assignment, at the latest since now.
     pub fn assigned(self, now: Millis) {
-        let _since_before = self.0.assigned_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+        let _since_before =
+            self.0.assigned_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// The shard is not in this node's assignment any more.
@@ -278,12 +295,19 @@ impl SupervisorEntry<'_> {
         self.0.assigned_at.store(0, Ordering::Release);
     }
 
-    /// Nobody owns the shard here any more. Positions of a former owner release nothing of the log and archive nothing.
+    /// Nobody owns the shard here any more. Positions of a former owner release nothing of the log
+    /// and archive nothing.
     pub fn vacate(self) {
         let slot = self.0;
         slot.driver.clear_poison();
         let mut owned = slot.driver.write().unwrap_or_else(PoisonError::into_inner);
-        for position in [&slot.applied, &slot.committed, &slot.archived, &slot.archive_asked, &slot.unarchived_bytes] {
+        for position in [
+            &slot.applied,
+            &slot.committed,
+            &slot.archived,
+            &slot.archive_asked,
+            &slot.unarchived_bytes,
+        ] {
             position.store(0, Ordering::Release);
         }
         *slot.sighting() = Sighting::default();

@@ -13,7 +13,9 @@ use crate::model::rollup::Rollup;
 use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::Matcher;
-use crate::shards::state::{AccountingQuestion, LiveBatches, LiveMark, LiveQuestion, NewEntry, ShardState, StaleCheckpoint};
+use crate::shards::state::{
+    AccountingQuestion, LiveBatches, LiveMark, LiveQuestion, NewEntry, ShardState, StaleCheckpoint,
+};
 
 /// How far back an owned shard knows the ids of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,9 +39,18 @@ impl Slots {
             let stand = slot.read(|state| {
                 let (epoch, dedup) = (state.epoch(), state.dedup());
                 // By the clock that decides: the append times of the log.
-                let (horizon_ms, crowded_out) = (dedup.horizon_ms(state.appended().unwrap_or(Millis::MAX)), dedup.crowded_out());
+                let (horizon_ms, crowded_out) = (
+                    dedup.horizon_ms(state.appended().unwrap_or(Millis::MAX)),
+                    dedup.crowded_out(),
+                );
                 let rule = dedup.rule();
-                DedupStand { epoch, horizon_ms, configured_ms: rule.horizon_ms, max_ids: rule.max_ids, crowded_out }
+                DedupStand {
+                    epoch,
+                    horizon_ms,
+                    configured_ms: rule.horizon_ms,
+                    max_ids: rule.max_ids,
+                    crowded_out,
+                }
             });
             Some((shard, stand?))
         };
@@ -75,42 +86,65 @@ impl Slots {
         Some(Reach { epoch: state.epoch(), next: mark.applied, end: seen.end, as_of, age_ms })
     }
 
-    /// Up to when a shard that is behind holds everything, and how long ago that was; none if nothing says so.
-    fn held(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, now: Reading) -> Option<(Millis, i64)> {
-        let caught_up = slot.caught_up().times().map(|(uptime, wall)| (wall, now.uptime.saturating_sub(uptime)));
+    /// Up to when a shard that is behind holds everything, and how long ago that was; none if
+    /// nothing says so.
+    fn held(
+        &self,
+        shard: ShardId,
+        slot: &Slot,
+        mark: &LiveMark,
+        now: Reading,
+    ) -> Option<(Millis, i64)> {
+        let caught_up = slot
+            .caught_up()
+            .times()
+            .map(|(uptime, wall)| (wall, now.uptime.saturating_sub(uptime)));
         let applied = mark.last.map(|times| self.before(times, now));
         match (caught_up, applied) {
-            (Some((wall, age)), Some((received, since))) => Some((wall.max(received), age.min(since))),
+            (Some((wall, age)), Some((received, since))) => {
+                Some((wall.max(received), age.min(since)))
+            }
             (None, None) => {
-                // Nothing was applied in this life yet: all that was appended before the first record above the checkpoint is in the store.
+                // Nothing was applied in this life yet: all that was appended before the first
+                // record above the checkpoint is in the store.
                 let records = self.log.read(shard, mark.applied, 1).ok()?;
-                records.first().map(|missing| self.before((missing.appended, missing.received), now))
+                records
+                    .first()
+                    .map(|missing| self.before((missing.appended, missing.received), now))
             }
             (one, other) => one.or(other),
         }
     }
 
-    /// A time before which nothing was received that was appended behind a record, and how long ago that was appended.
+    /// A time before which nothing was received that was appended behind a record, and how long ago
+    /// that was appended.
     fn before(&self, (appended, received): (Millis, Millis), now: Reading) -> (Millis, i64) {
         let append_now = self.log.append_now();
         let since = append_now.saturating_sub(appended).max(0);
         // The append clock runs at half speed at least.
         let at_most = since.saturating_mul(2);
         let back_at = self.wall.lock().unwrap_or_else(PoisonError::into_inner).back_at;
-        let went_back = back_at.is_some_and(|at| now.uptime.saturating_sub(at) <= at_most.saturating_add(JITTER_MS));
-        let in_step = |wall: Millis, append: Millis| wall.saturating_sub(append).saturating_abs() <= JITTER_MS;
-        let as_of = match (went_back, in_step(now.wall, append_now) && in_step(received, appended)) {
+        let went_back = back_at
+            .is_some_and(|at| now.uptime.saturating_sub(at) <= at_most.saturating_add(JITTER_MS));
+        let in_step = |wall: Millis, append: Millis| {
+            wall.saturating_sub(append).saturating_abs() <= JITTER_MS
+        };
+        let as_of = match (went_back, in_step(now.wall, append_now) && in_step(received, appended))
+        {
             (true, _) => Millis::MIN,
             // A leap of no more than the jitter is not seen, so that much is never claimed.
             (false, true) => received.saturating_sub(JITTER_MS),
-            (false, false) => received.min(now.wall.saturating_sub(at_most)).saturating_sub(JITTER_MS),
+            (false, false) => {
+                received.min(now.wall.saturating_sub(at_most)).saturating_sub(JITTER_MS)
+            }
         };
         (as_of, since)
     }
 }
 
 impl Slots {
-    /// Reads the open part of one shard under its lock, and says how far the answer reaches. The rest is read without the lock.
+    /// Reads the open part of one shard under its lock, and says how far the answer reaches. The
+    /// rest is read without the lock.
     fn report(
         &self,
         (shard, checkpoint): &Asked,
@@ -120,7 +154,8 @@ impl Slots {
         // The log is not asked about what is not owned here: it may know nothing of it.
         slot.epoch().ok_or_else(|| why_not(slot))?;
         let seen = self.observe(*shard);
-        // A poisoned lock means that the actor died while writing: its state is worthless until the restart replaces it.
+        // A poisoned lock means that the actor died while writing: its state is worthless until the
+        // restart replaces it.
         let guard = slot.driver.read().map_err(|_| LiveError::Unavailable)?;
         let state = guard.as_ref().ok_or_else(|| why_not(slot))?.state();
         let (mark, batches) = live(state, checkpoint.as_ref().ok_or(LiveError::Moved)?)?;
@@ -129,11 +164,16 @@ impl Slots {
 }
 
 impl Slots {
-    /// Where an owned shard's memory begins, how far it reaches, and which windows of which metrics it holds, all at one moment.
+    /// Where an owned shard's memory begins, how far it reaches, and which windows of which metrics
+    /// it holds, all at one moment.
     ///
     /// # Errors
     /// If it is not owned here.
-    pub fn stand(&self, shard: ShardId, visit: &mut dyn FnMut(u64, Hour)) -> Result<(Checkpoint, ShardReport), LiveError> {
+    pub fn stand(
+        &self,
+        shard: ShardId,
+        visit: &mut dyn FnMut(u64, Hour),
+    ) -> Result<(Checkpoint, ShardReport), LiveError> {
         let slot = self.slots.get(shard.0 as usize).ok_or(LiveError::Unavailable)?;
         slot.epoch().ok_or(LiveError::Unavailable)?;
         let seen = self.observe(shard);
@@ -147,7 +187,13 @@ impl Slots {
     }
 
     /// How far an answer reaches that was read after the observation.
-    fn reported(&self, shard: ShardId, slot: &Slot, mark: &LiveMark, seen: &Observation) -> ShardReport {
+    fn reported(
+        &self,
+        shard: ShardId,
+        slot: &Slot,
+        mark: &LiveMark,
+        seen: &Observation,
+    ) -> ShardReport {
         let Observation { now, known, end } = *seen;
         let behind = end.saturating_sub(mark.applied);
         // Never later than what the log's end proves.
@@ -158,7 +204,13 @@ impl Slots {
         };
         let as_of = as_of.min(now.wall.saturating_sub(proven));
         let stopped = slot.stopped().is_some();
-        ShardReport { as_of, age_ms: age_ms.max(proven), behind, recovering: mark.recovering, stopped }
+        ShardReport {
+            as_of,
+            age_ms: age_ms.max(proven),
+            behind,
+            recovering: mark.recovering,
+            stopped,
+        }
     }
 }
 
@@ -180,11 +232,16 @@ impl LiveReader for Slots {
         visit: &mut dyn FnMut(ShardId, &Arc<SeriesInfo>, Hour, &Rollup),
     ) -> Reports {
         let mut matches = |series: &Series| {
-            (question.overflow && series.is_overflow()) || matchers.iter().all(|matcher| matcher.matches(series))
+            (question.overflow && series.is_overflow())
+                || matchers.iter().all(|matcher| matcher.matches(series))
         };
         let mut read = |one: &Asked| {
-            let mut visit = |series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| visit(one.0, series, hour, rollup);
-            let open = self.report(one, |state, checkpoint| state.live(checkpoint, question, &mut matches, &mut visit));
+            let mut visit = |series: &Arc<SeriesInfo>, hour: Hour, rollup: &Rollup| {
+                visit(one.0, series, hour, rollup)
+            };
+            let open = self.report(one, |state, checkpoint| {
+                state.live(checkpoint, question, &mut matches, &mut visit)
+            });
             let all = |(report, batches): (ShardReport, LiveBatches)| {
                 batches.visit(question, &mut matches, &mut visit);
                 report
@@ -194,11 +251,18 @@ impl LiveReader for Slots {
         asked.iter().map(&mut read).collect()
     }
 
-    fn catalogue(&self, asked: &[Asked], question: &CatalogueQuestion<'_>, visit: &mut dyn FnMut(&Growth)) -> Reports {
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        question: &CatalogueQuestion<'_>,
+        visit: &mut dyn FnMut(&Growth),
+    ) -> Reports {
         let mut read = |one: &Asked| {
             let mut growth = Growth::default();
             let mut note = |entry: NewEntry<'_>| growth.note(question, entry);
-            let open = self.report(one, |state, checkpoint| state.live_catalogue(checkpoint, question.tenant, &mut note));
+            let open = self.report(one, |state, checkpoint| {
+                state.live_catalogue(checkpoint, question.tenant, &mut note)
+            });
             let report = open.map(|(report, batches)| {
                 batches.visit_catalogue(question.tenant, &mut note);
                 report
@@ -219,7 +283,9 @@ impl LiveReader for Slots {
     ) -> Reports {
         let mut read = |one: &Asked| {
             let mut visit = |row: &AccountingDelta| visit(one.0, row);
-            let open = self.report(one, |state, checkpoint| state.live_accounting(checkpoint, question, &mut visit));
+            let open = self.report(one, |state, checkpoint| {
+                state.live_accounting(checkpoint, question, &mut visit)
+            });
             let all = |(report, batches): (ShardReport, LiveBatches)| {
                 batches.visit_accounting(question, &mut visit);
                 report

@@ -1,4 +1,5 @@
-//! What a slot says of its shard must be true, however old the log's news are and whoever owned the shard before.
+//! What a slot says of its shard must be true, however old the log's news are and whoever owned the
+//! shard before.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -66,7 +67,12 @@ impl EventLog for Lagging {
     fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>> {
         self.log.assignment()
     }
-    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+    fn read(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError> {
         self.log.read(shard, from, max_bytes)
     }
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
@@ -84,7 +90,13 @@ impl EventLog for Lagging {
 }
 
 fn claim(next: Offset, counter: u64) -> Claim {
-    let checkpoint = Checkpoint { log: LOG, next, archived: next / 2, epoch: Epoch { counter, nonce: counter }, appended: None };
+    let checkpoint = Checkpoint {
+        log: LOG,
+        next,
+        archived: next / 2,
+        epoch: Epoch { counter, nonce: counter },
+        appended: None,
+    };
     Claim { checkpoint, attempts: 3, suspects: vec![] }
 }
 
@@ -104,7 +116,10 @@ fn begin_with(slot: &Slot, claim: &Claim, log_end: Offset) {
         panic_on_user: None,
     };
     let fresh = Claim { attempts: 1, ..claim.clone() };
-    slot.begin(claim, ShardState::new(limits, SHARD, &fresh, vec![], Admission::limited(9, vec![]), log_end));
+    slot.begin(
+        claim,
+        ShardState::new(limits, SHARD, &fresh, vec![], Admission::limited(9, vec![]), log_end),
+    );
 }
 
 fn apply(slot: &Slot, records: &[LogRecord]) {
@@ -114,14 +129,23 @@ fn apply(slot: &Slot, records: &[LogRecord]) {
 
 fn read(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<ShardReport, LiveError> {
     let (from, to, distinct, quantiles, overflow) = (Hour(0), Hour(1), true, true, false);
-    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct, quantiles, overflow };
-    let mut reports = slots.read(&[(shard, Some(*checkpoint))], &question, &[], &mut |_, _, _, _| {});
+    let question =
+        LiveQuestion { tenant: "t", metric: "m", from, to, distinct, quantiles, overflow };
+    let mut reports =
+        slots.read(&[(shard, Some(*checkpoint))], &question, &[], &mut |_, _, _, _| {});
     reports.remove(0).1
 }
 
 fn empty_record() -> Bytes {
     let mut payload = Vec::new();
-    let record = Record { version: record::VERSION, tenant: "t", gateway: 0, series: vec![], events: vec![], stamp: Some(1) };
+    let record = Record {
+        version: record::VERSION,
+        tenant: "t",
+        gateway: 0,
+        series: vec![],
+        events: vec![],
+        stamp: Some(1),
+    };
     record::encode(&record, &mut payload);
     payload.into()
 }
@@ -167,9 +191,13 @@ fn as_of_is_never_later_than_the_end_of_the_log_proves() {
             let applied = slot.read(ShardState::next).unwrap();
             let report = read(&slots, SHARD, &claim.checkpoint).unwrap();
             let first_missing = acked.get(applied as usize).copied().unwrap_or(i64::MAX);
-            assert!(report.as_of <= first_missing, "seed {seed}: {report:?}, but the record of {first_missing} is missing");
+            assert!(
+                report.as_of <= first_missing,
+                "seed {seed}: {report:?}, but the record of {first_missing} is missing"
+            );
             assert!(report.as_of <= now, "seed {seed}");
-            // A record acknowledged by a clock that is ahead of what the end proves is not vouched for either.
+            // A record acknowledged by a clock that is ahead of what the end proves is not vouched
+            // for either.
             let known = log.known_at(SHARD, clock.uptime());
             assert!(report.as_of < known + T0, "seed {seed}");
             assert!(report.age_ms >= clock.uptime() - known, "seed {seed}");
@@ -196,7 +224,9 @@ fn a_vacated_slot_says_nothing_of_its_former_owner() {
     assert_eq!(slot.attempts(), 3);
     slot.for_archiver().archived_to(first.checkpoint.epoch, 7);
     slots.look(SHARD, slot);
-    let positions = || [slot.applied(), slot.committed(), slot.archived(), slot.for_archiver().unarchived_bytes()];
+    let positions = || {
+        [slot.applied(), slot.committed(), slot.archived(), slot.for_archiver().unarchived_bytes()]
+    };
     assert_eq!(positions(), [8, 8, 7, 0]);
     slot.for_supervisor().vacate();
     assert_eq!((positions(), slot.epoch()), ([0; 4], None));
@@ -260,11 +290,14 @@ fn a_shard_that_cannot_be_served_does_not_make_its_node_unready() {
     slots.goes_on(SHARD, Some(6));
     assert!(slot.stopped().is_none() && slots.all_fresh(10));
     slots.goes_on(other, Some(0));
-    assert!(slots.slot(other).stopped().is_none() && !slots.all_fresh(10), "it has begun, and must keep up like any other");
+    assert!(
+        slots.slot(other).stopped().is_none() && !slots.all_fresh(10),
+        "it has begun, and must keep up like any other"
+    );
 }
 
-/// What a shard reports that has applied `applied` of three records, which were appended a second apart; the wall clock leapt before the
-/// third.
+/// What a shard reports that has applied `applied` of three records, which were appended a second
+/// apart; the wall clock leapt before the third.
 fn leapt(leap: i64, applied: usize) -> (ShardReport, Millis) {
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 1, clock.clone());
@@ -291,8 +324,14 @@ fn a_leap_of_the_wall_clock_makes_no_shard_stale_and_no_claim_false() {
     for leap in [0, 400 * DAY_MS, -400 * DAY_MS, 50 * 365 * DAY_MS, -500] {
         for applied in 0..3 {
             let (report, missing) = leapt(leap, applied);
-            assert!((500..=3_500).contains(&report.age_ms), "{leap}, {applied} applied: {report:?}");
-            assert!(report.as_of <= missing, "{leap}, {applied} applied: {report:?} claims what was received at {missing}");
+            assert!(
+                (500..=3_500).contains(&report.age_ms),
+                "{leap}, {applied} applied: {report:?}"
+            );
+            assert!(
+                report.as_of <= missing,
+                "{leap}, {applied} applied: {report:?} claims what was received at {missing}"
+            );
         }
         let (report, now) = leapt(leap, 3);
         assert_eq!(
@@ -308,8 +347,13 @@ fn an_owner_is_recovering_until_it_has_reached_what_the_log_held_at_its_claim() 
     let clock = ManualClock::at(T0);
     let log = MemoryLog::new(LOG, 1, clock.clone());
     let slots = Slots::new(log.clone(), clock);
-    let append =
-        || log.append(AppendRequest { records: vec![(SHARD, empty_record())] }).unwrap().blocking_recv().unwrap().unwrap();
+    let append = || {
+        log.append(AppendRequest { records: vec![(SHARD, empty_record())] })
+            .unwrap()
+            .blocking_recv()
+            .unwrap()
+            .unwrap()
+    };
     (0..3).for_each(|_| _ = append());
     let (slot, claim) = (slots.slot(SHARD), claim(0, 1));
     begin_with(slot, &claim, log.end(SHARD));

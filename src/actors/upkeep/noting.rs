@@ -16,7 +16,8 @@ use crate::telemetry;
 
 /// Looks while the time gathers: what a restart takes away is one of them at most.
 const LOOKS: i64 = 288;
-/// A note of a shard of which nothing is due is written at least this often: a leap of the wall clock shows against it.
+/// A note of a shard of which nothing is due is written at least this often: a leap of the wall
+/// clock shows against it.
 const IDLE_MS: i64 = 3_600_000;
 /// Rows read at once to see which are due.
 const PAGE: usize = 4_096;
@@ -43,13 +44,17 @@ struct Noted {
 }
 
 impl Upkeep {
-    /// Everything of the shard below may be deleted now. A leap of the wall clock is looked at before anything else goes.
+    /// Everything of the shard below may be deleted now. A leap of the wall clock is looked at
+    /// before anything else goes.
     pub(super) fn deletable(&self, shard: ShardId) -> Result<Option<Offset>, ActorProcessingErr> {
         let now = self.clock.reading();
         let look_every = (self.limits.expiry.gather_ms / LOOKS).max(1);
         let last = self.looked.with(|looked| looked.get(&shard).copied());
         match last {
-            Some((at, below)) if now.leapt_since(&at).is_none() && now.since(&at).is_some_and(|since| since < look_every) => {
+            Some((at, below))
+                if now.leapt_since(&at).is_none()
+                    && now.since(&at).is_some_and(|since| since < look_every) =>
+            {
                 Ok(below)
             }
             _ => self.look_at(shard),
@@ -63,20 +68,34 @@ impl Upkeep {
         let Noted { text, mut note, said } = noted(&mut *snapshot, shard)?;
         let (of, first) = snapshot.extent_of_archive(shard)?;
         let floor = first.unwrap_or(0);
-        let ends = if self.limits.keep_ms > 0 { self.due(&mut *snapshot, shard, floor, now)? } else { Vec::new() };
+        let ends = if self.limits.keep_ms > 0 {
+            self.due(&mut *snapshot, shard, floor, now)?
+        } else {
+            Vec::new()
+        };
         drop(snapshot);
         let noted_to = note.noted_to().unwrap_or(i64::MIN);
         let new = ends.iter().filter(|end| place(**end) > noted_to).count() as u64;
-        let look = Look { run: self.run, now, floor: place(floor), due_to: ends.last().copied().map(place), new, of, said };
+        let look = Look {
+            run: self.run,
+            now,
+            floor: place(floor),
+            due_to: ends.last().copied().map(place),
+            new,
+            of,
+            said,
+        };
         let (was_idle, recent) = (note.is_idle(), note.is_of(&now, IDLE_MS));
         let verdict = note.look(&self.limits.expiry, &look);
-        let written = (was_idle && note.is_idle() && recent) || self.write(shard, text.as_deref(), &note)?;
+        let written =
+            (was_idle && note.is_idle() && recent) || self.write(shard, text.as_deref(), &note)?;
         let below = verdict.delete_below.filter(|_| written).map(|to| to.unsigned_abs());
         if let Some(stop) = verdict.stopped.filter(|_| written) {
             metrics::counter!(telemetry::EXPIRY_STOPS).increment(1);
             tracing::warn!(
                 shard = shard.0,
-                "nothing of this shard's archive expires: {stop}. If the clock is right, `rollmill archive expire --yes` lets it go on"
+                "nothing of this shard's archive expires: {stop}. If the clock is right, \
+                 `rollmill archive expire --yes` lets it go on"
             );
         }
         metrics::gauge!(telemetry::EXPIRY_STOPPED, "shard" => shard.0.to_string())
@@ -97,7 +116,8 @@ impl Upkeep {
         let (mut due, mut ends, mut from) = (Due::default(), Vec::new(), floor);
         loop {
             let page = snapshot.receipts(shard, from, PAGE)?;
-            let rows: Vec<(i64, Millis)> = page.iter().map(|(to, received)| (place(*to), *received)).collect();
+            let rows: Vec<(i64, Millis)> =
+                page.iter().map(|(to, received)| (place(*to), *received)).collect();
             let more = due.add(&rows, before, now.wall);
             ends.extend(page.iter().map(|(to, _)| *to));
             let Some((last, _)) = page.last().filter(|_| more && page.len() == PAGE) else { break };
@@ -108,7 +128,11 @@ impl Upkeep {
     }
 
     /// Notes the objects that nothing needs; those that have been noted for long enough.
-    pub(super) fn ripe_orphans(&self, shard: ShardId, needless: &[&str]) -> Result<Vec<String>, ActorProcessingErr> {
+    pub(super) fn ripe_orphans(
+        &self,
+        shard: ShardId,
+        needless: &[&str],
+    ) -> Result<Vec<String>, ActorProcessingErr> {
         self.look_at(shard)?;
         let Noted { text, mut note, .. } = noted(&mut *self.store.snapshot()?, shard)?;
         let before = note.clone();
@@ -118,7 +142,12 @@ impl Upkeep {
     }
 
     /// `false` if somebody else has looked meanwhile.
-    fn write(&self, shard: ShardId, before: Option<&str>, note: &Note) -> Result<bool, ActorProcessingErr> {
+    fn write(
+        &self,
+        shard: ShardId,
+        before: Option<&str>,
+        note: &Note,
+    ) -> Result<bool, ActorProcessingErr> {
         let text = serde_json::to_string(note)?;
         Ok(self.store.swap_expiry(Expiring::Archive(shard), before, &text)?)
     }
@@ -128,8 +157,13 @@ fn noted(snapshot: &mut dyn StoreSnapshot, shard: ShardId) -> Result<Noted, Stor
     let Some(found) = snapshot.expiry(Expiring::Archive(shard))? else {
         return Ok(Noted { text: None, note: Note::default(), said: 0 });
     };
-    let note = serde_json::from_str(&found.note).map_err(|e| CodecError::new("note of what expires", e.to_string()));
-    Ok(Noted { note: note.map_err(|e| StoreError::Invalid(e.to_string()))?, text: Some(found.note), said: found.said })
+    let note = serde_json::from_str(&found.note)
+        .map_err(|e| CodecError::new("note of what expires", e.to_string()));
+    Ok(Noted {
+        note: note.map_err(|e| StoreError::Invalid(e.to_string()))?,
+        text: Some(found.note),
+        said: found.said,
+    })
 }
 
 /// Offsets stay far below 2^63.

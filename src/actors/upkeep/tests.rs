@@ -19,7 +19,8 @@ const LOG: LogId = LogId([5; 16]);
 const DAY_MS: i64 = 24 * HOUR_MS;
 const NOW: Millis = 1_000 * DAY_MS;
 const EXPIRY: Rules = Rules { gather_ms: DAY_MS, max_at_once: 1_000 };
-const LIMITS: UpkeepLimits = UpkeepLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS, expiry: EXPIRY };
+const LIMITS: UpkeepLimits =
+    UpkeepLimits { cold_after_ms: 30 * DAY_MS, keep_ms: 365 * DAY_MS, expiry: EXPIRY };
 const SHARDS: [ShardId; 2] = [ShardId(0), ShardId(1)];
 /// Age in days of the objects of each shard: two expire, two move, two stay.
 const AGES: [i64; 6] = [500, 367, 364, 31, 29, 0];
@@ -95,7 +96,12 @@ struct World {
 }
 
 fn record(offset: Offset, appended: Millis) -> LogRecord {
-    LogRecord { offset, appended, received: appended, payload: bytes::Bytes::from(format!("record {offset}")) }
+    LogRecord {
+        offset,
+        appended,
+        received: appended,
+        payload: bytes::Bytes::from(format!("record {offset}")),
+    }
 }
 
 impl World {
@@ -112,14 +118,22 @@ impl World {
     /// A day and a little before.
     fn before_it_is_noted() -> Self {
         let clock = ManualClock::at(NOW - DAY_MS - 2 * HOUR_MS);
-        let world = Self { store: MemoryStore::new(), archive: Arc::new(MemoryArchive::with_cold()), clock };
+        let world = Self {
+            store: MemoryStore::new(),
+            archive: Arc::new(MemoryArchive::with_cold()),
+            clock,
+        };
         for shard in SHARDS {
             let epoch = world.store.claim(shard, LOG, 7).expect("claim").checkpoint.epoch;
             for (at, age) in AGES.into_iter().enumerate() {
                 let appended = NOW - age * DAY_MS;
                 world.archive.set_now(appended);
-                let records = [record(2 * at as u64, appended - 5), record(2 * at as u64 + 1, appended)];
-                let row = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
+                let records =
+                    [record(2 * at as u64, appended - 5), record(2 * at as u64 + 1, appended)];
+                let row = world
+                    .archive
+                    .write(LOG, shard, epoch, &records, &Decisions::default())
+                    .expect("write");
                 world.store.archived(row.epoch, &row).expect("archived");
             }
         }
@@ -153,16 +167,27 @@ impl World {
         listed.map(|object| (object.path, object.tier)).collect()
     }
 
-    /// What the manifest names is there, whole, with the row as it is and with one that was read before.
+    /// What the manifest names is there, whole, with the row as it is and with one that was read
+    /// before.
     fn all_readable(&self, before: &[ManifestRow]) {
         let manifest = self.manifest();
-        for row in before.iter().filter(|row| manifest.iter().any(|now| now.path == row.path)).chain(&manifest) {
-            let records = self.archive.read(row).unwrap_or_else(|why| panic!("{:?}: {why}", row.range));
+        for row in before
+            .iter()
+            .filter(|row| manifest.iter().any(|now| now.path == row.path))
+            .chain(&manifest)
+        {
+            let records =
+                self.archive.read(row).unwrap_or_else(|why| panic!("{:?}: {why}", row.range));
             assert_eq!(records.len(), 2);
         }
         for shard in SHARDS {
             let mut snapshot = self.store.snapshot().expect("snapshot");
-            let floor = snapshot.archive_floors().expect("floors").iter().find(|(id, _)| *id == shard).map_or(0, |f| f.1.offset);
+            let floor = snapshot
+                .archive_floors()
+                .expect("floors")
+                .iter()
+                .find(|(id, _)| *id == shard)
+                .map_or(0, |f| f.1.offset);
             let rows = snapshot.manifest(Some(shard)).expect("rows");
             assert_eq!(crate::model::manifest::tiles(&rows, floor, 12), Ok(()));
         }
@@ -172,11 +197,19 @@ impl World {
         let expected: Vec<(String, Tier)> = self
             .manifest()
             .iter()
-            .map(|row| (row.path.clone(), if row.appended.1 < NOW - 30 * DAY_MS { Tier::Cold } else { Tier::Hot }))
+            .map(|row| {
+                (
+                    row.path.clone(),
+                    if row.appended.1 < NOW - 30 * DAY_MS { Tier::Cold } else { Tier::Hot },
+                )
+            })
             .collect();
         assert_eq!(expected.len(), 8, "two of six expired, in both shards");
         assert_eq!(self.listed(), expected, "and nothing else is there");
-        assert_eq!(self.manifest().iter().map(|row| (row.path.clone(), row.tier)).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            self.manifest().iter().map(|row| (row.path.clone(), row.tier)).collect::<Vec<_>>(),
+            expected
+        );
         let floors = self.store.snapshot().expect("snapshot").archive_floors().expect("floors");
         let floor = ArchiveFloor { offset: 4, appended: NOW - 367 * DAY_MS, hour: Hour(i32::MIN) };
         assert_eq!(floors, SHARDS.map(|shard| (shard, floor)));
@@ -223,8 +256,17 @@ fn a_clock_that_is_ahead_removes_nothing_and_stops_nothing_for_long() {
             upkeep.sweep(&SHARDS);
             upkeep.turn(&SHARDS);
         }
-        let there = || (world.manifest().iter().map(|row| row.path.clone()).collect::<Vec<_>>(), world.listed().len());
-        assert_eq!(there().0, before.0.iter().map(|row| row.path.clone()).collect::<Vec<_>>(), "{days} days ahead");
+        let there = || {
+            (
+                world.manifest().iter().map(|row| row.path.clone()).collect::<Vec<_>>(),
+                world.listed().len(),
+            )
+        };
+        assert_eq!(
+            there().0,
+            before.0.iter().map(|row| row.path.clone()).collect::<Vec<_>>(),
+            "{days} days ahead"
+        );
         assert_eq!(there().1, before.1.len(), "each in one place");
         world.clock.leap(-days * DAY_MS);
         upkeep.turn(&SHARDS);
@@ -233,7 +275,11 @@ fn a_clock_that_is_ahead_removes_nothing_and_stops_nothing_for_long() {
         assert_eq!(world.store.say_yes(&of), Ok(2), "a person says that the clock is right now");
         world.clock.pass(HOUR_MS);
         upkeep.turn(&SHARDS);
-        assert_eq!(there().0.len(), before.0.len() - 6, "what is older than a year by now goes: it has been noted for long");
+        assert_eq!(
+            there().0.len(),
+            before.0.len() - 6,
+            "what is older than a year by now goes: it has been noted for long"
+        );
     }
 }
 
@@ -252,7 +298,11 @@ fn a_start_with_a_clock_ahead_removes_nothing_within_a_day() {
         }
     }
     let paths = |rows: &[ManifestRow]| rows.iter().map(|row| row.path.clone()).collect::<Vec<_>>();
-    assert_eq!((paths(&world.manifest()), world.listed().len()), (paths(&manifest), listed.len()), "20 hours were seen to pass");
+    assert_eq!(
+        (paths(&world.manifest()), world.listed().len()),
+        (paths(&manifest), listed.len()),
+        "20 hours were seen to pass"
+    );
 }
 
 #[test]
@@ -261,7 +311,13 @@ fn orphans_go_when_a_day_has_passed_whatever_the_clock_says() {
     let upkeep = world.upkeep(&immortal());
     upkeep.turn(&SHARDS);
     let listed = world.listed();
-    let row = world.archive.write(LOG, SHARDS[0], Epoch { counter: 1, nonce: 99 }, &[record(0, NOW)], &Decisions::default());
+    let row = world.archive.write(
+        LOG,
+        SHARDS[0],
+        Epoch { counter: 1, nonce: 99 },
+        &[record(0, NOW)],
+        &Decisions::default(),
+    );
     let path = row.expect("written").path;
     upkeep.sweep(&SHARDS);
     world.clock.leap(4_000 * DAY_MS);
@@ -307,7 +363,8 @@ fn a_death_between_any_two_steps_loses_nothing() {
             world.finished();
         }
     }
-    // Three steps for each of 4 expiries (row, hot, cold) and of 4 moves (copy, tier, hot), two kinds of death each.
+    // Three steps for each of 4 expiries (row, hot, cold) and of 4 moves (copy, tier, hot), two
+    // kinds of death each.
     assert_eq!(deaths, 2 * 3 * 8);
 }
 
@@ -325,7 +382,10 @@ fn a_turn_is_bounded_and_ends_early_when_storage_is_down() {
     let store = MemoryStore::new();
     let epoch = store.claim(SHARDS[0], LOG, 7).expect("claim").checkpoint.epoch;
     for at in 0..2 * TURN_OBJECTS as u64 + 1 {
-        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, 0)], &Decisions::default()).expect("write");
+        let row = world
+            .archive
+            .write(LOG, SHARDS[0], epoch, &[record(at, 0)], &Decisions::default())
+            .expect("write");
         store.archived(row.epoch, &row).expect("archived");
     }
     let upkeep = Upkeep { store: store.clone(), ..world.upkeep(&immortal()) };
@@ -346,13 +406,24 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
     let epoch = world.store.claim(SHARDS[0], LOG, 8).expect("claim").checkpoint.epoch;
     let appended = NOW - 31 * DAY_MS;
     for at in 0..DAMAGED + 3 {
-        let row = world.archive.write(LOG, SHARDS[0], epoch, &[record(at, appended)], &Decisions::default()).expect("write");
+        let row = world
+            .archive
+            .write(LOG, SHARDS[0], epoch, &[record(at, appended)], &Decisions::default())
+            .expect("write");
         world.store.archived(row.epoch, &row).expect("archived");
     }
     let bad: Vec<ManifestRow> = world.manifest().into_iter().take(DAMAGED as usize).collect();
-    let kept: Vec<_> = bad.iter().map(|row| world.archive.bytes(&row.path, Tier::Hot).expect("there")).collect();
+    let kept: Vec<_> =
+        bad.iter().map(|row| world.archive.bytes(&row.path, Tier::Hot).expect("there")).collect();
     bad.iter().for_each(|row| world.archive.remove(&row.path, Tier::Hot).expect("removed"));
-    let moved = || world.manifest().iter().filter(|row| row.tier == Tier::Cold).map(|row| row.range.from).collect::<Vec<_>>();
+    let moved = || {
+        world
+            .manifest()
+            .iter()
+            .filter(|row| row.tier == Tier::Cold)
+            .map(|row| row.range.from)
+            .collect::<Vec<_>>()
+    };
     let upkeep = world.upkeep(&immortal());
     assert!(!upkeep.turn(&SHARDS[..1]), "the turn is spent on what is damaged");
     assert!(upkeep.turn(&SHARDS[..1]), "then it comes to the end");
@@ -370,7 +441,9 @@ fn damaged_objects_do_not_hold_up_what_is_behind_them() {
 fn a_copy_that_the_cold_store_did_not_keep_is_made_again() {
     let world = World::new();
     let upkeep = world.upkeep(&immortal());
-    for fault in [ArchiveFault::NotKept, ArchiveFault::Torn, ArchiveFault::LostReply, ArchiveFault::Before] {
+    for fault in
+        [ArchiveFault::NotKept, ArchiveFault::Torn, ArchiveFault::LostReply, ArchiveFault::Before]
+    {
         world.archive.fail_next(fault);
         let before = world.manifest();
         upkeep.turn(&SHARDS);
@@ -394,7 +467,11 @@ fn without_a_cold_store_nothing_moves_and_with_keep_0_nothing_expires() {
 fn a_store_that_refuses_keeps_the_hot_object() {
     let world = World::new();
     world.store.set_faults(|write| (write == Write::Moved).then_some(Fault::NotAppliedReplyLost));
-    let row = world.manifest().into_iter().find(|row| row.appended.1 == NOW - 31 * DAY_MS).expect("a row");
+    let row = world
+        .manifest()
+        .into_iter()
+        .find(|row| row.appended.1 == NOW - 31 * DAY_MS)
+        .expect("a row");
     let outcome = world.upkeep(&immortal()).move_to_cold(&row).expect_err("unknown");
     assert!(matches!(outcome.downcast_ref::<StoreError>(), Some(StoreError::Unknown(_))));
     assert!(world.archive.bytes(&row.path, Tier::Hot).is_some());
@@ -402,7 +479,8 @@ fn a_store_that_refuses_keeps_the_hot_object() {
 
 #[test]
 fn objects_without_a_row_are_orphans_and_hot_ones_that_moved_are_leftovers() {
-    let object = |path: &str, tier, written| ObjectInfo { path: path.to_owned(), bytes: 1, written, tier };
+    let object =
+        |path: &str, tier, written| ObjectInfo { path: path.to_owned(), bytes: 1, written, tier };
     let now = NOW;
     let row = |path: &str, tier| ManifestRow {
         path: path.to_owned(),
@@ -410,7 +488,12 @@ fn objects_without_a_row_are_orphans_and_hot_ones_that_moved_are_leftovers() {
         bytes: 1,
         ..World::new().manifest().into_iter().next().expect("a row")
     };
-    let manifest = [row("hot", Tier::Hot), row("moved", Tier::Cold), row("unsure", Tier::Cold), row("torn", Tier::Cold)];
+    let manifest = [
+        row("hot", Tier::Hot),
+        row("moved", Tier::Cold),
+        row("unsure", Tier::Cold),
+        row("torn", Tier::Cold),
+    ];
     let torn = ObjectInfo { bytes: 7, ..object("torn", Tier::Cold, 0) };
     let listed = [
         object("hot", Tier::Hot, 0),
@@ -425,9 +508,15 @@ fn objects_without_a_row_are_orphans_and_hot_ones_that_moved_are_leftovers() {
         object("old", Tier::Cold, 0),
     ];
     let (orphans, leftovers) = needless(&listed, &manifest);
-    let shown = |found: &[&ObjectInfo]| found.iter().map(|o| (o.path.clone(), o.tier)).collect::<Vec<_>>();
-    let named = |of: &[(&str, Tier)]| of.iter().map(|(path, tier)| ((*path).to_owned(), *tier)).collect::<Vec<_>>();
-    assert_eq!(shown(&orphans), named(&[("young", Tier::Hot), ("old", Tier::Hot), ("old", Tier::Cold)]));
+    let shown =
+        |found: &[&ObjectInfo]| found.iter().map(|o| (o.path.clone(), o.tier)).collect::<Vec<_>>();
+    let named = |of: &[(&str, Tier)]| {
+        of.iter().map(|(path, tier)| ((*path).to_owned(), *tier)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        shown(&orphans),
+        named(&[("young", Tier::Hot), ("old", Tier::Hot), ("old", Tier::Cold)])
+    );
     assert_eq!(shown(&leftovers), named(&[("moved", Tier::Hot)]));
 }
 
@@ -452,7 +541,8 @@ fn objects_newer_than_a_restored_manifest_are_no_orphans() {
     let shard = SHARDS[0];
     let epoch = restored.claim(shard, LOG, 8).expect("claim").checkpoint.epoch;
     let records: Vec<LogRecord> = (2..4).map(|offset| record(offset, NOW)).collect();
-    let again = world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
+    let again =
+        world.archive.write(LOG, shard, epoch, &records, &Decisions::default()).expect("write");
     restored.archived(again.epoch, &again).expect("archived");
     upkeep.sweep(&SHARDS);
     assert_eq!(world.listed().len(), listed.len() + 1, "it is noted");

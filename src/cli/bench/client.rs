@@ -1,4 +1,5 @@
-//! A keep-alive HTTP/1.1 client that costs little: the load generator shares its cores with the server.
+//! A keep-alive HTTP/1.1 client that costs little: the load generator shares its cores with the
+//! server.
 
 use std::net::SocketAddr;
 
@@ -12,7 +13,9 @@ use super::wire::Wire;
 const MAX_ANSWER: usize = 256 << 20;
 
 async fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+    let stream = TcpStream::connect(address)
+        .await
+        .with_context(|| format!("cannot connect to {address}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -20,7 +23,8 @@ async fn open(address: SocketAddr) -> anyhow::Result<TcpStream> {
 /// One connection at a time.
 pub(super) struct Client {
     stream: TcpStream,
-    /// The server has said that it closes this connection: proxies do so after some number of requests.
+    /// The server has said that it closes this connection: proxies do so after some number of
+    /// requests.
     closes: bool,
     address: SocketAddr,
     host: String,
@@ -32,13 +36,24 @@ impl Client {
     pub(super) async fn connect(address: SocketAddr, key: Option<&str>) -> anyhow::Result<Self> {
         let key = key.map_or_else(String::new, |key| format!("authorization: Bearer {key}\r\n"));
         let stream = open(address).await?;
-        Ok(Self { stream, closes: false, address, host: address.to_string(), key, received: Vec::new() })
+        Ok(Self {
+            stream,
+            closes: false,
+            address,
+            host: address.to_string(),
+            key,
+            received: Vec::new(),
+        })
     }
 
     /// Bytes of the head of a POST with events; the body follows it in one write.
     pub(super) fn post_head(&self, wire: Wire, body: usize) -> Vec<u8> {
         let (host, key, (path, kind)) = (&self.host, &self.key, wire.route());
-        format!("POST {path} HTTP/1.1\r\nhost: {host}\r\n{key}content-type: {kind}\r\ncontent-length: {body}\r\n\r\n").into()
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\n{key}content-type: {kind}\r\ncontent-length: \
+             {body}\r\n\r\n"
+        )
+        .into()
     }
 
     pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
@@ -47,7 +62,8 @@ impl Client {
         self.exchange(head.as_bytes()).await
     }
 
-    /// Writes a whole request and reads the answer: status and body. After a failure the next one has a new connection.
+    /// Writes a whole request and reads the answer: status and body. After a failure the next one
+    /// has a new connection.
     pub(super) async fn exchange(&mut self, request: &[u8]) -> anyhow::Result<(u16, Vec<u8>)> {
         let answer = self.exchange_once(request).await;
         self.closes |= answer.is_err();
@@ -66,8 +82,12 @@ impl Client {
             }
             self.read_more().await?;
         };
-        let text = std::str::from_utf8(&self.received[..head]).context("the answer's head is no text")?;
-        let status = text.get(9..12).and_then(|digits| digits.parse().ok()).context("the answer has no status")?;
+        let text =
+            std::str::from_utf8(&self.received[..head]).context("the answer's head is no text")?;
+        let status = text
+            .get(9..12)
+            .and_then(|digits| digits.parse().ok())
+            .context("the answer has no status")?;
         let field = |wanted: &str| {
             let mut fields = text.lines().filter_map(|line| line.split_once(':'));
             fields.find_map(|(name, value)| name.eq_ignore_ascii_case(wanted).then(|| value.trim()))
@@ -75,7 +95,9 @@ impl Client {
         self.closes = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         let length = match status {
             204 => 0, // has no body, and therefore names no length
-            _ => field("content-length").and_then(|value| value.parse().ok()).context("the answer has no content-length")?,
+            _ => field("content-length")
+                .and_then(|value| value.parse().ok())
+                .context("the answer has no content-length")?,
         };
         if length > MAX_ANSWER {
             bail!("an answer of {length} bytes");

@@ -1,7 +1,8 @@
 //! `rollmill bench --compare`: the same events and questions for our server and a peer, in one run.
 //!
-//! Rounds are short and alternate (A B C, A B C, ...), so that whatever else the machine does hits all of them. After each round there is
-//! a pause for what the server does afterwards (flushes, merges): it is counted as that server's CPU, and does not disturb the next one.
+//! Rounds are short and alternate (A B C, A B C, ...), so that whatever else the machine does hits
+//! all of them. After each round there is a pause for what the server does afterwards (flushes,
+//! merges): it is counted as that server's CPU, and does not disturb the next one.
 
 mod table;
 
@@ -50,7 +51,12 @@ struct Contender {
 }
 
 impl Contender {
-    fn new(name: &'static str, wire: Wire, server: Server, [durable, kept]: [&'static str; 2]) -> anyhow::Result<Self> {
+    fn new(
+        name: &'static str,
+        wire: Wire,
+        server: Server,
+        [durable, kept]: [&'static str; 2],
+    ) -> anyhow::Result<Self> {
         let target = Target { address: server.address, key: None, wire };
         let (cpu_before, sum, rates) = (server.cpu_seconds()?, Outcome::default(), Vec::new());
         Ok(Self { name, durable, kept, server, target, cpu_before, sum, rates })
@@ -82,13 +88,21 @@ impl Rounds {
 /// Runs the comparison that the arguments name.
 ///
 /// # Errors
-/// If a server cannot be started or refuses, if the peer's binary is missing, or if ours counted anything wrongly.
+/// If a server cannot be started or refuses, if the peer's binary is missing, or if ours counted
+/// anything wrongly.
 pub(super) async fn measure(args: &BenchArgs, peer: Peer) -> anyhow::Result<Comparison> {
     let Peer::VictoriaMetrics = peer;
     let binary = victoria::binary(args.victoria_binary.as_deref())?;
     let version = victoria::version(&binary)?;
-    let run = getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
-    let shape = Shape { bytes: args.bytes as usize, batch: args.batch as usize, series: args.series, users: args.users, run };
+    let run =
+        getrandom::u32().map_err(|e| anyhow::anyhow!("no randomness for the run's name: {e}"))?;
+    let shape = Shape {
+        bytes: args.bytes as usize,
+        batch: args.batch as usize,
+        series: args.series,
+        users: args.users,
+        run,
+    };
     let rounds = Rounds::of(args.seconds);
     let mut contenders = start(args, &binary).await?;
     for contender in &mut contenders {
@@ -105,8 +119,15 @@ pub(super) async fn measure(args: &BenchArgs, peer: Peer) -> anyhow::Result<Comp
     }
     // The third server is another way in, not another way out.
     contenders.truncate(2);
-    let questions = ask(&contenders, args.connections, &Shape { run: run ^ 1, ..shape }, &rounds).await?;
-    Ok(Comparison { peer: version, rounds: rounds.count, seconds: rounds.seconds, ingest, questions })
+    let questions =
+        ask(&contenders, args.connections, &Shape { run: run ^ 1, ..shape }, &rounds).await?;
+    Ok(Comparison {
+        peer: version,
+        rounds: rounds.count,
+        seconds: rounds.seconds,
+        ingest,
+        questions,
+    })
 }
 
 async fn start(args: &BenchArgs, binary: &std::path::Path) -> anyhow::Result<Vec<Contender>> {
@@ -135,14 +156,23 @@ async fn warm_up(contender: &mut Contender, run: u32) -> anyhow::Result<()> {
     let watch = Stopwatch::start();
     while !load::shows(&mut client, wire, &metric, 1).await? {
         if watch.elapsed() > MAX_WARM_UP {
-            bail!("{} does not show an event {} s after it took it", contender.name, MAX_WARM_UP.as_secs());
+            bail!(
+                "{} does not show an event {} s after it took it",
+                contender.name,
+                MAX_WARM_UP.as_secs()
+            );
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
 
-async fn load_once(contender: &mut Contender, args: &BenchArgs, shape: &Shape, rounds: &Rounds) -> anyhow::Result<()> {
+async fn load_once(
+    contender: &mut Contender,
+    args: &BenchArgs,
+    shape: &Shape,
+    rounds: &Rounds,
+) -> anyhow::Result<()> {
     let plan = Plan {
         shape: *shape,
         connections: args.connections,
@@ -150,7 +180,9 @@ async fn load_once(contender: &mut Contender, args: &BenchArgs, shape: &Shape, r
         rate: args.rate,
         begin: contender.sum.next,
     };
-    let outcome = load::run(&contender.target, &plan).await.with_context(|| format!("loading {}", contender.name))?;
+    let outcome = load::run(&contender.target, &plan)
+        .await
+        .with_context(|| format!("loading {}", contender.name))?;
     contender.rates.push(outcome.acked as f64 / outcome.seconds);
     contender.sum.add(outcome);
     tokio::time::sleep(rounds.pause()).await;
@@ -165,21 +197,32 @@ async fn ingest_column(contender: &Contender, shape: &Shape) -> anyhow::Result<C
     let (cpu, disk) = (server.cpu_seconds()? - contender.cpu_before, server.disk_total()?);
     let counted = load::count_of(&contender.target, shape, sum.acked).await?;
     if contender.is_ours() && counted != sum.acked {
-        bail!("{} events were acknowledged, {counted} are in the rollups: this must never be", sum.acked);
+        bail!(
+            "{} events were acknowledged, {counted} are in the rollups: this must never be",
+            sum.acked
+        );
     }
     let events = sum.acked as f64;
     let figures = vec![
         Figure::number("events", events, "acknowledged"),
         Figure::number("events_counted", counted as f64, "afterwards"),
         Figure::number("events_per_second", events / sum.seconds, "/s"),
-        Figure::number("slowest_round", contender.rates.iter().copied().fold(f64::INFINITY, f64::min), "/s"),
+        Figure::number(
+            "slowest_round",
+            contender.rates.iter().copied().fold(f64::INFINITY, f64::min),
+            "/s",
+        ),
         Figure::number("fastest_round", contender.rates.iter().copied().fold(0.0, f64::max), "/s"),
         Figure::number("server_cpu_per_million_events", cpu / events * 1e6, "s"),
         Figure::number("server_peak_memory", server.peak_memory()? as f64 / 1e6, "MB"),
         Figure::number("disk_per_event", disk as f64 / events, "bytes"),
         Figure::number("ack_p50", percentile_ms(sum.ack_us(), 0.5), "ms"),
         Figure::number("ack_p99", percentile_ms(sum.ack_us(), 0.99), "ms"),
-        Figure::number("fresh_p50", percentile_ms(sum.fresh_us(), 0.5), "ms from the acknowledgement to an answer"),
+        Figure::number(
+            "fresh_p50",
+            percentile_ms(sum.fresh_us(), 0.5),
+            "ms from the acknowledgement to an answer",
+        ),
         Figure::number("overload_answers", sum.refusals() as f64, "429 or 503, repeated"),
         Figure::text("acknowledged_is_durable", contender.durable),
         Figure::text("kept", contender.kept),
@@ -187,13 +230,25 @@ async fn ingest_column(contender: &Contender, shape: &Shape) -> anyhow::Result<C
     Ok(Column { name: contender.name, figures })
 }
 
-/// The 24 hourly sums of one series, another one each time, in alternating rounds; both must give the same numbers.
-async fn ask(contenders: &[Contender], connections: u32, shape: &Shape, rounds: &Rounds) -> anyhow::Result<Vec<Column>> {
+/// The 24 hourly sums of one series, another one each time, in alternating rounds; both must give
+/// the same numbers.
+async fn ask(
+    contenders: &[Contender],
+    connections: u32,
+    shape: &Shape,
+    rounds: &Rounds,
+) -> anyhow::Result<Vec<Column>> {
     let (now, metric) = (SystemClock.now(), shape.metric());
     let to = now - now.rem_euclid(24 * HOUR_MS);
-    let filling = Filling { from: to - FILLED_HOURS * HOUR_MS, hours: FILLED_HOURS, per_hour: FILLED_PER_HOUR };
+    let filling = Filling {
+        from: to - FILLED_HOURS * HOUR_MS,
+        hours: FILLED_HOURS,
+        per_hour: FILLED_PER_HOUR,
+    };
     for contender in contenders {
-        queries::fill(&contender.target, shape, &filling).await.with_context(|| format!("filling {}", contender.name))?;
+        queries::fill(&contender.target, shape, &filling)
+            .await
+            .with_context(|| format!("filling {}", contender.name))?;
     }
     // What is asked about lies in the stores.
     tokio::time::sleep(MAX_PAUSE).await;
@@ -211,7 +266,11 @@ async fn ask(contenders: &[Contender], connections: u32, shape: &Shape, rounds: 
     let column = |(contender, (asked, cpu)): (&Contender, &(Asked, f64))| Column {
         name: contender.name,
         figures: vec![
-            Figure::number("queries_per_second", asked.per_second(), "/s, 24 hourly sums of one series"),
+            Figure::number(
+                "queries_per_second",
+                asked.per_second(),
+                "/s, 24 hourly sums of one series",
+            ),
             Figure::number("query_p50", asked.percentile_ms(0.5), "ms"),
             Figure::number("query_p99", asked.percentile_ms(0.99), "ms"),
             Figure::number("server_cpu_per_query", cpu * 1e3 / asked.questions() as f64, "ms"),
@@ -227,7 +286,11 @@ async fn same_answers(contenders: &[Contender], metric: &str, to: i64) -> anyhow
             let path = contender.target.wire.day_path(metric, n, to);
             let (status, answer) = contender.target.connect().await?.get(&path).await?;
             if status != 200 {
-                bail!("{} answered {path} with {status}: {}", contender.name, String::from_utf8_lossy(&answer));
+                bail!(
+                    "{} answered {path} with {status}: {}",
+                    contender.name,
+                    String::from_utf8_lossy(&answer)
+                );
             }
             answers.push((contender.name, contender.target.wire.day_sums(&answer)?));
         }

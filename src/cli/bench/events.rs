@@ -1,4 +1,5 @@
-//! The events of a benchmark: made once, then patched in place, so that making them costs next to nothing.
+//! The events of a benchmark: made once, then patched in place, so that making them costs next to
+//! nothing.
 
 use std::fmt::Write;
 
@@ -49,7 +50,11 @@ impl Body {
     /// Event *n* is of series *first + n*.
     pub(super) fn one_of_each_series(&mut self, shape: &Shape, first: u64) {
         for n in 0..shape.batch {
-            self.digits(self.start + n * self.event + self.places.series, 8, (first + n as u64) % shape.series);
+            self.digits(
+                self.start + n * self.event + self.places.series,
+                8,
+                (first + n as u64) % shape.series,
+            );
         }
     }
 
@@ -61,7 +66,8 @@ impl Body {
     }
 }
 
-/// Fills an event up to `bytes` with a payload that zstd cannot fold away at once, as real ones: words of a small vocabulary.
+/// Fills an event up to `bytes` with a payload that zstd cannot fold away at once, as real ones:
+/// words of a small vocabulary.
 fn pad(event: &mut String, bytes: usize) {
     let padding = bytes.saturating_sub(event.len() + 24);
     event.push_str(r#","properties":{"text":""#);
@@ -85,8 +91,12 @@ mod tests {
             let shape = Shape { bytes, batch: 3, series: 1_000, users: 10, run: 7 };
             let mut body = Body::new(&shape, Wire::Rollmill, |_| b"HEAD".to_vec());
             body.patch(&shape, 41, 1_790_000_000_123);
-            let events: Vec<serde_json::Value> = serde_json::from_slice(&body.bytes[4..]).expect("JSON");
-            assert_eq!((events.len(), events[2]["id"].as_str()), (3, Some("00000007-000000000043")));
+            let events: Vec<serde_json::Value> =
+                serde_json::from_slice(&body.bytes[4..]).expect("JSON");
+            assert_eq!(
+                (events.len(), events[2]["id"].as_str()),
+                (3, Some("00000007-000000000043"))
+            );
             assert_eq!(events[1]["timestamp"], 1_790_000_000_123i64);
             assert!(body.event.abs_diff(bytes) < 16, "an event has {} bytes", body.event);
         }
@@ -104,12 +114,16 @@ mod tests {
         let (import, influx) = (text(Wire::JsonImport), text(Wire::InfluxLine));
         assert_eq!((import.lines().count(), influx.lines().count()), (3, 3));
         for ((ours, import), influx) in ours.iter().zip(import.lines()).zip(influx.lines()) {
-            let (series, value) = (ours["labels"]["series"].as_str().unwrap(), ours["value"].as_f64().unwrap());
+            let (series, value) =
+                (ours["labels"]["series"].as_str().unwrap(), ours["value"].as_f64().unwrap());
             let import: serde_json::Value = serde_json::from_str(import).unwrap();
             let metric = serde_json::json!({"__name__": "bench_00000007", "series": series, "host": "web-1"});
             assert_eq!((&import["metric"], import["values"][0].as_f64()), (&metric, Some(value)));
             assert_eq!(import["timestamps"], serde_json::json!([1_790_000_000_123i64]));
-            assert_eq!(influx, format!("bench_00000007,series={series},host=web-1 value={value:.2} 1790000000123"));
+            assert_eq!(
+                influx,
+                format!("bench_00000007,series={series},host=web-1 value={value:.2} 1790000000123")
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Sending as fast as the server takes it, counting what was acknowledged, and how soon it shows in a query.
+//! Sending as fast as the server takes it, counting what was acknowledged, and how soon it shows in
+//! a query.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -83,19 +84,37 @@ struct Tally {
 }
 
 pub(super) async fn run(target: &Target, plan: &Plan) -> anyhow::Result<Outcome> {
-    let tally = Tally { next: Cell::new(plan.begin.events), probes: Cell::new(plan.begin.probes), ..Tally::default() };
+    let tally = Tally {
+        next: Cell::new(plan.begin.events),
+        probes: Cell::new(plan.begin.probes),
+        ..Tally::default()
+    };
     let tally = Rc::new(tally);
     let watch = Rc::new(Stopwatch::start());
-    let bar = indicatif::ProgressBar::new(u64::from(plan.seconds)).with_style(super::super::bar_style("s"));
+    let bar = indicatif::ProgressBar::new(u64::from(plan.seconds))
+        .with_style(super::super::bar_style("s"));
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..plan.connections {
         let (tally, watch, line) = (tally.clone(), watch.clone(), target.line().await?);
         let pace = Pace { rate: plan.rate, begin: plan.begin.events };
-        handles.push(tasks.spawn_local(connection(line, plan.shape, plan.seconds, pace, tally, watch)));
+        handles.push(tasks.spawn_local(connection(
+            line,
+            plan.shape,
+            plan.seconds,
+            pace,
+            tally,
+            watch,
+        )));
     }
     let probe = (target.line().await?, target.connect().await?);
-    handles.push(tasks.spawn_local(freshness(probe, plan.shape.run, plan.seconds, tally.clone(), watch.clone())));
+    handles.push(tasks.spawn_local(freshness(
+        probe,
+        plan.shape.run,
+        plan.seconds,
+        tally.clone(),
+        watch.clone(),
+    )));
     let ended = tasks
         .run_until(async {
             for second in 1..=plan.seconds {
@@ -138,7 +157,8 @@ impl Line {
         Body::new(shape, self.wire, |length| self.client.post_head(self.wire, length))
     }
 
-    /// Sends a request until it is taken, the same events each time: whatever was taken is not counted twice.
+    /// Sends a request until it is taken, the same events each time: whatever was taken is not
+    /// counted twice.
     pub(super) async fn send(&mut self, request: &[u8]) -> anyhow::Result<()> {
         match self.try_to_send(request).await? {
             Tries { unanswered: Some(why), .. } => Err(why),
@@ -157,7 +177,9 @@ impl Line {
                     away = None;
                     tries.refusals += 1;
                 }
-                Ok((status, answer)) => bail!("the server refused events: {}", sentence(status, &answer)),
+                Ok((status, answer)) => {
+                    bail!("the server refused events: {}", sentence(status, &answer))
+                }
                 Err(why) => {
                     tries.lost += u64::from(away.is_none());
                     if away.get_or_insert_with(Stopwatch::start).elapsed() > AWAY {
@@ -221,7 +243,13 @@ async fn connection(
 
 /// An error of the server in its own words.
 fn sentence(status: u16, answer: &[u8]) -> String {
-    Answer { status, retry_after: None, text: String::from_utf8_lossy(answer).into_owned(), completeness: None }.sentence()
+    Answer {
+        status,
+        retry_after: None,
+        text: String::from_utf8_lossy(answer).into_owned(),
+        completeness: None,
+    }
+    .sentence()
 }
 
 fn micros(time: Duration) -> u32 {
@@ -234,7 +262,13 @@ pub(super) fn probe_metric(run: u32) -> String {
 }
 
 /// From the acknowledgement of an event until a query counts it.
-async fn freshness(probe: (Line, Client), run: u32, seconds: u32, tally: Rc<Tally>, watch: Rc<Stopwatch>) -> anyhow::Result<()> {
+async fn freshness(
+    probe: (Line, Client),
+    run: u32,
+    seconds: u32,
+    tally: Rc<Tally>,
+    watch: Rc<Stopwatch>,
+) -> anyhow::Result<()> {
     let (Line { client: mut writer, wire }, mut reader) = probe;
     let metric = probe_metric(run);
     let until = Duration::from_secs(u64::from(seconds));
@@ -250,8 +284,11 @@ async fn freshness(probe: (Line, Client), run: u32, seconds: u32, tally: Rc<Tall
         let acked = watch.elapsed();
         // A server that is away shows nothing.
         while !shows(&mut reader, wire, &metric, tally.probes.get()).await.unwrap_or(false) {
-            // Ours is waited for; a server that shows events after seconds would make the round longer than its load.
-            if watch.elapsed() >= until && (wire != Wire::Rollmill || watch.elapsed() - acked > AWAY) {
+            // Ours is waited for; a server that shows events after seconds would make the round
+            // longer than its load.
+            if watch.elapsed() >= until
+                && (wire != Wire::Rollmill || watch.elapsed() - acked > AWAY)
+            {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -263,9 +300,15 @@ async fn freshness(probe: (Line, Client), run: u32, seconds: u32, tally: Rc<Tall
 }
 
 /// Whether so many events of the metric are counted.
-pub(super) async fn shows(reader: &mut Client, wire: Wire, metric: &str, events: u64) -> anyhow::Result<bool> {
+pub(super) async fn shows(
+    reader: &mut Client,
+    wire: Wire,
+    metric: &str,
+    events: u64,
+) -> anyhow::Result<bool> {
     let now = SystemClock.now();
-    let (status, answer) = reader.get(&wire.count_path(metric, now - 24 * HOUR_MS, now + HOUR_MS)).await?;
+    let (status, answer) =
+        reader.get(&wire.count_path(metric, now - 24 * HOUR_MS, now + HOUR_MS)).await?;
     Ok(status == 200 && wire.count(&answer)? >= events)
 }
 
@@ -276,14 +319,22 @@ pub(super) async fn count_of(target: &Target, shape: &Shape, expected: u64) -> a
 }
 
 /// The same, between two times.
-pub(super) async fn count_between(target: &Target, shape: &Shape, from: i64, to: i64, expected: u64) -> anyhow::Result<u64> {
+pub(super) async fn count_between(
+    target: &Target,
+    shape: &Shape,
+    from: i64,
+    to: i64,
+    expected: u64,
+) -> anyhow::Result<u64> {
     let mut client = target.connect().await?;
     let watch = Stopwatch::start();
     let path = target.wire.count_path(&shape.metric(), from, to);
     loop {
         let (status, answer) = match client.get(&path).await {
             Ok(answer) => answer,
-            Err(why) if watch.elapsed() > AWAY => return Err(why.context("the server was not there to count")),
+            Err(why) if watch.elapsed() > AWAY => {
+                return Err(why.context("the server was not there to count"));
+            }
             Err(_) => {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;

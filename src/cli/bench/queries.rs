@@ -19,7 +19,11 @@ const ASKING: Duration = Duration::from_secs(5);
 /// A question is asked so many times, and the median counts.
 const REPEATS: usize = 9;
 
-pub(super) async fn measure(target: &Target, shape: &Shape, connections: u32) -> anyhow::Result<Figures> {
+pub(super) async fn measure(
+    target: &Target,
+    shape: &Shape,
+    connections: u32,
+) -> anyhow::Result<Figures> {
     let now = SystemClock.now();
     let to = now - now.rem_euclid(24 * HOUR_MS);
     let from = to - DAYS * 24 * HOUR_MS;
@@ -40,7 +44,11 @@ pub(super) async fn measure(target: &Target, shape: &Shape, connections: u32) ->
     let asked = many(target, connections, ASKING, small).await?;
     Ok(vec![
         ("stored_rollups", (SERIES as i64 * DAYS * 24) as f64, "rows"),
-        ("small_queries_per_second", asked.per_second(), "/s, 24 hourly points of one series, different ones"),
+        (
+            "small_queries_per_second",
+            asked.per_second(),
+            "/s, 24 hourly points of one series, different ones",
+        ),
         ("small_query_p50", asked.percentile_ms(0.5), "ms"),
         ("small_query_p99", asked.percentile_ms(0.99), "ms"),
         ("large_query_first", cold, "ms, daily sum of 1,000 series over 30 days"),
@@ -62,17 +70,29 @@ pub(super) async fn fill(target: &Target, shape: &Shape, filling: &Filling) -> a
     let mut line = target.line().await?;
     let mut body = line.body(&shape);
     let requests = filling.hours * filling.per_hour;
-    let bar = indicatif::ProgressBar::new(requests.unsigned_abs()).with_style(super::super::bar_style("requests of a filling"));
+    let bar = indicatif::ProgressBar::new(requests.unsigned_abs())
+        .with_style(super::super::bar_style("requests of a filling"));
     for request in 0..requests {
         let (hour, minute) = (request / filling.per_hour, 1 + 5 * (request % filling.per_hour));
-        body.patch(&shape, request.unsigned_abs() * SERIES, filling.from + hour * HOUR_MS + minute * 60_000);
+        body.patch(
+            &shape,
+            request.unsigned_abs() * SERIES,
+            filling.from + hour * HOUR_MS + minute * 60_000,
+        );
         body.one_of_each_series(&shape, 0);
         line.send(&body.bytes).await?;
         bar.inc(1);
     }
     bar.finish_and_clear();
     let expected = SERIES * requests.unsigned_abs();
-    let counted = load::count_between(target, &shape, filling.from, filling.from + filling.hours * HOUR_MS, expected).await?;
+    let counted = load::count_between(
+        target,
+        &shape,
+        filling.from,
+        filling.from + filling.hours * HOUR_MS,
+        expected,
+    )
+    .await?;
     if counted != expected {
         bail!("{expected} events were sent, {counted} are counted");
     }
@@ -132,12 +152,14 @@ pub(super) async fn many(
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..connections {
-        let (next, times, paths, watch) = (next.clone(), times.clone(), paths.clone(), watch.clone());
+        let (next, times, paths, watch) =
+            (next.clone(), times.clone(), paths.clone(), watch.clone());
         let mut client = target.connect().await?;
         handles.push(tasks.spawn_local(async move {
             while watch.elapsed() < time {
                 next.set(next.get() + 1);
-                let milliseconds = once(&mut client, &paths[(next.get() % SERIES) as usize]).await?;
+                let milliseconds =
+                    once(&mut client, &paths[(next.get() % SERIES) as usize]).await?;
                 times.borrow_mut().push((milliseconds * 1e3) as u32);
             }
             anyhow::Ok(())

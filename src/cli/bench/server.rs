@@ -17,12 +17,21 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts this very binary on `data`, or on a new directory that is removed afterwards. The final count reads all `series`.
-    pub(super) async fn start(data: Option<&Path>, config: Option<&Path>, series: u64) -> anyhow::Result<Self> {
-        let (data, temporary) = data.map_or_else(|| (temporary_directory("server"), true), |data| (data.to_owned(), false));
+    /// Starts this very binary on `data`, or on a new directory that is removed afterwards. The
+    /// final count reads all `series`.
+    pub(super) async fn start(
+        data: Option<&Path>,
+        config: Option<&Path>,
+        series: u64,
+    ) -> anyhow::Result<Self> {
+        let (data, temporary) = data
+            .map_or_else(|| (temporary_directory("server"), true), |data| (data.to_owned(), false));
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe().context("cannot find this binary")?);
-        command.args(["serve", "--listen", &address.to_string(), "--data"]).arg(&data).stdout(Stdio::null());
+        command
+            .args(["serve", "--listen", &address.to_string(), "--data"])
+            .arg(&data)
+            .stdout(Stdio::null());
         command.env("ROLLMILL_QUERY_MAX_SERIES", series.max(100_000).to_string());
         if let Some(config) = config {
             command.arg("--config").arg(config);
@@ -39,7 +48,8 @@ impl Server {
         alive: &str,
     ) -> anyhow::Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {name}"))?;
+        let child =
+            command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot start {name}"))?;
         let mut server = Self { child, address, data, temporary };
         server.wait(alive).await?;
         Ok(server)
@@ -63,8 +73,14 @@ impl Server {
     /// CPU seconds used so far.
     pub(super) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-        let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok()).context("cannot read /proc/PID/stat");
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        let ticks = |at: usize| {
+            fields
+                .get(at)
+                .and_then(|text| text.parse::<f64>().ok())
+                .context("cannot read /proc/PID/stat")
+        };
         // Fields 14 and 15 of proc(5), in hundredths of a second on Linux.
         Ok((ticks(11)? + ticks(12)?) / 100.0)
     }
@@ -72,15 +88,24 @@ impl Server {
     /// Largest resident memory so far, in bytes.
     pub(super) fn peak_memory(&self) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("cannot read /proc/PID/status")?;
-        let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).context("VmHWM is no number")?;
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .context("cannot read /proc/PID/status")?;
+        let kilobytes: u64 = line
+            .split_whitespace()
+            .nth(1)
+            .and_then(|text| text.parse().ok())
+            .context("VmHWM is no number")?;
         Ok(kilobytes * 1024)
     }
 
     /// Bytes that the data directory takes on disk: log, store, archive.
     pub(super) fn disk(&self) -> anyhow::Result<[u64; 3]> {
-        let store: u64 =
-            ["store.sqlite", "store.sqlite-wal"].iter().map(|name| blocks(&self.data.join(name))).sum::<Result<_, _>>()?;
+        let store: u64 = ["store.sqlite", "store.sqlite-wal"]
+            .iter()
+            .map(|name| blocks(&self.data.join(name)))
+            .sum::<Result<_, _>>()?;
         Ok([blocks(&self.data.join("log"))?, store, blocks(&self.data.join("archive"))?])
     }
 

@@ -19,11 +19,18 @@ pub(super) fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
 }
 
 fn find(named: Option<&Path>, path: &std::ffi::OsStr) -> anyhow::Result<PathBuf> {
-    let way_out = "install Debian's package victoria-metrics, or name its binary with --victoria-binary";
+    let way_out =
+        "install Debian's package victoria-metrics, or name its binary with --victoria-binary";
     if let Some(named) = named {
-        return if named.is_file() { Ok(named.to_owned()) } else { bail!("there is no {}: {way_out}", named.display()) };
+        return if named.is_file() {
+            Ok(named.to_owned())
+        } else {
+            bail!("there is no {}: {way_out}", named.display())
+        };
     }
-    let found = std::env::split_paths(path).map(|dir| dir.join(BINARY)).find(|candidate| candidate.is_file());
+    let found = std::env::split_paths(path)
+        .map(|dir| dir.join(BINARY))
+        .find(|candidate| candidate.is_file());
     found.with_context(|| format!("{BINARY} is not in PATH: {way_out}"))
 }
 
@@ -34,7 +41,9 @@ fn find(named: Option<&Path>, path: &std::ffi::OsStr) -> anyhow::Result<PathBuf>
 pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<Server> {
     let (address, data) = (free_address()?, temporary_directory(name));
     let mut command = Command::new(binary);
-    command.arg(format!("-storageDataPath={}", data.display())).arg(format!("-httpListenAddr={address}"));
+    command
+        .arg(format!("-storageDataPath={}", data.display()))
+        .arg(format!("-httpListenAddr={address}"));
     // Without this the Influx wire would name the same metric differently.
     command.args(["-influxSkipSingleField", "-loggerLevel=ERROR"]).stdout(Stdio::null());
     Server::launch(command, address, data, true, "/health").await
@@ -45,7 +54,8 @@ pub(super) async fn start(binary: &Path, name: &str) -> anyhow::Result<Server> {
 /// # Errors
 /// If it refuses.
 pub(super) async fn flush(server: &Server) -> anyhow::Result<()> {
-    let (status, answer) = Client::connect(server.address, None).await?.get("/internal/force_flush").await?;
+    let (status, answer) =
+        Client::connect(server.address, None).await?.get("/internal/force_flush").await?;
     if status != 200 {
         bail!("{BINARY} refused to flush: {status}: {}", String::from_utf8_lossy(&answer));
     }
@@ -57,7 +67,10 @@ pub(super) async fn flush(server: &Server) -> anyhow::Result<()> {
 /// # Errors
 /// If it cannot be run.
 pub(super) fn version(binary: &Path) -> anyhow::Result<String> {
-    let output = Command::new(binary).arg("-version").output().with_context(|| format!("cannot run {}", binary.display()))?;
+    let output = Command::new(binary)
+        .arg("-version")
+        .output()
+        .with_context(|| format!("cannot run {}", binary.display()))?;
     let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     Ok(if said.is_empty() { binary.display().to_string() } else { said })
 }
@@ -71,10 +84,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().as_os_str();
         let missing = find(None, path).unwrap_err().to_string();
-        assert!(missing.contains("package victoria-metrics") && missing.contains("--victoria-binary"), "{missing}");
+        assert!(
+            missing.contains("package victoria-metrics") && missing.contains("--victoria-binary"),
+            "{missing}"
+        );
         let named = dir.path().join(BINARY);
         let missing = find(Some(&named), path).unwrap_err().to_string();
-        assert!(missing.contains(&named.display().to_string()) && missing.contains("package victoria-metrics"), "{missing}");
+        assert!(
+            missing.contains(&named.display().to_string())
+                && missing.contains("package victoria-metrics"),
+            "{missing}"
+        );
         std::fs::write(&named, "").unwrap();
         assert_eq!(find(None, path).unwrap(), named);
         assert_eq!(find(Some(&named), std::ffi::OsStr::new("")).unwrap(), named);

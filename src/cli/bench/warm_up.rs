@@ -1,4 +1,5 @@
-//! Series that live before anything is measured: what is measured then is their load, not their admission.
+//! Series that live before anything is measured: what is measured then is their load, not their
+//! admission.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,19 +21,26 @@ const REST_AFTER: Duration = Duration::from_secs(15);
 /// Who does not rest by then has other work to do.
 const REST_WITHIN: u32 = 600;
 
-/// Sends an event of each series, and waits until they are counted and the server has come to rest, if it is ours. Series per second.
+/// Sends an event of each series, and waits until they are counted and the server has come to rest,
+/// if it is ours. Series per second.
 pub(super) async fn each_series(
     target: &Target,
     shape: &Shape,
     connections: u32,
     server: Option<&Server>,
 ) -> anyhow::Result<f64> {
-    let bar = indicatif::ProgressBar::new(shape.series).with_style(super::super::bar_style("series"));
+    let bar =
+        indicatif::ProgressBar::new(shape.series).with_style(super::super::bar_style("series"));
     let (watch, next) = (Stopwatch::start(), Rc::new(Cell::new(0)));
     let tasks = tokio::task::LocalSet::new();
     let mut handles = Vec::new();
     for _ in 0..connections {
-        handles.push(tasks.spawn_local(send(target.line().await?, *shape, next.clone(), bar.clone())));
+        handles.push(tasks.spawn_local(send(
+            target.line().await?,
+            *shape,
+            next.clone(),
+            bar.clone(),
+        )));
     }
     for ended in tasks.run_until(futures::future::join_all(handles)).await {
         ended??;
@@ -49,7 +57,12 @@ pub(super) async fn each_series(
     Ok(shape.series as f64 / seconds)
 }
 
-async fn send(mut line: Line, shape: Shape, next: Rc<Cell<u64>>, bar: indicatif::ProgressBar) -> anyhow::Result<()> {
+async fn send(
+    mut line: Line,
+    shape: Shape,
+    next: Rc<Cell<u64>>,
+    bar: indicatif::ProgressBar,
+) -> anyhow::Result<()> {
     while next.get() < shape.series {
         let first = next.get();
         let batch = BATCH.min(shape.series - first);
@@ -73,5 +86,8 @@ async fn rest(server: &Server) -> anyhow::Result<()> {
             return Ok(());
         }
     }
-    bail!("the server has not come to rest within {REST_WITHIN} s: measure fewer series, or without --warm-up")
+    bail!(
+        "the server has not come to rest within {REST_WITHIN} s: measure fewer series, or without \
+         --warm-up"
+    )
 }

@@ -13,7 +13,8 @@ pub(super) enum Wire {
     InfluxLine,
 }
 
-/// Where the fields of an event begin that change from event to event; a wire without users or ids has none.
+/// Where the fields of an event begin that change from event to event; a wire without users or ids
+/// has none.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Places {
     pub(super) time: usize,
@@ -41,7 +42,8 @@ impl Wire {
         }
     }
 
-    /// One event of this shape, its changing digits zero. Ours ends before its closing brace, so that a payload can follow.
+    /// One event of this shape, its changing digits zero. Ours ends before its closing brace, so
+    /// that a payload can follow.
     pub(super) fn event(self, shape: &Shape) -> (String, Places) {
         let (metric, run) = (shape.metric(), shape.run);
         let text = match self {
@@ -51,7 +53,9 @@ impl Wire {
             Self::JsonImport => format!(
                 r#"{{"metric":{{"__name__":"{metric}","series":"s00000000","host":"web-1"}},"values":[100.00],"timestamps":[0000000000000]}}"#
             ),
-            Self::InfluxLine => format!("{metric},series=s00000000,host=web-1 value=100.00 0000000000000"),
+            Self::InfluxLine => {
+                format!("{metric},series=s00000000,host=web-1 value=100.00 0000000000000")
+            }
         };
         let after = |needle: &str| text.find(needle).map(|found| found + needle.len());
         let [time, value, series] = match self {
@@ -60,7 +64,13 @@ impl Wire {
             Self::InfluxLine => ["value=100.00 ", "value=", "series=s"],
         }
         .map(|needle| after(needle).unwrap_or_default());
-        let places = Places { time, value, series, user: after("\"user\":\"u"), id: after(&format!("{run:08x}-")) };
+        let places = Places {
+            time,
+            value,
+            series,
+            user: after("\"user\":\"u"),
+            id: after(&format!("{run:08x}-")),
+        };
         (text, places)
     }
 
@@ -68,7 +78,9 @@ impl Wire {
     pub(super) fn probe(self, metric: &str, number: u64, now: i64) -> String {
         match self {
             Self::Rollmill => format!(r#"{{"metric":"{metric}","id":"{number}"}}"#),
-            Self::JsonImport => format!(r#"{{"metric":{{"__name__":"{metric}"}},"values":[1],"timestamps":[{now}]}}"#),
+            Self::JsonImport => format!(
+                r#"{{"metric":{{"__name__":"{metric}"}},"values":[1],"timestamps":[{now}]}}"#
+            ),
             Self::InfluxLine => format!("{metric} value=1 {now}"),
         }
     }
@@ -87,7 +99,10 @@ impl Wire {
             Self::Rollmill => format!("/v1/query?metric={metric}&from={from}&to={to}&step=all"),
             Self::JsonImport | Self::InfluxLine => {
                 let (seconds, to) = ((to - from) / 1_000, to / 1_000);
-                format!("/api/v1/query?query=sum(count_over_time({metric}[{seconds}s]))&time={to}&nocache=1")
+                format!(
+                    "/api/v1/query?query=sum(count_over_time({metric}[{seconds}s]))&time={to}&\
+                     nocache=1"
+                )
             }
         }
     }
@@ -102,7 +117,12 @@ impl Wire {
             let counted = answer["data"]["result"][0]["value"][1].as_str();
             return Ok(counted.map_or(Ok(0), str::parse)?);
         }
-        let points = answer["series"].as_array().into_iter().flatten().filter_map(|series| series["points"].as_array()).flatten();
+        let points = answer["series"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|series| series["points"].as_array())
+            .flatten();
         Ok(points.filter_map(|point| point["count"].as_u64()).sum())
     }
 
@@ -111,7 +131,10 @@ impl Wire {
         let from = to - DAY_MS;
         match self {
             Self::Rollmill => {
-                format!("/v1/query?metric={metric}&from={from}&to={to}&step=1h&agg=sum&where=%7Bseries=%22s{n:08}%22%7D")
+                format!(
+                    "/v1/query?metric={metric}&from={from}&to={to}&step=1h&agg=sum&where=%\
+                     7Bseries=%22s{n:08}%22%7D"
+                )
             }
             Self::JsonImport | Self::InfluxLine => {
                 // A point of theirs looks back over the hour that ends there.
@@ -130,11 +153,15 @@ impl Wire {
         let answer: serde_json::Value = serde_json::from_slice(answer)?;
         let (points, field) = match self {
             Self::Rollmill => (&answer["series"][0]["points"], serde_json::Value::from("sum")),
-            Self::JsonImport | Self::InfluxLine => (&answer["data"]["result"][0]["values"], serde_json::Value::from(1)),
+            Self::JsonImport | Self::InfluxLine => {
+                (&answer["data"]["result"][0]["values"], serde_json::Value::from(1))
+            }
         };
         let number = |point: &serde_json::Value| {
             let sum = field.as_str().map_or(&point[1], |name| &point[name]);
-            sum.as_f64().or_else(|| sum.as_str()?.parse().ok()).ok_or_else(|| anyhow::anyhow!("{sum} is no sum"))
+            sum.as_f64()
+                .or_else(|| sum.as_str()?.parse().ok())
+                .ok_or_else(|| anyhow::anyhow!("{sum} is no sum"))
         };
         points.as_array().into_iter().flatten().map(number).collect()
     }
@@ -157,7 +184,9 @@ mod tests {
         assert_eq!(Wire::InfluxLine.count(theirs).unwrap(), 5);
         let none = br#"{"status":"success","data":{"resultType":"vector","result":[]}}"#;
         assert_eq!(Wire::JsonImport.count(none).unwrap(), 0);
-        assert!(Wire::JsonImport.day_sums(br#"{"data":{"result":[{"values":[[1,"no"]]}]}}"#).is_err());
+        assert!(
+            Wire::JsonImport.day_sums(br#"{"data":{"result":[{"values":[[1,"no"]]}]}}"#).is_err()
+        );
         assert!(Wire::JsonImport.count(b"no").is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! A series as bars of text. Nothing is drawn that is not there: a window without data is a gap, all axes begin at zero or say where they
-//! begin, and all series of a drawing have one scale.
+//! A series as bars of text. Nothing is drawn that is not there: a window without data is a gap,
+//! all axes begin at zero or say where they begin, and all series of a drawing have one scale.
 
 /// Rows of a drawing.
 const ROWS: usize = 8;
@@ -15,14 +15,16 @@ pub(super) struct Line {
     pub(super) values: Vec<Option<f64>>,
 }
 
-/// Draws lines of equal length below each other, `width` characters wide. `from` and `to` stand below the first and the last window.
+/// Draws lines of equal length below each other, `width` characters wide. `from` and `to` stand
+/// below the first and the last window.
 pub(super) fn draw(lines: &[Line], from: &str, to: &str, width: usize) -> String {
     let all = || lines.iter().flat_map(|line| line.values.iter().flatten().copied());
     let windows = lines.iter().map(|line| line.values.len()).max().unwrap_or(0);
     if windows == 0 || all().next().is_none() {
         return String::new();
     }
-    let (low, high) = all().fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
+    let (low, high) =
+        all().fold((0.0f64, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
     let labels = [high, low].map(super::super::figures::short);
     let margin = labels.iter().map(String::len).max().unwrap_or(0) + 1;
     let room = width.saturating_sub(margin + 1).max(10);
@@ -45,7 +47,10 @@ pub(super) fn draw(lines: &[Line], from: &str, to: &str, width: usize) -> String
                 row if row == ROWS - 1 => &labels[0],
                 _ => "",
             };
-            let cells: String = bars.iter().flat_map(|value| std::iter::repeat_n(cell(*value, low, high, row), bar)).collect();
+            let cells: String = bars
+                .iter()
+                .flat_map(|value| std::iter::repeat_n(cell(*value, low, high, row), bar))
+                .collect();
             out.push_str(format!("{label:>margin$}│{cells}", margin = margin - 1).trim_end());
             out.push('\n');
         }
@@ -101,7 +106,14 @@ mod tests {
         let lines = drawn(&[Some(1.0), None, Some(4.0), None, None, Some(2.0)], 80);
         assert_eq!(
             ground(&lines),
-            format!("{}{}{}{}{}", "█".repeat(6), " ".repeat(6), "█".repeat(6), " ".repeat(12), "█".repeat(6))
+            format!(
+                "{}{}{}{}{}",
+                "█".repeat(6),
+                " ".repeat(6),
+                "█".repeat(6),
+                " ".repeat(12),
+                "█".repeat(6)
+            )
         );
         assert_eq!(lines[1], "m: count");
         assert!(lines[2].starts_with("4│            ██████"), "{lines:?}");
@@ -147,7 +159,8 @@ mod tests {
 
     #[test]
     fn all_lines_have_one_scale() {
-        let lines = [("a", 1.0), ("b", 100.0)].map(|(title, value)| Line { title: title.to_owned(), values: vec![Some(value)] });
+        let lines = [("a", 1.0), ("b", 100.0)]
+            .map(|(title, value)| Line { title: title.to_owned(), values: vec![Some(value)] });
         let drawn = draw(&lines, "f", "t", 60);
         assert_eq!(drawn.matches("100│").count(), 2, "{drawn}");
         assert!(drawn.contains("▁▁▁▁▁▁") && drawn.contains("██████"), "{drawn}");

@@ -74,7 +74,9 @@ pub(super) fn one_line(
         }
         Some(_) => false,
     };
-    if let Some(raw) = seen.timestamp.filter(|raw| raw.starts_with(|c: char| c.is_ascii_digit() || c == '-')) {
+    if let Some(raw) =
+        seen.timestamp.filter(|raw| raw.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+    {
         match times.number(raw).map_err(|why| ("timestamp_invalid", why))? {
             Time::Same => {}
             Time::Millis(millis) => edits.push((place(raw), millis.to_string())),
@@ -95,7 +97,10 @@ pub(super) fn one_line(
 fn push_line(out: &mut Vec<u8>, text: &str) {
     let from = out.len();
     out.extend_from_slice(text.as_bytes());
-    out[from..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+    out[from..]
+        .iter_mut()
+        .filter(|byte| matches!(byte, b'\n' | b'\r'))
+        .for_each(|byte| *byte = b' ');
 }
 
 #[cfg(test)]
@@ -104,14 +109,21 @@ mod tests {
 
     fn line(value: &str) -> (String, bool) {
         let mut out = Vec::new();
-        let made_up = one_line(value.as_bytes(), "x", &mut Times::default(), &mut out).expect("an event");
+        let made_up =
+            one_line(value.as_bytes(), "x", &mut Times::default(), &mut out).expect("an event");
         (String::from_utf8(out).expect("text"), made_up)
     }
 
     #[test]
     fn an_event_without_an_id_is_given_one() {
-        assert_eq!(line(" {\"metric\":\"m\"} "), ("{\"id\":\"x\",\"metric\":\"m\"}".to_owned(), true));
-        assert_eq!(line("{\"metric\":\"m\",\"id\":null}"), ("{\"metric\":\"m\",\"id\":\"x\"}".to_owned(), true));
+        assert_eq!(
+            line(" {\"metric\":\"m\"} "),
+            ("{\"id\":\"x\",\"metric\":\"m\"}".to_owned(), true)
+        );
+        assert_eq!(
+            line("{\"metric\":\"m\",\"id\":null}"),
+            ("{\"metric\":\"m\",\"id\":\"x\"}".to_owned(), true)
+        );
         assert_eq!(line("{\"\\u0069d\":\"7\"}"), ("{\"\\u0069d\":\"7\"}".to_owned(), false));
         assert_eq!(line("{}"), ("{\"id\":\"x\"}".to_owned(), true));
         assert_eq!(line("{\"a\":\n\r\n1}"), ("{\"id\":\"x\",\"a\":   1}".to_owned(), true));
@@ -119,7 +131,10 @@ mod tests {
 
     #[test]
     fn seconds_become_milliseconds_and_everything_else_is_left_to_the_server() {
-        assert_eq!(line("{\"timestamp\": 1767225600 ,\"id\":\"a\"}").0, "{\"timestamp\": 1767225600000 ,\"id\":\"a\"}");
+        assert_eq!(
+            line("{\"timestamp\": 1767225600 ,\"id\":\"a\"}").0,
+            "{\"timestamp\": 1767225600000 ,\"id\":\"a\"}"
+        );
         for text in [
             "{\"id\":\"a\",\"timestamp\":1767225600123}",
             "{\"id\":\"a\",\"timestamp\":\"1767225600\"}",
@@ -132,10 +147,19 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused_here() {
-        for (text, word) in [("7", "object"), ("[{}]", "object"), ("{\"a\":1,}", "trailing comma"), ("{} {}", "trailing")] {
-            let (code, why) = one_line(text.as_bytes(), "x", &mut Times::default(), &mut Vec::new()).expect_err(text);
+        for (text, word) in [
+            ("7", "object"),
+            ("[{}]", "object"),
+            ("{\"a\":1,}", "trailing comma"),
+            ("{} {}", "trailing"),
+        ] {
+            let (code, why) =
+                one_line(text.as_bytes(), "x", &mut Times::default(), &mut Vec::new())
+                    .expect_err(text);
             assert!(code == "event_unreadable" && why.contains(word), "{text}: {why}");
         }
-        assert!(one_line(b"{\"a\":\"\xff\"}", "x", &mut Times::default(), &mut Vec::new()).is_err());
+        assert!(
+            one_line(b"{\"a\":\"\xff\"}", "x", &mut Times::default(), &mut Vec::new()).is_err()
+        );
     }
 }

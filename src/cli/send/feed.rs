@@ -1,4 +1,5 @@
-//! Bytes of an input, unpacked, read by a thread of their own: whoever takes them can stop waiting after a while.
+//! Bytes of an input, unpacked, read by a thread of their own: whoever takes them can stop waiting
+//! after a while.
 
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read};
@@ -43,13 +44,20 @@ impl Feed {
     pub(super) fn open(source: &Source, read: Arc<AtomicU64>) -> anyhow::Result<Self> {
         let raw: Box<dyn Read + Send> = match source {
             Source::Stdin => Box::new(io::stdin()),
-            Source::File(path) if is_pipe(path) => Box::new(Pipe { path: path.clone(), opened: None }),
-            Source::File(path) => Box::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?),
+            Source::File(path) if is_pipe(path) => {
+                Box::new(Pipe { path: path.clone(), opened: None })
+            }
+            Source::File(path) => Box::new(
+                File::open(path).with_context(|| format!("cannot open {}", path.display()))?,
+            ),
         };
         let (sender, parts) = sync_channel(AHEAD);
         let counted = Counted(raw, read);
         let work = move || read_all(counted, &sender);
-        std::thread::Builder::new().name("read".to_owned()).spawn(work).context("cannot start a thread")?;
+        std::thread::Builder::new()
+            .name("read".to_owned())
+            .spawn(work)
+            .context("cannot start a thread")?;
         Ok(Self { parts })
     }
 
@@ -68,7 +76,8 @@ impl Feed {
 pub(super) fn identity_of(source: &Source) -> anyhow::Result<Option<Identity>> {
     use std::os::unix::fs::MetadataExt;
     let Source::File(path) = source else { return Ok(None) };
-    let metadata = std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let metadata =
+        std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
     Ok(metadata.is_file().then(|| Identity { device: metadata.dev(), inode: metadata.ino() }))
 }
 
@@ -137,7 +146,8 @@ fn unpack(mut raw: impl Read + Send + 'static) -> io::Result<Box<dyn Read>> {
         let n = raw.read(&mut head[known..])?;
         known += n;
         // A line of three bytes need not wait for more: only what may be a magic number does.
-        if n == 0 || !(GZIP.starts_with(&head[..known.min(2)]) || ZSTD.starts_with(&head[..known])) {
+        if n == 0 || !(GZIP.starts_with(&head[..known.min(2)]) || ZSTD.starts_with(&head[..known]))
+        {
             break;
         }
     }
@@ -172,7 +182,10 @@ mod tests {
             }
         }
         let mut out = Vec::new();
-        unpack(Slow(Cursor::new(bytes.to_vec()))).expect("opened").read_to_end(&mut out).expect("read");
+        unpack(Slow(Cursor::new(bytes.to_vec())))
+            .expect("opened")
+            .read_to_end(&mut out)
+            .expect("read");
         out
     }
 

@@ -1,4 +1,5 @@
-//! One input on its way into batches: opened, told what it is, cut into records, each made an event or a reason why it is none.
+//! One input on its way into batches: opened, told what it is, cut into records, each made an event
+//! or a reason why it is none.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -145,14 +146,18 @@ impl Input {
                 Fed::Nothing => return Ok(Yield::Nothing),
                 Fed::End => self.finish()?,
                 Fed::Failed(error) => {
-                    bail!("cannot read {} behind byte {}: {error}", self.name, self.splitter.as_ref().map_or(0, Splitter::offset))
+                    bail!(
+                        "cannot read {} behind byte {}: {error}",
+                        self.name,
+                        self.splitter.as_ref().map_or(0, Splitter::offset)
+                    )
                 }
             }
         }
     }
 
-    /// No more is read; what has come is still given. A line that has not ended yet is an event only if it is whole JSON. Returns
-    /// whether the input was at its end.
+    /// No more is read; what has come is still given. A line that has not ended yet is an event
+    /// only if it is whole JSON. Returns whether the input was at its end.
     pub(super) fn stop(&mut self) -> anyhow::Result<bool> {
         for _ in 0..=AHEAD {
             match self.feed.next(GRACE) {
@@ -204,7 +209,9 @@ impl Input {
     /// Tells the format, once enough has come.
     fn tell(&mut self, complete: bool) -> anyhow::Result<()> {
         let told = sniff::format_of(&self.head, complete, self.wanted);
-        let told = told.map_err(anyhow::Error::msg).with_context(|| format!("{} cannot be sent", self.name))?;
+        let told = told
+            .map_err(anyhow::Error::msg)
+            .with_context(|| format!("{} cannot be sent", self.name))?;
         if let Some(format) = told {
             self.splitter = Some(Splitter::new(format, std::mem::take(&mut self.head)));
         }
@@ -221,7 +228,11 @@ impl Input {
         }
         let Some(splitter) = &mut self.splitter else { return Ok(()) };
         let pending = splitter.pending().trim_ascii();
-        if self.may_grow && splitter.format() == Format::Ndjson && !pending.is_empty() && !is_json(pending) {
+        if self.may_grow
+            && splitter.format() == Format::Ndjson
+            && !pending.is_empty()
+            && !is_json(pending)
+        {
             self.left = Some(splitter.line_number());
             return Ok(());
         }
@@ -229,11 +240,13 @@ impl Input {
         Ok(())
     }
 
-    /// At the end: an array that was not closed is a mistake, although all that it holds could be read.
+    /// At the end: an array that was not closed is a mistake, although all that it holds could be
+    /// read.
     fn end(&mut self, out: &mut Vec<u8>) -> anyhow::Result<Yield> {
         if self.old_events > self.passed {
             bail!(
-                "{} holds {} events, and the position says that {} are in: it belongs to another input",
+                "{} holds {} events, and the position says that {} are in: it belongs to another \
+                 input",
                 self.name,
                 self.passed,
                 self.old_events
@@ -247,7 +260,9 @@ impl Input {
     fn take(&mut self, record: Record, out: &mut Vec<u8>) -> anyhow::Result<Option<Yield>> {
         let Some(splitter) = &self.splitter else { return Ok(None) };
         let bytes = splitter.bytes(&record);
-        if let (Some(columns), Format::Csv(delimiter), None) = (&self.columns, splitter.format(), &self.table) {
+        if let (Some(columns), Format::Csv(delimiter), None) =
+            (&self.columns, splitter.format(), &self.table)
+        {
             let table = Table::new(bytes, delimiter, columns).map_err(anyhow::Error::msg);
             self.table = Some(table.with_context(|| format!("{} cannot be sent", self.name))?);
             self.header = Some(bytes.to_vec());
@@ -255,7 +270,9 @@ impl Input {
         }
         let known = record.offset < self.before.offset || self.passed < self.old_events;
         if known && record.flaw != Some(Flaw::OpenArray) {
-            if self.before.offset > 0 && record.offset + record.range.len() as u64 > self.before.offset {
+            if self.before.offset > 0
+                && record.offset + record.range.len() as u64 > self.before.offset
+            {
                 let why = format!(
                     "{}: line {} was sent as it stood at the end of the file, and has grown since",
                     self.name, record.line

@@ -1,7 +1,8 @@
 //! Which part of which inputs is in, kept beside them (`--resume`).
 //!
-//! A position belongs to its inputs by content: it holds the hash of all that was sent of each, so another file under the same name is
-//! told from one that has grown. It holds the run's id, too: what was sent and not noted when a run ended gets the same ids again.
+//! A position belongs to its inputs by content: it holds the hash of all that was sent of each, so
+//! another file under the same name is told from one that has grown. It holds the run's id, too:
+//! what was sent and not noted when a run ended gets the same ids again.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -52,15 +53,22 @@ impl Position {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
         if let Ok(events) = text.trim().parse() {
             return Ok(Some(Self { old_events: Some(events), ..Self::new(new_run.to_owned()) }));
         }
-        let position: Self = serde_json::from_str(&text)
-            .with_context(|| format!("{} does not hold a position of `rollmill send`", path.display()))?;
+        let position: Self = serde_json::from_str(&text).with_context(|| {
+            format!("{} does not hold a position of `rollmill send`", path.display())
+        })?;
         if position.version != VERSION {
-            bail!("{} is a position of version {}; this release knows {VERSION}", path.display(), position.version);
+            bail!(
+                "{} is a position of version {}; this release knows {VERSION}",
+                path.display(),
+                position.version
+            );
         }
         Ok(Some(position))
     }
@@ -77,7 +85,8 @@ impl Position {
         write().with_context(|| format!("cannot keep the position in {}", path.display()))
     }
 
-    /// Finds the entry of each input, or makes one. `begins` says whether an input begins with what an entry says is in.
+    /// Finds the entry of each input, or makes one. `begins` says whether an input begins with what
+    /// an entry says is in.
     ///
     /// # Errors
     /// An input that has the name of an entry, and another beginning.
@@ -96,9 +105,12 @@ impl Position {
                 by_identity.entry(identity).or_default().push(at);
             }
         }
-        // Files first, wherever they have been moved: a log that was rotated leaves its name to another one.
+        // Files first, wherever they have been moved: a log that was rotated leaves its name to
+        // another one.
         for (at, (name, identity)) in inputs.iter().enumerate() {
-            let same = identity.and_then(|identity| by_identity.get(&identity)).map_or(&[][..], Vec::as_slice);
+            let same = identity
+                .and_then(|identity| by_identity.get(&identity))
+                .map_or(&[][..], Vec::as_slice);
             // A file may have two names.
             let candidates = || same.iter().copied().filter(|entry| !taken[*entry]);
             let named = candidates().find(|entry| self.inputs[*entry].name == *name);
@@ -108,7 +120,9 @@ impl Position {
                 (found[at], taken[entry]) = (Some(entry), true);
             }
         }
-        for (at, (name, identity)) in inputs.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>() {
+        for (at, (name, identity)) in
+            inputs.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>()
+        {
             let same = by_name.get(name).map_or(&[][..], Vec::as_slice);
             found[at] = match same.iter().copied().find(|entry| !taken[*entry]) {
                 // What a stream holds is seen only when it is read.
@@ -138,8 +152,9 @@ impl Entry {
     pub(super) fn differs(&self) -> OtherInput {
         let name = if self.name == STDIN { "standard input" } else { &self.name };
         OtherInput(format!(
-            "{name} is not what this position belongs to: its first {} bytes differ from those that were sent. If it holds other events, \
-             give it a position of its own: --resume with another file",
+            "{name} is not what this position belongs to: its first {} bytes differ from those \
+             that were sent. If it holds other events, give it a position of its own: --resume \
+             with another file",
             self.offset
         ))
     }
@@ -182,15 +197,21 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.pos");
         std::fs::write(&path, "336776").expect("written");
-        assert_eq!(Position::read(&path, "r").expect("read").and_then(|position| position.old_events), Some(336_776));
+        assert_eq!(
+            Position::read(&path, "r").expect("read").and_then(|position| position.old_events),
+            Some(336_776)
+        );
     }
 
     /// The entries of files, by name, inode and content.
     fn resolve(position: &mut Position, files: &[(&str, u64, &str)]) -> anyhow::Result<Vec<u64>> {
-        let inputs: Vec<_> = files.iter().map(|(name, inode, _)| ((*name).to_owned(), identity(*inode))).collect();
+        let inputs: Vec<_> =
+            files.iter().map(|(name, inode, _)| ((*name).to_owned(), identity(*inode))).collect();
         let begins = |at: usize, entry: &Entry| {
             let content = files[at].2.as_bytes();
-            Ok(content.get(..entry.offset as usize).is_some_and(|sent| blake3::hash(sent).to_hex().as_str() == entry.hash))
+            Ok(content
+                .get(..entry.offset as usize)
+                .is_some_and(|sent| blake3::hash(sent).to_hex().as_str() == entry.hash))
         };
         let found = position.resolve(&inputs, begins)?;
         for (at, (_, _, content)) in found.iter().zip(files) {
@@ -203,23 +224,48 @@ mod tests {
     #[test]
     fn an_input_is_known_by_what_was_sent_of_it() {
         let mut position = Position::new("r".to_owned());
-        assert_eq!(resolve(&mut position, &[("/a", 1, "abc"), ("/b", 2, "b")]).expect("new"), [0, 1]);
+        assert_eq!(
+            resolve(&mut position, &[("/a", 1, "abc"), ("/b", 2, "b")]).expect("new"),
+            [0, 1]
+        );
         assert_eq!(resolve(&mut position, &[("/a", 1, "abcd")]).expect("grown"), [0]);
-        assert_eq!(resolve(&mut position, &[("/a", 9, "abcde")]).expect("copied back under its name"), [0]);
+        assert_eq!(
+            resolve(&mut position, &[("/a", 9, "abcde")]).expect("copied back under its name"),
+            [0]
+        );
         let why = resolve(&mut position, &[("/a", 9, "xyz")]).expect_err("rewritten").to_string();
         assert!(why.contains("/a is not what this position belongs to"), "{why}");
         assert!(resolve(&mut position, &[("/a", 9, "ab")]).is_err(), "shorter");
-        assert!(resolve(&mut position, &[("/a", 8, "xyzxyz")]).is_err(), "another file under the name");
+        assert!(
+            resolve(&mut position, &[("/a", 8, "xyzxyz")]).is_err(),
+            "another file under the name"
+        );
     }
 
     #[test]
     fn a_log_that_is_rotated_keeps_its_entry_and_the_new_one_has_its_own() {
         let mut position = Position::new("r".to_owned());
         assert_eq!(resolve(&mut position, &[("/log", 1, "abc")]).expect("new"), [0]);
-        assert_eq!(resolve(&mut position, &[("/log", 2, "xyz"), ("/log.1", 1, "abcd")]).expect("rotated"), [1, 0]);
-        assert_eq!(resolve(&mut position, &[("/log.2", 1, "abcd"), ("/log.1", 2, "xyz")]).expect("again"), [0, 1]);
-        assert_eq!(resolve(&mut position, &[("/x", 7, "abc"), ("/y", 7, "abc")]).expect("two names of one file"), [2, 3]);
-        assert_eq!(resolve(&mut position, &[("/y", 7, "abc"), ("/x", 7, "abc")]).expect("again"), [3, 2]);
-        assert_eq!(resolve(&mut position, &[("/other", 2, "new")]).expect("a number that is given again"), [4]);
+        assert_eq!(
+            resolve(&mut position, &[("/log", 2, "xyz"), ("/log.1", 1, "abcd")]).expect("rotated"),
+            [1, 0]
+        );
+        assert_eq!(
+            resolve(&mut position, &[("/log.2", 1, "abcd"), ("/log.1", 2, "xyz")]).expect("again"),
+            [0, 1]
+        );
+        assert_eq!(
+            resolve(&mut position, &[("/x", 7, "abc"), ("/y", 7, "abc")])
+                .expect("two names of one file"),
+            [2, 3]
+        );
+        assert_eq!(
+            resolve(&mut position, &[("/y", 7, "abc"), ("/x", 7, "abc")]).expect("again"),
+            [3, 2]
+        );
+        assert_eq!(
+            resolve(&mut position, &[("/other", 2, "new")]).expect("a number that is given again"),
+            [4]
+        );
     }
 }

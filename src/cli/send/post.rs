@@ -1,4 +1,5 @@
-//! A batch on its way: sent until the server answers for good, the same bytes each time, so that nothing counts twice.
+//! A batch on its way: sent until the server answers for good, the same bytes each time, so that
+//! nothing counts twice.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -57,13 +58,26 @@ impl Poster {
     /// Delivers the lines of a body, each with its end.
     ///
     /// # Errors
-    /// If the server refuses for good or does not answer within the patience. What was delivered until then is in `done`.
-    pub(super) fn deliver(&mut self, body: &[u8], lines: &[Range<usize>], done: &mut Delivered) -> anyhow::Result<()> {
+    /// If the server refuses for good or does not answer within the patience. What was delivered
+    /// until then is in `done`.
+    pub(super) fn deliver(
+        &mut self,
+        body: &[u8],
+        lines: &[Range<usize>],
+        done: &mut Delivered,
+    ) -> anyhow::Result<()> {
         self.part(body, lines, 0, done)
     }
 
-    /// A server of before `event_unreadable` refuses a whole request for one event: it is found by halving.
-    fn part(&mut self, body: &[u8], lines: &[Range<usize>], first: usize, done: &mut Delivered) -> anyhow::Result<()> {
+    /// A server of before `event_unreadable` refuses a whole request for one event: it is found by
+    /// halving.
+    fn part(
+        &mut self,
+        body: &[u8],
+        lines: &[Range<usize>],
+        first: usize,
+        done: &mut Delivered,
+    ) -> anyhow::Result<()> {
         let (Some(from), Some(to)) = (lines.first(), lines.last()) else { return Ok(()) };
         match self.answered(&body[from.start..to.end])? {
             Ok(answer) => note(&answer, first, lines.len(), done),
@@ -92,7 +106,8 @@ impl Poster {
                 Verdict::Again { why, after } => (why, after),
             };
             let failing = failing.get_or_insert_with(Stopwatch::start);
-            let patience = if self.stop.asked() { self.patience.min(LAST_WORDS) } else { self.patience };
+            let patience =
+                if self.stop.asked() { self.patience.min(LAST_WORDS) } else { self.patience };
             if failing.elapsed() >= patience {
                 bail!("gave up after {} s: {why}", failing.elapsed().as_secs());
             }
@@ -118,7 +133,9 @@ impl Poster {
                 Verdict::Spoilt { code: "event_unreadable".to_owned(), message }
             }
             (413, Some((code, message))) => Verdict::Spoilt { code, message },
-            (413, None) => Verdict::Spoilt { code: "body_too_large".to_owned(), message: answer.sentence() },
+            (413, None) => {
+                Verdict::Spoilt { code: "body_too_large".to_owned(), message: answer.sentence() }
+            }
             (408 | 429 | 500 | 502 | 503 | 504, _) => Verdict::Again {
                 why: answer.sentence(),
                 after: answer.retry_after.map(|s| Duration::from_secs(s).min(MAX_DELAY * 12)),
@@ -132,7 +149,8 @@ impl Poster {
         let watch = Stopwatch::start();
         let asked = self.stop.asked();
         while watch.elapsed() < time && (asked || !self.stop.asked()) {
-            #[allow(clippy::disallowed_methods)] // a command that waits for a server has nothing else to do
+            #[allow(clippy::disallowed_methods)]
+            // a command that waits for a server has nothing else to do
             std::thread::sleep(LOOK.min(time.saturating_sub(watch.elapsed())));
         }
     }
@@ -141,7 +159,9 @@ impl Poster {
 /// What an answer says of its events; all of them have to be in it.
 fn note(answer: &Answer, first: usize, sent: usize, done: &mut Delivered) -> anyhow::Result<()> {
     let parsed: serde_json::Value = serde_json::from_str(&answer.text).unwrap_or_default();
-    let (Some(accepted), Some(rejected)) = (parsed["accepted"].as_u64(), parsed["rejected"].as_u64()) else {
+    let (Some(accepted), Some(rejected)) =
+        (parsed["accepted"].as_u64(), parsed["rejected"].as_u64())
+    else {
         bail!(
             "the server answered {} and not as Rollmill does: {}",
             answer.status,
@@ -149,14 +169,19 @@ fn note(answer: &Answer, first: usize, sent: usize, done: &mut Delivered) -> any
         );
     };
     if accepted + rejected != sent as u64 {
-        bail!("the server speaks of {accepted} events taken and {rejected} refused, {sent} were sent");
+        bail!(
+            "the server speaks of {accepted} events taken and {rejected} refused, {sent} were sent"
+        );
     }
     done.accepted += accepted;
     let before = done.refused.len();
     for error in parsed["errors"].as_array().into_iter().flatten() {
         let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-        let index = error["index"].as_u64().and_then(|at| usize::try_from(at).ok()).filter(|at| *at < sent);
-        let Some(index) = index else { bail!("the server refused an event that it does not name: {error}") };
+        let index =
+            error["index"].as_u64().and_then(|at| usize::try_from(at).ok()).filter(|at| *at < sent);
+        let Some(index) = index else {
+            bail!("the server refused an event that it does not name: {error}")
+        };
         done.refused.push((first + index, text("code"), text("message")));
     }
     if (done.refused.len() - before) as u64 != rejected {

@@ -1,4 +1,5 @@
-//! What was refused: named on the terminal, kept as it was in a file (`--rejects`), the reasons beside it.
+//! What was refused: named on the terminal, kept as it was in a file (`--rejects`), the reasons
+//! beside it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -42,7 +43,8 @@ struct Files {
 }
 
 impl Rejects {
-    /// Refused lines are added to what the files hold: a repaired run must not take away what an earlier one has kept.
+    /// Refused lines are added to what the files hold: a repaired run must not take away what an
+    /// earlier one has kept.
     pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
         let open = |path: &Path| {
             let opened = OpenOptions::new().create(true).append(true).open(path);
@@ -51,19 +53,34 @@ impl Rejects {
         let files = path.map(|path| {
             let lines = open(path)?;
             let mut header = Vec::new();
-            let first = File::open(path).and_then(|file| BufReader::new(file.take(MAX_HEADER)).read_until(b'\n', &mut header));
+            let first = File::open(path).and_then(|file| {
+                BufReader::new(file.take(MAX_HEADER)).read_until(b'\n', &mut header)
+            });
             first.with_context(|| format!("cannot read {}", path.display()))?;
             let header = header.strip_suffix(b"\n").map(<[u8]>::to_vec);
-            anyhow::Ok(Files { path: path.to_owned(), lines, reasons: open(&reasons(path))?, header })
+            anyhow::Ok(Files {
+                path: path.to_owned(),
+                lines,
+                reasons: open(&reasons(path))?,
+                header,
+            })
         });
         Ok(Self { files: files.transpose()?, ..Self::default() })
     }
 
     pub(super) fn add(&mut self, reject: &Reject<'_>) -> anyhow::Result<()> {
         self.count += 1;
-        let reason = format!("{}:{}: {}: {}", reject.input, reject.line, reject.code, printable(reject.message));
+        let reason = format!(
+            "{}:{}: {}: {}",
+            reject.input,
+            reject.line,
+            reject.code,
+            printable(reject.message)
+        );
         if let Some(files) = &mut self.files {
-            files.add(reject, &reason).with_context(|| format!("cannot write to {}", files.path.display()))?;
+            files
+                .add(reject, &reason)
+                .with_context(|| format!("cannot write to {}", files.path.display()))?;
         }
         if self.named.len() < NAMED {
             self.named.push(reason);
@@ -73,7 +90,8 @@ impl Rejects {
 
     /// The first of them, how many more there are, and where all are.
     pub(super) fn report(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.named.iter().map(|reason| format!("  {reason}")).collect();
+        let mut lines: Vec<String> =
+            self.named.iter().map(|reason| format!("  {reason}")).collect();
         let more = self.count - self.named.len() as u64;
         if more > 0 {
             lines.push(format!("  and {more} more"));
@@ -81,9 +99,15 @@ impl Rejects {
         match (&self.files, self.count) {
             (_, 0) => {}
             (Some(files), _) => {
-                lines.push(format!("  kept in {}, the reasons in {}", files.path.display(), reasons(&files.path).display()));
+                lines.push(format!(
+                    "  kept in {}, the reasons in {}",
+                    files.path.display(),
+                    reasons(&files.path).display()
+                ));
             }
-            (None, _) => lines.push("  --rejects FILE keeps such lines, to be repaired and sent".to_owned()),
+            (None, _) => {
+                lines.push("  --rejects FILE keeps such lines, to be repaired and sent".to_owned())
+            }
         }
         lines
     }
@@ -128,16 +152,28 @@ mod tests {
             let mut rejects = Rejects::new(Some(&path)).expect("opened");
             for line in 2..14u64 {
                 let raw = format!("{run},{line}");
-                let (input, code, message, header) = ("in.csv", "value_invalid", "no\n\u{1b}number", Some(&b"a,b"[..]));
-                rejects.add(&Reject { input, line, code, message, raw: raw.as_bytes(), header }).expect("kept");
+                let (input, code, message, header) =
+                    ("in.csv", "value_invalid", "no\n\u{1b}number", Some(&b"a,b"[..]));
+                rejects
+                    .add(&Reject { input, line, code, message, raw: raw.as_bytes(), header })
+                    .expect("kept");
             }
             let report = rejects.report();
             assert_eq!(report[0], "  in.csv:2: value_invalid: no  number");
-            assert!(report.len() == 12 && report[10] == "  and 2 more" && report[11].contains("bad.reasons"), "{report:?}");
+            assert!(
+                report.len() == 12
+                    && report[10] == "  and 2 more"
+                    && report[11].contains("bad.reasons"),
+                "{report:?}"
+            );
         }
         let kept = std::fs::read_to_string(&path).expect("kept");
         let lines: Vec<&str> = kept.lines().collect();
-        assert_eq!((lines.len(), lines[0], lines[1], lines[13]), (25, "a,b", "0,2", "1,2"), "one header");
+        assert_eq!(
+            (lines.len(), lines[0], lines[1], lines[13]),
+            (25, "a,b", "0,2", "1,2"),
+            "one header"
+        );
         assert_eq!(std::fs::read_to_string(reasons(&path)).expect("kept").lines().count(), 24);
     }
 }

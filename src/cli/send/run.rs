@@ -102,10 +102,15 @@ struct Run<'a> {
 pub(in crate::cli) fn run(args: &SendArgs) -> anyhow::Result<()> {
     let mut notes = Vec::new();
     let sources = sources::expand(&args.files, &written(args), &mut notes)?;
-    let id = getrandom::u64().map_err(|error| anyhow::anyhow!("no randomness for the run's id: {error}"))?;
+    let id = getrandom::u64()
+        .map_err(|error| anyhow::anyhow!("no randomness for the run's id: {error}"))?;
     let (position, entries) = begin(args, &sources, &format!("{id:016x}"))?;
     let stop = Stop::listen()?;
-    let poster = Poster::new(args.server.server(PATIENCE)?, Duration::from_secs(args.patience), stop.clone());
+    let poster = Poster::new(
+        args.server.server(PATIENCE)?,
+        Duration::from_secs(args.patience),
+        stop.clone(),
+    );
     let (progress, sized) = progress(&sources);
     let mut run = Run {
         args,
@@ -145,7 +150,8 @@ fn begin(args: &SendArgs, sources: &[Source], id: &str) -> anyhow::Result<(Posit
     let kept = args.resume.as_deref().map(|path| Position::read(path, id)).transpose()?.flatten();
     let mut position = kept.unwrap_or_else(|| Position::new(id.to_owned()));
     if position.old_events.is_some() && sources.len() != 1 {
-        let message = "the position is one of an earlier release, which knew one input: name that one alone";
+        let message =
+            "the position is one of an earlier release, which knew one input: name that one alone";
         bail!(UsageError(message.to_owned()));
     }
     let named = sources.iter().map(|source| {
@@ -171,7 +177,9 @@ fn begins(source: &Source, entry: &Entry) -> anyhow::Result<bool> {
             }
             Fed::Nothing => {}
             Fed::End => return Ok(false),
-            Fed::Failed(error) => return Err(error).with_context(|| format!("cannot read {}", source.name())),
+            Fed::Failed(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", source.name()));
+            }
         }
     }
     Ok(hasher.finalize().to_hex().as_str() == entry.hash)
@@ -181,7 +189,8 @@ impl Run<'_> {
     fn all(&mut self, sources: &[Source], entries: &[usize]) -> anyhow::Result<()> {
         for (at, (source, entry)) in sources.iter().zip(entries).enumerate() {
             let entry = (*entry, &self.position.inputs[*entry]);
-            let mut input = Input::open(self.args, source, entry, &self.position.run, self.read.clone())?;
+            let mut input =
+                Input::open(self.args, source, entry, &self.position.run, self.read.clone())?;
             input.pass_old_events(self.position.old_events.unwrap_or(0));
             self.inputs.push(Known { name: input.name.clone(), header: None });
             self.one(&mut input)?;
@@ -218,7 +227,12 @@ impl Run<'_> {
                         self.batch.sent.push(self.batch.items.len());
                         self.made_up += u64::from(made_up);
                     }
-                    let item = Item { input: self.inputs.len() - 1, line: record.line, raw: raw..self.batch.raw.len(), refused };
+                    let item = Item {
+                        input: self.inputs.len() - 1,
+                        line: record.line,
+                        raw: raw..self.batch.raw.len(),
+                        refused,
+                    };
                     self.batch.items.push(item);
                     self.batch.since.get_or_insert_with(Stopwatch::start);
                     if self.batch.is_full(self.args.batch) {
@@ -246,14 +260,22 @@ impl Run<'_> {
         let name = &input.name;
         match (input.passed, input.sent) {
             (0, _) => {}
-            (passed, 0) => self.notes.push(format!("{name}: {} in before, nothing new", are(passed))),
+            (passed, 0) => {
+                self.notes.push(format!("{name}: {} in before, nothing new", are(passed)))
+            }
             (passed, new) => {
                 let from = input.new_from;
-                self.notes.push(format!("{name}: {} in before, {} new, from line {from} on", are(passed), are(new)));
+                self.notes.push(format!(
+                    "{name}: {} in before, {} new, from line {from} on",
+                    are(passed),
+                    are(new)
+                ));
             }
         }
         if let Some(unit) = input.times.guessed() {
-            self.notes.push(format!("{name}: times that are numbers were read as {unit} since 1970 (--time-unit)"));
+            self.notes.push(format!(
+                "{name}: times that are numbers were read as {unit} since 1970 (--time-unit)"
+            ));
         }
         if let Some(line) = input.left {
             self.notes.push(format!("{name}: line {line} has not ended and was not sent"));
@@ -273,9 +295,20 @@ impl Run<'_> {
             let Some((code, message)) = &item.refused else { continue };
             let known = &self.inputs[item.input];
             let last = item.input + 1 == self.inputs.len();
-            let header = if last { current.and_then(Input::header).or(known.header.as_deref()) } else { known.header.as_deref() };
+            let header = if last {
+                current.and_then(Input::header).or(known.header.as_deref())
+            } else {
+                known.header.as_deref()
+            };
             let raw = &self.batch.raw[item.raw.clone()];
-            self.rejects.add(&Reject { input: &known.name, line: item.line, code, message, raw, header })?;
+            self.rejects.add(&Reject {
+                input: &known.name,
+                line: item.line,
+                code,
+                message,
+                raw,
+                header,
+            })?;
         }
         self.batch.clear();
         self.marks.extend(current.and_then(Input::mark));
@@ -304,10 +337,14 @@ impl Run<'_> {
     fn report(&self, ended: anyhow::Result<()>) -> anyhow::Result<()> {
         let extra = [
             (self.passed > 0).then(|| format!("{} in before", are(self.passed))),
-            (self.poster.retries > 0).then(|| counted(self.poster.retries, "retry").replace("retrys", "retries")),
+            (self.poster.retries > 0)
+                .then(|| counted(self.poster.retries, "retry").replace("retrys", "retries")),
         ];
         let extra: String = extra.into_iter().flatten().map(|text| format!(", {text}")).collect();
-        let refused = format!("{} refused", if self.rejects.count == 1 { "1 was".to_owned() } else { were(self.rejects.count) });
+        let refused = format!(
+            "{} refused",
+            if self.rejects.count == 1 { "1 was".to_owned() } else { were(self.rejects.count) }
+        );
         eprintln!("{} in, {refused}{extra}", are_events(self.accepted));
         self.notes.iter().take(NOTES).for_each(|note| eprintln!("  {note}"));
         if self.notes.len() > NOTES {
@@ -320,11 +357,18 @@ impl Run<'_> {
                 return Err(error);
             }
             let way = self.way_on();
-            let lost = if waiting > 0 { format!("; {} read and not sent", were_events(waiting)) } else { String::new() };
+            let lost = if waiting > 0 {
+                format!("; {} read and not sent", were_events(waiting))
+            } else {
+                String::new()
+            };
             return Err(error.context(format!("not everything was sent{lost}{way}")));
         }
         if self.args.resume.is_none() && self.made_up > 0 {
-            eprintln!("  these are new events: sent again, they count again; --resume FILE keeps what was sent");
+            eprintln!(
+                "  these are new events: sent again, they count again; --resume FILE keeps what \
+                 was sent"
+            );
         }
         if self.interrupted && !self.is_stream() {
             bail!("ended by a signal before everything was sent{}", self.way_on());
@@ -377,16 +421,23 @@ fn were_events(n: u64) -> String {
 fn progress(sources: &[Source]) -> (indicatif::ProgressBar, bool) {
     let size = |source: &Source| match source {
         Source::Stdin => None,
-        Source::File(path) => std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len()),
+        Source::File(path) => std::fs::metadata(path)
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map(|metadata| metadata.len()),
     };
     let total: Option<u64> = sources.iter().map(size).sum();
     let (bar, template) = match total {
         Some(total) => {
-            let template = "{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}, {msg}";
+            let template =
+                "{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}, {msg}";
             (indicatif::ProgressBar::new(total), template)
         }
         None => (indicatif::ProgressBar::no_length(), "{spinner} {msg}, {per_sec}, {elapsed}"),
     };
     let style = indicatif::ProgressStyle::with_template(template);
-    (bar.with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())), total.is_some())
+    (
+        bar.with_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar())),
+        total.is_some(),
+    )
 }

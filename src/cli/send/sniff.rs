@@ -9,7 +9,11 @@ const FOREIGN: &[(&[u8], &str, &str)] = &[
     (b"BZh", "packed with bzip2", "unpack it on the way: `bzcat FILE | rollmill send -`"),
     (b"\xfd7zXZ\0", "packed with xz", "unpack it on the way: `xzcat FILE | rollmill send -`"),
     (b"7z\xbc\xaf\x27\x1c", "packed with 7-Zip", "unpack it first"),
-    (b"\x04\x22\x4d\x18", "packed with lz4", "unpack it on the way: `lz4cat FILE | rollmill send -`"),
+    (
+        b"\x04\x22\x4d\x18",
+        "packed with lz4",
+        "unpack it on the way: `lz4cat FILE | rollmill send -`",
+    ),
     (b"PAR1", "a Parquet file", "write it as CSV or NDJSON first, as with DuckDB"),
     (b"Obj\x01", "an Avro file", "write it as NDJSON first"),
     (b"SQLite format 3\0", "an SQLite database", "export it as CSV first"),
@@ -32,7 +36,11 @@ pub(super) struct Wanted {
 ///
 /// # Errors
 /// What it is instead.
-pub(super) fn format_of(head: &[u8], complete: bool, wanted: Wanted) -> Result<Option<Format>, String> {
+pub(super) fn format_of(
+    head: &[u8],
+    complete: bool,
+    wanted: Wanted,
+) -> Result<Option<Format>, String> {
     if let Some((_, what, way)) = FOREIGN.iter().find(|(magic, ..)| head.starts_with(magic)) {
         return Err(format!("it is {what}: {way}"));
     }
@@ -47,26 +55,34 @@ pub(super) fn format_of(head: &[u8], complete: bool, wanted: Wanted) -> Result<O
     }
     let line = &text[..line_end.unwrap_or(text.len())];
     match (first, wanted.csv) {
-        (b'{' | b'[', true) => Err("it begins like JSON, and --metric and --metric-column are for CSV".to_owned()),
+        (b'{' | b'[', true) => {
+            Err("it begins like JSON, and --metric and --metric-column are for CSV".to_owned())
+        }
         (_, true) => Ok(Some(Format::Csv(wanted.delimiter.unwrap_or_else(|| delimiter_of(line))))),
         (b'[', false) => Ok(Some(Format::Values)),
         (b'{', false) if line.trim_ascii() == b"{" => Ok(Some(Format::Values)),
         (0x80..=0xa0 | 0xdc..=0xdf, false) if std::str::from_utf8(line).is_err() => {
-            Err("it looks like MessagePack, which POST /v1/events takes: see docs/api.md".to_owned())
+            Err("it looks like MessagePack, which POST /v1/events takes: see docs/api.md"
+                .to_owned())
         }
         (_, false) => match csv_header(text) {
             Some(columns) => Err(format!(
-                "it looks like CSV with the columns {columns}: name the metric with --metric NAME, or the column that holds it with \
-                 --metric-column COLUMN"
+                "it looks like CSV with the columns {columns}: name the metric with --metric \
+                 NAME, or the column that holds it with --metric-column COLUMN"
             )),
             None => Ok(Some(Format::Ndjson)),
         },
     }
 }
 
-/// The columns, if these lines are CSV: none begins like JSON, and each has the delimiters that the first one has.
+/// The columns, if these lines are CSV: none begins like JSON, and each has the delimiters that the
+/// first one has.
 fn csv_header(text: &[u8]) -> Option<String> {
-    let mut lines = text.split(|byte| *byte == b'\n').take(LOOKED_AT).map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let mut lines = text
+        .split(|byte| *byte == b'\n')
+        .take(LOOKED_AT)
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty());
     let header = lines.next()?;
     let delimiter = delimiter_of(header);
     let count = |line: &[u8]| memchr::memchr_iter(delimiter, line).count();
@@ -74,7 +90,13 @@ fn csv_header(text: &[u8]) -> Option<String> {
     let second = lines.next()?;
     let alike = count(header) > 0 && count(second) == count(header) && !second.starts_with(b"{");
     let columns = String::from_utf8_lossy(header);
-    alike.then(|| columns.split(char::from(delimiter)).map(|name| name.trim_matches('"')).collect::<Vec<_>>().join(", "))
+    alike.then(|| {
+        columns
+            .split(char::from(delimiter))
+            .map(|name| name.trim_matches('"'))
+            .collect::<Vec<_>>()
+            .join(", ")
+    })
 }
 
 #[cfg(test)]
@@ -103,7 +125,10 @@ mod tests {
     #[test]
     fn csv_needs_a_metric_and_a_metric_needs_csv() {
         assert_eq!(told(b"a;b\n1;2\n", true), Ok(Some(Format::Csv(b';'))));
-        assert_eq!(format_of(b"a;b\n", true, Wanted { csv: true, delimiter: Some(b',') }), Ok(Some(Format::Csv(b','))));
+        assert_eq!(
+            format_of(b"a;b\n", true, Wanted { csv: true, delimiter: Some(b',') }),
+            Ok(Some(Format::Csv(b',')))
+        );
         let why = told(b"time,\"value\"\n1,2\n", false).expect_err("CSV");
         assert!(why.contains("columns time, value") && why.contains("--metric-column"), "{why}");
         assert!(told(b"{\"metric\":\"m\"}", true).expect_err("JSON").contains("for CSV"));

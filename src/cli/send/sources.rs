@@ -1,5 +1,5 @@
-//! What is to be sent: files, directories, patterns, standard input. Never what the command itself writes: it would send what it has just
-//! refused, and that again.
+//! What is to be sent: files, directories, patterns, standard input. Never what the command itself
+//! writes: it would send what it has just refused, and that again.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -29,9 +29,14 @@ impl Source {
 const ENDINGS: [&str; 5] = [".ndjson", ".jsonl", ".json", ".csv", ".tsv"];
 const COMPRESSED: [&str; 3] = [".gz", ".zst", ".zstd"];
 
-/// The inputs that are named, each once, in the order named; those of a directory or a pattern by name. What the command writes itself
-/// (`own`) is left out, and refused where it is named. `notes` says what is left out.
-pub(super) fn expand(named: &[PathBuf], own: &[PathBuf], notes: &mut Vec<String>) -> anyhow::Result<Vec<Source>> {
+/// The inputs that are named, each once, in the order named; those of a directory or a pattern by
+/// name. What the command writes itself (`own`) is left out, and refused where it is named. `notes`
+/// says what is left out.
+pub(super) fn expand(
+    named: &[PathBuf],
+    own: &[PathBuf],
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Vec<Source>> {
     let own: Vec<Identity> = own.iter().filter_map(|path| identity(path)).collect();
     let is_own = |path: &Path| identity(path).is_some_and(|identity| own.contains(&identity));
     let mut sources = Vec::new();
@@ -39,13 +44,17 @@ pub(super) fn expand(named: &[PathBuf], own: &[PathBuf], notes: &mut Vec<String>
         if path.as_os_str() == "-" {
             sources.push(Source::Stdin);
         } else if path.is_dir() {
-            let (before, mut walk) = (sources.len(), Walk { is_own: &is_own, seen: HashSet::new(), notes });
+            let (before, mut walk) =
+                (sources.len(), Walk { is_own: &is_own, seen: HashSet::new(), notes });
             walk.directory(path, &mut sources)?;
             if sources.len() == before {
                 notes.push(format!("{} holds no file to send", path.display()));
             }
         } else if is_own(path) {
-            let message = format!("{} is what this command writes to: it cannot be sent at the same time", path.display());
+            let message = format!(
+                "{} is what this command writes to: it cannot be sent at the same time",
+                path.display()
+            );
             bail!(UsageError(message));
         } else if path.exists() || !is_pattern(path) {
             sources.push(Source::File(path.clone()));
@@ -63,7 +72,9 @@ pub(super) fn expand(named: &[PathBuf], own: &[PathBuf], notes: &mut Vec<String>
     sources.retain(|source| {
         let identity = match source {
             Source::Stdin => None,
-            Source::File(path) => Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone())),
+            Source::File(path) => {
+                Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
+            }
         };
         let new = known.insert(identity);
         if !new {
@@ -80,7 +91,8 @@ type Identity = (u64, u64);
 fn identity(path: &Path) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
     // What is not a file (such as /dev/null) may be written and named at the same time.
-    let metadata = std::fs::metadata(path).ok().filter(|metadata| metadata.is_file() || metadata.is_dir())?;
+    let metadata =
+        std::fs::metadata(path).ok().filter(|metadata| metadata.is_file() || metadata.is_dir())?;
     Some((metadata.dev(), metadata.ino()))
 }
 
@@ -99,7 +111,10 @@ impl Walk<'_> {
     /// Files below a directory that are data by their names; hidden ones are not.
     fn directory(&mut self, path: &Path, sources: &mut Vec<Source>) -> anyhow::Result<()> {
         if identity(path).is_some_and(|identity| !self.seen.insert(identity)) {
-            self.notes.push(format!("{} is left alone: it is a directory that was entered already", path.display()));
+            self.notes.push(format!(
+                "{} is left alone: it is a directory that was entered already",
+                path.display()
+            ));
             return Ok(());
         }
         for path in entries(path)? {
@@ -114,7 +129,11 @@ impl Walk<'_> {
             } else if is_data(&name) {
                 sources.push(Source::File(path));
             } else {
-                self.notes.push(format!("{} is left alone: its name ends in none of {}", path.display(), ENDINGS.join(", ")));
+                self.notes.push(format!(
+                    "{} is left alone: its name ends in none of {}",
+                    path.display(),
+                    ENDINGS.join(", ")
+                ));
             }
         }
         Ok(())
@@ -129,8 +148,9 @@ fn is_data(name: &str) -> bool {
 
 fn entries(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let read = || -> std::io::Result<Vec<PathBuf>> {
-        let mut paths: Vec<PathBuf> =
-            std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(path)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()?;
         paths.sort();
         Ok(paths)
     };
@@ -160,7 +180,11 @@ fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
             if within.is_dir() {
                 let names = entries(within)?.into_iter().map(|entry| name_of(&entry));
                 let visible = names.filter(|name| !name.starts_with('.') || text.starts_with('.'));
-                next.extend(visible.filter(|name| matches(text.as_bytes(), name.as_bytes())).map(|name| path.join(name)));
+                next.extend(
+                    visible
+                        .filter(|name| matches(text.as_bytes(), name.as_bytes()))
+                        .map(|name| path.join(name)),
+                );
             }
         }
         found = next;
@@ -173,7 +197,9 @@ fn matching(pattern: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match (pattern.first(), name.first()) {
         (None, None) => true,
-        (Some(b'*'), _) => matches(&pattern[1..], name) || (!name.is_empty() && matches(pattern, &name[1..])),
+        (Some(b'*'), _) => {
+            matches(&pattern[1..], name) || (!name.is_empty() && matches(pattern, &name[1..]))
+        }
         (Some(b'?'), Some(_)) => matches(&pattern[1..], &name[1..]),
         (Some(a), Some(b)) if a == b => matches(&pattern[1..], &name[1..]),
         _ => false,
@@ -193,19 +219,30 @@ mod tests {
     fn directories_and_patterns_are_files_by_name_and_each_is_sent_once() {
         let dir = tempfile::tempdir().expect("a directory");
         let root = dir.path();
-        for file in ["b/2.csv", "b/1.csv.gz", "b/deep/3.ndjson", "b/.hidden.csv", "b/notes.md", "c/1.csv"] {
+        for file in
+            ["b/2.csv", "b/1.csv.gz", "b/deep/3.ndjson", "b/.hidden.csv", "b/notes.md", "c/1.csv"]
+        {
             let path = root.join(file);
             std::fs::create_dir_all(path.parent().expect("a parent")).expect("made");
             std::fs::write(path, "x").expect("written");
         }
         let mut notes = Vec::new();
-        let sources = expand(&[root.join("c/1.csv"), root.join("b")], &[], &mut notes).expect("sources");
+        let sources =
+            expand(&[root.join("c/1.csv"), root.join("b")], &[], &mut notes).expect("sources");
         assert_eq!(names(&sources, root), ["c/1.csv", "b/1.csv.gz", "b/2.csv", "b/deep/3.ndjson"]);
         assert!(notes.len() == 1 && notes[0].contains("notes.md is left alone"), "{notes:?}");
-        let sources =
-            expand(&[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()], &[], &mut notes).expect("sources");
+        let sources = expand(
+            &[root.join("?/*.csv"), root.join("b/2.csv"), "-".into(), "-".into()],
+            &[],
+            &mut notes,
+        )
+        .expect("sources");
         assert_eq!(names(&sources, root), ["b/2.csv", "c/1.csv", "standard input"]);
-        assert!(notes[1].contains("2.csv is named twice") && notes[2].contains("standard input is named twice"), "{notes:?}");
+        assert!(
+            notes[1].contains("2.csv is named twice")
+                && notes[2].contains("standard input is named twice"),
+            "{notes:?}"
+        );
         assert!(expand(&[root.join("none*")], &[], &mut notes).is_err());
         assert_eq!(expand(&[root.join("none")], &[], &mut notes).expect("opened later").len(), 1);
     }
@@ -221,7 +258,10 @@ mod tests {
         let mut notes = Vec::new();
         let sources = expand(&[root.to_owned()], &[], &mut notes).expect("sources");
         assert_eq!(names(&sources, root), ["a.csv"]);
-        assert!(notes.len() == 2 && notes[0].contains("x is left alone: it is a directory"), "{notes:?}");
+        assert!(
+            notes.len() == 2 && notes[0].contains("x is left alone: it is a directory"),
+            "{notes:?}"
+        );
     }
 
     #[test]
@@ -237,7 +277,11 @@ mod tests {
             let mut notes = Vec::new();
             let sources = expand(&[named], &own, &mut notes).expect("sources");
             assert_eq!(names(&sources, root), ["a.ndjson"]);
-            assert_eq!(notes.iter().filter(|note| note.contains("what this command writes to")).count(), 3, "{notes:?}");
+            assert_eq!(
+                notes.iter().filter(|note| note.contains("what this command writes to")).count(),
+                3,
+                "{notes:?}"
+            );
         }
         for named in ["bad.ndjson", "link.ndjson"] {
             assert!(expand(&[root.join(named)], &own, &mut Vec::new()).is_err(), "{named}");
@@ -246,9 +290,13 @@ mod tests {
 
     #[test]
     fn stars_match_as_in_a_shell() {
-        for (pattern, name, is) in
-            [("*", "", true), ("a*c", "abbc", true), ("a*c", "ab", false), ("?b", "ab", true), ("?", "", false)]
-        {
+        for (pattern, name, is) in [
+            ("*", "", true),
+            ("a*c", "abbc", true),
+            ("a*c", "ab", false),
+            ("?b", "ab", true),
+            ("?", "", false),
+        ] {
             assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), is, "{pattern} {name}");
         }
     }

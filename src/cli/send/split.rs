@@ -1,7 +1,8 @@
 //! Bytes cut into records: lines of NDJSON, rows of CSV, values of JSON.
 //!
-//! A record knows where it stands, by byte and by line, so that an id and a message can name it. What is consumed is hashed on the way:
-//! that is how a position knows the input it belongs to. Memory is bounded: a record beyond [`MAX_RECORD`] is a bad one.
+//! A record knows where it stands, by byte and by line, so that an id and a message can name it.
+//! What is consumed is hashed on the way: that is how a position knows the input it belongs to.
+//! Memory is bounded: a record beyond [`MAX_RECORD`] is a bad one.
 
 use std::ops::Range;
 
@@ -38,7 +39,9 @@ impl Flaw {
         match self {
             Self::TooLong => "longer than 1 MiB, which no server takes; only its beginning is kept",
             Self::OpenQuote => "a quoted cell begins here and does not end",
-            Self::Unfinished => "the JSON that begins here does not end: what stands behind it cannot be told apart",
+            Self::Unfinished => {
+                "the JSON that begins here does not end: what stands behind it cannot be told apart"
+            }
             Self::OpenArray => "the array that begins here does not end: the file is cut off",
         }
     }
@@ -169,7 +172,8 @@ impl Splitter {
         &self.held[self.start..]
     }
 
-    /// The next record that is whole, or with [`Self::finish`] the last one. Blank ones are passed over.
+    /// The next record that is whole, or with [`Self::finish`] the last one. Blank ones are passed
+    /// over.
     pub(super) fn next(&mut self) -> Option<Record> {
         loop {
             if self.skip_all {
@@ -197,7 +201,8 @@ impl Splitter {
 
     /// Moves on by `n` bytes.
     fn consume(&mut self, n: usize) {
-        self.line += memchr::memchr_iter(b'\n', &self.held[self.start..self.start + n]).count() as u64;
+        self.line +=
+            memchr::memchr_iter(b'\n', &self.held[self.start..self.start + n]).count() as u64;
         self.offset += n as u64;
         self.start += n;
         self.scan = Scan::from(self.start);
@@ -206,7 +211,8 @@ impl Splitter {
     /// A record of the next `length` bytes, `with_end` of which are consumed.
     fn take(&mut self, length: usize, with_end: usize, flaw: Option<Flaw>) -> Record {
         let range = self.start..self.start + length;
-        let record = Record { range, offset: self.offset, line: self.line, ended: with_end > length, flaw };
+        let record =
+            Record { range, offset: self.offset, line: self.line, ended: with_end > length, flaw };
         self.consume(with_end);
         record
     }
@@ -216,7 +222,11 @@ impl Splitter {
         match newline(&self.held[self.scan.at..]) {
             Some(at) => {
                 let length = self.scan.at + at - self.start;
-                Some(if length > MAX_RECORD { self.too_long(length) } else { self.take(length, length + 1, None) })
+                Some(if length > MAX_RECORD {
+                    self.too_long(length)
+                } else {
+                    self.take(length, length + 1, None)
+                })
             }
             None if held > MAX_RECORD => {
                 self.skip_line = true;
@@ -346,7 +356,8 @@ impl Splitter {
         false
     }
 
-    /// The array that the input has not closed, once it is at its end: a record of nothing, where the array begins.
+    /// The array that the input has not closed, once it is at its end: a record of nothing, where
+    /// the array begins.
     pub(super) fn take_open_array(&mut self) -> Option<Record> {
         let open = self.complete && self.arrays > 0 && !self.skip_all;
         self.arrays = 0;
@@ -388,7 +399,11 @@ mod tests {
         }
         splitter.finish();
         drain(&mut splitter);
-        assert_eq!(splitter.mark(), (input.len() as u64, blake3::hash(input).to_hex().to_string()), "all is consumed and hashed");
+        assert_eq!(
+            splitter.mark(),
+            (input.len() as u64, blake3::hash(input).to_hex().to_string()),
+            "all is consumed and hashed"
+        );
         found
     }
 
@@ -417,7 +432,8 @@ mod tests {
         let input = b"a;b\n1;\"x\ny;\"\"z\"\"\"\r\n\n2;5\"\n3;4";
         for part in 1..=input.len() {
             let found = split(Format::Csv(b';'), input, part);
-            let expected = [("a;b", 0, 1), ("1;\"x\ny;\"\"z\"\"\"", 4, 2), ("2;5\"", 20, 5), ("3;4", 25, 6)];
+            let expected =
+                [("a;b", 0, 1), ("1;\"x\ny;\"\"z\"\"\"", 4, 2), ("2;5\"", 20, 5), ("3;4", 25, 6)];
             assert_eq!(named(&found), expected);
         }
     }
@@ -436,10 +452,17 @@ mod tests {
         let array = b"[\n  {\"a\": \"]}\\\"\",\n   \"b\": [{}]},\n  {\"c\":1} , 7\n]\n";
         for part in 1..=array.len() {
             let found = split(Format::Values, array, part);
-            let expected = [("{\"a\": \"]}\\\"\",\n   \"b\": [{}]}", 4, 2), ("{\"c\":1}", 35, 4), ("7", 45, 4)];
+            let expected = [
+                ("{\"a\": \"]}\\\"\",\n   \"b\": [{}]}", 4, 2),
+                ("{\"c\":1}", 35, 4),
+                ("7", 45, 4),
+            ];
             assert_eq!(named(&found), expected);
         }
-        assert_eq!(named(&split(Format::Values, b"{\n}\n{\n}{}", 3)), [("{\n}", 0, 1), ("{\n}", 4, 3), ("{}", 7, 4)]);
+        assert_eq!(
+            named(&split(Format::Values, b"{\n}\n{\n}{}", 3)),
+            [("{\n}", 0, 1), ("{\n}", 4, 3), ("{}", 7, 4)]
+        );
     }
 
     #[test]
@@ -450,7 +473,10 @@ mod tests {
         splitter.finish();
         assert_eq!(std::iter::from_fn(|| splitter.next()).count(), 2);
         let open = splitter.take_open_array().expect("a mistake");
-        assert_eq!((open.flaw, open.line, splitter.take_open_array()), (Some(Flaw::OpenArray), 1, None));
+        assert_eq!(
+            (open.flaw, open.line, splitter.take_open_array()),
+            (Some(Flaw::OpenArray), 1, None)
+        );
     }
 
     #[test]
@@ -461,11 +487,19 @@ mod tests {
             for _ in 0..200 {
                 splitter.push(&[b'x'; 64 * 1024]);
                 found.extend(std::iter::from_fn(|| splitter.next()));
-                assert!(splitter.held.len() <= MAX_RECORD + 2 * 64 * 1024, "{}", splitter.held.len());
+                assert!(
+                    splitter.held.len() <= MAX_RECORD + 2 * 64 * 1024,
+                    "{}",
+                    splitter.held.len()
+                );
             }
             splitter.push(b"\ny\n");
             let last = std::iter::from_fn(|| splitter.next()).last().expect("the next line");
-            assert_eq!((found.len(), found[0].flaw, last.line), (1, Some(Flaw::TooLong), 2), "{format:?}");
+            assert_eq!(
+                (found.len(), found[0].flaw, last.line),
+                (1, Some(Flaw::TooLong), 2),
+                "{format:?}"
+            );
             assert_eq!(splitter.bytes(&last), b"y");
         }
     }

@@ -15,7 +15,10 @@ impl Stop {
     pub(super) fn listen() -> anyhow::Result<Self> {
         let stop = Self::default();
         let asked = stop.0.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot listen for signals")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot listen for signals")?;
         let listen = move || {
             runtime.block_on(async {
                 let [term, int, hup] = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
@@ -31,7 +34,10 @@ impl Stop {
                 }
             });
         };
-        std::thread::Builder::new().name("signals".to_owned()).spawn(listen).context("cannot start a thread")?;
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(listen)
+            .context("cannot start a thread")?;
         Ok(stop)
     }
 

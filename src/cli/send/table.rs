@@ -72,8 +72,9 @@ impl Cells {
     }
 
     fn text(&self, at: usize) -> Result<&str, String> {
-        std::str::from_utf8(self.get(at))
-            .map_err(|_| "not UTF-8: convert the file, as with `iconv -f LATIN1 -t UTF-8`".to_owned())
+        std::str::from_utf8(self.get(at)).map_err(|_| {
+            "not UTF-8: convert the file, as with `iconv -f LATIN1 -t UTF-8`".to_owned()
+        })
     }
 }
 
@@ -83,7 +84,9 @@ pub(super) fn delimiter_of(header: &[u8]) -> u8 {
     let mut counts = [0usize; 4];
     for byte in header {
         quoted ^= *byte == b'"';
-        if let (false, Some(at)) = (quoted, DELIMITERS.iter().position(|delimiter| delimiter == byte)) {
+        if let (false, Some(at)) =
+            (quoted, DELIMITERS.iter().position(|delimiter| delimiter == byte))
+        {
             counts[at] += 1;
         }
     }
@@ -101,13 +104,16 @@ impl Table {
     /// Which is not there, or there twice.
     pub(super) fn new(header: &[u8], delimiter: u8, wanted: &Columns) -> Result<Self, String> {
         let cells = Cells::of(header, delimiter);
-        let names: Vec<&str> = (0..cells.len()).map(|at| cells.text(at).map(str::trim)).collect::<Result<_, _>>()?;
+        let names: Vec<&str> =
+            (0..cells.len()).map(|at| cells.text(at).map(str::trim)).collect::<Result<_, _>>()?;
         let column = |name: &String| {
             let mut found = (0..names.len()).filter(|at| names[*at] == name.trim());
             match (found.next(), found.next()) {
                 (Some(at), None) => Ok(at),
                 (Some(_), Some(_)) => Err(format!("there are two columns {name:?}")),
-                (None, _) => Err(format!("there is no column {name:?}; there are {}", names.join(", "))),
+                (None, _) => {
+                    Err(format!("there is no column {name:?}; there are {}", names.join(", ")))
+                }
             }
         };
         let optional = |name: &Option<String>| name.as_ref().map(column).transpose();
@@ -128,7 +134,8 @@ impl Table {
         })
     }
 
-    /// A row as an event of one line; without an id of its own it gets the made-up one. Whether it did.
+    /// A row as an event of one line; without an id of its own it gets the made-up one. Whether it
+    /// did.
     ///
     /// # Errors
     /// Why the row is none: a code, and words.
@@ -141,15 +148,22 @@ impl Table {
     ) -> Result<bool, (&'static str, String)> {
         let row = Cells::of(record, self.delimiter);
         if row.len() != self.columns {
-            return Err(("row_invalid", format!("the row has {} cells, the header {}", row.len(), self.columns)));
+            return Err((
+                "row_invalid",
+                format!("the row has {} cells, the header {}", row.len(), self.columns),
+            ));
         }
         let cell = |at: Option<usize>| match at {
             None => Ok(None),
-            Some(at) => row.text(at).map(|text| Some(text).filter(|text| !text.is_empty())).map_err(|why| ("row_invalid", why)),
+            Some(at) => row
+                .text(at)
+                .map(|text| Some(text).filter(|text| !text.is_empty()))
+                .map_err(|why| ("row_invalid", why)),
         };
         let metric = match &self.metric {
             Err(metric) => metric.as_str(),
-            Ok(at) => cell(Some(*at))?.ok_or_else(|| ("metric_invalid", "the cell of the metric is empty".to_owned()))?,
+            Ok(at) => cell(Some(*at))?
+                .ok_or_else(|| ("metric_invalid", "the cell of the metric is empty".to_owned()))?,
         };
         out.extend_from_slice(b"{\"metric\":");
         push_text(out, metric);
@@ -168,11 +182,16 @@ impl Table {
             out.extend_from_slice(b",\"value\":");
             match cell(self.value)?.map(str::trim).filter(|value| !value.is_empty()) {
                 None => out.extend_from_slice(b"null"),
-                Some(value) if self.decimal_comma => push_text(out, &value.replace('.', "").replace(',', ".")),
+                Some(value) if self.decimal_comma => {
+                    push_text(out, &value.replace('.', "").replace(',', "."))
+                }
                 Some(value) if value.contains(',') => {
                     return Err((
                         "value_invalid",
-                        format!("{value:?} has a comma: say --decimal-comma if 1.234,5 is a number here"),
+                        format!(
+                            "{value:?} has a comma: say --decimal-comma if 1.234,5 is a number \
+                             here"
+                        ),
                     ));
                 }
                 Some(value) => push_text(out, value),
@@ -247,7 +266,8 @@ mod tests {
     #[test]
     fn a_row_is_an_event() {
         let table = Table::new(b"from,time,v,rest", b',', &columns()).expect("all columns");
-        let got = event(&table, "\"a \"\"b\"\" \\ \u{1}\",2026-01-01T00:00:00Z, 5 ,").expect("an event");
+        let got =
+            event(&table, "\"a \"\"b\"\" \\ \u{1}\",2026-01-01T00:00:00Z, 5 ,").expect("an event");
         let labels = json!({"origin": "a \"b\" \\ \u{1}"});
         assert_eq!(
             got,
@@ -269,13 +289,20 @@ mod tests {
             assert!(got == code && why.contains(word), "{row}: {got} {why}");
         }
         let mut out = Vec::new();
-        let bad = table.event(b"\xe4,1767225600000,1", "x", &mut Times::default(), &mut out).expect_err("Latin-1");
+        let bad = table
+            .event(b"\xe4,1767225600000,1", "x", &mut Times::default(), &mut out)
+            .expect_err("Latin-1");
         assert!(bad.1.contains("not UTF-8"), "{bad:?}");
     }
 
     #[test]
     fn a_column_may_hold_the_metric_and_a_comma_may_be_a_point() {
-        let wanted = Columns { metric: None, metric_column: Some("what".to_owned()), decimal_comma: true, ..columns() };
+        let wanted = Columns {
+            metric: None,
+            metric_column: Some("what".to_owned()),
+            decimal_comma: true,
+            ..columns()
+        };
         let table = Table::new(b"what;from;time;v", b';', &wanted).expect("all columns");
         let got = event(&table, "speed;a;1767225600;1.234,5").expect("an event");
         assert_eq!(
@@ -289,13 +316,23 @@ mod tests {
     fn columns_have_to_be_there_once() {
         let why = Table::new(b"from,time", b',', &columns()).expect_err("no value");
         assert!(why.contains("no column \"v\"; there are from, time"), "{why}");
-        assert!(Table::new(b"from,time,v,v", b',', &columns()).expect_err("which?").contains("two columns \"v\""));
+        assert!(
+            Table::new(b"from,time,v,v", b',', &columns())
+                .expect_err("which?")
+                .contains("two columns \"v\"")
+        );
     }
 
     #[test]
     fn delimiters_are_told_from_the_header() {
-        let cases: [(&[u8], u8); 6] =
-            [(b"a,b", b','), (b"a;b;c,d", b';'), (b"a\tb", b'\t'), (b"a|b", b'|'), (b"a", b','), (b"\"a,b,c\";d", b';')];
+        let cases: [(&[u8], u8); 6] = [
+            (b"a,b", b','),
+            (b"a;b;c,d", b';'),
+            (b"a\tb", b'\t'),
+            (b"a|b", b'|'),
+            (b"a", b','),
+            (b"\"a,b,c\";d", b';'),
+        ];
         for (header, delimiter) in cases {
             assert_eq!(delimiter_of(header), delimiter, "{}", String::from_utf8_lossy(header));
         }

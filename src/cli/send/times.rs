@@ -73,15 +73,20 @@ impl Times {
     /// If its unit is another one than that of the times before, or it is out of range.
     pub(super) fn number(&mut self, text: &str) -> Result<Time, String> {
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let Ok(seen) = whole.parse::<i128>() else { return Err(format!("{text} is no time since 1970 in plain digits")) };
+        let Ok(seen) = whole.parse::<i128>() else {
+            return Err(format!("{text} is no time since 1970 in plain digits"));
+        };
         let unit = match (self.given, Unit::of(seen)) {
             (Some(unit), _) => unit,
             (None, None) => self.detected.unwrap_or(Unit::Ms),
-            (None, Some(unit)) if self.detected.is_none_or(|known| known == unit) => *self.detected.insert(unit),
+            (None, Some(unit)) if self.detected.is_none_or(|known| known == unit) => {
+                *self.detected.insert(unit)
+            }
             (None, Some(unit)) => {
                 let before = self.detected.map_or("", Unit::name);
                 return Err(format!(
-                    "{text} looks like {} since 1970, times before it like {before}: say --time-unit",
+                    "{text} looks like {} since 1970, times before it like {before}: say \
+                     --time-unit",
                     unit.name()
                 ));
             }
@@ -90,7 +95,11 @@ impl Times {
             return Ok(Time::Same);
         }
         let fraction = &fraction[..fraction.len().min(9)];
-        let digits: i128 = if fraction.is_empty() { 0 } else { fraction.parse().map_err(|_| format!("{text} is no number"))? };
+        let digits: i128 = if fraction.is_empty() {
+            0
+        } else {
+            fraction.parse().map_err(|_| format!("{text} is no number"))?
+        };
         let scale = 10i128.pow(u32::try_from(fraction.len()).unwrap_or(0));
         let signed = if whole.starts_with('-') { -digits } else { digits };
         let (times, over) = match unit {
@@ -99,15 +108,19 @@ impl Times {
             Unit::Us => (1, 1_000),
             Unit::Ns => (1, 1_000_000),
         };
-        let millis = seen.checked_mul(scale).and_then(|n| n.checked_add(signed)?.checked_mul(times));
+        let millis =
+            seen.checked_mul(scale).and_then(|n| n.checked_add(signed)?.checked_mul(times));
         let millis = millis.and_then(|n| i64::try_from(n.div_euclid(over * scale)).ok());
-        millis.map(Time::Millis).ok_or_else(|| format!("{text} {} since 1970 is out of range", unit.name()))
+        millis
+            .map(Time::Millis)
+            .ok_or_else(|| format!("{text} {} since 1970 is out of range", unit.name()))
     }
 
     /// A cell: a number, a time with its zone, or one without.
     ///
     /// # Errors
-    /// As [`Self::number`], and for a time without a zone if none was given. What is no time at all is left to the server.
+    /// As [`Self::number`], and for a time without a zone if none was given. What is no time at all
+    /// is left to the server.
     pub(super) fn cell(&mut self, text: &str) -> Result<Time, String> {
         if is_number(text) {
             return self.number(text);
@@ -116,8 +129,11 @@ impl Times {
             return Ok(if text.contains('T') { Time::Same } else { Time::Millis(millis) });
         }
         let Ok(civil) = text.parse::<DateTime>() else { return Ok(Time::Same) };
-        let Some(zone) = &self.zone else { return Err(format!("{text} has no zone: say --tz ZONE, such as --tz UTC")) };
-        let at = civil.to_zoned_datetime(zone.clone()).map_err(|error| format!("{text}: {error}"))?;
+        let Some(zone) = &self.zone else {
+            return Err(format!("{text} has no zone: say --tz ZONE, such as --tz UTC"));
+        };
+        let at =
+            civil.to_zoned_datetime(zone.clone()).map_err(|error| format!("{text}: {error}"))?;
         Ok(Time::Millis(at.timestamp().as_millisecond()))
     }
 }
@@ -125,7 +141,8 @@ impl Times {
 /// Digits, perhaps a sign and a fraction.
 pub(super) fn is_number(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
-    digits.starts_with(|c: char| c.is_ascii_digit()) && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+    digits.starts_with(|c: char| c.is_ascii_digit())
+        && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
 
 #[cfg(test)]

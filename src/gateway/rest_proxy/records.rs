@@ -28,8 +28,9 @@ pub(super) enum Embedded {
     Binary,
 }
 
-/// A record, as ranges of the bytes that go to the log: the event, and what is kept. A key is opaque and kept with the event, as
-/// `{"key": …, "value": EVENT}`; it is no id, because records of one key are not the same record.
+/// A record, as ranges of the bytes that go to the log: the event, and what is kept. A key is
+/// opaque and kept with the event, as `{"key": …, "value": EVENT}`; it is no id, because records of
+/// one key are not the same record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) event: Range<usize>,
@@ -47,11 +48,16 @@ struct Sent<'a> {
     partition: Option<&'a RawValue>,
 }
 
-/// The records of a body, and the bytes their ranges point into; for a record that holds no event, why.
+/// The records of a body, and the bytes their ranges point into; for a record that holds no event,
+/// why.
 ///
 /// # Errors
 /// 400 if the body cannot be read, 413 for more than `max` records, 422 for none.
-pub(super) fn read(embedded: Embedded, body: &Bytes, max: usize) -> Result<(Bytes, Vec<Result<Record, String>>), ApiError> {
+pub(super) fn read(
+    embedded: Embedded,
+    body: &Bytes,
+    max: usize,
+) -> Result<(Bytes, Vec<Result<Record, String>>), ApiError> {
     let records = records_of(body)?;
     let sent = parse::split_array(&body[..records.end], records.start, max)?;
     if sent.is_empty() {
@@ -70,7 +76,8 @@ pub(super) fn read(embedded: Embedded, body: &Bytes, max: usize) -> Result<(Byte
 
 /// Where the records of a request stand.
 fn records_of(body: &[u8]) -> Result<Range<usize>, ApiError> {
-    let broken = |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(body)));
+    let broken =
+        |broken: Broken| ApiError::unreadable(format!("broken JSON: {}", broken.shown(body)));
     let start = scan::skip_space(body, parse::bom_len(body));
     if body.get(start) != Some(&b'{') {
         return Err(ApiError::unreadable("a request is an object with records"));
@@ -96,9 +103,12 @@ fn opened(sent: &[u8]) -> Result<(Option<&str>, &str), String> {
     if sent.first() != Some(&b'{') {
         return Err("a record is an object with a value".to_owned());
     }
-    let sent: Sent<'_> = serde_json::from_slice(sent).map_err(|e| format!("not a readable record: {}", parse::shown(&e)))?;
+    let sent: Sent<'_> = serde_json::from_slice(sent)
+        .map_err(|e| format!("not a readable record: {}", parse::shown(&e)))?;
     if sent.partition.is_some() {
-        return Err("the series of an event decides on its partition: leave partition out".to_owned());
+        return Err(
+            "the series of an event decides on its partition: leave partition out".to_owned()
+        );
     }
     let value = sent.value.ok_or("a record without a value holds no event")?;
     let key = sent.key.map(RawValue::get);
@@ -121,7 +131,8 @@ fn range_in(whole: &[u8], part: &[u8]) -> Range<usize> {
 
 fn binary(kept: &mut Vec<u8>, sent: &[u8]) -> Result<Record, String> {
     let (key, value) = opened(sent)?;
-    let value: String = serde_json::from_str(value).map_err(|_| "a binary value is a string of base64")?;
+    let value: String =
+        serde_json::from_str(value).map_err(|_| "a binary value is a string of base64")?;
     let value = BASE64.decode(value).map_err(|_| "a binary value is a string of base64")?;
     let start = kept.len();
     if let Some(key) = key {

@@ -9,13 +9,20 @@ const PAGE: &str = "https://shop.example";
 fn listing(keys: KeyTable) -> (Arc<Gateway>, Arc<Log>) {
     let log = Arc::new(Log::default());
     let mut deps = deps(Some(log.clone()), Config::defaults(), keys);
-    deps.sites = Sites::new("127.0.0.1:8080", vec![PAGE.to_owned(), "http://localhost:3000".to_owned()]);
+    deps.sites =
+        Sites::new("127.0.0.1:8080", vec![PAGE.to_owned(), "http://localhost:3000".to_owned()]);
     (Gateway::new(deps), log)
 }
 
 fn with_key() -> (String, KeyTable) {
     let (plain, prefix, sha256) = new_key([7; 24]);
-    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write, Scope::Read], expires_ms: None };
+    let stored = StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: vec![Scope::Write, Scope::Read],
+        expires_ms: None,
+    };
     (plain, KeyTable::of(KeysFile { keys: vec![stored] }))
 }
 
@@ -31,7 +38,10 @@ async fn ask(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = routes::router(gateway.clone()).oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    let response = routes::router(gateway.clone())
+        .oneshot(request.body(Body::from(body)).unwrap())
+        .await
+        .unwrap();
     let (parts, body) = response.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&body).into_owned())
@@ -51,31 +61,56 @@ const ROUTES: [(&str, &str); 6] = [
 async fn a_name_that_is_pointed_at_loopback_is_not_the_nodes() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (method, path) in ROUTES {
-        for host in ["evil.example:8080", "evil.example", "localhost.evil.example", "10.0.0.1:8080", ""] {
+        for host in
+            ["evil.example:8080", "evil.example", "localhost.evil.example", "10.0.0.1:8080", ""]
+        {
             let origin = format!("http://{host}");
-            for headers in [vec![("host", host), ("origin", origin.as_str())], vec![("host", host)]] {
+            for headers in [vec![("host", host), ("origin", origin.as_str())], vec![("host", host)]]
+            {
                 let (status, _, answer) = ask(&gateway, method, path, &headers, EVENT).await;
                 assert_eq!(status, 421, "{method} {path} {headers:?}: {answer}");
-                let shape = if path.starts_with("/topics") { "\"error_code\":421" } else { "\"host_unknown\"" };
+                let shape = if path.starts_with("/topics") {
+                    "\"error_code\":421"
+                } else {
+                    "\"host_unknown\""
+                };
                 assert!(answer.contains(shape) && answer.contains("rollmill keys"), "{answer}");
             }
         }
     }
     // The name in the target counts, too.
-    let (status, ..) = ask(&gateway, "GET", "http://evil.example/v1/query?metric=m", &[("host", "localhost")], "").await;
+    let (status, ..) =
+        ask(&gateway, "GET", "http://evil.example/v1/query?metric=m", &[("host", "localhost")], "")
+            .await;
     assert_eq!(status, 421);
     assert!(log.batches.lock().unwrap().is_empty());
     for host in ["localhost", "127.0.0.1:8080", "[::1]:8080", "LOCALHOST:1"] {
-        assert_eq!(ask(&gateway, "POST", "/v1/events", &[("host", host)], EVENT).await.0, 202, "{host}");
+        assert_eq!(
+            ask(&gateway, "POST", "/v1/events", &[("host", host)], EVENT).await.0,
+            202,
+            "{host}"
+        );
     }
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(ask(&gateway, "GET", path, &[("host", "balancer.example")], "").await.0, 200, "{path}");
+        assert_eq!(
+            ask(&gateway, "GET", path, &[("host", "balancer.example")], "").await.0,
+            200,
+            "{path}"
+        );
     }
     let (plain, keys) = with_key();
     let (keyed, _) = super::gateway(Config::defaults(), keys);
     let bearer = format!("Bearer {plain}");
-    let headers = [("host", "mill.example"), ("authorization", bearer.as_str()), ("origin", "http://mill.example")];
-    assert_eq!(ask(&keyed, "POST", "/v1/events", &headers, EVENT).await.0, 202, "a key is proof enough");
+    let headers = [
+        ("host", "mill.example"),
+        ("authorization", bearer.as_str()),
+        ("origin", "http://mill.example"),
+    ];
+    assert_eq!(
+        ask(&keyed, "POST", "/v1/events", &headers, EVENT).await.0,
+        202,
+        "a key is proof enough"
+    );
 }
 
 #[tokio::test]
@@ -112,7 +147,11 @@ async fn a_page_of_another_site_may_not_use_a_node_without_keys() {
     ] {
         let headers = [vec![host], page].concat();
         assert_eq!(ask(&open, "POST", "/v1/events", &headers, EVENT).await.0, 202, "{headers:?}");
-        assert_eq!(ask(&open, "GET", "/v1/query?metric=m", &headers, "").await.0, 200, "{headers:?}");
+        assert_eq!(
+            ask(&open, "GET", "/v1/query?metric=m", &headers, "").await.0,
+            200,
+            "{headers:?}"
+        );
     }
     let on_80 = [("host", "localhost:80"), ("origin", "http://localhost")];
     assert_eq!(ask(&open, "POST", "/v1/events", &on_80, EVENT).await.0, 202);
@@ -128,53 +167,109 @@ async fn listed_pages_ask_first_send_and_read() {
     let bearer = format!("Bearer {plain}");
     for keys in [keys, KeyTable::open()] {
         let (gateway, _) = listing(keys);
-        let from = |origin| [("host", "localhost"), ("origin", origin), ("sec-fetch-site", "cross-site")];
+        let from =
+            |origin| [("host", "localhost"), ("origin", origin), ("sec-fetch-site", "cross-site")];
         let asks = |origin| {
-            let preflight =
-                [("access-control-request-method", "POST"), ("access-control-request-headers", "authorization,content-type")];
+            let preflight = [
+                ("access-control-request-method", "POST"),
+                ("access-control-request-headers", "authorization,content-type"),
+            ];
             [&from(origin)[..], &preflight[..]].concat()
         };
         for path in ["/v1/events", "/v1/query?metric=m", "/topics/m"] {
             let (status, headers, _) = ask(&gateway, "OPTIONS", path, &asks(PAGE), "").await;
-            assert_eq!((status, &headers["access-control-allow-origin"]), (204, &PAGE.parse().unwrap()), "{path}");
+            assert_eq!(
+                (status, &headers["access-control-allow-origin"]),
+                (204, &PAGE.parse().unwrap()),
+                "{path}"
+            );
             let said = |name: &str| headers[name].to_str().unwrap();
-            assert!(said("access-control-allow-methods").contains("POST") && said("vary").contains("origin"));
+            assert!(
+                said("access-control-allow-methods").contains("POST")
+                    && said("vary").contains("origin")
+            );
             assert!(
                 ["authorization", "content-type", "idempotency-key"]
                     .iter()
                     .all(|h| said("access-control-allow-headers").contains(h))
             );
-            let (status, headers, _) = ask(&gateway, "OPTIONS", path, &asks("https://evil.example"), "").await;
-            assert!(matches!(status, 403 | 405) && headers.get("access-control-allow-origin").is_none(), "{path}: {status}");
+            let (status, headers, _) =
+                ask(&gateway, "OPTIONS", path, &asks("https://evil.example"), "").await;
+            assert!(
+                matches!(status, 403 | 405) && headers.get("access-control-allow-origin").is_none(),
+                "{path}: {status}"
+            );
         }
-        let private = [&asks(PAGE)[..], &[("access-control-request-private-network", "true")]].concat();
+        let private =
+            [&asks(PAGE)[..], &[("access-control-request-private-network", "true")]].concat();
         let (_, headers, _) = ask(&gateway, "OPTIONS", "/v1/events", &private, "").await;
         assert_eq!(headers["access-control-allow-private-network"], "true");
-        let sends = [&from(PAGE)[..], &[("authorization", bearer.as_str()), ("content-type", "application/json")]].concat();
-        for (method, path, status) in
-            [("POST", "/v1/events", 202), ("GET", "/v1/query?metric=m", 200), ("GET", "/none", 404), ("PUT", "/v1/events", 405)]
-        {
+        let sends = [
+            &from(PAGE)[..],
+            &[("authorization", bearer.as_str()), ("content-type", "application/json")],
+        ]
+        .concat();
+        for (method, path, status) in [
+            ("POST", "/v1/events", 202),
+            ("GET", "/v1/query?metric=m", 200),
+            ("GET", "/none", 404),
+            ("PUT", "/v1/events", 405),
+        ] {
             let (got, headers, _) = ask(&gateway, method, path, &sends, EVENT).await;
-            assert_eq!((got, &headers["access-control-allow-origin"]), (status, &PAGE.parse().unwrap()), "{method} {path}");
-            assert_eq!(headers["access-control-expose-headers"], "retry-after, rollmill-completeness");
+            assert_eq!(
+                (got, &headers["access-control-allow-origin"]),
+                (status, &PAGE.parse().unwrap()),
+                "{method} {path}"
+            );
+            assert_eq!(
+                headers["access-control-expose-headers"],
+                "retry-after, rollmill-completeness"
+            );
         }
     }
     // What is refused can be read, too.
     let (keyed, _) = listing(with_key().1);
-    let (status, headers, _) = ask(&keyed, "POST", "/v1/events", &[("host", "a"), ("origin", PAGE)], EVENT).await;
+    let (status, headers, _) =
+        ask(&keyed, "POST", "/v1/events", &[("host", "a"), ("origin", PAGE)], EVENT).await;
     assert_eq!((status, &headers["access-control-allow-origin"]), (401, &PAGE.parse().unwrap()));
     let (_, headers, _) = ask(&keyed, "POST", "/v1/events", &[("host", "a")], EVENT).await;
-    assert!(headers.get("access-control-allow-origin").is_none() && headers["vary"] == "origin", "caches must tell them apart");
+    assert!(
+        headers.get("access-control-allow-origin").is_none() && headers["vary"] == "origin",
+        "caches must tell them apart"
+    );
 }
 
 #[tokio::test]
 async fn a_beacon_is_taken_as_text_from_listed_pages_alone() {
     let (gateway, log) = listing(KeyTable::open());
-    let beacon = |origin| [("host", "localhost:8080"), ("origin", origin), ("content-type", "text/plain;charset=UTF-8")];
+    let beacon = |origin| {
+        [
+            ("host", "localhost:8080"),
+            ("origin", origin),
+            ("content-type", "text/plain;charset=UTF-8"),
+        ]
+    };
     assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon(PAGE), EVENT).await.0, 202);
-    assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon("http://localhost:8080"), EVENT).await.0, 415);
-    assert_eq!(ask(&gateway, "POST", "/v1/events", &beacon("https://evil.example"), EVENT).await.0, 403);
-    assert_eq!(ask(&gateway, "POST", "/v1/events", &[("host", "localhost"), ("content-type", "text/plain")], EVENT).await.0, 415);
+    assert_eq!(
+        ask(&gateway, "POST", "/v1/events", &beacon("http://localhost:8080"), EVENT).await.0,
+        415
+    );
+    assert_eq!(
+        ask(&gateway, "POST", "/v1/events", &beacon("https://evil.example"), EVENT).await.0,
+        403
+    );
+    assert_eq!(
+        ask(
+            &gateway,
+            "POST",
+            "/v1/events",
+            &[("host", "localhost"), ("content-type", "text/plain")],
+            EVENT
+        )
+        .await
+        .0,
+        415
+    );
     assert_eq!(log.batches.lock().unwrap().len(), 1);
 }
 
@@ -190,10 +285,17 @@ async fn the_page_for_people_leads_somewhere_and_allows_its_own_style_alone() {
     };
     let (status, headers, page) = get("/").await;
     let policy = headers["content-security-policy"].to_str().unwrap();
-    assert!(status == 200 && policy.starts_with("default-src 'none'; style-src 'sha256-"), "{policy}");
+    assert!(
+        status == 200 && policy.starts_with("default-src 'none'; style-src 'sha256-"),
+        "{policy}"
+    );
     let hash = policy.split_once("sha256-").unwrap().1.split_once('\'').unwrap().0;
-    assert_eq!((hash.len(), page.contains("<script"), page.contains(" style=")), (44, false, false));
-    let links: Vec<&str> = page.split("href=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    assert_eq!(
+        (hash.len(), page.contains("<script"), page.contains(" style=")),
+        (44, false, false)
+    );
+    let links: Vec<&str> =
+        page.split("href=\"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
     assert!(links.len() > 12, "{links:?}");
     for link in links {
         let (status, headers, text) = get(link).await;

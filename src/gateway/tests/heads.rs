@@ -21,7 +21,13 @@ async fn raw(address: SocketAddr, request: &str) -> String {
 #[tokio::test]
 async fn what_is_there_twice_or_not_at_all_is_refused() {
     let (plain, prefix, sha256) = new_key([7; 24]);
-    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write, Scope::Read], expires_ms: None };
+    let stored = StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: vec![Scope::Write, Scope::Read],
+        expires_ms: None,
+    };
     let (gateway, log) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let (address, _stop) = serve(gateway).await;
     let key = format!("Authorization: Bearer {plain}\r\n");
@@ -35,11 +41,28 @@ async fn what_is_there_twice_or_not_at_all_is_refused() {
         (key.clone(), end, 400, "host_missing"),
         (format!("Host: a\r\nHost: a\r\n{key}"), end, 400, "header_repeated"),
         (format!("Host: a\r\nHost: b\r\n{key}"), end, 400, "header_repeated"),
-        (format!("Host: a\r\n{key}Content-Type: application/json\r\nContent-Type: text/plain\r\n"), end, 400, "header_repeated"),
-        (format!("Host: a\r\n{key}Idempotency-Key: a\r\nIdempotency-Key: b\r\n"), end, 400, "header_repeated"),
+        (
+            format!(
+                "Host: a\r\n{key}Content-Type: application/json\r\nContent-Type: text/plain\r\n"
+            ),
+            end,
+            400,
+            "header_repeated",
+        ),
+        (
+            format!("Host: a\r\n{key}Idempotency-Key: a\r\nIdempotency-Key: b\r\n"),
+            end,
+            400,
+            "header_repeated",
+        ),
         (format!("Host: a\r\n{key}Transfer-Encoding: chunked\r\n"), chunked, 202, "accepted"),
         (format!("Host: a\r\n{key}Transfer-Encoding: Chunked\r\n"), chunked, 202, "accepted"),
-        (format!("Host: a\r\n{key}Transfer-Encoding: gzip, chunked\r\n"), chunked, 501, "transfer_encoding_unsupported"),
+        (
+            format!("Host: a\r\n{key}Transfer-Encoding: gzip, chunked\r\n"),
+            chunked,
+            501,
+            "transfer_encoding_unsupported",
+        ),
         (
             format!("Host: a\r\n{key}Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"),
             chunked,
@@ -48,26 +71,40 @@ async fn what_is_there_twice_or_not_at_all_is_refused() {
         ),
     ] {
         let answer = raw(address, &format!("POST /v1/events HTTP/1.1\r\n{head}{end}")).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(says), "{head}: {answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(says),
+            "{head}: {answer}"
+        );
     }
-    let old = raw(address, &format!("POST /v1/events HTTP/1.0\r\n{key}Content-Length: 14\r\n\r\n{{\"metric\":\"m\"}}")).await;
+    let old = raw(
+        address,
+        &format!("POST /v1/events HTTP/1.0\r\n{key}Content-Length: 14\r\n\r\n{{\"metric\":\"m\"}}"),
+    )
+    .await;
     assert!(old.contains(" 202 "), "HTTP/1.0 has no Host: {old}");
-    let topics = raw(address, &format!("POST /topics/m HTTP/1.1\r\nHost: a\r\n{key}{key}{end}")).await;
+    let topics =
+        raw(address, &format!("POST /topics/m HTTP/1.1\r\nHost: a\r\n{key}{key}{end}")).await;
     assert!(topics.contains("\"error_code\":400"), "{topics}");
     assert_eq!(log.batches.lock().unwrap().len(), 4);
 }
 
 #[tokio::test]
 async fn a_body_that_says_it_is_too_large_is_refused_from_its_head() {
-    let (address, _stop) = listen(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1_000))).await;
+    let (address, _stop) =
+        listen(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1_000))).await;
     for length in ["1001", "1000000000000"] {
-        let expect =
-            format!("POST /v1/events HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n");
+        let expect = format!(
+            "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nExpect: \
+             100-continue\r\nContent-Length: {length}\r\n\r\n"
+        );
         let answer = raw(address, &expect).await;
-        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"), "{length}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"),
+            "{length}: {answer}"
+        );
     }
-    let fits =
-        "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 14\r\n\r\n";
+    let fits = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nExpect: \
+                100-continue\r\nConnection: close\r\nContent-Length: 14\r\n\r\n";
     let mut socket = TcpStream::connect(address).await.unwrap();
     socket.write_all(fits.as_bytes()).await.unwrap();
     let mut begin = [0; 12];
@@ -82,7 +119,8 @@ async fn a_body_that_says_it_is_too_large_is_refused_from_its_head() {
 /// As Python's urllib and many others do it: send all, and only then read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
-    let (address, _stop) = listen(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20))).await;
+    let (address, _stop) =
+        listen(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(1 << 20))).await;
     const BYTES: usize = 8 << 20;
     let chunk = [&b"10000\r\n"[..], &vec![b' '; 1 << 16], b"\r\n"].concat();
     for (head, body) in [
@@ -98,9 +136,15 @@ async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
                 socket.write_all(part).await.expect("the server reads on");
             }
             let mut answer = Vec::new();
-            tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("ended").expect("no reset");
+            tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer))
+                .await
+                .expect("ended")
+                .expect("no reset");
             let answer = String::from_utf8(answer).unwrap();
-            assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"), "{answer}");
+            assert!(
+                answer.starts_with("HTTP/1.1 413 ") && answer.contains("body_too_large"),
+                "{answer}"
+            );
         }
     }
 }
@@ -108,8 +152,12 @@ async fn whoever_sends_all_before_it_reads_still_sees_why_it_was_refused() {
 #[tokio::test]
 async fn a_websocket_counts_as_a_connection_as_long_as_it_is_open() {
     let (address, _stop) = listen(Config::defaults().with(|c| c.server.max_connections = 1)).await;
-    let (mut ws, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
-    let health = tokio::spawn(raw_owned(address, "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+    let (mut ws, _) =
+        tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    let health = tokio::spawn(raw_owned(
+        address,
+        "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    ));
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!health.is_finished(), "there is one place, and it is taken");
     ws.close(None).await.unwrap();
@@ -125,19 +173,29 @@ async fn raw_owned(address: SocketAddr, request: &'static str) -> String {
 #[tokio::test]
 async fn a_path_that_is_no_text_is_an_error_like_others_and_after_the_key() {
     let (plain, prefix, sha256) = new_key([7; 24]);
-    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write, Scope::Read], expires_ms: None };
+    let stored = StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: vec![Scope::Write, Scope::Read],
+        expires_ms: None,
+    };
     let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     for (method, path, refused, wrong) in [
         ("GET", "/v1/labels/%ff/values", "\"unauthorized\"", "\"path_invalid\""),
         ("POST", "/topics/%ff", "40101", "\"error_code\":400"),
     ] {
         for (key, status, says) in [(None, 401, refused), (Some(&plain), 400, wrong)] {
-            let mut request =
-                Request::builder().method(method).uri(path).header("content-type", "application/vnd.kafka.json.v2+json");
+            let mut request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("content-type", "application/vnd.kafka.json.v2+json");
             if let Some(key) = key {
                 request = request.header("authorization", format!("Bearer {key}"));
             }
-            let (got, answer, _) = call(&gateway, request.body(Body::from(r#"{"records":[{"value":{}}]}"#)).unwrap()).await;
+            let (got, answer, _) =
+                call(&gateway, request.body(Body::from(r#"{"records":[{"value":{}}]}"#)).unwrap())
+                    .await;
             assert_eq!((got.as_u16(), answer.contains(says)), (status, true), "{path}: {answer}");
             serde_json::from_str::<serde_json::Value>(&answer).unwrap();
         }
@@ -156,11 +214,15 @@ async fn a_compressed_body_has_a_thousand_members_at_most() {
     let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
     let skippable = [&0x184d_2a50u32.to_le_bytes()[..], &0u32.to_le_bytes()].concat();
     let event = br#"{"metric":"m"}"#;
-    let cases: [(&str, Vec<u8>, Vec<u8>); 3] =
-        [("gzip", gzip(b""), gzip(event)), ("zstd", zstd(b""), zstd(event)), ("zstd", skippable, zstd(event))];
+    let cases: [(&str, Vec<u8>, Vec<u8>); 3] = [
+        ("gzip", gzip(b""), gzip(event)),
+        ("zstd", zstd(b""), zstd(event)),
+        ("zstd", skippable, zstd(event)),
+    ];
     for (coding, empty, full) in cases {
         for (members, status) in [(0, 202), (999, 202), (1_000, 400), (500_000, 400)] {
-            let mut request = post("application/json", [empty.repeat(members), full.clone()].concat());
+            let mut request =
+                post("application/json", [empty.repeat(members), full.clone()].concat());
             request.headers_mut().insert("content-encoding", coding.parse().unwrap());
             let (got, answer, _) = call(&gateway, request).await;
             assert_eq!(got.as_u16(), status, "{coding} {members}: {answer}");
@@ -186,26 +248,60 @@ async fn large_answers_are_packed_for_those_who_take_it() {
         if let Some(takes) = takes {
             request = request.header("accept-encoding", takes);
         }
-        let response = routes::router(gateway.clone()).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-        let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-        let vary = response.headers().get_all("vary").iter().map(|value| value.to_str().unwrap()).collect::<Vec<_>>().join(", ");
+        let response = routes::router(gateway.clone())
+            .oneshot(request.body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        let header = |name: &str| {
+            response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        let vary = response
+            .headers()
+            .get_all("vary")
+            .iter()
+            .map(|value| value.to_str().unwrap())
+            .collect::<Vec<_>>()
+            .join(", ");
         let (coding, vary) = (header("content-encoding"), Some(vary));
         (coding, vary, response.into_body().collect().await.unwrap().to_bytes().to_vec())
     };
     let large = "/v1/query?metric=m&by=pad&limit=100000";
     let (coding, vary, plain) = ask(large, None).await;
-    assert_eq!((coding, vary.as_deref(), plain.len() > 100_000), (None, Some("accept, accept-encoding"), true));
+    assert_eq!(
+        (coding, vary.as_deref(), plain.len() > 100_000),
+        (None, Some("accept, accept-encoding"), true)
+    );
     let (coding, _, packed) = ask(large, Some("gzip")).await;
     let mut unpacked = Vec::new();
     flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut unpacked).unwrap();
-    assert!(coding.as_deref() == Some("gzip") && unpacked == plain && packed.len() * 10 < plain.len(), "{}", packed.len());
+    assert!(
+        coding.as_deref() == Some("gzip") && unpacked == plain && packed.len() * 10 < plain.len(),
+        "{}",
+        packed.len()
+    );
     let (coding, _, packed) = ask(large, Some("gzip, zstd")).await;
-    assert_eq!((coding.as_deref(), zstd::decode_all(&packed[..]).unwrap() == plain), (Some("zstd"), true));
+    assert_eq!(
+        (coding.as_deref(), zstd::decode_all(&packed[..]).unwrap() == plain),
+        (Some("zstd"), true)
+    );
     assert_eq!(ask(large, Some("identity, gzip;q=0")).await.0, None);
-    assert_eq!(ask("/v1/query?metric=m&by=pad&limit=100", Some("gzip")).await.0, None, "small ones as they are");
+    assert_eq!(
+        ask("/v1/query?metric=m&by=pad&limit=100", Some("gzip")).await.0,
+        None,
+        "small ones as they are"
+    );
     assert_eq!(ask("/openapi.json", Some("gzip")).await.0.as_deref(), Some("gzip"));
-    let places = gateway.packing.clone().acquire_many_owned(gateway.packing.available_permits() as u32).await.unwrap();
-    assert_eq!(ask(large, Some("gzip")).await.0, None, "a node that packs as much as it may sends them as they are");
+    let places = gateway
+        .packing
+        .clone()
+        .acquire_many_owned(gateway.packing.available_permits() as u32)
+        .await
+        .unwrap();
+    assert_eq!(
+        ask(large, Some("gzip")).await.0,
+        None,
+        "a node that packs as much as it may sends them as they are"
+    );
     drop(places);
     assert_eq!(ask(large, Some("gzip")).await.0.as_deref(), Some("gzip"));
 }
@@ -218,13 +314,20 @@ async fn a_table_is_asked_for_by_parameter_or_header_and_says_what_it_lacks() {
         if let Some(accept) = accept {
             request = request.header("accept", accept);
         }
-        let response = routes::router(gateway.clone()).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-        let text = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        let response = routes::router(gateway.clone())
+            .oneshot(request.body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        let text = |name: &str| {
+            response.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
         assert!(text("vary").is_some(), "a cache must not give JSON to who wants a table");
         (response.status().as_u16(), text("content-type").unwrap(), text("rollmill-completeness"))
     };
-    const NOTHING_LACKS: &str = r#"{"partial":false,"shards":0,"missing":[],"as_of":"2026-01-01T00:00:00Z"}"#;
-    let csv = (200, "text/csv; charset=utf-8; header=present".to_owned(), Some(NOTHING_LACKS.to_owned()));
+    const NOTHING_LACKS: &str =
+        r#"{"partial":false,"shards":0,"missing":[],"as_of":"2026-01-01T00:00:00Z"}"#;
+    let csv =
+        (200, "text/csv; charset=utf-8; header=present".to_owned(), Some(NOTHING_LACKS.to_owned()));
     let json = (200, "application/json".to_owned(), None);
     for (path, accept, expected) in [
         ("/v1/query?metric=m", None, &json),

@@ -38,7 +38,8 @@ fn packed(field: &str, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Roomy limits, so that the decoders themselves meet the shapes, not only the cap on an event's bytes.
+/// Roomy limits, so that the decoders themselves meet the shapes, not only the cap on an event's
+/// bytes.
 fn roomy() -> Config {
     Config::defaults().with(|c| c.accept.max_event_bytes = ByteSize::of(32 << 20))
 }
@@ -54,24 +55,54 @@ async fn a_million_keys_and_endless_nesting_are_refused_at_once() {
         text(&mut packed_labels, "v");
     }
     let packed_labels = packed("labels", &packed_labels);
-    let deep =
-        |open: &str, close: &str| format!(r#"{{"metric":"m","properties":{}1{}}}"#, open.repeat(500_000), close.repeat(500_000));
+    let deep = |open: &str, close: &str| {
+        format!(
+            r#"{{"metric":"m","properties":{}1{}}}"#,
+            open.repeat(500_000),
+            close.repeat(500_000)
+        )
+    };
     let ended = |mut open: Vec<u8>| {
         open.push(1);
         open
     };
     let cases: Vec<(&str, &str, Vec<u8>, u16, &str)> = vec![
-        ("a million unknown fields", "application/json", unknown.clone().into(), 422, "unknown field"),
+        (
+            "a million unknown fields",
+            "application/json",
+            unknown.clone().into(),
+            422,
+            "unknown field",
+        ),
         ("the same in a line", "application/x-ndjson", unknown.into(), 422, "unknown field"),
         ("a million labels", "application/json", labels.into(), 422, "more than 16 labels"),
-        ("a million labels, packed", "application/msgpack", packed_labels, 422, "more than 16 labels"),
+        (
+            "a million labels, packed",
+            "application/msgpack",
+            packed_labels,
+            422,
+            "more than 16 labels",
+        ),
         ("deep arrays", "application/json", deep("[", "]").into(), 422, "nested deeper than 64"),
-        ("deep objects", "application/json", deep(r#"{"a":"#, "}").into(), 422, "nested deeper than 64"),
-        ("a body of brackets", "application/json", "[".repeat(1_000_000).into(), 400, "the text ends"),
+        (
+            "deep objects",
+            "application/json",
+            deep(r#"{"a":"#, "}").into(),
+            422,
+            "nested deeper than 64",
+        ),
+        (
+            "a body of brackets",
+            "application/json",
+            "[".repeat(1_000_000).into(),
+            400,
+            "the text ends",
+        ),
         (
             "deep labels",
             "application/json",
-            format!(r#"{{"metric":"m","labels":{}{}}}"#, "[".repeat(500_000), "]".repeat(500_000)).into(),
+            format!(r#"{{"metric":"m","labels":{}{}}}"#, "[".repeat(500_000), "]".repeat(500_000))
+                .into(),
             422,
             "labels_invalid",
         ),
@@ -89,7 +120,13 @@ async fn a_million_keys_and_endless_nesting_are_refused_at_once() {
             422,
             "nested too deeply",
         ),
-        ("deep array of events, packed", "application/msgpack", ended(vec![0x91; 1_000_000]), 422, "an event is a map"),
+        (
+            "deep array of events, packed",
+            "application/msgpack",
+            ended(vec![0x91; 1_000_000]),
+            422,
+            "an event is a map",
+        ),
         ("the same cut off", "application/msgpack", vec![0x91; 1_000_000], 400, "cut off"),
     ];
     let (gateway, log) = gateway(roomy(), KeyTable::open());
@@ -101,7 +138,8 @@ async fn a_million_keys_and_endless_nesting_are_refused_at_once() {
         assert!(answer.len() < 1_000, "{what}: the answer quotes too much");
     }
     let (gateway, _) = super::gateway(Config::defaults(), KeyTable::open());
-    let (status, answer, _) = send(&gateway, format!(r#"{{"metric":"m","properties":{{{keys}"z":0}}}}"#)).await;
+    let (status, answer, _) =
+        send(&gateway, format!(r#"{{"metric":"m","properties":{{{keys}"z":0}}}}"#)).await;
     assert_eq!((status.as_u16(), answer.contains("event_too_large")), (422, true), "{answer}");
     assert!(log.batches.lock().unwrap().is_empty());
 }
@@ -122,7 +160,8 @@ async fn huge_length_prefixes_cost_nothing() {
     let (gateway, _) = gateway(roomy(), KeyTable::open());
     let watch = Stopwatch::start();
     for prefix in prefixes {
-        let (status, answer, _) = call(&gateway, post("application/msgpack", prefix.to_vec())).await;
+        let (status, answer, _) =
+            call(&gateway, post("application/msgpack", prefix.to_vec())).await;
         assert!(matches!(status.as_u16(), 400 | 413), "{prefix:x?}: {status} {answer}");
     }
     assert!(watch.elapsed() < Duration::from_secs(20), "{:?}", watch.elapsed());
@@ -131,18 +170,36 @@ async fn huge_length_prefixes_cost_nothing() {
 #[tokio::test]
 async fn a_field_or_label_that_is_there_twice_is_refused() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    let twice = [r#"{"metric":"a","metric":"b"}"#, r#"{"metric":"a","m\u0065tric":"b"}"#, r#"{"metric":"a","id":"1","id":null}"#];
+    let twice = [
+        r#"{"metric":"a","metric":"b"}"#,
+        r#"{"metric":"a","m\u0065tric":"b"}"#,
+        r#"{"metric":"a","id":"1","id":null}"#,
+    ];
     for body in twice {
         assert_eq!(send(&gateway, body).await.0, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
-        assert_eq!(call(&gateway, post("application/x-ndjson", body)).await.0, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+        assert_eq!(
+            call(&gateway, post("application/x-ndjson", body)).await.0,
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "{body}"
+        );
     }
     let labels = r#"{"metric":"a","labels":{"x":"1","\u0078":"2"}}"#;
     let (status, answer, _) = send(&gateway, labels).await;
-    assert_eq!((status, answer.contains("a label is there twice")), (StatusCode::UNPROCESSABLE_ENTITY, true), "{answer}");
+    assert_eq!(
+        (status, answer.contains("a label is there twice")),
+        (StatusCode::UNPROCESSABLE_ENTITY, true),
+        "{answer}"
+    );
     let again = b"\x82\xa6metric\xa1a\xa6metric\xa1b".to_vec();
-    assert_eq!(call(&gateway, post("application/msgpack", again)).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        call(&gateway, post("application/msgpack", again)).await.0,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
     let labels = packed("labels", b"\x82\xa1x\xa11\xa1x\xa12");
-    assert_eq!(call(&gateway, post("application/msgpack", labels)).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        call(&gateway, post("application/msgpack", labels)).await.0,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
     assert!(log.batches.lock().unwrap().is_empty());
 }
 
@@ -178,11 +235,23 @@ async fn numbers_that_are_none_are_refused_in_text() {
                 }
             }
         }
-        for name in ["NaN", "nan", "Infinity", "-Infinity", "inf", "+inf", "1e", "0x10", "1_000", "١"] {
-            let (got, answer, _) = call(&gateway, post(kind, format!(r#"{{"metric":"m","value":"{name}"}}"#))).await;
-            assert_eq!((got.as_u16(), answer.contains("value_invalid")), (422, true), "{kind} {name}: {answer}");
-            let bare = call(&gateway, post(kind, format!(r#"{{"metric":"m","value":{name}}}"#))).await;
-            assert_eq!((bare.0.as_u16(), bare.1.contains("event_unreadable")), (422, true), "{kind} {name} is no JSON");
+        for name in
+            ["NaN", "nan", "Infinity", "-Infinity", "inf", "+inf", "1e", "0x10", "1_000", "١"]
+        {
+            let (got, answer, _) =
+                call(&gateway, post(kind, format!(r#"{{"metric":"m","value":"{name}"}}"#))).await;
+            assert_eq!(
+                (got.as_u16(), answer.contains("value_invalid")),
+                (422, true),
+                "{kind} {name}: {answer}"
+            );
+            let bare =
+                call(&gateway, post(kind, format!(r#"{{"metric":"m","value":{name}}}"#))).await;
+            assert_eq!(
+                (bare.0.as_u16(), bare.1.contains("event_unreadable")),
+                (422, true),
+                "{kind} {name} is no JSON"
+            );
         }
     }
     assert!(log.batches.lock().unwrap().is_empty());
@@ -223,7 +292,8 @@ async fn numbers_that_are_none_are_refused_in_messagepack() {
     }
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     for (value, status, says) in cases {
-        let (got, answer, _) = call(&gateway, post("application/msgpack", packed("value", &value))).await;
+        let (got, answer, _) =
+            call(&gateway, post("application/msgpack", packed("value", &value))).await;
         assert_eq!(got.as_u16(), status, "{value:x?}: {answer}");
         match status {
             202 => {
@@ -276,19 +346,30 @@ async fn garbage_times_are_refused_in_every_codec() {
         ];
         for (kind, body) in bodies {
             let (status, answer, _) = call(&gateway, post(kind, body)).await;
-            assert_eq!((status.as_u16(), answer.contains(code)), (422, true), "{kind} {time}: {answer}");
+            assert_eq!(
+                (status.as_u16(), answer.contains(code)),
+                (422, true),
+                "{kind} {time}: {answer}"
+            );
         }
     }
-    for odd in [&[0xcb, 0x7f, 0xf8, 0, 0, 0, 0, 0, 0][..], &[0xd6, 0xff, 0, 0, 0, 0], &[0xc4, 1, 0]] {
-        let (status, answer, _) = call(&gateway, post("application/msgpack", packed("timestamp", odd))).await;
-        assert_eq!((status.as_u16(), answer.contains("timestamp_invalid")), (422, true), "{odd:x?}: {answer}");
+    for odd in [&[0xcb, 0x7f, 0xf8, 0, 0, 0, 0, 0, 0][..], &[0xd6, 0xff, 0, 0, 0, 0], &[0xc4, 1, 0]]
+    {
+        let (status, answer, _) =
+            call(&gateway, post("application/msgpack", packed("timestamp", odd))).await;
+        assert_eq!(
+            (status.as_u16(), answer.contains("timestamp_invalid")),
+            (422, true),
+            "{odd:x?}: {answer}"
+        );
     }
     assert!(log.batches.lock().unwrap().is_empty());
 }
 
 const KINDS: [&str; 3] = ["application/json", "application/x-ndjson", "application/msgpack"];
 
-/// A good body, some of its bytes changed, cut or doubled: closer to what a decoder understands than noise is.
+/// A good body, some of its bytes changed, cut or doubled: closer to what a decoder understands
+/// than noise is.
 fn nearly_good() -> impl Strategy<Value = Vec<u8>> {
     let json = r#"[{"metric":"m","timestamp":1767225600000,"value":"1.5e2","labels":{"a":"b\u00e4"},"user":"u","id":"i","properties":[{}]}]"#;
     let value: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -298,7 +379,8 @@ fn nearly_good() -> impl Strategy<Value = Vec<u8>> {
         gzip(json.as_bytes()),
         zstd::encode_all(json.as_bytes(), 1).unwrap(),
     ];
-    let changes = proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>(), 0u8..4), 1..6);
+    let changes =
+        proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>(), 0u8..4), 1..6);
     (proptest::sample::select(bodies), changes).prop_map(|(mut body, changes)| {
         for (at, byte, how) in changes {
             if body.is_empty() {
@@ -346,17 +428,26 @@ proptest! {
 
 #[tokio::test]
 async fn bombs_in_bombs_and_wrong_encodings_are_refused() {
-    let (gateway, _) =
-        gateway(Config::defaults().with(|c| c.accept.max_body = ByteSize::of(EVENT_BYTES as u64)), KeyTable::open());
+    let (gateway, _) = gateway(
+        Config::defaults().with(|c| c.accept.max_body = ByteSize::of(EVENT_BYTES as u64)),
+        KeyTable::open(),
+    );
     let nested = gzip(&gzip(&vec![b' '; 8 << 20]));
     let started = Stopwatch::start();
-    assert_eq!(call(&gateway, request(KINDS[0], Some("gzip"), nested)).await.0, StatusCode::BAD_REQUEST, "opened once only");
+    assert_eq!(
+        call(&gateway, request(KINDS[0], Some("gzip"), nested)).await.0,
+        StatusCode::BAD_REQUEST,
+        "opened once only"
+    );
     for encoding in ["gzip, gzip", "br", "deflate", "gzip,zstd", "x"] {
         let answer = call(&gateway, request(KINDS[0], Some(encoding), b"x".to_vec())).await;
         assert_eq!(answer.0, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
     }
     // A zstd frame that asks for a window of 2 GiB.
     let window = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xa8, 0x01, 0x00, 0x00];
-    assert_eq!(call(&gateway, request(KINDS[0], Some("zstd"), window)).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(
+        call(&gateway, request(KINDS[0], Some("zstd"), window)).await.0,
+        StatusCode::BAD_REQUEST
+    );
     assert!(started.elapsed() < Duration::from_secs(20));
 }

@@ -10,21 +10,65 @@ use crate::model::rollup::Rollup;
 use crate::query::completeness::MissingShard;
 
 /// Where an answer of a route is published, and its type.
-fn answers(generator: &mut schemars::SchemaGenerator) -> Vec<(&'static str, &'static str, &'static str, Value)> {
+fn answers(
+    generator: &mut schemars::SchemaGenerator,
+) -> Vec<(&'static str, &'static str, &'static str, Value)> {
     let mut of = Vec::new();
-    let mut add = |path, method, status, schema: schemars::Schema| of.push((path, method, status, schema.to_value()));
+    let mut add = |path, method, status, schema: schemars::Schema| {
+        of.push((path, method, status, schema.to_value()))
+    };
     add("/v1/events", "post", "202", generator.subschema_for::<api::events::IngestAnswer>());
     add("/v1/query", "get", "200", generator.subschema_for::<api::query::QueryAnswer>());
     add("/v1/metrics", "get", "200", generator.subschema_for::<api::catalogue::MetricsAnswer>());
-    add("/v1/labels/{name}/values", "get", "200", generator.subschema_for::<api::catalogue::LabelValuesAnswer>());
-    add("/v1/accounting", "get", "200", generator.subschema_for::<api::accounting::AccountingAnswer>());
+    add(
+        "/v1/labels/{name}/values",
+        "get",
+        "200",
+        generator.subschema_for::<api::catalogue::LabelValuesAnswer>(),
+    );
+    add(
+        "/v1/accounting",
+        "get",
+        "200",
+        generator.subschema_for::<api::accounting::AccountingAnswer>(),
+    );
     add("/v1/status", "get", "200", generator.subschema_for::<api::status::StatusAnswer>());
-    add("/v1/quarantine", "get", "200", generator.subschema_for::<api::quarantine::QuarantineAnswer>());
-    add("/v1/quarantine/release", "post", "200", generator.subschema_for::<api::quarantine::ReleaseAnswer>());
-    add("/v1/quarantine/discard", "post", "200", generator.subschema_for::<api::quarantine::DiscardAnswer>());
-    add("/v1/archive/flush", "post", "200", generator.subschema_for::<api::archive::ArchiveFlushAnswer>());
-    add("/v1/archive/expiry", "get", "200", generator.subschema_for::<api::archive::ExpiryAnswer>());
-    add("/v1/archive/expiry", "post", "200", generator.subschema_for::<api::archive::ExpiryGoesOnAnswer>());
+    add(
+        "/v1/quarantine",
+        "get",
+        "200",
+        generator.subschema_for::<api::quarantine::QuarantineAnswer>(),
+    );
+    add(
+        "/v1/quarantine/release",
+        "post",
+        "200",
+        generator.subschema_for::<api::quarantine::ReleaseAnswer>(),
+    );
+    add(
+        "/v1/quarantine/discard",
+        "post",
+        "200",
+        generator.subschema_for::<api::quarantine::DiscardAnswer>(),
+    );
+    add(
+        "/v1/archive/flush",
+        "post",
+        "200",
+        generator.subschema_for::<api::archive::ArchiveFlushAnswer>(),
+    );
+    add(
+        "/v1/archive/expiry",
+        "get",
+        "200",
+        generator.subschema_for::<api::archive::ExpiryAnswer>(),
+    );
+    add(
+        "/v1/archive/expiry",
+        "post",
+        "200",
+        generator.subschema_for::<api::archive::ExpiryGoesOnAnswer>(),
+    );
     of
 }
 
@@ -52,7 +96,10 @@ fn the_published_answers_are_the_types_of_the_wire() {
         std::fs::write(path, serde_json::to_string_pretty(&expected).unwrap() + "\n").unwrap();
         return;
     }
-    assert!(published == expected, "src/gateway/openapi.json differs from src/api: run this test with ROLLMILL_WRITE_DOCS=1");
+    assert!(
+        published == expected,
+        "src/gateway/openapi.json differs from src/api: run this test with ROLLMILL_WRITE_DOCS=1"
+    );
 }
 
 /// One series with a value, and one without.
@@ -61,30 +108,59 @@ fn answer<'a>(request: &'a QueryRequest, budget: &'a Budget) -> QueryAnswer<'a> 
     full.add(Some(Decimal::parse("123456789012345678.423456789").unwrap()), Some(7));
     let mut empty = Rollup::default();
     empty.add(None, None);
-    let series = |label: &str, rollup: Rollup| Group { key: vec![label.to_owned()], points: vec![(NOW, rollup)] };
+    let series = |label: &str, rollup: Rollup| Group {
+        key: vec![label.to_owned()],
+        points: vec![(NOW, rollup)],
+    };
     let mut completeness = Completeness::of(&[], &Vec::new(), NOW, 1).with_overflow(Some(5));
-    completeness.missing.push(MissingShard { shard: crate::model::offset::ShardId(3), reason: "behind", behind_ms: Some(9) });
-    QueryAnswer::new(request, vec![series("a\"\n", full), series("", empty)], completeness, Charge::new(budget)).unwrap()
+    completeness.missing.push(MissingShard {
+        shard: crate::model::offset::ShardId(3),
+        reason: "behind",
+        behind_ms: Some(9),
+    });
+    QueryAnswer::new(
+        request,
+        vec![series("a\"\n", full), series("", empty)],
+        completeness,
+        Charge::new(budget),
+    )
+    .unwrap()
 }
 
 #[test]
 fn the_fast_renderer_writes_the_type_of_the_wire() {
-    let given = [("metric", "m"), ("by", "page"), ("agg", "count,sum,avg,min,max,distinct,rate,p50")];
+    let given =
+        [("metric", "m"), ("by", "page"), ("agg", "count,sum,avg,min,max,distinct,rate,p50")];
     for numbers in ["json", "string"] {
-        let given: Vec<_> =
-            given.iter().chain(&[("numbers", numbers)]).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let ((request, form), budget) = (reads::query_request(&given, NOW).unwrap(), Budget::default());
-        let text = crate::gateway::render::query_answer(&mut answer(&request, &budget), form.decimals).unwrap();
+        let given: Vec<_> = given
+            .iter()
+            .chain(&[("numbers", numbers)])
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let ((request, form), budget) =
+            (reads::query_request(&given, NOW).unwrap(), Budget::default());
+        let text =
+            crate::gateway::render::query_answer(&mut answer(&request, &budget), form.decimals)
+                .unwrap();
         assert_eq!(budget.bytes(), 0, "what an answer holds is given back");
         let parsed: api::query::QueryAnswer = serde_json::from_str(&text).unwrap();
         let again: Value = serde_json::from_str(&serde_json::to_string(&parsed).unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), again, "nothing beside the type");
         let point = &parsed.series[0].points[0];
         assert_eq!(point.figure("sum"), Some("123456789012345678.423456789"));
-        assert_eq!((point.figure("count"), point.figure("rate")), (Some("1"), Some("0.0002777777777777778")));
-        assert_eq!((parsed.series[1].points[0].figure("sum"), parsed.series[1].labels.len()), (None, 0));
+        assert_eq!(
+            (point.figure("count"), point.figure("rate")),
+            (Some("1"), Some("0.0002777777777777778"))
+        );
+        assert_eq!(
+            (parsed.series[1].points[0].figure("sum"), parsed.series[1].labels.len()),
+            (None, 0)
+        );
         let (partial, overflow) = (parsed.completeness.partial, parsed.completeness.overflow);
-        assert_eq!((partial, overflow, parsed.completeness.missing[0].behind_ms), (true, Some(5), Some(9)));
+        assert_eq!(
+            (partial, overflow, parsed.completeness.missing[0].behind_ms),
+            (true, Some(5), Some(9))
+        );
     }
 }
 
@@ -95,7 +171,8 @@ fn only_what_does_not_move_by_itself_is_worth_an_update() {
     let hash = |change: &dyn Fn(&mut QueryAnswer<'_>)| {
         let mut answer = answer(&request, &budget);
         change(&mut answer);
-        let (text, hash) = crate::gateway::render::update("q\"1", &mut answer, form.decimals).unwrap();
+        let (text, hash) =
+            crate::gateway::render::update("q\"1", &mut answer, form.decimals).unwrap();
         assert!(text.starts_with(r#"{"update":"q\"1","metric":"m","#), "{text}");
         assert!(serde_json::from_str::<Value>(&text).is_ok(), "{text}");
         hash

@@ -28,8 +28,13 @@ fn operations() -> Vec<(String, String, Vec<String>)> {
 }
 
 fn ask(path: &str, method: &str, key: Option<&str>) -> Request<Body> {
-    let uri = path.replace("{page}", "api.md").replace("{name}", "a").replace("{topic}", "a").replace("{id}", "1");
-    let mut request = Request::builder().method(method).uri(uri).header("content-type", "application/json");
+    let uri = path
+        .replace("{page}", "api.md")
+        .replace("{name}", "a")
+        .replace("{topic}", "a")
+        .replace("{id}", "1");
+    let mut request =
+        Request::builder().method(method).uri(uri).header("content-type", "application/json");
     if let Some(key) = key {
         request = request.header("authorization", format!("Bearer {key}"));
     }
@@ -41,35 +46,60 @@ fn is_kafka(path: &str) -> bool {
     path.starts_with("/topics/")
 }
 
-fn stored(seed: u8, tenant: &str, scopes: &[Scope], expires_ms: Option<i64>) -> (String, StoredKey) {
+fn stored(
+    seed: u8,
+    tenant: &str,
+    scopes: &[Scope],
+    expires_ms: Option<i64>,
+) -> (String, StoredKey) {
     let (plain, prefix, sha256) = new_key([seed; 24]);
-    (plain, StoredKey { prefix, sha256, tenant: tenant.into(), scopes: scopes.to_vec(), expires_ms })
+    (
+        plain,
+        StoredKey { prefix, sha256, tenant: tenant.into(), scopes: scopes.to_vec(), expires_ms },
+    )
 }
 
-const SCOPES: [(Scope, &str); 4] =
-    [(Scope::Write, "write"), (Scope::Read, "read"), (Scope::Admin, "admin"), (Scope::Operator, "operator")];
+const SCOPES: [(Scope, &str); 4] = [
+    (Scope::Write, "write"),
+    (Scope::Read, "read"),
+    (Scope::Admin, "admin"),
+    (Scope::Operator, "operator"),
+];
 
 #[tokio::test]
 async fn every_operation_refuses_every_key_but_the_right_one() {
-    let one: Vec<_> = SCOPES.iter().zip(1..).map(|((scope, _), seed)| stored(seed, "acme", &[*scope], None)).collect();
+    let one: Vec<_> = SCOPES
+        .iter()
+        .zip(1..)
+        .map(|((scope, _), seed)| stored(seed, "acme", &[*scope], None))
+        .collect();
     let all = SCOPES.map(|(scope, _)| scope);
     let (expired, late) = stored(7, "acme", &all, Some(NOW));
     let (revoked, gone) = stored(8, "acme", &all, None);
     let kept: Vec<StoredKey> = one.iter().map(|(_, key)| key.clone()).chain([late]).collect();
     let with = [kept.clone(), vec![gone]].concat();
     let (gateway, _) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: with }));
-    assert_ne!(call(&gateway, ask("/v1/query", "GET", Some(&revoked))).await.0, StatusCode::UNAUTHORIZED);
+    assert_ne!(
+        call(&gateway, ask("/v1/query", "GET", Some(&revoked))).await.0,
+        StatusCode::UNAUTHORIZED
+    );
     gateway.deps.keys.store(Arc::new(KeyTable::of(KeysFile { keys: kept })));
     for (path, method, scopes) in operations() {
         if scopes.is_empty() {
-            assert_eq!(call(&gateway, ask(&path, &method, None)).await.0, StatusCode::OK, "{method} {path} is open");
+            assert_eq!(
+                call(&gateway, ask(&path, &method, None)).await.0,
+                StatusCode::OK,
+                "{method} {path} is open"
+            );
             continue;
         }
         for key in [None, Some("wrong"), Some(""), Some(&expired), Some(&revoked)] {
-            let (status, answer, _) = call(&gateway, ask(&path, &method, key.map(|k: &str| k))).await;
+            let (status, answer, _) =
+                call(&gateway, ask(&path, &method, key.map(|k: &str| k))).await;
             assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {path} {key:?}: {answer}");
             assert!(
-                answer.contains(if is_kafka(&path) { "40101" } else { "\"unauthorized\"" }) && !answer.contains("acme"),
+                answer.contains(if is_kafka(&path) { "40101" } else { "\"unauthorized\"" })
+                    && !answer.contains("acme"),
                 "{answer}"
             );
         }
@@ -82,11 +112,15 @@ async fn every_operation_refuses_every_key_but_the_right_one() {
         for ((key, _), (_, scope)) in one.iter().zip(SCOPES) {
             let (status, answer, _) = call(&gateway, ask(&path, &method, Some(key))).await;
             if scopes.iter().any(|s| s == scope) {
-                assert!(!matches!(status.as_u16(), 401 | 403), "{method} {path} as {scope}: {status} {answer}");
+                assert!(
+                    !matches!(status.as_u16(), 401 | 403),
+                    "{method} {path} as {scope}: {status} {answer}"
+                );
             } else {
                 assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path} as {scope}: {answer}");
                 assert!(
-                    answer.contains(if is_kafka(&path) { "40301" } else { "\"forbidden\"" }) && !answer.contains("acme"),
+                    answer.contains(if is_kafka(&path) { "40301" } else { "\"forbidden\"" })
+                        && !answer.contains("acme"),
                     "{answer}"
                 );
             }
@@ -96,7 +130,8 @@ async fn every_operation_refuses_every_key_but_the_right_one() {
 
 #[tokio::test]
 async fn the_routes_are_those_of_the_published_interface() {
-    let published: BTreeSet<_> = operations().into_iter().map(|(path, method, _)| (path, method)).collect();
+    let published: BTreeSet<_> =
+        operations().into_iter().map(|(path, method, _)| (path, method)).collect();
     // A router does not list its routes, its source does.
     let source = include_str!("../routes.rs");
     let routes = source.split(".route(\"").skip(1).map(|rest| {
@@ -119,7 +154,15 @@ async fn the_routes_are_those_of_the_published_interface() {
             );
         }
     }
-    for path in ["/v1", "/v1/events/", "/v1/../metrics", "/V1/query", "//metrics", "/v1/labels/a/b/values", "/admin"] {
+    for path in [
+        "/v1",
+        "/v1/events/",
+        "/v1/../metrics",
+        "/V1/query",
+        "//metrics",
+        "/v1/labels/a/b/values",
+        "/admin",
+    ] {
         assert_eq!(call(&gateway, ask(path, "GET", None)).await.0, StatusCode::NOT_FOUND, "{path}");
     }
 }
@@ -157,21 +200,32 @@ async fn no_operation_ignores_a_parameter() {
     let interface = interface();
     for (path, method, _) in operations() {
         // The engine reads those of its own routes, and other people's protocols are theirs.
-        let of_the_engine = ["/v1/query", "/v1/accounting", "/v1/metrics", "/v1/labels/{name}/values"];
+        let of_the_engine =
+            ["/v1/query", "/v1/accounting", "/v1/metrics", "/v1/labels/{name}/values"];
         if of_the_engine.contains(&path.as_str()) || is_kafka(&path) {
             continue;
         }
-        let known = interface["paths"][&path][method.to_lowercase()]["parameters"].as_array().cloned().unwrap_or_default();
-        let known = known.iter().filter(|p| p["in"] == "query").map(|p| p["name"].as_str().unwrap().to_owned());
+        let known = interface["paths"][&path][method.to_lowercase()]["parameters"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        let known = known
+            .iter()
+            .filter(|p| p["in"] == "query")
+            .map(|p| p["name"].as_str().unwrap().to_owned());
         let known: Vec<String> = known.collect();
-        let mut refused = vec![("nonsense=1".to_owned(), "parameter_unknown"), ("=1".to_owned(), "parameter_unknown")];
+        let mut refused = vec![
+            ("nonsense=1".to_owned(), "parameter_unknown"),
+            ("=1".to_owned(), "parameter_unknown"),
+        ];
         for name in &known {
             refused.push((format!("{name}=a&{name}=a"), "parameter_repeated"));
             refused.push((format!("{name}="), "parameter_empty"));
             refused.push((format!("{}=a", name.to_uppercase()), "parameter_unknown"));
         }
         for (query, code) in refused {
-            let (status, answer, _) = call(&gateway, ask(&format!("{path}?{query}"), &method, Some(&key))).await;
+            let (status, answer, _) =
+                call(&gateway, ask(&format!("{path}?{query}"), &method, Some(&key))).await;
             assert_eq!(status, StatusCode::BAD_REQUEST, "{method} {path}?{query}: {answer}");
             assert!(answer.contains(code), "{method} {path}?{query}: {answer}");
         }

@@ -8,12 +8,19 @@ const JSON_V2: &str = "application/vnd.kafka.json.v2+json";
 const BINARY_V2: &str = "application/vnd.kafka.binary.v2+json";
 
 fn produce(topic: &str, kind: &str, body: impl Into<Body>) -> Request<Body> {
-    Request::post(format!("/topics/{topic}")).header("content-type", kind).body(body.into()).unwrap()
+    Request::post(format!("/topics/{topic}"))
+        .header("content-type", kind)
+        .body(body.into())
+        .unwrap()
 }
 
 async fn answer(gateway: &Arc<Gateway>, request: Request<Body>) -> (u16, Value) {
     let (status, body, retry) = call(gateway, request).await;
-    assert_eq!(retry.is_some(), matches!(status.as_u16(), 429 | 503), "Retry-After on overload and nowhere else: {body}");
+    assert_eq!(
+        retry.is_some(),
+        matches!(status.as_u16(), 429 | 503),
+        "Retry-After on overload and nowhere else: {body}"
+    );
     (status.as_u16(), serde_json::from_str(&body).unwrap())
 }
 
@@ -35,15 +42,28 @@ fn base64(text: &str) -> String {
 #[tokio::test]
 async fn the_quickstart_gets_the_recorded_shape() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
-    let (status, taken_one) = answer(&gateway, produce("jsontest", JSON_V2, r#"{"records":[{"value":{"value":"2.5"}}]}"#)).await;
+    let (status, taken_one) = answer(
+        &gateway,
+        produce("jsontest", JSON_V2, r#"{"records":[{"value":{"value":"2.5"}}]}"#),
+    )
+    .await;
     let partition = log.batches.lock().unwrap()[0].events[0].series.shard.0;
     let entry = json!({"partition": partition, "offset": -1, "error_code": null, "error": null});
-    assert_eq!((status, taken_one), (200, json!({"offsets": [entry], "key_schema_id": null, "value_schema_id": null})));
+    assert_eq!(
+        (status, taken_one),
+        (200, json!({"offsets": [entry], "key_schema_id": null, "value_schema_id": null}))
+    );
     assert_eq!(taken(&log), [("jsontest".to_owned(), r#"{"value":"2.5"}"#.to_owned(), None)]);
-    // Confluent's own value is no event: that is said in its entry, and nothing is counted in silence.
-    let (status, refused) = answer(&gateway, produce("jsontest", JSON_V2, r#"{"records":[{"value":{"foo":"bar"}}]}"#)).await;
+    // Confluent's own value is no event: that is said in its entry, and nothing is counted in
+    // silence.
+    let (status, refused) =
+        answer(&gateway, produce("jsontest", JSON_V2, r#"{"records":[{"value":{"foo":"bar"}}]}"#))
+            .await;
     let entry = &refused["offsets"][0];
-    assert_eq!((status, &entry["error_code"], &entry["offset"]), (200, &json!(50002), &Value::Null));
+    assert_eq!(
+        (status, &entry["error_code"], &entry["offset"]),
+        (200, &json!(50002), &Value::Null)
+    );
     assert!(entry["error"].as_str().unwrap().contains("unknown field"), "{refused}");
     assert_eq!(log.batches.lock().unwrap().len(), 1);
 }
@@ -70,44 +90,86 @@ async fn good_records_are_taken_beside_bad_ones_in_the_order_of_the_request() {
     let mut request = produce("topic", JSON_V2, body);
     request.headers_mut().insert("idempotency-key", "K".parse().unwrap());
     let (status, answered) = answer(&gateway, request).await;
-    let codes: Vec<_> = answered["offsets"].as_array().unwrap().iter().map(|entry| entry["error_code"].as_u64()).collect();
+    let codes: Vec<_> = answered["offsets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["error_code"].as_u64())
+        .collect();
     assert_eq!((status, codes.len()), (200, 12));
-    assert!(codes[0].is_none() && codes[11].is_none() && codes[1..11].iter().all(|code| *code == Some(50_002)), "{answered}");
+    assert!(
+        codes[0].is_none()
+            && codes[11].is_none()
+            && codes[1..11].iter().all(|code| *code == Some(50_002)),
+        "{answered}"
+    );
     let text = answered.to_string();
-    for why in ["without a value", "decides on its partition", "unknown field", "timestamp_too_old", "event_too_large"] {
+    for why in [
+        "without a value",
+        "decides on its partition",
+        "unknown field",
+        "timestamp_too_old",
+        "event_too_large",
+    ] {
         assert!(text.contains(why), "{why}: {text}");
     }
     // Keys are kept with the event and are no ids.
     let expected = [("own", records[0], Some("a")), ("topic", records[11], Some("K/11"))];
-    assert_eq!(taken(&log), expected.map(|(m, raw, id)| (m.to_owned(), raw.to_owned(), id.map(str::to_owned))));
+    assert_eq!(
+        taken(&log),
+        expected.map(|(m, raw, id)| (m.to_owned(), raw.to_owned(), id.map(str::to_owned)))
+    );
 }
 
 #[tokio::test]
 async fn binary_records_are_the_events_that_they_encode() {
     let (gateway, log) = gateway(Config::defaults(), KeyTable::open());
     let (event, padded) = (r#"{"metric":"m","id":"1"}"#, r#"{"metric":"m","id":"22"}"#);
-    for (round, kind) in [BINARY_V2, "application/vnd.kafka.binary.v1+json", "application/vnd.kafka.v1+json"].iter().enumerate() {
+    for (round, kind) in
+        [BINARY_V2, "application/vnd.kafka.binary.v1+json", "application/vnd.kafka.v1+json"]
+            .iter()
+            .enumerate()
+    {
         // As npm's kafka-rest sends it: chunked, and with "partition": null.
         let records = json!({"records": [
             {"value": base64(event), "key": "aw==", "partition": null},
             {"value": base64(padded).trim_end_matches('='), "key": null, "partition": null},
             {"value": "***", "key": null, "partition": null}, {"value": 7}]});
-        let chunks: Vec<_> =
-            records.to_string().as_bytes().chunks(7).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect();
+        let chunks: Vec<_> = records
+            .to_string()
+            .as_bytes()
+            .chunks(7)
+            .map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec()))
+            .collect();
         let mut request = produce("t1", kind, Body::from_stream(futures::stream::iter(chunks)));
         request.headers_mut().insert("host", "localhost".parse().unwrap());
         let response = routes::router(gateway.clone()).oneshot(request).await.unwrap();
-        let answer_kind = if round == 0 { "application/vnd.kafka.v2+json" } else { "application/vnd.kafka.v1+json" };
-        assert_eq!((response.status(), response.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, answer_kind));
+        let answer_kind = if round == 0 {
+            "application/vnd.kafka.v2+json"
+        } else {
+            "application/vnd.kafka.v1+json"
+        };
+        assert_eq!(
+            (response.status(), response.headers()["content-type"].to_str().unwrap()),
+            (StatusCode::OK, answer_kind)
+        );
         let body = response.into_body().collect().await.unwrap().to_bytes();
         let answered: Value = serde_json::from_slice(&body).unwrap();
-        let codes: Vec<_> = answered["offsets"].as_array().unwrap().iter().map(|entry| entry["error_code"].as_u64()).collect();
+        let codes: Vec<_> = answered["offsets"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["error_code"].as_u64())
+            .collect();
         assert_eq!(codes, [None, None, Some(50_002), Some(50_002)], "{answered}");
     }
     let kept = format!(r#"{{"key":"aw==","value":{event}}}"#);
     assert_eq!(
         taken(&log)[..2],
-        [("m".to_owned(), kept, Some("1".to_owned())), ("m".to_owned(), padded.to_owned(), Some("22".to_owned()))]
+        [
+            ("m".to_owned(), kept, Some("1".to_owned())),
+            ("m".to_owned(), padded.to_owned(), Some("22".to_owned()))
+        ]
     );
     assert_eq!(taken(&log).len(), 6);
 }
@@ -131,15 +193,40 @@ async fn whole_requests_are_refused_in_the_shape_of_that_interface() {
         ("t", JSON_V2, " ".repeat(2_001), 413, 413, "accept.max_body"),
         ("9t", JSON_V2, good.to_owned(), 404, 40_401, "topic"),
         (&"t".repeat(200), JSON_V2, good.to_owned(), 404, 40_401, "topic"),
-        ("t", "application/vnd.kafka.avro.v2+json", good.to_owned(), 415, 415, "no schema registry"),
-        ("t", "application/vnd.kafka.protobuf.v2+json", good.to_owned(), 415, 415, "no schema registry"),
-        ("t", "application/vnd.kafka.jsonschema.v2+json", good.to_owned(), 415, 415, "no schema registry"),
+        (
+            "t",
+            "application/vnd.kafka.avro.v2+json",
+            good.to_owned(),
+            415,
+            415,
+            "no schema registry",
+        ),
+        (
+            "t",
+            "application/vnd.kafka.protobuf.v2+json",
+            good.to_owned(),
+            415,
+            415,
+            "no schema registry",
+        ),
+        (
+            "t",
+            "application/vnd.kafka.jsonschema.v2+json",
+            good.to_owned(),
+            415,
+            415,
+            "no schema registry",
+        ),
         ("t", "application/json", good.to_owned(), 415, 415, "application/vnd.kafka.json.v2+json"),
         ("t/partitions/0", JSON_V2, good.to_owned(), 404, 40_402, "decides on its partition"),
     ];
     for (topic, kind, body, status, code, why) in cases {
         let (got, answered) = answer(&gateway, produce(topic, kind, body.clone())).await;
-        assert_eq!((got, &answered["error_code"]), (status, &json!(code)), "{topic} {kind} {body}: {answered}");
+        assert_eq!(
+            (got, &answered["error_code"]),
+            (status, &json!(code)),
+            "{topic} {kind} {body}: {answered}"
+        );
         assert!(answered["message"].as_str().unwrap().contains(why), "{why}: {answered}");
         assert_eq!(answered.as_object().unwrap().len(), 2);
     }
@@ -167,11 +254,24 @@ async fn overload_refuses_the_whole_request_and_says_when_to_come_back() {
 async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
     let stored = |seed: u8, scope| {
         let (plain, prefix, sha256) = new_key([seed; 24]);
-        (plain, StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![scope], expires_ms: None })
+        (
+            plain,
+            StoredKey {
+                prefix,
+                sha256,
+                tenant: "acme".into(),
+                scopes: vec![scope],
+                expires_ms: None,
+            },
+        )
     };
     let ((writer, write), (reader, read)) = (stored(1, Scope::Write), stored(2, Scope::Read));
     let log = Arc::new(Log::default());
-    let mut deps = deps(Some(log.clone()), Config::defaults(), KeyTable::of(KeysFile { keys: vec![write, read] }));
+    let mut deps = deps(
+        Some(log.clone()),
+        Config::defaults(),
+        KeyTable::of(KeysFile { keys: vec![write, read] }),
+    );
     deps.sites = Sites::new("0.0.0.0:80", vec!["https://rollmill.test".to_owned()]);
     let gateway = Gateway::new(deps);
     let basic = |text: &str| format!("Basic {}", base64(text));
@@ -183,13 +283,27 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
         request
     };
     let here = Some("https://rollmill.test");
-    let good =
-        [format!("Bearer {writer}"), basic(&format!("any:{writer}")), basic(&format!(":{writer}")).replace("Basic", "bAsIc")];
+    let good = [
+        format!("Bearer {writer}"),
+        basic(&format!("any:{writer}")),
+        basic(&format!(":{writer}")).replace("Basic", "bAsIc"),
+    ];
     for authorization in &good {
-        assert_eq!(answer(&gateway, with("t", authorization, None)).await.0, 200, "{authorization}");
-        assert_eq!(answer(&gateway, with("t", authorization, here)).await.0, 200, "{authorization}");
+        assert_eq!(
+            answer(&gateway, with("t", authorization, None)).await.0,
+            200,
+            "{authorization}"
+        );
+        assert_eq!(
+            answer(&gateway, with("t", authorization, here)).await.0,
+            200,
+            "{authorization}"
+        );
     }
-    assert_eq!(log.batches.lock().unwrap().iter().filter(|batch| &*batch.tenant == "acme").count(), 6);
+    assert_eq!(
+        log.batches.lock().unwrap().iter().filter(|batch| &*batch.tenant == "acme").count(),
+        6
+    );
     let elsewhere = Some("https://elsewhere.test");
     for (authorization, origin, status, code) in [
         (basic(&format!("{writer}:")), None, 401, 40_101),
@@ -203,7 +317,11 @@ async fn the_key_is_a_bearer_or_the_password_of_basic_here_and_only_here() {
     ] {
         for topic in ["t", "t/partitions/1"] {
             let (got, answered) = answer(&gateway, with(topic, &authorization, origin)).await;
-            assert_eq!((got, &answered["error_code"]), (status, &json!(code)), "{topic} {authorization}: {answered}");
+            assert_eq!(
+                (got, &answered["error_code"]),
+                (status, &json!(code)),
+                "{topic} {authorization}: {answered}"
+            );
         }
     }
     let mut events = post("application/json", r#"{"metric":"m"}"#);

@@ -26,7 +26,9 @@ fn event(key: &str) -> Request<Body> {
 /// Waits until nothing is held any more.
 async fn idle(gateway: &Gateway) {
     for _ in 0..2_000 {
-        if gateway.shares.queries.usage("").held == 0 && gateway.shares.query_memory.usage("").held == 0 {
+        if gateway.shares.queries.usage("").held == 0
+            && gateway.shares.query_memory.usage("").held == 0
+        {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -54,7 +56,8 @@ async fn a_query_ends_at_its_deadline() {
     let config = Config::defaults().with(|c| c.query.timeout = Duration::from_millis(200));
     let (gateway, _) = gateway(config, KeyTable::open());
     for path in ["/v1/query?metric=until_ended", "/v1/query?metric=until_ended&step=1d"] {
-        let (status, answer, retry) = call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
+        let (status, answer, retry) =
+            call(&gateway, Request::get(path).body(Body::empty()).unwrap()).await;
         assert_eq!((status, retry.is_some()), (StatusCode::SERVICE_UNAVAILABLE, true), "{answer}");
         assert!(answer.contains("query_timeout") && answer.contains("query.timeout"), "{answer}");
     }
@@ -78,13 +81,30 @@ async fn queries_of_one_tenant_leave_room_for_another() {
     while gateway.shares.queries.usage("a").own < 4 {
         tokio::task::yield_now().await;
     }
-    for uri in ["/v1/query?metric=m", "/v1/metrics", "/v1/accounting", "/v1/labels/x/values", "/v1/quarantine"] {
+    for uri in [
+        "/v1/query?metric=m",
+        "/v1/metrics",
+        "/v1/accounting",
+        "/v1/labels/x/values",
+        "/v1/quarantine",
+    ] {
         let (status, answer, retry) = call(&gateway, get(uri, &a)).await;
-        assert_eq!((status, retry.as_deref()), (StatusCode::TOO_MANY_REQUESTS, Some("1")), "{uri}: {answer}");
-        assert!(answer.contains("tenant_overloaded") && answer.contains("query.max_concurrent"), "{answer}");
+        assert_eq!(
+            (status, retry.as_deref()),
+            (StatusCode::TOO_MANY_REQUESTS, Some("1")),
+            "{uri}: {answer}"
+        );
+        assert!(
+            answer.contains("tenant_overloaded") && answer.contains("query.max_concurrent"),
+            "{answer}"
+        );
         assert_eq!(call(&gateway, get(uri, &b)).await.0, StatusCode::OK, "{uri}");
     }
-    assert_eq!(call(&gateway, event(&a)).await.0, StatusCode::ACCEPTED, "writes do not wait for queries");
+    assert_eq!(
+        call(&gateway, event(&a)).await.0,
+        StatusCode::ACCEPTED,
+        "writes do not wait for queries"
+    );
     let (_, limits, _) = call(&gateway, get("/v1/limits", &b)).await;
     let limits: serde_json::Value = serde_json::from_str(&limits).unwrap();
     let shown = serde_json::json!({"total": 16, "tenant": 4, "used": 4, "used_by_tenant": 0});
@@ -97,15 +117,21 @@ async fn queries_of_one_tenant_leave_room_for_another() {
 #[tokio::test]
 async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
     let (keys, [a, b]) = two_tenants();
-    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(4 << 20)), keys);
+    let (gateway, _) =
+        gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(4 << 20)), keys);
     // Bodies that have begun and do not end.
     let mut begun = Vec::new();
     let mut bodies = Vec::new();
     for _ in 0..40 {
-        let (sender, receiver) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::convert::Infallible>>(1);
-        let body =
-            Body::from_stream(futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver))));
-        let request = Request::post("/v1/events").header("authorization", format!("Bearer {a}")).body(body).unwrap();
+        let (sender, receiver) =
+            tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::convert::Infallible>>(1);
+        let body = Body::from_stream(futures::stream::unfold(receiver, async |mut receiver| {
+            Some((receiver.recv().await?, receiver))
+        }));
+        let request = Request::post("/v1/events")
+            .header("authorization", format!("Bearer {a}"))
+            .body(body)
+            .unwrap();
         let gateway = gateway.clone();
         begun.push(tokio::spawn(async move { call(&gateway, request).await }));
         sender.send(Ok(vec![b' '; 100_000].into())).await.unwrap();
@@ -114,13 +140,23 @@ async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
     }
     let (status, answer, retry) = call(&gateway, event(&a)).await;
     assert_eq!((status, retry.as_deref()), (StatusCode::TOO_MANY_REQUESTS, Some("1")), "{answer}");
-    assert!(answer.contains("tenant_overloaded") && answer.contains("accept.max_inflight"), "{answer}");
+    assert!(
+        answer.contains("tenant_overloaded") && answer.contains("accept.max_inflight"),
+        "{answer}"
+    );
     assert!(gateway.shares.inflight.usage("a").own <= 1 << 20);
-    assert_eq!(call(&gateway, event(&b)).await.0, StatusCode::ACCEPTED, "the other tenant's writes are taken");
+    assert_eq!(
+        call(&gateway, event(&b)).await.0,
+        StatusCode::ACCEPTED,
+        "the other tenant's writes are taken"
+    );
     drop(bodies);
     for one in begun {
         let status = one.await.unwrap().0;
-        assert!(matches!(status, StatusCode::BAD_REQUEST | StatusCode::TOO_MANY_REQUESTS), "{status}");
+        assert!(
+            matches!(status, StatusCode::BAD_REQUEST | StatusCode::TOO_MANY_REQUESTS),
+            "{status}"
+        );
     }
     assert_eq!(gateway.shares.inflight.usage("a").held, 0);
     assert_eq!(call(&gateway, event(&a)).await.0, StatusCode::ACCEPTED);
@@ -128,13 +164,23 @@ async fn bytes_in_flight_of_one_tenant_leave_room_for_another() {
 
 #[tokio::test]
 async fn what_is_reserved_for_a_body_is_what_it_takes() {
-    let (gateway, _) = gateway(Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(3 << 20)), KeyTable::open());
+    let (gateway, _) = gateway(
+        Config::defaults().with(|c| c.accept.max_inflight = ByteSize::of(3 << 20)),
+        KeyTable::open(),
+    );
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut packer, &vec![b' '; 2_200_000]).unwrap();
     let bomb = packer.finish().unwrap();
-    let request = Request::post("/v1/events").header("content-encoding", "gzip").body(Body::from(bomb)).unwrap();
+    let request = Request::post("/v1/events")
+        .header("content-encoding", "gzip")
+        .body(Body::from(bomb))
+        .unwrap();
     let (status, answer, _) = call(&gateway, request).await;
-    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "2.2 MB lie in 4 MiB while they grow: {answer}");
+    assert_eq!(
+        status,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "2.2 MB lie in 4 MiB while they grow: {answer}"
+    );
     assert_eq!(gateway.shares.inflight.usage("default").held, 0);
 }
 
@@ -149,14 +195,17 @@ async fn serve(gateway: Arc<Gateway>) -> (std::net::SocketAddr, watch::Sender<bo
 }
 
 async fn ask(socket: &mut tokio::net::TcpStream, path: &str, key: &str) {
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\n\r\n");
     socket.write_all(request.as_bytes()).await.unwrap();
 }
 
 /// The first line of the answer.
 async fn status(socket: &mut tokio::net::TcpStream) -> String {
     let mut head = vec![0; 12];
-    let read = tokio::time::timeout(LATEST, socket.read_exact(&mut head)).await.expect("an answer in time");
+    let read = tokio::time::timeout(LATEST, socket.read_exact(&mut head))
+        .await
+        .expect("an answer in time");
     read.map_or_else(|error| error.to_string(), |_| String::from_utf8_lossy(&head).into_owned())
 }
 
@@ -183,7 +232,8 @@ async fn answers_that_nobody_takes_are_bounded_and_dropped_in_time() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let mut taken = Vec::new();
-    let _broken = tokio::time::timeout(LATEST, first.read_to_end(&mut taken)).await.expect("it is cut");
+    let _broken =
+        tokio::time::timeout(LATEST, first.read_to_end(&mut taken)).await.expect("it is cut");
     assert!(taken.len() < 20_000_000, "{}", taken.len());
 }
 
@@ -196,7 +246,10 @@ async fn a_reader_that_is_slow_but_reads_gets_all_of_its_answer() {
     ask(&mut socket, "/v1/query?metric=m&by=pad&limit=20000000", "").await;
     let (mut taken, mut chunk) = (0, vec![0; 1 << 20]);
     while taken < 20_000_000 {
-        let read = tokio::time::timeout(LATEST, socket.read(&mut chunk)).await.expect("more in time").unwrap();
+        let read = tokio::time::timeout(LATEST, socket.read(&mut chunk))
+            .await
+            .expect("more in time")
+            .unwrap();
         assert!(read > 0, "cut after {taken} bytes");
         taken += read;
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -235,7 +288,8 @@ async fn connections_without_a_key_give_way_and_those_with_one_stay() {
     ask(&mut own, "/v1/query?metric=m", &a).await;
     assert_eq!(status(&mut own).await, "HTTP/1.1 200", "a connection with a key stays");
     let mut byte = [0];
-    let first = tokio::time::timeout(LATEST, crowd[0].read(&mut byte)).await.expect("the oldest gave way");
+    let first =
+        tokio::time::timeout(LATEST, crowd[0].read(&mut byte)).await.expect("the oldest gave way");
     assert!(matches!(first, Ok(0) | Err(_)));
 }
 
@@ -265,7 +319,8 @@ fn head(opcode: u8, length: u64) -> Vec<u8> {
 }
 
 async fn websocket(address: std::net::SocketAddr) -> tokio::net::TcpStream {
-    let (socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
+    let (socket, _) =
+        tokio_tungstenite::connect_async(format!("ws://{address}/v1/ws")).await.unwrap();
     match socket.into_inner() {
         tokio_tungstenite::MaybeTlsStream::Plain(stream) => stream,
         other => panic!("{other:?}"),
@@ -275,7 +330,8 @@ async fn websocket(address: std::net::SocketAddr) -> tokio::net::TcpStream {
 /// The code with which a WebSocket is closed, whatever comes before it.
 async fn closed_with(socket: &mut tokio::net::TcpStream) -> Option<u16> {
     let mut read = Vec::new();
-    let _reset = tokio::time::timeout(LATEST, socket.read_to_end(&mut read)).await.expect("it is closed");
+    let _reset =
+        tokio::time::timeout(LATEST, socket.read_to_end(&mut read)).await.expect("it is closed");
     let close = read.windows(2).position(|pair| pair[0] == 0x88 && pair[1] >= 2)?;
     Some(u16::from_be_bytes([*read.get(close + 2)?, *read.get(close + 3)?]))
 }
@@ -292,7 +348,8 @@ async fn a_message_has_to_be_whole_in_time_whatever_pings_come_between() {
     while gateway.shares.inflight.usage("default").held < 300_000 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // A ping is no frame of the message, but it may not stand inside of a frame: these are of the socket beside.
+    // A ping is no frame of the message, but it may not stand inside of a frame: these are of the
+    // socket beside.
     for _ in 0..15 {
         idle.write_all(&[0x89, 0x80, 0, 0, 0, 0]).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -340,7 +397,13 @@ async fn a_message_that_is_no_events_is_small() {
         if code.is_some() {
             assert_eq!(closed_with(&mut socket).await, code);
         } else {
-            assert!(tokio::time::timeout(LATEST, socket.read(&mut [0])).await.expect("an update").unwrap() > 0);
+            assert!(
+                tokio::time::timeout(LATEST, socket.read(&mut [0]))
+                    .await
+                    .expect("an update")
+                    .unwrap()
+                    > 0
+            );
         }
     }
 }
@@ -360,30 +423,54 @@ async fn large_bodies_are_read_where_tenants_take_turns_whatever_the_protocol() 
         gateway.readers.run(&"a".into(), move || held.lock().unwrap().recv().is_err())
     };
     let turns: Vec<_> = (0..64).map(|_| hold()).collect();
-    let (events, records) = (vec![r#"{"metric":"m"}"#; 6_000].join(","), vec![r#"{"value":{}}"#; 9_000].join(","));
+    let (events, records) =
+        (vec![r#"{"metric":"m"}"#; 6_000].join(","), vec![r#"{"value":{}}"#; 9_000].join(","));
     let of_a = |path: &str, kind: &str, body: String| {
-        let request = Request::post(path).header("authorization", format!("Bearer {a}")).header("content-type", kind);
+        let request = Request::post(path)
+            .header("authorization", format!("Bearer {a}"))
+            .header("content-type", kind);
         let (gateway, request) = (gateway.clone(), request.body(Body::from(body)).unwrap());
         tokio::spawn(async move { call(&gateway, request).await.0 })
     };
     let posted = of_a("/v1/events", "application/json", format!("[{events}]"));
-    let produced = of_a("/topics/m", "application/vnd.kafka.json.v2+json", format!(r#"{{"records":[{records}]}}"#));
+    let produced = of_a(
+        "/topics/m",
+        "application/vnd.kafka.json.v2+json",
+        format!(r#"{{"records":[{records}]}}"#),
+    );
     let mut upgrade = format!("ws://{address}/v1/ws").into_client_request().unwrap();
     upgrade.headers_mut().insert("authorization", format!("Bearer {a}").parse().unwrap());
     let mut socket = tokio_tungstenite::connect_async(upgrade).await.unwrap().0;
     socket.send(Message::text(format!(r#"{{"seq":1,"events":[{events}]}}"#))).await.unwrap();
     socket.send(Message::text(r#"{"seq":2,"events":[{"metric":"m"}]}"#)).await.unwrap();
     for _ in 0..20 {
-        assert_eq!(call(&gateway, event(&b)).await.0, StatusCode::ACCEPTED, "who sends little waits for nobody");
+        assert_eq!(
+            call(&gateway, event(&b)).await.0,
+            StatusCode::ACCEPTED,
+            "who sends little waits for nobody"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(!posted.is_finished() && !produced.is_finished(), "they were read where everybody waits for them");
-    assert!(tokio::time::timeout(Duration::from_millis(100), socket.next()).await.is_err(), "so was the message");
+    assert!(
+        !posted.is_finished() && !produced.is_finished(),
+        "they were read where everybody waits for them"
+    );
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), socket.next()).await.is_err(),
+        "so was the message"
+    );
     drop(let_go);
     assert!(futures::future::join_all(turns).await.into_iter().all(|turn| turn.unwrap()));
-    assert_eq!((posted.await.unwrap(), produced.await.unwrap()), (StatusCode::ACCEPTED, StatusCode::OK));
+    assert_eq!(
+        (posted.await.unwrap(), produced.await.unwrap()),
+        (StatusCode::ACCEPTED, StatusCode::OK)
+    );
     for ack in [r#""ack":1,"#, r#""ack":2,"#] {
-        let said = tokio::time::timeout(Duration::from_secs(60), socket.next()).await.expect("an ack").unwrap().unwrap();
+        let said = tokio::time::timeout(Duration::from_secs(60), socket.next())
+            .await
+            .expect("an ack")
+            .unwrap()
+            .unwrap();
         assert!(said.to_text().unwrap().contains(ack), "{said}");
     }
 }

@@ -8,8 +8,9 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::*;
 
-const HANDSHAKE: &str = "GET /v1/ws HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
-    sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const HANDSHAKE: &str = "GET /v1/ws HTTP/1.1\r\nhost: localhost\r\nconnection: \
+                         upgrade\r\nupgrade: websocket\r\nsec-websocket-version: \
+                         13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// When something that takes a moment on an idle machine has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,9 +36,16 @@ async fn close_code(ws: &mut Socket) -> Option<u16> {
 }
 
 async fn acked(ws: &mut Socket, seq: u64) {
-    ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+    ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#)))
+        .await
+        .unwrap();
     loop {
-        match tokio::time::timeout(PATIENCE, ws.next()).await.expect("an ack in time").unwrap().unwrap() {
+        match tokio::time::timeout(PATIENCE, ws.next())
+            .await
+            .expect("an ack in time")
+            .unwrap()
+            .unwrap()
+        {
             Message::Text(ack) => {
                 assert!(ack.contains(&format!("\"ack\":{seq},")), "{ack}");
                 return;
@@ -59,10 +67,15 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     let mut stuck = Vec::new();
     for _ in 0..40 {
         let mut ws = connect(address).await;
-        ws.send(Message::text(r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"8000000"}}"#)).await.unwrap();
+        ws.send(Message::text(
+            r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"8000000"}}"#,
+        ))
+        .await
+        .unwrap();
         stuck.push(ws);
     }
-    let (mut good, stop) = (connect(address).await, Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let (mut good, stop) =
+        (connect(address).await, Arc::new(std::sync::atomic::AtomicBool::new(false)));
     let (stopped, (acks, mut acked_now)) = (stop.clone(), watch::channel(0));
     let going = tokio::spawn(async move {
         for seq in 0.. {
@@ -76,12 +89,16 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
         0
     });
     tokio::time::sleep(patience + Duration::from_millis(300)).await;
-    // Past their time they read what is left: a close frame, or nothing more if they come too late for it. On a machine that is so
-    // busy that an update was not even made in time, they are dropped as idle.
+    // Past their time they read what is left: a close frame, or nothing more if they come too late
+    // for it. On a machine that is so busy that an update was not even made in time, they are
+    // dropped as idle.
     let codes = futures::future::join_all(stuck.iter_mut().map(close_code)).await;
     assert!(codes.iter().all(|code| matches!(code, Some(1013 | 1001) | None)), "{codes:?}");
     let enough = tokio::time::timeout(PATIENCE, acked_now.wait_for(|seq| *seq > 20)).await;
-    assert!(enough.is_ok_and(|enough| enough.is_ok()), "few messages were acknowledged beside them");
+    assert!(
+        enough.is_ok_and(|enough| enough.is_ok()),
+        "few messages were acknowledged beside them"
+    );
     stop.store(true, std::sync::atomic::Ordering::Release);
     going.await.expect("every message was acknowledged in time");
 
@@ -89,7 +106,11 @@ async fn readers_that_never_read_are_dropped_with_1013_and_others_go_on() {
     let mut told = Vec::new();
     while told.len() < 5 || (told.len() < 30 && !told.contains(&Some(1013))) {
         let mut ws = connect(address).await;
-        ws.send(Message::text(r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"8000000"}}"#)).await.unwrap();
+        ws.send(Message::text(
+            r#"{"subscribe":"q","query":{"metric":"m","by":"pad","limit":"8000000"}}"#,
+        ))
+        .await
+        .unwrap();
         tokio::time::sleep(patience + Duration::from_millis(300)).await;
         told.push(close_code(&mut ws).await);
     }
@@ -107,7 +128,10 @@ async fn what_waits_for_a_reader_is_bounded() {
     let mut ws = connect(address).await;
     // Each time a new question under the same name, whose answer the reader does not take.
     for size in 0..200 {
-        let subscribe = format!(r#"{{"subscribe":"q","query":{{"metric":"m","by":"pad","limit":"{}"}}}}"#, 4_000_000 + size);
+        let subscribe = format!(
+            r#"{{"subscribe":"q","query":{{"metric":"m","by":"pad","limit":"{}"}}}}"#,
+            4_000_000 + size
+        );
         ws.send(Message::text(subscribe)).await.unwrap();
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -115,7 +139,13 @@ async fn what_waits_for_a_reader_is_bounded() {
     ws.send(Message::text(r#"{"seq":1,"events":[]}"#)).await.unwrap();
     let mut updates = 0;
     loop {
-        let text = tokio::time::timeout(PATIENCE, ws.next()).await.unwrap().unwrap().unwrap().into_text().unwrap();
+        let text = tokio::time::timeout(PATIENCE, ws.next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .into_text()
+            .unwrap();
         if text.starts_with("{\"ack\"") || text.contains("\"ack\":1,") {
             break;
         }
@@ -126,7 +156,8 @@ async fn what_waits_for_a_reader_is_bounded() {
 
 #[tokio::test]
 async fn half_open_sockets_are_closed_and_answering_ones_stay() {
-    // Long enough that a machine which stands still for a moment does not make the answering one look idle.
+    // Long enough that a machine which stands still for a moment does not make the answering one
+    // look idle.
     let idle = Duration::from_secs(3);
     let config = Config::defaults().with(|c| {
         c.ws.idle_timeout = idle;
@@ -138,15 +169,22 @@ async fn half_open_sockets_are_closed_and_answering_ones_stay() {
     silent.write_all(HANDSHAKE.as_bytes()).await.unwrap();
     let mut alive = connect(address).await;
     // Reading answers pings; for twice the limit nothing else is said.
-    let quiet = tokio::time::timeout(idle * 2, async { while let Some(Ok(Message::Ping(_))) = alive.next().await {} }).await;
+    let quiet = tokio::time::timeout(idle * 2, async {
+        while let Some(Ok(Message::Ping(_))) = alive.next().await {}
+    })
+    .await;
     assert!(quiet.is_err(), "a client that answers pings is kept");
     acked(&mut alive, 7).await;
     let mut heard = Vec::new();
     tokio::time::timeout(PATIENCE, silent.read_to_end(&mut heard)).await.expect("closed").unwrap();
-    let frames = heard.windows(4).position(|end| end == b"\r\n\r\n").map(|at| &heard[at + 4..]).unwrap();
+    let frames =
+        heard.windows(4).position(|end| end == b"\r\n\r\n").map(|at| &heard[at + 4..]).unwrap();
     let pings = frames.chunks(2).take_while(|frame| **frame == [0x89, 0]).count();
     let close = &frames[pings * 2..];
-    assert!(pings > 0 && close[..4] == [0x88, close.len() as u8 - 2, 0x03, 0xe9], "pings, then 1001: {frames:x?}");
+    assert!(
+        pings > 0 && close[..4] == [0x88, close.len() as u8 - 2, 0x03, 0xe9],
+        "pings, then 1001: {frames:x?}"
+    );
     assert!(String::from_utf8_lossy(&close[4..]).contains("ws.idle_timeout"), "{close:x?}");
 }
 
@@ -165,17 +203,30 @@ async fn answers_carry_the_clients_seq_whatever_it_is() {
     ws.send(Message::text(r#"{"seq":8,"events":7}"#)).await.unwrap();
     ws.send(Message::text(r#"{"seq":9,"events":[{]}"#)).await.unwrap();
     for seq in seqs {
-        let ack: serde_json::Value = serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
-        assert_eq!((&ack["ack"], &ack["accepted"], &ack["rejected"]), (&seq.into(), &1.into(), &2.into()), "{ack}");
+        let ack: serde_json::Value =
+            serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
+        assert_eq!(
+            (&ack["ack"], &ack["accepted"], &ack["rejected"]),
+            (&seq.into(), &1.into(), &2.into()),
+            "{ack}"
+        );
         assert_eq!(
             (&ack["errors"][0]["code"], &ack["errors"][1]["code"]),
             (&"value_invalid".into(), &"timestamp_too_old".into())
         );
     }
     for seq in [8, 9] {
-        let nack: serde_json::Value = serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
-        assert_eq!((&nack["nack"], &nack["error"]["code"]), (&seq.into(), &"body_unreadable".into()), "{nack}");
-        assert!(nack.get("retry_after_ms").is_none() && nack["final"] == true, "sending it again would not help: {nack}");
+        let nack: serde_json::Value =
+            serde_json::from_str(&ws.next().await.unwrap().unwrap().into_text().unwrap()).unwrap();
+        assert_eq!(
+            (&nack["nack"], &nack["error"]["code"]),
+            (&seq.into(), &"body_unreadable".into()),
+            "{nack}"
+        );
+        assert!(
+            nack.get("retry_after_ms").is_none() && nack["final"] == true,
+            "sending it again would not help: {nack}"
+        );
     }
 }
 
@@ -185,7 +236,9 @@ async fn farewell(ws: &mut Socket) -> (Vec<String>, Option<u16>, String) {
     let read = async {
         loop {
             match ws.next().await {
-                Some(Ok(Message::Close(Some(frame)))) => return (Some(u16::from(frame.code)), frame.reason.to_string()),
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    return (Some(u16::from(frame.code)), frame.reason.to_string());
+                }
                 Some(Ok(Message::Close(None))) => return (Some(1005), String::new()),
                 Some(Ok(Message::Text(text))) => said.push(text.to_string()),
                 Some(Ok(_)) => {}
@@ -222,13 +275,21 @@ async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
     ] {
         let mut ws = connect(address).await;
         for seq in 1..=3 {
-            ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+            ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#)))
+                .await
+                .unwrap();
         }
         ws.send(Message::text(bad)).await.unwrap();
         let (said, code, reason) = farewell(&mut ws).await;
         assert_eq!((said.len(), code), (4, Some(1002)), "{bad:.40}: {said:?}");
-        assert!((1..=3).all(|seq| said[seq - 1].contains(&format!("\"ack\":{seq},"))), "the acks that are due: {said:?}");
-        assert!(said[3].starts_with(r#"{"error":{"#) && said[3].contains("body_unreadable"), "then why: {said:?}");
+        assert!(
+            (1..=3).all(|seq| said[seq - 1].contains(&format!("\"ack\":{seq},"))),
+            "the acks that are due: {said:?}"
+        );
+        assert!(
+            said[3].starts_with(r#"{"error":{"#) && said[3].contains("body_unreadable"),
+            "then why: {said:?}"
+        );
         assert!(reason.starts_with("body_unreadable: ") && reason.len() <= 123, "{reason}");
     }
     let says = async |message: Message| {
@@ -237,9 +298,15 @@ async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
         farewell(&mut ws).await
     };
     let (said, code, reason) = says(Message::binary(vec![0xff; 100])).await;
-    assert!(code == Some(1003) && said[0].contains("text, not binary") && !reason.is_empty(), "{said:?} {reason}");
+    assert!(
+        code == Some(1003) && said[0].contains("text, not binary") && !reason.is_empty(),
+        "{said:?} {reason}"
+    );
     let (said, code, reason) = says(Message::text("x".repeat(20_000))).await;
-    assert!(code == Some(1009) && said[0].contains("message_too_large") && !reason.is_empty(), "{code:?} {said:?} {reason}");
+    assert!(
+        code == Some(1009) && said[0].contains("message_too_large") && !reason.is_empty(),
+        "{code:?} {said:?} {reason}"
+    );
     let subscribe = |name: &str| Message::text(format!(r#"{{"subscribe":"{name}","query":{{}}}}"#));
     let mut ws = connect(address).await;
     ws.send(subscribe("a")).await.unwrap();
@@ -255,7 +322,9 @@ async fn a_message_that_is_none_closes_its_socket_alone_and_says_why() {
 async fn frames_that_are_none_are_told_after_the_acks_that_are_due() {
     let (address, _stop) = listen(Config::defaults()).await;
     // A frame as a client sends it, masked with zeros.
-    let frame = |first: u8, payload: &[u8]| [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat();
+    let frame = |first: u8, payload: &[u8]| {
+        [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+    };
     let event = frame(0x81, br#"{"seq":1,"events":[{"metric":"m"}]}"#);
     for (bad, code) in [
         (frame(0x81, b"{\"seq\":2,\"events\":[\"\xff\"]}"), 1007u16),
@@ -268,9 +337,13 @@ async fn frames_that_are_none_are_told_after_the_acks_that_are_due() {
         let mut socket = TcpStream::connect(address).await.unwrap();
         socket.write_all(&[HANDSHAKE.as_bytes(), &event, &bad].concat()).await.unwrap();
         let mut heard = Vec::new();
-        tokio::time::timeout(PATIENCE, socket.read_to_end(&mut heard)).await.expect("closed").unwrap();
+        tokio::time::timeout(PATIENCE, socket.read_to_end(&mut heard))
+            .await
+            .expect("closed")
+            .unwrap();
         let text = String::from_utf8_lossy(&heard);
-        let places = [r#""ack":1,"#, r#"{"error":{"#, "message_unreadable: "].map(|part| text.find(part));
+        let places =
+            [r#""ack":1,"#, r#"{"error":{"#, "message_unreadable: "].map(|part| text.find(part));
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{bad:x?}: {text}");
         assert!(heard.windows(2).any(|bytes| bytes == code.to_be_bytes()), "{code}: {text}");
     }
@@ -289,7 +362,10 @@ async fn a_close_frame_is_answered_with_its_own_code() {
         acked(&mut ws, 1).await;
         ws.close(frame).await.unwrap();
         assert_eq!(farewell(&mut ws).await.1, Some(code));
-        assert!(tokio::time::timeout(PATIENCE, ws.next()).await.expect("ended").is_none(), "a clean end");
+        assert!(
+            tokio::time::timeout(PATIENCE, ws.next()).await.expect("ended").is_none(),
+            "a clean end"
+        );
     }
 }
 
@@ -299,7 +375,9 @@ async fn what_was_read_before_a_close_is_appended() {
     let (address, _stop) = serve(gateway).await;
     let mut ws = connect(address).await;
     for seq in 0..20 {
-        ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#))).await.unwrap();
+        ws.send(Message::text(format!(r#"{{"seq":{seq},"events":[{{"metric":"m"}}]}}"#)))
+            .await
+            .unwrap();
     }
     ws.close(None).await.unwrap();
     while ws.next().await.is_some_and(|message| message.is_ok()) {}
@@ -314,7 +392,13 @@ async fn what_was_read_before_a_close_is_appended() {
 #[tokio::test]
 async fn a_stop_and_a_revoked_key_say_why() {
     let (plain, prefix, sha256) = new_key([7; 24]);
-    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write], expires_ms: None };
+    let stored = StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: vec![Scope::Write],
+        expires_ms: None,
+    };
     let config = Config::defaults().with(|c| c.ws.update_interval = Duration::from_millis(20));
     let (gateway, _) = gateway(config, KeyTable::of(KeysFile { keys: vec![stored] }));
     let (address, stop) = serve(gateway.clone()).await;
@@ -343,15 +427,29 @@ async fn a_subscription_that_is_none_is_an_error_and_the_socket_stays_open() {
     let mut ws = connect(address).await;
     let mut said = async |message: &str| {
         ws.send(Message::text(message)).await.unwrap();
-        let said = tokio::time::timeout(PATIENCE, ws.next()).await.expect("an answer").unwrap().unwrap();
+        let said =
+            tokio::time::timeout(PATIENCE, ws.next()).await.expect("an answer").unwrap().unwrap();
         said.into_text().unwrap().to_string()
     };
     let nope = said(r#"{"unsubscribe":"nope"}"#).await;
-    assert!(nope.starts_with(r#"{"error":{"#) && nope.contains("no_such_subscription") && nope.contains("nope"), "{nope}");
+    assert!(
+        nope.starts_with(r#"{"error":{"#)
+            && nope.contains("no_such_subscription")
+            && nope.contains("nope"),
+        "{nope}"
+    );
     let wrong = said(r#"{"subscribe":"q","query":{"step":3600}}"#).await;
-    assert!(wrong.starts_with(r#"{"update":"q","error":{"#) && wrong.contains("query_invalid"), "{wrong}");
-    assert!(said(r#"{"unsubscribe":"q"}"#).await.contains("no_such_subscription"), "it was not taken");
-    assert!(said(r#"{"subscribe":"q","query":{"metric":"m"}}"#).await.starts_with(r#"{"update":"q","#));
+    assert!(
+        wrong.starts_with(r#"{"update":"q","error":{"#) && wrong.contains("query_invalid"),
+        "{wrong}"
+    );
+    assert!(
+        said(r#"{"unsubscribe":"q"}"#).await.contains("no_such_subscription"),
+        "it was not taken"
+    );
+    assert!(
+        said(r#"{"subscribe":"q","query":{"metric":"m"}}"#).await.starts_with(r#"{"update":"q","#)
+    );
     ws.send(Message::text(r#"{"unsubscribe":"q"}"#)).await.unwrap();
     acked(&mut ws, 9).await;
 }
@@ -359,7 +457,13 @@ async fn a_subscription_that_is_none_is_an_error_and_the_socket_stays_open() {
 #[tokio::test]
 async fn a_browser_sends_its_key_as_a_subprotocol() {
     let (plain, prefix, sha256) = new_key([7; 24]);
-    let stored = StoredKey { prefix, sha256, tenant: "acme".into(), scopes: vec![Scope::Write], expires_ms: None };
+    let stored = StoredKey {
+        prefix,
+        sha256,
+        tenant: "acme".into(),
+        scopes: vec![Scope::Write],
+        expires_ms: None,
+    };
     let (gateway, log) = gateway(Config::defaults(), KeyTable::of(KeysFile { keys: vec![stored] }));
     let (address, _stop) = serve(gateway).await;
     let open = async |headers: &[(&'static str, String)]| {
@@ -384,7 +488,9 @@ async fn a_browser_sends_its_key_as_a_subprotocol() {
         (vec![protocol(format!("bearer, {plain}")), bearer.clone()], 400),
     ] {
         match open(&headers).await {
-            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => assert_eq!(answer.status(), status, "{headers:?}"),
+            Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
+                assert_eq!(answer.status(), status, "{headers:?}")
+            }
             other => panic!("{headers:?}: {other:?}"),
         }
     }
@@ -428,7 +534,10 @@ async fn a_slow_body_is_told_408() {
     let config = Config::defaults().with(|c| c.server.body_timeout = Duration::from_millis(200));
     let (address, _stop) = listen(config).await;
     let mut socket = TcpStream::connect(address).await.unwrap();
-    socket.write_all(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    socket
+        .write_all(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     tokio::time::timeout(PATIENCE, socket.read_to_end(&mut answer)).await.expect("ended").unwrap();
     let answer = String::from_utf8(answer).unwrap();

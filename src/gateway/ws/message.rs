@@ -69,10 +69,19 @@ impl Parts {
         let (mut wrong, mut numbers) = (None, 0);
         for member in Members::of(text, start) {
             let Member { name, value } = member.map_err(broken)?;
-            let shown = || String::from_utf8_lossy(&text[name.clone()]).escape_debug().take(80).collect::<String>();
+            let shown = || {
+                String::from_utf8_lossy(&text[name.clone()])
+                    .escape_debug()
+                    .take(80)
+                    .collect::<String>()
+            };
             match self.place(&text[name.clone()]) {
-                None => wrong = wrong.or_else(|| Some(format!("no message has a member {}", shown()))),
-                Some(place) if place.is_some() => wrong = wrong.or_else(|| Some(format!("{} is there twice", shown()))),
+                None => {
+                    wrong = wrong.or_else(|| Some(format!("no message has a member {}", shown())))
+                }
+                Some(place) if place.is_some() => {
+                    wrong = wrong.or_else(|| Some(format!("{} is there twice", shown())))
+                }
                 Some(place) => *place = Some(value),
             }
             numbers += usize::from(&text[name] == b"\"seq\"");
@@ -99,10 +108,17 @@ pub(super) fn read(text: &[u8]) -> Result<Incoming, Unread> {
         return Err(unread(seq, &why));
     }
     let name = |name: Range<usize>| {
-        serde_json::from_slice::<String>(&text[name]).map_err(|_| unread(None, "the name of a subscription is a string"))
+        serde_json::from_slice::<String>(&text[name])
+            .map_err(|_| unread(None, "the name of a subscription is a string"))
     };
     match parts {
-        Parts { seq: Some(_), events: Some(events), subscribe: None, query: None, unsubscribe: None } => match seq {
+        Parts {
+            seq: Some(_),
+            events: Some(events),
+            subscribe: None,
+            query: None,
+            unsubscribe: None,
+        } => match seq {
             Some(seq) => Ok(Incoming::Events { seq, events }),
             None => Err(unread(None, "seq is a whole number from 0 to 2^64-1")),
         },
@@ -110,9 +126,13 @@ pub(super) fn read(text: &[u8]) -> Result<Incoming, Unread> {
             let query = query.map_or(Some(Vec::new()), |query| strings(&text[query]));
             Ok(Incoming::Subscribe { name: name(subscribe)?, query })
         }
-        Parts { seq: None, events: None, subscribe: None, query: None, unsubscribe: Some(gone) } => {
-            Ok(Incoming::Unsubscribe(name(gone)?))
-        }
+        Parts {
+            seq: None,
+            events: None,
+            subscribe: None,
+            query: None,
+            unsubscribe: Some(gone),
+        } => Ok(Incoming::Unsubscribe(name(gone)?)),
         _ => {
             let message = "a message has seq and events, or subscribe and query, or unsubscribe";
             Err(unread(seq.filter(|_| parts.events.is_some()), message))
@@ -136,7 +156,8 @@ impl<'de> Visitor<'de> for Strings {
     }
 }
 
-/// The pairs of an object of strings, also those whose name is there twice: what they mean is the query's business.
+/// The pairs of an object of strings, also those whose name is there twice: what they mean is the
+/// query's business.
 fn strings(raw: &[u8]) -> Option<Vec<(String, String)>> {
     serde_json::Deserializer::from_slice(raw).deserialize_map(Strings).ok()
 }

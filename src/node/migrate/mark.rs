@@ -1,7 +1,9 @@
-//! The mark that a migration leaves in the data directory: what it moves to, and whether it has ended.
+//! The mark that a migration leaves in the data directory: what it moves to, and whether it has
+//! ended.
 //!
-//! It is written before anything of the cluster changes, so that whatever is found there later can be told from what is someone else's,
-//! and so that the directory is not served again while its events are counted elsewhere.
+//! It is written before anything of the cluster changes, so that whatever is found there later can
+//! be told from what is someone else's, and so that the directory is not served again while its
+//! events are counted elsewhere.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -47,8 +49,15 @@ fn path(data: &DataDir) -> PathBuf {
 
 impl Mark {
     /// Of a migration that begins.
-    pub fn new(began: Millis, (cluster, topic): (String, String), identity: u64, store: String, archive: String) -> Self {
-        let log = crate::persistence::log::kafka::topic::log_id(&cluster, &topic, identity).to_string();
+    pub fn new(
+        began: Millis,
+        (cluster, topic): (String, String),
+        identity: u64,
+        store: String,
+        archive: String,
+    ) -> Self {
+        let log =
+            crate::persistence::log::kafka::topic::log_id(&cluster, &topic, identity).to_string();
         Self { version: VERSION, done: false, began, cluster, topic, identity, log, store, archive }
     }
 
@@ -61,11 +70,22 @@ impl Mark {
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
         };
-        let mark: Self = serde_json::from_slice(&bytes)
-            .with_context(|| format!("{} is not read by this version of Rollmill: use the one that wrote it", path.display()))?;
-        anyhow::ensure!(mark.version == VERSION, "{} has version {}, this build reads {VERSION}", path.display(), mark.version);
+        let mark: Self = serde_json::from_slice(&bytes).with_context(|| {
+            format!(
+                "{} is not read by this version of Rollmill: use the one that wrote it",
+                path.display()
+            )
+        })?;
+        anyhow::ensure!(
+            mark.version == VERSION,
+            "{} has version {}, this build reads {VERSION}",
+            path.display(),
+            mark.version
+        );
         Ok(Some(mark))
     }
 
@@ -89,7 +109,8 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
-/// Refuses to serve an embedded node from a directory that went to a cluster. A node of the cluster may have its lock there.
+/// Refuses to serve an embedded node from a directory that went to a cluster. A node of the cluster
+/// may have its lock there.
 ///
 /// # Errors
 /// Says where it went, and the way out.
@@ -102,14 +123,16 @@ pub fn refuse(config: &Config, data: &DataDir) -> anyhow::Result<()> {
     let file = file.display();
     if mark.done {
         bail!(
-            "{dir} was migrated to a cluster (topic {topic}, {}): send events there. Events that the cluster has taken since are not \
-             here. To go back all the same, stop the cluster for good and remove {file}",
+            "{dir} was migrated to a cluster (topic {topic}, {}): send events there. Events that \
+             the cluster has taken since are not here. To go back all the same, stop the cluster \
+             for good and remove {file}",
             mark.store
         );
     }
     bail!(
-        "a migration of {dir} to a cluster (topic {topic}, {}) has begun and not ended: run the same `rollmill migrate` again, it goes on \
-         where it was. To stay here instead, remove {file}, delete the topic and empty the database: no node uses them yet",
+        "a migration of {dir} to a cluster (topic {topic}, {}) has begun and not ended: run the \
+         same `rollmill migrate` again, it goes on where it was. To stay here instead, remove \
+         {file}, delete the topic and empty the database: no node uses them yet",
         mark.store
     );
 }
@@ -126,16 +149,26 @@ mod tests {
         refuse(&config, &data).expect("no mark");
         let place = ("cluster".to_owned(), "topic".to_owned());
         let mut mark = Mark::new(7, place, 1 << 62, "database x".to_owned(), "s3://b".to_owned());
-        for (done, way_out) in [(false, "run the same `rollmill migrate` again"), (true, "send events there")] {
+        for (done, way_out) in
+            [(false, "run the same `rollmill migrate` again"), (true, "send events there")]
+        {
             mark.done = done;
             mark.write(&data).expect("written");
             assert_eq!(Mark::read(&data).expect("read"), Some(mark.clone()));
             let refused = refuse(&config, &data).expect_err("marked").to_string();
-            assert!(refused.contains(way_out) && refused.contains("database x") && refused.contains(NAME), "{refused}");
+            assert!(
+                refused.contains(way_out)
+                    && refused.contains("database x")
+                    && refused.contains(NAME),
+                "{refused}"
+            );
         }
         refuse(&config.with(|c| c.kafka.brokers = Some("k:9092".to_owned())), &data)
             .expect("a node of the cluster only locks it");
         std::fs::write(dir.path().join(NAME), "{}").expect("written");
-        assert!(refuse(&Config::defaults(), &data).is_err(), "what is not understood is not served either");
+        assert!(
+            refuse(&Config::defaults(), &data).is_err(),
+            "what is not understood is not served either"
+        );
     }
 }

@@ -1,14 +1,17 @@
-//! `rollmill migrate`: an embedded data directory goes into a cluster, and every event stays counted once.
+//! `rollmill migrate`: an embedded data directory goes into a cluster, and every event stays
+//! counted once.
 //!
-//! Everything in the store speaks of offsets, so the offsets are kept: the new topic begins in each partition where the shard's log
-//! ended (docs/adr/0017-migrate.md). The steps, each of which may be killed and is done again, or gone on with, by the next run:
+//! Everything in the store speaks of offsets, so the offsets are kept: the new topic begins in each
+//! partition where the shard's log ended (docs/adr/0017-migrate.md). The steps, each of which may
+//! be killed and is done again, or gone on with, by the next run:
 //!
 //! 1. the embedded node comes to rest: all of its log is in store and archive ([`rest`]);
 //! 2. the directory is marked ([`mark`]): from now on nobody serves from it;
 //! 3. archive objects are copied;
 //! 4. the topic is made, without an identity, and filled: no node opens it;
 //! 5. the store is copied in one transaction, and compared, byte by byte;
-//! 6. the topic gets its identity. This one request is what opens the cluster: before it, nothing can serve, after it, nothing is missing;
+//! 6. the topic gets its identity. This one request is what opens the cluster: before it, nothing
+//!    can serve, after it, nothing is missing;
 //! 7. the mark says that it is done.
 
 pub mod mark;
@@ -38,9 +41,11 @@ use crate::persistence::store::postgres::{Contents, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::{Extent, Piece};
 
-/// Objects copied at once: each is in memory, `archive.max_bytes` raw at most, a tenth of it usually.
+/// Objects copied at once: each is in memory, `archive.max_bytes` raw at most, a tenth of it
+/// usually.
 const COPIES: usize = 8;
-/// A topic that got too long is made anew; records of a killed run arrive late once, not again and again.
+/// A topic that got too long is made anew; records of a killed run arrive late once, not again and
+/// again.
 const TOPICS: usize = 3;
 
 /// What is being done.
@@ -62,7 +67,8 @@ pub enum Step {
 
 impl Step {
     /// In order.
-    pub const ALL: [Self; 6] = [Self::Rest, Self::Archive, Self::Topic, Self::Store, Self::Compare, Self::Open];
+    pub const ALL: [Self; 6] =
+        [Self::Rest, Self::Archive, Self::Topic, Self::Store, Self::Compare, Self::Open];
 
     /// In words, and what is counted.
     pub fn words(self) -> (&'static str, &'static str) {
@@ -96,17 +102,23 @@ impl Source {
     /// If it is no data directory, or its configuration is wrong.
     pub fn open(data: &str, file: Option<&Path>) -> anyhow::Result<Self> {
         let dir = DataDir::new(data);
-        ensure!(dir.store().is_file() && dir.log().is_dir(), "{data} is no data directory: it has no store.sqlite and log");
-        let shards = offline::log(&Config::defaults(), &dir).map_err(|why| anyhow::anyhow!(why))?.shard_count();
+        ensure!(
+            dir.store().is_file() && dir.log().is_dir(),
+            "{data} is no data directory: it has no store.sqlite and log"
+        );
+        let shards = offline::log(&Config::defaults(), &dir)
+            .map_err(|why| anyhow::anyhow!(why))?
+            .shard_count();
         let flags = [(key!(data.dir), data.to_owned()), (key!(shards.count), shards.to_string())];
         let config = Config::load(file, std::iter::empty(), &flags)?;
-        for (key, is_set) in
-            [(key!(kafka.brokers), config.kafka.brokers.is_some()), (key!(store.url), config.store.url.is_some())]
-        {
+        for (key, is_set) in [
+            (key!(kafka.brokers), config.kafka.brokers.is_some()),
+            (key!(store.url), config.store.url.is_some()),
+        ] {
             ensure!(
                 !is_set,
-                "{key} is set in the configuration of the embedded node: only a node whose log and store are both in its data directory \
-                 is migrated"
+                "{key} is set in the configuration of the embedded node: only a node whose log \
+                 and store are both in its data directory is migrated"
             );
         }
         Ok(Self { config, data: dir })
@@ -159,7 +171,8 @@ pub struct Report {
     pub archive: String,
 }
 
-/// Migrates, or goes on with a migration that was interrupted; with `dry` it only looks, also beside a running server.
+/// Migrates, or goes on with a migration that was interrupted; with `dry` it only looks, also
+/// beside a running server.
 ///
 /// # Errors
 /// Names the thing and the way out. What was done stays, and the next run goes on.
@@ -178,7 +191,8 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
     let imported = is_imported(store.as_deref(), mark.as_ref())?;
     ensure!(
         imported || !open,
-        "the topic {} is open, but the database of store.url is not the one that its rollups went to: name that one",
+        "the topic {} is open, but the database of store.url is not the one that its rollups went \
+         to: name that one",
         topic.connection.topic
     );
     let mut stand = rest::stand(&source.config, &source.data)?;
@@ -199,15 +213,24 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
     };
     let log = topic::log_id(&mark.cluster, &mark.topic, mark.identity);
     if !open {
-        let tiers = copy_archive(&backends::archives((&source.config, &source.data), target)?, &stand.manifest, tell)?;
+        let tiers = copy_archive(
+            &backends::archives((&source.config, &source.data), target)?,
+            &stand.manifest,
+            tell,
+        )?;
         fill_topic(&topic, mark.identity, &stand, tell)?;
         if !imported {
             copy_store(source, &store, log, &tiers, tell)?;
         }
         compare(source, &store, tell)?;
         tell(Step::Open, 0, 1);
-        let opened = topic.admin.finish(&topic.wish, mark.identity).map_err(|why| anyhow::anyhow!(why))?;
-        ensure!(opened.log == Some(log), "the topic shows log {:?} instead of {log}", opened.log.map(|log| log.to_string()));
+        let opened =
+            topic.admin.finish(&topic.wish, mark.identity).map_err(|why| anyhow::anyhow!(why))?;
+        ensure!(
+            opened.log == Some(log),
+            "the topic shows log {:?} instead of {log}",
+            opened.log.map(|log| log.to_string())
+        );
     }
     mark.done = true;
     mark.write(&source.data)?;
@@ -221,25 +244,32 @@ pub fn run(source: &Source, target: &Config, dry: bool, tell: Tell<'_>) -> anyho
 fn fits(source: &Source, target: &Config) -> anyhow::Result<()> {
     ensure!(
         target.kafka.brokers.is_some(),
-        "the configuration of the cluster names no Kafka: set kafka.brokers, store.url and archive.url (--config, or the environment)"
+        "the configuration of the cluster names no Kafka: set kafka.brokers, store.url and \
+         archive.url (--config, or the environment)"
     );
     let (here, there) = (source.config.shards.count, target.shards.count);
     ensure!(
         here == there,
-        "the data directory has {here} shards, the configuration of the cluster says shards.count = {there}: the number is fixed when a \
-         data directory is created and goes with the events; set shards.count = {here} for the cluster"
+        "the data directory has {here} shards, the configuration of the cluster says shards.count \
+         = {there}: the number is fixed when a data directory is created and goes with the \
+         events; set shards.count = {here} for the cluster"
     );
     // What decides which events are duplicates: the cluster must go on with the limits of the node.
     let (node, cluster) = (&source.config.dedup, &target.dedup);
     let decisive = [
-        (key!(dedup.horizon), format!("{}ms", millis(node.horizon)), format!("{}ms", millis(cluster.horizon))),
+        (
+            key!(dedup.horizon),
+            format!("{}ms", millis(node.horizon)),
+            format!("{}ms", millis(cluster.horizon)),
+        ),
         (key!(dedup.max_ids), node.max_ids.to_string(), cluster.max_ids.to_string()),
     ];
     for (key, here, there) in decisive {
         ensure!(
             here == there,
-            "{key} is {here} for the embedded node and {there} for the cluster: it decides which events are duplicates, and replay and \
-             `rollmill verify` go by one value; make them equal (--from-config names the node's configuration)"
+            "{key} is {here} for the embedded node and {there} for the cluster: it decides which \
+             events are duplicates, and replay and `rollmill verify` go by one value; make them \
+             equal (--from-config names the node's configuration)"
         );
     }
     Ok(())
@@ -250,14 +280,20 @@ fn archive_url(config: &Config) -> &str {
 }
 
 /// A migration that was interrupted goes on to where it went.
-fn same_target(source: &Source, mark: &Mark, place: &(String, String), target: &Config) -> anyhow::Result<()> {
+fn same_target(
+    source: &Source,
+    mark: &Mark,
+    place: &(String, String),
+    target: &Config,
+) -> anyhow::Result<()> {
     let archive = archive_url(target);
     if (&mark.cluster, &mark.topic) == (&place.0, &place.1) && mark.archive == archive {
         return Ok(());
     }
     bail!(
-        "{} goes to topic {} on cluster {}, {}, archive {}; the configuration says topic {} on cluster {}, archive {archive}: go on with the \
-         configuration that it began with, or remove the file MIGRATED there, delete that topic and empty that database",
+        "{} goes to topic {} on cluster {}, {}, archive {}; the configuration says topic {} on \
+         cluster {}, archive {archive}: go on with the configuration that it began with, or \
+         remove the file MIGRATED there, delete that topic and empty that database",
         source.data.root().display(),
         mark.topic,
         mark.cluster,
@@ -289,8 +325,9 @@ fn is_open(topic: &NewTopic, mark: Option<&Mark>) -> anyhow::Result<bool> {
     }
     let brokers = &topic.connection.brokers;
     bail!(
-        "the topic {} on {brokers} is there already: migrate makes it by itself, so that nobody has used it. If nothing uses it, delete it \
-         (`kafka-topics.sh --bootstrap-server {brokers} --delete --topic {}`), or name another one with kafka.topic",
+        "the topic {} on {brokers} is there already: migrate makes it by itself, so that nobody \
+         has used it. If nothing uses it, delete it (`kafka-topics.sh --bootstrap-server \
+         {brokers} --delete --topic {}`), or name another one with kafka.topic",
         found.topic,
         found.topic
     )
@@ -301,7 +338,9 @@ fn is_imported(store: Option<&PostgresStore>, mark: Option<&Mark>) -> anyhow::Re
     let Some(store) = store else { return Ok(false) };
     let what = match store.contents()? {
         Contents::Nothing => return Ok(false),
-        Contents::Log(log) if mark.is_some_and(|mark| mark.log == log.to_string()) => return Ok(true),
+        Contents::Log(log) if mark.is_some_and(|mark| mark.log == log.to_string()) => {
+            return Ok(true);
+        }
         Contents::Log(log) => format!("the rollups of log {log}"),
         Contents::Rows => "rows without a checkpoint".to_owned(),
     };
@@ -309,15 +348,33 @@ fn is_imported(store: Option<&PostgresStore>, mark: Option<&Mark>) -> anyhow::Re
 }
 
 /// Marks the directory.
-fn begin(source: &Source, place: (String, String), store: &PostgresStore, target: &Config) -> anyhow::Result<Mark> {
-    let random = getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
+fn begin(
+    source: &Source,
+    place: (String, String),
+    store: &PostgresStore,
+    target: &Config,
+) -> anyhow::Result<Mark> {
+    let random = getrandom::u64()
+        .map_err(|e| anyhow::anyhow!("no randomness for the topic's identity: {e}"))?;
     let identity = topic::migrated_identity(random);
-    let mark = Mark::new(SystemClock.now(), place, identity, store.place(), archive_url(target).to_owned());
+    let mark = Mark::new(
+        SystemClock.now(),
+        place,
+        identity,
+        store.place(),
+        archive_url(target).to_owned(),
+    );
     mark.write(&source.data)?;
     Ok(mark)
 }
 
-fn report(source: &Source, target: &Config, stand: &Stand, topic: &NewTopic, cluster: String) -> anyhow::Result<Report> {
+fn report(
+    source: &Source,
+    target: &Config,
+    stand: &Stand,
+    topic: &NewTopic,
+    cluster: String,
+) -> anyhow::Result<Report> {
     Ok(Report {
         outcome: Outcome::Done,
         source: source.data.root().display().to_string(),
@@ -338,12 +395,18 @@ fn report(source: &Source, target: &Config, stand: &Stand, topic: &NewTopic, clu
 }
 
 /// Copies the objects of the manifest; the tier in which each is now.
-fn copy_archive(moving: &Moving, rows: &[ManifestRow], tell: Tell<'_>) -> anyhow::Result<HashMap<String, Tier>> {
+fn copy_archive(
+    moving: &Moving,
+    rows: &[ManifestRow],
+    tell: Tell<'_>,
+) -> anyhow::Result<HashMap<String, Tier>> {
     let all: u64 = rows.iter().map(|row| row.bytes).sum();
     tell(Step::Archive, 0, all);
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (sender, receiver) = sync_channel::<(usize, Result<Tier, ArchiveError>)>(COPIES);
-    let copy = |row: &ManifestRow| moving.to.take_over(row, &moving.from, |tier| moving.stays[usize::from(tier == Tier::Cold)]);
+    let copy = |row: &ManifestRow| {
+        moving.to.take_over(row, &moving.from, |tier| moving.stays[usize::from(tier == Tier::Cold)])
+    };
     std::thread::scope(|scope| {
         for _ in 0..COPIES.min(rows.len()) {
             let (sender, next, stop, copy) = (sender.clone(), &next, &stop, &copy);
@@ -363,7 +426,10 @@ fn copy_archive(moving: &Moving, rows: &[ManifestRow], tell: Tell<'_>) -> anyhow
         for (at, outcome) in receiver {
             let row = &rows[at];
             let tier = outcome.inspect_err(|_| stop.store(true, Ordering::Relaxed));
-            tiers.insert(row.path.clone(), tier.with_context(|| format!("cannot copy the archive object {}", row.path))?);
+            tiers.insert(
+                row.path.clone(),
+                tier.with_context(|| format!("cannot copy the archive object {}", row.path))?,
+            );
             done += row.bytes;
             tell(Step::Archive, done, all);
         }
@@ -372,7 +438,12 @@ fn copy_archive(moving: &Moving, rows: &[ManifestRow], tell: Tell<'_>) -> anyhow
 }
 
 /// Makes the topic, and brings its partitions to the offsets at which the shards ended.
-pub(super) fn fill_topic(topic: &NewTopic, identity: u64, stand: &Stand, tell: Tell<'_>) -> anyhow::Result<()> {
+pub(super) fn fill_topic(
+    topic: &NewTopic,
+    identity: u64,
+    stand: &Stand,
+    tell: Tell<'_>,
+) -> anyhow::Result<()> {
     let all: u64 = stand.ends.iter().sum();
     tell(Step::Topic, 0, all);
     let failed = |why: String| anyhow::anyhow!(why);
@@ -383,16 +454,24 @@ pub(super) fn fill_topic(topic: &NewTopic, identity: u64, stand: &Stand, tell: T
         };
         if let Some(difference) = found.differences.iter().find(|d| d.what != topic::IDENTITY_KEY) {
             let why = found.refusal(&topic.connection.brokers).unwrap_or_default();
-            bail!("{}: {why}\nor delete the topic and run migrate again, it makes a new one", difference.what);
+            bail!(
+                "{}: {why}\nor delete the topic and run migrate again, it makes a new one",
+                difference.what
+            );
         }
-        let filled = fill(&topic.admin, &topic.connection, &stand.ends, &mut |done| tell(Step::Topic, done, all));
+        let filled = fill(&topic.admin, &topic.connection, &stand.ends, &mut |done| {
+            tell(Step::Topic, done, all)
+        });
         match filled {
             Ok(()) => return Ok(()),
             Err(Unfit::TooLong { .. }) => topic.admin.delete().map_err(failed)?,
             Err(other) => return Err(other).context("run migrate again, it goes on where it was"),
         }
     }
-    bail!("the topic {} got too long {TOPICS} times: somebody else appends to it", topic.connection.topic)
+    bail!(
+        "the topic {} got too long {TOPICS} times: somebody else appends to it",
+        topic.connection.topic
+    )
 }
 
 fn copy_store(
@@ -410,7 +489,8 @@ fn copy_store(
     let copied = target.import(log, &days, |take| {
         from.export(&mut |mut piece| {
             if let Piece::Manifest(rows) = &mut piece {
-                rows.iter_mut().for_each(|row| row.tier = tiers.get(&row.path).copied().unwrap_or(row.tier));
+                rows.iter_mut()
+                    .for_each(|row| row.tier = tiers.get(&row.path).copied().unwrap_or(row.tier));
             }
             let rows = piece.len() as u64;
             take(piece)?;
@@ -435,7 +515,8 @@ fn compare(source: &Source, target: &PostgresStore, tell: Tell<'_>) -> anyhow::R
     let (here, there) = (digest(from.as_ref(), &mut tell)?, digest(target, &mut tell)?);
     ensure!(
         here == there,
-        "{} holds {} rollups that differ from the {} of {}: somebody else writes there; empty the database and run migrate again",
+        "{} holds {} rollups that differ from the {} of {}: somebody else writes there; empty the \
+         database and run migrate again",
         target.place(),
         there.0,
         here.0,
@@ -445,17 +526,27 @@ fn compare(source: &Source, target: &PostgresStore, tell: Tell<'_>) -> anyhow::R
 }
 
 /// Number and hash of all rollups: series, window, bytes, in order.
-fn digest(store: &dyn RollupStore, tell: &mut dyn FnMut(u64)) -> anyhow::Result<(u64, blake3::Hash)> {
+fn digest(
+    store: &dyn RollupStore,
+    tell: &mut dyn FnMut(u64),
+) -> anyhow::Result<(u64, blake3::Hash)> {
     let (mut rows, mut hasher) = (0_u64, blake3::Hasher::new());
-    store.snapshot()?.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |info, hour, _, bytes| {
-        rows += 1;
-        let key = info.series.key();
-        hasher.update(&(key.len() as u64).to_be_bytes()).update(&key).update(&info.id.0);
-        hasher.update(&hour.0.to_be_bytes()).update(&(bytes.len() as u64).to_be_bytes()).update(bytes);
-        if rows.is_multiple_of(1024) {
-            tell(1024);
-        }
-    })?;
+    store.snapshot()?.rollup_bytes(
+        Hour(i32::MIN),
+        Hour(i32::MAX),
+        &mut |info, hour, _, bytes| {
+            rows += 1;
+            let key = info.series.key();
+            hasher.update(&(key.len() as u64).to_be_bytes()).update(&key).update(&info.id.0);
+            hasher
+                .update(&hour.0.to_be_bytes())
+                .update(&(bytes.len() as u64).to_be_bytes())
+                .update(bytes);
+            if rows.is_multiple_of(1024) {
+                tell(1024);
+            }
+        },
+    )?;
     tell(rows % 1024);
     Ok((rows, hasher.finalize()))
 }

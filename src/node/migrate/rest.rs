@@ -1,5 +1,6 @@
-//! Brings an embedded node to rest: its shards and its archiver run, without a gateway, until all of the log is in the store and in the
-//! archive. It is the node's own code, so poison is set aside and outages are waited for as ever.
+//! Brings an embedded node to rest: its shards and its archiver run, without a gateway, until all
+//! of the log is in the store and in the archive. It is the node's own code, so poison is set aside
+//! and outages are waited for as ever.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,9 +17,11 @@ use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
 use crate::node::{DataDir, Faults, Ports, backends, check_log, limits, offline, shards, tree};
 use crate::persistence::log::EventLog;
 
-/// Without any progress for this long something is wrong: an event that kills its shard again and again is set aside in less.
+/// Without any progress for this long something is wrong: an event that kills its shard again and
+/// again is set aside in less.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// A node that was killed is a member of Kafka's group for its session, and other members are given no shards meanwhile.
+/// A node that was killed is a member of Kafka's group for its session, and other members are given
+/// no shards meanwhile.
 const MEMBERS: Duration = Duration::from_secs(60);
 /// Between two looks at the shards.
 const LOOK: Duration = Duration::from_millis(50);
@@ -53,28 +56,45 @@ pub(in crate::node) fn stand(config: &Config, data: &DataDir) -> anyhow::Result<
     for (shard, end) in shards.iter().zip(&ends) {
         let at = checkpoints.get(shard);
         if let Some(at) = at.filter(|at| at.log != log.id()) {
-            bail!("the store speaks of log {}, but the log is {}: they are not of one node", at.log, log.id());
+            bail!(
+                "the store speaks of log {}, but the log is {}: they are not of one node",
+                at.log,
+                log.id()
+            );
         }
         let floor = floors.iter().find(|(id, _)| id == shard).map_or(0, |(_, floor)| floor.offset);
         let archived = at.map_or(0, |at| at.archived);
-        manifest::tiles(rows.iter().filter(|row| row.shard == *shard), floor, archived)
-            .map_err(|why| anyhow::anyhow!("the archive of shard {shard} is not whole: {why}; `rollmill verify` says more"))?;
+        manifest::tiles(rows.iter().filter(|row| row.shard == *shard), floor, archived).map_err(
+            |why| {
+                anyhow::anyhow!(
+                    "the archive of shard {shard} is not whole: {why}; `rollmill verify` says more"
+                )
+            },
+        )?;
         unflushed += end.saturating_sub(at.map_or(0, |at| at.next));
         unarchived += end.saturating_sub(archived);
     }
     Ok(Stand { log: log.id(), ends, unflushed, unarchived, manifest: rows })
 }
 
-/// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller holds the lock of the directory.
+/// Brings the node to rest; `tell` is told how many records are done with, of how many. The caller
+/// holds the lock of the directory.
 pub(super) fn rest(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<Stand> {
     rest_of(&source.config, &source.data, tell)
 }
 
 /// Brings to rest what a configuration names.
-pub(in crate::node) fn rest_of(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<Stand> {
+pub(in crate::node) fn rest_of(
+    config: &Config,
+    data: &DataDir,
+    tell: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<Stand> {
     let before = stand(config, data)?;
     if before.unflushed > 0 || before.unarchived > 0 {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
         let mut hurried = config.clone();
         (hurried.flush.interval, hurried.archive.max_delay) = (AT_ONCE, AT_ONCE);
         runtime.block_on(drain(&hurried, data, tell))?;
@@ -89,21 +109,33 @@ pub(in crate::node) fn rest_of(config: &Config, data: &DataDir, tell: &mut dyn F
     Ok(after)
 }
 
-async fn drain(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+async fn drain(
+    config: &Config,
+    data: &DataDir,
+    tell: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = backends::log(config, data, &clock, true)?;
     let store = backends::store(config, data, &clock)?;
     let archive = backends::archive(config, data)?;
     check_log(config, data, log.as_ref(), store.as_ref(), Some(archive.as_ref()))?;
     let render_metrics = Arc::new(String::new);
-    let ports = Ports { log: log.clone(), store: Some(store), archive: Some(archive), clock: clock.clone(), render_metrics };
+    let ports = Ports {
+        log: log.clone(),
+        store: Some(store),
+        archive: Some(archive),
+        clock: clock.clone(),
+        render_metrics,
+    };
     let slots = Slots::new(log.clone(), clock.clone());
     let census = limits::census(config);
     let shard_limits = limits::shard(config, log.shard_count(), Faults::default());
-    let shards::Shards { handle, children } = shards::role(config, &ports, &slots, &census, &shard_limits)?;
+    let shards::Shards { handle, children } =
+        shards::role(config, &ports, &slots, &census, &shard_limits)?;
     // Without the upkeep: nothing is moved or expires under way.
     let [supervisor, archiver, _] = children;
-    let (root, mut ended) = tree::start(vec![supervisor, archiver], limits::restarts(config), clock).await?;
+    let (root, mut ended) =
+        tree::start(vec![supervisor, archiver], limits::restarts(config), clock).await?;
     let pulse = handle.pulse(config, &slots);
     let outcome = tokio::select! {
         outcome = at_rest(&slots, log.as_ref(), tell) => outcome,
@@ -119,7 +151,11 @@ async fn drain(config: &Config, data: &DataDir, tell: &mut dyn FnMut(u64, u64)) 
     outcome
 }
 
-async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u64)) -> anyhow::Result<()> {
+async fn at_rest(
+    slots: &Slots,
+    log: &dyn EventLog,
+    tell: &mut dyn FnMut(u64, u64),
+) -> anyhow::Result<()> {
     let mut progress = (0, Stopwatch::start());
     let began = Stopwatch::start();
     let mut look = tokio::time::interval(LOOK);
@@ -135,15 +171,19 @@ async fn at_rest(slots: &Slots, log: &dyn EventLog, tell: &mut dyn FnMut(u64, u6
         let Some((shard, records)) = behind else { return Ok(()) };
         let elsewhere = log.shard_count() as usize - log.assignment().borrow().len();
         if elsewhere > 0 && began.elapsed() > MEMBERS {
-            bail!("{elsewhere} shards are other nodes': stop all nodes of the cluster first, the gateways too");
+            bail!(
+                "{elsewhere} shards are other nodes': stop all nodes of the cluster first, the \
+                 gateways too"
+            );
         }
         if done > progress.0 {
             progress = (done, Stopwatch::start());
         }
         if progress.1.elapsed() > PATIENCE {
             bail!(
-                "the node does not come to rest: shard {shard} has {records} records that are not in store and archive, and nothing has \
-                 moved for {} s; the messages above say why. Nothing of the cluster was changed for it: mend it and start again",
+                "the node does not come to rest: shard {shard} has {records} records that are not \
+                 in store and archive, and nothing has moved for {} s; the messages above say \
+                 why. Nothing of the cluster was changed for it: mend it and start again",
                 PATIENCE.as_secs()
             );
         }

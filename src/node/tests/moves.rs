@@ -22,32 +22,49 @@ struct Rng(u64);
 
 impl Rng {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }
 
 /// Counts one shard's live events.
-fn live_count(slots: &Slots, shard: ShardId, checkpoint: &Checkpoint) -> Result<(ShardReport, u64), LiveError> {
+fn live_count(
+    slots: &Slots,
+    shard: ShardId,
+    checkpoint: &Checkpoint,
+) -> Result<(ShardReport, u64), LiveError> {
     let (from, to) = (Hour(i32::MIN), Hour(i32::MAX));
-    let question = LiveQuestion { tenant: "t", metric: "m", from, to, distinct: false, quantiles: false, overflow: false };
+    let question = LiveQuestion {
+        tenant: "t",
+        metric: "m",
+        from,
+        to,
+        distinct: false,
+        quantiles: false,
+        overflow: false,
+    };
     let mut count = 0;
     let asked = [(shard, Some(*checkpoint))];
-    let mut reports = slots.read(&asked, &question, &[], &mut |_, _, _, rollup| count += rollup.figures.count);
+    let mut reports =
+        slots.read(&asked, &question, &[], &mut |_, _, _, rollup| count += rollup.figures.count);
     let (_, report) = reports.remove(0);
     Ok((report?, count))
 }
 
-/// The events that store and live deltas hold, and up to when they are all, if every shard has answered.
+/// The events that store and live deltas hold, and up to when they are all, if every shard has
+/// answered.
 fn count(store: &MemoryStore, nodes: &[Arc<Slots>]) -> Option<(Millis, u64)> {
     let mut snapshot = store.snapshot().expect("a snapshot");
-    let checkpoints: BTreeMap<_, _> = snapshot.checkpoints().expect("checkpoints").into_iter().collect();
+    let checkpoints: BTreeMap<_, _> =
+        snapshot.checkpoints().expect("checkpoints").into_iter().collect();
     let mut total = stored(&mut *snapshot).values().map(|rollup| rollup.figures.count).sum();
     drop(snapshot);
     let mut as_of = Millis::MAX;
     for shard in all() {
         let checkpoint = checkpoints.get(&shard)?;
-        let (report, live) = nodes.iter().find_map(|slots| live_count(slots, shard, checkpoint).ok())?;
+        let (report, live) =
+            nodes.iter().find_map(|slots| live_count(slots, shard, checkpoint).ok())?;
         as_of = as_of.min(report.as_of);
         total += live;
     }
@@ -68,7 +85,10 @@ fn stored(snapshot: &mut dyn StoreSnapshot) -> BTreeMap<(Series, Hour), Rollup> 
         budget: None,
     };
     let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour, rollup| {
-        assert!(rollups.insert((info.series.clone(), hour), rollup).is_none(), "one row of a series and hour");
+        assert!(
+            rollups.insert((info.series.clone(), hour), rollup).is_none(),
+            "one row of a series and hour"
+        );
     };
     snapshot.rollups(&query, &mut visit).expect("rollups");
     rollups
@@ -103,10 +123,15 @@ impl Ledger {
         while !self.done.load(Ordering::Acquire) {
             let id = self.sent.fetch_add(1, Ordering::AcqRel);
             let late = rng.below(5) as i64 * 3_600_000;
-            let event =
-                Event { series: rng.below(SERIES), id, at: SystemClock.now() - late, value: rng.below(1_000) as i64 - 500 };
+            let event = Event {
+                series: rng.below(SERIES),
+                id,
+                at: SystemClock.now() - late,
+                value: rng.below(1_000) as i64 - 500,
+            };
             append(log, &event).await;
-            // The wall clock, as that of `as_of`: append times are of a clock that may be a millisecond behind it.
+            // The wall clock, as that of `as_of`: append times are of a clock that may be a
+            // millisecond behind it.
             self.acked.lock().expect("whole").push(SystemClock.now());
             if rng.below(4) == 0 {
                 append(log, &event).await;
@@ -126,7 +151,10 @@ impl Ledger {
             };
             complete += 1;
             let (least, most) = (self.acked_before(as_of), self.sent.load(Ordering::Acquire));
-            assert!(counted >= least, "{counted} are counted, but {least} were acknowledged before {as_of}");
+            assert!(
+                counted >= least,
+                "{counted} are counted, but {least} were acknowledged before {as_of}"
+            );
             assert!(counted <= most, "{counted} are counted, but only {most} were sent");
         }
         (complete, partial)
@@ -135,7 +163,9 @@ impl Ledger {
     fn fold(&self) -> BTreeMap<(Series, Hour), Rollup> {
         let mut fold: BTreeMap<(Series, Hour), Rollup> = BTreeMap::new();
         for event in self.events.lock().expect("whole").iter() {
-            fold.entry((event.series(), Hour::of(event.at))).or_default().add(Some(event.value()), event.user_hash());
+            fold.entry((event.series(), Hour::of(event.at)))
+                .or_default()
+                .add(Some(event.value()), event.user_hash());
         }
         fold
     }
@@ -150,16 +180,19 @@ struct Group {
 impl Group {
     fn set(&self, node: usize, shard: ShardId, owns: bool) {
         let mut assigned = self.assigned.lock().expect("whole");
-        let changed = if owns { assigned[node].insert(shard) } else { assigned[node].remove(&shard) };
+        let changed =
+            if owns { assigned[node].insert(shard) } else { assigned[node].remove(&shard) };
         if changed {
             self.logs[node].assign(assigned[node].clone());
         }
     }
 
-    /// Moves shards of its own between the nodes: mostly as a group does, sometimes as a group that has lost sight of a node.
+    /// Moves shards of its own between the nodes: mostly as a group does, sometimes as a group that
+    /// has lost sight of a node.
     async fn move_shards(&self, mover: u32, moves: u64) {
         let mut rng = Rng(u64::from(mover) + 77);
-        let mut owner: BTreeMap<ShardId, usize> = all().into_iter().filter(|s| s.0 % MOVERS == mover).map(|s| (s, 0)).collect();
+        let mut owner: BTreeMap<ShardId, usize> =
+            all().into_iter().filter(|s| s.0 % MOVERS == mover).map(|s| (s, 0)).collect();
         for _ in 0..moves {
             let shard = *owner.keys().nth(rng.below(owner.len() as u64) as usize).expect("a shard");
             let (from, to) = (owner[&shard], 1 - owner[&shard]);
@@ -171,7 +204,10 @@ impl Group {
             } else {
                 self.set(from, shard, false);
                 let mut held = self.logs[from].held();
-                let gone = tokio::time::timeout(Duration::from_secs(120), held.wait_for(|held| !held.contains(&shard)));
+                let gone = tokio::time::timeout(
+                    Duration::from_secs(120),
+                    held.wait_for(|held| !held.contains(&shard)),
+                );
                 gone.await.expect("it is let go in time").expect("the log lives");
                 self.set(to, shard, true);
             }
@@ -183,10 +219,12 @@ impl Group {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn thousands_of_moves_lose_nothing_and_double_nothing() {
-    let moves = std::env::var("ROLLMILL_TEST_MOVES").map_or(MOVES, |n| n.parse().expect("a number"));
+    let moves =
+        std::env::var("ROLLMILL_TEST_MOVES").map_or(MOVES, |n| n.parse().expect("a number"));
     let cluster = Cluster::new();
     let logs = [cluster.log.join(), cluster.log.join()];
-    let group = Arc::new(Group { logs: logs.clone(), assigned: Mutex::new([all(), BTreeSet::new()]) });
+    let group =
+        Arc::new(Group { logs: logs.clone(), assigned: Mutex::new([all(), BTreeSet::new()]) });
     logs[0].assign(all());
     let mut dice = Rng(5);
     cluster.store.set_faults(move |write| match (write, dice.below(200)) {
@@ -221,10 +259,16 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
         writer.await.expect("the writer gets through");
     }
     let (complete, partial) = reader.await.expect("the reader gets through");
-    assert!(complete > 50 && partial > 0, "{complete} complete, {partial} partial answers: nothing was shown");
+    assert!(
+        complete > 50 && partial > 0,
+        "{complete} complete, {partial} partial answers: nothing was shown"
+    );
 
     let total = ledger.sent.load(Ordering::Acquire);
-    until("every event is counted", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == total)).await;
+    until("every event is counted", || {
+        count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == total)
+    })
+    .await;
     cluster.store.clear_faults();
     // A stop leaves to the log what a busy machine does not flush in time.
     until("everything is flushed", || is_flushed(&cluster)).await;
@@ -235,7 +279,8 @@ async fn thousands_of_moves_lose_nothing_and_double_nothing() {
 }
 
 fn is_flushed(cluster: &Cluster) -> bool {
-    let checkpoints = cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
+    let checkpoints =
+        cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
     checkpoints.iter().all(|(shard, checkpoint)| checkpoint.next == cluster.log.end(*shard))
 }
 
@@ -252,9 +297,13 @@ fn check(cluster: &Cluster, ledger: &Ledger, logs: &[Arc<MemoryLog>]) {
     for (shard, checkpoint) in snapshot.checkpoints().expect("checkpoints") {
         assert_eq!(checkpoint.next, cluster.log.end(shard), "shard {shard} is flushed to its end");
         let rows = snapshot.manifest(Some(shard)).expect("the manifest");
-        let tiled = rows.iter().try_fold(0, |at, row| (row.range.from == at).then_some(row.range.to));
+        let tiled =
+            rows.iter().try_fold(0, |at, row| (row.range.from == at).then_some(row.range.to));
         assert_eq!(tiled, Some(checkpoint.archived), "the manifest tiles shard {shard}");
-        assert!(cluster.log.start(shard) <= checkpoint.archived.min(checkpoint.next), "shard {shard} was released too far");
+        assert!(
+            cluster.log.start(shard) <= checkpoint.archived.min(checkpoint.next),
+            "shard {shard} was released too far"
+        );
         archived += checkpoint.archived;
     }
     assert!(archived > 0, "nothing was archived");
@@ -276,8 +325,11 @@ async fn hand_over() -> Duration {
     let cluster = Cluster::new();
     let logs = [cluster.log.join(), cluster.log.join()];
     logs[0].assign(all());
-    let config = quick().with(|c| (c.flush.interval, c.shards.handover) = (Duration::from_secs(3_600), Duration::from_secs(1)));
-    let (first, second) = (cluster.node(&logs[0], &config).await, cluster.node(&logs[1], &config).await);
+    let config = quick().with(|c| {
+        (c.flush.interval, c.shards.handover) = (Duration::from_secs(3_600), Duration::from_secs(1))
+    });
+    let (first, second) =
+        (cluster.node(&logs[0], &config).await, cluster.node(&logs[1], &config).await);
     for id in 0..500 {
         append(&cluster.log, &some_event(id)).await;
     }
@@ -291,7 +343,10 @@ async fn hand_over() -> Duration {
     }
     logs[1].assign(all());
     let slots = [second.slots.clone()];
-    until("served elsewhere", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 500)).await;
+    until("served elsewhere", || {
+        count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 500)
+    })
+    .await;
     let took = began.elapsed();
     stopping.await.expect("no panic").expect("stops");
     second.stop().await.expect("stops");
@@ -307,7 +362,8 @@ async fn what_came_and_went_before_anybody_looked_is_let_go_too() {
         log.assign(all());
         log.assign(BTreeSet::new());
         let mut held = log.held();
-        let gone = tokio::time::timeout(Duration::from_secs(120), held.wait_for(|held| held.is_empty()));
+        let gone =
+            tokio::time::timeout(Duration::from_secs(120), held.wait_for(|held| held.is_empty()));
         gone.await.expect("let go in time").expect("the log lives");
     }
     node.stop().await.expect("stops");
@@ -326,8 +382,10 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
     let cluster = Cluster::new();
     let log = cluster.log.join();
     log.assign(all());
-    let config =
-        quick().with(|c| (c.flush.interval, c.shards.handover) = (Duration::from_secs(3_600), Duration::from_millis(100)));
+    let config = quick().with(|c| {
+        (c.flush.interval, c.shards.handover) =
+            (Duration::from_secs(3_600), Duration::from_millis(100))
+    });
     let node = cluster.node(&log, &config).await;
     for id in 0..100 {
         append(&cluster.log, &some_event(id)).await;
@@ -344,11 +402,17 @@ async fn let_go_beside_a_store_that_hangs() -> Duration {
     log.held().wait_for(|held| held.is_empty()).await.expect("the log lives");
     let took = began.elapsed();
     assert!(took >= Duration::from_millis(100), "let go after {took:?}");
-    assert!(all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_none()), "the slots are empty");
+    assert!(
+        all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_none()),
+        "the slots are empty"
+    );
     drop(go_on);
     log.assign(all());
     let slots = [node.slots.clone()];
-    until("served again", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 100)).await;
+    until("served again", || {
+        count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 100)
+    })
+    .await;
     node.stop().await.expect("stops");
     took
 }
@@ -361,24 +425,35 @@ async fn two_nodes_that_both_believe_to_own_a_shard_do_not_fight_over_it() {
     log.assign(all());
     let (stale, owner) = (cluster.node(&log, &config).await, cluster.node(&other, &config).await);
     other.assign(all());
-    until("taken over", || all().into_iter().all(|shard| owner.slots.slot(shard).epoch().is_some())).await;
+    until("taken over", || {
+        all().into_iter().all(|shard| owner.slots.slot(shard).epoch().is_some())
+    })
+    .await;
     for id in 0..200 {
         append(&cluster.log, &some_event(id)).await;
     }
-    until("the stale owner is refused", || all().into_iter().all(|shard| stale.slots.slot(shard).epoch().is_none())).await;
+    until("the stale owner is refused", || {
+        all().into_iter().all(|shard| stale.slots.slot(shard).epoch().is_none())
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let epochs = |cluster: &Cluster| -> Vec<u64> {
-        let checkpoints = cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
+        let checkpoints =
+            cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
         checkpoints.into_iter().map(|(_, checkpoint)| checkpoint.epoch.counter).collect()
     };
     assert_eq!(epochs(&cluster), vec![2; SHARDS as usize], "each was claimed once by each");
     let slots = [owner.slots.clone()];
-    until("the owner counts", || count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 200)).await;
+    until("the owner counts", || {
+        count(&cluster.store, &slots).is_some_and(|(_, counted)| counted == 200)
+    })
+    .await;
     // The group says whose they are: the stale owner goes back to nothing, and claims nothing.
     log.assign(BTreeSet::new());
     log.held().wait_for(|held| held.is_empty()).await.expect("the log lives");
     assert_eq!(epochs(&cluster), vec![2; SHARDS as usize]);
-    // It is the other way round: who waits because it was refused starts at once when the assignment changes.
+    // It is the other way round: who waits because it was refused starts at once when the
+    // assignment changes.
     log.assign([ShardId(0)].into());
     until("taken back", || stale.slots.slot(ShardId(0)).epoch().is_some()).await;
     for node in [stale, owner] {

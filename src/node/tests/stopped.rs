@@ -1,4 +1,5 @@
-//! What one shard, or one partition, cannot do must not cost the others: damage, records of another release, partitions that are no shards.
+//! What one shard, or one partition, cannot do must not cost the others: damage, records of another
+//! release, partitions that are no shards.
 
 use super::*;
 use crate::query::verify::{Sources, verify};
@@ -28,7 +29,8 @@ async fn stands(node: &Node, shard: ShardId) -> serde_json::Value {
 }
 
 fn epoch(cluster: &Cluster, shard: ShardId) -> u64 {
-    let checkpoints = cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
+    let checkpoints =
+        cluster.store.snapshot().expect("a snapshot").checkpoints().expect("checkpoints");
     checkpoints.into_iter().find(|(id, _)| *id == shard).expect("claimed").1.epoch.counter
 }
 
@@ -40,7 +42,8 @@ fn config() -> Config {
 async fn partitions_that_are_no_shards_are_left_alone() {
     let cluster = Cluster::new();
     let log = cluster.log.join();
-    let beyond: BTreeSet<ShardId> = [ShardId(SHARDS), ShardId(SHARDS + 7), ShardId(u32::MAX)].into();
+    let beyond: BTreeSet<ShardId> =
+        [ShardId(SHARDS), ShardId(SHARDS + 7), ShardId(u32::MAX)].into();
     // At a start, and while it runs.
     log.assign([ShardId(0)].into_iter().chain(beyond.clone()).collect());
     let mut node = cluster.node(&log, &config()).await;
@@ -48,7 +51,10 @@ async fn partitions_that_are_no_shards_are_left_alone() {
     for id in 0..100 {
         append(&cluster.log, &some_event(id)).await;
     }
-    until("all shards are served", || all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_some())).await;
+    until("all shards are served", || {
+        all().into_iter().all(|shard| node.slots.slot(shard).epoch().is_some())
+    })
+    .await;
     until("the node is ready", || node.slots.all_fresh(1_000)).await;
     let answer = query(&node).await;
     assert_eq!(
@@ -78,10 +84,17 @@ async fn a_record_of_another_release_stops_its_shard_alone_and_says_so_everywher
     until("it stops", || slot.stopped().is_some()).await;
     until("what lies below is flushed", || slot.committed() == 1).await;
     tokio::time::sleep(Duration::from_millis(1_200)).await;
-    assert_eq!((slot.applied(), epoch(&cluster, shard)), (1, 1), "it stands still, and does not start again");
+    assert_eq!(
+        (slot.applied(), epoch(&cluster, shard)),
+        (1, 1),
+        "it stands still, and does not start again"
+    );
     let answer = query(&node).await;
     assert_eq!(
-        (&answer["completeness"]["partial"], answer["completeness"]["missing"].as_array().map(Vec::len)),
+        (
+            &answer["completeness"]["partial"],
+            answer["completeness"]["missing"].as_array().map(Vec::len)
+        ),
         (&true.into(), Some(1))
     );
     let missing = &answer["completeness"]["missing"][0];
@@ -113,7 +126,10 @@ async fn a_log_that_is_damaged_in_one_shard_stops_it_and_it_goes_on_when_it_is_m
     assert_eq!(get(&node, "/readyz").await.0, 200);
     assert_eq!(epoch(&cluster, shard), 1, "no start would mend it");
     let stands = stands(&node, shard).await;
-    assert!(stands["why"].as_str().is_some_and(|why| why.contains("offset 2 is not there")), "{stands}");
+    assert!(
+        stands["why"].as_str().is_some_and(|why| why.contains("offset 2 is not there")),
+        "{stands}"
+    );
     cluster.log.damage(shard, None);
     until("it goes on", || slot.committed() == 3 && slot.stopped().is_none()).await;
     node.stop().await.expect("stops");
@@ -125,13 +141,16 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
     let log = cluster.log.join();
     log.assign(all());
     // Nothing is archived: everything is read from the log.
-    let node = cluster.node(&log, &config().with(|c| c.archive.max_delay = Duration::from_secs(3_600))).await;
+    let node = cluster
+        .node(&log, &config().with(|c| c.archive.max_delay = Duration::from_secs(3_600)))
+        .await;
     let shard = ShardId(5);
     for id in 0..200 {
         append(&cluster.log, &some_event(id)).await;
     }
     append_raw(&cluster.log, ShardId(6), b"garbage".to_vec()).await;
-    let committed = || node.slots.iter().all(|(shard, slot)| slot.committed() == cluster.log.end(shard));
+    let committed =
+        || node.slots.iter().all(|(shard, slot)| slot.committed() == cluster.log.end(shard));
     until("everything is flushed", committed).await;
     node.stop().await.expect("stops");
     let verified = |only: Option<ShardId>| {
@@ -148,17 +167,31 @@ async fn verify_names_the_shard_that_cannot_be_read_and_verifies_the_others() {
         verify(&sources, hours, &mut |_, _| ()).expect("a report")
     };
     let whole = verified(None);
-    assert!(whole.is_equal() && whole.shards == u64::from(SHARDS) && whole.set_aside == 1, "{whole:?}");
+    assert!(
+        whole.is_equal() && whole.shards == u64::from(SHARDS) && whole.set_aside == 1,
+        "{whole:?}"
+    );
     let alone = verified(Some(shard));
     assert!(
-        alone.is_equal() && alone.shards == 1 && alone.rows > 0 && alone.rows < whole.rows && alone.set_aside == 0,
+        alone.is_equal()
+            && alone.shards == 1
+            && alone.rows > 0
+            && alone.rows < whole.rows
+            && alone.set_aside == 0,
         "{alone:?}"
     );
     cluster.log.damage(shard, Some(1));
     let found = verified(None);
     assert!(found.differences.is_empty() && !found.is_equal(), "{found:?}");
-    assert_eq!((found.unverified.len(), found.unverified[0].0, found.rows), (1, shard, whole.rows - alone.rows));
-    assert!(found.unverified[0].1.contains("shard 5") && found.unverified[0].1.contains("offset 1 is not there"), "{found:?}");
+    assert_eq!(
+        (found.unverified.len(), found.unverified[0].0, found.rows),
+        (1, shard, whole.rows - alone.rows)
+    );
+    assert!(
+        found.unverified[0].1.contains("shard 5")
+            && found.unverified[0].1.contains("offset 1 is not there"),
+        "{found:?}"
+    );
     assert!(verified(Some(ShardId(6))).is_equal(), "it can be asked for alone");
     // A difference in another shard is found all the same.
     let damaged = verified(Some(shard));

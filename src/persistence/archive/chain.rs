@@ -1,7 +1,8 @@
 //! Which objects of a listing follow each other. A function of the listing.
 //!
-//! A listing also has what the manifest never named: leftovers of crashes and of owners that were overtaken, and objects that expired and
-//! were not removed yet. All of them hold records as they were in the log, so any chain of objects without a gap tells the same history.
+//! A listing also has what the manifest never named: leftovers of crashes and of owners that were
+//! overtaken, and objects that expired and were not removed yet. All of them hold records as they
+//! were in the log, so any chain of objects without a gap tells the same history.
 
 use std::collections::BTreeMap;
 
@@ -28,12 +29,17 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// Of a listing: each object once, of two copies the one in the hot store, which was there first. `logs` are the names under which the
-    /// shard's objects may be: those of former logs, whose offsets it has continued, too.
+    /// Of a listing: each object once, of two copies the one in the hot store, which was there
+    /// first. `logs` are the names under which the shard's objects may be: those of former
+    /// logs, whose offsets it has continued, too.
     pub fn of(logs: &[LogId], shard: ShardId, listed: Vec<ObjectInfo>) -> Self {
         let mut by_path: BTreeMap<String, Link> = BTreeMap::new();
         for object in listed {
-            let Some(name) = logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path)) else { continue };
+            let Some(name) =
+                logs.iter().find_map(|log| ManifestRow::name_of(*log, shard, &object.path))
+            else {
+                continue;
+            };
             let hot = object.tier == Tier::Hot;
             let link = Link { object, name };
             if hot || !by_path.contains_key(&link.object.path) {
@@ -71,40 +77,55 @@ impl Chains {
         self.furthest.get(&start).copied().unwrap_or(start)
     }
 
-    /// The chain from `start` that reaches furthest; among objects that lead there, those of the latest owner. From any object of it on, it
-    /// is the chain from there.
+    /// The chain from `start` that reaches furthest; among objects that lead there, those of the
+    /// latest owner. From any object of it on, it is the chain from there.
     pub fn from(&self, start: Offset) -> Vec<Link> {
         let (mut chain, mut next) = (Vec::new(), start);
         while let Some(goal) = self.furthest.get(&next) {
             let from = self.all.partition_point(|link| link.name.range.from < next);
-            let begin_here = self.all[from..].iter().take_while(|link| link.name.range.from == next);
+            let begin_here =
+                self.all[from..].iter().take_while(|link| link.name.range.from == next);
             let leading = begin_here.filter(|link| self.leads_to(link) == *goal);
-            let Some(best) = leading.max_by_key(|link| (link.name.epoch, link.name.range.to)) else { break };
+            let Some(best) = leading.max_by_key(|link| (link.name.epoch, link.name.range.to))
+            else {
+                break;
+            };
             chain.push(best.clone());
             next = best.name.range.to;
         }
         chain
     }
 
-    /// The objects of a chain that hold `range`: of the one from `anchor`, if that reaches far enough, otherwise of one that begins below.
+    /// The objects of a chain that hold `range`: of the one from `anchor`, if that reaches far
+    /// enough, otherwise of one that begins below.
     ///
     /// # Errors
     /// The first part of the range that no chain holds.
     pub fn covering(&self, anchor: Offset, range: OffsetRange) -> Result<Vec<Link>, OffsetRange> {
         let below = self.all.iter().rev().map(|link| link.name.range.from);
-        let starts = || std::iter::once(anchor).chain(below.clone()).filter(|start| *start <= range.from);
+        let starts =
+            || std::iter::once(anchor).chain(below.clone()).filter(|start| *start <= range.from);
         let Some(start) = starts().find(|start| self.reach(*start) >= range.to) else {
-            let from = starts().map(|start| self.reach(start)).max().unwrap_or(range.from).max(range.from);
+            let from =
+                starts().map(|start| self.reach(start)).max().unwrap_or(range.from).max(range.from);
             let next = self.all.iter().map(|link| link.name.range.from).find(|next| *next > from);
             return Err(OffsetRange { from, to: next.unwrap_or(range.to).min(range.to) });
         };
         let chain = self.from(start).into_iter();
-        let wanted = chain.skip_while(|link| link.name.range.to <= range.from).take_while(|link| link.name.range.from < range.to);
+        let wanted = chain
+            .skip_while(|link| link.name.range.to <= range.from)
+            .take_while(|link| link.name.range.from < range.to);
         Ok(wanted.collect())
     }
 
-    /// The way around an object that turned out to be damaged: the other objects, and those of them that hold `range`. None if they do not.
-    pub fn around(&self, damaged: &str, anchor: Offset, range: OffsetRange) -> Option<(Self, Vec<Link>)> {
+    /// The way around an object that turned out to be damaged: the other objects, and those of them
+    /// that hold `range`. None if they do not.
+    pub fn around(
+        &self,
+        damaged: &str,
+        anchor: Offset,
+        range: OffsetRange,
+    ) -> Option<(Self, Vec<Link>)> {
         let others = self.without(damaged);
         let links = others.covering(anchor, range).ok()?;
         Some((others, links))
@@ -130,18 +151,26 @@ mod tests {
     }
 
     fn chains(objects: &[(Offset, Offset, u64)]) -> Chains {
-        let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter, Tier::Hot)).collect();
+        let listed = objects
+            .iter()
+            .map(|&(from, to, counter)| object(from, to, counter, Tier::Hot))
+            .collect();
         Chains::of(&[LOG], SHARD, listed)
     }
 
     fn ranges(links: &[Link]) -> Vec<(Offset, Offset, u64)> {
-        links.iter().map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter)).collect()
+        links
+            .iter()
+            .map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter))
+            .collect()
     }
 
     #[test]
     fn leftovers_never_lead_astray() {
-        // An object whose row was never written, its successor's cut elsewhere, and what an old owner wrote too late.
-        let all = chains(&[(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)]);
+        // An object whose row was never written, its successor's cut elsewhere, and what an old
+        // owner wrote too late.
+        let all =
+            chains(&[(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)]);
         assert_eq!(ranges(&all.from(0)), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
         assert_eq!(ranges(&all.from(10)), [(10, 20, 3), (20, 25, 3)]);
         assert_eq!((all.reach(0), all.reach(14), all.reach(3), all.links().len()), (25, 16, 3, 6));
@@ -163,16 +192,25 @@ mod tests {
 
     #[test]
     fn an_object_that_is_being_moved_counts_once() {
-        let listed = vec![object(0, 5, 1, Tier::Cold), object(0, 5, 1, Tier::Hot), object(5, 6, 1, Tier::Cold)];
+        let listed = vec![
+            object(0, 5, 1, Tier::Cold),
+            object(0, 5, 1, Tier::Hot),
+            object(5, 6, 1, Tier::Cold),
+        ];
         let stranger = ObjectInfo { path: "raw/notes.txt".to_owned(), ..listed[0].clone() };
         let all = Chains::of(&[LOG], SHARD, [listed, vec![stranger]].concat());
-        assert_eq!(all.links().iter().map(|link| link.object.tier).collect::<Vec<_>>(), [Tier::Hot, Tier::Cold]);
+        assert_eq!(
+            all.links().iter().map(|link| link.object.tier).collect::<Vec<_>>(),
+            [Tier::Hot, Tier::Cold]
+        );
     }
 
     #[test]
     fn a_range_is_held_by_the_chain_of_its_anchor_or_by_one_from_below() {
         let all = chains(&[(0, 10, 1), (10, 20, 1), (20, 30, 1), (8, 22, 2), (40, 50, 2)]);
-        let held = |anchor, from, to| all.covering(anchor, OffsetRange { from, to }).map(|links| ranges(&links));
+        let held = |anchor, from, to| {
+            all.covering(anchor, OffsetRange { from, to }).map(|links| ranges(&links))
+        };
         let missing = |from, to| Err(OffsetRange { from, to });
         assert_eq!(
             held(10, 15, 21),

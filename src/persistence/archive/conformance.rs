@@ -19,13 +19,23 @@ fn records(range: std::ops::Range<u64>) -> Vec<LogRecord> {
 }
 
 fn passes_all(archive: &dyn Archive) {
-    let first = archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("write");
-    assert_eq!(first, archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("the same again"));
-    let second = archive.write(LOG, SHARD, EPOCH, &records(5..6), &Decisions::default()).expect("write");
-    let newer =
-        archive.write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6), &Decisions::default()).expect("another owner");
+    let first =
+        archive.write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default()).expect("write");
+    assert_eq!(
+        first,
+        archive
+            .write(LOG, SHARD, EPOCH, &records(0..5), &Decisions::default())
+            .expect("the same again")
+    );
+    let second =
+        archive.write(LOG, SHARD, EPOCH, &records(5..6), &Decisions::default()).expect("write");
+    let newer = archive
+        .write(LOG, SHARD, Epoch { counter: 3, ..EPOCH }, &records(5..6), &Decisions::default())
+        .expect("another owner");
     assert_ne!(second.path, newer.path, "owners never share a name");
-    archive.write(LogId([8; 16]), SHARD, EPOCH, &records(0..1), &Decisions::default()).expect("another log");
+    archive
+        .write(LogId([8; 16]), SHARD, EPOCH, &records(0..1), &Decisions::default())
+        .expect("another log");
 
     assert_eq!(archive.read(&first), Ok(records(0..5)));
     assert_eq!(archive.read(&second), Ok(records(5..6)));
@@ -39,10 +49,21 @@ fn passes_all(archive: &dyn Archive) {
     assert_eq!(listed.iter().find(|o| o.path == first.path).map(|o| o.bytes), Some(first.bytes));
 
     // Without their manifest rows objects say the same of themselves.
-    let decisions = Decisions { admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)], set_aside: vec![(6, 1, true)] };
+    let decisions = Decisions {
+        admitted: vec![(crate::model::series::SeriesId([5; 16]), 7)],
+        set_aside: vec![(6, 1, true)],
+    };
     let decided = archive.write(LOG, ShardId(4), EPOCH, &records(6..8), &decisions).expect("write");
     let found = archive.examine(&archive.list(LOG, ShardId(4)).expect("list")[0]);
-    assert_eq!(found, Ok(Examined { row: decided, records: records(6..8), decisions: Some(decisions), sealed: true }));
+    assert_eq!(
+        found,
+        Ok(Examined {
+            row: decided,
+            records: records(6..8),
+            decisions: Some(decisions),
+            sealed: true
+        })
+    );
     for object in &listed {
         let row = archive.examine(object).expect("examined").row;
         assert!([&first, &second, &newer].contains(&&row), "{row:?}");
@@ -53,18 +74,24 @@ fn passes_all(archive: &dyn Archive) {
     let other_size = ManifestRow { bytes: first.bytes + 1, ..first.clone() };
     let other_sum = ManifestRow { crc32c: !first.crc32c, ..first.clone() };
     for wrong in [other_size, other_sum] {
-        assert!(matches!(archive.read(&wrong), Err(ArchiveError::Corrupt { path, .. }) if path == first.path));
+        assert!(
+            matches!(archive.read(&wrong), Err(ArchiveError::Corrupt { path, .. }) if path == first.path)
+        );
     }
     archive.remove(&second.path, Tier::Hot).expect("remove");
     archive.remove(&second.path, Tier::Hot).expect("gone already");
     assert_eq!(archive.read(&second), Err(ArchiveError::Missing(second.path.clone())));
     assert_eq!(archive.list(LOG, SHARD).expect("list").len(), 2);
-    assert!(matches!(archive.write(LOG, SHARD, EPOCH, &[], &Decisions::default()), Err(ArchiveError::Codec(_))));
+    assert!(matches!(
+        archive.write(LOG, SHARD, EPOCH, &[], &Decisions::default()),
+        Err(ArchiveError::Codec(_))
+    ));
 }
 
 /// Of an archive without a cold store.
 fn needs_a_cold_store(archive: &dyn Archive) {
-    let row = archive.write(LOG, SHARD, EPOCH, &records(20..22), &Decisions::default()).expect("write");
+    let row =
+        archive.write(LOG, SHARD, EPOCH, &records(20..22), &Decisions::default()).expect("write");
     let no_cold_store = Err(ArchiveError::NoColdStore(row.path.clone()));
     assert!(!archive.has_cold());
     assert_eq!(archive.copy_to_cold(&row), no_cold_store);
@@ -78,15 +105,19 @@ fn needs_a_cold_store(archive: &dyn Archive) {
 /// Of an archive with a cold store.
 fn moves_objects(archive: &dyn Archive) {
     assert!(archive.has_cold());
-    let rows = [(30..33), (33..34)]
-        .map(|range| archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default()).expect("write"));
+    let rows = [(30..33), (33..34)].map(|range| {
+        archive.write(LOG, SHARD, EPOCH, &records(range), &Decisions::default()).expect("write")
+    });
     let tiers = |path: &str| {
         let listed = archive.list(LOG, SHARD).expect("list");
         listed.iter().filter(|o| o.path == path).map(|o| (o.tier, o.bytes)).collect::<Vec<_>>()
     };
     let row = &rows[0];
     let wrong = ManifestRow { crc32c: !row.crc32c, ..row.clone() };
-    assert!(matches!(archive.copy_to_cold(&wrong), Err(ArchiveError::Corrupt { .. })), "what is damaged is not moved");
+    assert!(
+        matches!(archive.copy_to_cold(&wrong), Err(ArchiveError::Corrupt { .. })),
+        "what is damaged is not moved"
+    );
     assert_eq!(tiers(&row.path), [(Tier::Hot, row.bytes)]);
     for _ in 0..2 {
         archive.copy_to_cold(row).expect("copied, also when it is there");
@@ -107,7 +138,11 @@ fn moves_objects(archive: &dyn Archive) {
 fn bucket(server: &S3Server, prefix: &str, timeout_ms: u64) -> Place {
     let directory = tempfile::tempdir().expect("dir");
     let credentials = directory.path().join("credentials");
-    let text = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n", server::ACCESS_KEY, server::SECRET_KEY);
+    let text = format!(
+        "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n",
+        server::ACCESS_KEY,
+        server::SECRET_KEY
+    );
     std::fs::write(&credentials, text).expect("credentials");
     let location = Location {
         url: format!("s3://{}/{prefix}", server::BUCKET),
@@ -120,7 +155,8 @@ fn bucket(server: &S3Server, prefix: &str, timeout_ms: u64) -> Place {
 }
 
 fn on_s3(server: &S3Server) -> ObjectArchive {
-    ObjectArchive::new(bucket(server, "hot", 30_000), Some(bucket(server, "cold", 30_000))).expect("opens")
+    ObjectArchive::new(bucket(server, "hot", 30_000), Some(bucket(server, "cold", 30_000)))
+        .expect("opens")
 }
 
 #[test]
@@ -165,9 +201,14 @@ fn s3_without_conditional_puts_conforms() {
         passes_all(&archive);
         moves_objects(&archive);
         // What a failed attempt left is replaced here too.
-        let row = archive.write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default()).expect("write");
+        let row = archive
+            .write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default())
+            .expect("write");
         std::fs::write(server.file(&format!("hot/{}", row.path)), b"half").expect("damage");
-        assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default()), Ok(row.clone()));
+        assert_eq!(
+            archive.write(LOG, SHARD, EPOCH, &records(40..42), &Decisions::default()),
+            Ok(row.clone())
+        );
         assert_eq!(archive.read(&row), Ok(records(40..42)));
     }
 }
@@ -180,10 +221,14 @@ fn an_upload_that_was_acknowledged_but_is_not_whole_is_no_object() {
     server.fail_next(&[server::Fault::Truncated]);
     let written = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default());
     assert!(matches!(written, Err(ArchiveError::NotKept(_))), "{written:?}");
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("the next attempt replaces it");
+    let row = archive
+        .write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())
+        .expect("the next attempt replaces it");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
-    // The copy in the cold store likewise: it is no damage of the object, which is whole in the hot one.
-    let size = || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
+    // The copy in the cold store likewise: it is no damage of the object, which is whole in the hot
+    // one.
+    let size =
+        || std::fs::metadata(server.file(&format!("cold/{}", row.path))).expect("a copy").len();
     server.fail_next(&[server::Fault::Truncated]);
     assert_eq!(archive.copy_to_cold(&row), Err(ArchiveError::NotKept(row.path.clone())));
     assert_eq!(size(), row.bytes / 2);
@@ -200,8 +245,9 @@ fn one_lost_or_late_answer_is_survived_by_a_retry() {
     for (at, fault) in [Internal, LostReply, SlowDown].into_iter().enumerate() {
         server.fail_next(&[fault]);
         let range = 10 * at as u64..10 * at as u64 + 2;
-        let row =
-            archive.write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default()).expect("the client tries again");
+        let row = archive
+            .write(LOG, SHARD, EPOCH, &records(range.clone()), &Decisions::default())
+            .expect("the client tries again");
         assert_eq!(archive.read(&row), Ok(records(range)));
     }
     assert_eq!(server.hit(), [Internal, LostReply, SlowDown]);
@@ -219,13 +265,19 @@ fn one_lost_or_late_answer_is_survived_by_a_retry() {
     assert!(took.last() < Some(&Duration::from_secs(3)), "bounded by the timeout: {took:?}");
 }
 
-/// Seeded faults in every request: an answer that is no error is always right, and everything comes to its end when they stop.
+/// Seeded faults in every request: an answer that is no error is always right, and everything comes
+/// to its end when they stop.
 #[test]
 fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
-    let seed = std::env::var("ROLLMILL_TEST_S3_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(20_260_101_u64);
+    let seed = std::env::var("ROLLMILL_TEST_S3_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(20_260_101_u64);
     let dir = tempfile::tempdir().expect("dir");
     let server = S3Server::start(dir.path());
-    let archive = ObjectArchive::new(bucket(&server, "hot", 150), Some(bucket(&server, "cold", 150))).expect("opens");
+    let archive =
+        ObjectArchive::new(bucket(&server, "hot", 150), Some(bucket(&server, "cold", 150)))
+            .expect("opens");
     server.set_faults(seed, 250);
     let (mut acknowledged, mut failures) = (Vec::new(), 0);
     for at in 0..40_u64 {
@@ -255,24 +307,32 @@ fn storage_that_fails_all_the_time_loses_nothing_that_was_acknowledged() {
         assert_eq!(archive.read(row), Ok(records(range.clone())), "seed {seed}");
     }
     let kinds: std::collections::HashSet<_> = server.hit().into_iter().collect();
-    assert!(failures > 0 && acknowledged.len() > 10 && kinds.len() == server::FAULTS.len(), "seed {seed}: {failures} {kinds:?}");
+    assert!(
+        failures > 0 && acknowledged.len() > 10 && kinds.len() == server::FAULTS.len(),
+        "seed {seed}: {failures} {kinds:?}"
+    );
 }
 
 #[test]
 fn what_a_failed_attempt_left_is_replaced() {
     let dir = tempfile::tempdir().expect("dir");
     let archive = ObjectArchive::open_directory(dir.path()).expect("open");
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
+    let row =
+        archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
     std::fs::write(dir.path().join(&row.path), b"half").expect("damage");
     assert!(matches!(archive.read(&row), Err(ArchiveError::Corrupt { .. })));
-    assert_eq!(archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()), Ok(row.clone()));
+    assert_eq!(
+        archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()),
+        Ok(row.clone())
+    );
     assert_eq!(archive.read(&row), Ok(records(0..2)));
 }
 
 #[test]
 fn every_damaged_byte_is_found() {
     let archive = MemoryArchive::new();
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
+    let row =
+        archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("write");
     let bytes = archive.bytes(&row.path, Tier::Hot).expect("there");
     for at in 0..bytes.len() {
         let mut damaged = bytes.to_vec();
@@ -293,7 +353,9 @@ fn faults_of_the_double_do_what_they_say() {
         ));
         assert_eq!(archive.list(LOG, SHARD).expect("list").len(), left);
     }
-    let row = archive.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()).expect("a retry heals");
+    let row = archive
+        .write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())
+        .expect("a retry heals");
     assert_eq!(archive.read(&row), Ok(records(0..2)));
     archive.set_down(true);
     assert!(archive.list(LOG, SHARD).is_err());
@@ -302,14 +364,21 @@ fn faults_of_the_double_do_what_they_say() {
 #[test]
 fn it_may_be_dropped_and_used_inside_of_a_runtime() {
     let dir = tempfile::tempdir().expect("dir");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("runtime");
     runtime.block_on(async {
         let archive = Arc::new(ObjectArchive::open_directory(dir.path()).expect("open"));
         let worker = archive.clone();
-        let written = tokio::task::spawn_blocking(move || worker.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default()))
-            .await
-            .expect("joins");
-        assert_eq!(archive.read(&written.expect("written")), Ok(records(0..2)), "a worker thread may wait too");
+        let written = tokio::task::spawn_blocking(move || {
+            worker.write(LOG, SHARD, EPOCH, &records(0..2), &Decisions::default())
+        })
+        .await
+        .expect("joins");
+        assert_eq!(
+            archive.read(&written.expect("written")),
+            Ok(records(0..2)),
+            "a worker thread may wait too"
+        );
         drop(archive);
     });
 }

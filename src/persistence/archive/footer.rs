@@ -1,7 +1,9 @@
-//! The footer of an archive object: what the object is, what its shard decided about its records, and a checksum of the whole file.
+//! The footer of an archive object: what the object is, what its shard decided about its records,
+//! and a checksum of the whole file.
 //!
-//! A store that was lost is rebuilt from it. Keys may be added behind; a reader passes over those that it does not know. The checksum
-//! is that of the file with zeros in its place, so that an object can be checked where no manifest knows its sum.
+//! A store that was lost is rebuilt from it. Keys may be added behind; a reader passes over those
+//! that it does not know. The checksum is that of the file with zeros in its place, so that an
+//! object can be checked where no manifest knows its sum.
 
 use bytes::Bytes;
 use parquet::file::metadata::KeyValue;
@@ -44,7 +46,8 @@ impl Times {
         let none = || CodecError::new("archive object", "an object needs at least one record");
         let (first, last) = (records.first().ok_or_else(none)?, records.last().ok_or_else(none)?);
         let received = records.iter().map(|record| record.received);
-        let range = received.fold((first.received, first.received), |(low, high), at| (low.min(at), high.max(at)));
+        let range = received
+            .fold((first.received, first.received), |(low, high), at| (low.min(at), high.max(at)));
         Ok(Self { appended: (first.appended, last.appended), received: range })
     }
 }
@@ -74,7 +77,10 @@ pub(super) fn pairs(
     let range = |(low, high): (Millis, Millis)| format!("{low}..{high}");
     pairs.push(("rollmill.appended", range(times.appended)));
     pairs.push(("rollmill.received", range(times.received)));
-    pairs.push((DECISIONS, serde_json::to_string(&Written::of(decisions)).map_err(|e| bad(e.to_string()))?));
+    pairs.push((
+        DECISIONS,
+        serde_json::to_string(&Written::of(decisions)).map_err(|e| bad(e.to_string()))?,
+    ));
     pairs.push((SUM, String::from_utf8_lossy(&NO_SUM).into_owned()));
     Ok(pairs)
 }
@@ -84,21 +90,33 @@ pub(super) struct Footer<'a>(pub(super) Option<&'a Vec<KeyValue>>);
 
 impl Footer<'_> {
     fn value(&self, key: &str) -> Option<&str> {
-        self.0.into_iter().flatten().find(|pair| pair.key == key).and_then(|pair| pair.value.as_deref())
+        self.0
+            .into_iter()
+            .flatten()
+            .find(|pair| pair.key == key)
+            .and_then(|pair| pair.value.as_deref())
     }
 
     /// Whether it is that of the object.
-    pub(super) fn check(&self, log: LogId, shard: ShardId, name: ObjectName) -> Result<(), CodecError> {
+    pub(super) fn check(
+        &self,
+        log: LogId,
+        shard: ShardId,
+        name: ObjectName,
+    ) -> Result<(), CodecError> {
         let version = self.value("rollmill.version").unwrap_or("nothing");
         if ![VERSION_1, VERSION].contains(&version) {
             return Err(bad(format!(
-                "format version {version} is unknown, this build reads {VERSION_1} and {VERSION}: use the version of Rollmill that wrote it"
+                "format version {version} is unknown, this build reads {VERSION_1} and {VERSION}: \
+                 use the version of Rollmill that wrote it"
             )));
         }
         for (key, expected) in place(log, shard, name) {
             if self.value(key) != Some(&expected) {
                 let found = self.value(key).unwrap_or("nothing");
-                return Err(bad(format!("its footer has {found} for {key}, expected was {expected}")));
+                return Err(bad(format!(
+                    "its footer has {found} for {key}, expected was {expected}"
+                )));
             }
         }
         Ok(())
@@ -106,11 +124,20 @@ impl Footer<'_> {
 
     /// Log, shard and name of the object.
     pub(super) fn object(&self) -> Result<(LogId, ShardId, ObjectName), CodecError> {
-        let text = |key: &'static str| self.value(key).ok_or_else(|| bad(format!("its footer has no {key}")));
-        let number = |key| text(key)?.parse::<u64>().map_err(|e| bad(format!("its footer has no number for {key}: {e}")));
-        let digits = |key| u128::from_str_radix(text(key)?, 16).map_err(|e| bad(format!("its footer: {key}: {e}")));
+        let text = |key: &'static str| {
+            self.value(key).ok_or_else(|| bad(format!("its footer has no {key}")))
+        };
+        let number = |key| {
+            text(key)?
+                .parse::<u64>()
+                .map_err(|e| bad(format!("its footer has no number for {key}: {e}")))
+        };
+        let digits = |key| {
+            u128::from_str_radix(text(key)?, 16).map_err(|e| bad(format!("its footer: {key}: {e}")))
+        };
         let log = LogId(digits("rollmill.log")?.to_be_bytes());
-        let shard = ShardId(u32::try_from(number("rollmill.shard")?).map_err(|e| bad(e.to_string()))?);
+        let shard =
+            ShardId(u32::try_from(number("rollmill.shard")?).map_err(|e| bad(e.to_string()))?);
         let range = OffsetRange::new(number("rollmill.from")?, number("rollmill.to")?)
             .ok_or_else(|| bad("its footer has a range that runs backwards"))?;
         let nonce = u64::try_from(digits("rollmill.nonce")?).map_err(|e| bad(e.to_string()))?;
@@ -122,7 +149,8 @@ impl Footer<'_> {
     /// What was decided about the records; `None` if the object was written before that was noted.
     pub(super) fn decisions(&self) -> Result<Option<Decisions>, CodecError> {
         let Some(text) = self.value(DECISIONS) else { return Ok(None) };
-        let written: Written = serde_json::from_str(text).map_err(|e| bad(format!("{DECISIONS}: {e}")))?;
+        let written: Written =
+            serde_json::from_str(text).map_err(|e| bad(format!("{DECISIONS}: {e}")))?;
         written.decisions().map(Some)
     }
 }
@@ -138,16 +166,23 @@ struct Written {
 
 impl Written {
     fn of(decisions: &Decisions) -> Self {
-        let admitted = decisions.admitted.iter().map(|(id, offset)| (id.to_string(), *offset)).collect();
+        let admitted =
+            decisions.admitted.iter().map(|(id, offset)| (id.to_string(), *offset)).collect();
         Self { admitted, set_aside: decisions.set_aside.clone() }
     }
 
     fn decisions(self) -> Result<Decisions, CodecError> {
         let id = |digits: &str| match digits.len() {
-            32 => u128::from_str_radix(digits, 16).map(|id| SeriesId(id.to_be_bytes())).map_err(|e| bad(e.to_string())),
+            32 => u128::from_str_radix(digits, 16)
+                .map(|id| SeriesId(id.to_be_bytes()))
+                .map_err(|e| bad(e.to_string())),
             _ => Err(bad(format!("{DECISIONS}: {digits:?} is no series id"))),
         };
-        let admitted = self.admitted.iter().map(|(digits, offset)| Ok((id(digits)?, *offset))).collect::<Result<_, _>>()?;
+        let admitted = self
+            .admitted
+            .iter()
+            .map(|(digits, offset)| Ok((id(digits)?, *offset)))
+            .collect::<Result<_, _>>()?;
         Ok(Decisions { admitted, set_aside: self.set_aside })
     }
 }
@@ -177,7 +212,8 @@ pub(super) fn seal(bytes: &mut [u8]) -> Result<(), CodecError> {
     Ok(())
 }
 
-/// Whether the file has a checksum, which then is right. To be asked before anything is read: the library may panic on damaged bytes.
+/// Whether the file has a checksum, which then is right. To be asked before anything is read: the
+/// library may panic on damaged bytes.
 pub(super) fn is_sealed(bytes: &Bytes) -> Result<bool, CodecError> {
     let Some(at) = sum_at(bytes) else { return Ok(false) };
     let (found, expected) = (&bytes[at..at + NO_SUM.len()], sum(bytes, at));

@@ -1,8 +1,9 @@
 //! Where objects are kept: a local directory or a bucket of S3, from the keys of the configuration.
 //!
-//! Credentials come from a file in the form of the AWS tools, or from the environment and the machine's role as `object_store` finds
-//! them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, web identity, instance metadata). They are never logged.
-//! Buckets are addressed by path, which MinIO and the like need and AWS takes.
+//! Credentials come from a file in the form of the AWS tools, or from the environment and the
+//! machine's role as `object_store` finds them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+//! `AWS_SESSION_TOKEN`, web identity, instance metadata). They are never logged. Buckets are
+//! addressed by path, which MinIO and the like need and AWS takes.
 
 use std::path::{Path as Directory, PathBuf};
 use std::sync::Arc;
@@ -48,14 +49,16 @@ impl Location {
         }
     }
 
-    /// Whether both are the same place, however they are written: what moves from one to the other would be removed.
+    /// Whether both are the same place, however they are written: what moves from one to the other
+    /// would be removed.
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.place() == other.place()
     }
 
     fn place(&self) -> String {
         let trimmed = self.url.trim_end_matches('/');
-        let path = trimmed.strip_prefix("file://").and_then(|path| std::fs::canonicalize(path).ok());
+        let path =
+            trimmed.strip_prefix("file://").and_then(|path| std::fs::canonicalize(path).ok());
         path.map_or_else(
             || format!("{trimmed} at {}", self.endpoint.trim_end_matches('/')),
             |path| format!("file://{}", path.display()),
@@ -71,11 +74,16 @@ impl Location {
     fn bucket(&self, rest: &str) -> Result<Arc<dyn ObjectStore>, ArchiveError> {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || rest.contains(['@', '?', '#']) {
-            return Err(
-                self.wrong("expected s3://bucket/prefix; credentials belong into archive.credentials_file or the environment")
-            );
+            return Err(self.wrong(
+                "expected s3://bucket/prefix; credentials belong into archive.credentials_file or \
+                 the environment",
+            ));
         }
-        let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES, retry_timeout: self.timeout * 2 };
+        let retry = RetryConfig {
+            backoff: BackoffConfig::default(),
+            max_retries: RETRIES,
+            retry_timeout: self.timeout * 2,
+        };
         let client = ClientOptions::new()
             .with_timeout(self.timeout)
             .with_connect_timeout(CONNECT_TIMEOUT.min(self.timeout))
@@ -93,10 +101,12 @@ impl Location {
             builder = builder.with_region(&self.region);
         }
         if let Some(path) = &self.credentials {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| ArchiveError::Config(format!("archive.credentials_file {}: {e}", path.display())))?;
-            let keys = Credentials::parse(&text)
-                .map_err(|why| ArchiveError::Config(format!("archive.credentials_file {}: {why}", path.display())))?;
+            let text = std::fs::read_to_string(path).map_err(|e| {
+                ArchiveError::Config(format!("archive.credentials_file {}: {e}", path.display()))
+            })?;
+            let keys = Credentials::parse(&text).map_err(|why| {
+                ArchiveError::Config(format!("archive.credentials_file {}: {why}", path.display()))
+            })?;
             builder = builder.with_access_key_id(keys.id).with_secret_access_key(keys.secret);
             if let Some(token) = keys.token {
                 builder = builder.with_token(token);
@@ -104,7 +114,11 @@ impl Location {
         }
         let store = builder.build().map_err(|e| self.wrong(&e.to_string()))?;
         let prefix = prefix.trim_matches('/');
-        Ok(if prefix.is_empty() { Arc::new(store) } else { Arc::new(PrefixStore::new(store, prefix)) })
+        Ok(if prefix.is_empty() {
+            Arc::new(store)
+        } else {
+            Arc::new(PrefixStore::new(store, prefix))
+        })
     }
 }
 
@@ -131,7 +145,11 @@ impl Credentials {
     /// Reads the profile `default`, or the lines before any profile.
     fn parse(text: &str) -> Result<Self, &'static str> {
         let (mut ours, mut id, mut secret, mut token) = (true, None, None, None);
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';'])) {
+        for line in text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with(['#', ';']))
+        {
             if line.starts_with('[') {
                 ours = line == "[default]";
                 continue;
@@ -173,9 +191,15 @@ mod tests {
         assert!(dir.path().join("new").is_dir());
         assert!(location("s3://bucket").open().is_ok());
         assert!(location("s3://bucket/a/b/").open().is_ok());
-        for wrong in
-            ["s3://", "s3:///prefix", "file://relative", "ftp://x/y", "bucket", "s3://id:secret@bucket/x", "s3://b/x?y=1"]
-        {
+        for wrong in [
+            "s3://",
+            "s3:///prefix",
+            "file://relative",
+            "ftp://x/y",
+            "bucket",
+            "s3://id:secret@bucket/x",
+            "s3://b/x?y=1",
+        ] {
             match location(wrong).open() {
                 Err(ArchiveError::Config(why)) => assert!(!why.contains("secret@"), "{why}"),
                 other => panic!("{wrong}: {:?}", other.map(|_| ())),
@@ -189,7 +213,11 @@ mod tests {
         std::fs::create_dir(dir.path().join("a")).expect("a directory");
         std::os::unix::fs::symlink(dir.path().join("a"), dir.path().join("b")).expect("a link");
         let at = |name: &str| location(&format!("file://{}/{name}", dir.path().display()));
-        assert!(at("a").is_same_place(&at("a/")) && at("a").is_same_place(&at("b")) && at("a").is_same_place(&at("b/../a")));
+        assert!(
+            at("a").is_same_place(&at("a/"))
+                && at("a").is_same_place(&at("b"))
+                && at("a").is_same_place(&at("b/../a"))
+        );
         assert!(!at("a").is_same_place(&at("c")));
         assert!(
             location("s3://b/x").is_same_place(&location("s3://b/x/"))
@@ -199,11 +227,15 @@ mod tests {
 
     #[test]
     fn credentials_are_those_of_the_default_profile() {
-        let text = "# ours\n[other]\naws_access_key_id = no\n[default]\naws_access_key_id = A\naws_secret_access_key=s=/+\n\n[third]\naws_session_token = no\n";
+        let text = "# ours\n[other]\naws_access_key_id = no\n[default]\naws_access_key_id = \
+                    A\naws_secret_access_key=s=/+\n\n[third]\naws_session_token = no\n";
         let keys = Credentials::parse(text).expect("keys");
         assert_eq!((keys.id.as_str(), keys.secret.as_str(), keys.token), ("A", "s=/+", None));
         assert!(Credentials::parse("[default]\naws_access_key_id = A\n").is_err());
-        let plain = Credentials::parse("aws_access_key_id=A\naws_secret_access_key=B\naws_session_token=T\n").expect("keys");
+        let plain = Credentials::parse(
+            "aws_access_key_id=A\naws_secret_access_key=B\naws_session_token=T\n",
+        )
+        .expect("keys");
         assert_eq!(plain.token.as_deref(), Some("T"));
     }
 }

@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Archive, ArchiveError, Examined, ObjectInfo, checked, examined, parquet, verified, worse};
+use super::{
+    Archive, ArchiveError, Examined, ObjectInfo, checked, examined, parquet, verified, worse,
+};
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
@@ -124,12 +126,14 @@ impl Archive for MemoryArchive {
             None => Err(ArchiveError::Missing(row.path.clone())),
             Some((bytes, _)) => checked(bytes.clone(), row),
         };
-        read(row.tier).or_else(|first| read(row.tier.other()).map_err(|second| worse(first, second)))
+        read(row.tier)
+            .or_else(|first| read(row.tier.other()).map_err(|second| worse(first, second)))
     }
 
     fn examine(&self, object: &ObjectInfo) -> Result<Examined, ArchiveError> {
         let state = self.reachable()?;
-        let found = state.objects.get(&(object.path.clone(), object.tier)).map(|(bytes, _)| bytes.clone());
+        let found =
+            state.objects.get(&(object.path.clone(), object.tier)).map(|(bytes, _)| bytes.clone());
         examined(found.ok_or_else(|| ArchiveError::Missing(object.path.clone()))?, object)
     }
 
@@ -158,8 +162,13 @@ impl Archive for MemoryArchive {
         if !state.cold {
             return Err(ArchiveError::NoColdStore(row.path.clone()));
         }
-        let places = [Tier::Hot, Tier::Cold].map(|tier| state.objects.get(&(row.path.clone(), tier)).map(|(b, _)| b.clone()));
-        let bytes = places.into_iter().flatten().next().ok_or_else(|| ArchiveError::Missing(row.path.clone()))?;
+        let places = [Tier::Hot, Tier::Cold]
+            .map(|tier| state.objects.get(&(row.path.clone(), tier)).map(|(b, _)| b.clone()));
+        let bytes = places
+            .into_iter()
+            .flatten()
+            .next()
+            .ok_or_else(|| ArchiveError::Missing(row.path.clone()))?;
         verified(&bytes, row)?;
         state.keep(&row.path, Tier::Cold, bytes)
     }

@@ -1,11 +1,15 @@
-//! The port `Archive`: raw events as Parquet objects, put create-only. The manifest in the store says which objects count.
+//! The port `Archive`: raw events as Parquet objects, put create-only. The manifest in the store
+//! says which objects count.
 //!
-//! Implementations: [`objects`] (S3 or a local directory) and [`memory`] (the double). Both write the same [`parquet`] objects. An
-//! object that no manifest row names is an orphan of a crash or of an old owner, and means nothing.
+//! Implementations: [`objects`] (S3 or a local directory) and [`memory`] (the double). Both write
+//! the same [`parquet`] objects. An object that no manifest row names is an orphan of a crash or of
+//! an old owner, and means nothing.
 //!
-//! There may be two stores, hot and cold. Objects are written to the hot one and moved when they are old: copied, verified, noted in the
-//! manifest, and only then removed from the hot one. The tier in the row says where to look first; a reader that does not find the
-//! object there looks in the other store, so that it is found at every moment, with a row that was read at any earlier moment.
+//! There may be two stores, hot and cold. Objects are written to the hot one and moved when they
+//! are old: copied, verified, noted in the manifest, and only then removed from the hot one. The
+//! tier in the row says where to look first; a reader that does not find the object there looks in
+//! the other store, so that it is found at every moment, with a row that was read at any earlier
+//! moment.
 
 pub mod chain;
 #[cfg(test)]
@@ -35,9 +39,11 @@ pub enum ArchiveError {
     /// May work later.
     #[error("the archive cannot be reached: {0}")]
     Unavailable(String),
-    /// The storage acknowledged an object and does not have it as it was written. It may keep the next attempt.
+    /// The storage acknowledged an object and does not have it as it was written. It may keep the
+    /// next attempt.
     #[error(
-        "archive object {0} was acknowledged by the storage, which does not have it as it was written: the next attempt writes it again"
+        "archive object {0} was acknowledged by the storage, which does not have it as it was \
+         written: the next attempt writes it again"
     )]
     NotKept(String),
     /// An object is damaged or is not what the manifest says.
@@ -52,7 +58,10 @@ pub enum ArchiveError {
     #[error("archive object {0} is missing")]
     Missing(String),
     /// An object is, or should be, in the cold store, and there is none.
-    #[error("archive object {0} needs the cold store, but archive.cold_url is empty: set it to where the objects were moved")]
+    #[error(
+        "archive object {0} needs the cold store, but archive.cold_url is empty: set it to where \
+         the objects were moved"
+    )]
     NoColdStore(String),
     /// The archive cannot be opened as it is configured.
     #[error("the archive cannot be opened: {0}")]
@@ -77,9 +86,10 @@ pub struct ObjectInfo {
 
 /// Raw events in object storage. All methods block.
 pub trait Archive: Send + Sync + 'static {
-    /// Writes the records as one object, with what was decided about them, create-only, verifies its size and checksum and returns its
-    /// manifest row. An object of the same name with the same bytes counts as written; other bytes are what is left of a failed attempt of this very owner, because the
-    /// name carries the epoch: they are replaced.
+    /// Writes the records as one object, with what was decided about them, create-only, verifies
+    /// its size and checksum and returns its manifest row. An object of the same name with the
+    /// same bytes counts as written; other bytes are what is left of a failed attempt of this very
+    /// owner, because the name carries the epoch: they are replaced.
     ///
     /// # Errors
     /// See [`ArchiveError`].
@@ -91,7 +101,8 @@ pub trait Archive: Send + Sync + 'static {
         records: &[LogRecord],
         decisions: &Decisions,
     ) -> Result<ManifestRow, ArchiveError>;
-    /// Reads an object back, records as they were in the log: from the tier of the row, or else from the other one.
+    /// Reads an object back, records as they were in the log: from the tier of the row, or else
+    /// from the other one.
     ///
     /// # Errors
     /// See [`ArchiveError`].
@@ -113,28 +124,38 @@ pub trait Archive: Send + Sync + 'static {
     fn remove(&self, path: &str, tier: Tier) -> Result<(), ArchiveError>;
     /// Whether there is a cold store.
     fn has_cold(&self) -> bool;
-    /// Copies an object to the cold store and verifies the copy against the manifest row. The hot one stays where it is.
+    /// Copies an object to the cold store and verifies the copy against the manifest row. The hot
+    /// one stays where it is.
     ///
     /// # Errors
-    /// See [`ArchiveError`]; nothing but a leftover of the attempt may be in the cold store then, which the next attempt replaces.
+    /// See [`ArchiveError`]; nothing but a leftover of the attempt may be in the cold store then,
+    /// which the next attempt replaces.
     fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError>;
 }
 
 /// The records in the bytes that were found under the row's path.
 fn checked(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, ArchiveError> {
     verified(&bytes, row)?;
-    parquet::decode(bytes, row).map_err(|error| ArchiveError::Corrupt { path: row.path.clone(), why: error.to_string() })
+    parquet::decode(bytes, row)
+        .map_err(|error| ArchiveError::Corrupt { path: row.path.clone(), why: error.to_string() })
 }
 
 /// That the bytes are those of the manifest row.
 fn verified(bytes: &Bytes, row: &ManifestRow) -> Result<(), ArchiveError> {
     let corrupt = |why: String| ArchiveError::Corrupt { path: row.path.clone(), why };
     if bytes.len() as u64 != row.bytes {
-        return Err(corrupt(format!("it has {} bytes, the manifest says {}", bytes.len(), row.bytes)));
+        return Err(corrupt(format!(
+            "it has {} bytes, the manifest says {}",
+            bytes.len(),
+            row.bytes
+        )));
     }
     let crc = crc32c::crc32c(bytes);
     if crc != row.crc32c {
-        return Err(corrupt(format!("its CRC32C is {crc:08x}, the manifest says {:08x}", row.crc32c)));
+        return Err(corrupt(format!(
+            "its CRC32C is {crc:08x}, the manifest says {:08x}",
+            row.crc32c
+        )));
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
-//! The archive on object storage: S3, or a local directory, and a second, cheaper store for what is old.
+//! The archive on object storage: S3, or a local directory, and a second, cheaper store for what is
+//! old.
 //!
-//! Objects are put create-only and are durable when the put returns; then they are read back and compared, before their manifest row
-//! exists: neither an acknowledgement nor a checksum that the server computed is taken for the bytes. Objects are immutable and their
-//! names carry shard, range and epoch, so two puts of one name are two attempts of one owner. That is why create-only is a safeguard,
-//! and storage without conditional puts will do: it is asked first whether the object is there, and a silent overwrite writes the same.
-//! One PUT carries an object: objects are cut at `archive.max_bytes` of raw events, S3 takes 5 GiB at once.
-//! The port blocks, from any thread: requests run on a runtime of the archive's own and callers wait for their answer.
+//! Objects are put create-only and are durable when the put returns; then they are read back and
+//! compared, before their manifest row exists: neither an acknowledgement nor a checksum that the
+//! server computed is taken for the bytes. Objects are immutable and their names carry shard, range
+//! and epoch, so two puts of one name are two attempts of one owner. That is why create-only is a
+//! safeguard, and storage without conditional puts will do: it is asked first whether the object is
+//! there, and a silent overwrite writes the same. One PUT carries an object: objects are cut at
+//! `archive.max_bytes` of raw events, S3 takes 5 GiB at once. The port blocks, from any thread:
+//! requests run on a runtime of the archive's own and callers wait for their answer.
 
 use std::path::Path as Directory;
 use std::sync::Arc;
@@ -15,10 +18,15 @@ use std::sync::mpsc::sync_channel;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{Attribute, Attributes, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use object_store::{
+    Attribute, Attributes, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+};
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Archive, ArchiveError, Examined, ObjectInfo, checked, examined, location, parquet, verified, worse};
+use super::{
+    Archive, ArchiveError, Examined, ObjectInfo, checked, examined, location, parquet, verified,
+    worse,
+};
 use crate::model::flush::LogRecord;
 use crate::model::manifest::{Decisions, ManifestRow, Tier};
 use crate::model::offset::{Epoch, LogId, ShardId};
@@ -40,7 +48,8 @@ impl std::fmt::Debug for ObjectArchive {
 
 impl Drop for ObjectArchive {
     fn drop(&mut self) {
-        // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be: inside of another runtime.
+        // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be:
+        // inside of another runtime.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -61,12 +70,18 @@ impl ObjectArchive {
     /// # Errors
     /// If the runtime cannot be started.
     pub fn new(hot: Place, cold: Option<Place>) -> Result<Self, ArchiveError> {
-        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("archive").enable_all().build();
-        let runtime = runtime.map_err(|e| ArchiveError::Unavailable(format!("cannot start its runtime: {e}")))?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("archive")
+            .enable_all()
+            .build();
+        let runtime = runtime
+            .map_err(|e| ArchiveError::Unavailable(format!("cannot start its runtime: {e}")))?;
         Ok(Self { hot, cold, runtime: Some(runtime) })
     }
 
-    /// Waits for a request without being part of a runtime, so that a worker thread of another one may wait too.
+    /// Waits for a request without being part of a runtime, so that a worker thread of another one
+    /// may wait too.
     fn wait<T: Send + 'static>(
         &self,
         request: impl Future<Output = Result<T, ArchiveError>> + Send + 'static,
@@ -85,7 +100,9 @@ impl ObjectArchive {
     fn place(&self, tier: Tier, path: &str) -> Result<&Place, ArchiveError> {
         match tier {
             Tier::Hot => Ok(&self.hot),
-            Tier::Cold => self.cold.as_ref().ok_or_else(|| ArchiveError::NoColdStore(path.to_owned())),
+            Tier::Cold => {
+                self.cold.as_ref().ok_or_else(|| ArchiveError::NoColdStore(path.to_owned()))
+            }
         }
     }
 
@@ -108,17 +125,25 @@ impl ObjectArchive {
         };
         match self.bytes_from(row.tier.other(), row) {
             Err(ArchiveError::NoColdStore(_)) => Err(first),
-            second => second.map(|bytes| (bytes, row.tier.other())).map_err(|second| worse(first, second)),
+            second => {
+                second.map(|bytes| (bytes, row.tier.other())).map_err(|second| worse(first, second))
+            }
         }
     }
 
-    /// Copies an object of another archive into this one, verified on both sides, under the same name: into the tier in which it is
-    /// there, the hot one if there is no other. One that is here counts as copied. `stays` says of a tier whether it is the same place
-    /// in both: what is there is only verified. The tier where it is now.
+    /// Copies an object of another archive into this one, verified on both sides, under the same
+    /// name: into the tier in which it is there, the hot one if there is no other. One that is
+    /// here counts as copied. `stays` says of a tier whether it is the same place in both: what
+    /// is there is only verified. The tier where it is now.
     ///
     /// # Errors
     /// See [`ArchiveError`].
-    pub fn take_over(&self, row: &ManifestRow, from: &Self, stays: impl Fn(Tier) -> bool) -> Result<Tier, ArchiveError> {
+    pub fn take_over(
+        &self,
+        row: &ManifestRow,
+        from: &Self,
+        stays: impl Fn(Tier) -> bool,
+    ) -> Result<Tier, ArchiveError> {
         let (bytes, found) = from.bytes(row)?;
         if stays(found) {
             return Ok(found);
@@ -179,21 +204,27 @@ impl Place {
         if !self.unconditional.load(Ordering::Relaxed) {
             match self.put(at, bytes, PutMode::Create).await {
                 Err(error) if not_implemented(&error) => {
-                    tracing::info!("the object storage takes no conditional puts: it is asked first whether an object is there");
+                    tracing::info!(
+                        "the object storage takes no conditional puts: it is asked first whether \
+                         an object is there"
+                    );
                     self.unconditional.store(true, Ordering::Relaxed);
                 }
                 answer => return answer,
             }
         }
         match self.store.head(at).await {
-            Ok(_) => Err(Error::AlreadyExists { path: at.to_string(), source: "it is there".into() }),
+            Ok(_) => {
+                Err(Error::AlreadyExists { path: at.to_string(), source: "it is there".into() })
+            }
             Err(Error::NotFound { .. }) => self.put(at, bytes, PutMode::Overwrite).await,
             Err(error) => Err(error),
         }
     }
 
     async fn put(&self, at: &Path, bytes: &Bytes, mode: PutMode) -> Result<(), Error> {
-        let options = PutOptions { mode, attributes: self.attributes.clone(), ..PutOptions::default() };
+        let options =
+            PutOptions { mode, attributes: self.attributes.clone(), ..PutOptions::default() };
         self.store.put_opts(at, bytes.clone().into(), options).await.map(|_| ())
     }
 
@@ -225,9 +256,11 @@ impl Place {
     }
 }
 
-/// Whether the server says that it does not know conditional puts. The library has no kind for the status, only its text.
+/// Whether the server says that it does not know conditional puts. The library has no kind for the
+/// status, only its text.
 fn not_implemented(error: &Error) -> bool {
-    matches!(error, Error::NotImplemented { .. }) || error.to_string().contains("501 Not Implemented")
+    matches!(error, Error::NotImplemented { .. })
+        || error.to_string().contains("501 Not Implemented")
 }
 
 fn failed(error: Error) -> ArchiveError {
@@ -235,7 +268,10 @@ fn failed(error: Error) -> ArchiveError {
 }
 
 fn path(text: &str) -> Result<Path, ArchiveError> {
-    Path::parse(text).map_err(|e| ArchiveError::Corrupt { path: text.to_owned(), why: format!("it is no path: {e}") })
+    Path::parse(text).map_err(|e| ArchiveError::Corrupt {
+        path: text.to_owned(),
+        why: format!("it is no path: {e}"),
+    })
 }
 
 impl Archive for ObjectArchive {
@@ -294,7 +330,8 @@ impl Archive for ObjectArchive {
     }
 
     fn copy_to_cold(&self, row: &ManifestRow) -> Result<(), ArchiveError> {
-        let (hot, cold, at) = (self.hot.clone(), self.place(Tier::Cold, &row.path)?.clone(), path(&row.path)?);
+        let (hot, cold, at) =
+            (self.hot.clone(), self.place(Tier::Cold, &row.path)?.clone(), path(&row.path)?);
         let row = row.clone();
         self.wait(async move {
             match hot.get(&at).await {

@@ -1,8 +1,9 @@
 //! One archive object: a Parquet file, a row for each event in log order, zstd.
 //!
-//! The columns are for people and tools (DuckDB reads them as they are); [`super::row`] says how records come back from them byte
-//! for byte. The footer ([`super::footer`]) names log, shard, range and epoch, and what was decided, so that a store can be rebuilt from a
-//! listing. Bytes are a function of these and the records: nothing else, no time, no version of the library, goes in.
+//! The columns are for people and tools (DuckDB reads them as they are); [`super::row`] says how
+//! records come back from them byte for byte. The footer ([`super::footer`]) names log, shard,
+//! range and epoch, and what was decided, so that a store can be rebuilt from a listing. Bytes are
+//! a function of these and the records: nothing else, no time, no version of the library, goes in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::column::reader::get_typed_column_reader;
-use parquet::data_type::{ByteArray, ByteArrayType, DataType, FixedLenByteArray, FixedLenByteArrayType, Int32Type, Int64Type};
+use parquet::data_type::{
+    ByteArray, ByteArrayType, DataType, FixedLenByteArray, FixedLenByteArrayType, Int32Type,
+    Int64Type,
+};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
@@ -27,11 +31,12 @@ use crate::model::manifest::{Decisions, ManifestRow, ObjectName, Tier};
 use crate::model::offset::{Epoch, LogId, OffsetRange, ShardId};
 use crate::model::window::Hour;
 
-/// The columns, version 2. New columns go behind; a change of meaning is a new version. In version 1 there was one time, `received`, which
-/// was the append time; it ends with `payload`.
+/// The columns, version 2. New columns go behind; a change of meaning is a new version. In version
+/// 1 there was one time, `received`, which was the append time; it ends with `payload`.
 ///
-/// Objects of older releases begin with a column `shard`, which is the folder's name as well: pyarrow, and pandas with it, refuse a column
-/// that is in both as another type. Their labels are of the logical type JSON, which some readers take for bytes.
+/// Objects of older releases begin with a column `shard`, which is the folder's name as well:
+/// pyarrow, and pandas with it, refuse a column that is in both as another type. Their labels are
+/// of the logical type JSON, which some readers take for bytes.
 pub const SCHEMA: &str = "message rollmill_event {
   required int64 offset;
   required int32 index;
@@ -61,7 +66,8 @@ const GROUP_BYTES: usize = 16 << 20;
 const EXPECTED_RATIO: usize = 4;
 /// Columns whose values are nearly all different: a dictionary would be built in vain.
 const NO_DICTIONARY: [&str; 4] = ["offset", "id", "raw", "payload"];
-/// Columns of hashes, or of long texts: no reader can skip a group by their least and greatest value.
+/// Columns of hashes, or of long texts: no reader can skip a group by their least and greatest
+/// value.
 const NO_STATISTICS: [&str; 6] = ["labels", "series_id", "id", "user", "raw", "payload"];
 
 /// What the rows of an object add up to.
@@ -79,12 +85,19 @@ impl Summary {
                 *self.windows.entry(Hour::of(time)).or_default() += 1;
                 self.events += 1;
             }
-            self.raw_bytes += row.raw.as_ref().or(row.payload.as_ref()).map_or(0, |bytes| bytes.len() as u64);
+            self.raw_bytes +=
+                row.raw.as_ref().or(row.payload.as_ref()).map_or(0, |bytes| bytes.len() as u64);
         }
     }
 
     /// The manifest row of an object of these bytes and times.
-    fn row(self, place: (LogId, ShardId, ObjectName), bytes: &[u8], times: Times, tier: Tier) -> ManifestRow {
+    fn row(
+        self,
+        place: (LogId, ShardId, ObjectName),
+        bytes: &[u8],
+        times: Times,
+        tier: Tier,
+    ) -> ManifestRow {
         let (log, shard, ObjectName { range, epoch }) = place;
         ManifestRow {
             log,
@@ -120,7 +133,8 @@ pub fn encode(
     let reserve = records.iter().map(|record| record.payload.len()).sum::<usize>() / EXPECTED_RATIO;
     let times = Times::of(records)?;
     let properties = Arc::new(properties(footer::pairs(log, shard, name, times, decisions)?)?);
-    let mut writer = SerializedFileWriter::new(Vec::with_capacity(reserve), schema, properties).map_err(bad)?;
+    let mut writer =
+        SerializedFileWriter::new(Vec::with_capacity(reserve), schema, properties).map_err(bad)?;
     let mut summary = Summary::default();
     let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
     let mut pending = 0;
@@ -152,7 +166,8 @@ fn range_of(records: &[LogRecord]) -> Result<OffsetRange, CodecError> {
 }
 
 fn properties(pairs: Vec<(&'static str, String)>) -> Result<WriterProperties, CodecError> {
-    let metadata = pairs.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect();
+    let metadata =
+        pairs.into_iter().map(|(key, value)| KeyValue::new(key.to_owned(), value)).collect();
     let mut builder = WriterProperties::builder()
         .set_created_by("rollmill".to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL).map_err(bad)?))
@@ -162,7 +177,8 @@ fn properties(pairs: Vec<(&'static str, String)>) -> Result<WriterProperties, Co
         builder = builder.set_column_dictionary_enabled(ColumnPath::from(column), false);
     }
     for column in NO_STATISTICS {
-        builder = builder.set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::None);
+        builder = builder
+            .set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::None);
     }
     Ok(builder.build())
 }
@@ -199,7 +215,10 @@ fn write_columns_1(group: &mut Group<'_>, rows: &mut [Row]) -> Result<(), Parque
     put_optional::<ByteArrayType>(group, rows.iter_mut().map(|r| binary(&mut r.payload)))
 }
 
-fn put_optional<T: DataType>(group: &mut Group<'_>, cells: impl Iterator<Item = Option<T::T>>) -> Result<(), ParquetError> {
+fn put_optional<T: DataType>(
+    group: &mut Group<'_>,
+    cells: impl Iterator<Item = Option<T::T>>,
+) -> Result<(), ParquetError> {
     let (mut values, mut levels) = (Vec::new(), Vec::new());
     for cell in cells {
         levels.push(i16::from(cell.is_some()));
@@ -208,20 +227,30 @@ fn put_optional<T: DataType>(group: &mut Group<'_>, cells: impl Iterator<Item = 
     put::<T>(group, &values, Some(&levels))
 }
 
-fn put<T: DataType>(group: &mut Group<'_>, values: &[T::T], levels: Option<&[i16]>) -> Result<(), ParquetError> {
-    let mut column = group.next_column()?.ok_or_else(|| ParquetError::General("the schema has fewer columns".to_owned()))?;
+fn put<T: DataType>(
+    group: &mut Group<'_>,
+    values: &[T::T],
+    levels: Option<&[i16]>,
+) -> Result<(), ParquetError> {
+    let mut column = group
+        .next_column()?
+        .ok_or_else(|| ParquetError::General("the schema has fewer columns".to_owned()))?;
     column.typed::<T>().write_batch(values, levels, None)?;
     column.close()
 }
 
-/// Reads all records of an object, and checks that it is the object that `row` speaks of. The checksum has to be checked before: the
-/// library may panic on damaged bytes.
+/// Reads all records of an object, and checks that it is the object that `row` speaks of. The
+/// checksum has to be checked before: the library may panic on damaged bytes.
 ///
 /// # Errors
 /// If the bytes are no such object.
 pub fn decode(bytes: Bytes, row: &ManifestRow) -> Result<Vec<LogRecord>, CodecError> {
     let reader = SerializedFileReader::new(bytes).map_err(bad)?;
-    footer_of(&reader).check(row.log, row.shard, ObjectName { range: row.range, epoch: row.epoch })?;
+    footer_of(&reader).check(
+        row.log,
+        row.shard,
+        ObjectName { range: row.range, epoch: row.epoch },
+    )?;
     let (records, _) = read_all(&reader)?;
     if range_of(&records)? != row.range {
         return Err(CodecError::new("archive object", "the records are not those of the manifest"));
@@ -238,7 +267,8 @@ pub struct Examined {
     pub records: Vec<LogRecord>,
     /// What was decided about them; `None` if the object was written before that was noted.
     pub decisions: Option<Decisions>,
-    /// Whether it carries its own checksum. Older objects do not: what is damaged in them may be taken for good.
+    /// Whether it carries its own checksum. Older objects do not: what is damaged in them may be
+    /// taken for good.
     pub sealed: bool,
 }
 
@@ -255,12 +285,17 @@ pub fn examine(bytes: Bytes, tier: Tier) -> Result<Examined, CodecError> {
         let place = footer.object()?;
         let (records, summary) = read_all(&reader)?;
         if range_of(&records)? != place.2.range {
-            return Err(CodecError::new("archive object", "the records are not those of the footer"));
+            return Err(CodecError::new(
+                "archive object",
+                "the records are not those of the footer",
+            ));
         }
         let row = summary.row(place, &bytes, Times::of(&records)?, tier);
         Ok(Examined { row, records, decisions: footer.decisions()?, sealed })
     });
-    read.unwrap_or_else(|_| Err(CodecError::new("archive object", "reading it panicked: its bytes are damaged")))
+    read.unwrap_or_else(|_| {
+        Err(CodecError::new("archive object", "reading it panicked: its bytes are damaged"))
+    })
 }
 
 fn footer_of(reader: &SerializedFileReader<Bytes>) -> Footer<'_> {
@@ -292,7 +327,11 @@ impl Columns<'_> {
         self.next += 1;
         let mut values = Vec::with_capacity(self.rows);
         reader.read_records(self.rows, None, None, &mut values)?;
-        if values.len() == self.rows { Ok(values) } else { Err(ParquetError::EOF("a column ends early".to_owned())) }
+        if values.len() == self.rows {
+            Ok(values)
+        } else {
+            Err(ParquetError::EOF("a column ends early".to_owned()))
+        }
     }
 
     fn optional<T: DataType>(&mut self) -> Result<Vec<Option<T::T>>, ParquetError> {
@@ -301,19 +340,26 @@ impl Columns<'_> {
         let (mut values, mut levels) = (Vec::new(), Vec::with_capacity(self.rows));
         reader.read_records(self.rows, Some(&mut levels), None, &mut values)?;
         let mut values = values.into_iter();
-        let cells: Vec<_> = levels.iter().map(|&level| if level == 0 { None } else { values.next() }).collect();
-        if cells.len() == self.rows { Ok(cells) } else { Err(ParquetError::EOF("a column ends early".to_owned())) }
+        let cells: Vec<_> =
+            levels.iter().map(|&level| if level == 0 { None } else { values.next() }).collect();
+        if cells.len() == self.rows {
+            Ok(cells)
+        } else {
+            Err(ParquetError::EOF("a column ends early".to_owned()))
+        }
     }
 
     fn binary(&mut self) -> Result<std::vec::IntoIter<Option<Bytes>>, ParquetError> {
         let cells = self.optional::<ByteArrayType>()?;
-        let bytes = |cell: Option<ByteArray>| cell.map(|array| Bytes::copy_from_slice(array.data()));
+        let bytes =
+            |cell: Option<ByteArray>| cell.map(|array| Bytes::copy_from_slice(array.data()));
         Ok(cells.into_iter().map(bytes).collect::<Vec<_>>().into_iter())
     }
 }
 
 fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
-    let rows = usize::try_from(group.metadata().num_rows()).map_err(|e| ParquetError::General(e.to_string()))?;
+    let rows = usize::try_from(group.metadata().num_rows())
+        .map_err(|e| ParquetError::General(e.to_string()))?;
     let older = group.metadata().column(0).column_descr().name() == "shard";
     let mut columns = Columns { group, rows, next: usize::from(older) };
     let offset = columns.required::<Int64Type>()?;
@@ -339,7 +385,10 @@ fn read_group(group: &dyn RowGroupReader) -> Result<Vec<Row>, ParquetError> {
         let value = match &value[at] {
             None => None,
             Some(bytes) => {
-                let bytes = bytes.data().try_into().map_err(|_| ParquetError::General("a value is not 16 bytes".to_owned()))?;
+                let bytes = bytes
+                    .data()
+                    .try_into()
+                    .map_err(|_| ParquetError::General("a value is not 16 bytes".to_owned()))?;
                 Some(i128::from_be_bytes(bytes))
             }
         };
@@ -390,18 +439,30 @@ pub(crate) mod tests {
 
     #[test]
     fn an_object_says_by_itself_what_it_is() {
-        let mut records: Vec<LogRecord> = (0..40).map(|offset| sample(offset, (offset % 5 + 1) as usize)).collect();
+        let mut records: Vec<LogRecord> =
+            (0..40).map(|offset| sample(offset, (offset % 5 + 1) as usize)).collect();
         records[7].payload = Bytes::from_static(b"garbage");
         let (bytes, row) = encode(LOG, ShardId(5), EPOCH, &records, &decisions()).expect("encodes");
         let row = ManifestRow { tier: Tier::Cold, ..row };
-        let expected = Examined { row: row.clone(), records: records.clone(), decisions: Some(decisions()), sealed: true };
+        let expected = Examined {
+            row: row.clone(),
+            records: records.clone(),
+            decisions: Some(decisions()),
+            sealed: true,
+        };
         assert_eq!(examine(bytes.clone().into(), Tier::Cold), Ok(expected));
-        assert_eq!(decode(bytes.into(), &row), Ok(records), "nothing changes for who knows the row");
+        assert_eq!(
+            decode(bytes.into(), &row),
+            Ok(records),
+            "nothing changes for who knows the row"
+        );
     }
 
     #[test]
     fn every_damaged_byte_is_found_without_a_manifest() {
-        let (bytes, _) = encode(LOG, ShardId(5), EPOCH, &[sample(0, 2), sample(1, 1)], &decisions()).expect("encodes");
+        let (bytes, _) =
+            encode(LOG, ShardId(5), EPOCH, &[sample(0, 2), sample(1, 1)], &decisions())
+                .expect("encodes");
         let quiet = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
         let found = |at: usize| {
@@ -410,7 +471,8 @@ pub(crate) mod tests {
             examine(damaged.into(), Tier::Hot)
         };
         // What breaks the checksum's own key leaves an object without one, which is said.
-        let passed: Vec<usize> = (0..bytes.len()).filter(|at| found(*at).is_ok_and(|object| object.sealed)).collect();
+        let passed: Vec<usize> =
+            (0..bytes.len()).filter(|at| found(*at).is_ok_and(|object| object.sealed)).collect();
         std::panic::set_hook(quiet);
         assert_eq!(passed, Vec::<usize>::new());
     }
@@ -423,12 +485,20 @@ pub(crate) mod tests {
         with_footer(pairs, shard, records)
     }
 
-    fn with_footer(pairs: Vec<(&'static str, String)>, shard: ShardId, records: &[LogRecord]) -> Bytes {
-        let columns = SCHEMA.split("  required int64 appended").next().expect("columns").to_owned() + "}";
-        let older = columns.replace("{\n", "{\n  required int32 shard;\n").replace("labels (STRING)", "labels (JSON)");
+    fn with_footer(
+        pairs: Vec<(&'static str, String)>,
+        shard: ShardId,
+        records: &[LogRecord],
+    ) -> Bytes {
+        let columns =
+            SCHEMA.split("  required int64 appended").next().expect("columns").to_owned() + "}";
+        let older = columns
+            .replace("{\n", "{\n  required int32 shard;\n")
+            .replace("labels (STRING)", "labels (JSON)");
         let schema = Arc::new(parse_message_type(&older).expect("a schema"));
         let properties = Arc::new(properties(pairs).expect("properties"));
-        let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties).expect("a writer");
+        let mut writer =
+            SerializedFileWriter::new(Vec::new(), schema, properties).expect("a writer");
         let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
         for record in records {
             let start = rows.len();
@@ -453,13 +523,17 @@ pub(crate) mod tests {
         let one_time = records.map(|record| LogRecord { received: record.appended, ..record });
         assert_eq!((&old.records[..], old.decisions, old.sealed), (&one_time[..], None, false));
         assert_eq!(decode(bytes, &old.row), Ok(one_time.to_vec()));
-        assert_eq!(old.row, ManifestRow { bytes: old.row.bytes, crc32c: old.row.crc32c, ..object(&one_time).1 });
+        assert_eq!(
+            old.row,
+            ManifestRow { bytes: old.row.bytes, crc32c: old.row.crc32c, ..object(&one_time).1 }
+        );
     }
 
     #[test]
     fn no_column_has_the_name_of_a_folder() {
         let path = ManifestRow::object_path(LOG, ShardId(5), OffsetRange { from: 0, to: 1 }, EPOCH);
-        for folder in path.split('/').filter_map(|part| part.split_once('=')).map(|(name, _)| name) {
+        for folder in path.split('/').filter_map(|part| part.split_once('=')).map(|(name, _)| name)
+        {
             assert!(!SCHEMA.contains(&format!(" {folder}")), "{folder} is a column and a folder");
         }
     }
@@ -468,22 +542,36 @@ pub(crate) mod tests {
     fn another_version_is_refused_with_the_way_out() {
         let (_, row) = object(&[sample(0, 1)]);
         let mut pairs = vec![("rollmill.version", "3".to_owned())];
-        pairs.append(&mut footer::place(LOG, ShardId(5), ObjectName { range: row.range, epoch: EPOCH }));
+        pairs.append(&mut footer::place(
+            LOG,
+            ShardId(5),
+            ObjectName { range: row.range, epoch: EPOCH },
+        ));
         let bytes = with_footer(pairs, ShardId(5), &[sample(0, 1)]);
-        for refused in [decode(bytes.clone(), &row).map(|_| ()), examine(bytes, Tier::Hot).map(|_| ())] {
+        for refused in
+            [decode(bytes.clone(), &row).map(|_| ()), examine(bytes, Tier::Hot).map(|_| ())]
+        {
             let why = refused.expect_err("refused").to_string();
-            assert!(why.contains("format version 3 is unknown") && why.contains("use the version of Rollmill"), "{why}");
+            assert!(
+                why.contains("format version 3 is unknown")
+                    && why.contains("use the version of Rollmill"),
+                "{why}"
+            );
         }
     }
 
     #[test]
     fn records_come_back_and_bytes_are_a_function_of_them() {
-        let mut records: Vec<LogRecord> = (10..200).map(|offset| sample(offset, (offset % 7 + 1) as usize)).collect();
+        let mut records: Vec<LogRecord> =
+            (10..200).map(|offset| sample(offset, (offset % 7 + 1) as usize)).collect();
         records[3].payload = Bytes::from_static(b"garbage");
         let (bytes, row) = object(&records);
         assert_eq!(object(&records).0, bytes);
         assert_eq!(decode(bytes.into(), &row), Ok(records.clone()));
-        assert_eq!((row.range, row.appended, row.received), (OffsetRange { from: 10, to: 200 }, (100, 1990), (100, 1978)));
+        assert_eq!(
+            (row.range, row.appended, row.received),
+            (OffsetRange { from: 10, to: 200 }, (100, 1990), (100, 1978))
+        );
         let decodable = records.iter().filter(|r| &r.payload[..] != b"garbage");
         assert_eq!(row.rows, decodable.map(|r| r.offset % 7 + 1).sum::<u64>());
         assert_eq!(row.windows.iter().map(|w| w.1).sum::<u64>(), row.rows);
@@ -509,7 +597,9 @@ pub(crate) mod tests {
 
     #[test]
     fn no_records_and_gaps_are_refused() {
-        let refused = |records: &[LogRecord]| encode(LOG, ShardId(0), EPOCH, records, &Decisions::default()).is_err();
+        let refused = |records: &[LogRecord]| {
+            encode(LOG, ShardId(0), EPOCH, records, &Decisions::default()).is_err()
+        };
         assert!(refused(&[]) && refused(&[sample(0, 1), sample(2, 1)]));
     }
 }

@@ -1,7 +1,8 @@
 //! Records as rows, one for each event, and back, byte for byte.
 //!
-//! What always holds: `record(rows(r)) == r`. Where the columns alone would not give the bytes back (a record that does not decode,
-//! or was written by another encoder), the first row carries them whole.
+//! What always holds: `record(rows(r)) == r`. Where the columns alone would not give the bytes back
+//! (a record that does not decode, or was written by another encoder), the first row carries them
+//! whole.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,7 +15,8 @@ use crate::model::record::{self, Record, RecordEvent, SeriesEntry};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Millis;
 
-/// One event with its envelope. Everything of the event is absent in the row of a record that has none.
+/// One event with its envelope. Everything of the event is absent in the row of a record that has
+/// none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Row {
     /// Offset of the record.
@@ -73,11 +75,18 @@ impl SeriesColumns {
     /// `None` if the columns would not give back the entry.
     fn of(entry: &SeriesEntry<'_>) -> Option<Self> {
         let series = Series::from_key(entry.key).ok()?;
-        let labels: BTreeMap<&str, &str> = series.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let labels: BTreeMap<&str, &str> =
+            series.labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let labels = serde_json::to_vec(&labels).ok()?;
         let (same, id) = (series.key() == entry.key, entry.series_id());
         let digits = id.to_string().into();
-        same.then(|| Self { tenant: series.tenant.into(), metric: series.metric.into(), labels: labels.into(), digits, id })
+        same.then(|| Self {
+            tenant: series.tenant.into(),
+            metric: series.metric.into(),
+            labels: labels.into(),
+            digits,
+            id,
+        })
     }
 }
 
@@ -86,7 +95,8 @@ impl RowMaker {
     pub(super) fn push_rows(&mut self, log_record: &LogRecord, rows: &mut Vec<Row>) {
         let start = rows.len();
         let payload = &log_record.payload;
-        let exact = record::decode(payload).is_ok_and(|record| self.push_events(log_record, &record, rows));
+        let exact =
+            record::decode(payload).is_ok_and(|record| self.push_events(log_record, &record, rows));
         let empty = rows.len() == start;
         if empty {
             let (received, appended) = (log_record.received, log_record.appended);
@@ -98,9 +108,19 @@ impl RowMaker {
     }
 
     /// Whether the rows determine the record. Rows are pushed only if its series can be read.
-    fn push_events(&mut self, log_record: &LogRecord, record: &Record<'_>, rows: &mut Vec<Row>) -> bool {
+    fn push_events(
+        &mut self,
+        log_record: &LogRecord,
+        record: &Record<'_>,
+        rows: &mut Vec<Row>,
+    ) -> bool {
         let slice = |part: &[u8]| log_record.payload.slice_ref(part);
-        let Some(series) = record.series.iter().map(|entry| self.columns(entry, &slice)).collect::<Option<Vec<_>>>() else {
+        let Some(series) = record
+            .series
+            .iter()
+            .map(|entry| self.columns(entry, &slice))
+            .collect::<Option<Vec<_>>>()
+        else {
             return false;
         };
         let mut used = vec![false; series.len()];
@@ -128,12 +148,18 @@ impl RowMaker {
                 payload: None,
             });
         }
-        // The columns give back every series that has the record's tenant and an event; what is left is whether the record is
-        // written as our encoder writes it.
-        used.iter().all(|used| *used) && series.iter().all(|of| of.tenant == tenant) && is_canonical(record, &log_record.payload)
+        // The columns give back every series that has the record's tenant and an event; what is
+        // left is whether the record is written as our encoder writes it.
+        used.iter().all(|used| *used)
+            && series.iter().all(|of| of.tenant == tenant)
+            && is_canonical(record, &log_record.payload)
     }
 
-    fn columns(&mut self, entry: &SeriesEntry<'_>, slice: &impl Fn(&[u8]) -> Bytes) -> Option<SeriesColumns> {
+    fn columns(
+        &mut self,
+        entry: &SeriesEntry<'_>,
+        slice: &impl Fn(&[u8]) -> Bytes,
+    ) -> Option<SeriesColumns> {
         // Nobody checked that the id is the hash of the key.
         if let Some(known) = self.series.get(entry.key)
             && known.id == entry.series_id()
@@ -162,7 +188,12 @@ pub(super) fn record(rows: &[Row]) -> Result<LogRecord, CodecError> {
         Some(payload) => payload.clone(),
         None => rebuild(rows)?.into(),
     };
-    Ok(LogRecord { offset: first.offset, appended: first.appended, received: first.received, payload })
+    Ok(LogRecord {
+        offset: first.offset,
+        appended: first.appended,
+        received: first.received,
+        payload,
+    })
 }
 
 fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
@@ -177,8 +208,10 @@ fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
             keys[at] = Some(key(row)?);
         }
     }
-    let keys: Vec<(Vec<u8>, [u8; 16])> =
-        keys.into_iter().collect::<Option<_>>().ok_or_else(|| bad("a series is not used by any event"))?;
+    let keys: Vec<(Vec<u8>, [u8; 16])> = keys
+        .into_iter()
+        .collect::<Option<_>>()
+        .ok_or_else(|| bad("a series is not used by any event"))?;
     let first = rows.first().ok_or_else(|| bad("a record without rows"))?;
     let record = Record {
         version: if first.stamp.is_some() { record::VERSION } else { record::VERSION_1 },
@@ -195,10 +228,16 @@ fn rebuild(rows: &[Row]) -> Result<Vec<u8>, CodecError> {
 
 fn key(row: &Row) -> Result<(Vec<u8>, [u8; 16]), CodecError> {
     let labels: BTreeMap<String, String> =
-        serde_json::from_slice(need(row.labels.as_ref(), "labels")?).map_err(|e| bad(format!("labels: {e}")))?;
-    let series = Series::new(text(need(row.tenant.as_ref(), "tenant")?)?, text(need(row.metric.as_ref(), "metric")?)?, labels);
+        serde_json::from_slice(need(row.labels.as_ref(), "labels")?)
+            .map_err(|e| bad(format!("labels: {e}")))?;
+    let series = Series::new(
+        text(need(row.tenant.as_ref(), "tenant")?)?,
+        text(need(row.metric.as_ref(), "metric")?)?,
+        labels,
+    );
     let digits = text(need(row.series_id.as_ref(), "series_id")?)?;
-    let id = u128::from_str_radix(digits, 16).map_err(|e| bad(format!("series_id {digits:?}: {e}")))?;
+    let id =
+        u128::from_str_radix(digits, 16).map_err(|e| bad(format!("series_id {digits:?}: {e}")))?;
     Ok((series.key(), id.to_be_bytes()))
 }
 
@@ -233,14 +272,17 @@ pub(super) mod tests {
 
     /// A record of `events` over up to three series.
     pub(in super::super) fn sample(offset: u64, events: usize) -> LogRecord {
-        let series: Vec<Series> =
-            (0..3.min(events)).map(|n| Series::new("t", "page_view", [("n".to_owned(), format!("\"{n}\\"))])).collect();
-        let keys: Vec<(Vec<u8>, SeriesId)> = series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
+        let series: Vec<Series> = (0..3.min(events))
+            .map(|n| Series::new("t", "page_view", [("n".to_owned(), format!("\"{n}\\"))]))
+            .collect();
+        let keys: Vec<(Vec<u8>, SeriesId)> =
+            series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
         let texts: Vec<String> = (0..events).map(|n| format!("{offset}/{n}")).collect();
         let event = |n: usize| RecordEvent {
             series: (n % keys.len()) as u32,
             timestamp: 3_600_000 * n as i64 - 1,
-            value: (!n.is_multiple_of(4)).then(|| Decimal::from_units(((n as i128 - 2) % 100) * 10i128.pow(n as u32 % 26))),
+            value: (!n.is_multiple_of(4))
+                .then(|| Decimal::from_units(((n as i128 - 2) % 100) * 10i128.pow(n as u32 % 26))),
             user: n.is_multiple_of(2).then_some(texts[n].as_str()),
             id: n.is_multiple_of(3).then_some(texts[n].as_str()),
             raw: texts[n].as_bytes(),
@@ -282,8 +324,16 @@ pub(super) mod tests {
     #[test]
     fn records_that_do_not_decode_or_have_no_events_keep_their_bytes() {
         for payload in [&b""[..], b"garbage", b"\x95\x01\xa1t\x00\x90\x90"] {
-            let rows = round_trip(&LogRecord { offset: 1, appended: 2, received: 3, payload: Bytes::copy_from_slice(payload) });
-            assert_eq!((rows.len(), rows[0].event_time, rows[0].payload.as_deref()), (1, None, Some(payload)));
+            let rows = round_trip(&LogRecord {
+                offset: 1,
+                appended: 2,
+                received: 3,
+                payload: Bytes::copy_from_slice(payload),
+            });
+            assert_eq!(
+                (rows.len(), rows[0].event_time, rows[0].payload.as_deref()),
+                (1, None, Some(payload))
+            );
         }
     }
 
@@ -310,7 +360,10 @@ pub(super) mod tests {
         let (mut maker, mut rows) = (RowMaker::default(), Vec::new());
         maker.push_rows(&original, &mut rows);
         maker.push_rows(&other, &mut rows);
-        assert_eq!(rows.chunks(1).map(|rows| super::record(rows).expect("a record")).collect::<Vec<_>>(), [original, other]);
+        assert_eq!(
+            rows.chunks(1).map(|rows| super::record(rows).expect("a record")).collect::<Vec<_>>(),
+            [original, other]
+        );
     }
 
     #[test]
@@ -320,7 +373,9 @@ pub(super) mod tests {
         record.tenant = "u";
         let mut payload = Vec::new();
         record::encode(&record, &mut payload);
-        assert!(round_trip(&LogRecord { payload: payload.into(), ..original })[0].payload.is_some());
+        assert!(
+            round_trip(&LogRecord { payload: payload.into(), ..original })[0].payload.is_some()
+        );
     }
 
     proptest! {

@@ -1,6 +1,8 @@
-//! When to stop asking a server that does not answer. Pure: time is an argument, in milliseconds since any moment.
+//! When to stop asking a server that does not answer. Pure: time is an argument, in milliseconds
+//! since any moment.
 //!
-//! After a few failures in a row nobody asks for a while, then one caller tries; each failed trial doubles the while.
+//! After a few failures in a row nobody asks for a while, then one caller tries; each failed trial
+//! doubles the while.
 
 /// Failures in a row that open it.
 const FAILURES: u32 = 3;

@@ -1,7 +1,9 @@
-//! The port `PartCache`: a second place for parts of answers, shared by the nodes, behind the cache in each process.
+//! The port `PartCache`: a second place for parts of answers, shared by the nodes, behind the cache
+//! in each process.
 //!
-//! Everything in it can be computed again, and what comes out of it is untrusted bytes that the caller checks: to lose it, to fill it
-//! with rubbish, or to stop it in the middle of an answer is only slower. Implementation: [`redis`].
+//! Everything in it can be computed again, and what comes out of it is untrusted bytes that the
+//! caller checks: to lose it, to fill it with rubbish, or to stop it in the middle of an answer is
+//! only slower. Implementation: [`redis`].
 
 pub mod breaker;
 pub mod redis;
@@ -11,7 +13,8 @@ pub type Name = [u8; 32];
 
 /// A second cache.
 pub trait PartCache: Send + Sync + 'static {
-    /// What is kept under the names, in their order. Waits for a few milliseconds at most; what is not there by then counts as not kept.
+    /// What is kept under the names, in their order. Waits for a few milliseconds at most; what is
+    /// not there by then counts as not kept.
     fn get(&self, names: &[Name]) -> Vec<Option<Vec<u8>>>;
     /// Keeps bytes under a name, or not. Does not wait.
     fn put(&self, name: Name, bytes: Vec<u8>);

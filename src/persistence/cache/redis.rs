@@ -1,9 +1,10 @@
 //! The second cache in Redis.
 //!
-//! Nobody waits for a connection: it is made in the background, and until it is there nothing is kept. A question has a deadline of
-//! milliseconds; after a few that fail the breaker keeps everyone from asking. Values are written in the background, a bounded number at
-//! a time; one more is not kept. Requests run on a runtime of the cache's own, so that any thread may ask. TLS is not spoken: Redis
-//! belongs into the network of the nodes.
+//! Nobody waits for a connection: it is made in the background, and until it is there nothing is
+//! kept. A question has a deadline of milliseconds; after a few that fail the breaker keeps
+//! everyone from asking. Values are written in the background, a bounded number at a time; one more
+//! is not kept. Requests run on a runtime of the cache's own, so that any thread may ask. TLS is
+//! not spoken: Redis belongs into the network of the nodes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -63,7 +64,8 @@ struct Shared {
 /// # Errors
 /// If the address is none of Redis; it is not repeated, because a password may be in it.
 fn client(url: &str) -> Result<Client, String> {
-    Client::open(url).map_err(|_| "expected redis://[[user]:password@]host[:port][/database]".to_owned())
+    Client::open(url)
+        .map_err(|_| "expected redis://[[user]:password@]host[:port][/database]".to_owned())
 }
 
 /// Whether it is an address of Redis; nobody is asked.
@@ -76,7 +78,8 @@ pub fn check(url: &str) -> Result<(), String> {
 
 impl Drop for RedisCache {
     fn drop(&mut self) {
-        // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be: inside of another runtime.
+        // Dropping a runtime waits for its tasks, which is forbidden where the last owner may be:
+        // inside of another runtime.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -90,7 +93,8 @@ impl RedisCache {
     /// If the address is none of Redis; it is not repeated, because a password may be in it.
     pub fn open(url: &str, options: RedisOptions) -> Result<Self, String> {
         let client = client(url)?;
-        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("redis").enable_all().build();
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("redis").enable_all().build();
         let runtime = runtime.map_err(|e| format!("cannot start its runtime: {e}"))?;
         let shared = Arc::new(Shared {
             client,
@@ -116,9 +120,14 @@ impl RedisCache {
             question.arg(key(name));
         });
         let (sender, receiver) = sync_channel(1);
-        let (shared, deadline, wanted) = (self.shared.clone(), self.shared.options.deadline, names.len());
+        let (shared, deadline, wanted) =
+            (self.shared.clone(), self.shared.options.deadline, names.len());
         runtime.spawn(async move {
-            let answer = tokio::time::timeout(deadline, question.query_async::<Vec<Option<Vec<u8>>>>(&mut connection)).await;
+            let answer = tokio::time::timeout(
+                deadline,
+                question.query_async::<Vec<Option<Vec<u8>>>>(&mut connection),
+            )
+            .await;
             let answer = shared.judge(answer.ok()).filter(|values| values.len() == wanted);
             // Nobody waits any more if the thread that asked was kept from running for long.
             _ = sender.send(answer);
@@ -161,7 +170,11 @@ impl Shared {
         }
         let shared = self.clone();
         runtime.spawn(async move {
-            let made = tokio::time::timeout(CONNECT_TIMEOUT, shared.client.get_multiplexed_async_connection()).await;
+            let made = tokio::time::timeout(
+                CONNECT_TIMEOUT,
+                shared.client.get_multiplexed_async_connection(),
+            )
+            .await;
             if let Some(connection) = shared.judge(made.ok()) {
                 shared.connection.store(Some(Arc::new(connection)));
             }
@@ -169,7 +182,8 @@ impl Shared {
         });
     }
 
-    /// Tells the breaker how a request ended; `None` is a deadline that passed. After a failure the connection is made anew.
+    /// Tells the breaker how a request ended; `None` is a deadline that passed. After a failure the
+    /// connection is made anew.
     fn judge<T>(&self, answer: Option<Result<T, RedisError>>) -> Option<T> {
         let why = match answer {
             Some(Ok(value)) => {
@@ -202,12 +216,19 @@ impl PartCache for RedisCache {
         let permit = self.shared.puts.clone().try_acquire_owned();
         let usable = bytes.len() <= MAX_VALUE_BYTES && self.shared.breaker().is_closed();
         let connection = self.shared.connection.load_full().filter(|_| usable);
-        let (Ok(permit), Some(connection)) = (permit, connection) else { return count("dropped", 1) };
+        let (Ok(permit), Some(connection)) = (permit, connection) else {
+            return count("dropped", 1);
+        };
         let (shared, mut connection) = (self.shared.clone(), connection.as_ref().clone());
         runtime.spawn(async move {
             let mut command = ::redis::cmd("SET");
-            command.arg(key(&name)).arg(bytes).arg("PX").arg(shared.options.keep.as_millis() as u64);
-            let kept = tokio::time::timeout(PUT_TIMEOUT, command.query_async::<()>(&mut connection)).await;
+            command
+                .arg(key(&name))
+                .arg(bytes)
+                .arg("PX")
+                .arg(shared.options.keep.as_millis() as u64);
+            let kept =
+                tokio::time::timeout(PUT_TIMEOUT, command.query_async::<()>(&mut connection)).await;
             count(if shared.judge(kept.ok()).is_some() { "kept" } else { "failed" }, 1);
             drop(permit);
         });

@@ -7,7 +7,8 @@ use super::server::Redis;
 use super::{Name, PartCache};
 use crate::clock::Stopwatch;
 
-const OPTIONS: RedisOptions = RedisOptions { deadline: Duration::from_millis(50), keep: Duration::from_secs(60) };
+const OPTIONS: RedisOptions =
+    RedisOptions { deadline: Duration::from_millis(50), keep: Duration::from_secs(60) };
 
 fn name(n: u8) -> Name {
     [n; 32]
@@ -37,7 +38,11 @@ fn values_come_back_in_order_and_expire() {
     until("both", || cache.get(&[name(3), name(2), name(1)]) == found);
     let mut connection = redis.connection();
     let keys: Vec<String> = ::redis::cmd("KEYS").arg("*").query(&mut connection).expect("keys");
-    assert!(keys.len() == 2 && keys.iter().all(|key| key.starts_with("rollmill:part:") && key.len() == 14 + 64), "{keys:?}");
+    assert!(
+        keys.len() == 2
+            && keys.iter().all(|key| key.starts_with("rollmill:part:") && key.len() == 14 + 64),
+        "{keys:?}"
+    );
     let left: i64 = ::redis::cmd("PTTL").arg(&keys[0]).query(&mut connection).expect("a time");
     assert!((1..=60_000).contains(&left), "{left}");
     // Too large to come in time: not kept.
@@ -57,7 +62,11 @@ fn a_silent_or_dead_one_costs_nothing_after_the_first_failures_and_comes_back() 
         assert_eq!(cache.get(&[name(1)]), [None]);
     }
     // Without a breaker they would wait for 50 s.
-    assert!(watch.elapsed() < Duration::from_secs(15), "1000 questions to a silent server took {:?}", watch.elapsed());
+    assert!(
+        watch.elapsed() < Duration::from_secs(15),
+        "1000 questions to a silent server took {:?}",
+        watch.elapsed()
+    );
     redis.resume();
     until("it answers again", || cache.get(&[name(1)]) == [Some(b"one".to_vec())]);
     redis.kill();
@@ -65,7 +74,11 @@ fn a_silent_or_dead_one_costs_nothing_after_the_first_failures_and_comes_back() 
     for _ in 0..1_000 {
         assert_eq!(cache.get(&[name(1)]), [None]);
     }
-    assert!(watch.elapsed() < Duration::from_secs(15), "1000 questions to a dead server took {:?}", watch.elapsed());
+    assert!(
+        watch.elapsed() < Duration::from_secs(15),
+        "1000 questions to a dead server took {:?}",
+        watch.elapsed()
+    );
     redis.start_again();
     until("it keeps again", || kept(&cache, 2, b"two"));
 }
@@ -81,7 +94,8 @@ fn one_that_is_not_there_or_refuses_us_is_no_error() {
             assert_eq!(cache.get(&[name(n), name(0)]), [None, None]);
         }
     }
-    let why = RedisCache::open("http://user:hidden@host", OPTIONS).err().expect("no address of Redis");
+    let why =
+        RedisCache::open("http://user:hidden@host", OPTIONS).err().expect("no address of Redis");
     assert!(why.contains("redis://") && !why.contains("hidden"), "{why}");
 }
 
@@ -98,7 +112,8 @@ fn a_value_of_another_kind_under_our_name_is_not_kept() {
 #[test]
 fn it_may_be_asked_and_dropped_inside_of_a_runtime() {
     let redis = Redis::start();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("runtime");
     runtime.block_on(async {
         let cache = RedisCache::open(&redis.url(), OPTIONS).expect("opens");
         until("a value", || kept(&cache, 1, b"one"));

@@ -51,16 +51,28 @@ impl Setting {
 
 pub(super) fn request(records: &[(u32, &str)]) -> AppendRequest {
     AppendRequest {
-        records: records.iter().map(|(shard, text)| (ShardId(*shard), Bytes::copy_from_slice(text.as_bytes()))).collect(),
+        records: records
+            .iter()
+            .map(|(shard, text)| (ShardId(*shard), Bytes::copy_from_slice(text.as_bytes())))
+            .collect(),
     }
 }
 
 pub(super) fn append(log: &dyn EventLog, records: &[(u32, &str)]) -> i64 {
-    log.append(request(records)).expect("taken").blocking_recv().expect("answered").expect("durable")
+    log.append(request(records))
+        .expect("taken")
+        .blocking_recv()
+        .expect("answered")
+        .expect("durable")
 }
 
 /// Everything from `from` on, read in bites of `bite` bytes; offsets are checked on the way.
-pub(super) fn read(log: &dyn EventLog, shard: u32, from: Offset, bite: usize) -> Vec<(i64, String)> {
+pub(super) fn read(
+    log: &dyn EventLog,
+    shard: u32,
+    from: Offset,
+    bite: usize,
+) -> Vec<(i64, String)> {
     let (shard, mut next, mut found) = (ShardId(shard), from, Vec::new());
     let mut patience = 60;
     while next < log.end(shard) {
@@ -73,7 +85,8 @@ pub(super) fn read(log: &dyn EventLog, shard: u32, from: Offset, bite: usize) ->
         assert!(!records.is_empty(), "at least one record, however small the bite");
         for record in records {
             assert_eq!(record.offset, next);
-            found.push((record.appended, String::from_utf8(record.payload.to_vec()).expect("text")));
+            found
+                .push((record.appended, String::from_utf8(record.payload.to_vec()).expect("text")));
             next += 1;
         }
     }
@@ -92,10 +105,19 @@ fn requests_keep_their_order_in_every_shard(log: &dyn EventLog, setting: &Settin
     append(log, &[(3, "d")]);
     append(log, &[]);
     assert!(appended.has_changed().expect("the log lives"));
-    assert_eq!((texts(log, 1), texts(log, 3)), (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned(), "d".to_owned()]));
-    assert_eq!([0, 1, 2, 3].map(|s| (log.start(ShardId(s)), log.end(ShardId(s)))), [(0, 0), (0, 2), (0, 0), (0, 2)]);
+    assert_eq!(
+        (texts(log, 1), texts(log, 3)),
+        (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned(), "d".to_owned()])
+    );
+    assert_eq!(
+        [0, 1, 2, 3].map(|s| (log.start(ShardId(s)), log.end(ShardId(s)))),
+        [(0, 0), (0, 2), (0, 0), (0, 2)]
+    );
     assert!(log.bytes_on_disk() >= 4 || !setting.is_local());
-    assert_eq!([0, 1, 2, 3].map(|s| log.bounds(ShardId(s))), [Ok((0, 0)), Ok((0, 2)), Ok((0, 0)), Ok((0, 2))]);
+    assert_eq!(
+        [0, 1, 2, 3].map(|s| log.bounds(ShardId(s))),
+        [Ok((0, 0)), Ok((0, 2)), Ok((0, 0)), Ok((0, 2))]
+    );
     assert_eq!(log.read(ShardId(1), 2, 100), Ok(vec![]), "at the end there is nothing");
     let beyond = LogError::BeyondEnd { shard: ShardId(1), from: 3, end: 2 };
     assert_eq!(log.read(ShardId(1), 3, 100), Err(beyond));
@@ -122,8 +144,12 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
             expected.push((append(log, &[(0, "r"), (1, "r")]), "r".to_owned()));
         }
         let after = setting.now();
-        assert!(expected.is_sorted() && expected[0].0 >= before && expected[19].0 <= after, "{before} {expected:?} {after}");
-        let latest = |shard| read(log, shard, 0, 1).into_iter().map(|(time, _)| time).collect::<Vec<_>>();
+        assert!(
+            expected.is_sorted() && expected[0].0 >= before && expected[19].0 <= after,
+            "{before} {expected:?} {after}"
+        );
+        let latest =
+            |shard| read(log, shard, 0, 1).into_iter().map(|(time, _)| time).collect::<Vec<_>>();
         let acknowledged = expected.iter().map(|(time, _)| *time).collect::<Vec<_>>();
         let larger: Vec<_> = latest(0).into_iter().zip(latest(1)).map(|(a, b)| a.max(b)).collect();
         assert_eq!(larger, acknowledged, "a request is as late as its latest record");
@@ -154,12 +180,21 @@ fn append_times_come_from_the_clock_and_never_decrease(log: &dyn EventLog, setti
     for (passed, leap, stamped) in steps {
         clock.pass(passed);
         clock.leap(leap);
-        assert_eq!(append(log, &[(0, "r"), (1, "r")]), T0 + stamped, "{passed} passed, then the clock leapt by {leap}");
+        assert_eq!(
+            append(log, &[(0, "r"), (1, "r")]),
+            T0 + stamped,
+            "{passed} passed, then the clock leapt by {leap}"
+        );
         expected.push((T0 + stamped, "r".to_owned()));
         received.push(clock.now());
     }
     assert_eq!((read(log, 0, 0, 1), read(log, 1, 0, 1)), (expected.clone(), expected));
-    let found: Vec<Millis> = log.read(ShardId(0), 0, 1 << 20).expect("reads").iter().map(|record| record.received).collect();
+    let found: Vec<Millis> = log
+        .read(ShardId(0), 0, 1 << 20)
+        .expect("reads")
+        .iter()
+        .map(|record| record.received)
+        .collect();
     assert_eq!(found, received, "people see what the wall clock showed");
 }
 
@@ -178,14 +213,20 @@ fn released_records_are_refused_and_the_rest_stays(log: &dyn EventLog, setting: 
     assert_eq!(log.read(ShardId(0), start - 1, 1), Err(released));
     assert_eq!(read(log, 0, start, 1).len() as u64, 30 - start);
     append(log, &[(0, "next")]);
-    assert_eq!((log.end(ShardId(0)), read(log, 0, 30, 1)[0].1.as_str()), (31, "next"), "offsets go on");
+    assert_eq!(
+        (log.end(ShardId(0)), read(log, 0, 30, 1)[0].1.as_str()),
+        (31, "next"),
+        "offsets go on"
+    );
     log.release(&[5, 5, 0, 0]).expect("releases");
     assert_eq!(log.start(ShardId(0)), start, "a lower floor takes nothing back");
 }
 
 fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &Setting) {
     append(log, &[(0, "kept")]);
-    assert!(matches!(log.append(request(&[(SHARDS, "x")])), Err(AppendError::Closed(why)) if why.contains("shard 4")));
+    assert!(
+        matches!(log.append(request(&[(SHARDS, "x")])), Err(AppendError::Closed(why)) if why.contains("shard 4"))
+    );
     log.close();
     assert!(matches!(log.append(request(&[(0, "late")])), Err(AppendError::Closed(_))));
     assert_eq!(texts(log, 0), ["kept"]);
@@ -195,25 +236,37 @@ fn a_closed_log_is_read_but_not_written(log: &dyn EventLog, _: &Setting) {
 fn concurrent_requests_are_all_there_each_writers_in_order(log: &dyn EventLog, _: &Setting) {
     std::thread::scope(|scope| {
         for writer in 0..8u32 {
-            scope.spawn(move || (0..50).for_each(|i| _ = append(log, &[(writer % 4, &format!("{writer} {i}")), (0, "all")])));
+            scope.spawn(move || {
+                (0..50).for_each(|i| {
+                    _ = append(log, &[(writer % 4, &format!("{writer} {i}")), (0, "all")])
+                })
+            });
         }
     });
     assert_eq!(texts(log, 0).iter().filter(|text| *text == "all").count(), 400);
     for writer in 0..8 {
-        let mine: Vec<_> = texts(log, writer % 4).into_iter().filter(|t| t.starts_with(&format!("{writer} "))).collect();
+        let mine: Vec<_> = texts(log, writer % 4)
+            .into_iter()
+            .filter(|t| t.starts_with(&format!("{writer} ")))
+            .collect();
         assert_eq!(mine, (0..50).map(|i| format!("{writer} {i}")).collect::<Vec<_>>());
     }
 }
 
 fn its_node_owns_every_shard_and_its_ends_are_of_now(log: &dyn EventLog, setting: &Setting) {
     let mut assignment = log.assignment();
-    setting.soon("owns every shard", || **assignment.borrow() == (0..SHARDS).map(ShardId).collect());
+    setting
+        .soon("owns every shard", || **assignment.borrow() == (0..SHARDS).map(ShardId).collect());
     assignment.mark_unchanged();
     log.let_go(&[ShardId(1)].into());
-    assert!(!assignment.has_changed().expect("the log lives"), "what is let go is what had left the assignment");
+    assert!(
+        !assignment.has_changed().expect("the log lives"),
+        "what is let go is what had left the assignment"
+    );
     append(log, &[(1, "a")]);
     let now = setting.uptime();
-    setting.soon("its end is known as of now", || log.known_at(ShardId(1), setting.uptime()) >= now);
+    setting
+        .soon("its end is known as of now", || log.known_at(ShardId(1), setting.uptime()) >= now);
     assert!(log.known_at(ShardId(1), now) <= now);
     assert_eq!(log.end(ShardId(1)), 1);
 }
@@ -258,11 +311,14 @@ fn the_embedded_log_conforms() {
 
 #[test]
 fn faults_do_what_they_say() {
-    for (fault, unknown, kept) in [(Fault::Refused, false, 0), (Fault::Lost, true, 0), (Fault::ReplyLost, true, 1)] {
+    for (fault, unknown, kept) in
+        [(Fault::Refused, false, 0), (Fault::Lost, true, 0), (Fault::ReplyLost, true, 1)]
+    {
         let log = MemoryLog::new(LogId(ID), SHARDS, ManualClock::at(T0));
         let mut armed = Some(fault);
         log.set_faults(move || armed.take());
-        let outcome = log.append(request(&[(0, "x")])).expect("taken").blocking_recv().expect("answered");
+        let outcome =
+            log.append(request(&[(0, "x")])).expect("taken").blocking_recv().expect("answered");
         assert_eq!(matches!(outcome, Err(AppendError::Unknown(_))), unknown);
         assert!(outcome.is_err() && log.end(ShardId(0)) == kept, "{fault:?}");
         append(&*log, &[(0, "after")]);
@@ -280,9 +336,17 @@ fn nodes_on_one_log_have_assignments_of_their_own() {
     assert!(second.assignment().borrow().is_empty());
     let held = first.held();
     first.assign([ShardId(0), ShardId(1)].into());
-    assert_eq!(held.borrow().len(), SHARDS as usize, "what is taken away is held until it is let go");
+    assert_eq!(
+        held.borrow().len(),
+        SHARDS as usize,
+        "what is taken away is held until it is let go"
+    );
     first.let_go(&[ShardId(0), ShardId(2), ShardId(3)].into());
-    assert_eq!(**held.borrow(), [ShardId(0), ShardId(1)].into(), "what was assigned again meanwhile is held again");
+    assert_eq!(
+        **held.borrow(),
+        [ShardId(0), ShardId(1)].into(),
+        "what was assigned again meanwhile is held again"
+    );
     second.assign([ShardId(2)].into());
     assert_eq!(**second.assignment().borrow(), [ShardId(2)].into());
     first.close();

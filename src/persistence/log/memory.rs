@@ -1,9 +1,10 @@
 //! The log's double: records behind a mutex, with faults for the simulation.
 //!
-//! It exists so that simulations run without a disk. It passes the same conformance suite as the real log, and behaves as badly as
-//! the port allows: what is released is gone at once, to the record, and a reply that is lost says nothing about the record.
-//! What always holds: a request is kept whole or not at all, and append times never decrease. Several nodes may stand on one log, each
-//! with an assignment of its own, which only tests change.
+//! It exists so that simulations run without a disk. It passes the same conformance suite as the
+//! real log, and behaves as badly as the port allows: what is released is gone at once, to the
+//! record, and a reply that is lost says nothing about the record. What always holds: a request is
+//! kept whole or not at all, and append times never decrease. Several nodes may stand on one log,
+//! each with an assignment of its own, which only tests change.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,7 +81,13 @@ impl MemoryLog {
 
     /// The same log as another node sees it, which owns nothing yet and is closed apart.
     pub fn join(&self) -> Arc<Self> {
-        Self::over(self.id, self.clock.clone(), self.state.clone(), self.commits.clone(), BTreeSet::new())
+        Self::over(
+            self.id,
+            self.clock.clone(),
+            self.state.clone(),
+            self.commits.clone(),
+            BTreeSet::new(),
+        )
     }
 
     fn over(
@@ -134,7 +141,8 @@ impl MemoryLog {
         }
     }
 
-    // Every change is made after everything that could refuse it, so a panic cannot leave a half-made one: the poison says nothing.
+    // Every change is made after everything that could refuse it, so a panic cannot leave a
+    // half-made one: the poison says nothing.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,13 +176,20 @@ impl EventLog for MemoryLog {
     }
 
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
-        if let Some((shard, _)) = request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count) {
+        if let Some((shard, _)) =
+            request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count)
+        {
             return Err(AppendError::Closed(format!("shard {shard} does not exist")));
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(AppendError::Closed("the log is closing".to_owned()));
         }
-        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|hook| hook());
+        let fault = self
+            .faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .and_then(|hook| hook());
         let outcome = match fault {
             None => Ok(self.keep(request)),
             Some(Fault::Refused) => Err(AppendError::DiskFull),
@@ -185,7 +200,10 @@ impl EventLog for MemoryLog {
             }
         };
         let (reply, ticket) = oneshot::channel();
-        #[expect(clippy::let_underscore_must_use, reason = "the ticket is in our hands: somebody is there")]
+        #[expect(
+            clippy::let_underscore_must_use,
+            reason = "the ticket is in our hands: somebody is there"
+        )]
         let _ = reply.send(outcome);
         Ok(ticket)
     }
@@ -209,12 +227,23 @@ impl EventLog for MemoryLog {
 
     fn let_go(&self, shards: &BTreeSet<ShardId>) {
         let assigned = self.assigned.borrow().clone();
-        self.held.send_modify(|held| Arc::make_mut(held).retain(|shard| !shards.contains(shard) || assigned.contains(shard)));
+        self.held.send_modify(|held| {
+            Arc::make_mut(held).retain(|shard| !shards.contains(shard) || assigned.contains(shard))
+        });
     }
 
-    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+    fn read(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError> {
         let state = self.lock();
-        let kept = state.shards.get(shard.0 as usize).ok_or(LogError::BeyondEnd { shard, from, end: 0 })?;
+        let kept = state.shards.get(shard.0 as usize).ok_or(LogError::BeyondEnd {
+            shard,
+            from,
+            end: 0,
+        })?;
         if from > kept.end() {
             return Err(LogError::BeyondEnd { shard, from, end: kept.end() });
         }
@@ -255,7 +284,12 @@ impl EventLog for MemoryLog {
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        self.lock().shards.iter().flat_map(|kept| &kept.records).map(|record| record.payload.len() as u64).sum()
+        self.lock()
+            .shards
+            .iter()
+            .flat_map(|kept| &kept.records)
+            .map(|record| record.payload.len() as u64)
+            .sum()
     }
 
     fn close(&self) {

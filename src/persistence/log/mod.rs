@@ -1,6 +1,7 @@
 //! The port `EventLog`: the durable, ordered input of each shard.
 //!
-//! Implementations: [`embedded`] (segments on local disk), [`kafka`] (a topic, shard n being partition n), [`memory`] (the double).
+//! Implementations: [`embedded`] (segments on local disk), [`kafka`] (a topic, shard n being
+//! partition n), [`memory`] (the double).
 
 #[cfg(test)]
 mod conformance;
@@ -19,8 +20,8 @@ use crate::model::flush::LogRecord;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 
-/// One request. The embedded log makes all of its records durable together or none; Kafka may keep some of a request whose outcome
-/// is [`AppendError::Unknown`], and the retry is absorbed by id.
+/// One request. The embedded log makes all of its records durable together or none; Kafka may keep
+/// some of a request whose outcome is [`AppendError::Unknown`], and the retry is absorbed by id.
 #[derive(Debug, Clone, Default)]
 pub struct AppendRequest {
     /// The encoded records, each with its shard.
@@ -39,14 +40,19 @@ pub enum AppendError {
         limit: u64,
     },
     /// The disk has no space or no inodes left, or a quota is used up; nothing was written.
-    #[error("the disk of the log is full: free space or lower retention, writes continue by themselves")]
+    #[error(
+        "the disk of the log is full: free space or lower retention, writes continue by themselves"
+    )]
     DiskFull,
     /// The file system of the log is read-only; nothing was written.
-    #[error("the file system of the log is read-only: mount it writable, writes continue by themselves")]
+    #[error(
+        "the file system of the log is read-only: mount it writable, writes continue by themselves"
+    )]
     ReadOnly,
     /// The process has no file descriptors left; nothing was written.
     #[error(
-        "no file descriptors are left for the log: raise their limit (ulimit -n, LimitNOFILE), writes continue by themselves"
+        "no file descriptors are left for the log: raise their limit (ulimit -n, LimitNOFILE), \
+         writes continue by themselves"
     )]
     NoDescriptors,
     /// The disk refused for another reason; nothing was written.
@@ -64,7 +70,9 @@ impl AppendError {
     /// Why a disk refused a step after which nothing of a request is in the log.
     pub fn of_disk(error: &io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Self::DiskFull,
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Self::DiskFull,
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly,
             _ => match rustix::io::Errno::from_io_error(error) {
                 Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) => Self::NoDescriptors,
@@ -73,7 +81,8 @@ impl AppendError {
         }
     }
 
-    /// Its code in answers and metrics. A client does the same about every disk that takes no writes; the message says which it is.
+    /// Its code in answers and metrics. A client does the same about every disk that takes no
+    /// writes; the message says which it is.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Overloaded { .. } => "overloaded",
@@ -123,7 +132,8 @@ pub enum LogError {
         /// The end.
         end: Offset,
     },
-    /// Records that the log once showed are gone from its end: it lost them, or another log stands in its place.
+    /// Records that the log once showed are gone from its end: it lost them, or another log stands
+    /// in its place.
     #[error("the log lost records or was replaced: {0}")]
     Replaced(String),
     /// Reading failed.
@@ -149,7 +159,8 @@ pub trait EventLog: Send + Sync + 'static {
     fn is_exclusive(&self) -> bool {
         false
     }
-    /// Why the log takes no writes now, if it knows without being asked to append: it looks again by itself.
+    /// Why the log takes no writes now, if it knows without being asked to append: it looks again
+    /// by itself.
     fn refuses(&self) -> Option<AppendError> {
         None
     }
@@ -157,10 +168,12 @@ pub trait EventLog: Send + Sync + 'static {
     fn start(&self, shard: ShardId) -> Offset;
     /// First offset behind the last durable record.
     fn end(&self, shard: ShardId) -> Offset;
-    /// What the append clock of this node shows: the append time of a record that were appended here now.
+    /// What the append clock of this node shows: the append time of a record that were appended
+    /// here now.
     fn append_now(&self) -> Millis;
-    /// A time on the boot clock, not after `now`, such that every record that was durable then lies below `end(shard)` as read afterwards:
-    /// a log whose ends are a little old says here how old.
+    /// A time on the boot clock, not after `now`, such that every record that was durable then lies
+    /// below `end(shard)` as read afterwards: a log whose ends are a little old says here how
+    /// old.
     fn known_at(&self, _shard: ShardId, now: Millis) -> Millis {
         now
     }
@@ -171,26 +184,35 @@ pub trait EventLog: Send + Sync + 'static {
     fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
         Ok((self.start(shard), self.end(shard)))
     }
-    /// The shards that this node is to own now. A shard is in it only while its start and end are known.
+    /// The shards that this node is to own now. A shard is in it only while its start and end are
+    /// known.
     fn assignment(&self) -> watch::Receiver<Arc<BTreeSet<ShardId>>>;
-    /// Nothing of these shards, which are not in the assignment, runs here any more: another node may have them. Repeats itself, also for
-    /// shards that were never here. Does not block.
+    /// Nothing of these shards, which are not in the assignment, runs here any more: another node
+    /// may have them. Repeats itself, also for shards that were never here. Does not block.
     fn let_go(&self, _shards: &BTreeSet<ShardId>) {}
-    /// Durable records from `from` on, in order, at least one if there is one and its server answers in time (a server that does not
-    /// gives none: the outage waits, no actor dies of it), about `max_bytes` of payload at most. Blocking: may read the disk.
+    /// Durable records from `from` on, in order, at least one if there is one and its server
+    /// answers in time (a server that does not gives none: the outage waits, no actor dies of
+    /// it), about `max_bytes` of payload at most. Blocking: may read the disk.
     ///
     /// # Errors
     /// See [`LogError`].
-    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError>;
-    /// The greatest append time of a record below `from`, where the log alone can tell and records do not say it: only for a store whose
-    /// checkpoint lacks it, because an older release wrote it. Blocking: may ask a server.
+    fn read(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError>;
+    /// The greatest append time of a record below `from`, where the log alone can tell and records
+    /// do not say it: only for a store whose checkpoint lacks it, because an older release
+    /// wrote it. Blocking: may ask a server.
     ///
     /// # Errors
     /// If it cannot be learned.
     fn appended_below(&self, _shard: ShardId, _from: Offset) -> Result<Option<Millis>, LogError> {
         Ok(None)
     }
-    /// Releases everything below `floors[shard]`, 0 being nothing of that shard; how much is really freed is the log's affair. Returns the bytes freed.
+    /// Releases everything below `floors[shard]`, 0 being nothing of that shard; how much is really
+    /// freed is the log's affair. Returns the bytes freed.
     ///
     /// # Errors
     /// If the disk refuses.

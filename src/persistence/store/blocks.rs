@@ -1,7 +1,8 @@
 //! Columns that every SQL store keeps as versioned bytes: blocks of ids, windows of a manifest row.
 //!
-//! Blocks begin with a version, and since version 2 end with a checksum: SQLite has none, and a flipped bit in an id would count an event
-//! twice. Bytes that do not decode are an error that names the format.
+//! Blocks begin with a version, and since version 2 end with a checksum: SQLite has none, and a
+//! flipped bit in an id would count an event twice. Bytes that do not decode are an error that
+//! names the format.
 
 use crate::model::CodecError;
 use crate::model::manifest::Tier;
@@ -47,7 +48,9 @@ pub(super) fn decode_runs(bytes: &[u8]) -> Result<Vec<(Millis, Vec<u128>)>, Code
     while !input.is_empty() {
         let appended = i64::from_be_bytes(take("block of ids", &mut input)?);
         let count = u32::from_be_bytes(take("block of ids", &mut input)?);
-        let ids = (0..count).map(|_| take("block of ids", &mut input).map(u128::from_be_bytes)).collect::<Result<_, _>>()?;
+        let ids = (0..count)
+            .map(|_| take("block of ids", &mut input).map(u128::from_be_bytes))
+            .collect::<Result<_, _>>()?;
         runs.push((appended, ids));
     }
     Ok(runs)
@@ -96,7 +99,8 @@ fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], CodecE
 }
 
 fn take<const N: usize>(what: &'static str, input: &mut &[u8]) -> Result<[u8; N], CodecError> {
-    let (head, rest) = input.split_first_chunk::<N>().ok_or_else(|| CodecError::new(what, "cut off"))?;
+    let (head, rest) =
+        input.split_first_chunk::<N>().ok_or_else(|| CodecError::new(what, "cut off"))?;
     *input = rest;
     Ok(*head)
 }

@@ -1,8 +1,10 @@
-//! Looks for what contradicts itself in a store of tables: the catalogue against the series' keys, rows that belong to nothing, blocks
-//! and objects against what they say of themselves, and everything against the checkpoints.
+//! Looks for what contradicts itself in a store of tables: the catalogue against the series' keys,
+//! rows that belong to nothing, blocks and objects against what they say of themselves, and
+//! everything against the checkpoints.
 //!
-//! The statements are the same for every SQL store; how they are run is [`Tables`]. All is of one state, so a node may be writing
-//! meanwhile. What cannot be read is damage too: the rest is still looked at.
+//! The statements are the same for every SQL store; how they are run is [`Tables`]. All is of one
+//! state, so a node may be writing meanwhile. What cannot be read is damage too: the rest is still
+//! looked at.
 
 #[cfg(test)]
 mod tests;
@@ -42,7 +44,10 @@ impl<'a> Found<'a> {
 
     pub(super) fn end(self) {
         for (table, count) in self.counts.into_iter().filter(|(_, count)| *count > NAMED) {
-            (self.tell)(Damage { place: table.to_owned(), why: format!("and {} more", count - NAMED) });
+            (self.tell)(Damage {
+                place: table.to_owned(),
+                why: format!("and {} more", count - NAMED),
+            });
         }
     }
 }
@@ -62,7 +67,8 @@ fn number(row: &dyn Columns, at: usize) -> Result<i64, StoreError> {
 
 fn number_32(row: &dyn Columns, at: usize) -> Result<i32, StoreError> {
     let found = number(row, at)?;
-    i32::try_from(found).map_err(|_| StoreError::Invalid(format!("column {at} is {found}, which is too large")))
+    i32::try_from(found)
+        .map_err(|_| StoreError::Invalid(format!("column {at} is {found}, which is too large")))
 }
 
 fn offset(row: &dyn Columns, at: usize) -> Result<Offset, StoreError> {
@@ -75,7 +81,8 @@ pub(super) type VisitRow<'v> = dyn FnMut(&dyn Columns) -> Result<(), StoreError>
 pub(super) trait Tables {
     /// Visits the rows of a statement.
     fn each(&mut self, sql: &str, visit: &mut VisitRow<'_>) -> Result<(), StoreError>;
-    /// Ranges of hours, with the first behind, that hold all rollups and sketches together: each is as much as one statement should read.
+    /// Ranges of hours, with the first behind, that hold all rollups and sketches together: each is
+    /// as much as one statement should read.
     fn pieces(&mut self) -> Result<Vec<(i64, i64)>, StoreError>;
     /// After a statement has failed: whether another one can be tried.
     fn recover(&mut self) -> Result<(), StoreError>;
@@ -102,7 +109,10 @@ const LOOKS: [(&str, Look); 11] = [
 ///
 /// # Errors
 /// If it can look no further.
-pub(super) fn contradictions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
+pub(super) fn contradictions(
+    tables: &mut dyn Tables,
+    found: &mut Found<'_>,
+) -> Result<(), StoreError> {
     for (table, look) in LOOKS {
         if let Err(why) = look(tables, found) {
             tables.recover()?;
@@ -122,7 +132,8 @@ struct MetricSeen {
     seen: (Option<i64>, Option<i64>),
 }
 
-/// The labels of a series as the index has them: the wrapping sum of their hashes, and their number.
+/// The labels of a series as the index has them: the wrapping sum of their hashes, and their
+/// number.
 type Labels = (u64, u64);
 
 fn add(labels: &mut Labels, metric_no: i64, name: &str, value: &str) {
@@ -145,10 +156,15 @@ fn catalogue(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
             return Ok(());
         };
         match metrics.get_mut(&metric_no) {
-            Some(metric) if metric.tenant == series.tenant && metric.name == series.metric => metric.series += 1,
+            Some(metric) if metric.tenant == series.tenant && metric.name == series.metric => {
+                metric.series += 1
+            }
             Some(metric) => {
                 let (tenant, name) = (&metric.tenant, &metric.name);
-                let why = format!("series {no}: it is of {}/{}, and stands under {tenant}/{name}", series.tenant, series.metric);
+                let why = format!(
+                    "series {no}: it is of {}/{}, and stands under {tenant}/{name}",
+                    series.tenant, series.metric
+                );
                 found.damage("metrics", why);
                 metric.series += 1;
             }
@@ -160,41 +176,72 @@ fn catalogue(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
     })?;
     for metric in metrics.values().filter(|metric| metric.series != metric.counted) {
         let MetricSeen { tenant, name, counted, series, .. } = metric;
-        found.damage("metrics", format!("{tenant}/{name}: series_count is {counted}, and there are {series}"));
+        found.damage(
+            "metrics",
+            format!("{tenant}/{name}: series_count is {counted}, and there are {series}"),
+        );
     }
     for metric in metrics.values().filter(|metric| metric.hours != metric.seen) {
         let MetricSeen { tenant, name, hours, seen, .. } = metric;
         let why = match seen.0 {
-            None => format!("{tenant}/{name}: it should have rollups from hour {:?} to {:?}, and has none", hours.0, hours.1),
-            Some(_) => format!("{tenant}/{name}: first_hour and last_hour are {hours:?}, the rollups are of {seen:?}"),
+            None => format!(
+                "{tenant}/{name}: it should have rollups from hour {:?} to {:?}, and has none",
+                hours.0, hours.1
+            ),
+            Some(_) => format!(
+                "{tenant}/{name}: first_hour and last_hour are {hours:?}, the rollups are of \
+                 {seen:?}"
+            ),
         };
         found.damage("metrics", why);
     }
     labels(tables, expected, found)
 }
 
-fn metrics(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<BTreeMap<i64, MetricSeen>, StoreError> {
+fn metrics(
+    tables: &mut dyn Tables,
+    found: &mut Found<'_>,
+) -> Result<BTreeMap<i64, MetricSeen>, StoreError> {
     let mut tenants: HashMap<i64, String> = HashMap::new();
     tables.each("SELECT no, name FROM tenants", &mut |row| {
         tenants.insert(number(row, 0)?, row.text(1)?.to_owned());
         Ok(())
     })?;
     let mut metrics = BTreeMap::new();
-    tables.each("SELECT no, tenant_no, name, series_count, first_hour, last_hour FROM metrics", &mut |row| {
-        let (no, tenant_no) = (number(row, 0)?, number(row, 1)?);
-        let Some(tenant) = tenants.get(&tenant_no) else {
-            found.damage("tenants", format!("metric {no}: there is no tenant {tenant_no}"));
-            return Ok(());
-        };
-        let (name, counted, hours) = (row.text(2)?.to_owned(), number(row, 3)?, (row.int(4)?, row.int(5)?));
-        metrics.insert(no, MetricSeen { tenant: tenant.clone(), name, counted, hours, ..MetricSeen::default() });
-        Ok(())
-    })?;
+    tables.each(
+        "SELECT no, tenant_no, name, series_count, first_hour, last_hour FROM metrics",
+        &mut |row| {
+            let (no, tenant_no) = (number(row, 0)?, number(row, 1)?);
+            let Some(tenant) = tenants.get(&tenant_no) else {
+                found.damage("tenants", format!("metric {no}: there is no tenant {tenant_no}"));
+                return Ok(());
+            };
+            let (name, counted, hours) =
+                (row.text(2)?.to_owned(), number(row, 3)?, (row.int(4)?, row.int(5)?));
+            metrics.insert(
+                no,
+                MetricSeen {
+                    tenant: tenant.clone(),
+                    name,
+                    counted,
+                    hours,
+                    ..MetricSeen::default()
+                },
+            );
+            Ok(())
+        },
+    )?;
     each_hour(tables, &mut |metric_no, hour| match metrics.get_mut(&metric_no) {
         Some(MetricSeen { seen, .. }) => {
-            *seen = (Some(seen.0.map_or(hour, |first| first.min(hour))), Some(seen.1.map_or(hour, |last| last.max(hour))));
+            *seen = (
+                Some(seen.0.map_or(hour, |first| first.min(hour))),
+                Some(seen.1.map_or(hour, |last| last.max(hour))),
+            );
         }
-        None => found.damage("metrics", format!("there are rollups of metric {metric_no} in hour {hour}, and no such metric")),
+        None => found.damage(
+            "metrics",
+            format!("there are rollups of metric {metric_no} in hour {hour}, and no such metric"),
+        ),
     })?;
     Ok(metrics)
 }
@@ -202,7 +249,9 @@ fn metrics(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<BTreeMap<i6
 /// Visits every metric and hour that has rollups.
 fn each_hour(tables: &mut dyn Tables, visit: &mut dyn FnMut(i64, i64)) -> Result<(), StoreError> {
     for (from, to) in tables.pieces()? {
-        let sql = format!("SELECT DISTINCT metric_no, hour FROM rollups WHERE hour >= {from} AND hour < {to}");
+        let sql = format!(
+            "SELECT DISTINCT metric_no, hour FROM rollups WHERE hour >= {from} AND hour < {to}"
+        );
         tables.each(&sql, &mut |row| {
             visit(number(row, 0)?, number(row, 1)?);
             Ok(())
@@ -211,27 +260,44 @@ fn each_hour(tables: &mut dyn Tables, visit: &mut dyn FnMut(i64, i64)) -> Result
     Ok(())
 }
 
-fn labels(tables: &mut dyn Tables, expected: HashMap<i64, Labels>, found: &mut Found<'_>) -> Result<(), StoreError> {
+fn labels(
+    tables: &mut dyn Tables,
+    expected: HashMap<i64, Labels>,
+    found: &mut Found<'_>,
+) -> Result<(), StoreError> {
     let mut indexed: HashMap<i64, Labels> = HashMap::new();
-    let sql = "SELECT l.series_no, l.pair_no, p.metric_no, coalesce(p.name, ''), coalesce(p.value, '') FROM series_labels l
+    let sql = "SELECT l.series_no, l.pair_no, p.metric_no, coalesce(p.name, ''), \
+               coalesce(p.value, '') FROM series_labels l
         LEFT JOIN label_pairs p ON p.no = l.pair_no";
     tables.each(sql, &mut |row| {
         let series = number(row, 0)?;
         match row.int(2)? {
-            None => found.damage("label_pairs", format!("series {series}: there is no label {}", number(row, 1)?)),
-            Some(metric_no) => add(indexed.entry(series).or_default(), metric_no, row.text(3)?, row.text(4)?),
+            None => found.damage(
+                "label_pairs",
+                format!("series {series}: there is no label {}", number(row, 1)?),
+            ),
+            Some(metric_no) => {
+                add(indexed.entry(series).or_default(), metric_no, row.text(3)?, row.text(4)?)
+            }
         }
         Ok(())
     })?;
     for (series, labels) in &expected {
         if indexed.remove(series).unwrap_or_default() != *labels {
-            found.damage("label_pairs", format!("series {series}: the index of labels has others than its key"));
+            found.damage(
+                "label_pairs",
+                format!("series {series}: the index of labels has others than its key"),
+            );
         }
     }
     for series in indexed.keys() {
-        found.damage("series_labels", format!("there are labels of series {series}, and no such series"));
+        found.damage(
+            "series_labels",
+            format!("there are labels of series {series}, and no such series"),
+        );
     }
-    let sql = "SELECT p.no FROM label_pairs p WHERE NOT EXISTS (SELECT 1 FROM series_labels l WHERE l.pair_no = p.no)";
+    let sql = "SELECT p.no FROM label_pairs p WHERE NOT EXISTS (SELECT 1 FROM series_labels l \
+               WHERE l.pair_no = p.no)";
     tables.each(sql, &mut |row| {
         found.damage("label_pairs", format!("no series has label {}", number(row, 0)?));
         Ok(())
@@ -248,7 +314,10 @@ fn without(
 ) -> Result<(), StoreError> {
     tables.each(sql, &mut |row| {
         let (metric, hour, series) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
-        found.damage(table, format!("metric {metric}, hour {hour}, series {series}: there is no {lacks}"));
+        found.damage(
+            table,
+            format!("metric {metric}, hour {hour}, series {series}: there is no {lacks}"),
+        );
         Ok(())
     })
 }
@@ -256,8 +325,10 @@ fn without(
 fn strays(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
     for (from, to) in tables.pieces()? {
         let sql = format!(
-            "SELECT r.metric_no, r.hour, r.series_no FROM rollups r LEFT JOIN series s ON s.no = r.series_no
-             WHERE r.hour >= {from} AND r.hour < {to} AND (s.no IS NULL OR s.metric_no <> r.metric_no)"
+            "SELECT r.metric_no, r.hour, r.series_no FROM rollups r LEFT JOIN series s ON s.no = \
+             r.series_no
+             WHERE r.hour >= {from} AND r.hour < {to} AND (s.no IS NULL OR s.metric_no <> \
+             r.metric_no)"
         );
         without(tables, &sql, "rollups", "such series", found)?;
     }
@@ -267,8 +338,10 @@ fn strays(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErr
 fn stray_sketches(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
     for (from, to) in tables.pieces()? {
         let sql = format!(
-            "SELECT k.metric_no, k.hour, k.series_no FROM sketches k LEFT JOIN rollups r ON r.metric_no = k.metric_no
-             AND r.hour = k.hour AND r.series_no = k.series_no AND r.hour >= {from} AND r.hour < {to}
+            "SELECT k.metric_no, k.hour, k.series_no FROM sketches k LEFT JOIN rollups r ON \
+             r.metric_no = k.metric_no
+             AND r.hour = k.hour AND r.series_no = k.series_no AND r.hour >= {from} AND r.hour < \
+             {to}
              WHERE k.hour >= {from} AND k.hour < {to} AND r.hour IS NULL"
         );
         without(tables, &sql, "sketches", "such rollup", found)?;
@@ -283,7 +356,10 @@ fn revisions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
         if number(row, 2)? == 0 {
             found.damage(
                 "revisions",
-                format!("metric {metric}, day {day}: its revision is 0, which is that of days without rollups"),
+                format!(
+                    "metric {metric}, day {day}: its revision is 0, which is that of days without \
+                     rollups"
+                ),
             );
         }
         revised.insert((metric, day));
@@ -292,7 +368,10 @@ fn revisions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Store
     let mut days: BTreeSet<(i64, i64)> = BTreeSet::new();
     each_hour(tables, &mut |metric, hour| _ = days.insert((metric, hour.div_euclid(24))))?;
     for (metric, day) in days.difference(&revised) {
-        found.damage("revisions", format!("metric {metric}, day {day}: there are rollups, and no revision"));
+        found.damage(
+            "revisions",
+            format!("metric {metric}, day {day}: there are rollups, and no revision"),
+        );
     }
     Ok(())
 }
@@ -316,26 +395,30 @@ fn stands(tables: &mut dyn Tables) -> Result<BTreeMap<i64, Stand>, StoreError> {
 fn below_checkpoint(stands: &BTreeMap<i64, Stand>, shard: i64, at: Offset) -> Result<(), String> {
     match stands.get(&shard) {
         None => Err(format!("shard {shard} has no checkpoint")),
-        Some(stand) if at >= stand.next => {
-            Err(format!("it is of offset {at} of shard {shard}, and everything there is below {}", stand.next))
-        }
+        Some(stand) if at >= stand.next => Err(format!(
+            "it is of offset {at} of shard {shard}, and everything there is below {}",
+            stand.next
+        )),
         Some(_) => Ok(()),
     }
 }
 
 fn admissions(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
     let stands = stands(tables)?;
-    tables.each("SELECT shard, max(admitted_offset), min(admitted_offset) FROM series GROUP BY shard", &mut |row| {
-        // The same bits as unsigned: those that are negative are the greatest.
-        let at = match offset(row, 2)? {
-            least if (least as i64) < 0 => least,
-            _ => offset(row, 1)?,
-        };
-        if let Err(why) = below_checkpoint(&stands, number(row, 0)?, at) {
-            found.damage("series", format!("an admission contradicts the checkpoint: {why}"));
-        }
-        Ok(())
-    })
+    tables.each(
+        "SELECT shard, max(admitted_offset), min(admitted_offset) FROM series GROUP BY shard",
+        &mut |row| {
+            // The same bits as unsigned: those that are negative are the greatest.
+            let at = match offset(row, 2)? {
+                least if (least as i64) < 0 => least,
+                _ => offset(row, 1)?,
+            };
+            if let Err(why) = below_checkpoint(&stands, number(row, 0)?, at) {
+                found.damage("series", format!("an admission contradicts the checkpoint: {why}"));
+            }
+            Ok(())
+        },
+    )
 }
 
 fn dedup(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
@@ -348,7 +431,8 @@ fn dedup(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErro
     // Blocks are large: those of one shard at a time.
     for shard in shards {
         let sql = format!(
-            "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup WHERE shard = {shard} ORDER BY from_offset"
+            "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup WHERE \
+             shard = {shard} ORDER BY from_offset"
         );
         let mut behind = 0;
         tables.each(&sql, &mut |row| {
@@ -368,7 +452,8 @@ fn dedup(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErro
             match blocks::decode_runs(&row.bytes(4)?) {
                 Err(why) => wrong(&why),
                 Ok(runs) => {
-                    let times = runs.first().zip(runs.last()).map(|(first, last)| (first.0, last.0));
+                    let times =
+                        runs.first().zip(runs.last()).map(|(first, last)| (first.0, last.0));
                     if times != Some((number(row, 2)?, number(row, 3)?)) {
                         wrong(&"its append times are not those of its ids");
                     }
@@ -380,8 +465,8 @@ fn dedup(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErro
     Ok(())
 }
 
-const MANIFEST: &str =
-    "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, tier
+const MANIFEST: &str = "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, \
+                        first_appended, last_appended, windows, rows, tier
     FROM manifest ORDER BY shard, from_offset";
 
 fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
@@ -392,10 +477,14 @@ fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreE
         Ok(())
     })?;
     tables.each(MANIFEST, &mut |row| {
-        let (shard, range) = (number(row, 0)?, OffsetRange { from: offset(row, 1)?, to: offset(row, 2)? });
+        let (shard, range) =
+            (number(row, 0)?, OffsetRange { from: offset(row, 1)?, to: offset(row, 2)? });
         let expected = next.insert(shard, range.to).unwrap_or(0);
         let mut wrong = |why: &dyn std::fmt::Display| {
-            found.damage("manifest", format!("shard {shard}, offsets [{}, {}): {why}", range.from, range.to));
+            found.damage(
+                "manifest",
+                format!("shard {shard}, offsets [{}, {}): {why}", range.from, range.to),
+            );
         };
         if range.from != expected {
             wrong(&format!("the archive continues here, and {expected} was expected"));
@@ -407,25 +496,42 @@ fn manifest(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreE
     })?;
     for (shard, at) in &next {
         if !stands.contains_key(shard) {
-            found.damage("manifest", format!("there are objects of shard {shard}, which has no checkpoint"));
+            found.damage(
+                "manifest",
+                format!("there are objects of shard {shard}, which has no checkpoint"),
+            );
         } else if let Some(stand) = stands.get(shard).filter(|stand| stand.archived != *at) {
             found.damage(
                 "manifest",
-                format!("shard {shard}: the archive ends at {at}, and the checkpoint says {}", stand.archived),
+                format!(
+                    "shard {shard}: the archive ends at {at}, and the checkpoint says {}",
+                    stand.archived
+                ),
             );
         }
     }
-    for (shard, stand) in stands.iter().filter(|(shard, stand)| stand.archived > 0 && !next.contains_key(shard)) {
-        found.damage("manifest", format!("shard {shard}: it is archived up to {}, and there is no object", stand.archived));
+    for (shard, stand) in
+        stands.iter().filter(|(shard, stand)| stand.archived > 0 && !next.contains_key(shard))
+    {
+        found.damage(
+            "manifest",
+            format!(
+                "shard {shard}: it is archived up to {}, and there is no object",
+                stand.archived
+            ),
+        );
     }
     Ok(())
 }
 
-/// What a row of the manifest says twice: its name holds log, range and epoch, and its windows hold its events.
+/// What a row of the manifest says twice: its name holds log, range and epoch, and its windows hold
+/// its events.
 fn object(row: &dyn Columns, range: OffsetRange) -> Result<(), String> {
     let unreadable = |why: StoreError| why.to_string();
-    let log = <[u8; 16]>::try_from(row.bytes(3).map_err(unreadable)?).map_err(|_| "its log is no id".to_owned())?;
-    let (counter, nonce) = (offset(row, 4).map_err(unreadable)?, offset(row, 5).map_err(unreadable)?);
+    let log = <[u8; 16]>::try_from(row.bytes(3).map_err(unreadable)?)
+        .map_err(|_| "its log is no id".to_owned())?;
+    let (counter, nonce) =
+        (offset(row, 4).map_err(unreadable)?, offset(row, 5).map_err(unreadable)?);
     let (path, shard) = (row.text(6).map_err(unreadable)?, number_32(row, 0).map_err(unreadable)?);
     let named = ManifestRow::name_of(LogId(log), ShardId(shard.cast_unsigned()), path);
     if named != Some(ObjectName { range, epoch: Epoch { counter, nonce } }) {
@@ -434,11 +540,16 @@ fn object(row: &dyn Columns, range: OffsetRange) -> Result<(), String> {
     if number(row, 7).map_err(unreadable)? > number(row, 8).map_err(unreadable)? {
         return Err("it ends before it begins".to_owned());
     }
-    blocks::tier(i16::try_from(number(row, 11).map_err(unreadable)?).unwrap_or(i16::MAX)).map_err(|why| why.to_string())?;
-    let windows = blocks::decode_windows(&row.bytes(9).map_err(unreadable)?).map_err(|why| why.to_string())?;
+    blocks::tier(i16::try_from(number(row, 11).map_err(unreadable)?).unwrap_or(i16::MAX))
+        .map_err(|why| why.to_string())?;
+    let windows = blocks::decode_windows(&row.bytes(9).map_err(unreadable)?)
+        .map_err(|why| why.to_string())?;
     let events = windows.iter().fold(0, |sum: u64, window| sum.saturating_add(window.1));
     if events != offset(row, 10).map_err(unreadable)? {
-        return Err(format!("its windows have {events} events, and it has {} rows", offset(row, 10).map_err(unreadable)?));
+        return Err(format!(
+            "its windows have {events} events, and it has {} rows",
+            offset(row, 10).map_err(unreadable)?
+        ));
     }
     Ok(())
 }
@@ -453,7 +564,10 @@ fn floors(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreErr
             None => found.damage("archive_floors", format!("shard {shard} has no checkpoint")),
             Some(stand) if at > stand.archived => {
                 let archived = stand.archived;
-                found.damage("archive_floors", format!("shard {shard}: the archive begins at {at}, and ends at {archived}"));
+                found.damage(
+                    "archive_floors",
+                    format!("shard {shard}: the archive begins at {at}, and ends at {archived}"),
+                );
             }
             Some(_) => {}
         }
@@ -472,10 +586,17 @@ fn quarantine(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Stor
 }
 
 fn accounting(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let sql = "SELECT tenant, hour FROM accounting WHERE aggregated < 0 OR deduplicated < 0 OR quarantined < 0";
+    let sql = "SELECT tenant, hour FROM accounting WHERE aggregated < 0 OR deduplicated < 0 OR \
+               quarantined < 0";
     tables.each(sql, &mut |row| {
-        found
-            .damage("accounting", format!("tenant {:?}, hour {}: there are fewer than no events", row.text(0)?, number(row, 1)?));
+        found.damage(
+            "accounting",
+            format!(
+                "tenant {:?}, hour {}: there are fewer than no events",
+                row.text(0)?,
+                number(row, 1)?
+            ),
+        );
         Ok(())
     })
 }
@@ -483,7 +604,10 @@ fn accounting(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), Stor
 fn expiry(tables: &mut dyn Tables, found: &mut Found<'_>) -> Result<(), StoreError> {
     tables.each("SELECT shard, note FROM expiry", &mut |row| {
         if let Err(why) = serde_json::from_str::<Note>(row.text(1)?) {
-            found.damage("expiry", format!("the note of {} does not decode: {why}", number(row, 0)?));
+            found.damage(
+                "expiry",
+                format!("the note of {} does not decode: {why}", number(row, 0)?),
+            );
         }
         Ok(())
     })

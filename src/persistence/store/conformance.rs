@@ -1,4 +1,5 @@
-//! What every store must do. The double, SQLite, PostgreSQL and, if one is named, TimescaleDB run the same suite.
+//! What every store must do. The double, SQLite, PostgreSQL and, if one is named, TimescaleDB run
+//! the same suite.
 
 use std::sync::Arc;
 
@@ -24,7 +25,13 @@ fn delta(page: &str, hour: i32, units: i128) -> Delta {
 }
 
 fn batch(deltas: Vec<Delta>) -> FlushBatch {
-    let accounting = AccountingDelta { tenant: "acme".into(), hour: Hour(5), aggregated: 2, deduplicated: 1, quarantined: 1 };
+    let accounting = AccountingDelta {
+        tenant: "acme".into(),
+        hour: Hour(5),
+        aggregated: 2,
+        deduplicated: 1,
+        quarantined: 1,
+    };
     FlushBatch { deltas, accounting: vec![accounting], ..FlushBatch::default() }
 }
 
@@ -49,7 +56,11 @@ fn query<'a>(matchers: &'a [Matcher]) -> RollupQuery<'a> {
 
 fn read(snapshot: &mut dyn StoreSnapshot, matchers: &[Matcher]) -> Vec<(String, i32, Rollup)> {
     let mut rows = Vec::new();
-    snapshot.rollups(&query(matchers), &mut |s, h, r| rows.push((s.series.label("page").to_owned(), h.0, r))).expect("rollups");
+    snapshot
+        .rollups(&query(matchers), &mut |s, h, r| {
+            rows.push((s.series.label("page").to_owned(), h.0, r))
+        })
+        .expect("rollups");
     rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
     rows
 }
@@ -57,12 +68,20 @@ fn read(snapshot: &mut dyn StoreSnapshot, matchers: &[Matcher]) -> Vec<(String, 
 fn rollups_and_guards(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 11).expect("claim").checkpoint.epoch;
     let big = i128::from(i64::MAX);
-    store.flush(guard(0, 2, epoch), &batch(vec![delta("a", 1, big), delta("", 30, -5)]), 0).expect("flush");
+    store
+        .flush(guard(0, 2, epoch), &batch(vec![delta("a", 1, big), delta("", 30, -5)]), 0)
+        .expect("flush");
     let mut before = store.snapshot().expect("snapshot");
-    store.flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0).expect("flush");
+    store
+        .flush(guard(2, 3, epoch), &batch(vec![delta("a", 1, big), delta("b", 1, 4)]), 0)
+        .expect("flush");
     assert_eq!(read(&mut *before, &[]).len(), 2, "a later flush is invisible");
     let further = store.snapshot_at_once(&Budget::default()).expect("snapshot");
-    assert_eq!(read(&mut *further.expect("one more is free"), &[]).len(), 3, "a further view is of now");
+    assert_eq!(
+        read(&mut *further.expect("one more is free"), &[]).len(),
+        3,
+        "a further view is of now"
+    );
     drop(before);
 
     let stale = Epoch { nonce: 12, ..epoch };
@@ -95,20 +114,33 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     assert_eq!(pages(&mut *snapshot, Matcher::Regex("page".into(), regex("^(?:|a)$"))), ["", "a"]);
     assert_eq!(pages(&mut *snapshot, Matcher::NotRegex("page".into(), regex("^(?:|a)$"))), ["b"]);
     let limited = RollupQuery { max_series: 2, ..query(&[]) };
-    assert!(matches!(snapshot.rollups(&limited, &mut |_, _, _| ()), Err(StoreError::TooManySeries { max: 2, .. })));
+    assert!(matches!(
+        snapshot.rollups(&limited, &mut |_, _, _| ()),
+        Err(StoreError::TooManySeries { max: 2, .. })
+    ));
 
     let mut encoded = Vec::new();
     expected.encode(&mut encoded);
     let mut found = Vec::new();
-    let mut visit = |s: &Arc<SeriesInfo>, h: Hour, _: Rollup, bytes: &[u8]| found.push((h, s.id, bytes.to_vec()));
+    let mut visit = |s: &Arc<SeriesInfo>, h: Hour, _: Rollup, bytes: &[u8]| {
+        found.push((h, s.id, bytes.to_vec()))
+    };
     snapshot.rollup_bytes(Hour(0), Hour(100), &mut visit).expect("bytes");
     assert!(found.is_sorted_by_key(|(hour, id, _)| (*hour, *id)));
     assert!(found.contains(&(Hour(1), info("a").id, encoded)));
     let metrics = snapshot.metrics("acme", &Page::ALL).expect("metrics");
-    let views =
-        MetricInfo { metric: "views".into(), labels: vec!["page".into()], series: 3, first: Some(Hour(1)), last: Some(Hour(30)) };
+    let views = MetricInfo {
+        metric: "views".into(),
+        labels: vec!["page".into()],
+        series: 3,
+        first: Some(Hour(1)),
+        last: Some(Hour(30)),
+    };
     assert_eq!(metrics, [views]);
-    assert_eq!(snapshot.label_values("acme", "page", None, &Page::ALL), Ok(vec!["a".into(), "b".into()]));
+    assert_eq!(
+        snapshot.label_values("acme", "page", None, &Page::ALL),
+        Ok(vec!["a".into(), "b".into()])
+    );
     assert_eq!(snapshot.label_values("acme", "page", Some("other"), &Page::ALL), Ok(vec![]));
     let pages: [(Page<'_>, &[&str]); 6] = [
         (Page { limit: 1, ..Page::ALL }, &["a"]),
@@ -131,20 +163,28 @@ fn rollups_and_guards(store: &dyn RollupStore) {
     }
     assert_eq!(snapshot.metrics("acme", &Page { limit: 0, ..Page::ALL }), Ok(vec![]));
     let accounting = snapshot.accounting("acme", Hour(5), Hour(6)).expect("accounting");
-    assert_eq!((accounting[0].aggregated, accounting[0].deduplicated, accounting[0].quarantined), (4, 2, 2));
+    assert_eq!(
+        (accounting[0].aggregated, accounting[0].deduplicated, accounting[0].quarantined),
+        (4, 2, 2)
+    );
     drop(snapshot);
     assert_eq!(store.admitted_series(SHARD).expect("admitted")[0].1.len(), 3);
     assert_eq!(store.metric_names(), Ok(vec![("acme".to_owned(), "views".to_owned())]));
     assert_eq!(store.snapshot().expect("snapshot").admissions(SHARD).expect("admissions").len(), 3);
 
     let mut snapshot = store.snapshot().expect("snapshot");
-    let mut admitted = |from, to| snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").admitted;
+    let mut admitted =
+        |from, to| snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").admitted;
     let mut first = vec![(info("a").id, 0), (info("").id, 0)];
     first.sort_unstable();
-    assert_eq!((admitted(0, 2), admitted(1, 2), admitted(2, 9)), (first, vec![], vec![(info("b").id, 2)]));
+    assert_eq!(
+        (admitted(0, 2), admitted(1, 2), admitted(2, 9)),
+        (first, vec![], vec![(info("b").id, 2)])
+    );
     drop(snapshot);
     let checkpoint = Checkpoint { log: LOG, next: 0, archived: 0, epoch, appended: None };
-    let restored = Restored { shard: SHARD, checkpoint, floor: None, manifest: vec![], admitted: vec![] };
+    let restored =
+        Restored { shard: SHARD, checkpoint, floor: None, manifest: vec![], admitted: vec![] };
     assert_eq!(store.restore(&restored), Err(not_being_rebuilt()));
 
     let liar = Arc::new(SeriesInfo { id: info("a").id, series: info("c").series.clone() });
@@ -164,21 +204,36 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     assert_eq!((first.attempts, first.checkpoint.next, first.checkpoint.epoch.counter), (1, 0, 1));
     store.mark_suspect(SHARD, first.checkpoint.epoch, 4, 2).expect("mark");
     let second = store.claim(SHARD, LOG, u64::MAX).expect("claim");
-    assert_eq!((second.attempts, second.suspects, second.checkpoint.epoch.counter), (2, vec![suspect(4, 2, 1)], 2));
+    assert_eq!(
+        (second.attempts, second.suspects, second.checkpoint.epoch.counter),
+        (2, vec![suspect(4, 2, 1)], 2)
+    );
     assert!(matches!(store.claim(SHARD, LogId([8; 16]), 1), Err(StoreError::Invalid(_))));
     let refused = Err(StoreError::Refused { shard: SHARD });
     assert_eq!(store.mark_suspect(SHARD, first.checkpoint.epoch, 1, 1), refused);
 
-    assert_eq!(store.claim(SHARD, LOG, 3).expect("claim").suspects, vec![suspect(4, 2, 1)], "no mark, no further death");
+    assert_eq!(
+        store.claim(SHARD, LOG, 3).expect("claim").suspects,
+        vec![suspect(4, 2, 1)],
+        "no mark, no further death"
+    );
     let next = store.claim(SHARD, LOG, 4).expect("claim");
     for (offset, index) in [(4, 1), (4, 2)] {
         store.mark_suspect(SHARD, next.checkpoint.epoch, offset, index).expect("mark");
     }
     let again = store.claim(SHARD, LOG, 5).expect("claim");
-    assert_eq!((again.attempts, again.suspects), (5, vec![suspect(4, 2, 2)]), "only the last mark is a death");
+    assert_eq!(
+        (again.attempts, again.suspects),
+        (5, vec![suspect(4, 2, 2)]),
+        "only the last mark is a death"
+    );
     store.mark_suspect(SHARD, again.checkpoint.epoch, 4, 7).expect("mark");
     let second = store.claim(SHARD, LOG, 6).expect("claim");
-    assert_eq!(second.suspects, vec![suspect(4, 2, 2), suspect(4, 7, 1)], "earlier suspects are kept");
+    assert_eq!(
+        second.suspects,
+        vec![suspect(4, 2, 2), suspect(4, 7, 1)],
+        "earlier suspects are kept"
+    );
 
     let epoch = second.checkpoint.epoch;
     let block = |from: u64, at: i64| DedupBlock {
@@ -188,7 +243,9 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     };
     for (from, forget) in [(0, 0), (1, 0), (2, 15)] {
         let dedup = Some(block(from, 10 * (from as i64 + 1)));
-        store.flush(guard(from, from + 1, epoch), &FlushBatch { dedup, ..batch(vec![]) }, forget).expect("flush");
+        store
+            .flush(guard(from, from + 1, epoch), &FlushBatch { dedup, ..batch(vec![]) }, forget)
+            .expect("flush");
     }
     assert_eq!(store.recent_ids(SHARD, 0), Ok(vec![block(1, 20), block(2, 30)]));
     assert_eq!(store.recent_ids(SHARD, 25), Ok(vec![block(2, 30)]));
@@ -202,7 +259,8 @@ fn claims_ids_and_archive(store: &dyn RollupStore) {
     store.note_dedup_rule(SHARD, now, 3, rule(2)).expect("from the checkpoint on");
     assert_eq!(store.note_dedup_rule(SHARD, now, 2, rule(3)), refused, "another rule has decided");
     store.note_dedup_rule(SHARD, now, 3, rule(4)).expect("nothing lies between");
-    let rules = |shard: ShardId| store.snapshot().expect("snapshot").dedup_rules(shard).expect("rules").0;
+    let rules =
+        |shard: ShardId| store.snapshot().expect("snapshot").dedup_rules(shard).expect("rules").0;
     assert_eq!((rules(SHARD), rules(ShardId(9))), (vec![(0, rule(1)), (3, rule(4))], vec![]));
 
     let row = |from: u64, to: u64, epoch: Epoch| manifest_row(from, to, epoch);
@@ -239,7 +297,9 @@ fn manifest_row(from: u64, to: u64, epoch: Epoch) -> ManifestRow {
 
 fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
-    let of = |store: &dyn RollupStore| store.snapshot().expect("snapshot").last_archived(SHARD).expect("a time");
+    let of = |store: &dyn RollupStore| {
+        store.snapshot().expect("snapshot").last_archived(SHARD).expect("a time")
+    };
     assert_eq!(of(store), None);
     let range = OffsetRange { from: 0, to: 2 };
     let guard = FlushGuard { shard: SHARD, log: LOG, range, epoch };
@@ -249,7 +309,10 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     store.flush(behind, &FlushBatch::default(), i64::MIN).expect("flushed, without a record");
     let next = store.claim(SHARD, LOG, 2).expect("claim").checkpoint;
     assert_eq!(next.appended, Some(77), "the append time up to the checkpoint is part of it");
-    assert_eq!(store.snapshot().expect("snapshot").checkpoints().expect("checkpoints"), [(SHARD, next)]);
+    assert_eq!(
+        store.snapshot().expect("snapshot").checkpoints().expect("checkpoints"),
+        [(SHARD, next)]
+    );
 
     let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, next.epoch));
     rows.iter().for_each(|row| store.archived(row.epoch, row).expect("archived"));
@@ -263,7 +326,14 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     drop(snapshot);
 
     let (archive, weeks) = (Expiring::Archive(SHARD), Expiring::Weeks);
-    let read = |of| store.snapshot().expect("snapshot").expiry(of).expect("read").map(|found| (found.note, found.said));
+    let read = |of| {
+        store
+            .snapshot()
+            .expect("snapshot")
+            .expiry(of)
+            .expect("read")
+            .map(|found| (found.note, found.said))
+    };
     assert_eq!(read(archive), None);
     assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(false), "there is none");
     assert_eq!(store.swap_expiry(archive, None, "a"), Ok(true));
@@ -272,7 +342,10 @@ fn two_times_and_what_is_noted_of_expiry(store: &dyn RollupStore) {
     assert_eq!(store.swap_expiry(weeks, None, "w"), Ok(true));
     assert_eq!(store.say_yes(&[archive, Expiring::Archive(ShardId(8))]), Ok(1));
     assert_eq!(store.swap_expiry(archive, Some("a"), "b"), Ok(true));
-    assert_eq!((read(archive), read(weeks)), (Some(("b".to_owned(), 1)), Some(("w".to_owned(), 0))));
+    assert_eq!(
+        (read(archive), read(weeks)),
+        (Some(("b".to_owned(), 1)), Some(("w".to_owned(), 0)))
+    );
     let all = store.snapshot().expect("snapshot").expiries().expect("read");
     assert_eq!(all.iter().map(|(of, _)| *of).collect::<Vec<_>>(), [weeks, archive]);
 }
@@ -282,7 +355,8 @@ fn tiers_and_floors(store: &dyn RollupStore) {
     let rows = [(0, 2), (2, 3), (3, 9)].map(|(from, to)| manifest_row(from, to, epoch));
     rows.iter().for_each(|row| store.archived(row.epoch, row).expect("archived"));
     let first = |tier, limit| {
-        let found = store.snapshot().expect("snapshot").manifest_first(SHARD, tier, limit).expect("rows");
+        let found =
+            store.snapshot().expect("snapshot").manifest_first(SHARD, tier, limit).expect("rows");
         found.iter().map(|row| (row.range.from, row.tier)).collect::<Vec<_>>()
     };
     assert_eq!(first(None, 2), [(0, Tier::Hot), (2, Tier::Hot)]);
@@ -293,7 +367,10 @@ fn tiers_and_floors(store: &dyn RollupStore) {
     assert_eq!(first(Some(Tier::Hot), 1), [(2, Tier::Hot)]);
     assert_eq!(first(Some(Tier::Cold), 9), [(0, Tier::Cold)]);
     let mut snapshot = store.snapshot().expect("snapshot");
-    assert_eq!(snapshot.manifest(None).expect("rows")[0], ManifestRow { tier: Tier::Cold, ..rows[0].clone() });
+    assert_eq!(
+        snapshot.manifest(None).expect("rows")[0],
+        ManifestRow { tier: Tier::Cold, ..rows[0].clone() }
+    );
     assert_eq!(snapshot.manifest_first(ShardId(9), None, 9), Ok(vec![]));
     assert_eq!(snapshot.archive_floors(), Ok(vec![]));
 
@@ -302,17 +379,29 @@ fn tiers_and_floors(store: &dyn RollupStore) {
     assert_eq!(store.expired(&rows[0]), Ok(true));
     assert_eq!(store.expired(&rows[0]), Ok(false), "only once");
     assert_eq!(store.moved(&rows[0], Tier::Hot), Ok(false), "gone");
-    assert_eq!(snapshot.manifest(None).expect("rows").len(), 3, "an older snapshot sees what it saw");
+    assert_eq!(
+        snapshot.manifest(None).expect("rows").len(),
+        3,
+        "an older snapshot sees what it saw"
+    );
     drop(snapshot);
-    let floor = |store: &dyn RollupStore| store.snapshot().expect("snapshot").archive_floors().expect("floors");
+    let floor = |store: &dyn RollupStore| {
+        store.snapshot().expect("snapshot").archive_floors().expect("floors")
+    };
     assert_eq!(floor(store), [(SHARD, ArchiveFloor { offset: 2, appended: 2, hour: Hour(11) })]);
     assert_eq!(store.expired(&rows[1]), Ok(true));
-    assert_eq!(floor(store), [(SHARD, ArchiveFloor { offset: 3, appended: 3, hour: Hour(11) })], "hours never go down");
+    assert_eq!(
+        floor(store),
+        [(SHARD, ArchiveFloor { offset: 3, appended: 3, hour: Hour(11) })],
+        "hours never go down"
+    );
     assert_eq!(first(None, 9), [(3, Tier::Hot)]);
     let again = store.claim(SHARD, LOG, 2).expect("claim").checkpoint;
     assert_eq!(again.archived, 9, "the archived offset stays");
     assert_eq!(store.expired(&rows[2]), Ok(true), "the last one too");
-    store.archived(again.epoch, &manifest_row(9, 10, again.epoch)).expect("and the archive goes on");
+    store
+        .archived(again.epoch, &manifest_row(9, 10, again.epoch))
+        .expect("and the archive goes on");
     assert_eq!(first(None, 9), [(9, Tier::Hot)]);
 }
 
@@ -328,9 +417,15 @@ fn quarantine(store: &dyn RollupStore) {
         discarded: false,
         record: vec![1, 2],
     };
-    let accounting =
-        vec![AccountingDelta { tenant: "acme".into(), hour: Hour(5), aggregated: 0, deduplicated: 0, quarantined: 2 }];
-    let set_aside = FlushBatch { quarantined: vec![row(0), row(1)], accounting, ..FlushBatch::default() };
+    let accounting = vec![AccountingDelta {
+        tenant: "acme".into(),
+        hour: Hour(5),
+        aggregated: 0,
+        deduplicated: 0,
+        quarantined: 2,
+    }];
+    let set_aside =
+        FlushBatch { quarantined: vec![row(0), row(1)], accounting, ..FlushBatch::default() };
     store.flush(guard(0, 1, epoch), &set_aside, 0).expect("flush");
     assert_eq!(store.snapshot().expect("snapshot").quarantine(), Ok(vec![row(0), row(1)]));
     let release = FlushBatch { deltas: vec![delta("a", 1, 9)], ..FlushBatch::default() };
@@ -338,10 +433,16 @@ fn quarantine(store: &dyn RollupStore) {
     assert_eq!(store.settle_quarantine(SHARD, 0, 0, Some(&release)), Ok(false), "only once");
     assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(true));
     assert_eq!(store.settle_quarantine(SHARD, 0, 1, None), Ok(false), "discarded already");
-    assert_eq!(store.settle_quarantine(SHARD, 0, 1, Some(&release)), Ok(false), "discarded is for good");
+    assert_eq!(
+        store.settle_quarantine(SHARD, 0, 1, Some(&release)),
+        Ok(false),
+        "discarded is for good"
+    );
     let mut snapshot = store.snapshot().expect("snapshot");
     assert_eq!(snapshot.quarantine(), Ok(vec![QuarantineRow { discarded: true, ..row(1) }]));
-    let mut set_aside = |from, to| snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").set_aside;
+    let mut set_aside = |from, to| {
+        snapshot.decisions(SHARD, OffsetRange { from, to }).expect("decisions").set_aside
+    };
     assert_eq!((set_aside(0, 1), set_aside(1, 2)), (vec![(0, 1, true)], vec![]));
     assert_eq!(read(&mut *snapshot, &[])[0].2.figures.count, 1);
     let settled = crate::model::flush::settled_revision(0, LOG, SHARD, 0, 0);
@@ -351,8 +452,13 @@ fn quarantine(store: &dyn RollupStore) {
 }
 
 type Case = fn(&dyn RollupStore);
-const CASES: [Case; 5] =
-    [rollups_and_guards, claims_ids_and_archive, two_times_and_what_is_noted_of_expiry, tiers_and_floors, quarantine];
+const CASES: [Case; 5] = [
+    rollups_and_guards,
+    claims_ids_and_archive,
+    two_times_and_what_is_noted_of_expiry,
+    tiers_and_floors,
+    quarantine,
+];
 
 #[test]
 fn the_double_conforms() {
@@ -374,7 +480,8 @@ fn postgres_conforms() {
     }
 }
 
-/// Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a TimescaleDB, as a role that may create databases.
+/// Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a TimescaleDB, as a role that may create
+/// databases.
 #[test]
 fn timescale_conforms() {
     let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
@@ -411,31 +518,48 @@ fn sqlite_survives_reopening() {
     assert_eq!(read(&mut *reader.snapshot().expect("snapshot"), &[])[0].2.figures.count, 2);
     assert!(matches!(reader.claim(SHARD, LOG, 1), Err(StoreError::Failed(_))));
     drop((store, reader));
-    rusqlite::Connection::open(&path).expect("open").pragma_update(None, "user_version", 99).expect("pragma");
-    assert!(matches!(sqlite::SqliteStore::open(&path), Err(StoreError::Invalid(m)) if m.contains("99")));
+    rusqlite::Connection::open(&path)
+        .expect("open")
+        .pragma_update(None, "user_version", 99)
+        .expect("pragma");
+    assert!(
+        matches!(sqlite::SqliteStore::open(&path), Err(StoreError::Invalid(m)) if m.contains("99"))
+    );
 }
 
 #[test]
 fn sqlite_takes_over_stores_of_older_versions() {
     // What takes a new file back to what an older version had.
     let few = "ALTER TABLE suspects DROP COLUMN sum; ";
-    let back_to_6 =
-        format!("{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; PRAGMA user_version = 6");
-    let back_to_5 = format!("{few} ALTER TABLE expiry DROP COLUMN sum; DROP TABLE dedup_rules; PRAGMA user_version = 5");
+    let back_to_6 = format!(
+        "{few} ALTER TABLE dedup_rules DROP COLUMN sum; ALTER TABLE expiry DROP COLUMN sum; \
+         PRAGMA user_version = 6"
+    );
+    let back_to_5 = format!(
+        "{few} ALTER TABLE expiry DROP COLUMN sum; DROP TABLE dedup_rules; PRAGMA user_version = 5"
+    );
     let times = format!(
-        "{few} ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN first_received; \
-         ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; DROP TABLE dedup_rules; "
+        "{few} ALTER TABLE shards DROP COLUMN appended; ALTER TABLE manifest DROP COLUMN \
+         first_received; ALTER TABLE manifest DROP COLUMN last_received; DROP TABLE expiry; DROP \
+         TABLE dedup_rules; "
     );
     let back_to_4 = format!("{times} PRAGMA user_version = 4");
-    let sums: String = ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
-        .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
-        .concat();
+    let sums: String =
+        ["series", "dedup", "quarantine", "revisions", "shards", "manifest", "archive_floors"]
+            .map(|table| format!("ALTER TABLE {table} DROP COLUMN sum; "))
+            .concat();
     let back_to_3 = format!("{times} {sums} PRAGMA user_version = 3");
     let back_to_2 = format!(
-        "{times} {sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP TABLE archive_floors; PRAGMA user_version = 2"
+        "{times} {sums} DROP INDEX manifest_by_tier; ALTER TABLE manifest DROP COLUMN tier; DROP \
+         TABLE archive_floors; PRAGMA user_version = 2"
     );
-    for (back, of_two_times) in [(back_to_6, true), (back_to_5, true), (back_to_4, false), (back_to_3, false), (back_to_2, false)]
-    {
+    for (back, of_two_times) in [
+        (back_to_6, true),
+        (back_to_5, true),
+        (back_to_4, false),
+        (back_to_3, false),
+        (back_to_2, false),
+    ] {
         taken_over(&back, of_two_times);
     }
 }
@@ -454,9 +578,13 @@ fn taken_over(back: &str, of_two_times: bool) {
     let raw = rusqlite::Connection::open(&path).expect("open");
     raw.execute_batch(back).expect("as the older version had it");
     drop(raw);
-    // Who only reads cannot bring it up to date, and is told who can: no older version is needed, and no rebuild.
+    // Who only reads cannot bring it up to date, and is told who can: no older version is needed,
+    // and no rebuild.
     let unread = sqlite::SqliteStore::open_read_only(&path).map(drop);
-    assert!(matches!(&unread, Err(StoreError::Invalid(why)) if why.contains("start a node of this build")), "{unread:?}");
+    assert!(
+        matches!(&unread, Err(StoreError::Invalid(why)) if why.contains("start a node of this build")),
+        "{unread:?}"
+    );
     let store = sqlite::SqliteStore::open(&path).expect("a store");
     let mut found = Vec::new();
     store.check(&mut |damage| found.push(damage)).expect("looks");
@@ -465,7 +593,10 @@ fn taken_over(back: &str, of_two_times: bool) {
     let row = manifest_row(0, 2, epoch);
     let expected = if of_two_times { row } else { ManifestRow { received: row.appended, ..row } };
     assert_eq!(snapshot.manifest(None), Ok(vec![expected.clone()]), "one time, which is both");
-    assert_eq!(snapshot.checkpoints().expect("checkpoints")[0].1.appended, Some(9).filter(|_| of_two_times));
+    assert_eq!(
+        snapshot.checkpoints().expect("checkpoints")[0].1.appended,
+        Some(9).filter(|_| of_two_times)
+    );
     drop(snapshot);
     let note = serde_json::to_string(&crate::model::expiry::Note::default()).expect("a note");
     assert_eq!(store.swap_expiry(Expiring::Weeks, None, &note), Ok(true));
@@ -478,15 +609,18 @@ fn taken_over(back: &str, of_two_times: bool) {
 #[test]
 fn faults_do_what_they_say() {
     use memory::{Fault, MemoryStore, Write};
-    for (fault, unknown, applied) in
-        [(Fault::Before, false, false), (Fault::AppliedReplyLost, true, true), (Fault::NotAppliedReplyLost, true, false)]
-    {
+    for (fault, unknown, applied) in [
+        (Fault::Before, false, false),
+        (Fault::AppliedReplyLost, true, true),
+        (Fault::NotAppliedReplyLost, true, false),
+    ] {
         let store = MemoryStore::new();
         let epoch = store.claim(SHARD, LOG, 1).expect("claim").checkpoint.epoch;
         store.fault_next(Write::Flush, fault);
         let error = store.flush(guard(0, 1, epoch), &batch(vec![]), 0).expect_err("a fault");
         assert_eq!(error.outcome_unknown(), unknown);
-        let next = store.snapshot().expect("snapshot").checkpoints().expect("checkpoints")[0].1.next;
+        let next =
+            store.snapshot().expect("snapshot").checkpoints().expect("checkpoints")[0].1.next;
         assert_eq!(next == 1, applied);
     }
 }

@@ -1,7 +1,9 @@
-//! Which series match a query, remembered: bounded in bytes, the least recently used forgotten first.
+//! Which series match a query, remembered: bounded in bytes, the least recently used forgotten
+//! first.
 //!
-//! What always holds: what was refused is remembered nowhere; a series that several lists name is one object; a list is weighed as if it
-//! shared nothing, so that the bound holds whatever is forgotten.
+//! What always holds: what was refused is remembered nowhere; a series that several lists name is
+//! one object; a list is weighed as if it shared nothing, so that the bound holds whatever is
+//! forgotten.
 
 use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,13 +19,15 @@ use crate::model::series::{Series, SeriesId};
 /// Series by number, ascending.
 pub(super) type Matched = Arc<Vec<(i64, Arc<SeriesInfo>)>>;
 
-/// Bytes of a series in a list, beside its strings: its entry, counters, id, and the heads of its strings and labels.
+/// Bytes of a series in a list, beside its strings: its entry, counters, id, and the heads of its
+/// strings and labels.
 const SERIES_BYTES: usize = 176;
 /// Bytes of a label beside its text.
 const LABEL_BYTES: usize = 64;
 /// Bytes of a list beside its series.
 const LIST_BYTES: usize = 256;
-/// Series that are gone are looked for when so many are known, and from then on when there are twice as many as are left.
+/// Series that are gone are looked for when so many are known, and from then on when there are
+/// twice as many as are left.
 const TIDY_FROM: usize = 4_096;
 
 /// Lists of series by what was asked for, each with the metric's number of series at that time.
@@ -46,14 +50,16 @@ fn weight(list: &[(i64, Arc<SeriesInfo>)]) -> usize {
 
 /// Roughly the memory of a series.
 fn series_bytes(series: &Series) -> usize {
-    let labels: usize = series.labels.iter().map(|(name, value)| LABEL_BYTES + name.len() + value.len()).sum();
+    let labels: usize =
+        series.labels.iter().map(|(name, value)| LABEL_BYTES + name.len() + value.len()).sum();
     SERIES_BYTES + series.tenant.len() + series.metric.len() + labels
 }
 
 impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
     /// A cache of so many bytes; 0 keeps nothing.
     pub(super) fn new(bytes: u64) -> Self {
-        let weigher = |_: &K, (_, list): &(i64, Matched)| u32::try_from(weight(list)).unwrap_or(u32::MAX);
+        let weigher =
+            |_: &K, (_, list): &(i64, Matched)| u32::try_from(weight(list)).unwrap_or(u32::MAX);
         Self {
             lists: moka::sync::Cache::builder().max_capacity(bytes).weigher(weigher).build(),
             known: DashMap::default(),
@@ -61,7 +67,8 @@ impl<K: Hash + Eq + Send + Sync + 'static> MatchCache<K> {
         }
     }
 
-    /// The list that was kept when the metric had so many series, or the one that `find` collects, which is kept.
+    /// The list that was kept when the metric had so many series, or the one that `find` collects,
+    /// which is kept.
     ///
     /// # Errors
     /// As `find`: what it refuses is not kept.
@@ -165,7 +172,17 @@ mod tests {
 
     fn asked(matchers: &[Matcher], max_series: usize) -> RollupQuery<'_> {
         let (from, to) = (crate::model::window::Hour(0), crate::model::window::Hour(1));
-        RollupQuery { tenant: "t", metric: "m", matchers, from, to, distinct: false, quantiles: false, max_series, budget: None }
+        RollupQuery {
+            tenant: "t",
+            metric: "m",
+            matchers,
+            from,
+            to,
+            distinct: false,
+            quantiles: false,
+            max_series,
+            budget: None,
+        }
     }
 
     fn list(cache: &MatchCache<u32>, key: u32, numbers: std::ops::Range<i64>) -> Matched {
@@ -182,11 +199,19 @@ mod tests {
             list(&cache, key, from..from + 100);
             list(&cache, 0, 1_000..1_100);
         }
-        assert!(cache.bytes() <= cache.lists.policy().max_capacity().expect("a bound"), "{}", cache.bytes());
+        assert!(
+            cache.bytes() <= cache.lists.policy().max_capacity().expect("a bound"),
+            "{}",
+            cache.bytes()
+        );
         assert!(cache.bytes() > 0);
         assert!(cache.lists.contains_key(&0), "what is asked for all the time stays");
         cache.tidy();
-        assert!(cache.known.len() <= 2 * TIDY_FROM, "series that are gone are forgotten: {}", cache.known.len());
+        assert!(
+            cache.known.len() <= 2 * TIDY_FROM,
+            "series that are gone are forgotten: {}",
+            cache.known.len()
+        );
         list(&cache, 1_000, 0..5_000);
         assert!(!cache.lists.contains_key(&1_000), "what is larger than all of it is not kept");
     }

@@ -1,6 +1,8 @@
-//! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine, moved in one transaction.
+//! The port `RollupStore`: rollups, catalogue, checkpoints, manifest, accounting and quarantine,
+//! moved in one transaction.
 //!
-//! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it), [`memory`] (the double). All methods block.
+//! Implementations: [`sqlite`], [`postgres`] (TimescaleDB, or PostgreSQL without it), [`memory`]
+//! (the double). All methods block.
 
 mod blocks;
 mod check;
@@ -16,7 +18,8 @@ use std::sync::Arc;
 
 use crate::model::budget::Budget;
 use crate::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo,
+    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, FlushBatch, FlushGuard,
+    QuarantineRow, SeriesInfo,
 };
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
@@ -36,10 +39,12 @@ pub enum StoreError {
     /// Certainly not applied; may work later.
     #[error("the store failed, nothing was written: {0}")]
     Failed(String),
-    /// Certainly not applied: nobody answers, or the server says that it cannot now. Works again by itself.
+    /// Certainly not applied: nobody answers, or the server says that it cannot now. Works again by
+    /// itself.
     #[error("the store is away, nothing was written: {0}")]
     Unavailable(String),
-    /// Certainly not applied: it takes longer than it may. The store is there; the same question has the same answer later.
+    /// Certainly not applied: it takes longer than it may. The store is there; the same question
+    /// has the same answer later.
     #[error("it takes longer than it may, nothing was written: {0}")]
     TooLong(String),
     /// May have been applied.
@@ -49,7 +54,10 @@ pub enum StoreError {
     #[error("the store is unusable: {0}")]
     Invalid(String),
     /// More series match than a query may read.
-    #[error("more than {max} series of metric {metric} match, the limit query.max_series: add label matchers or raise the limit")]
+    #[error(
+        "more than {max} series of metric {metric} match, the limit query.max_series: add label \
+         matchers or raise the limit"
+    )]
     TooManySeries {
         /// Of which metric.
         metric: String,
@@ -62,13 +70,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the transaction may have been applied. The shard then forgets its memory and reloads the checkpoint.
+    /// Whether the transaction may have been applied. The shard then forgets its memory and reloads
+    /// the checkpoint.
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, StoreError::Unknown(_))
     }
 }
 
-/// A matcher on one label, in the manner of Prometheus; regular expressions are anchored. An absent label reads as empty.
+/// A matcher on one label, in the manner of Prometheus; regular expressions are anchored. An absent
+/// label reads as empty.
 #[derive(Debug, Clone)]
 pub enum Matcher {
     /// `name="value"`
@@ -85,7 +95,10 @@ impl Matcher {
     /// The label that it looks at.
     pub fn label(&self) -> &str {
         match self {
-            Matcher::Equal(name, _) | Matcher::NotEqual(name, _) | Matcher::Regex(name, _) | Matcher::NotRegex(name, _) => name,
+            Matcher::Equal(name, _)
+            | Matcher::NotEqual(name, _)
+            | Matcher::Regex(name, _)
+            | Matcher::NotRegex(name, _) => name,
         }
     }
 
@@ -117,7 +130,8 @@ pub struct RollupQuery<'a> {
     pub distinct: bool,
     /// Whether quantiles are wanted; otherwise the sketch is left empty.
     pub quantiles: bool,
-    /// More matching series than this is [`StoreError::TooManySeries`]; no more than one beyond it are looked at.
+    /// More matching series than this is [`StoreError::TooManySeries`]; no more than one beyond it
+    /// are looked at.
     pub max_series: usize,
     /// What the query may cost; once it has ended, reading ends with [`StoreError::Ended`].
     pub budget: Option<&'a Budget>,
@@ -201,7 +215,8 @@ pub struct MetricInfo {
 /// How large things are, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sizes {
-    /// The store: the file with its journal, or the tables; 0 if nothing of it is on disk, or it was not measured yet.
+    /// The store: the file with its journal, or the tables; 0 if nothing of it is on disk, or it
+    /// was not measured yet.
     pub store: u64,
     /// The objects that the manifest lists.
     pub archive: u64,
@@ -235,7 +250,11 @@ impl Expiring {
     }
 
     fn of_number(number: i32) -> Self {
-        if number == Expiring::Weeks.number() { Expiring::Weeks } else { Expiring::Archive(ShardId(number.cast_unsigned())) }
+        if number == Expiring::Weeks.number() {
+            Expiring::Weeks
+        } else {
+            Expiring::Archive(ShardId(number.cast_unsigned()))
+        }
     }
 }
 
@@ -258,25 +277,38 @@ pub const DEFAULT_MATCH_CACHE: u64 = 32 << 20;
 pub trait StoreSnapshot {
     /// Checkpoints of all shards that were ever claimed.
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError>;
-    /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where nothing was written. It is
-    /// [`FlushGuard::revision`] of the last flush that wrote to the day, or [`settled_revision`](crate::model::flush::settled_revision)
-    /// after a release: no number comes twice with other rows, also not after a restore, so that caches outlive the process.
-    fn revisions(&mut self, tenant: &str, metric: &str, days: std::ops::Range<i32>) -> Result<Vec<u64>, StoreError>;
-    /// Visits the matching rollups, of one series in ascending hours or the other way round, in no other promised order.
+    /// Revision of (tenant, metric, UTC day) for each day of the half-open range of days; 0 where
+    /// nothing was written. It is [`FlushGuard::revision`] of the last flush that wrote to the
+    /// day, or [`settled_revision`](crate::model::flush::settled_revision) after a release: no
+    /// number comes twice with other rows, also not after a restore, so that caches outlive the
+    /// process.
+    fn revisions(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        days: std::ops::Range<i32>,
+    ) -> Result<Vec<u64>, StoreError>;
+    /// Visits the matching rollups, of one series in ascending hours or the other way round, in no
+    /// other promised order.
     fn rollups(
         &mut self,
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError>;
-    /// The stored bytes of every rollup of the shard count's every tenant in the hours, for `verify`: tenant, metric, hour, series id,
-    /// encoded figures and sketches, ascending.
-    fn rollup_bytes(&mut self, from: Hour, to: Hour, visit: VisitBytes<'_>) -> Result<(), StoreError>;
+    /// The stored bytes of every rollup of the shard count's every tenant in the hours, for
+    /// `verify`: tenant, metric, hour, series id, encoded figures and sketches, ascending.
+    fn rollup_bytes(
+        &mut self,
+        from: Hour,
+        to: Hour,
+        visit: VisitBytes<'_>,
+    ) -> Result<(), StoreError>;
     /// The rules of de-duplication of a shard.
     fn dedup_rules(&mut self, shard: ShardId) -> Result<DedupRules, StoreError>;
     /// The series admitted by a shard, each with the offset from which on it is.
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError>;
-    /// What the shard decided about the records of a range: the series that it admitted there, by offset and id, and the events that are
-    /// set aside.
+    /// What the shard decided about the records of a range: the series that it admitted there, by
+    /// offset and id, and the events that are set aside.
     fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError>;
     /// The tenant's metrics of the page, ascending.
     fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError>;
@@ -289,17 +321,34 @@ pub trait StoreSnapshot {
         page: &Page<'_>,
     ) -> Result<Vec<String>, StoreError>;
     /// Accounting rows of the tenant in the hours of receipt.
-    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError>;
+    fn accounting(
+        &mut self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<AccountingDelta>, StoreError>;
     /// Accounting rows of all tenants, by tenant and hour.
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError>;
     /// The manifest rows of one shard, or of all, by range.
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError>;
-    /// The first manifest rows of a shard, by range: of one tier, or of both. Append times never decrease, so they are the oldest.
-    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError>;
+    /// The first manifest rows of a shard, by range: of one tier, or of both. Append times never
+    /// decrease, so they are the oldest.
+    fn manifest_first(
+        &mut self,
+        shard: ShardId,
+        tier: Option<Tier>,
+        limit: usize,
+    ) -> Result<Vec<ManifestRow>, StoreError>;
     /// Append time of the last record that was archived of a shard; none if none was.
     fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError>;
-    /// Where the objects of a shard end and when the last record of each was received, by range, of those that begin at `from` or behind.
-    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError>;
+    /// Where the objects of a shard end and when the last record of each was received, by range, of
+    /// those that begin at `from` or behind.
+    fn receipts(
+        &mut self,
+        shard: ShardId,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Vec<(Offset, Millis)>, StoreError>;
     /// How many objects a shard has, and where the first begins.
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError>;
     /// What is noted of expiry.
@@ -314,8 +363,8 @@ pub trait StoreSnapshot {
 
 /// Rollups, catalogue, checkpoints, manifest, accounting and quarantine.
 pub trait RollupStore: Send + Sync + 'static {
-    /// Takes the shard: mints an epoch of the next counter and the given nonce and counts an attempt. A shard without a
-    /// checkpoint begins at offset 0 of `log`.
+    /// Takes the shard: mints an epoch of the next counter and the given nonce and counts an
+    /// attempt. A shard without a checkpoint begins at offset 0 of `log`.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] if the checkpoint speaks of another log.
@@ -325,50 +374,76 @@ pub trait RollupStore: Send + Sync + 'static {
     /// Notes the rule of de-duplication from an offset on, instead of those from there on.
     ///
     /// # Errors
-    /// [`StoreError::Refused`] if the epoch is not the owner's, or records above the offset are committed that another rule has decided,
-    /// unless no rule was noted before.
-    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError>;
-    /// Writes one flush: compare-and-set on (log, `range.from`, epoch) first, then rows, catalogue, ids, accounting, quarantine,
-    /// revisions; the checkpoint moves to `range.to`, attempts and suspect are cleared. Blocks of ids appended before
-    /// `forget_ids_before` are deleted.
+    /// [`StoreError::Refused`] if the epoch is not the owner's, or records above the offset are
+    /// committed that another rule has decided, unless no rule was noted before.
+    fn note_dedup_rule(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        from: Offset,
+        rule: DedupRule,
+    ) -> Result<(), StoreError>;
+    /// Writes one flush: compare-and-set on (log, `range.from`, epoch) first, then rows, catalogue,
+    /// ids, accounting, quarantine, revisions; the checkpoint moves to `range.to`, attempts and
+    /// suspect are cleared. Blocks of ids appended before `forget_ids_before` are deleted.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError>;
+    fn flush(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Result<(), StoreError>;
     /// Notes the event about to be applied alone, so that the next start knows it.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError>;
-    /// Inserts a manifest row: compare-and-set on (epoch of the owner, archived offset = `row.range.from`), which moves to `row.range.to`.
-    /// The object itself may be a former owner's.
+    fn mark_suspect(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        offset: Offset,
+        index: u32,
+    ) -> Result<(), StoreError>;
+    /// Inserts a manifest row: compare-and-set on (epoch of the owner, archived offset =
+    /// `row.range.from`), which moves to `row.range.to`. The object itself may be a former
+    /// owner's.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn archived(&self, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError>;
-    /// Notes that the object of a manifest row is in this tier from now on. `false` if the manifest has no row of its path any more.
+    /// Notes that the object of a manifest row is in this tier from now on. `false` if the manifest
+    /// has no row of its path any more.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError>;
-    /// Removes the manifest row and raises the archive floor of its shard ([`ArchiveFloor::raised`]). `false`, and nothing happens, if
-    /// it is not the first row of its shard.
+    /// Removes the manifest row and raises the archive floor of its shard
+    /// ([`ArchiveFloor::raised`]). `false`, and nothing happens, if it is not the first row of
+    /// its shard.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError>;
-    /// Notes `after` in the place of `before`: compare-and-set on the text. `false`, and nothing happens, if another note stands there.
+    /// Notes `after` in the place of `before`: compare-and-set on the text. `false`, and nothing
+    /// happens, if another note stands there.
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError>;
+    fn swap_expiry(
+        &self,
+        of: Expiring,
+        before: Option<&str>,
+        after: &str,
+    ) -> Result<bool, StoreError>;
     /// A person says yes to what is noted of these; how many there are.
     ///
     /// # Errors
     /// See [`StoreError`].
     fn say_yes(&self, of: &[Expiring]) -> Result<u64, StoreError>;
-    /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if `delta` is `None`. `false` if no such
-    /// row waits.
+    /// Merges a quarantined event's delta and deletes its row, or marks the row as discarded if
+    /// `delta` is `None`. `false` if no such row waits.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -384,8 +459,9 @@ pub trait RollupStore: Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn snapshot(&self) -> Result<Box<dyn StoreSnapshot + '_>, StoreError>;
-    /// A view for a query: waiting for it, and whatever is read in it, ends with [`StoreError::Ended`] soon after the query has ended, also
-    /// while the store does not answer.
+    /// A view for a query: waiting for it, and whatever is read in it, ends with
+    /// [`StoreError::Ended`] soon after the query has ended, also while the store does not
+    /// answer.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -394,19 +470,25 @@ pub trait RollupStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// See [`StoreError`].
-    fn snapshot_at_once(&self, query: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
-    /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the checkpoint's `next` stays where flushes moved it.
-    /// Only of a store that is being rebuilt, which nothing else may use.
+    fn snapshot_at_once(
+        &self,
+        query: &Budget,
+    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError>;
+    /// Writes what a rebuild knows of a shard beside its flushes, over what is there; the
+    /// checkpoint's `next` stays where flushes moved it. Only of a store that is being rebuilt,
+    /// which nothing else may use.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] if the store is not being rebuilt.
     fn restore(&self, shard: &Restored) -> Result<(), StoreError>;
-    /// Looks for what contradicts itself, beside what `verify` recomputes: the file, the catalogue, checksums. Reads everything.
+    /// Looks for what contradicts itself, beside what `verify` recomputes: the file, the catalogue,
+    /// checksums. Reads everything.
     ///
     /// # Errors
     /// If it cannot look at all; what is damaged is found, and no error.
     fn check(&self, found: &mut dyn FnMut(Damage)) -> Result<(), StoreError>;
-    /// How large the store and the archive are, perhaps a minute ago. Cheap enough to be asked every few seconds.
+    /// How large the store and the archive are, perhaps a minute ago. Cheap enough to be asked
+    /// every few seconds.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -431,14 +513,16 @@ fn not_being_rebuilt() -> StoreError {
 /// Two series of one id: a hash collision, or a damaged catalogue.
 fn collision(known: &SeriesInfo, new: &SeriesInfo) -> StoreError {
     StoreError::Invalid(format!(
-        "series id {} already belongs to {:?}, so {:?} cannot be stored: rename a label of the new series",
+        "series id {} already belongs to {:?}, so {:?} cannot be stored: rename a label of the \
+         new series",
         known.id, known.series, new.series
     ))
 }
 
 fn other_log(shard: ShardId, expected: LogId, found: LogId) -> StoreError {
     StoreError::Invalid(format!(
-        "the checkpoint of shard {shard} belongs to log {expected}, but the log is {found}: start with the log of this store, or with an empty store"
+        "the checkpoint of shard {shard} belongs to log {expected}, but the log is {found}: start \
+         with the log of this store, or with an empty store"
     ))
 }
 

@@ -1,13 +1,15 @@
-//! A whole store in pieces, to be carried from one implementation into an empty one: every row as it is, numbers of series apart, which
-//! each store gives by itself.
+//! A whole store in pieces, to be carried from one implementation into an empty one: every row as
+//! it is, numbers of series apart, which each store gives by itself.
 //!
-//! It is no part of the port: nothing that serves uses it. [`super::sqlite`] exports, [`super::postgres`] imports, `rollmill migrate`
-//! stands between them.
+//! It is no part of the port: nothing that serves uses it. [`super::sqlite`] exports,
+//! [`super::postgres`] imports, `rollmill migrate` stands between them.
 
 use std::sync::Arc;
 
 use super::StoreError;
-use crate::model::flush::{AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, Suspect};
+use crate::model::flush::{
+    AccountingDelta, DedupBlock, DedupRule, QuarantineRow, SeriesInfo, Suspect,
+};
 use crate::model::manifest::{ArchiveFloor, ManifestRow};
 use crate::model::offset::{Checkpoint, Offset, ShardId};
 use crate::model::rollup::Figures;

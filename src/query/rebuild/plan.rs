@@ -1,4 +1,5 @@
-//! Which objects of a listing, and which records of the log, make up the history of a shard. A function of the listing and the bounds.
+//! Which objects of a listing, and which records of the log, make up the history of a shard. A
+//! function of the listing and the bounds.
 
 use super::RebuildError;
 use crate::model::offset::{LogId, Offset, OffsetRange, ShardId};
@@ -55,8 +56,8 @@ impl ShardPlan {
     }
 }
 
-/// Plans a shard whose log holds `[log_start, log_end)`. `logs` are the names under which its objects may be: those of former logs, whose
-/// offsets it has continued, too.
+/// Plans a shard whose log holds `[log_start, log_end)`. `logs` are the names under which its
+/// objects may be: those of former logs, whose offsets it has continued, too.
 ///
 /// # Errors
 /// If records are missing between the first one that is left and the end of the log.
@@ -69,10 +70,15 @@ pub(super) fn plan(
     of_chains(shard, Chains::of(logs, shard, listed), bounds)
 }
 
-fn of_chains(shard: ShardId, all: Chains, bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
+fn of_chains(
+    shard: ShardId,
+    all: Chains,
+    bounds: (Offset, Offset),
+) -> Result<ShardPlan, RebuildError> {
     let (log_start, log_end) = bounds;
     let links = all.links();
-    // What reaches further back tells more; the archive is preferred, because it has what was decided.
+    // What reaches further back tells more; the archive is preferred, because it has what was
+    // decided.
     let first = links.first().map(|link| link.name.range.from).filter(|from| *from <= log_start);
     let start = first.unwrap_or(log_start);
     let chain = if first.is_some() { all.from(start) } else { Vec::new() };
@@ -86,7 +92,15 @@ fn of_chains(shard: ShardId, all: Chains, bounds: (Offset, Offset)) -> Result<Sh
         return Err(RebuildError::LogShort { shard, archived, end: log_end });
     }
     let unused = (links.len() - chain.len()) as u64;
-    Ok(ShardPlan { shard, start, chain, archived, end: log_end, unused, from: Given { all, bounds } })
+    Ok(ShardPlan {
+        shard,
+        start,
+        chain,
+        archived,
+        end: log_end,
+        unused,
+        from: Given { all, bounds },
+    })
 }
 
 #[cfg(test)]
@@ -104,13 +118,19 @@ mod tests {
         ObjectInfo { path, bytes: 1, written: 0, tier: Tier::Hot }
     }
 
-    fn planned(objects: &[(Offset, Offset, u64)], bounds: (Offset, Offset)) -> Result<ShardPlan, RebuildError> {
+    fn planned(
+        objects: &[(Offset, Offset, u64)],
+        bounds: (Offset, Offset),
+    ) -> Result<ShardPlan, RebuildError> {
         let listed = objects.iter().map(|&(from, to, counter)| object(from, to, counter)).collect();
         plan(&[LOG], SHARD, listed, bounds)
     }
 
     fn ranges(plan: &ShardPlan) -> Vec<(Offset, Offset, u64)> {
-        plan.chain.iter().map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter)).collect()
+        plan.chain
+            .iter()
+            .map(|link| (link.name.range.from, link.name.range.to, link.name.epoch.counter))
+            .collect()
     }
 
     #[test]
@@ -118,7 +138,10 @@ mod tests {
         let objects = [(0, 10, 1), (10, 14, 1), (10, 20, 2), (10, 20, 3), (20, 25, 3), (14, 16, 1)];
         let plan = planned(&objects, (0, 40)).expect("a plan");
         assert_eq!(ranges(&plan), [(0, 10, 1), (10, 20, 3), (20, 25, 3)]);
-        assert_eq!((plan.start, plan.archived, plan.end, plan.unused, plan.records(), plan.epoch()), (0, 25, 40, 3, 40, 3));
+        assert_eq!(
+            (plan.start, plan.archived, plan.end, plan.unused, plan.records(), plan.epoch()),
+            (0, 25, 40, 3, 40, 3)
+        );
     }
 
     #[test]
@@ -146,12 +169,16 @@ mod tests {
 
     #[test]
     fn a_damaged_object_is_left_out_if_others_have_its_records() {
-        let plan = planned(&[(0, 10, 1), (10, 20, 1), (10, 20, 2), (20, 30, 2)], (25, 40)).expect("a plan");
+        let plan = planned(&[(0, 10, 1), (10, 20, 1), (10, 20, 2), (20, 30, 2)], (25, 40))
+            .expect("a plan");
         let path = |plan: &ShardPlan, at: usize| plan.chain[at].object.path.clone();
         let other = plan.without(&path(&plan, 1)).expect("the older owner's is there");
         assert_eq!(ranges(&other), [(0, 10, 1), (10, 20, 1), (20, 30, 2)]);
         let missing = OffsetRange { from: 10, to: 20 };
-        assert_eq!(other.without(&path(&other, 1)), Err(RebuildError::Gap { shard: SHARD, missing }));
+        assert_eq!(
+            other.without(&path(&other, 1)),
+            Err(RebuildError::Gap { shard: SHARD, missing })
+        );
         let begins = Err(RebuildError::Begins { shard: SHARD, start: 10 });
         assert_eq!(plan.without(&path(&plan, 0)), begins);
     }

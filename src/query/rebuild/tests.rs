@@ -1,4 +1,5 @@
-//! A small shard at work, its store lost, and made anew. Crashes, leftovers and poison are the simulation's (`tests/sim/checks.rs`).
+//! A small shard at work, its store lost, and made anew. Crashes, leftovers and poison are the
+//! simulation's (`tests/sim/checks.rs`).
 
 use std::sync::Arc;
 
@@ -17,7 +18,12 @@ use crate::persistence::store::memory::{Fault, MemoryStore, Write};
 
 const LOG: LogId = LogId([4; 16]);
 const SHARDS: u32 = 2;
-const RULES: FoldRules = FoldRules { dedup_horizon_ms: 50_000, dedup_max_ids: 100, max_delta_bytes: 1, shard_count: SHARDS };
+const RULES: FoldRules = FoldRules {
+    dedup_horizon_ms: 50_000,
+    dedup_max_ids: 100,
+    max_delta_bytes: 1,
+    shard_count: SHARDS,
+};
 /// Series of a tenant that a shard admits.
 const MAX_SERIES: u64 = 3;
 const RECORDS: u64 = 24;
@@ -25,11 +31,15 @@ const RECORDS: u64 = 24;
 /// A record of two events: series and ids come again.
 fn payload(shard: u32, n: u64) -> bytes::Bytes {
     let here = |page: u64| {
-        let mut all = (0..).map(|turn| Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}/{turn}"))]));
-        all.find(|series| SeriesId::of_key(&series.key()).shard(SHARDS) == ShardId(shard)).expect("one")
+        let mut all = (0..).map(|turn| {
+            Series::new("t", "m", [("page".to_owned(), format!("{shard}/{page}/{turn}"))])
+        });
+        all.find(|series| SeriesId::of_key(&series.key()).shard(SHARDS) == ShardId(shard))
+            .expect("one")
     };
     let series: Vec<Series> = [(n / 2) % 7, (n / 3) % 5].map(here).into();
-    let keys: Vec<(Vec<u8>, SeriesId)> = series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
+    let keys: Vec<(Vec<u8>, SeriesId)> =
+        series.iter().map(|s| (s.key(), SeriesId::of_key(&s.key()))).collect();
     let ids = [format!("a{}", n / 2), format!("b{n}")];
     let event = |at: usize| RecordEvent {
         series: at as u32,
@@ -42,7 +52,17 @@ fn payload(shard: u32, n: u64) -> bytes::Bytes {
     let series = keys.iter().map(|(key, id)| SeriesEntry { id: &id.0, key }).collect();
     let mut bytes = Vec::new();
     let events = vec![event(0), event(1)];
-    record::encode(&Record { version: record::VERSION, tenant: "t", gateway: 0, series, events, stamp: Some(1) }, &mut bytes);
+    record::encode(
+        &Record {
+            version: record::VERSION,
+            tenant: "t",
+            gateway: 0,
+            series,
+            events,
+            stamp: Some(1),
+        },
+        &mut bytes,
+    );
     bytes.into()
 }
 
@@ -53,7 +73,8 @@ struct World {
 }
 
 impl World {
-    /// Both shards at work, in turns, so that they share the overflow series; records below `archived` are archived, five to an object.
+    /// Both shards at work, in turns, so that they share the overflow series; records below
+    /// `archived` are archived, five to an object.
     fn new(archived: u64) -> Self {
         Self::at_work(archived, [0, 1])
     }
@@ -73,7 +94,9 @@ impl World {
             order.map(ShardId).iter().for_each(|shard| world.work(*shard, from, to));
         }
         for from in (0..archived).step_by(5) {
-            (0..SHARDS).map(ShardId).for_each(|shard| world.put(shard, from, archived.min(from + 5)));
+            (0..SHARDS)
+                .map(ShardId)
+                .for_each(|shard| world.put(shard, from, archived.min(from + 5)));
         }
         world
     }
@@ -82,13 +105,17 @@ impl World {
         let claim = self.store.claim(shard, LOG, from).expect("claim");
         assert_eq!(claim.checkpoint.next, from);
         let recent = self.store.recent_ids(shard, i64::MIN).expect("ids");
-        let admission = Admission::limited(MAX_SERIES, self.store.admitted_series(shard).expect("series"));
+        let admission =
+            Admission::limited(MAX_SERIES, self.store.admitted_series(shard).expect("series"));
         let state = ShardState::new(RULES.limits(), shard, &claim, recent, admission, from);
         let mut driver = ShardDriver::from(state);
         let records = self.log.read(shard, from, usize::MAX).expect("records");
-        let flushed = fold::apply(&mut driver, &records[..(to - from) as usize], true, &mut |guard, batch, forget| {
-            self.store.flush(guard, batch, forget)
-        });
+        let flushed = fold::apply(
+            &mut driver,
+            &records[..(to - from) as usize],
+            true,
+            &mut |guard, batch, forget| self.store.flush(guard, batch, forget),
+        );
         flushed.expect("flushed");
     }
 
@@ -103,7 +130,10 @@ impl World {
         let checkpoints = snapshot.checkpoints().expect("checkpoints");
         let epoch = checkpoints.iter().find(|(id, _)| *id == shard).expect("a checkpoint").1.epoch;
         let decisions = snapshot.decisions(shard, OffsetRange { from, to }).expect("decisions");
-        let row = self.archive.write(LOG, shard, epoch, &self.records(shard, from, to), &decisions).expect("written");
+        let row = self
+            .archive
+            .write(LOG, shard, epoch, &self.records(shard, from, to), &decisions)
+            .expect("written");
         self.store.archived(row.epoch, &row).expect("archived");
     }
 
@@ -127,7 +157,9 @@ impl World {
     }
 
     fn objects(&self) -> Vec<ObjectInfo> {
-        (0..SHARDS).flat_map(|shard| self.archive.list(LOG, ShardId(shard)).expect("list")).collect()
+        (0..SHARDS)
+            .flat_map(|shard| self.archive.list(LOG, ShardId(shard)).expect("list"))
+            .collect()
     }
 }
 
@@ -139,15 +171,28 @@ fn everything(store: &dyn RollupStore) -> Vec<String> {
     };
     snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("rows");
     for (shard, at) in snapshot.checkpoints().expect("checkpoints") {
-        all.push(format!("{shard} {} {} {:?}", at.next, at.archived, snapshot.manifest(Some(shard)).expect("rows")));
+        all.push(format!(
+            "{shard} {} {} {:?}",
+            at.next,
+            at.archived,
+            snapshot.manifest(Some(shard)).expect("rows")
+        ));
         let mut admissions = snapshot.admissions(shard).expect("admissions");
         admissions.sort_unstable();
         all.push(format!("{admissions:?}"));
-        let recent = store.recent_ids(shard, 10_000 * RECORDS as i64 - RULES.dedup_horizon_ms).expect("ids");
-        let ids = recent.into_iter().flat_map(|block| block.runs).filter(|(at, _)| *at >= 10_000 * (RECORDS as i64 - 5));
+        let recent =
+            store.recent_ids(shard, 10_000 * RECORDS as i64 - RULES.dedup_horizon_ms).expect("ids");
+        let ids = recent
+            .into_iter()
+            .flat_map(|block| block.runs)
+            .filter(|(at, _)| *at >= 10_000 * (RECORDS as i64 - 5));
         all.push(format!("{:?}", ids.flat_map(|(_, ids)| ids).collect::<Vec<_>>()));
     }
-    all.push(format!("{:?} {:?}", snapshot.accounting("t", Hour(0), Hour(99)), snapshot.metrics("t", &Page::ALL)));
+    all.push(format!(
+        "{:?} {:?}",
+        snapshot.accounting("t", Hour(0), Hour(99)),
+        snapshot.metrics("t", &Page::ALL)
+    ));
     all
 }
 
@@ -158,12 +203,21 @@ fn a_rebuilt_store_is_the_one_that_was_lost() {
         let store = MemoryStore::rebuilding();
         let report = world.rebuild(&store, false).expect("rebuilt");
         assert_eq!(everything(&*store), everything(&*world.store), "{archived} archived");
-        let (objects, records) = (u64::from(SHARDS) * archived.div_ceil(5), u64::from(SHARDS) * archived);
-        assert_eq!((report.objects, report.records.0, report.records.0 + report.records.1), (objects, records, 2 * RECORDS));
+        let (objects, records) =
+            (u64::from(SHARDS) * archived.div_ceil(5), u64::from(SHARDS) * archived);
+        assert_eq!(
+            (report.objects, report.records.0, report.records.0 + report.records.1),
+            (objects, records, 2 * RECORDS)
+        );
         let [aggregated, deduplicated, _] = report.events;
         assert!(deduplicated > 0 && aggregated + deduplicated == 4 * RECORDS, "{report:?}");
-        let metrics = store.snapshot().expect("snapshot").metrics("t", &Page::ALL).expect("metrics");
-        assert_eq!(metrics[0].series, 2 * MAX_SERIES + 1, "limits were reached, and the overflow series is shared");
+        let metrics =
+            store.snapshot().expect("snapshot").metrics("t", &Page::ALL).expect("metrics");
+        assert_eq!(
+            metrics[0].series,
+            2 * MAX_SERIES + 1,
+            "limits were reached, and the overflow series is shared"
+        );
         let old = world.store.snapshot().expect("snapshot").checkpoints().expect("checkpoints");
         let new = store.claim(ShardId(0), LOG, 5).expect("goes on").checkpoint;
         assert_eq!(new.next, old[0].1.next);
@@ -204,7 +258,9 @@ fn objects_of_an_older_release_are_decided_again_by_the_limit() {
     let world = World::new(20);
     let expected = everything(&*world.store);
     // The first objects were written before decisions were noted.
-    for object in world.objects().iter().filter(|object| object.path.contains("/00000000000000000000-")) {
+    for object in
+        world.objects().iter().filter(|object| object.path.contains("/00000000000000000000-"))
+    {
         let found = world.archive.examine(object).expect("an object");
         let bytes = parquet::tests::older(LOG, found.row.shard, found.row.epoch, &found.records);
         world.archive.put(&object.path, Tier::Hot, bytes);
@@ -212,7 +268,9 @@ fn objects_of_an_older_release_are_decided_again_by_the_limit() {
     let store = MemoryStore::rebuilding();
     let report = world.rebuild(&store, false).expect("rebuilt");
     assert_eq!((report.undecided, report.unsealed), (2, 2));
-    let but_sizes = |all: Vec<String>| all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>();
+    let but_sizes = |all: Vec<String>| {
+        all.into_iter().filter(|line| !line.contains("crc32c")).collect::<Vec<_>>()
+    };
     assert_eq!(but_sizes(everything(&*store)), but_sizes(expected));
 }
 
@@ -229,16 +287,22 @@ fn a_damaged_object_is_said_or_gone_around() {
     let rows = |store: &MemoryStore| {
         let mut found = Vec::new();
         let mut snapshot = store.snapshot().expect("snapshot");
-        let mut visit =
-            |info: &Arc<crate::model::flush::SeriesInfo>, hour, _, bytes: &[u8]| found.push((info.id, hour, bytes.to_vec()));
+        let mut visit = |info: &Arc<crate::model::flush::SeriesInfo>, hour, _, bytes: &[u8]| {
+            found.push((info.id, hour, bytes.to_vec()))
+        };
         snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("rows");
         found
     };
     assert_eq!(rows(&store), rows(&world.store));
 
     world.log.release(&[20, 20]).expect("released");
-    let error = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("nothing has its records");
-    assert!(error.to_string().contains(&object.path) && error.to_string().contains("bring the object back"), "{error}");
+    let error =
+        world.rebuild(&MemoryStore::rebuilding(), false).expect_err("nothing has its records");
+    assert!(
+        error.to_string().contains(&object.path)
+            && error.to_string().contains("bring the object back"),
+        "{error}"
+    );
     world.archive.remove(&object.path, Tier::Hot).expect("removed");
     let error = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("a gap");
     assert!(error.to_string().contains("records 5 to 10 are neither"), "{error}");
@@ -248,7 +312,13 @@ fn a_damaged_object_is_said_or_gone_around() {
 fn what_expired_is_left_out_only_when_that_is_allowed() {
     let world = World::new(20);
     world.log.release(&[20, 20]).expect("released");
-    let first: ManifestRow = world.store.snapshot().expect("snapshot").manifest(Some(ShardId(0))).expect("rows").remove(0);
+    let first: ManifestRow = world
+        .store
+        .snapshot()
+        .expect("snapshot")
+        .manifest(Some(ShardId(0)))
+        .expect("rows")
+        .remove(0);
     assert!(world.store.expired(&first).expect("expired"));
     world.archive.remove(&first.path, Tier::Hot).expect("removed");
     let refused = world.rebuild(&MemoryStore::rebuilding(), false).expect_err("refused");
@@ -257,7 +327,11 @@ fn what_expired_is_left_out_only_when_that_is_allowed() {
 
     let store = MemoryStore::rebuilding();
     let report = world.rebuild(&store, true).expect("rebuilt");
-    assert_eq!(report.incomplete_before, Some(Hour(2)), "appended in hour 0, at most an hour ahead");
+    assert_eq!(
+        report.incomplete_before,
+        Some(Hour(2)),
+        "appended in hour 0, at most an hour ahead"
+    );
     let mut snapshot = store.snapshot().expect("snapshot");
     let floor = ArchiveFloor { offset: 5, appended: 50_000, hour: Hour(2) };
     assert_eq!(snapshot.archive_floors(), Ok(vec![(ShardId(0), floor)]));
@@ -276,7 +350,8 @@ fn a_store_that_may_be_in_use_is_never_written_over() {
 #[test]
 fn a_log_that_continues_another_has_the_history_of_both() {
     let world = World::new(20);
-    // As after a migration: the same offsets under another id, from where the first log ended; its objects keep their names.
+    // As after a migration: the same offsets under another id, from where the first log ended; its
+    // objects keep their names.
     let log = MemoryLog::new(LogId([5; 16]), SHARDS, ManualClock::at(1_000_000));
     for n in 0..20 {
         let records = (0..SHARDS).map(|shard| (ShardId(shard), payload(shard, n))).collect();

@@ -1,4 +1,5 @@
-//! What a query costs is counted while it runs: it ends where it becomes too large, with nothing remembered.
+//! What a query costs is counted while it runs: it ends where it becomes too large, with nothing
+//! remembered.
 
 use std::sync::atomic::AtomicBool;
 
@@ -20,10 +21,25 @@ fn engine(hours: impl Iterator<Item = i32> + Clone, max_points: usize) -> Arc<Qu
         .map(|(series, hour)| Delta { series, hour, rollup: rollup.clone() })
         .collect();
     let claim = store.claim(ShardId(0), LOG, 1).expect("claim");
-    let guard = FlushGuard { shard: ShardId(0), log: LOG, range: OffsetRange { from: 0, to: 1 }, epoch: claim.checkpoint.epoch };
+    let guard = FlushGuard {
+        shard: ShardId(0),
+        log: LOG,
+        range: OffsetRange { from: 0, to: 1 },
+        epoch: claim.checkpoint.epoch,
+    };
     store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
-    let limits = QueryLimits { max_points, max_series: SERIES, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
-    QueryEngine::new(store, Arc::new(Idle), ManualClock::at(i64::from(START + 24 * 200) * HOUR_MS), limits)
+    let limits = QueryLimits {
+        max_points,
+        max_series: SERIES,
+        stale_after_ms: 10_000,
+        cache_bytes: 1 << 20,
+    };
+    QueryEngine::new(
+        store,
+        Arc::new(Idle),
+        ManualClock::at(i64::from(START + 24 * 200) * HOUR_MS),
+        limits,
+    )
 }
 
 fn params(step: &str, hours: i32, more: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -45,7 +61,8 @@ fn a_query_of_too_many_points_ends_at_the_limit() {
     // 60,000 points take some 14 MB: it is refused long before.
     let engine = engine(0..60, 5_000);
     let (budget, shares) = budget(4 << 20);
-    let refused = reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("too many");
+    let refused =
+        reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("too many");
     assert_eq!((refused.code, refused.status.as_u16()), ("too_many_points", 422), "{refused}");
     assert!(refused.message.contains("query.max_points"), "{refused}");
     // The list of series is held until the query is gone.
@@ -58,7 +75,8 @@ fn a_query_of_too_many_points_ends_at_the_limit() {
 fn a_query_that_needs_too_much_memory_ends_there() {
     let engine = engine(0..60, 1_000_000);
     let (small, _shares) = budget(4 << 20);
-    let refused = reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &small).expect_err("too large");
+    let refused =
+        reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &small).expect_err("too large");
     assert_eq!((refused.code, refused.status.as_u16()), ("query_too_large", 422), "{refused}");
     let (large, _shares) = budget(64 << 20);
     assert!(reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &large).is_ok());
@@ -69,7 +87,8 @@ fn days_of_many_groups_do_not_lie_in_memory_together() {
     // 1,000 points, but 150,000 in the parts of all days, which would take more than 100 MB.
     let engine = engine((0..150).map(|day| day * 24 + 1), 10_000);
     let (budget, _shares) = budget(56 << 20);
-    let answer = reads::query(&*engine, "t", &params("all", 150 * 24, &[]), 0, &budget).unwrap_or_else(|e| panic!("{e}"));
+    let answer = reads::query(&*engine, "t", &params("all", 150 * 24, &[]), 0, &budget)
+        .unwrap_or_else(|e| panic!("{e}"));
     let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
     let series = answer["series"].as_array().expect("series");
     assert_eq!(series.len(), SERIES);
@@ -79,12 +98,15 @@ fn days_of_many_groups_do_not_lie_in_memory_together() {
 #[test]
 fn an_ended_query_reads_no_further() {
     let engine = engine(0..60, 1_000_000);
-    for (why, code) in
-        [(Ended::Abandoned, "query_abandoned"), (Ended::Late, "query_timeout"), (Ended::TenantBusy, "tenant_overloaded")]
-    {
+    for (why, code) in [
+        (Ended::Abandoned, "query_abandoned"),
+        (Ended::Late, "query_timeout"),
+        (Ended::TenantBusy, "tenant_overloaded"),
+    ] {
         let budget = Budget::default();
         budget.end(why);
-        let refused = reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("ended");
+        let refused =
+            reads::query(&*engine, "t", &params("1h", 60, &[]), 0, &budget).expect_err("ended");
         assert_eq!(refused.code, code);
     }
 }

@@ -12,12 +12,23 @@ fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEng
         for value in *values {
             rollup.add(value.map(|value| Decimal::parse(value).expect("a value")), None);
         }
-        Delta { series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }), hour: Hour(START), rollup }
+        Delta {
+            series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }),
+            hour: Hour(START),
+            rollup,
+        }
     });
     let batch = FlushBatch { deltas: deltas.collect(), ..FlushBatch::default() };
     let range = OffsetRange { from: 0, to: 1 };
-    store.flush(FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch }, &batch, 0).expect("flush");
-    let limits = QueryLimits { max_points, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    store
+        .flush(
+            FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch },
+            &batch,
+            0,
+        )
+        .expect("flush");
+    let limits =
+        QueryLimits { max_points, max_series: 1_000, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
     QueryEngine::new(store, Arc::new(Idle), ManualClock::at(i64::from(START + 1) * HOUR_MS), limits)
 }
 
@@ -25,8 +36,10 @@ fn engine(max_points: usize, series: &[(&str, &[Option<&str>])]) -> Arc<QueryEng
 const NOW: Millis = START as i64 * HOUR_MS;
 
 fn ask(engine: &QueryEngine, params: &[(&str, &str)]) -> Result<serde_json::Value, ApiError> {
-    let params: Vec<_> = [("metric", "m"), ("step", "all"), ("by", "s")].iter().chain(params).collect();
-    let params: Vec<_> = params.into_iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let params: Vec<_> =
+        [("metric", "m"), ("step", "all"), ("by", "s")].iter().chain(params).collect();
+    let params: Vec<_> =
+        params.into_iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
     reads::query(engine, "t", &params, NOW + HOUR_MS, &Budget::default())
         .map(|answer| serde_json::from_str(&answer).expect("JSON"))
 }
@@ -40,7 +53,15 @@ fn ranked(engine: &QueryEngine, agg: &str, order: &str) -> Vec<String> {
 
 #[test]
 fn what_has_no_value_comes_last_in_either_order() {
-    let engine = engine(100, &[("broken", &[None]), ("cold", &[Some("-5")]), ("roof", &[Some("21")]), ("frost", &[Some("-3")])]);
+    let engine = engine(
+        100,
+        &[
+            ("broken", &[None]),
+            ("cold", &[Some("-5")]),
+            ("roof", &[Some("21")]),
+            ("frost", &[Some("-3")]),
+        ],
+    );
     for agg in ["min", "max", "avg", "sum", "p50", "p99"] {
         assert_eq!(ranked(&engine, agg, "desc"), ["roof", "frost", "cold", "broken"], "{agg}");
         assert_eq!(ranked(&engine, agg, "asc"), ["cold", "frost", "roof", "broken"], "{agg}");
@@ -56,7 +77,11 @@ fn the_largest_are_found_to_the_last_digit() {
     let largest = "90000000000000010";
     let sums = engine(
         100,
-        &[("more", &[Some(largest)]), ("same", &[Some("90000000000000000")]), ("less", &[Some("89999999999999990")])],
+        &[
+            ("more", &[Some(largest)]),
+            ("same", &[Some("90000000000000000")]),
+            ("less", &[Some("89999999999999990")]),
+        ],
     );
     for agg in ["sum", "avg", "min", "max"] {
         assert_eq!(ranked(&sums, agg, "desc"), ["more", "same", "less"], "{agg}");
@@ -64,7 +89,14 @@ fn the_largest_are_found_to_the_last_digit() {
     }
     // A third, and a third of a billionth more: as doubles they are equal.
     let third: &[Option<&str>] = &[Some("1000000000000"), Some("0"), Some("0")];
-    let averages = engine(100, &[("a", third), ("b", &[Some("1000000000000"), Some("0"), Some("0.000000001")]), ("c", third)]);
+    let averages = engine(
+        100,
+        &[
+            ("a", third),
+            ("b", &[Some("1000000000000"), Some("0"), Some("0.000000001")]),
+            ("c", third),
+        ],
+    );
     assert_eq!(ranked(&averages, "avg", "desc"), ["b", "a", "c"]);
     assert_eq!(ranked(&averages, "avg", "asc"), ["a", "c", "b"]);
 }
@@ -72,7 +104,8 @@ fn the_largest_are_found_to_the_last_digit() {
 #[test]
 fn a_limit_is_applied_before_points_are_counted() {
     let names: Vec<String> = (0..20).map(|n| format!("s{n:02}")).collect();
-    let series: Vec<(&str, &[Option<&str>])> = names.iter().map(|name| (name.as_str(), &[Some("1")][..])).collect();
+    let series: Vec<(&str, &[Option<&str>])> =
+        names.iter().map(|name| (name.as_str(), &[Some("1")][..])).collect();
     let engine = engine(10, &series);
     assert_eq!(ask(&engine, &[]).expect_err("20 points").code, "too_many_points");
     assert_eq!(ask(&engine, &[("limit", "11")]).expect_err("11 points").code, "too_many_points");
@@ -92,27 +125,49 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
     let info = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
     let mut rollup = Rollup::default();
     rollup.add(None, None);
-    let deltas = (0..23).map(|n| Delta { series: info.clone(), hour: Hour(first.0 + n), rollup: rollup.clone() }).collect();
+    let deltas = (0..23)
+        .map(|n| Delta { series: info.clone(), hour: Hour(first.0 + n), rollup: rollup.clone() })
+        .collect();
     let range = OffsetRange { from: 0, to: 1 };
     let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
     store.flush(guard, &FlushBatch { deltas, ..FlushBatch::default() }, 0).expect("flush");
-    let limits = QueryLimits { max_points: 100, max_series: 10, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    let limits = QueryLimits {
+        max_points: 100,
+        max_series: 10,
+        stale_after_ms: 10_000,
+        cache_bytes: 1 << 20,
+    };
     // Before and after the days are over: from the rows, and from parts of days.
     for clock in [first.start(), first.start() + 240 * HOUR_MS] {
-        let engine = QueryEngine::new(store.clone(), Arc::new(Idle), ManualClock::at(clock), limits);
-        let params = [("metric", "dst"), ("step", "6h"), ("tz", "Europe/Berlin"), ("agg", "count,rate")];
+        let engine =
+            QueryEngine::new(store.clone(), Arc::new(Idle), ManualClock::at(clock), limits);
+        let params =
+            [("metric", "dst"), ("step", "6h"), ("tz", "Europe/Berlin"), ("agg", "count,rate")];
         let range = [("from", "2026-03-28T23:00:00Z"), ("to", "2026-03-29T22:00:00Z")];
-        let params: Vec<_> = params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let params: Vec<_> =
+            params.iter().chain(&range).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let answer: serde_json::Value = serde_json::from_str(
-            &reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default()).expect("an answer"),
+            &reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default())
+                .expect("an answer"),
         )
         .expect("JSON");
-        let points: Vec<_> = answer["series"][0]["points"].as_array().expect("points").iter().collect();
-        let counts: Vec<_> =
-            points.iter().map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count"))).collect();
-        let expected = ["2026-03-28T23:00:00Z", "2026-03-29T04:00:00Z", "2026-03-29T10:00:00Z", "2026-03-29T16:00:00Z"];
+        let points: Vec<_> =
+            answer["series"][0]["points"].as_array().expect("points").iter().collect();
+        let counts: Vec<_> = points
+            .iter()
+            .map(|p| (p["t"].as_str().expect("t"), p["count"].as_u64().expect("a count")))
+            .collect();
+        let expected = [
+            "2026-03-28T23:00:00Z",
+            "2026-03-29T04:00:00Z",
+            "2026-03-29T10:00:00Z",
+            "2026-03-29T16:00:00Z",
+        ];
         assert_eq!(counts, expected.into_iter().zip([5, 6, 6, 6]).collect::<Vec<_>>());
-        assert!(points.iter().all(|p| p["rate"] == 1.0 / 3600.0), "one an hour, also in five hours: {points:?}");
+        assert!(
+            points.iter().all(|p| p["rate"] == 1.0 / 3600.0),
+            "one an hour, also in five hours: {points:?}"
+        );
     }
 }
 
@@ -120,7 +175,8 @@ fn six_hours_are_cut_by_the_clocks_of_the_zone() {
 fn the_books_take_times_as_queries_do_and_nothing_else() {
     let engine = engine(10, &[("a", &[None])]);
     let ask = |params: &[(&str, &str)]| {
-        let params: Vec<_> = params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let params: Vec<_> =
+            params.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         reads::accounting(&*engine, "t", &params, NOW, &Budget::default())
     };
     assert!(ask(&[("from", "1709251200000"), ("to", "2024-03-01T02:00:00Z")]).is_ok());
@@ -145,7 +201,13 @@ struct Memory {
 impl Memory {
     fn report(&self) -> ShardReport {
         let (recovering, stopped) = (self.recovering, self.stopped);
-        ShardReport { as_of: i64::from(START + 50) * HOUR_MS, age_ms: 0, behind: 7, recovering, stopped }
+        ShardReport {
+            as_of: i64::from(START + 50) * HOUR_MS,
+            age_ms: 0,
+            behind: 7,
+            recovering,
+            stopped,
+        }
     }
 }
 
@@ -162,17 +224,32 @@ impl LiveReader for Memory {
     ) -> Reports {
         for delta in &self.deltas {
             let series = &delta.series.series;
-            let wanted = matchers.iter().all(|m| m.matches(series)) || (question.overflow && series.is_overflow());
-            if wanted && series.metric == question.metric && question.from <= delta.hour && delta.hour < question.to {
+            let wanted = matchers.iter().all(|m| m.matches(series))
+                || (question.overflow && series.is_overflow());
+            if wanted
+                && series.metric == question.metric
+                && question.from <= delta.hour
+                && delta.hour < question.to
+            {
                 visit(ShardId(0), &delta.series, delta.hour, &delta.rollup);
             }
         }
         asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
-    fn catalogue(&self, asked: &[Asked], _: &CatalogueQuestion<'_>, _: &mut dyn FnMut(&Growth)) -> Reports {
+    fn catalogue(
+        &self,
+        asked: &[Asked],
+        _: &CatalogueQuestion<'_>,
+        _: &mut dyn FnMut(&Growth),
+    ) -> Reports {
         asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
-    fn accounting(&self, asked: &[Asked], _: &AccountingQuestion<'_>, _: &mut dyn FnMut(ShardId, &AccountingDelta)) -> Reports {
+    fn accounting(
+        &self,
+        asked: &[Asked],
+        _: &AccountingQuestion<'_>,
+        _: &mut dyn FnMut(ShardId, &AccountingDelta),
+    ) -> Reports {
         asked.iter().map(|(shard, _)| (*shard, Ok(self.report()))).collect()
     }
 }
@@ -183,7 +260,11 @@ fn events(page: Option<&str>, hour: i32, count: u64) -> Delta {
     let series = if page.is_none() { series.overflow() } else { series };
     let mut rollup = Rollup::default();
     (0..count).for_each(|_| rollup.add(None, None));
-    Delta { series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }), hour: Hour(hour), rollup }
+    Delta {
+        series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }),
+        hour: Hour(hour),
+        rollup,
+    }
 }
 
 fn with_memory(live: Memory, stored: Vec<Delta>) -> Arc<QueryEngine> {
@@ -192,9 +273,19 @@ fn with_memory(live: Memory, stored: Vec<Delta>) -> Arc<QueryEngine> {
     let range = OffsetRange { from: 0, to: 1 };
     let guard = FlushGuard { shard: ShardId(0), log: LOG, range, epoch: claim.checkpoint.epoch };
     store.flush(guard, &FlushBatch { deltas: stored, ..FlushBatch::default() }, 0).expect("flush");
-    let limits = QueryLimits { max_points: 100, max_series: 100, stale_after_ms: 10_000, cache_bytes: 1 << 20 };
+    let limits = QueryLimits {
+        max_points: 100,
+        max_series: 100,
+        stale_after_ms: 10_000,
+        cache_bytes: 1 << 20,
+    };
     // Two days are over; the third is going on.
-    QueryEngine::new(store, Arc::new(live), ManualClock::at(i64::from(START + 50) * HOUR_MS), limits)
+    QueryEngine::new(
+        store,
+        Arc::new(live),
+        ManualClock::at(i64::from(START + 50) * HOUR_MS),
+        limits,
+    )
 }
 
 #[test]
@@ -207,14 +298,20 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
         events(None, START + 49, 5),
         events(None, START - 100, 9_000),
     ];
-    let live =
-        Memory { deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)], recovering: false, stopped: false };
+    let live = Memory {
+        deltas: vec![events(Some("a"), START + 49, 1), events(None, START + 49, 1)],
+        recovering: false,
+        stopped: false,
+    };
     let engine = with_memory(live, stored);
-    let (from, to) = ((i64::from(START) * HOUR_MS).to_string(), (i64::from(START + 50) * HOUR_MS).to_string());
+    let (from, to) =
+        ((i64::from(START) * HOUR_MS).to_string(), (i64::from(START + 50) * HOUR_MS).to_string());
     let ask = |extra: &[(&str, &str)]| {
         let params = [("metric", "m"), ("step", "all"), ("from", &from), ("to", &to)];
-        let params: Vec<_> = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let answer = reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default()).expect("an answer");
+        let params: Vec<_> =
+            params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let answer = reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default())
+            .expect("an answer");
         serde_json::from_str::<serde_json::Value>(&answer).expect("JSON")
     };
     // The second time from what is kept.
@@ -226,10 +323,19 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
             (&[("where", "{page=\"a\",__overflow__=\"\"}")], 2),
         ] {
             let answer = ask(extra);
-            let total: u64 =
-                answer["series"].as_array().expect("series").iter().filter_map(|s| s["points"][0]["count"].as_u64()).sum();
-            let (overflow, partial) = (&answer["completeness"]["overflow"], &answer["completeness"]["partial"]);
-            assert_eq!((total, overflow.as_u64(), partial), (counted, Some(456), &false.into()), "{extra:?}: {answer}");
+            let total: u64 = answer["series"]
+                .as_array()
+                .expect("series")
+                .iter()
+                .filter_map(|s| s["points"][0]["count"].as_u64())
+                .sum();
+            let (overflow, partial) =
+                (&answer["completeness"]["overflow"], &answer["completeness"]["partial"]);
+            assert_eq!(
+                (total, overflow.as_u64(), partial),
+                (counted, Some(456), &false.into()),
+                "{extra:?}: {answer}"
+            );
         }
         // Groups by a label tell apart what is not known.
         let answer = ask(&[("by", "page")]);
@@ -239,7 +345,11 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
             .iter()
             .map(|s| s["points"][0]["count"].as_u64().expect("a count"))
             .collect();
-        assert_eq!((counts, &answer["completeness"]["overflow"]), (vec![456, 2, 2], &456.into()), "{answer}");
+        assert_eq!(
+            (counts, &answer["completeness"]["overflow"]),
+            (vec![456, 2, 2], &456.into()),
+            "{answer}"
+        );
         // Who asks for nothing else than the overflow series knows.
         for own in [&[("by", "__overflow__")][..], &[("where", "{__overflow__=\"true\"}")], &[]] {
             assert!(ask(own)["completeness"].get("overflow").is_none(), "{own:?}");
@@ -250,17 +360,26 @@ fn who_asks_for_labels_is_told_how_many_events_have_lost_theirs() {
 #[test]
 fn an_owner_that_has_not_caught_up_or_stands_still_is_named_however_little_it_lacks() {
     // One that stands still says so, however little it lacks, and before anything else.
-    for (recovering, stopped, reason) in [(true, false, "recovering"), (false, true, "stopped"), (true, true, "stopped")] {
-        let engine = with_memory(Memory { deltas: vec![], recovering, stopped }, vec![events(Some("a"), START, 1)]);
+    for (recovering, stopped, reason) in
+        [(true, false, "recovering"), (false, true, "stopped"), (true, true, "stopped")]
+    {
+        let engine = with_memory(
+            Memory { deltas: vec![], recovering, stopped },
+            vec![events(Some("a"), START, 1)],
+        );
         let params = [("metric".to_owned(), "m".to_owned())];
         for answer in [
-            reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default()).expect("an answer"),
+            reads::query(&*engine, "t", &params, NOW + 50 * HOUR_MS, &Budget::default())
+                .expect("an answer"),
             reads::accounting(&*engine, "t", &[], NOW, &Budget::default()).expect("books"),
             reads::metrics(&*engine, "t", &[], &Budget::default()).expect("names"),
         ] {
             let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
             let expected = serde_json::json!([{"shard": 0, "reason": reason, "behind_ms": 0}]);
-            assert_eq!((&answer["completeness"]["partial"], &answer["completeness"]["missing"]), (&true.into(), &expected));
+            assert_eq!(
+                (&answer["completeness"]["partial"], &answer["completeness"]["missing"]),
+                (&true.into(), &expected)
+            );
         }
     }
 }
@@ -285,21 +404,48 @@ fn decimals_are_strings_for_readers_whose_numbers_are_doubles() {
 #[test]
 fn a_table_holds_what_the_json_does_whatever_is_in_a_label() {
     let odd = ["a,b", "say \"x\"", "=1+1", " edge ", "München", "-5"];
-    let series: Vec<(&str, &[Option<&str>])> =
-        odd.iter().map(|name| (*name, &[Some("-123456789012345678.423456789")][..])).chain([("none", &[None][..])]).collect();
+    let series: Vec<(&str, &[Option<&str>])> = odd
+        .iter()
+        .map(|name| (*name, &[Some("-123456789012345678.423456789")][..]))
+        .chain([("none", &[None][..])])
+        .collect();
     let engine = engine(100, &series);
     let table = |extra: &[(&str, &str)]| {
-        let params = [("metric", "m"), ("by", "s,absent"), ("from", "1709164800000"), ("to", "1709424000000")];
-        let params = params.iter().chain(extra).map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+        let params = [
+            ("metric", "m"),
+            ("by", "s,absent"),
+            ("from", "1709164800000"),
+            ("to", "1709424000000"),
+        ];
+        let params = params
+            .iter()
+            .chain(extra)
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect::<Vec<_>>();
         reads::table(&*engine, "t", &params, NOW, &Budget::default())
     };
     let aggs = ("agg", "sum,count,p99.9");
     let found = table(&[aggs, ("format", "csv")]).expect("a table");
-    assert!(found.csv.starts_with("time,s,absent,sum,count,p99.9\r\n") && found.csv.ends_with("\r\n"), "{}", found.csv);
-    assert!(found.csv.contains("\r\n2024-02-29T00:00:00Z,\"say \"\"x\"\"\",,-123456789012345678.423456789,1,"), "{}", found.csv);
-    assert!(found.csv.contains(",none,,,1,\r\n"), "what has no value is an empty cell: {}", found.csv);
+    assert!(
+        found.csv.starts_with("time,s,absent,sum,count,p99.9\r\n") && found.csv.ends_with("\r\n"),
+        "{}",
+        found.csv
+    );
+    assert!(
+        found.csv.contains(
+            "\r\n2024-02-29T00:00:00Z,\"say \"\"x\"\"\",,-123456789012345678.423456789,1,"
+        ),
+        "{}",
+        found.csv
+    );
+    assert!(
+        found.csv.contains(",none,,,1,\r\n"),
+        "what has no value is an empty cell: {}",
+        found.csv
+    );
     let mut rows = csv::Reader::from_reader(found.csv.as_bytes());
-    let mut names: Vec<String> = rows.records().map(|row| row.expect("a row")[1].to_owned()).collect();
+    let mut names: Vec<String> =
+        rows.records().map(|row| row.expect("a row")[1].to_owned()).collect();
     names.sort_unstable();
     let mut expected: Vec<&str> = odd.iter().copied().chain(["none"]).collect();
     expected.sort_unstable();
@@ -307,11 +453,21 @@ fn a_table_holds_what_the_json_does_whatever_is_in_a_label() {
     let completeness: serde_json::Value = serde_json::from_str(&found.completeness).expect("JSON");
     assert_eq!((&completeness["partial"], &completeness["overflow"]), (&false.into(), &0.into()));
     // By the clocks of the zone; every cell quoted for readers that guess by quotes.
-    let found = table(&[aggs, ("tz", "Europe/Berlin"), ("step", "1d"), ("numbers", "string")]).expect("a table").csv;
-    assert!(found.starts_with("\"time\",\"s\"") && found.contains("\r\n\"2024-02-29T00:00:00+01:00\",\""), "{found}");
+    let found = table(&[aggs, ("tz", "Europe/Berlin"), ("step", "1d"), ("numbers", "string")])
+        .expect("a table")
+        .csv;
+    assert!(
+        found.starts_with("\"time\",\"s\"")
+            && found.contains("\r\n\"2024-02-29T00:00:00+01:00\",\""),
+        "{found}"
+    );
     assert!(found.contains("\"-123456789012345678.423456789\",\"1\",\""), "{found}");
     assert_eq!(table(&[("format", "xml")]).expect_err("refused").code, "format_invalid");
-    assert_eq!(ask(&engine, &[("format", "csv")]).expect_err("refused").code, "format_invalid", "a subscription is JSON");
+    assert_eq!(
+        ask(&engine, &[("format", "csv")]).expect_err("refused").code,
+        "format_invalid",
+        "a subscription is JSON"
+    );
     let few = table(&[("step", "1h"), ("format", "json")]).expect("a table");
     assert_eq!(few.csv.lines().count(), 1 + series.len());
 }

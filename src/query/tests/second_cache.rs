@@ -1,4 +1,5 @@
-//! The second cache: shared by engines and stores, losing things, and full of rubbish. No answer is ever another.
+//! The second cache: shared by engines and stores, losing things, and full of rubbish. No answer is
+//! ever another.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -45,7 +46,8 @@ impl Shelf {
 impl PartCache for Shelf {
     fn get(&self, names: &[Name]) -> Vec<Option<Vec<u8>>> {
         self.largest_question.fetch_max(names.len() as u64, Ordering::SeqCst);
-        let (kept, mood) = (self.kept.lock().expect("no panic"), *self.mood.lock().expect("no panic"));
+        let (kept, mood) =
+            (self.kept.lock().expect("no panic"), *self.mood.lock().expect("no panic"));
         let give = |(at, name): (usize, &Name)| {
             let mut bytes = kept.get(name).cloned()?;
             match mood {
@@ -74,7 +76,12 @@ impl PartCache for Shelf {
 
 /// A new process over the world's store: nothing in its own cache.
 fn engine(world: &World, cache_bytes: u64, shelf: Option<&Arc<Shelf>>) -> Arc<QueryEngine> {
-    let limits = QueryLimits { max_points: 1_000_000, max_series: 1_000, stale_after_ms: 10_000, cache_bytes };
+    let limits = QueryLimits {
+        max_points: 1_000_000,
+        max_series: 1_000,
+        stale_after_ms: 10_000,
+        cache_bytes,
+    };
     let clock = ManualClock::at(i64::from(START + HOURS - 240) * HOUR_MS);
     let shelf = shelf.map(|shelf| shelf.clone() as Arc<dyn PartCache>);
     QueryEngine::with_second_cache(world.store.clone(), Arc::new(Idle), clock, limits, shelf)
@@ -90,13 +97,19 @@ const QUESTIONS: [(&str, &str, &str); 4] = [
 fn answers(engine: &QueryEngine) -> Vec<String> {
     let ask = |tenant: &str, (step, by, agg): (&str, &str, &str)| {
         let (from, to) = (i64::from(START) * HOUR_MS, i64::from(START + HOURS) * HOUR_MS);
-        let params = [("metric", "m".to_owned()), ("from", from.to_string()), ("to", to.to_string())];
-        let more = [("step", step), ("by", by), ("agg", agg)].map(|(name, value)| (name, value.to_owned()));
+        let params =
+            [("metric", "m".to_owned()), ("from", from.to_string()), ("to", to.to_string())];
+        let more = [("step", step), ("by", by), ("agg", agg)]
+            .map(|(name, value)| (name, value.to_owned()));
         let params = params.into_iter().chain(more).filter(|(_, value)| !value.is_empty());
         let params: Vec<_> = params.map(|(name, value)| (name.to_owned(), value)).collect();
-        reads::query(engine, tenant, &params, 0, &Budget::default()).unwrap_or_else(|why| panic!("{params:?}: {why}"))
+        reads::query(engine, tenant, &params, 0, &Budget::default())
+            .unwrap_or_else(|why| panic!("{params:?}: {why}"))
     };
-    ["t0", "t1"].into_iter().flat_map(|tenant| QUESTIONS.map(|question| ask(tenant, question))).collect()
+    ["t0", "t1"]
+        .into_iter()
+        .flat_map(|tenant| QUESTIONS.map(|question| ask(tenant, question)))
+        .collect()
 }
 
 #[test]
@@ -118,7 +131,11 @@ fn another_process_finds_the_parts_and_late_events_make_them_unreachable() {
     assert_ne!(changed, truth);
     assert_eq!(answers(&engine(&world, 1 << 20, Some(&shelf))), changed);
     assert_eq!(answers(&other), changed);
-    assert_eq!(answers(&engine(&world, 0, Some(&shelf))), changed, "without the first there is no second");
+    assert_eq!(
+        answers(&engine(&world, 0, Some(&shelf))),
+        changed,
+        "without the first there is no second"
+    );
 }
 
 #[test]
@@ -137,7 +154,8 @@ fn what_it_loses_and_the_rubbish_it_gives_changes_no_answer() {
     }
 }
 
-/// Another store of the same log, whose epochs count from the beginning again: rebuilt, or restored from a backup.
+/// Another store of the same log, whose epochs count from the beginning again: rebuilt, or restored
+/// from a backup.
 #[test]
 fn stores_that_share_it_never_get_each_others_parts() {
     let shelf = Shelf::new();

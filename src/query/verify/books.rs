@@ -13,13 +13,15 @@ type Rows = BTreeMap<(String, Hour), [u64; 3]>;
 #[derive(Debug, Default)]
 pub(super) struct Books {
     rows: Rows,
-    /// Some shard was not folded from its first record on: its earlier events are in the store's rows and not in these.
+    /// Some shard was not folded from its first record on: its earlier events are in the store's
+    /// rows and not in these.
     is_part: bool,
 }
 
 fn add(rows: &mut Rows, row: &AccountingDelta) {
     let counts = rows.entry((row.tenant.clone(), row.hour)).or_default();
-    for (count, more) in counts.iter_mut().zip([row.aggregated, row.deduplicated, row.quarantined]) {
+    for (count, more) in counts.iter_mut().zip([row.aggregated, row.deduplicated, row.quarantined])
+    {
         *count += more;
     }
 }
@@ -46,21 +48,29 @@ impl Books {
         let keys: std::collections::BTreeSet<_> = books.keys().chain(self.rows.keys()).collect();
         let counts = |rows: &Rows, key| rows.get(key).copied().unwrap_or_default();
         let told = |[aggregated, deduplicated, quarantined]: [u64; 3]| {
-            format!("{aggregated} aggregated, {deduplicated} de-duplicated, {quarantined} quarantined")
+            format!(
+                "{aggregated} aggregated, {deduplicated} de-duplicated, {quarantined} quarantined"
+            )
         };
         keys.into_iter()
             .map(|key| (key, counts(&books, key), counts(&self.rows, key)))
             .filter(|(_, stored, counted)| stored != counted)
             .map(|((tenant, hour), stored, counted)| Damage {
                 place: "accounting".to_owned(),
-                why: format!("{tenant}, hour {}: it says {}; the records give {}", time(*hour), told(stored), told(counted)),
+                why: format!(
+                    "{tenant}, hour {}: it says {}; the records give {}",
+                    time(*hour),
+                    told(stored),
+                    told(counted)
+                ),
             })
             .collect()
     }
 }
 
 fn time(hour: Hour) -> String {
-    jiff::Timestamp::from_millisecond(hour.start()).map_or_else(|_| hour.0.to_string(), |time| time.to_string())
+    jiff::Timestamp::from_millisecond(hour.start())
+        .map_or_else(|_| hour.0.to_string(), |time| time.to_string())
 }
 
 #[cfg(test)]
@@ -69,7 +79,13 @@ mod tests {
 
     fn row(tenant: &str, hour: i32, counts: [u64; 3]) -> AccountingDelta {
         let [aggregated, deduplicated, quarantined] = counts;
-        AccountingDelta { tenant: tenant.to_owned(), hour: Hour(hour), aggregated, deduplicated, quarantined }
+        AccountingDelta {
+            tenant: tenant.to_owned(),
+            hour: Hour(hour),
+            aggregated,
+            deduplicated,
+            quarantined,
+        }
     }
 
     #[test]
@@ -79,9 +95,13 @@ mod tests {
         books.add(true, &[row("b", 2, [1, 0, 1])]);
         assert_eq!(books.compare(&[row("a", 1, [5, 1, 0]), row("b", 2, [1, 0, 1])]), []);
         let found = books.compare(&[row("a", 1, [12, 1, 0]), row("c", 3, [1, 0, 0])]);
-        let places: Vec<&str> = found.iter().map(|damage| damage.why.split(',').next().unwrap_or_default()).collect();
+        let places: Vec<&str> =
+            found.iter().map(|damage| damage.why.split(',').next().unwrap_or_default()).collect();
         assert_eq!(places, ["a", "b", "c"], "changed, missing, too many");
-        assert!(found[0].why.contains("it says 12 aggregated") && found[0].why.contains("the records give 5 aggregated"));
+        assert!(
+            found[0].why.contains("it says 12 aggregated")
+                && found[0].why.contains("the records give 5 aggregated")
+        );
         books.add(false, &[]);
         assert!(!books.is_whole() && books.compare(&[]).is_empty());
     }

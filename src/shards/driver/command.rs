@@ -1,4 +1,5 @@
-//! What the driver of a running shard asks for. Commands are performed in order; the answer, if there is one, is an event.
+//! What the driver of a running shard asks for. Commands are performed in order; the answer, if
+//! there is one, is an event.
 
 use std::sync::Arc;
 
@@ -24,8 +25,8 @@ pub enum Command {
         /// About so many payload bytes at most.
         max_bytes: usize,
     },
-    /// Wait until no other shard of the node isolates events; answered by `IsolationAcquired`. If the process dies, only this shard's
-    /// event is under suspicion.
+    /// Wait until no other shard of the node isolates events; answered by `IsolationAcquired`. If
+    /// the process dies, only this shard's event is under suspicion.
     AcquireIsolation,
     /// Another shard of the node may isolate events.
     ReleaseIsolation,
@@ -49,8 +50,9 @@ pub enum Command {
     },
     /// Claim the shard, which the store could not give before; answered by `Reclaimed`.
     Reclaim,
-    /// Read what the archiver of this owner has archived, and after that the stored checkpoint; answered by `Confirmed`. A flush would
-    /// find out that the store was rolled back, but there is nothing to flush.
+    /// Read what the archiver of this owner has archived, and after that the stored checkpoint;
+    /// answered by `Confirmed`. A flush would find out that the store was rolled back, but
+    /// there is nothing to flush.
     Confirm {
         /// Up to here this owner has committed. The answer repeats it.
         next: Offset,
@@ -82,7 +84,8 @@ pub enum Report {
     FlushEnded(Result<(), CallError>),
     /// Where the store stands could not be learned; it is tried again.
     Unconfirmed(CallError),
-    /// The shard stands still until somebody repairs something: before this record, or at its start.
+    /// The shard stands still until somebody repairs something: before this record, or at its
+    /// start.
     StandsStill {
         /// The record.
         before: Option<Offset>,
@@ -92,7 +95,8 @@ pub enum Report {
 }
 
 impl Report {
-    /// That the shard stands still before this record, or at its start, if it ends for a reason that needs repair.
+    /// That the shard stands still before this record, or at its start, if it ends for a reason
+    /// that needs repair.
     pub fn of_end(reason: &EndReason, before: Option<Offset>) -> Option<Self> {
         reason.needs_repair().then(|| Report::StandsStill { before, why: reason.to_string() })
     }

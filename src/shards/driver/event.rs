@@ -54,7 +54,8 @@ pub struct ArchivedRecords {
     pub records: Vec<LogRecord>,
     /// What was decided about the records below an offset, if that is news.
     pub decided: Option<(Decisions, Offset)>,
-    /// Where the last object ends that is to be read. The log may have its last records, but only the object has what was decided about
-    /// them. It changes when a damaged object is replaced by another.
+    /// Where the last object ends that is to be read. The log may have its last records, but only
+    /// the object has what was decided about them. It changes when a damaged object is
+    /// replaced by another.
     pub to: Offset,
 }

@@ -1,4 +1,5 @@
-//! Why a call that the driver asked for failed, and why a shard ends. Only what the driver decides on has a kind; the text is for people.
+//! Why a call that the driver asked for failed, and why a shard ends. Only what the driver decides
+//! on has a kind; the text is for people.
 
 use crate::model::offset::{Diverged, Offset, OffsetRange, ShardId};
 
@@ -36,12 +37,18 @@ pub struct CallError {
 impl CallError {
     /// Whether the store takes no claim and no flush now, but may later.
     pub fn store_is_away(&self) -> bool {
-        matches!(self.kind, FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::OutcomeUnknown)
+        matches!(
+            self.kind,
+            FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::OutcomeUnknown
+        )
     }
 
     /// Whether a commit that failed like this may be sent again: nothing of it can be in the store.
     pub fn may_be_repeated(&self) -> bool {
-        matches!(self.kind, FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::TimedOut)
+        matches!(
+            self.kind,
+            FailureKind::NotApplied | FailureKind::Unavailable | FailureKind::TimedOut
+        )
     }
 }
 
@@ -60,15 +67,20 @@ pub enum EndReason {
         /// The shard.
         shard: ShardId,
     },
-    /// The store lacks what this owner or its archiver committed: it failed over, or was restored from a backup.
-    #[error("refused: the store does not stand where the owner of shard {shard} left it, at {next} or above")]
+    /// The store lacks what this owner or its archiver committed: it failed over, or was restored
+    /// from a backup.
+    #[error(
+        "refused: the store does not stand where the owner of shard {shard} left it, at {next} or \
+         above"
+    )]
     RolledBack {
         /// The shard.
         shard: ShardId,
         /// Everything below was committed.
         next: Offset,
     },
-    /// An owner that had no claim got one: it starts again from the checkpoint, under the new epoch.
+    /// An owner that had no claim got one: it starts again from the checkpoint, under the new
+    /// epoch.
     #[error("the store takes writes again, and the shard starts anew")]
     Reclaimed,
     /// The performer answered a question that was not asked.
@@ -82,7 +94,8 @@ pub enum EndReason {
 }
 
 impl EndReason {
-    /// Whether another owner has the shard, or the store moved below this one: the next start may wait.
+    /// Whether another owner has the shard, or the store moved below this one: the next start may
+    /// wait.
     pub fn is_refusal(&self) -> bool {
         match self {
             EndReason::Overtaken { .. } | EndReason::RolledBack { .. } => true,
@@ -91,14 +104,18 @@ impl EndReason {
         }
     }
 
-    /// Whether no start helps, on this node or another, until somebody repairs log, store or archive.
+    /// Whether no start helps, on this node or another, until somebody repairs log, store or
+    /// archive.
     pub fn needs_repair(&self) -> bool {
         match self {
             EndReason::Diverged(_) => true,
-            EndReason::Failed(error) => matches!(error.kind, FailureKind::Damaged | FailureKind::Unusable),
-            EndReason::Overtaken { .. } | EndReason::RolledBack { .. } | EndReason::Reclaimed | EndReason::Unasked { .. } => {
-                false
+            EndReason::Failed(error) => {
+                matches!(error.kind, FailureKind::Damaged | FailureKind::Unusable)
             }
+            EndReason::Overtaken { .. }
+            | EndReason::RolledBack { .. }
+            | EndReason::Reclaimed
+            | EndReason::Unasked { .. } => false,
         }
     }
 

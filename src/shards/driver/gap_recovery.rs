@@ -10,7 +10,10 @@ const RETRY_MS: i64 = 1_000;
 ///
 /// # Errors
 /// [`Diverged::Short`] if it ends below the checkpoint.
-pub fn lost(at: &Checkpoint, (start, end): (Offset, Offset)) -> Result<Option<OffsetRange>, Diverged> {
+pub fn lost(
+    at: &Checkpoint,
+    (start, end): (Offset, Offset),
+) -> Result<Option<OffsetRange>, Diverged> {
     match continues(at.next, start, end) {
         Ok(()) => Ok(None),
         Err(Diverged::Gap { .. }) => Ok(Some(OffsetRange { from: at.next, to: start })),
@@ -48,7 +51,8 @@ impl GapRecovery {
         next >= self.to
     }
 
-    /// Whether an archive that could not be reached is left alone still. A clock that went back ends the wait.
+    /// Whether an archive that could not be reached is left alone still. A clock that went back
+    /// ends the wait.
     pub(super) fn waits(&self, now: Millis) -> bool {
         self.failed_at.is_some_and(|at| (0..RETRY_MS).contains(&now.saturating_sub(at)))
     }

@@ -1,10 +1,12 @@
-//! The shard driver: everything that decides about a shard. Events in, commands out; whoever performs the commands decides nothing.
+//! The shard driver: everything that decides about a shard. Events in, commands out; whoever
+//! performs the commands decides nothing.
 //!
-//! [`startup::Startup`] claims and loads; [`ShardDriver`] reads, applies, commits, confirms, drains, isolates suspects and recovers what
-//! the log lost. The shard actor performs the commands on threads, the simulation in the order of a seed.
+//! [`startup::Startup`] claims and loads; [`ShardDriver`] reads, applies, commits, confirms,
+//! drains, isolates suspects and recovers what the log lost. The shard actor performs the commands
+//! on threads, the simulation in the order of a seed.
 //!
-//! A commit of unknown outcome, a refusal or a diverged log ends the shard: its memory is dropped, and the next start reads the
-//! checkpoint. Nothing is ever repeated whose outcome is not known.
+//! A commit of unknown outcome, a refusal or a diverged log ends the shard: its memory is dropped,
+//! and the next start reads the checkpoint. Nothing is ever repeated whose outcome is not known.
 
 mod command;
 mod event;
@@ -28,7 +30,8 @@ use crate::model::manifest::Decisions;
 use crate::model::offset::{Checkpoint, Diverged, Offset, OffsetRange};
 use crate::model::window::Millis;
 
-/// A log that is damaged where the shard stands is read again after this time: somebody may have repaired it.
+/// A log that is damaged where the shard stands is read again after this time: somebody may have
+/// repaired it.
 const DAMAGED_RETRY_MS: i64 = 5_000;
 
 /// Whether the shard may apply events alone. One shard of a node at a time does.
@@ -73,7 +76,13 @@ impl From<ShardState> for ShardDriver {
 
 impl ShardDriver {
     /// Runs a shard that was claimed, in its `attempts`-th start at one checkpoint.
-    pub fn new(state: ShardState, attempts: u32, pull_bytes: usize, recovery: Option<GapRecovery>, unclaimed: bool) -> Self {
+    pub fn new(
+        state: ShardState,
+        attempts: u32,
+        pull_bytes: usize,
+        recovery: Option<GapRecovery>,
+        unclaimed: bool,
+    ) -> Self {
         Self {
             committed: state.flushed_to(),
             state,
@@ -126,14 +135,17 @@ impl ShardDriver {
             Event::SuspectMarked(Err(error)) => self.end(error.into(), out),
             Event::CommitEnded(outcome) => self.on_commit_ended(at, outcome, out),
             Event::Reclaimed(outcome) => self.on_reclaimed(at, outcome, out),
-            Event::Confirmed { next, archived, stored } => self.on_confirmed(next, archived, stored, out),
+            Event::Confirmed { next, archived, stored } => {
+                self.on_confirmed(next, archived, stored, out)
+            }
         }
         check(Invariant::FailLoud, self.state.next() >= before, || {
             format!("shard {} went back from {before} to {}", self.state.shard(), self.state.next())
         });
     }
 
-    /// Asks for records; what is due follows when they are applied, or at once if none are asked for.
+    /// Asks for records; what is due follows when they are applied, or at once if none are asked
+    /// for.
     fn on_pulse(&mut self, at: Moment, out: &mut VecDeque<Command>) {
         let next = self.state.next();
         if let Some(over) = self.recovery.take_if(|recovery| recovery.is_over(next)) {
@@ -163,7 +175,13 @@ impl ShardDriver {
         (!self.damaged_since.is_some_and(waits)).then_some(Command::ReadLog { from, max_bytes })
     }
 
-    fn on_records(&mut self, at: Moment, records: &[LogRecord], from_archive: bool, out: &mut VecDeque<Command>) {
+    fn on_records(
+        &mut self,
+        at: Moment,
+        records: &[LogRecord],
+        from_archive: bool,
+        out: &mut VecDeque<Command>,
+    ) {
         self.damaged_since = None;
         let credit = self.state.credit();
         let records = &records[..records.len().min(credit)];
@@ -177,8 +195,8 @@ impl ShardDriver {
         self.after_records(at, true, out);
     }
 
-    /// A damaged log ends nothing: the shard stands still there and lives. What lies below is flushed and answered, and a start would
-    /// find the same damage.
+    /// A damaged log ends nothing: the shard stands still there and lives. What lies below is
+    /// flushed and answered, and a start would find the same damage.
     fn on_log_failed(&mut self, at: Moment, error: CallError, out: &mut VecDeque<Command>) {
         if error.kind != FailureKind::Damaged {
             self.end(error.into(), out);
@@ -191,7 +209,12 @@ impl ShardDriver {
     }
 
     /// An archive that is away ends nothing either.
-    fn on_archive_read(&mut self, at: Moment, read: Result<ArchivedRecords, CallError>, out: &mut VecDeque<Command>) {
+    fn on_archive_read(
+        &mut self,
+        at: Moment,
+        read: Result<ArchivedRecords, CallError>,
+        out: &mut VecDeque<Command>,
+    ) {
         match read {
             Ok(ArchivedRecords { records, decided, to }) => {
                 if let Some(recovery) = &mut self.recovery {
@@ -213,7 +236,8 @@ impl ShardDriver {
         }
     }
 
-    /// What is due after records were applied, or could not be had. In the middle of a record that is applied event by event, nothing is.
+    /// What is due after records were applied, or could not be had. In the middle of a record that
+    /// is applied event by event, nothing is.
     fn after_records(&mut self, at: Moment, more: bool, out: &mut VecDeque<Command>) {
         if self.state.is_isolating() {
             return;
@@ -239,9 +263,15 @@ impl ShardDriver {
         }
     }
 
-    fn on_commit_ended(&mut self, at: Moment, outcome: Result<(), CallError>, out: &mut VecDeque<Command>) {
+    fn on_commit_ended(
+        &mut self,
+        at: Moment,
+        outcome: Result<(), CallError>,
+        out: &mut VecDeque<Command>,
+    ) {
         let Some(range) = self.committing.take() else {
-            let unasked = EndReason::Unasked { shard: self.state.shard(), event: "the end of a commit" };
+            let unasked =
+                EndReason::Unasked { shard: self.state.shard(), event: "the end of a commit" };
             self.end(unasked, out);
             return;
         };
@@ -266,8 +296,14 @@ impl ShardDriver {
         }
     }
 
-    /// A claim whose outcome is not known changes nothing: nothing was written under it, and the next one is a new epoch.
-    fn on_reclaimed(&mut self, at: Moment, outcome: Result<(), CallError>, out: &mut VecDeque<Command>) {
+    /// A claim whose outcome is not known changes nothing: nothing was written under it, and the
+    /// next one is a new epoch.
+    fn on_reclaimed(
+        &mut self,
+        at: Moment,
+        outcome: Result<(), CallError>,
+        out: &mut VecDeque<Command>,
+    ) {
         match outcome {
             Ok(()) => self.end(EndReason::Reclaimed, out),
             Err(error) if error.kind == FailureKind::OutcomeUnknown => {
@@ -287,7 +323,8 @@ impl ShardDriver {
         out: &mut VecDeque<Command>,
     ) {
         let epoch = self.state.epoch();
-        let stands = |at: Checkpoint| at.epoch == epoch && at.next >= next && at.archived >= archived;
+        let stands =
+            |at: Checkpoint| at.epoch == epoch && at.next >= next && at.archived >= archived;
         match stored {
             Ok(stored) if stored.is_some_and(stands) => {}
             Ok(_) => self.end(EndReason::RolledBack { shard: self.state.shard(), next }, out),
@@ -314,13 +351,19 @@ impl ShardDriver {
                 Effect::Confirm { next } => out.push_back(Command::Confirm { next }),
                 Effect::Stop(unread @ Diverged::Unread { offset, .. }) => {
                     let why = unread.to_string();
-                    out.push_back(Command::Report(Report::StandsStill { before: Some(offset), why }));
+                    out.push_back(Command::Report(Report::StandsStill {
+                        before: Some(offset),
+                        why,
+                    }));
                 }
                 Effect::Stop(diverged) => self.end(diverged.into(), out),
                 Effect::MarkSuspect { offset, index } => self.isolate(offset, index, out),
                 Effect::Commit { guard, batch, forget_ids_before } => {
                     check(Invariant::SingleWriter, guard.range.from == self.committed, || {
-                        format!("{guard:?} does not follow the flush that ended at {}", self.committed)
+                        format!(
+                            "{guard:?} does not follow the flush that ended at {}",
+                            self.committed
+                        )
                     });
                     self.committing = Some(guard.range);
                     out.push_back(match self.unclaimed {
@@ -335,7 +378,9 @@ impl ShardDriver {
 
     fn isolate(&mut self, offset: Offset, index: u32, out: &mut VecDeque<Command>) {
         match self.isolation {
-            Isolation::Held => out.push_back(Command::MarkSuspect { epoch: self.state.epoch(), offset, index }),
+            Isolation::Held => {
+                out.push_back(Command::MarkSuspect { epoch: self.state.epoch(), offset, index })
+            }
             Isolation::Waiting { .. } | Isolation::Released => {
                 self.isolation = Isolation::Waiting { offset, index };
                 out.push_back(Command::AcquireIsolation);

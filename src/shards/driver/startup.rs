@@ -1,8 +1,9 @@
-//! How a shard gets its owner: probe, claim, load, confirm. One question at a time, so that a crash, a pause or another owner can come
-//! between any two.
+//! How a shard gets its owner: probe, claim, load, confirm. One question at a time, so that a
+//! crash, a pause or another owner can come between any two.
 //!
-//! Where no other process can own the shard, it does not need a store that takes writes to answer queries: unclaimed, it reads on from the
-//! stored checkpoint under its last owner's epoch, and where it would flush it tries to claim. Once that works, it starts anew.
+//! Where no other process can own the shard, it does not need a store that takes writes to answer
+//! queries: unclaimed, it reads on from the stored checkpoint under its last owner's epoch, and
+//! where it would flush it tries to claim. Once that works, it starts anew.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,7 +45,8 @@ pub enum StartupCommand {
     FindCheckpoint,
     /// Claim the shard: mint an epoch, count the attempt.
     Claim,
-    /// Learn the greatest append time of a record below `next` from the log, because the checkpoint does not say it.
+    /// Learn the greatest append time of a record below `next` from the log, because the checkpoint
+    /// does not say it.
     FindAppended {
         /// The checkpoint.
         next: Offset,
@@ -53,12 +55,14 @@ pub enum StartupCommand {
     ReadBounds,
     /// Find objects of the archive that hold the records which the log lost.
     PlanRecovery {
-        /// The archived offset of the checkpoint: the archiver notes the objects of the chain from there.
+        /// The archived offset of the checkpoint: the archiver notes the objects of the chain from
+        /// there.
         archived: Offset,
         /// What the log lost.
         lost: OffsetRange,
     },
-    /// Read the recent ids and the admitted series, and after these the stored checkpoint and the rules of de-duplication.
+    /// Read the recent ids and the admitted series, and after these the stored checkpoint and the
+    /// rules of de-duplication.
     Load,
     /// Note a rule of de-duplication.
     NoteRule {
@@ -93,7 +97,8 @@ pub enum StartupEvent {
 /// What the store has of a shard.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The blocks of ids. Those beyond the horizon were deleted by the flush that knew the append times.
+    /// The blocks of ids. Those beyond the horizon were deleted by the flush that knew the append
+    /// times.
     pub blocks: Vec<DedupBlock>,
     /// The admitted series, by tenant.
     pub admitted: Vec<(String, Vec<SeriesId>)>,
@@ -155,7 +160,8 @@ pub struct Started {
 }
 
 impl Startup {
-    /// A shard that could not be served before is probed before it is claimed: each claim is a new epoch, and counts as an attempt.
+    /// A shard that could not be served before is probed before it is claimed: each claim is a new
+    /// epoch, and counts as an attempt.
     pub fn begin(config: ShardConfig, stood_still: bool) -> (Box<Self>, StartupCommand) {
         let (phase, ask) = match stood_still {
             true => (ShardPhase::Probe, StartupCommand::FindCheckpoint),
@@ -184,23 +190,31 @@ impl Startup {
         let Self { config, phase } = *self;
         match (phase, event) {
             (ShardPhase::Probe, StartupEvent::FindCheckpoint(found)) => Ok(config.probe(found?)),
-            (ShardPhase::ProbeBounds(at), StartupEvent::ReadBounds(bounds)) => config.probe_bounds(&at, bounds?),
+            (ShardPhase::ProbeBounds(at), StartupEvent::ReadBounds(bounds)) => {
+                config.probe_bounds(&at, bounds?)
+            }
             (ShardPhase::ProbeArchive(lost, end), StartupEvent::PlanRecovery(planned)) => {
                 recovery(lost, end, planned?)?;
                 Ok(config.ask(ShardPhase::Claim, StartupCommand::Claim))
             }
             (ShardPhase::Claim, StartupEvent::Claim(claimed)) => config.on_claimed(claimed),
-            (ShardPhase::FindUnclaimed(why), StartupEvent::FindCheckpoint(found)) => config.on_unclaimed(why, found?),
+            (ShardPhase::FindUnclaimed(why), StartupEvent::FindCheckpoint(found)) => {
+                config.on_unclaimed(why, found?)
+            }
             (ShardPhase::FindAppended(mut owner), StartupEvent::FindAppended(appended)) => {
                 owner.claim.checkpoint.appended = appended?;
                 Ok(config.ask(ShardPhase::ReadBounds(owner), StartupCommand::ReadBounds))
             }
-            (ShardPhase::ReadBounds(owner), StartupEvent::ReadBounds(bounds)) => config.on_bounds(owner, bounds?),
+            (ShardPhase::ReadBounds(owner), StartupEvent::ReadBounds(bounds)) => {
+                config.on_bounds(owner, bounds?)
+            }
             (ShardPhase::PlanRecovery(mut owner, lost), StartupEvent::PlanRecovery(planned)) => {
                 owner.recovery = Some(recovery(lost, owner.end, planned?)?);
                 Ok(config.ask(ShardPhase::Load(owner), StartupCommand::Load))
             }
-            (ShardPhase::Load(owner), StartupEvent::Load(loaded)) => config.on_loaded(owner, loaded?),
+            (ShardPhase::Load(owner), StartupEvent::Load(loaded)) => {
+                config.on_loaded(owner, loaded?)
+            }
             (ShardPhase::NoteRules(owner, loaded, due), StartupEvent::NoteRule(noted)) => {
                 noted?;
                 config.on_noted(owner, loaded, due)
@@ -225,7 +239,11 @@ impl StartupEvent {
 }
 
 /// The recovery of what the log lost, as it was planned.
-fn recovery(lost: OffsetRange, end: Offset, planned: Result<Offset, OffsetRange>) -> Result<GapRecovery, Diverged> {
+fn recovery(
+    lost: OffsetRange,
+    end: Offset,
+    planned: Result<Offset, OffsetRange>,
+) -> Result<GapRecovery, Diverged> {
     GapRecovery::new(lost, planned.map_err(|missing| Diverged::Lost { lost, missing })?, end)
 }
 
@@ -242,7 +260,11 @@ impl ShardConfig {
         }
     }
 
-    fn probe_bounds(self, at: &Checkpoint, bounds: (Offset, Offset)) -> Result<StartupStep, EndReason> {
+    fn probe_bounds(
+        self,
+        at: &Checkpoint,
+        bounds: (Offset, Offset),
+    ) -> Result<StartupStep, EndReason> {
         Ok(match lost(at, bounds)? {
             None => self.ask(ShardPhase::Claim, StartupCommand::Claim),
             Some(lost) => {
@@ -262,10 +284,17 @@ impl ShardConfig {
         }
     }
 
-    /// Goes on from the checkpoint as it stands, of a store that takes no writes. Nobody counts this start: an event that crashes the
-    /// process does so again until the store can be written. A shard that never had an owner has nothing to go on from.
-    fn on_unclaimed(self, why: CallError, found: Option<Checkpoint>) -> Result<StartupStep, EndReason> {
-        let Some(checkpoint) = found.filter(|at| at.log == self.log) else { return Err(why.into()) };
+    /// Goes on from the checkpoint as it stands, of a store that takes no writes. Nobody counts
+    /// this start: an event that crashes the process does so again until the store can be
+    /// written. A shard that never had an owner has nothing to go on from.
+    fn on_unclaimed(
+        self,
+        why: CallError,
+        found: Option<Checkpoint>,
+    ) -> Result<StartupStep, EndReason> {
+        let Some(checkpoint) = found.filter(|at| at.log == self.log) else {
+            return Err(why.into());
+        };
         Ok(self.owned(Claim { checkpoint, attempts: 0, suspects: Vec::new() }, Some(why)))
     }
 
@@ -274,24 +303,35 @@ impl ShardConfig {
         let owner = Owner { claim, unclaimed, end: 0, recovery: None };
         match appended {
             Some(_) => self.ask(ShardPhase::ReadBounds(owner), StartupCommand::ReadBounds),
-            None => self.ask(ShardPhase::FindAppended(owner), StartupCommand::FindAppended { next }),
+            None => {
+                self.ask(ShardPhase::FindAppended(owner), StartupCommand::FindAppended { next })
+            }
         }
     }
 
-    /// The bounds are read after the claim: the owner before may have flushed what this node has not heard of yet.
-    fn on_bounds(self, mut owner: Owner, bounds: (Offset, Offset)) -> Result<StartupStep, EndReason> {
+    /// The bounds are read after the claim: the owner before may have flushed what this node has
+    /// not heard of yet.
+    fn on_bounds(
+        self,
+        mut owner: Owner,
+        bounds: (Offset, Offset),
+    ) -> Result<StartupStep, EndReason> {
         owner.end = bounds.1;
         Ok(match lost(&owner.claim.checkpoint, bounds)? {
             None => self.ask(ShardPhase::Load(owner), StartupCommand::Load),
             Some(lost) => {
-                let plan = StartupCommand::PlanRecovery { archived: owner.claim.checkpoint.archived, lost };
+                let plan = StartupCommand::PlanRecovery {
+                    archived: owner.claim.checkpoint.archived,
+                    lost,
+                };
                 self.ask(ShardPhase::PlanRecovery(owner, lost), plan)
             }
         })
     }
 
-    /// Another owner may have claimed and flushed between the claim and what was loaded. That would be of a later checkpoint, and this
-    /// owner would answer queries with it until its first flush is refused.
+    /// Another owner may have claimed and flushed between the claim and what was loaded. That would
+    /// be of a later checkpoint, and this owner would answer queries with it until its first
+    /// flush is refused.
     fn on_loaded(self, owner: Owner, loaded: Loaded) -> Result<StartupStep, EndReason> {
         if loaded.stored.is_none_or(|at| at.epoch != owner.claim.checkpoint.epoch) {
             return Err(EndReason::Overtaken { shard: self.shard });
@@ -312,28 +352,39 @@ impl ShardConfig {
         Ok(self.next_rule(owner, loaded, due))
     }
 
-    /// Notes the configured rule, if it is another one than before: it decides from the checkpoint on, for whoever folds the records.
-    fn next_rule(self, owner: Owner, loaded: Loaded, due: VecDeque<(Offset, DedupRule)>) -> StartupStep {
+    /// Notes the configured rule, if it is another one than before: it decides from the checkpoint
+    /// on, for whoever folds the records.
+    fn next_rule(
+        self,
+        owner: Owner,
+        loaded: Loaded,
+        due: VecDeque<(Offset, DedupRule)>,
+    ) -> StartupStep {
         let epoch = owner.claim.checkpoint.epoch;
         match due.front().copied() {
-            Some((from, rule)) => {
-                self.ask(ShardPhase::NoteRules(owner, loaded, due), StartupCommand::NoteRule { epoch, from, rule })
-            }
+            Some((from, rule)) => self.ask(
+                ShardPhase::NoteRules(owner, loaded, due),
+                StartupCommand::NoteRule { epoch, from, rule },
+            ),
             None => StartupStep::Started(Box::new(self.started(owner, loaded))),
         }
     }
 
     fn started(self, owner: Owner, loaded: Loaded) -> Started {
         let Owner { claim, unclaimed, end, recovery } = owner;
-        let mut admission = Admission::limited(self.max_series, loaded.admitted).of_shard(self.shard);
+        let mut admission =
+            Admission::limited(self.max_series, loaded.admitted).of_shard(self.shard);
         if let Some(census) = self.census {
             admission = admission.with_census(census);
         }
         let recent = RecentIds { rules: loaded.rules, blocks: loaded.blocks };
         let state = ShardState::new(self.limits, self.shard, &claim, recent, admission, end);
         let reports = unclaimed.iter().cloned().map(Report::Unclaimed);
-        let reports = reports.chain(recovery.map(|recovery| Report::RecoveryBegan(recovery.lost()))).collect();
-        let driver = ShardDriver::new(state, claim.attempts, self.pull_bytes, recovery, unclaimed.is_some());
+        let reports = reports
+            .chain(recovery.map(|recovery| Report::RecoveryBegan(recovery.lost())))
+            .collect();
+        let driver =
+            ShardDriver::new(state, claim.attempts, self.pull_bytes, recovery, unclaimed.is_some());
         Started { claim, driver, reports }
     }
 }

@@ -1,6 +1,8 @@
 //! What the driver asks for, event by event.
 
-use super::startup::{Loaded, ShardConfig, Started, Startup, StartupCommand, StartupEvent, StartupStep};
+use super::startup::{
+    Loaded, ShardConfig, Started, Startup, StartupCommand, StartupEvent, StartupStep,
+};
 use super::*;
 use crate::invariants::tests::violations;
 use crate::model::flush::{Claim, DedupRules, Suspect};
@@ -25,7 +27,15 @@ fn limits() -> ShardLimits {
 }
 
 fn config(exclusive: bool) -> ShardConfig {
-    ShardConfig { shard: SHARD, log: LOG, exclusive, limits: limits(), max_series: 9, census: None, pull_bytes: 4_096 }
+    ShardConfig {
+        shard: SHARD,
+        log: LOG,
+        exclusive,
+        limits: limits(),
+        max_series: 9,
+        census: None,
+        pull_bytes: 4_096,
+    }
 }
 
 fn checkpoint(next: Offset) -> Checkpoint {
@@ -43,10 +53,19 @@ fn failed(kind: FailureKind) -> CallError {
 /// Records that hold nothing.
 fn records(offsets: std::ops::Range<Offset>) -> Vec<LogRecord> {
     let mut payload = Vec::new();
-    let record = Record { version: record::VERSION, tenant: "t", gateway: 0, series: vec![], events: vec![], stamp: Some(1) };
+    let record = Record {
+        version: record::VERSION,
+        tenant: "t",
+        gateway: 0,
+        series: vec![],
+        events: vec![],
+        stamp: Some(1),
+    };
     record::encode(&record, &mut payload);
     let payload = bytes::Bytes::from(payload);
-    offsets.map(|offset| LogRecord { offset, appended: 5, received: 5, payload: payload.clone() }).collect()
+    offsets
+        .map(|offset| LogRecord { offset, appended: 5, received: 5, payload: payload.clone() })
+        .collect()
 }
 
 /// Answers a starting shard as a store, a log and an archive would, where all is well.
@@ -99,26 +118,42 @@ fn driver(next: Offset, end: Offset) -> ShardDriver {
 fn on(driver: &mut ShardDriver, now: Millis, log_end: Offset, event: Event<'_>) -> Vec<Command> {
     let mut out = VecDeque::new();
     driver.on(Moment { now, log_end }, event, &mut out);
-    out.into_iter().filter(|command| !matches!(command, Command::Report(Report::Applied(_)))).collect()
+    out.into_iter()
+        .filter(|command| !matches!(command, Command::Report(Report::Applied(_))))
+        .collect()
 }
 
-fn read(driver: &mut ShardDriver, now: Millis, log_end: Offset, offsets: std::ops::Range<Offset>) -> Vec<Command> {
+fn read(
+    driver: &mut ShardDriver,
+    now: Millis,
+    log_end: Offset,
+    offsets: std::ops::Range<Offset>,
+) -> Vec<Command> {
     on(driver, now, log_end, Event::LogRead(Ok(records(offsets).into())))
 }
 
 fn ends(commands: &[Command]) -> Option<&EndReason> {
-    commands.iter().find_map(|command| if let Command::End(reason) = command { Some(reason) } else { None })
+    commands
+        .iter()
+        .find_map(|command| if let Command::End(reason) = command { Some(reason) } else { None })
 }
 
 #[test]
 fn a_start_claims_looks_at_the_log_loads_and_notes_its_rule() {
     let mut ground = Ground::new(5, (2, 9));
     let started = ground.start(config(false), false).expect("it starts");
-    assert_eq!((started.driver.state().next(), started.driver.committed(), started.reports.len()), (5, 5, 0));
+    assert_eq!(
+        (started.driver.state().next(), started.driver.committed(), started.reports.len()),
+        (5, 5, 0)
+    );
     let rule = |from| StartupCommand::NoteRule { epoch: EPOCH, from, rule: limits().dedup_rule() };
-    assert_eq!(ground.asked, [StartupCommand::Claim, StartupCommand::ReadBounds, StartupCommand::Load, rule(0)]);
+    assert_eq!(
+        ground.asked,
+        [StartupCommand::Claim, StartupCommand::ReadBounds, StartupCommand::Load, rule(0)]
+    );
     let mut older = Ground::new(5, (2, 9));
-    older.claim = Ok(Claim { checkpoint: Checkpoint { appended: None, ..checkpoint(5) }, ..claim(5, 1) });
+    older.claim =
+        Ok(Claim { checkpoint: Checkpoint { appended: None, ..checkpoint(5) }, ..claim(5, 1) });
     older.start(config(false), false).expect("it starts");
     assert_eq!(older.asked[1], StartupCommand::FindAppended { next: 5 });
 }
@@ -128,7 +163,11 @@ fn a_shard_that_stood_still_is_probed_before_it_is_claimed() {
     let mut ground = Ground::new(5, (0, 4));
     let refused = ground.start(config(false), true).expect_err("the log ends below the checkpoint");
     assert_eq!(refused, EndReason::Diverged(Diverged::Short { end: 4, checkpoint: 5 }));
-    assert_eq!(ground.asked, [StartupCommand::FindCheckpoint, StartupCommand::ReadBounds], "no epoch is minted");
+    assert_eq!(
+        ground.asked,
+        [StartupCommand::FindCheckpoint, StartupCommand::ReadBounds],
+        "no epoch is minted"
+    );
     assert!(refused.needs_repair() && !refused.is_refusal());
     let mut repaired = Ground::new(5, (0, 5));
     repaired.start(config(false), true).expect("it starts");
@@ -148,25 +187,40 @@ fn what_the_log_lost_is_read_from_the_archive_or_refused() {
     let lost = OffsetRange { from: 3, to: 6 };
     let mut ground = Ground::new(3, (6, 9));
     ground.planned = Ok(7);
-    let Started { mut driver, reports, .. } = ground.start(config(false), false).expect("the archive has it");
+    let Started { mut driver, reports, .. } =
+        ground.start(config(false), false).expect("the archive has it");
     assert_eq!(reports, [Report::RecoveryBegan(lost)]);
     let pulse = on(&mut driver, 0, 9, Event::Pulse);
     assert!(matches!(pulse[..], [Command::ReadArchive { from: 3, max_bytes: 4_096 }]), "{pulse:?}");
     let away = on(&mut driver, 0, 9, Event::ArchiveRead(Err(failed(FailureKind::Unavailable))));
-    assert!(matches!(away[..], [Command::Report(Report::RecoveryWaits(_))]), "no end, and no pulse at once: {away:?}");
+    assert!(
+        matches!(away[..], [Command::Report(Report::RecoveryWaits(_))]),
+        "no end, and no pulse at once: {away:?}"
+    );
     assert!(on(&mut driver, 999, 9, Event::Pulse).is_empty(), "it waits");
-    assert!(matches!(on(&mut driver, 1_000, 9, Event::Pulse)[..], [Command::ReadArchive { from: 3, .. }]));
+    assert!(matches!(
+        on(&mut driver, 1_000, 9, Event::Pulse)[..],
+        [Command::ReadArchive { from: 3, .. }]
+    ));
     let read = ArchivedRecords { records: records(3..7), decided: None, to: 7 };
     let more = on(&mut driver, 1_000, 9, Event::ArchiveRead(Ok(read)));
     assert!(matches!(more[..], [Command::PulseAgain]), "{more:?}");
     let after = on(&mut driver, 1_000, 9, Event::Pulse);
-    assert!(matches!(after[..], [Command::Report(Report::RecoveryEnded(_)), Command::ReadLog { from: 7, .. }]), "{after:?}");
+    assert!(
+        matches!(
+            after[..],
+            [Command::Report(Report::RecoveryEnded(_)), Command::ReadLog { from: 7, .. }]
+        ),
+        "{after:?}"
+    );
 
     ground.planned = Err(OffsetRange { from: 4, to: 6 });
     let refused = ground.start(config(false), false).expect_err("a part is nowhere");
     assert_eq!(refused.lost_records(), Some(lost));
     ground.planned = Ok(10);
-    let refused = ground.start(config(false), false).expect_err("the archive has more than the log ever will");
+    let refused = ground
+        .start(config(false), false)
+        .expect_err("the archive has more than the log ever will");
     assert_eq!(refused, EndReason::Diverged(Diverged::Short { end: 9, checkpoint: 10 }));
 }
 
@@ -175,14 +229,18 @@ fn without_a_claim_an_exclusive_shard_answers_and_claims_where_it_would_flush() 
     let mut ground = Ground::new(0, (0, 2));
     ground.claim = Err(failed(FailureKind::Unavailable));
     assert!(ground.start(config(false), false).is_err(), "another node may own it");
-    let Started { mut driver, reports, .. } = ground.start(config(true), false).expect("nobody else can own it");
+    let Started { mut driver, reports, .. } =
+        ground.start(config(true), false).expect("nobody else can own it");
     assert!(matches!(reports[..], [Report::Unclaimed(_)]));
     read(&mut driver, 0, 2, 0..2);
     let drain = on(&mut driver, 0, 2, Event::Drain);
     assert!(matches!(drain[..], [Command::Reclaim]), "{drain:?}");
     // Nothing was written under a claim whose outcome is not known.
     let unknown = on(&mut driver, 0, 2, Event::Reclaimed(Err(failed(FailureKind::OutcomeUnknown))));
-    assert!(matches!(unknown[..], [Command::Report(Report::FlushEnded(Err(_))), Command::Drained]), "{unknown:?}");
+    assert!(
+        matches!(unknown[..], [Command::Report(Report::FlushEnded(Err(_))), Command::Drained]),
+        "{unknown:?}"
+    );
     assert!(matches!(on(&mut driver, 0, 2, Event::Pulse)[..], [Command::Reclaim]));
     assert_eq!(ends(&on(&mut driver, 0, 2, Event::Reclaimed(Ok(())))), Some(&EndReason::Reclaimed));
     ground.claim = Err(failed(FailureKind::Unusable));
@@ -193,17 +251,33 @@ fn without_a_claim_an_exclusive_shard_answers_and_claims_where_it_would_flush() 
 fn a_log_that_ends_below_what_was_applied_ends_the_shard() {
     let mut driver = driver(5, 9);
     let commands = on(&mut driver, 0, 4, Event::Pulse);
-    assert_eq!(ends(&commands), Some(&EndReason::Diverged(Diverged::Short { end: 4, checkpoint: 5 })));
-    assert!(matches!(commands[0], Command::Report(Report::StandsStill { before: Some(5), .. })), "{commands:?}");
+    assert_eq!(
+        ends(&commands),
+        Some(&EndReason::Diverged(Diverged::Short { end: 4, checkpoint: 5 }))
+    );
+    assert!(
+        matches!(commands[0], Command::Report(Report::StandsStill { before: Some(5), .. })),
+        "{commands:?}"
+    );
 }
 
 #[test]
 fn a_damaged_log_is_read_again_later_and_ends_nothing() {
     let mut driver = driver(0, 9);
     let damaged = on(&mut driver, 100, 9, Event::LogRead(Err(failed(FailureKind::Damaged))));
-    assert!(matches!(damaged[..], [Command::Report(Report::StandsStill { before: Some(0), .. })]), "{damaged:?}");
-    assert!(on(&mut driver, 5_099, 9, Event::Pulse).iter().all(|c| !matches!(c, Command::ReadLog { .. })));
-    assert!(matches!(on(&mut driver, 5_100, 9, Event::Pulse)[..], [Command::ReadLog { from: 0, .. }]));
+    assert!(
+        matches!(damaged[..], [Command::Report(Report::StandsStill { before: Some(0), .. })]),
+        "{damaged:?}"
+    );
+    assert!(
+        on(&mut driver, 5_099, 9, Event::Pulse)
+            .iter()
+            .all(|c| !matches!(c, Command::ReadLog { .. }))
+    );
+    assert!(matches!(
+        on(&mut driver, 5_100, 9, Event::Pulse)[..],
+        [Command::ReadLog { from: 0, .. }]
+    ));
     let other = on(&mut driver, 5_100, 9, Event::LogRead(Err(failed(FailureKind::Unusable))));
     assert!(ends(&other).is_some_and(EndReason::needs_repair));
 }
@@ -211,37 +285,66 @@ fn a_damaged_log_is_read_again_later_and_ends_nothing() {
 /// A shard with a flush of two records in flight, and somebody who waits for it.
 fn draining() -> ShardDriver {
     let mut driver = driver(0, 2);
-    assert!(read(&mut driver, 0, 2, 0..2).is_empty(), "nothing is due, and there is no more to read");
+    assert!(
+        read(&mut driver, 0, 2, 0..2).is_empty(),
+        "nothing is due, and there is no more to read"
+    );
     let drain = on(&mut driver, 0, 2, Event::Drain);
-    assert!(matches!(&drain[..], [Command::Commit { guard, .. }] if (guard.range.from, guard.range.to) == (0, 2)), "{drain:?}");
+    assert!(
+        matches!(&drain[..], [Command::Commit { guard, .. }] if (guard.range.from, guard.range.to) == (0, 2)),
+        "{drain:?}"
+    );
     driver
 }
 
 #[test]
 fn whoever_drains_is_answered_when_the_flush_has_ended_however_it_did() {
-    assert!(matches!(on(&mut driver(0, 0), 0, 0, Event::Drain)[..], [Command::Drained]), "nothing is open");
+    assert!(
+        matches!(on(&mut driver(0, 0), 0, 0, Event::Drain)[..], [Command::Drained]),
+        "nothing is open"
+    );
     let mut committed = draining();
     let ended = on(&mut committed, 0, 2, Event::CommitEnded(Ok(())));
-    assert!(matches!(ended[..], [Command::Report(Report::FlushEnded(Ok(()))), Command::Drained]), "{ended:?}");
+    assert!(
+        matches!(ended[..], [Command::Report(Report::FlushEnded(Ok(()))), Command::Drained]),
+        "{ended:?}"
+    );
     assert_eq!((committed.committed(), committed.attempts()), (2, 0));
     for kind in [FailureKind::NotApplied, FailureKind::Unavailable, FailureKind::TimedOut] {
         let mut repeated = draining();
         let ended = on(&mut repeated, 0, 2, Event::CommitEnded(Err(failed(kind))));
-        assert!(matches!(ended[..], [Command::Report(Report::FlushEnded(Err(_))), Command::Drained]), "{ended:?}");
+        assert!(
+            matches!(ended[..], [Command::Report(Report::FlushEnded(Err(_))), Command::Drained]),
+            "{ended:?}"
+        );
         assert_eq!((repeated.committed(), repeated.attempts()), (0, 1));
-        assert!(matches!(on(&mut repeated, 0, 2, Event::Pulse)[..], [Command::Commit { .. }]), "it is sent again");
+        assert!(
+            matches!(on(&mut repeated, 0, 2, Event::Pulse)[..], [Command::Commit { .. }]),
+            "it is sent again"
+        );
     }
 }
 
 #[test]
 fn a_commit_of_unknown_outcome_or_refused_ends_the_shard() {
-    for (kind, refusal) in [(FailureKind::OutcomeUnknown, false), (FailureKind::Refused, true), (FailureKind::Unusable, false)] {
+    for (kind, refusal) in [
+        (FailureKind::OutcomeUnknown, false),
+        (FailureKind::Refused, true),
+        (FailureKind::Unusable, false),
+    ] {
         let ended = on(&mut draining(), 0, 2, Event::CommitEnded(Err(failed(kind))));
         let reason = ends(&ended).expect("it ends");
-        assert_eq!((reason.is_refusal(), reason.needs_repair()), (refusal, kind == FailureKind::Unusable), "{kind:?}");
+        assert_eq!(
+            (reason.is_refusal(), reason.needs_repair()),
+            (refusal, kind == FailureKind::Unusable),
+            "{kind:?}"
+        );
         assert!(!ended.iter().any(|command| matches!(command, Command::Commit { .. })));
     }
-    assert!(ends(&on(&mut driver(0, 0), 0, 0, Event::CommitEnded(Ok(())))).is_some(), "nothing was in flight");
+    assert!(
+        ends(&on(&mut driver(0, 0), 0, 0, Event::CommitEnded(Ok(())))).is_some(),
+        "nothing was in flight"
+    );
 }
 
 #[test]
@@ -249,13 +352,23 @@ fn an_idle_owner_confirms_that_the_store_stands_where_it_left_it() {
     let mut driver = driver(5, 5);
     assert!(on(&mut driver, 0, 5, Event::Pulse).is_empty());
     assert!(matches!(on(&mut driver, 1_000, 5, Event::Pulse)[..], [Command::Confirm { next: 5 }]));
-    let mut confirmed = |archived, stored| on(&mut driver, 1_000, 5, Event::Confirmed { next: 5, archived, stored });
+    let mut confirmed = |archived, stored| {
+        on(&mut driver, 1_000, 5, Event::Confirmed { next: 5, archived, stored })
+    };
     assert!(confirmed(4, Ok(Some(checkpoint(5)))).is_empty());
-    assert!(matches!(confirmed(4, Err(failed(FailureKind::Unavailable)))[..], [Command::Report(Report::Unconfirmed(_))]));
+    assert!(matches!(
+        confirmed(4, Err(failed(FailureKind::Unavailable)))[..],
+        [Command::Report(Report::Unconfirmed(_))]
+    ));
     let other = Checkpoint { epoch: Epoch { counter: 3, nonce: 8 }, ..checkpoint(5) };
-    for (archived, stored) in [(5, Some(checkpoint(4))), (6, Some(checkpoint(5))), (0, Some(other)), (0, None)] {
+    for (archived, stored) in
+        [(5, Some(checkpoint(4))), (6, Some(checkpoint(5))), (0, Some(other)), (0, None)]
+    {
         let ended = confirmed(archived, Ok(stored));
-        assert!(ends(&ended).is_some_and(EndReason::is_refusal), "{archived} {stored:?}: {ended:?}");
+        assert!(
+            ends(&ended).is_some_and(EndReason::is_refusal),
+            "{archived} {stored:?}: {ended:?}"
+        );
     }
 }
 
@@ -273,13 +386,17 @@ fn one_shard_at_a_time_isolates_and_each_event_is_marked_before_it_is_applied() 
     assert!(matches!(asked[..], [Command::AcquireIsolation]), "it waits for the others: {asked:?}");
     assert!(on(&mut driver, 0, 2, Event::Pulse).is_empty(), "and reads nothing meanwhile");
     let mark = on(&mut driver, 0, 2, Event::IsolationAcquired);
-    assert!(matches!(mark[..], [Command::MarkSuspect { epoch: EPOCH, offset: 0, index: 0 }]), "{mark:?}");
+    assert!(
+        matches!(mark[..], [Command::MarkSuspect { epoch: EPOCH, offset: 0, index: 0 }]),
+        "{mark:?}"
+    );
     assert_eq!(driver.state().next(), 0, "nothing is applied before the mark stands");
     let applied = on(&mut driver, 0, 2, Event::SuspectMarked(Ok(())));
     assert!(matches!(applied[..], [Command::Commit { .. }, Command::PulseAgain]), "{applied:?}");
     let done = on(&mut driver, 0, 2, Event::CommitEnded(Ok(())));
     assert!(matches!(done[..], [Command::Report(_), Command::ReleaseIsolation]), "{done:?}");
-    let unmarked = on(&mut isolating(), 0, 2, Event::SuspectMarked(Err(failed(FailureKind::NotApplied))));
+    let unmarked =
+        on(&mut isolating(), 0, 2, Event::SuspectMarked(Err(failed(FailureKind::NotApplied))));
     assert!(ends(&unmarked).is_some(), "an event that could not be marked is not applied");
 }
 
@@ -291,7 +408,10 @@ fn a_batch_is_cut_to_the_credit_of_the_shard() {
     let one = read(&mut careful, 0, 9, 0..9);
     assert_eq!(careful.state().next(), 1, "one record between two flushes");
     assert!(matches!(one[..], [Command::Commit { .. }, Command::PulseAgain]), "{one:?}");
-    assert!(on(&mut careful, 0, 9, Event::Pulse).is_empty(), "no credit before the flush has ended");
+    assert!(
+        on(&mut careful, 0, 9, Event::Pulse).is_empty(),
+        "no credit before the flush has ended"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! How records are applied: whole, or after crashes event by event; what cannot be applied is set aside.
+//! How records are applied: whole, or after crashes event by event; what cannot be applied is set
+//! aside.
 
 use super::{Alone, Effect, ShardState};
 use crate::model::CodecError;
@@ -38,7 +39,8 @@ impl ShardState {
         }
     }
 
-    /// Whether the record is of a version that this build does not read. One that an older build has set aside stays so.
+    /// Whether the record is of a version that this build does not read. One that an older build
+    /// has set aside stays so.
     fn cannot_be_read(&mut self, record: &LogRecord, effects: &mut Vec<Effect>) -> bool {
         let Some(version) = record::unknown_version(&record.payload) else { return false };
         if convicted(&self.suspects, record.offset, 0) {
@@ -54,7 +56,10 @@ impl ShardState {
 
     /// The record with its append time, which is the running maximum over the shard.
     fn timed(&self, record: &LogRecord) -> LogRecord {
-        LogRecord { appended: self.appended.map_or(record.appended, |before| before.max(record.appended)), ..record.clone() }
+        LogRecord {
+            appended: self.appended.map_or(record.appended, |before| before.max(record.appended)),
+            ..record.clone()
+        }
     }
 
     fn passed(&mut self, record: &LogRecord) {
@@ -81,11 +86,12 @@ impl ShardState {
         }
     }
 
-    /// The record, if it can be one that a gateway has written, and what is known of its series. Events of others would count for another
-    /// tenant, or twice.
+    /// The record, if it can be one that a gateway has written, and what is known of its series.
+    /// Events of others would count for another tenant, or twice.
     fn read<'r>(&self, payload: &'r [u8]) -> Result<(Record<'r>, Vec<Known>), CodecError> {
         let record = record::decode(payload)?;
-        let foreign = |why: String| Err(CodecError::new("record", format!("no gateway wrote it: {why}")));
+        let foreign =
+            |why: String| Err(CodecError::new("record", format!("no gateway wrote it: {why}")));
         let mut local = Vec::with_capacity(record.series.len());
         for entry in &record.series {
             let id = entry.series_id();
@@ -94,14 +100,18 @@ impl ShardState {
             }
             let shard = id.shard(self.limits.shard_count);
             if shard != self.shard {
-                return foreign(format!("series {id} belongs to shard {shard}, not to {}", self.shard));
+                return foreign(format!(
+                    "series {id} belongs to shard {shard}, not to {}",
+                    self.shard
+                ));
             }
             local.push(self.open.known(id, entry.key)?);
         }
         Ok((record, local))
     }
 
-    /// The next event of a record applied alone: notes it in the store first, or passes over what is no event of it.
+    /// The next event of a record applied alone: notes it in the store first, or passes over what
+    /// is no event of it.
     fn mark(&mut self, effects: &mut Vec<Effect>) {
         if let Some(alone) = &self.alone {
             effects.push(Effect::MarkSuspect { offset: alone.record.offset, index: alone.index });
@@ -136,7 +146,13 @@ impl ShardState {
         }
     }
 
-    fn apply_event(&mut self, log_record: &LogRecord, record: &Record<'_>, index: usize, local: &mut [Known]) {
+    fn apply_event(
+        &mut self,
+        log_record: &LogRecord,
+        record: &Record<'_>,
+        index: usize,
+        local: &mut [Known],
+    ) {
         let event = &record.events[index];
         let entry = &record.series[event.series as usize];
         let original = entry.series_id();
@@ -154,21 +170,42 @@ impl ShardState {
             return;
         }
         let known = &mut local[event.series as usize];
-        let slot = match self.open.series_slot((original, entry.key), known, &mut self.admission, log_record.offset) {
+        let slot = match self.open.series_slot(
+            (original, entry.key),
+            known,
+            &mut self.admission,
+            log_record.offset,
+        ) {
             Ok(slot) => slot,
             Err(error) => {
-                self.quarantine(log_record, index as u32, record.tenant, &error.to_string(), single(record, index));
+                self.quarantine(
+                    log_record,
+                    index as u32,
+                    record.tenant,
+                    &error.to_string(),
+                    single(record, index),
+                );
                 return;
             }
         };
         *known = Known::Slot(slot);
         let user = event.user_hash();
-        assert!(user.is_none() || user != self.limits.panic_on_user, "fault injection: panic_on_user");
+        assert!(
+            user.is_none() || user != self.limits.panic_on_user,
+            "fault injection: panic_on_user"
+        );
         self.open.add(slot, Hour::of(event.timestamp), event.value, user);
         self.open.account(record.tenant, hour, |row| row.aggregated += 1);
     }
 
-    fn quarantine(&mut self, record: &LogRecord, index: u32, tenant: &str, reason: &str, bytes: Vec<u8>) {
+    fn quarantine(
+        &mut self,
+        record: &LogRecord,
+        index: u32,
+        tenant: &str,
+        reason: &str,
+        bytes: Vec<u8>,
+    ) {
         self.open.quarantine(QuarantineRow {
             shard: self.shard,
             offset: record.offset,

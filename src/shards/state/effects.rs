@@ -30,7 +30,8 @@ pub enum Input<'a> {
 /// What a shard asks for. Effects are carried out in order.
 #[derive(Debug)]
 pub enum Effect {
-    /// Commit this batch in one store transaction, then answer `Committed` or `CommitFailed`; on an unknown outcome drop the state.
+    /// Commit this batch in one store transaction, then answer `Committed` or `CommitFailed`; on an
+    /// unknown outcome drop the state.
     Commit {
         /// The guard.
         guard: FlushGuard,
@@ -46,13 +47,15 @@ pub enum Effect {
         /// Its index.
         index: u32,
     },
-    /// Look whether the store still stands where this owner and its archiver left it, or further; if not, drop the state. A flush would
-    /// find out, but there is nothing to flush: a store that failed over and lost commits would stay behind for as long as no event comes.
+    /// Look whether the store still stands where this owner and its archiver left it, or further;
+    /// if not, drop the state. A flush would find out, but there is nothing to flush: a store
+    /// that failed over and lost commits would stay behind for as long as no event comes.
     Confirm {
         /// Up to here this owner has committed.
         next: Offset,
     },
-    /// Stop loudly: the log does not continue where the store stands. Before a record that this build does not read
-    /// ([`Diverged::Unread`]) the state stands still of itself, and lives: what lies below is flushed and answered.
+    /// Stop loudly: the log does not continue where the store stands. Before a record that this
+    /// build does not read ([`Diverged::Unread`]) the state stands still of itself, and lives:
+    /// what lies below is flushed and answered.
     Stop(Diverged),
 }

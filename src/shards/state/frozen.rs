@@ -1,5 +1,5 @@
-//! The batches that were handed to the store. Readers hold versions of them: what a version has stays there for as long as somebody
-//! reads it, whatever is committed or forgotten meanwhile.
+//! The batches that were handed to the store. Readers hold versions of them: what a version has
+//! stays there for as long as somebody reads it, whatever is committed or forgotten meanwhile.
 
 use std::sync::Arc;
 
@@ -25,7 +25,8 @@ struct CommittedBatch {
     at: Millis,
 }
 
-/// A version of the batches that were handed to the store. Cloning one is cheap and needs no lock afterwards.
+/// A version of the batches that were handed to the store. Cloning one is cheap and needs no lock
+/// afterwards.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FrozenBatches {
     /// Oldest first.

@@ -36,8 +36,9 @@ pub struct LiveMark {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StaleCheckpoint;
 
-/// The frozen batches that belong to a live answer, in the version that its open part was read with. They are visited without the
-/// shard's lock: applying, flushing and forgetting go on meanwhile.
+/// The frozen batches that belong to a live answer, in the version that its open part was read
+/// with. They are visited without the shard's lock: applying, flushing and forgetting go on
+/// meanwhile.
 #[derive(Debug)]
 pub struct LiveBatches {
     from: Offset,
@@ -60,7 +61,11 @@ impl LiveBatches {
     }
 
     /// Visits what was counted.
-    pub fn visit_accounting(&self, question: &AccountingQuestion<'_>, visit: &mut dyn FnMut(&AccountingDelta)) {
+    pub fn visit_accounting(
+        &self,
+        question: &AccountingQuestion<'_>,
+        visit: &mut dyn FnMut(&AccountingDelta),
+    ) {
         let rows = self.batches().flat_map(|frozen| &frozen.batch.accounting);
         rows.filter(|row| question.asks_for(row)).for_each(visit);
     }
@@ -69,7 +74,8 @@ impl LiveBatches {
     pub fn visit_catalogue(&self, tenant: &str, visit: &mut dyn FnMut(NewEntry<'_>)) {
         for frozen in self.batches() {
             let series = frozen.batch.admitted.iter().map(|(info, _)| info);
-            let windows = frozen.batch.deltas.iter().map(|delta| (&delta.series.series, delta.hour));
+            let windows =
+                frozen.batch.deltas.iter().map(|delta| (&delta.series.series, delta.hour));
             visit_new(series, windows, tenant, visit);
         }
     }
@@ -82,8 +88,8 @@ impl LiveBatches {
 }
 
 impl ShardState {
-    /// Visits the open deltas above the checkpoint, which must be this owner's: by epoch and as a boundary between batches. The frozen
-    /// ones are handed out.
+    /// Visits the open deltas above the checkpoint, which must be this owner's: by epoch and as a
+    /// boundary between batches. The frozen ones are handed out.
     ///
     /// # Errors
     /// [`StaleCheckpoint`].
@@ -99,7 +105,8 @@ impl ShardState {
         Ok((self.mark_live(), batches))
     }
 
-    /// Visits what the open batch counted above the checkpoint, which must be this owner's as for [`ShardState::live`].
+    /// Visits what the open batch counted above the checkpoint, which must be this owner's as for
+    /// [`ShardState::live`].
     ///
     /// # Errors
     /// [`StaleCheckpoint`].
@@ -114,8 +121,8 @@ impl ShardState {
         Ok((self.mark_live(), batches))
     }
 
-    /// Visits what the open batch has and the catalogue lacks, above the checkpoint, which must be this owner's as for
-    /// [`ShardState::live`].
+    /// Visits what the open batch has and the catalogue lacks, above the checkpoint, which must be
+    /// this owner's as for [`ShardState::live`].
     ///
     /// # Errors
     /// [`StaleCheckpoint`].
@@ -132,17 +139,23 @@ impl ShardState {
 
     /// Where this owner's memory begins, how far it has applied, and which windows of which metrics
     /// ([`metric_hash`](crate::model::series::metric_hash)) the open batch has.
-    pub fn position(&self, visit: &mut dyn FnMut(u64, Hour)) -> (Checkpoint, LiveMark, LiveBatches) {
+    pub fn position(
+        &self,
+        visit: &mut dyn FnMut(u64, Hour),
+    ) -> (Checkpoint, LiveMark, LiveBatches) {
         self.open.windows().iter().for_each(|(metric, hour)| visit(*metric, *hour));
         let next = self.frozen.from().unwrap_or(self.open.from());
-        let checkpoint = Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None };
+        let checkpoint =
+            Checkpoint { log: self.log, next, archived: 0, epoch: self.epoch, appended: None };
         (checkpoint, self.mark_live(), LiveBatches { from: next, frozen: self.frozen.clone() })
     }
 
-    /// The batches above a checkpoint that is this owner's: by epoch and as a boundary between batches that are still here. Between two
-    /// events of a record that is applied alone there is nothing to answer with: a part of a record is no prefix of the log.
+    /// The batches above a checkpoint that is this owner's: by epoch and as a boundary between
+    /// batches that are still here. Between two events of a record that is applied alone there
+    /// is nothing to answer with: a part of a record is no prefix of the log.
     fn batches_above(&self, checkpoint: &Checkpoint) -> Result<LiveBatches, StaleCheckpoint> {
-        let held = checkpoint.next == self.open.from() || self.frozen.iter().any(|f| f.range.from == checkpoint.next);
+        let held = checkpoint.next == self.open.from()
+            || self.frozen.iter().any(|f| f.range.from == checkpoint.next);
         let mine = checkpoint.epoch == self.epoch && checkpoint.log == self.log;
         let whole = self.alone.as_ref().is_none_or(|alone| alone.index == 0);
         if !(held && mine && whole) {
@@ -164,7 +177,9 @@ fn visit_new<'a>(
     tenant: &str,
     visit: &mut dyn FnMut(NewEntry<'_>),
 ) {
-    series.filter(|info| info.series.tenant == tenant).for_each(|info| visit(NewEntry::Series(info)));
+    series
+        .filter(|info| info.series.tenant == tenant)
+        .for_each(|info| visit(NewEntry::Series(info)));
     let mine = windows.filter(|(series, _)| series.tenant == tenant);
     mine.for_each(|(series, hour)| visit(NewEntry::Window(&series.metric, hour)));
 }

@@ -26,7 +26,8 @@ use crate::model::manifest::Decisions;
 use crate::model::offset::{Diverged, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::window::{Hour, Millis};
 
-/// A flush that failed twice waits so long, then twice as long each time: a store that fails for a reason is not to be kept busy with it.
+/// A flush that failed twice waits so long, then twice as long each time: a store that fails for a
+/// reason is not to be kept busy with it.
 const RETRY_MS: i64 = 500;
 /// The longest wait: how much later than the store a shard may be there.
 const RETRY_MAX_MS: i64 = 8_000;
@@ -42,18 +43,23 @@ pub struct ShardLimits {
     pub flush_interval_ms: i64,
     /// Bytes of open deltas at which a flush is due before its time.
     pub max_delta_bytes: usize,
-    /// How long a committed batch is kept for queries that hold an older snapshot: the longest time a query may take.
+    /// How long a committed batch is kept for queries that hold an older snapshot: the longest
+    /// time a query may take.
     pub keep_flushed_ms: i64,
     /// Number of shards, which says where a series belongs.
     pub shard_count: u32,
-    /// Fault injection for tests of the quarantine: applying an event of the user with this hash panics.
+    /// Fault injection for tests of the quarantine: applying an event of the user with this hash
+    /// panics.
     pub panic_on_user: Option<u64>,
 }
 
 impl ShardLimits {
     /// The configured rule of de-duplication.
     pub fn dedup_rule(&self) -> DedupRule {
-        DedupRule { horizon_ms: self.dedup_horizon_ms, max_ids: self.dedup_max_ids.clamp(1, MAX_IDS) }
+        DedupRule {
+            horizon_ms: self.dedup_horizon_ms,
+            max_ids: self.dedup_max_ids.clamp(1, MAX_IDS),
+        }
     }
 }
 
@@ -102,7 +108,8 @@ pub struct ShardState {
     /// Events applied since the last flush began.
     events: u64,
     mode: Mode,
-    /// End of the log, read after the shard was claimed. Until it is reached careful modes last, and an owner before may have shown more.
+    /// End of the log, read after the shard was claimed. Until it is reached careful modes last,
+    /// and an owner before may have shown more.
     log_end: Offset,
     applied_since_flush: usize,
     suspects: Vec<Suspect>,
@@ -112,7 +119,8 @@ pub struct ShardState {
 }
 
 impl ShardState {
-    /// An owner that has just claimed the shard: empty aggregates at the checkpoint, and the recent ids.
+    /// An owner that has just claimed the shard: empty aggregates at the checkpoint, and the recent
+    /// ids.
     pub fn new(
         limits: ShardLimits,
         shard: ShardId,
@@ -152,7 +160,8 @@ impl ShardState {
             failures: 0,
             waits_since: None,
             events: 0,
-            // Where nothing waits, nothing can have killed the starts before: they were moves from node to node.
+            // Where nothing waits, nothing can have killed the starts before: they were moves from
+            // node to node.
             mode: if checkpoint.next >= log_end { Mode::Normal } else { mode(claim.attempts) },
             log_end,
             applied_since_flush: 0,
@@ -166,7 +175,9 @@ impl ShardState {
     pub fn learn(&mut self, decisions: &Decisions, to: Offset) {
         self.admission.learn(&decisions.admitted, to);
         self.suspects.retain(|suspect| suspect.offset >= self.next);
-        self.suspects.extend(decisions.set_aside.iter().map(|(offset, index, _)| Suspect::certain(*offset, *index)));
+        self.suspects.extend(
+            decisions.set_aside.iter().map(|(offset, index, _)| Suspect::certain(*offset, *index)),
+        );
     }
 
     /// Next offset to read.
@@ -209,8 +220,8 @@ impl ShardState {
         &self.dedup
     }
 
-    /// How many records it takes now: 0 while its memory bound is reached, before a record that it cannot read or, after crashes, until
-    /// the commit in flight ends.
+    /// How many records it takes now: 0 while its memory bound is reached, before a record that it
+    /// cannot read or, after crashes, until the commit in flight ends.
     pub fn credit(&self) -> usize {
         if self.stands_still.is_some()
             || self.open.bytes() >= self.limits.max_delta_bytes.saturating_mul(2)
@@ -225,7 +236,8 @@ impl ShardState {
         }
     }
 
-    /// One step. After a [`Effect::MarkSuspect`] has been carried out, the shell steps with no records, and the event is applied.
+    /// One step. After a [`Effect::MarkSuspect`] has been carried out, the shell steps with no
+    /// records, and the event is applied.
     pub fn step(&mut self, input: Input<'_>, effects: &mut Vec<Effect>) {
         match input {
             Input::Records(records) => self.on_records(records, effects),
@@ -240,7 +252,8 @@ impl ShardState {
         }
     }
 
-    /// Whether a flush that failed is to wait still. The first is tried again at once; a clock that went back ends the wait.
+    /// Whether a flush that failed is to wait still. The first is tried again at once; a clock that
+    /// went back ends the wait.
     fn waits(&mut self, now: Millis) -> bool {
         let pause = match self.failures {
             0 | 1 => 0,
@@ -289,7 +302,8 @@ impl ShardState {
         if now.saturating_sub(since) >= self.limits.flush_interval_ms {
             self.idle_since = Some(now);
             if self.next == self.open.from() && self.alone.is_none() {
-                // Nothing is open. What it knows of the batch before was for series that come again at once; an idle shard keeps no memory.
+                // Nothing is open. What it knows of the batch before was for series that come again
+                // at once; an idle shard keeps no memory.
                 self.open = OpenBatch::new(self.next);
             }
             effects.push(Effect::Confirm { next: self.open.from() });
@@ -300,12 +314,20 @@ impl ShardState {
         let mut open = std::mem::replace(&mut self.open, OpenBatch::new(self.next));
         let windows = open.take_windows();
         let range = OffsetRange { from: open.from(), to: self.next };
-        let forget_ids_before = self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.dedup.rule().horizon_ms));
+        let forget_ids_before =
+            self.appended.map_or(Millis::MIN, |at| at.saturating_sub(self.dedup.rule().horizon_ms));
         let (batch, behind) = open.freeze(range, self.appended);
         let applied = std::mem::take(&mut self.events);
-        let counted = batch.accounting.iter().map(|row| row.aggregated + row.deduplicated + row.quarantined).sum::<u64>();
+        let counted = batch
+            .accounting
+            .iter()
+            .map(|row| row.aggregated + row.deduplicated + row.quarantined)
+            .sum::<u64>();
         check(Invariant::Accounting, counted == applied, || {
-            format!("shard {} counts {counted} of the {applied} events in [{}, {})", self.shard, range.from, range.to)
+            format!(
+                "shard {} counts {counted} of the {applied} events in [{}, {})",
+                self.shard, range.from, range.to
+            )
         });
         self.open = behind;
         let batch = Arc::new(batch);
@@ -320,7 +342,11 @@ impl ShardState {
     fn offer(&mut self, effects: &mut Vec<Effect>) {
         if let Some(frozen) = self.frozen.uncommitted() {
             let (guard, batch) = (self.guard(frozen.range), frozen.batch.clone());
-            effects.push(Effect::Commit { guard, batch, forget_ids_before: frozen.forget_ids_before });
+            effects.push(Effect::Commit {
+                guard,
+                batch,
+                forget_ids_before: frozen.forget_ids_before,
+            });
             self.in_flight = true;
         }
     }

@@ -1,4 +1,5 @@
-//! Records that no gateway of this cluster wrote, or that another release did: what they may not do.
+//! Records that no gateway of this cluster wrote, or that another release did: what they may not
+//! do.
 
 use bytes::Bytes;
 
@@ -15,10 +16,20 @@ const SHARDS: u32 = 4;
 /// A record of one event for each of the entries.
 fn payload(tenant: &str, entries: &[(SeriesId, Vec<u8>)], id: &str) -> Vec<u8> {
     let series = entries.iter().map(|(id, key)| SeriesEntry { id: &id.0, key }).collect();
-    let event = |at| RecordEvent { series: at, timestamp: 0, value: None, user: None, id: Some(id), raw: b"{}" };
+    let event = |at| RecordEvent {
+        series: at,
+        timestamp: 0,
+        value: None,
+        user: None,
+        id: Some(id),
+        raw: b"{}",
+    };
     let events = (0..entries.len() as u32).map(event).collect();
     let mut bytes = Vec::new();
-    record::encode(&Record { version: record::VERSION, tenant, gateway: 0, series, events, stamp: Some(1) }, &mut bytes);
+    record::encode(
+        &Record { version: record::VERSION, tenant, gateway: 0, series, events, stamp: Some(1) },
+        &mut bytes,
+    );
     bytes
 }
 
@@ -60,29 +71,47 @@ impl Run {
             panic_on_user: None,
         };
         let epoch = Epoch { counter: 1, nonce: 1 };
-        let checkpoint = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
+        let checkpoint =
+            Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
         let claim = Claim { checkpoint, attempts, suspects };
         let admission = Admission::limited(9, vec![]);
-        Self { state: ShardState::new(limits, ShardId(1), &claim, vec![], admission, 100), effects: Vec::new() }
+        Self {
+            state: ShardState::new(limits, ShardId(1), &claim, vec![], admission, 100),
+            effects: Vec::new(),
+        }
     }
 
     fn feed(&mut self, from: Offset, payloads: Vec<Vec<u8>>) {
-        let record = |(offset, payload)| LogRecord { offset, appended: 5, received: 5, payload: Bytes::from(payload) };
+        let record = |(offset, payload)| LogRecord {
+            offset,
+            appended: 5,
+            received: 5,
+            payload: Bytes::from(payload),
+        };
         let records: Vec<LogRecord> = (from..).zip(payloads).map(record).collect();
         self.state.step(Input::Records(&records), &mut self.effects);
     }
 
     fn stops(&self) -> Vec<Diverged> {
-        self.effects.iter().filter_map(|effect| if let Effect::Stop(why) = effect { Some(*why) } else { None }).collect()
+        self.effects
+            .iter()
+            .filter_map(|effect| if let Effect::Stop(why) = effect { Some(*why) } else { None })
+            .collect()
     }
 
     /// What a flush holds now: events counted, and what was set aside.
     fn flush(&mut self) -> (OffsetRange, u64, Vec<QuarantineRow>) {
         self.effects.clear();
         self.state.step(Input::Tick { now: 0, drain: true }, &mut self.effects);
-        let Some(Effect::Commit { guard, batch, .. }) = self.effects.pop() else { panic!("no commit: {:?}", self.effects) };
+        let Some(Effect::Commit { guard, batch, .. }) = self.effects.pop() else {
+            panic!("no commit: {:?}", self.effects)
+        };
         self.state.step(Input::Committed { now: 0 }, &mut self.effects);
-        (guard.range, batch.deltas.iter().map(|delta| delta.rollup.figures.count).sum(), batch.quarantined.clone())
+        (
+            guard.range,
+            batch.deltas.iter().map(|delta| delta.rollup.figures.count).sum(),
+            batch.quarantined.clone(),
+        )
     }
 }
 
@@ -100,7 +129,11 @@ fn a_record_of_an_unknown_version_stops_the_shard_and_what_lies_below_is_flushed
     assert_eq!((run.stops().len(), run.state.next(), run.state.credit()), (1, 2, 0));
     run.feed(2, vec![newer("x"), ours("c")]);
     assert_eq!((run.stops().len(), run.state.next()), (1, 2), "it is said once");
-    assert_eq!(run.flush(), (OffsetRange { from: 0, to: 2 }, 2, vec![]), "nothing is passed over, nothing is lost");
+    assert_eq!(
+        run.flush(),
+        (OffsetRange { from: 0, to: 2 }, 2, vec![]),
+        "nothing is passed over, nothing is lost"
+    );
     let said = Diverged::Unread { offset: 2, version: 100 }.to_string();
     assert!(said.contains("offset 2") && said.contains("version 100"), "{said}");
 }
@@ -117,14 +150,18 @@ fn what_an_older_build_has_set_aside_stays_so_when_its_record_is_folded_once_mor
 #[test]
 fn bytes_that_are_no_record_are_set_aside_and_their_neighbours_count() {
     let mut run = Run::new(1, vec![]);
-    run.feed(0, vec![ours("a"), vec![], b"garbage".to_vec(), b"{\"version\":9}".to_vec(), ours("b")]);
+    run.feed(
+        0,
+        vec![ours("a"), vec![], b"garbage".to_vec(), b"{\"version\":9}".to_vec(), ours("b")],
+    );
     let (range, counted, set_aside) = run.flush();
     assert_eq!((range.to, counted, run.stops().len(), set_aside.len()), (5, 2, 0, 3));
 }
 
 #[test]
 fn a_record_that_no_gateway_wrote_is_set_aside_whole() {
-    let (mine, of_evil, elsewhere) = (entry("shop", 1, 0), entry("evil", 1, 0), entry("shop", 2, 0));
+    let (mine, of_evil, elsewhere) =
+        (entry("shop", 1, 0), entry("evil", 1, 0), entry("shop", 2, 0));
     let second = entry("shop", 1, 50);
     let lying = (mine.0, second.1.clone());
     let cases = [
@@ -137,9 +174,17 @@ fn a_record_that_no_gateway_wrote_is_set_aside_whole() {
         let mut run = Run::new(1, vec![]);
         run.feed(0, vec![ours("a"), foreign.clone(), ours("later")]);
         let (range, counted, set_aside) = run.flush();
-        assert_eq!((range.to, counted, set_aside.len()), (3, 2, 1), "{why}: its ids make no duplicates of others");
+        assert_eq!(
+            (range.to, counted, set_aside.len()),
+            (3, 2, 1),
+            "{why}: its ids make no duplicates of others"
+        );
         let QuarantineRow { offset, index, tenant, reason, record, .. } = &set_aside[0];
-        assert_eq!((*offset, *index, tenant.as_str(), record), (1, 0, "", &foreign), "whole, and nobody's");
+        assert_eq!(
+            (*offset, *index, tenant.as_str(), record),
+            (1, 0, "", &foreign),
+            "whole, and nobody's"
+        );
         assert!(reason.contains(why), "{reason}");
     }
 }
@@ -171,7 +216,11 @@ fn a_flush_that_fails_again_and_again_is_tried_ever_less_often() {
             state.step(Input::CommitFailed, &mut Vec::new());
         }
     }
-    assert_eq!(tries[..6], [0, 600, 1_700, 3_800, 7_900, 16_000], "a pause begins at the tick behind the failure");
+    assert_eq!(
+        tries[..6],
+        [0, 600, 1_700, 3_800, 7_900, 16_000],
+        "a pause begins at the tick behind the failure"
+    );
     assert_eq!(tries.len(), 11);
 }
 
@@ -202,10 +251,19 @@ fn what_a_reader_holds_stays_while_the_shard_commits_and_forgets() {
     let epoch = Epoch { counter: 1, nonce: 1 };
     let at = Checkpoint { log: LogId([1; 16]), next: 0, archived: 0, epoch, appended: None };
     let (from, to) = (Hour(0), Hour(1));
-    let question = LiveQuestion { tenant: "shop", metric: "views", from, to, distinct: false, quantiles: false, overflow: false };
+    let question = LiveQuestion {
+        tenant: "shop",
+        metric: "views",
+        from,
+        to,
+        distinct: false,
+        quantiles: false,
+        overflow: false,
+    };
     let mut open = 0;
     let mut visit = |_: &_, _, rollup: &Rollup| open += rollup.figures.count;
-    let (mark, held) = run.state.live(&at, &question, &mut |_| true, &mut visit).expect("its own checkpoint");
+    let (mark, held) =
+        run.state.live(&at, &question, &mut |_| true, &mut visit).expect("its own checkpoint");
     assert_eq!((open, mark.applied), (1, 2));
 
     assert_eq!(run.flush().1, 1);

@@ -1,4 +1,5 @@
-//! The load balancer that ships (`config/nginx.conf`), and what its clients notice when what stands behind it is frozen or away.
+//! The load balancer that ships (`config/nginx.conf`), and what its clients notice when what stands
+//! behind it is frozen or away.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,7 +13,8 @@ use super::{Cluster, FULL, PATIENCE};
 use crate::load::{StopOnDrop, get};
 use crate::support::{agent, free_port};
 
-/// No write takes longer: nginx gives up after 4 s, and the machine may be busy. Without its limits it is 20 to 60 s.
+/// No write takes longer: nginx gives up after 4 s, and the machine may be busy. Without its limits
+/// it is 20 to 60 s.
 const STALL: Duration = Duration::from_secs(9);
 
 /// nginx with the configuration of `make cluster`.
@@ -26,8 +28,10 @@ impl Balancer {
         let port = free_port();
         std::fs::create_dir_all(dir).expect("a directory");
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let mut text = std::fs::read_to_string(root.join("config/nginx.conf")).expect("the configuration");
-        text = text.replace("@DIR@", &dir.display().to_string()).replace("@FRONT@", &port.to_string());
+        let mut text =
+            std::fs::read_to_string(root.join("config/nginx.conf")).expect("the configuration");
+        text =
+            text.replace("@DIR@", &dir.display().to_string()).replace("@FRONT@", &port.to_string());
         for at in 0..FULL {
             text = text.replace(&format!("@HTTP{}@", at + 1), &cluster.port(at).to_string());
         }
@@ -36,15 +40,33 @@ impl Balancer {
         }
         let file = dir.join("nginx.conf");
         std::fs::write(&file, text).expect("written");
-        let path =
-            format!("{}:/usr/sbin:{}", root.join("data-sets/tools/bin").display(), std::env::var("PATH").unwrap_or_default());
+        let path = format!(
+            "{}:/usr/sbin:{}",
+            root.join("data-sets/tools/bin").display(),
+            std::env::var("PATH").unwrap_or_default()
+        );
         let mut command = Command::new("nginx");
-        command.env("PATH", path).arg("-p").arg(dir).arg("-c").arg(&file).arg("-e").arg(dir.join("error.log"));
-        command.args(["-g", "daemon off;"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .env("PATH", path)
+            .arg("-p")
+            .arg(dir)
+            .arg("-c")
+            .arg(&file)
+            .arg("-e")
+            .arg(dir.join("error.log"));
+        command
+            .args(["-g", "daemon off;"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let child = command.spawn().expect("nginx is there: `make tools` gets it");
         let balancer = Self { child, url: format!("http://127.0.0.1:{port}") };
         let deadline = Instant::now() + PATIENCE;
-        while agent().get(format!("{}/readyz", balancer.url)).call().map_or(true, |answer| answer.status() != 200) {
+        while agent()
+            .get(format!("{}/readyz", balancer.url))
+            .call()
+            .map_or(true, |answer| answer.status() != 200)
+        {
             assert!(Instant::now() < deadline, "nginx did not come up");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -70,15 +92,22 @@ struct Met {
     slowest: Duration,
 }
 
-/// Sends one event after the other, each until it is acknowledged; every answer must be one that the docs name.
+/// Sends one event after the other, each until it is acknowledged; every answer must be one that
+/// the docs name.
 fn write(front: &str, met: &Mutex<Met>, stop: &AtomicBool) -> u64 {
-    let client: ureq::Agent =
-        ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(90))).build().into();
+    let client: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(90)))
+        .build()
+        .into();
     let mut sent = 0;
     while !stop.load(Ordering::SeqCst) {
         let body = format!(r#"{{"metric":"front","id":"{sent}"}}"#);
         let begun = Instant::now();
-        let answer = client.post(format!("{front}/v1/events")).header("content-type", "application/json").send(&body);
+        let answer = client
+            .post(format!("{front}/v1/events"))
+            .header("content-type", "application/json")
+            .send(&body);
         let mut answer = answer.expect("nginx itself is there");
         let (status, took) = (answer.status().as_u16(), begun.elapsed());
         let text = answer.body_mut().read_to_string().expect("a body");
@@ -91,8 +120,15 @@ fn write(front: &str, met: &Mutex<Met>, stop: &AtomicBool) -> u64 {
             }
             503 => {
                 assert!(answer.headers().contains_key("retry-after"), "{text}");
-                let code = serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["error"]["code"].clone();
-                assert!(["outcome_unknown", "overloaded", "log_closed", "starting"].iter().any(|known| code == *known), "{text}");
+                let code = serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["error"]
+                    ["code"]
+                    .clone();
+                assert!(
+                    ["outcome_unknown", "overloaded", "log_closed", "starting"]
+                        .iter()
+                        .any(|known| code == *known),
+                    "{text}"
+                );
                 met.refused += 1;
             }
             other => panic!("{other}: {text}"),
@@ -107,8 +143,12 @@ fn write(front: &str, met: &Mutex<Met>, stop: &AtomicBool) -> u64 {
 fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
     let mut cluster = Cluster::start(&[]);
     let balancer = Balancer::start(&cluster, &cluster.dir().join("nginx"));
-    let (front, met, stop, answered) =
-        (balancer.url.clone(), Mutex::new(Met::default()), AtomicBool::new(false), AtomicU64::new(0));
+    let (front, met, stop, answered) = (
+        balancer.url.clone(),
+        Mutex::new(Met::default()),
+        AtomicBool::new(false),
+        AtomicU64::new(0),
+    );
     let mut sent = 0;
     std::thread::scope(|scope| {
         let (front, met, stop, answered) = (&front, &met, &stop, &answered);
@@ -118,7 +158,10 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
             // Queries that fail must take no node from the writes.
             while !stop.load(Ordering::SeqCst) {
                 let answer = get(&agent(), &format!("{front}/v1/query?metric=front&step=all"));
-                answered.fetch_add(u64::from(answer.is_some_and(|(status, _)| status == 200)), Ordering::SeqCst);
+                answered.fetch_add(
+                    u64::from(answer.is_some_and(|(status, _)| status == 200)),
+                    Ordering::SeqCst,
+                );
                 std::thread::sleep(Duration::from_millis(100));
             }
         });
@@ -136,7 +179,9 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
         let pause = |seconds| std::thread::sleep(Duration::from_secs(seconds));
         let calm = phase("nothing", &mut |_| pause(2));
         assert!(calm.refused == 0 && calm.acked > 0);
-        let without_store = phase("PostgreSQL away", &mut |cluster| cluster.postgres.kill_and_restart(Duration::from_secs(4)));
+        let without_store = phase("PostgreSQL away", &mut |cluster| {
+            cluster.postgres.kill_and_restart(Duration::from_secs(4))
+        });
         assert!(without_store.refused == 0 && without_store.acked > 10, "writes need no store");
         let frozen = phase("a node frozen", &mut |cluster| {
             cluster.signal(0, Signal::STOP);
@@ -158,15 +203,21 @@ fn behind_the_balancer_no_write_stalls_whatever_is_frozen_or_away() {
     assert!(answered.load(Ordering::SeqCst) > 0);
     // Each was acknowledged in the end, some after several attempts: they count once.
     let deadline = Instant::now() + PATIENCE;
-    let counted = || get(&agent(), &format!("{front}/v1/query?metric=front&step=all")).map(|(_, answer)| answer);
+    let counted = || {
+        get(&agent(), &format!("{front}/v1/query?metric=front&step=all")).map(|(_, answer)| answer)
+    };
     loop {
         let answer = counted().unwrap_or_default();
-        let count =
-            answer["series"][0]["points"].as_array().map_or(0, |points| points.iter().filter_map(|p| p["count"].as_u64()).sum());
+        let count = answer["series"][0]["points"]
+            .as_array()
+            .map_or(0, |points| points.iter().filter_map(|p| p["count"].as_u64()).sum());
         if answer["completeness"]["partial"] == false && count == sent {
             break;
         }
-        assert!(count <= sent && Instant::now() < deadline, "{count} counted, {sent} acknowledged: {answer}");
+        assert!(
+            count <= sent && Instant::now() < deadline,
+            "{count} counted, {sent} acknowledged: {answer}"
+        );
         std::thread::sleep(Duration::from_millis(200));
     }
 }

@@ -1,4 +1,5 @@
-//! Three brokers, each of which is killed under load: two take every write, one alone takes none and says so.
+//! Three brokers, each of which is killed under load: two take every write, one alone takes none
+//! and says so.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ const CLIENTS: u64 = 2;
 const SETTINGS: [(&str, &str); 4] = [
     ("kafka.replication", "3"),
     ("kafka.min_isr", "2"),
-    // Longer than Kafka takes to see that a broker is dead, also on a slow machine. The test waits for its end.
+    // Longer than Kafka takes to see that a broker is dead, also on a slow machine. The test waits
+    // for its end.
     ("kafka.delivery_timeout", "30s"),
     ("gateway.append_timeout", "60s"),
 ];
@@ -38,7 +40,11 @@ impl std::fmt::Display for Met {
 /// Since this was last asked.
 fn met(ledger: &Ledger) -> Met {
     let take = |counter: &AtomicU64| counter.swap(0, Ordering::SeqCst);
-    Met { refused: take(&ledger.refused), repeated: take(&ledger.retries), slowest: Duration::from_millis(take(&ledger.slowest)) }
+    Met {
+        refused: take(&ledger.refused),
+        repeated: take(&ledger.retries),
+        slowest: Duration::from_millis(take(&ledger.slowest)),
+    }
 }
 
 /// Waits until Kafka says of so many shards that they lack a replica.
@@ -49,7 +55,10 @@ fn await_lacking(cluster: &Cluster, shards: usize) {
         if topic["under_replicated"].as_array().is_some_and(|lacking| lacking.len() == shards) {
             return;
         }
-        assert!(Instant::now() < deadline, "{shards} shards do not come to lack a replica: {topic}");
+        assert!(
+            Instant::now() < deadline,
+            "{shards} shards do not come to lack a replica: {topic}"
+        );
         std::thread::sleep(Duration::from_millis(500));
     }
 }
@@ -64,7 +73,10 @@ fn await_steady(ledger: &Ledger) {
         if before.0 == after.0 && before.1 < after.1 {
             return;
         }
-        assert!(Instant::now() < deadline, "writes do not go on: {before:?} repetitions and events, then {after:?}");
+        assert!(
+            Instant::now() < deadline,
+            "writes do not go on: {before:?} repetitions and events, then {after:?}"
+        );
     }
 }
 
@@ -77,7 +89,8 @@ impl Patient {
     /// Enough events that every shard gets some.
     fn new(ledger: &Ledger) -> Self {
         let mut rng = Rng(3);
-        let events: Vec<Event> = (0..400).map(|n| Event::draw(&mut rng, format!("patient-{n}"))).collect();
+        let events: Vec<Event> =
+            (0..400).map(|n| Event::draw(&mut rng, format!("patient-{n}"))).collect();
         ledger.sending(&events);
         Self { events }
     }
@@ -85,7 +98,8 @@ impl Patient {
     /// Status of the answer, and whether it says when to come again.
     fn send(&self, url: &str) -> (u16, bool) {
         let lines: Vec<String> = self.events.iter().map(Event::json).collect();
-        let request = agent().post(format!("{url}/v1/events")).header("content-type", "application/x-ndjson");
+        let request =
+            agent().post(format!("{url}/v1/events")).header("content-type", "application/x-ndjson");
         let answer = request.send(lines.join("\n")).expect("an answer");
         (answer.status().as_u16(), answer.headers().contains_key("retry-after"))
     }
@@ -106,7 +120,11 @@ fn two_dead(cluster: &Cluster, ledger: &Ledger, patient: &Patient) {
         before = ledger.acked_total();
         std::thread::sleep(Duration::from_secs(1));
     }
-    assert_eq!(patient.send(&cluster.url(0)), (503, true), "an answer below min ISR, and its Retry-After");
+    assert_eq!(
+        patient.send(&cluster.url(0)),
+        (503, true),
+        "an answer below min ISR, and its Retry-After"
+    );
     assert_eq!(ledger.acked_total(), before, "something was acknowledged by one broker");
 }
 
@@ -119,7 +137,8 @@ fn two_of_three_brokers_take_every_write_and_one_alone_none() {
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
         let stops = StopOnDrop(stop);
-        let mut threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n, 5, urls, ledger, stop))).collect();
+        let mut threads: Vec<_> =
+            (0..CLIENTS).map(|n| scope.spawn(move || client(n, 5, urls, ledger, stop))).collect();
         threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
         cluster.served(0);
         met(ledger);
@@ -155,8 +174,9 @@ fn two_of_three_brokers_take_every_write_and_one_alone_none() {
     let met: String = dead.iter().map(|(which, met)| format!("{which} dead: {met}; ")).collect();
     let memory: Vec<u64> = (1..=3).map(|broker| cluster.kafka.memory(broker)).collect();
     println!(
-        "three brokers, each killed, in {:.0?}: {met}{} events acknowledged, 0 lost, 0 double, {} duplicates dropped; queries {} complete, {} \
-         partial {:?}, {} unanswered; brokers of {memory:?} MiB",
+        "three brokers, each killed, in {:.0?}: {met}{} events acknowledged, 0 lost, 0 double, {} \
+         duplicates dropped; queries {} complete, {} partial {:?}, {} unanswered; brokers of \
+         {memory:?} MiB",
         started.elapsed(),
         ledger.acked_total(),
         accounted[1],
@@ -165,12 +185,26 @@ fn two_of_three_brokers_take_every_write_and_one_alone_none() {
         asked.reasons.lock().expect("no panic"),
         asked.unanswered.load(Ordering::SeqCst),
     );
-    assert!(dead[..2].iter().all(|(_, met)| met.refused == 0), "a write was refused while two brokers were there");
-    assert!(dead.iter().all(|(_, met)| met.slowest > Duration::from_secs(1)), "brokers died and no client noticed");
+    assert!(
+        dead[..2].iter().all(|(_, met)| met.refused == 0),
+        "a write was refused while two brokers were there"
+    );
+    assert!(
+        dead.iter().all(|(_, met)| met.slowest > Duration::from_secs(1)),
+        "brokers died and no client noticed"
+    );
     for words in ["invariant violated", "panicked"] {
-        assert_eq!(cluster.lines(words), Vec::<String>::new(), "a node saw something that must not be");
+        assert_eq!(
+            cluster.lines(words),
+            Vec::<String>::new(),
+            "a node saw something that must not be"
+        );
     }
     for node in &mut cluster.nodes {
-        assert!(!node.server.as_mut().is_some_and(Server::has_ended), "{} ended over the death of brokers", node.name);
+        assert!(
+            !node.server.as_mut().is_some_and(Server::has_ended),
+            "{} ended over the death of brokers",
+            node.name
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! Everything that a cluster is made of dies, freezes or is cut off under load, and nothing is lost, doubled or falsely complete.
+//! Everything that a cluster is made of dies, freezes or is cut off under load, and nothing is
+//! lost, doubled or falsely complete.
 //!
-//! `ROLLMILL_CHAOS_ROUNDS` says how often an owner is frozen and three nodes are killed (10: at least 30 kills). A planned fault without
-//! effect fails the run.
+//! `ROLLMILL_CHAOS_ROUNDS` says how often an owner is frozen and three nodes are killed (10: at
+//! least 30 kills). A planned fault without effect fails the run.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -33,7 +34,8 @@ struct Effects {
     failovers: Vec<Duration>,
 }
 
-/// Recomputes the rollups of the running cluster again and again: the store is the fold of a prefix of the log at every moment.
+/// Recomputes the rollups of the running cluster again and again: the store is the fold of a prefix
+/// of the log at every moment.
 fn auditor(cli: &Cli, stop: &AtomicBool, audits: &AtomicU64) {
     while !stop.load(Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(2));
@@ -85,7 +87,8 @@ impl Run<'_> {
         self.effects.failovers.extend(took);
     }
 
-    /// SIGSTOP of an owner, in the middle of a flush if that can be had, until its shards have moved; then it goes on.
+    /// SIGSTOP of an owner, in the middle of a flush if that can be had, until its shards have
+    /// moved; then it goes on.
     fn freeze(&mut self, at: usize, asked: usize, meanwhile: impl FnOnce(&mut Self)) {
         self.with(|cluster| cluster.await_ready(at));
         self.with(|cluster| cluster.await_ready(asked));
@@ -95,7 +98,9 @@ impl Run<'_> {
             std::thread::sleep(Duration::from_millis(100));
         }
         // So that a flush takes long enough to be hit, however fast the machine is.
-        self.with(|cluster| cluster.store_proxy.set(Plan { delay: Duration::from_millis(20), ..Plan::default() }));
+        self.with(|cluster| {
+            cluster.store_proxy.set(Plan { delay: Duration::from_millis(20), ..Plan::default() })
+        });
         let in_flush = (0..10).any(|_| {
             self.pause(200);
             self.with(|cluster| cluster.signal(at, Signal::STOP));
@@ -188,7 +193,9 @@ impl Run<'_> {
     /// After its absence was noticed, if it is away.
     fn bring_back_the_storage(&mut self) {
         let deadline = Instant::now() + BACK_WITHIN;
-        while self.with(|cluster| cluster.s3.is_away() && cluster.times(ARCHIVING_FAILED) == self.failed_before) {
+        while self.with(|cluster| {
+            cluster.s3.is_away() && cluster.times(ARCHIVING_FAILED) == self.failed_before
+        }) {
             assert!(Instant::now() < deadline, "no node misses the S3 server");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -228,7 +235,11 @@ impl Run<'_> {
         set(self, Plan { cut_request: 1, cut_reply: 1, ..Plan::default() });
         std::thread::sleep(Duration::from_secs(2));
         while cuts(self).0 == 0 || cuts(self).1 == commits {
-            assert!(Instant::now() < deadline, "no connection to the store was cut: {:?}", cuts(self));
+            assert!(
+                Instant::now() < deadline,
+                "no connection to the store was cut: {:?}",
+                cuts(self)
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
         set(self, Plan::default());
@@ -238,7 +249,8 @@ impl Run<'_> {
             ("requests to the store cut", requests),
             ("replies of the store cut", replies - commits),
         ];
-        cut.into_iter().for_each(|(what, times)| *self.effects.others.entry(what).or_default() += times);
+        cut.into_iter()
+            .for_each(|(what, times)| *self.effects.others.entry(what).or_default() += times);
     }
 
     /// Nodes come and go faster than the group settles.
@@ -246,7 +258,8 @@ impl Run<'_> {
         for _ in 0..6 {
             let at = self.rng.below(FULL as u64) as usize;
             if self.rng.chance(50) {
-                let mut node = self.with(|cluster| cluster.nodes[at].server.take().expect("it runs"));
+                let mut node =
+                    self.with(|cluster| cluster.nodes[at].server.take().expect("it runs"));
                 if node.has_ended() {
                     // It has waited in vain for what was cut off; a panic is looked for in the end.
                     self.with(|cluster| cluster.spawn(at));
@@ -280,18 +293,24 @@ impl Run<'_> {
 
 #[test]
 fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
-    let (seed, rounds) = (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_ROUNDS", 10));
+    let (seed, rounds) =
+        (number("ROLLMILL_CHAOS_SEED", now() as u64), number("ROLLMILL_CHAOS_ROUNDS", 10));
     println!("ROLLMILL_CHAOS_SEED={seed} ROLLMILL_CHAOS_ROUNDS={rounds}");
     let cluster = Cluster::start(&[]);
     let (urls, cli) = (cluster.urls(), cluster.cli());
     let cluster = Mutex::new(cluster);
-    let (ledger, asked, stop, audits) = (Ledger::default(), Asked::default(), AtomicBool::new(false), AtomicU64::new(0));
+    let (ledger, asked, stop, audits) =
+        (Ledger::default(), Asked::default(), AtomicBool::new(false), AtomicU64::new(0));
     let started = Instant::now();
-    let mut run = Run { cluster: &cluster, rng: Rng(seed), effects: Effects::default(), failed_before: 0 };
+    let mut run =
+        Run { cluster: &cluster, rng: Rng(seed), effects: Effects::default(), failed_before: 0 };
     std::thread::scope(|scope| {
-        let (ledger, asked, stop, urls, audits, cli) = (&ledger, &asked, &stop, &urls, &audits, &cli);
+        let (ledger, asked, stop, urls, audits, cli) =
+            (&ledger, &asked, &stop, &urls, &audits, &cli);
         let stops = StopOnDrop(stop);
-        let mut threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop))).collect();
+        let mut threads: Vec<_> = (0..CLIENTS)
+            .map(|n| scope.spawn(move || client(n, seed, urls, ledger, stop)))
+            .collect();
         threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
         threads.push(scope.spawn(move || auditor(cli, stop, audits)));
         for round in 0..rounds {
@@ -302,7 +321,10 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
                 ledger.acked_total(),
                 audits.load(Ordering::SeqCst)
             );
-            assert!(!threads.iter().any(|thread| thread.is_finished()), "a client, the reader or the auditor failed, see above");
+            assert!(
+                !threads.iter().any(|thread| thread.is_finished()),
+                "a client, the reader or the auditor failed, see above"
+            );
         }
         // The round that would have brought it back may not have come.
         run.bring_back_the_storage();
@@ -327,9 +349,11 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
     cli.audit_at_last();
     failovers.sort();
     println!(
-        "{kills} nodes killed, {frozen} owners frozen ({frozen_in_flush} in a flush), {others:?} in {:.0?}: {} events acknowledged, 0 lost, 0 \
-         double; {} requests repeated, {} answered 503; {} batches sent twice, {} duplicates dropped; queries {} complete, {} partial {:?}, {} \
-         unanswered, 0 wrong, the slowest {} ms; {} audits equal; failover {failovers:.1?}; all served {healed:.1?} after the end",
+        "{kills} nodes killed, {frozen} owners frozen ({frozen_in_flush} in a flush), {others:?} \
+         in {:.0?}: {} events acknowledged, 0 lost, 0 double; {} requests repeated, {} answered \
+         503; {} batches sent twice, {} duplicates dropped; queries {} complete, {} partial {:?}, \
+         {} unanswered, 0 wrong, the slowest {} ms; {} audits equal; failover {failovers:.1?}; \
+         all served {healed:.1?} after the end",
         started.elapsed(),
         ledger.acked_total(),
         ledger.retries.load(Ordering::SeqCst),
@@ -343,12 +367,20 @@ fn nothing_is_lost_doubled_or_falsely_complete_whatever_dies() {
         asked.slowest.load(Ordering::SeqCst),
         audits.load(Ordering::SeqCst),
     );
-    assert_eq!(cluster.lines("invariant violated"), Vec::<String>::new(), "a node itself saw an invariant violated");
+    assert_eq!(
+        cluster.lines("invariant violated"),
+        Vec::<String>::new(),
+        "a node itself saw an invariant violated"
+    );
     assert_eq!(cluster.lines("panicked"), Vec::<String>::new(), "something panicked in a node");
     assert!(
         kills >= 3 * rounds && frozen == rounds && frozen_in_flush > 0 && !failovers.is_empty(),
         "a planned fault had no effect"
     );
     assert!(audits.load(Ordering::SeqCst) > 3, "hardly anything was audited");
-    assert!(accounted[1] > 0 && asked.complete.load(Ordering::SeqCst) > 0 && asked.partial.load(Ordering::SeqCst) > 0);
+    assert!(
+        accounted[1] > 0
+            && asked.complete.load(Ordering::SeqCst) > 0
+            && asked.partial.load(Ordering::SeqCst) > 0
+    );
 }

@@ -1,4 +1,5 @@
-//! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server, Redis, three nodes and a gateway.
+//! A whole cluster of real processes on loopback: Kafka, PostgreSQL with a standby, an S3 server,
+//! Redis, three nodes and a gateway.
 
 mod balancer;
 mod brokers;
@@ -34,7 +35,11 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A node that does not answer by then is asked again.
 fn asker() -> ureq::Agent {
-    ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(15))).build().into()
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(15)))
+        .build()
+        .into()
 }
 
 /// One of Rollmill's processes, running or not.
@@ -70,8 +75,14 @@ pub struct Cli(Vec<(String, String)>);
 impl Cli {
     pub fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rollmill"));
-        std::env::vars().filter(|(name, _)| name.starts_with("ROLLMILL_")).for_each(|(name, _)| _ = command.env_remove(name));
-        command.envs(self.0.iter().map(|(name, value)| (name, value))).args(args).output().expect("the command runs")
+        std::env::vars()
+            .filter(|(name, _)| name.starts_with("ROLLMILL_"))
+            .for_each(|(name, _)| _ = command.env_remove(name));
+        command
+            .envs(self.0.iter().map(|(name, value)| (name, value)))
+            .args(args)
+            .output()
+            .expect("the command runs")
     }
 
     /// What a command says in JSON; none if something that it needs was away.
@@ -79,7 +90,8 @@ impl Cli {
         serde_json::from_slice(&self.run(&[args, &["--json"]].concat()).stdout).ok()
     }
 
-    /// One look at whether the store is what its records say; an attempt during which Kafka, the store or the archive was away says nothing.
+    /// One look at whether the store is what its records say; an attempt during which Kafka, the
+    /// store or the archive was away says nothing.
     pub fn audit(&self) -> bool {
         let Some(report) = self.json(&["verify"]) else { return false };
         if report["unverified"].as_array().is_some_and(|shards| !shards.is_empty()) {
@@ -99,7 +111,8 @@ impl Cli {
 }
 
 impl Cluster {
-    /// Starts everything and waits until every node is ready. `more` sets configuration keys of all nodes.
+    /// Starts everything and waits until every node is ready. `more` sets configuration keys of all
+    /// nodes.
     pub fn start(more: &[(&'static str, &str)]) -> Self {
         Self::start_on(1, more)
     }
@@ -118,11 +131,13 @@ impl Cluster {
             namespace: None,
             server: None,
         };
-        let mut nodes: Vec<Node> = (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query")).collect();
+        let mut nodes: Vec<Node> =
+            (1..=FULL).map(|n| node(&format!("full-{n}"), "gateway,shards,query")).collect();
         nodes.push(node("gate", "gateway,query"));
         let (cookie, keys) = (dir.path().join("cookie"), dir.path().join("s3.keys"));
         std::fs::write(&cookie, "a cookie for tests, of more than 32 bytes").expect("written");
-        let credentials = format!("aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
+        let credentials =
+            format!("aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n");
         std::fs::write(&keys, credentials).expect("written");
         for file in [cookie, keys] {
             use std::os::unix::fs::PermissionsExt;
@@ -148,7 +163,8 @@ impl Cluster {
         cluster
     }
 
-    /// Brokers listen before they are known to each other, so one attempt may find too few for the replicas.
+    /// Brokers listen before they are known to each other, so one attempt may find too few for the
+    /// replicas.
     fn create_topic(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -163,12 +179,19 @@ impl Cluster {
 
     /// The configuration that all nodes share.
     fn settings(&self) -> Vec<(&'static str, String)> {
-        let peers: Vec<String> = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.mesh)).collect();
+        let peers: Vec<String> =
+            self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.mesh)).collect();
         let file = |name: &str| self.dir.path().join(name).display().to_string();
         let (primary, standby) = (self.store_proxy.port, self.standby_port);
         let mut settings = vec![
             ("kafka.brokers", self.kafka.brokers()),
-            ("store.url", format!("postgres://postgres@127.0.0.1:{primary},127.0.0.1:{standby}/{}", self.database)),
+            (
+                "store.url",
+                format!(
+                    "postgres://postgres@127.0.0.1:{primary},127.0.0.1:{standby}/{}",
+                    self.database
+                ),
+            ),
             ("archive.url", "s3://events/raw".to_owned()),
             ("archive.endpoint", self.s3.endpoint.clone()),
             ("archive.credentials_file", file("s3.keys")),
@@ -202,7 +225,8 @@ impl Cluster {
             ("node.roles", node.roles.to_owned()),
             ("cluster.listen", format!("127.0.0.1:{}", node.mesh)),
         ];
-        let all: Vec<(&str, &str)> = settings.iter().chain(&own).map(|(key, value)| (*key, value.as_str())).collect();
+        let all: Vec<(&str, &str)> =
+            settings.iter().chain(&own).map(|(key, value)| (*key, value.as_str())).collect();
         let data = self.dir.path().join(&node.name);
         node.server = Some(match &node.namespace {
             None => Server::spawn(&data, node.port, &all),
@@ -213,9 +237,19 @@ impl Cluster {
     /// Waits until a node is ready.
     pub fn await_ready(&mut self, at: usize) {
         let (deadline, agent) = (Instant::now() + PATIENCE, asker());
-        while agent.get(format!("{}/readyz", self.url(at))).call().map_or(true, |answer| answer.status() != 200) {
-            assert!(Instant::now() < deadline, "{} is not ready:\n{}", self.nodes[at].name, self.said(at));
-            // As a service manager does: a node that was killed, or has waited for log and store in vain, is started again.
+        while agent
+            .get(format!("{}/readyz", self.url(at)))
+            .call()
+            .map_or(true, |answer| answer.status() != 200)
+        {
+            assert!(
+                Instant::now() < deadline,
+                "{} is not ready:\n{}",
+                self.nodes[at].name,
+                self.said(at)
+            );
+            // As a service manager does: a node that was killed, or has waited for log and store in
+            // vain, is started again.
             if self.nodes[at].server.as_mut().is_none_or(Server::has_ended) {
                 self.spawn(at);
             }
@@ -225,13 +259,22 @@ impl Cluster {
 
     /// What the node has logged over its lives.
     pub fn said(&self, at: usize) -> String {
-        std::fs::read_to_string(self.dir.path().join(&self.nodes[at].name).with_extension("server.log")).unwrap_or_default()
+        std::fs::read_to_string(
+            self.dir.path().join(&self.nodes[at].name).with_extension("server.log"),
+        )
+        .unwrap_or_default()
     }
 
     /// The lines with these words that nodes have logged.
     pub fn lines(&self, words: &str) -> Vec<String> {
         (0..self.nodes.len())
-            .flat_map(|at| self.said(at).lines().filter(|line| line.contains(words)).map(str::to_owned).collect::<Vec<_>>())
+            .flat_map(|at| {
+                self.said(at)
+                    .lines()
+                    .filter(|line| line.contains(words))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            })
             .collect()
     }
 
@@ -278,10 +321,16 @@ impl Cluster {
         let gone = &self.nodes[gone].name;
         loop {
             let owners = self.owners(asked);
-            if owners.as_ref().is_some_and(|owners| owners.len() == SHARDS && owners.iter().all(|name| name != gone)) {
+            if owners.as_ref().is_some_and(|owners| {
+                owners.len() == SHARDS && owners.iter().all(|name| name != gone)
+            }) {
                 return;
             }
-            assert!(Instant::now() < deadline, "the shards of {gone} did not move: {owners:?}\n{}", self.said(asked));
+            assert!(
+                Instant::now() < deadline,
+                "the shards of {gone} did not move: {owners:?}\n{}",
+                self.said(asked)
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -291,13 +340,17 @@ impl Cluster {
         self.owners(asked).is_some_and(|owners| owners.contains(&self.nodes[node].name))
     }
 
-    /// How long it takes from now until a node answers completely with everything that was acknowledged before now.
+    /// How long it takes from now until a node answers completely with everything that was
+    /// acknowledged before now.
     pub fn served(&self, asked: usize) -> Duration {
         let (begun, since) = (Instant::now(), now());
         let url = format!("{}/v1/query?metric=m0&{}&step=all", self.url(asked), range());
         let agent = asker();
         loop {
-            let answer = get(&agent, &url).filter(|(status, _)| *status == 200).map(|(_, answer)| answer).unwrap_or_default();
+            let answer = get(&agent, &url)
+                .filter(|(status, _)| *status == 200)
+                .map(|(_, answer)| answer)
+                .unwrap_or_default();
             if answer["completeness"]["partial"] == false && as_of_ms(&answer) >= since {
                 return begun.elapsed();
             }
@@ -306,11 +359,13 @@ impl Cluster {
         }
     }
 
-    /// Whether a node that was just frozen holds a transaction open that has written: of the others, none lasts so long.
+    /// Whether a node that was just frozen holds a transaction open that has written: of the
+    /// others, none lasts so long.
     pub fn frozen_in_flush(&self, at: usize) -> bool {
         std::thread::sleep(Duration::from_millis(300));
         let sql = format!(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%:{}' AND backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '250 ms'",
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%:{}' AND \
+             backend_xid IS NOT NULL AND xact_start < clock_timestamp() - interval '250 ms'",
             self.nodes[at].name
         );
         self.postgres.psql(&self.database, &sql).is_ok_and(|count| count != "0")

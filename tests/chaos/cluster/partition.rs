@@ -1,7 +1,9 @@
-//! A node behind a network that breaks: it runs in a network namespace, joined to everything else by one virtual link.
+//! A node behind a network that breaks: it runs in a network namespace, joined to everything else
+//! by one virtual link.
 //!
-//! Every process believes that all others are on loopback: relays carry each port over the link. When the link is down, packets vanish
-//! in both directions, as when a cable is pulled. Where network namespaces may not be made (they are for root), the test says so and shows nothing.
+//! Every process believes that all others are on loopback: relays carry each port over the link.
+//! When the link is down, packets vanish in both directions, as when a cable is pulled. Where
+//! network namespaces may not be made (they are for root), the test says so and shows nothing.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,7 +24,10 @@ use crate::number;
 const ALONE: usize = 1;
 
 fn try_ip(args: &str) -> Result<(), String> {
-    let output = Command::new("ip").args(args.split(' ')).output().expect("ip is there: `make tools` installs it");
+    let output = Command::new("ip")
+        .args(args.split(' '))
+        .output()
+        .expect("ip is there: `make tools` installs it");
     let said = || format!("ip {args}: {}", String::from_utf8_lossy(&output.stderr).trim());
     if output.status.success() { Ok(()) } else { Err(said()) }
 }
@@ -66,8 +71,9 @@ impl Island {
         ip(&format!("-n {} link set {} up", self.name, self.link));
     }
 
-    /// The island's end goes down. This side's stays up, and with it the route: otherwise packets for the island would leave this machine
-    /// by its default route, and whoever gets them there may answer.
+    /// The island's end goes down. This side's stays up, and with it the route: otherwise packets
+    /// for the island would leave this machine by its default route, and whoever gets them
+    /// there may answer.
     fn cut(&self) {
         ip(&format!("-n {} link set {} down", self.name, self.link));
     }
@@ -100,8 +106,14 @@ impl Island {
             // A thread that an accepting one starts is in the same namespace.
             for client in listener.incoming().flatten() {
                 std::thread::spawn(move || {
-                    let Ok(server) = TcpStream::connect_timeout(&connect, Duration::from_secs(5)) else { return };
-                    let (from, to) = (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
+                    let Ok(server) = TcpStream::connect_timeout(&connect, Duration::from_secs(5))
+                    else {
+                        return;
+                    };
+                    let (from, to) = (
+                        client.try_clone().expect("a socket"),
+                        server.try_clone().expect("a socket"),
+                    );
                     std::thread::spawn(move || pump(from, to));
                     pump(server, client);
                 });
@@ -151,7 +163,8 @@ fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
         port_of(&cluster.s3.endpoint),
         port_of(&cluster.redis.url()),
     ];
-    let others = cluster.nodes.iter().enumerate().filter(|(at, _)| *at != ALONE).map(|(_, node)| node.mesh);
+    let others =
+        cluster.nodes.iter().enumerate().filter(|(at, _)| *at != ALONE).map(|(_, node)| node.mesh);
     island.relay(&services.into_iter().chain(others).collect::<Vec<_>>(), true);
     island.relay(&[cluster.port(ALONE), cluster.nodes[ALONE].mesh], false);
     cluster.nodes[ALONE].namespace = Some(island.name.clone());
@@ -164,7 +177,8 @@ fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
     std::thread::scope(|scope| {
         let (ledger, asked, stop, urls) = (&ledger, &asked, &stop, &urls);
         let stops = StopOnDrop(stop);
-        let mut threads: Vec<_> = (0..4).map(|n| scope.spawn(move || client(n, 11, urls, ledger, stop))).collect();
+        let mut threads: Vec<_> =
+            (0..4).map(|n| scope.spawn(move || client(n, 11, urls, ledger, stop))).collect();
         threads.push(scope.spawn(move || reader(urls, ledger, stop, asked)));
         for _ in 0..number("ROLLMILL_CHAOS_CUTS", 2) {
             cluster.served(0);
@@ -192,8 +206,9 @@ fn a_node_that_the_network_cuts_off_loses_its_shards_and_nothing_else() {
     let accounted = accounting(&urls);
     assert_eq!((accounted[0], accounted[2]), (ledger.acked_total(), 0), "aggregated, quarantined");
     println!(
-        "a node cut off {} times: {} events acknowledged, 0 lost, 0 double, {} requests repeated, {} refused; queries {} complete, {} partial \
-         {:?}, {} unanswered; served elsewhere after {moved:.1?}",
+        "a node cut off {} times: {} events acknowledged, 0 lost, 0 double, {} requests repeated, \
+         {} refused; queries {} complete, {} partial {:?}, {} unanswered; served elsewhere after \
+         {moved:.1?}",
         moved.len(),
         ledger.acked_total(),
         ledger.retries.load(Ordering::SeqCst),

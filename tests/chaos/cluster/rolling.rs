@@ -9,8 +9,9 @@ use crate::ledger::Ledger;
 use crate::load::{Asked, StopOnDrop, check, get, patient_client, reader};
 use crate::support::agent;
 
-/// Waits until every node has shards and all are served. A node is ready before the group has given it any: without them its stop would show
-/// nothing, and a stop in the middle of a rebalance would show two moves.
+/// Waits until every node has shards and all are served. A node is ready before the group has given
+/// it any: without them its stop would show nothing, and a stop in the middle of a rebalance would
+/// show two moves.
 fn balanced(cluster: &Cluster, asked: usize) {
     let deadline = Instant::now() + PATIENCE;
     while !(0..FULL).all(|at| cluster.owns(asked, at)) {
@@ -30,7 +31,9 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
     std::thread::scope(|scope| {
         let (ledger, asked, stop, front) = (&ledger, &asked, &stop, &front);
         let stops = StopOnDrop(stop);
-        let mut threads: Vec<_> = (0..4).map(|n| scope.spawn(move || patient_client(n, 7, front, ledger, stop))).collect();
+        let mut threads: Vec<_> = (0..4)
+            .map(|n| scope.spawn(move || patient_client(n, 7, front, ledger, stop)))
+            .collect();
         threads.push(scope.spawn(move || reader(front, ledger, stop, asked)));
         std::thread::sleep(Duration::from_secs(2));
         for at in 0..FULL {
@@ -50,10 +53,12 @@ fn a_rolling_restart_behind_a_load_balancer_refuses_no_write() {
         assert_eq!(failed, 0, "a client or the reader failed, see above");
     });
     check(&cluster.urls(), &ledger);
-    let (retries, refused) = (ledger.retries.load(Ordering::SeqCst), ledger.refused.load(Ordering::SeqCst));
+    let (retries, refused) =
+        (ledger.retries.load(Ordering::SeqCst), ledger.refused.load(Ordering::SeqCst));
     println!(
-        "{FULL} nodes restarted in turn: {} events acknowledged, 0 lost, 0 double, {retries} requests repeated, {refused} refused; queries \
-         {} complete, {} partial {:?}, {} unanswered; shards served elsewhere after {handovers:.1?}",
+        "{FULL} nodes restarted in turn: {} events acknowledged, 0 lost, 0 double, {retries} \
+         requests repeated, {refused} refused; queries {} complete, {} partial {:?}, {} \
+         unanswered; shards served elsewhere after {handovers:.1?}",
         ledger.acked_total(),
         asked.complete.load(Ordering::SeqCst),
         asked.partial.load(Ordering::SeqCst),

@@ -1,4 +1,5 @@
-//! The same truth: a year of flights through three gateways and over three protocols gives byte for byte what one embedded node gives.
+//! The same truth: a year of flights through three gateways and over three protocols gives byte for
+//! byte what one embedded node gives.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -20,9 +21,11 @@ const FLIGHTS: u64 = 336_776;
 const BATCH: usize = 1_000;
 
 fn flights() -> Vec<String> {
-    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/data/nycflights13/events_by_arrival.csv.gz");
+    let default = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared/data/nycflights13/events_by_arrival.csv.gz");
     let path = std::env::var_os("ROLLMILL_FLIGHTS").map_or(default, PathBuf::from);
-    let file = std::fs::File::open(path).expect("the flights are there: run the tests through `make test`");
+    let file = std::fs::File::open(path)
+        .expect("the flights are there: run the tests through `make test`");
     let mut text = String::new();
     flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("gzip");
     let mut reader = csv::Reader::from_reader(text.as_bytes());
@@ -46,29 +49,42 @@ fn flights() -> Vec<String> {
 }
 
 fn send(url: &str, kind: &str, path: &str, body: &str, expected: u16) {
-    let mut answer = agent().post(format!("{url}{path}")).header("content-type", kind).send(body).expect("an answer");
+    let mut answer = agent()
+        .post(format!("{url}{path}"))
+        .header("content-type", kind)
+        .send(body)
+        .expect("an answer");
     let status = answer.status();
     assert_eq!(status, expected, "{}", answer.body_mut().read_to_string().unwrap_or_default());
 }
 
 fn send_http(url: &str, batches: &[&[String]]) {
-    batches.iter().for_each(|batch| send(url, "application/x-ndjson", "/v1/events", &batch.join("\n"), 202));
+    batches
+        .iter()
+        .for_each(|batch| send(url, "application/x-ndjson", "/v1/events", &batch.join("\n"), 202));
 }
 
 fn send_rest(url: &str, batches: &[&[String]]) {
     for batch in batches {
-        let records: Vec<String> = batch.iter().map(|event| format!(r#"{{"value":{event}}}"#)).collect();
+        let records: Vec<String> =
+            batch.iter().map(|event| format!(r#"{{"value":{event}}}"#)).collect();
         let body = format!(r#"{{"records":[{}]}}"#, records.join(","));
         send(url, "application/vnd.kafka.json.v2+json", "/topics/flights", &body, 200);
     }
 }
 
 fn send_ws(url: &str, batches: &[&[String]]) {
-    let (mut socket, _) = tungstenite::connect(format!("{}/v1/ws", url.replace("http", "ws"))).expect("connected");
+    let (mut socket, _) =
+        tungstenite::connect(format!("{}/v1/ws", url.replace("http", "ws"))).expect("connected");
     for (seq, batch) in batches.iter().enumerate() {
-        socket.send(Message::text(format!(r#"{{"seq":{seq},"events":[{}]}}"#, batch.join(",")))).expect("sent");
+        socket
+            .send(Message::text(format!(r#"{{"seq":{seq},"events":[{}]}}"#, batch.join(","))))
+            .expect("sent");
         let answer = socket.read().expect("an answer").into_text().expect("text");
-        assert!(answer.contains(&format!("\"ack\":{seq}")) && answer.contains("\"rejected\":0"), "{answer}");
+        assert!(
+            answer.contains(&format!("\"ack\":{seq}")) && answer.contains("\"rejected\":0"),
+            "{answer}"
+        );
     }
 }
 
@@ -81,7 +97,10 @@ type Rows = BTreeMap<(String, i32), Vec<u8>>;
 fn rows(store: &dyn RollupStore) -> Rows {
     let mut rows = Rows::new();
     let mut snapshot = store.snapshot().expect("a snapshot");
-    let mut visit = |series: &std::sync::Arc<rollmill::model::flush::SeriesInfo>, hour: Hour, _, bytes: &[u8]| {
+    let mut visit = |series: &std::sync::Arc<rollmill::model::flush::SeriesInfo>,
+                     hour: Hour,
+                     _,
+                     bytes: &[u8]| {
         let twice = rows.insert((format!("{:?}", series.series), hour.0), bytes.to_vec());
         assert!(twice.is_none(), "two rows of one series and window");
     };
@@ -140,7 +159,8 @@ fn three_gateways_and_three_protocols_give_the_bytes_of_one_node() {
     assert_eq!((found.len(), differing), (expected.len(), 0), "rows, and those that differ");
     let bytes: usize = expected.values().map(Vec::len).sum();
     println!(
-        "{FLIGHTS} flights over HTTP, WebSocket and REST Proxy at three gateways: {} rollups, {bytes} bytes, equal",
+        "{FLIGHTS} flights over HTTP, WebSocket and REST Proxy at three gateways: {} rollups, \
+         {bytes} bytes, equal",
         expected.len()
     );
 }

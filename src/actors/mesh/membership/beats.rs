@@ -15,7 +15,12 @@ use crate::telemetry::{self, RepeatedLog};
 const LEAST_GAP: Duration = Duration::from_millis(100);
 
 /// Asks a peer for heartbeats until it falls silent.
-pub(super) async fn beats(peer: Arc<Peer>, id: NodeId, options: Arc<MeshOptions>, mesh: ActorRef<MeshMessage>) {
+pub(super) async fn beats(
+    peer: Arc<Peer>,
+    id: NodeId,
+    options: Arc<MeshOptions>,
+    mesh: ActorRef<MeshMessage>,
+) {
     let mut answered = Stopwatch::start();
     let mut said = None;
     let foreign = RepeatedLog::new();
@@ -45,7 +50,10 @@ pub(super) async fn beats(peer: Arc<Peer>, id: NodeId, options: Arc<MeshOptions>
             }
         }
         if answered.elapsed() >= options.dead_after {
-            #[expect(clippy::let_underscore_must_use, reason = "the actor that is gone has ended the session")]
+            #[expect(
+                clippy::let_underscore_must_use,
+                reason = "the actor that is gone has ended the session"
+            )]
             let _ = mesh.cast(MeshMessage::Silent(id));
             return;
         }

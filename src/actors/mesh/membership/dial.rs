@@ -50,11 +50,12 @@ impl Dial {
 
     pub(super) fn wait(&mut self) {
         let delay = REDIAL.0.saturating_mul(1 << self.failures.min(10)).min(REDIAL.1);
-        (self.phase, self.since, self.delay) = (Phase::Waiting, Stopwatch::start(), jittered(delay));
+        (self.phase, self.since, self.delay) =
+            (Phase::Waiting, Stopwatch::start(), jittered(delay));
     }
 
-    /// The other side has closed the connection. Once or twice that is two nodes that dial each other at the same moment, or a node that
-    /// starts: one session is kept of both.
+    /// The other side has closed the connection. Once or twice that is two nodes that dial each
+    /// other at the same moment, or a node that starts: one session is kept of both.
     pub(super) fn closed(&mut self, why: &str) {
         if self.failures + 1 < SPURIOUS {
             self.failures += 1;
@@ -99,6 +100,10 @@ mod tests {
         assert_eq!(dial.said.as_deref(), Some("another cookie"));
         let mut refused = Dial::new("b:1");
         refused.failed("connection refused");
-        assert_eq!(refused.said.as_deref(), Some("connection refused"), "what is clear is said at once");
+        assert_eq!(
+            refused.said.as_deref(),
+            Some("connection refused"),
+            "what is clear is said at once"
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! The actor that keeps the peers: dials those that are configured again and again, accepts others, drops those that fall silent.
+//! The actor that keeps the peers: dials those that are configured again and again, accepts others,
+//! drops those that fall silent.
 //!
-//! One session per peer: ractor_cluster elects one when two nodes dial each other. Names carry a random part for each life of a node,
-//! so that a node that comes back is never taken for the session that it has left behind.
+//! One session per peer: ractor_cluster elects one when two nodes dial each other. Names carry a
+//! random part for each life of a node, so that a node that comes back is never taken for the
+//! session that it has left behind.
 
 mod beats;
 mod dial;
@@ -94,7 +96,10 @@ struct Events(ActorRef<MeshMessage>);
 
 impl Events {
     fn tell(&self, happened: Happened, session: NodeServerSessionInformation) {
-        #[expect(clippy::let_underscore_must_use, reason = "the actor that is gone takes the sessions with it")]
+        #[expect(
+            clippy::let_underscore_must_use,
+            reason = "the actor that is gone takes the sessions with it"
+        )]
         let _ = self.0.cast(MeshMessage::Session(happened, Box::new(session)));
     }
 }
@@ -119,9 +124,15 @@ impl Actor for Mesh {
     type State = MeshState;
     type Arguments = ();
 
-    async fn pre_start(&self, myself: ActorRef<MeshMessage>, (): ()) -> Result<MeshState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<MeshMessage>,
+        (): (),
+    ) -> Result<MeshState, ActorProcessingErr> {
         let mut life = String::new();
-        (0..2).try_for_each(|_| write!(life, "{:016x}", getrandom::u64().map_err(|_| std::fmt::Error)?))?;
+        (0..2).try_for_each(|_| {
+            write!(life, "{:016x}", getrandom::u64().map_err(|_| std::fmt::Error)?)
+        })?;
         let options = &self.options;
         let me = format!("{}@{life}", options.name);
         let permits = Arc::new(Semaphore::new(options.max_reads));
@@ -139,7 +150,13 @@ impl Actor for Mesh {
         let subscription = Box::new(Events(myself.clone()));
         server.cast(NodeServerMessage::SubscribeToEvents { id: SCOPE.to_owned(), subscription })?;
         let gates = Arc::new(Gates::default());
-        let accepting = listener::run(self.listener.clone(), options.tls.clone(), gates.clone(), server.clone(), HANDSHAKE);
+        let accepting = listener::run(
+            self.listener.clone(),
+            options.tls.clone(),
+            gates.clone(),
+            server.clone(),
+            HANDSHAKE,
+        );
         let accepting = Task(tokio::spawn(accepting).abort_handle());
         myself.send_interval(TICK, || MeshMessage::Tick);
         let dials = options.peers.iter().map(|address| Dial::new(address)).collect();
@@ -163,7 +180,10 @@ impl Actor for Mesh {
             MeshMessage::DialFailed(dial, why) => state.dials[dial].failed(&why),
             MeshMessage::Silent(id) => self.on_silent(state, id),
         }
-        let answering = state.sessions.values().filter(|session| session.peer.as_ref().is_some_and(|(peer, _)| peer.answers()));
+        let answering = state
+            .sessions
+            .values()
+            .filter(|session| session.peer.as_ref().is_some_and(|(peer, _)| peer.answers()));
         metrics::gauge!(telemetry::MESH_PEERS).set(answering.count() as f64);
         Ok(())
     }
@@ -175,7 +195,8 @@ impl Actor for Mesh {
         state: &mut MeshState,
     ) -> Result<(), ActorProcessingErr> {
         let ended = match &event {
-            SupervisionEvent::ActorFailed(cell, _) | SupervisionEvent::ActorTerminated(cell, ..) => cell.get_id(),
+            SupervisionEvent::ActorFailed(cell, _)
+            | SupervisionEvent::ActorTerminated(cell, ..) => cell.get_id(),
             _ => return Ok(()),
         };
         match ended == state.door || ended == state.server.get_id() {
@@ -187,12 +208,17 @@ impl Actor for Mesh {
 
 impl Mesh {
     fn on_tick(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState) {
-        let late: Vec<NodeId> = state.sessions.iter().filter(|(_, s)| s.is_late()).map(|(id, _)| *id).collect();
+        let late: Vec<NodeId> =
+            state.sessions.iter().filter(|(_, s)| s.is_late()).map(|(id, _)| *id).collect();
         for id in late {
             state.stop(id, "handshake_late");
         }
-        let waiting: Vec<NodeId> =
-            state.sessions.iter().filter(|(_, s)| s.ready && s.peer.is_none()).map(|(id, _)| *id).collect();
+        let waiting: Vec<NodeId> = state
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.ready && s.peer.is_none())
+            .map(|(id, _)| *id)
+            .collect();
         for id in waiting {
             self.meet(myself, state, id);
         }
@@ -206,23 +232,35 @@ impl Mesh {
     fn dial(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, number: usize) {
         let (dial, gates) = (&mut state.dials[number], state.gates.clone());
         (dial.phase, dial.since) = (Phase::Connecting(None), Stopwatch::start());
-        let (address, tls, myself) = (dial.address.clone(), self.options.tls.clone(), myself.clone());
+        let (address, tls, myself) =
+            (dial.address.clone(), self.options.tls.clone(), myself.clone());
         tokio::spawn(async move {
-            let connected = tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref(), &gates)).await;
+            let connected =
+                tokio::time::timeout(HANDSHAKE, listener::connect(&address, tls.as_ref(), &gates))
+                    .await;
             let told = match connected {
                 Ok(Ok(stream)) => myself.cast(MeshMessage::Dialled(number, Box::new(stream))),
                 Ok(Err(why)) => myself.cast(MeshMessage::DialFailed(number, why)),
-                Err(_) => myself.cast(MeshMessage::DialFailed(number, format!("no connection within {HANDSHAKE:?}"))),
+                Err(_) => myself.cast(MeshMessage::DialFailed(
+                    number,
+                    format!("no connection within {HANDSHAKE:?}"),
+                )),
             };
             // The actor that is gone dials again when it is back.
             drop(told);
         });
     }
 
-    fn on_ready(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, info: &NodeServerSessionInformation) {
+    fn on_ready(
+        &self,
+        myself: &ActorRef<MeshMessage>,
+        state: &mut MeshState,
+        info: &NodeServerSessionInformation,
+    ) {
         let Some(session) = state.sessions.get_mut(&info.node_id) else { return };
         session.ready = true;
-        session.name = info.peer_name.as_ref().map(|name| name.name.clone()).or(session.name.take());
+        session.name =
+            info.peer_name.as_ref().map(|name| name.name.clone()).or(session.name.take());
         self.meet(myself, state, info.node_id);
     }
 
@@ -230,10 +268,16 @@ impl Mesh {
     fn meet(&self, myself: &ActorRef<MeshMessage>, state: &mut MeshState, id: NodeId) {
         let Some(session) = state.sessions.get_mut(&id) else { return };
         let Some(name) = session.name.clone() else { return };
-        let of_session = |at: ActorId| matches!(at, ActorId::Remote { node_id, .. } if node_id == id);
+        let of_session =
+            |at: ActorId| matches!(at, ActorId::Remote { node_id, .. } if node_id == id);
         let doors = ractor::pg::get_scoped_members(&SCOPE.to_owned(), &name);
         let Some(door) = doors.into_iter().find(|cell| of_session(cell.get_id())) else { return };
-        let peer = Peer::new(plain(&name).to_owned(), door.into(), self.clock.clone(), self.options.max_calls);
+        let peer = Peer::new(
+            plain(&name).to_owned(),
+            door.into(),
+            self.clock.clone(),
+            self.options.max_calls,
+        );
         let beats = beats(peer.clone(), id, self.options.clone(), myself.clone());
         session.peer = Some((peer.clone(), Task(tokio::spawn(beats).abort_handle())));
         tracing::info!(peer = %peer.name, address = %session.address, incoming = session.incoming, "another node has joined");

@@ -27,7 +27,8 @@ impl Cookie {
         let text = text.trim();
         match text.len() {
             n if n < Self::LEAST_BYTES => Err(format!(
-                "the cookie has {n} bytes, at least {} are needed: `openssl rand -hex 32` makes one",
+                "the cookie has {n} bytes, at least {} are needed: `openssl rand -hex 32` makes \
+                 one",
                 Self::LEAST_BYTES
             )),
             _ => Ok(Self(text.to_owned())),

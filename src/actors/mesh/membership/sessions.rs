@@ -79,14 +79,16 @@ impl MeshState {
 
     /// Whether a session with that life of a node has the secret.
     pub(super) fn is_known(&self, name: &str) -> bool {
-        name == self.me || self.sessions.values().any(|s| s.authenticated && s.name.as_deref() == Some(name))
+        name == self.me
+            || self.sessions.values().any(|s| s.authenticated && s.name.as_deref() == Some(name))
     }
 
     pub(super) fn is_due(&self, dial: usize) -> bool {
         let dial = &self.dials[dial];
         match &dial.phase {
             Phase::Waiting => {
-                dial.since.elapsed() >= dial.delay && !dial.leads_to.as_deref().is_some_and(|name| self.is_known(name))
+                dial.since.elapsed() >= dial.delay
+                    && !dial.leads_to.as_deref().is_some_and(|name| self.is_known(name))
             }
             // The server of sessions has not said what became of the connection.
             Phase::Connecting(_) => dial.since.elapsed() > HANDSHAKE * 3,
@@ -95,11 +97,17 @@ impl MeshState {
         }
     }
 
-    pub(super) fn on_dialled(&mut self, dial: usize, stream: Box<Connection>) -> Result<(), ActorProcessingErr> {
+    pub(super) fn on_dialled(
+        &mut self,
+        dial: usize,
+        stream: Box<Connection>,
+    ) -> Result<(), ActorProcessingErr> {
         let address = stream.peer.clone();
         // Before the server of sessions can say that it is open.
         self.dials[dial].phase = Phase::Connecting(Some(address));
-        Ok(self.server.cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server: false })?)
+        Ok(self
+            .server
+            .cast(NodeServerMessage::ConnectionOpenedExternal { stream, is_server: false })?)
     }
 
     pub(super) fn on_opened(&mut self, info: &NodeServerSessionInformation) {
@@ -117,7 +125,8 @@ impl MeshState {
         if self.sessions.len() > MAX_SESSIONS {
             self.stop(info.node_id, "too_many_sessions");
         }
-        let waits = |dial: &&mut Dial| dial.phase == Phase::Connecting(Some(info.peer_addr.clone()));
+        let waits =
+            |dial: &&mut Dial| dial.phase == Phase::Connecting(Some(info.peer_addr.clone()));
         if !info.is_server
             && let Some(dial) = self.dials.iter_mut().find(waits)
         {
@@ -135,23 +144,29 @@ impl MeshState {
 
     pub(super) fn on_closed(&mut self, info: &NodeServerSessionInformation) {
         let Some(session) = self.sessions.remove(&info.node_id) else { return };
-        let name = info.peer_name.as_ref().map(|name| name.name.clone()).or_else(|| session.name.clone());
+        let name =
+            info.peer_name.as_ref().map(|name| name.name.clone()).or_else(|| session.name.clone());
         if let Some((peer, _)) = &session.peer {
             tracing::info!(peer = %peer.name, "another node has left");
         }
-        let known = session.authenticated || name.as_deref().is_some_and(|name| self.is_known(name));
+        let known =
+            session.authenticated || name.as_deref().is_some_and(|name| self.is_known(name));
         if session.incoming && !known {
             self.refused_incoming(&session.address);
         }
         let itself = name.as_deref() == Some(self.me.as_str());
-        let Some(dial) = self.dials.iter_mut().find(|dial| dial.phase == Phase::Open(info.node_id)) else { return };
+        let Some(dial) = self.dials.iter_mut().find(|dial| dial.phase == Phase::Open(info.node_id))
+        else {
+            return;
+        };
         if itself {
             dial.phase = Phase::Myself;
         } else if known {
             dial.leads_to = name;
             dial.wait();
         } else {
-            let why = "it closed the connection before it was authenticated: do both nodes have the same cookie, and both TLS or neither?";
+            let why = "it closed the connection before it was authenticated: do both nodes have \
+                       the same cookie, and both TLS or neither?";
             dial.closed(why);
         }
     }

@@ -36,7 +36,9 @@ impl Figure {
 
     fn shown(&self) -> Cell {
         match self.value {
-            Datum::Number(number) => Cell::new(readable(number)).set_alignment(CellAlignment::Right),
+            Datum::Number(number) => {
+                Cell::new(readable(number)).set_alignment(CellAlignment::Right)
+            }
             Datum::Text(text) => Cell::new(text).set_alignment(CellAlignment::Right),
         }
     }
@@ -68,7 +70,10 @@ pub(in super::super) struct Comparison {
 impl Comparison {
     /// For people.
     pub(in super::super) fn table(&self) -> String {
-        let title = format!("{}; {} alternating rounds of {} s; ÷: rollmill divided by it", self.peer, self.rounds, self.seconds);
+        let title = format!(
+            "{}; {} alternating rounds of {} s; ÷: rollmill divided by it",
+            self.peer, self.rounds, self.seconds
+        );
         format!("{title}\n\n{}\n\n{}", table(&self.ingest), table(&self.questions))
     }
 
@@ -90,8 +95,16 @@ fn table(columns: &[Column]) -> Table {
     for (at, figure) in ours.figures.iter().enumerate() {
         let mut row = vec![Cell::new(figure.name.replace('_', " "))];
         row.extend(columns.iter().map(|column| column.figures[at].shown()));
-        let ratio = |column: &Column| figure.ratio(&column.figures[at]).map_or_else(String::new, |ratio| format!("{ratio:.3}"));
-        row.extend(theirs.iter().map(|column| Cell::new(ratio(column)).set_alignment(CellAlignment::Right)));
+        let ratio = |column: &Column| {
+            figure
+                .ratio(&column.figures[at])
+                .map_or_else(String::new, |ratio| format!("{ratio:.3}"))
+        };
+        row.extend(
+            theirs
+                .iter()
+                .map(|column| Cell::new(ratio(column)).set_alignment(CellAlignment::Right)),
+        );
         row.push(Cell::new(figure.unit));
         table.add_row(row);
     }
@@ -106,8 +119,11 @@ fn object(columns: &[Column]) -> Value {
             column.figures.iter().map(|figure| (figure.name.to_owned(), figure.json())).collect();
         if let Some(ours) = columns.first().filter(|ours| ours.name != column.name) {
             let both = ours.figures.iter().zip(&column.figures);
-            let ratios: Map<String, Value> =
-                both.filter_map(|(ours, theirs)| Some((ours.name.to_owned(), ours.ratio(theirs)?.into()))).collect();
+            let ratios: Map<String, Value> = both
+                .filter_map(|(ours, theirs)| {
+                    Some((ours.name.to_owned(), ours.ratio(theirs)?.into()))
+                })
+                .collect();
             figures.insert("rollmill_divided_by_this".to_owned(), ratios.into());
         }
         servers.insert(column.name.to_lowercase().replace(' ', "_"), figures.into());
@@ -129,7 +145,11 @@ mod tests {
             peer: "peer 1".to_owned(),
             rounds: 2,
             seconds: 1,
-            ingest: vec![column("rollmill", 1_500.0, "yes"), column("Peer A", 1_000.0, "no"), column("Peer B", 0.0, "no")],
+            ingest: vec![
+                column("rollmill", 1_500.0, "yes"),
+                column("Peer A", 1_000.0, "no"),
+                column("Peer B", 0.0, "no"),
+            ],
             questions: vec![column("rollmill", 6.0, "yes"), column("Peer A", 2.0, "no")],
         };
         let json = comparison.json();

@@ -20,7 +20,8 @@ impl TailCache {
         Self { limit, bytes: 0, runs: VecDeque::new() }
     }
 
-    /// Adds the newest run. Runs of one frame share its memory, so the oldest ones go a little later than their bytes say.
+    /// Adds the newest run. Runs of one frame share its memory, so the oldest ones go a little
+    /// later than their bytes say.
     pub(super) fn push(&mut self, segment: u64, position: u64, records: Bytes) {
         self.bytes += records.len();
         self.runs.push_back((segment, position, records));
@@ -32,7 +33,10 @@ impl TailCache {
 
     /// The records of a run, if they are here.
     pub(super) fn get(&self, segment: u64, run: &RunAt) -> Option<Bytes> {
-        let at = self.runs.binary_search_by_key(&(segment, run.at), |(s, position, _)| (*s, *position)).ok()?;
+        let at = self
+            .runs
+            .binary_search_by_key(&(segment, run.at), |(s, position, _)| (*s, *position))
+            .ok()?;
         self.runs.get(at).map(|(_, _, records)| records.clone())
     }
 }

@@ -16,7 +16,8 @@
 //! | 32 each | runs, ascending by shard: shard (4), records (4), first offset (8), length of the payload (4), CRC32C of it (4), zero (8) |
 //! | | the payloads of the runs: each record with its length (4) before it, stored as [`super::payload`] says |
 //!
-//! A frame of version 1 (`RMF1`) ends its header with the append time, which is also its received time.
+//! A frame of version 1 (`RMF1`) ends its header with the append time, which is also its received
+//! time.
 
 use std::ops::Range;
 
@@ -90,7 +91,8 @@ pub(super) struct Frame {
     pub runs: Vec<Run>,
 }
 
-/// The salt of a log's checksums: its id, so that bytes which a client sent can never pass for a frame.
+/// The salt of a log's checksums: its id, so that bytes which a client sent can never pass for a
+/// frame.
 pub(super) fn salt(log: LogId) -> u32 {
     crc32c::crc32c(&log.0)
 }
@@ -114,8 +116,8 @@ impl Encoder {
         Ok(Self { salt, packer: Packer::new()?, bytes: Vec::new(), plain: Vec::new() })
     }
 
-    /// Encodes a frame into [`Self::bytes`], and says where in [`Self::plain`] the records of each run stand. `records` are in order
-    /// of arrival; those of a shard keep that order.
+    /// Encodes a frame into [`Self::bytes`], and says where in [`Self::plain`] the records of each
+    /// run stand. `records` are in order of arrival; those of a shard keep that order.
     pub(super) fn encode(
         &mut self,
         sequence: u64,
@@ -125,12 +127,14 @@ impl Encoder {
     ) -> (Frame, Vec<Range<usize>>) {
         let mut order: Vec<u32> = (0..records.len() as u32).collect();
         order.sort_by_key(|&i| records[i as usize].0);
-        let groups: Vec<&[u32]> = order.chunk_by(|&a, &b| records[a as usize].0 == records[b as usize].0).collect();
+        let groups: Vec<&[u32]> =
+            order.chunk_by(|&a, &b| records[a as usize].0 == records[b as usize].0).collect();
         let out = &mut self.bytes;
         out.clear();
         out.resize(HEADER + groups.len() * RUN, 0);
         self.plain.clear();
-        let (mut runs, mut plain) = (Vec::with_capacity(groups.len()), Vec::with_capacity(groups.len()));
+        let (mut runs, mut plain) =
+            (Vec::with_capacity(groups.len()), Vec::with_capacity(groups.len()));
         for (number, group) in groups.iter().enumerate() {
             let from = self.plain.len();
             for &i in *group {
@@ -143,7 +147,14 @@ impl Encoder {
             self.packer.pack(&self.plain[from..], out);
             let shard = records[group[0] as usize].0;
             let (len, crc) = (out.len() - at, crc32c::crc32c(&out[at..]));
-            let run = Run { shard, records: group.len() as u32, first: ends[shard.0 as usize], at, len, crc };
+            let run = Run {
+                shard,
+                records: group.len() as u32,
+                first: ends[shard.0 as usize],
+                at,
+                len,
+                crc,
+            };
             put_run(&run, &mut out[HEADER + number * RUN..][..RUN]);
             runs.push(run);
         }
@@ -171,7 +182,8 @@ fn put_run(run: &Run, entry: &mut [u8]) {
     entry[20..24].copy_from_slice(&run.crc.to_le_bytes());
 }
 
-/// How long the frame at the start of `bytes` says that it is, if that may be; its other bytes need not be good.
+/// How long the frame at the start of `bytes` says that it is, if that may be; its other bytes need
+/// not be good.
 pub(super) fn claimed_len(bytes: &[u8]) -> Option<usize> {
     let len = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
     (OLD_HEADER..=MAX_FRAME).contains(&len).then_some(len)
@@ -179,8 +191,10 @@ pub(super) fn claimed_len(bytes: &[u8]) -> Option<usize> {
 
 /// Reads the frame at the start of `bytes`; `None` if there is no whole, undamaged one.
 pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
-    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
-    let long = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let word =
+        |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+    let long =
+        |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     let header = header_of(bytes)?;
     let len = word(4)? as usize;
     let whole = bytes.get(..len).filter(|_| (header..=MAX_FRAME).contains(&len))?;
@@ -206,7 +220,11 @@ pub(super) fn decode(salt: u32, bytes: &[u8]) -> Option<Frame> {
         .collect::<Option<Vec<_>>>()?;
     let appended = long(24)?.cast_signed();
     let stamp = if header == HEADER {
-        let read = Reading { wall: long(32)?.cast_signed(), uptime: long(40)?.cast_signed(), boot: long(48)? };
+        let read = Reading {
+            wall: long(32)?.cast_signed(),
+            uptime: long(40)?.cast_signed(),
+            boot: long(48)?,
+        };
         Stamp { appended, read }
     } else {
         Stamp::of_one_time(appended)
@@ -229,13 +247,19 @@ pub(super) fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<V
     let (mut at, mut offset) = (0usize, run.first);
     let RunAt { appended, received, .. } = *run;
     while at < payload.len() {
-        let len = payload.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)? as usize;
+        let len = payload.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes)?
+            as usize;
         at += 4;
         if at + len > payload.len() {
             return None;
         }
         if offset >= from {
-            records.push(LogRecord { offset, appended, received, payload: payload.slice(at..at + len) });
+            records.push(LogRecord {
+                offset,
+                appended,
+                received,
+                payload: payload.slice(at..at + len),
+            });
         }
         at += len;
         offset += 1;
@@ -247,10 +271,12 @@ pub(super) fn records_of(run: &RunAt, payload: &Bytes, from: Offset) -> Option<V
 pub(super) mod tests {
     use super::*;
 
-    const STAMP: Stamp = Stamp { appended: 77, read: Reading { wall: -5, uptime: 1 << 40, boot: u64::MAX - 3 } };
+    const STAMP: Stamp =
+        Stamp { appended: 77, read: Reading { wall: -5, uptime: 1 << 40, boot: u64::MAX - 3 } };
 
     fn encoded() -> (Frame, Vec<std::ops::Range<usize>>, Encoder) {
-        let records: Vec<_> = [(2, "c"), (0, "a"), (2, "dd")].map(|(s, p)| (ShardId(s), Bytes::from(p))).to_vec();
+        let records: Vec<_> =
+            [(2, "c"), (0, "a"), (2, "dd")].map(|(s, p)| (ShardId(s), Bytes::from(p))).to_vec();
         let mut encoder = Encoder::new(5).expect("memory");
         let (frame, plain) = encoder.encode(9, STAMP, &records, &[5, 0, 7]);
         (frame, plain, encoder)
@@ -258,7 +284,8 @@ pub(super) mod tests {
 
     /// The frame as version 1 had it: shorter by the three times that it did not know.
     pub(in super::super) fn older(salt: u32, frame: &[u8]) -> Vec<u8> {
-        let len = u32::from_le_bytes(*frame[4..].first_chunk().expect("a length")) as usize - (HEADER - OLD_HEADER);
+        let len = u32::from_le_bytes(*frame[4..].first_chunk().expect("a length")) as usize
+            - (HEADER - OLD_HEADER);
         let mut old = [&frame[..OLD_HEADER], &frame[HEADER..]].concat();
         old[..4].copy_from_slice(&OLD_MAGIC);
         old[4..8].copy_from_slice(&(len as u32).to_le_bytes());
@@ -277,7 +304,15 @@ pub(super) mod tests {
         assert_eq!((frame.runs[0].first, frame.runs[1].first, frame.runs[1].records), (5, 7, 2));
         let run = &frame.runs[1];
         let payload = Bytes::from(bytes.clone()).slice(run.at..run.at + run.len);
-        let at = RunAt { first: 7, records: 2, len: run.len as u32, at: 0, appended: 77, received: -5, crc: run.crc };
+        let at = RunAt {
+            first: 7,
+            records: 2,
+            len: run.len as u32,
+            at: 0,
+            appended: 77,
+            received: -5,
+            crc: run.crc,
+        };
         let read = records_of(&at, &payload, 8).expect("undamaged");
         assert_eq!((read.len(), read[0].offset, &read[0].payload[..]), (1, 8, &b"dd"[..]));
         assert_eq!((read[0].appended, read[0].received), (77, -5));
@@ -293,7 +328,8 @@ pub(super) mod tests {
         let (frame, _, encoder) = encoded();
         let shorter = HEADER - OLD_HEADER;
         let runs = frame.runs.iter().map(|run| Run { at: run.at - shorter, ..*run }).collect();
-        let expected = Frame { len: frame.len - shorter, stamp: Stamp::of_one_time(77), runs, ..frame };
+        let expected =
+            Frame { len: frame.len - shorter, stamp: Stamp::of_one_time(77), runs, ..frame };
         assert_eq!(decode(5, &older(5, &encoder.bytes)), Some(expected));
     }
 }

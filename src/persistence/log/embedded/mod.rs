@@ -1,8 +1,10 @@
-//! The embedded log: one physical, segmented, group-committed log per data directory, shared by all shards.
+//! The embedded log: one physical, segmented, group-committed log per data directory, shared by all
+//! shards.
 //!
-//! One thread writes: while one fdatasync runs, the next group of requests gathers, and becomes one frame, whole or not at all.
-//! Frames are written and made durable strictly one after the other, so a crash can tear only the last one. A failed fdatasync
-//! ends the log at once: what is on disk is then unknown, and only a start that reads it again may go on. A disk that takes no writes
+//! One thread writes: while one fdatasync runs, the next group of requests gathers, and becomes one
+//! frame, whole or not at all. Frames are written and made durable strictly one after the other, so
+//! a crash can tear only the last one. A failed fdatasync ends the log at once: what is on disk is
+//! then unknown, and only a start that reads it again may go on. A disk that takes no writes
 //! ends nothing: the log is read, and tries again ([`tail`]).
 
 mod cache;
@@ -86,10 +88,12 @@ pub struct EmbeddedLog {
 }
 
 impl EmbeddedLog {
-    /// Opens or creates a log and starts its writer. A log that is there is opened also if the disk takes no writes.
+    /// Opens or creates a log and starts its writer. A log that is there is opened also if the disk
+    /// takes no writes.
     ///
     /// # Errors
-    /// If the directory cannot be used, or what is in it is damaged: names the file, the position and the way out.
+    /// If the directory cannot be used, or what is in it is damaged: names the file, the position
+    /// and the way out.
     pub fn open(options: LogOptions) -> Result<(Arc<Self>, Recovery), String> {
         let named = |e: std::io::Error| format!("{}: {e}", options.dir.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&options.dir).map_err(named)?;
@@ -98,7 +102,9 @@ impl EmbeddedLog {
         let dir = Arc::new(Dir::open(&options.dir).map_err(named)?);
         let (id, ends) = Self::found(&options, &found)?;
         let tail = match found.segments.back() {
-            Some(last) => Tail::of(dir.clone(), last.clone(), &found, options.segment_bytes).map_err(named)?,
+            Some(last) => {
+                Tail::of(dir.clone(), last.clone(), &found, options.segment_bytes).map_err(named)?
+            }
             None => {
                 let header = Header::first(id, found.sequence, ends.clone());
                 let tail = Tail::begin(dir.clone(), header, options.segment_bytes);
@@ -115,11 +121,15 @@ impl EmbeddedLog {
         Ok((Arc::new(Self { shared, writer: Mutex::new(Some(thread)) }), recovery))
     }
 
-    /// Reads a log that another process may be writing: everything durable at this moment, and no appends.
+    /// Reads a log that another process may be writing: everything durable at this moment, and no
+    /// appends.
     ///
     /// # Errors
     /// As [`EmbeddedLog::open`], and if there is no log.
-    pub fn open_read_only(dir: &std::path::Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, String> {
+    pub fn open_read_only(
+        dir: &std::path::Path,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, String> {
         let found = recovery::find(dir, Purpose::Read)?;
         let shard_count = found.segments.back().map_or(0, |s| s.header.firsts.len() as u32);
         if shard_count == 0 {
@@ -141,7 +151,8 @@ impl EmbeddedLog {
         Ok(Arc::new(Self { shared, writer: Mutex::new(None) }))
     }
 
-    /// Gives up the last commit of a log that nobody has open, if it is damaged or not whole: the file that keeps it, and its bytes.
+    /// Gives up the last commit of a log that nobody has open, if it is damaged or not whole: the
+    /// file that keeps it, and its bytes.
     ///
     /// # Errors
     /// If the log is damaged elsewhere, or the disk refuses.
@@ -150,12 +161,17 @@ impl EmbeddedLog {
     }
 
     /// The identity of what was found, and the end of every shard.
-    fn found(options: &LogOptions, found: &recovery::Found) -> Result<(LogId, Vec<Offset>), String> {
+    fn found(
+        options: &LogOptions,
+        found: &recovery::Found,
+    ) -> Result<(LogId, Vec<Offset>), String> {
         let shards = options.shard_count;
-        if let Some(other) = found.segments.back().map(|s| s.header.firsts.len() as u32).filter(|&n| n != shards) {
+        if let Some(other) =
+            found.segments.back().map(|s| s.header.firsts.len() as u32).filter(|&n| n != shards)
+        {
             return Err(format!(
-                "{}: this log has {other} shards, the configuration says shards.count = {shards}: the number is fixed when a \
-                 data directory is created; set it back to {other}",
+                "{}: this log has {other} shards, the configuration says shards.count = {shards}: \
+                 the number is fixed when a data directory is created; set it back to {other}",
                 options.dir.display()
             ));
         }
@@ -208,14 +224,24 @@ impl Shared {
     /// The times of a frame that is written now.
     fn stamp(&self) -> Stamp {
         // A reading is whole before it is kept: the poison says nothing.
-        self.append.lock().unwrap_or_else(PoisonError::into_inner).stamp(self.options.clock.reading())
+        self.append
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stamp(self.options.clock.reading())
     }
 
-    fn payload(&self, segment: &Segment, shard: ShardId, run: &RunAt) -> Result<bytes::Bytes, LogError> {
+    fn payload(
+        &self,
+        segment: &Segment,
+        shard: ShardId,
+        run: &RunAt,
+    ) -> Result<bytes::Bytes, LogError> {
         let cached = self.cache.lock().ok().and_then(|cache| cache.get(segment.header.number, run));
         let read = cached.map_or_else(|| segment.payload(run), Ok);
         read.map_err(|unread| match unread {
-            Unread::Gone => LogError::Released { shard, from: run.first, start: segment.end(shard) },
+            Unread::Gone => {
+                LogError::Released { shard, from: run.first, start: segment.end(shard) }
+            }
             Unread::Io(why) => LogError::Io(why),
             Unread::Damaged(why) => LogError::Corrupt(why),
         })
@@ -246,7 +272,9 @@ impl EventLog for EmbeddedLog {
 
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
         let (reply, ticket) = oneshot::channel();
-        if let Some((shard, _)) = request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count()) {
+        if let Some((shard, _)) =
+            request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count())
+        {
             return Err(AppendError::Closed(format!("shard {shard} does not exist")));
         }
         self.shared.queue.push(request, reply, self.shared.options.max_waiting_bytes)?;
@@ -267,7 +295,11 @@ impl EventLog for EmbeddedLog {
 
     fn start(&self, shard: ShardId) -> Offset {
         // A damaged store may name a shard that does not exist.
-        self.shared.segments().first().and_then(|s| s.header.firsts.get(shard.0 as usize).copied()).unwrap_or(0)
+        self.shared
+            .segments()
+            .first()
+            .and_then(|s| s.header.firsts.get(shard.0 as usize).copied())
+            .unwrap_or(0)
     }
 
     fn end(&self, shard: ShardId) -> Offset {
@@ -278,7 +310,12 @@ impl EventLog for EmbeddedLog {
         self.shared.assigned.subscribe()
     }
 
-    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+    fn read(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError> {
         let end = self.shared.end(shard);
         if from > end {
             return Err(LogError::BeyondEnd { shard, from, end });
@@ -293,7 +330,9 @@ impl EventLog for EmbeddedLog {
         for segment in segments.iter().filter(|s| s.end(shard) > from) {
             for run in segment.runs_from(shard, from, left.max(1) as usize) {
                 let payload = self.shared.payload(segment, shard, &run)?;
-                let damaged = || LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()));
+                let damaged = || {
+                    LogError::Corrupt(format!("{}: a run does not decode", segment.path.display()))
+                };
                 records.extend(frame::records_of(&run, &payload, from).ok_or_else(damaged)?);
                 left -= payload.len() as i64;
                 if left <= 0 {
@@ -304,7 +343,8 @@ impl EventLog for EmbeddedLog {
                 break;
             }
         }
-        // A frame is noted in its segment before its end is published: what is not yet acknowledged is not shown.
+        // A frame is noted in its segment before its end is published: what is not yet acknowledged
+        // is not shown.
         records.truncate(records.partition_point(|record| record.offset < end));
         Ok(records)
     }
@@ -314,9 +354,14 @@ impl EventLog for EmbeddedLog {
         let Some(dir) = &self.shared.dir else { return Ok(0) };
         let mut freed = 0;
         loop {
-            let mut segments =
-                self.shared.segments.write().map_err(|_| LogError::Io("the list of segments is lost".to_owned()))?;
-            let Some(oldest) = segments.front().filter(|_| segments.len() > 1).cloned() else { break };
+            let mut segments = self
+                .shared
+                .segments
+                .write()
+                .map_err(|_| LogError::Io("the list of segments is lost".to_owned()))?;
+            let Some(oldest) = segments.front().filter(|_| segments.len() > 1).cloned() else {
+                break;
+            };
             let done = |(shard, &floor): (u32, &Offset)| oldest.end(ShardId(shard)) <= floor;
             if !(0u32..).zip(floors).all(done) || floors.len() != self.shared.ends.len() {
                 break;
@@ -344,7 +389,9 @@ impl EventLog for EmbeddedLog {
         self.shared.queue.close("the log is closing");
         let thread = self.writer.lock().ok().and_then(|mut writer| writer.take());
         if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the log's writer died; what was not acknowledged may or may not be durable");
+            tracing::error!(
+                "the log's writer died; what was not acknowledged may or may not be durable"
+            );
         }
     }
 }

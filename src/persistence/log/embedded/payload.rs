@@ -1,7 +1,8 @@
-//! How the records of a run stand in a frame: as they are, or as one zstd frame where that is worth it.
+//! How the records of a run stand in a frame: as they are, or as one zstd frame where that is worth
+//! it.
 //!
-//! A stored payload that begins with zstd's magic number is compressed: read as the length of a first record, that number would
-//! be 4.2 GB, and no record is that long.
+//! A stored payload that begins with zstd's magic number is compressed: read as the length of a
+//! first record, that number would be 4.2 GB, and no record is that long.
 
 use std::cell::RefCell;
 
@@ -11,7 +12,8 @@ use bytes::Bytes;
 pub(super) const MAX_FRAME: usize = 256 << 20;
 /// Shorter runs are stored as they are: they compress badly, and the disk is not what limits them.
 const WORTH: usize = 4 << 10;
-/// Measured at 1.3 s of CPU per GB for a sixth of the bytes; level 3 costs twice that for a few hundredths less.
+/// Measured at 1.3 s of CPU per GB for a sixth of the bytes; level 3 costs twice that for a few
+/// hundredths less.
 const LEVEL: i32 = 1;
 
 /// Compresses runs, with one context for all of them.
@@ -26,7 +28,8 @@ impl Packer {
     /// # Errors
     /// If there is no memory for its context.
     pub(super) fn new() -> Result<Self, String> {
-        let zstd = zstd::bulk::Compressor::new(LEVEL).map_err(|e| format!("no compressor for the log: {e}"))?;
+        let zstd = zstd::bulk::Compressor::new(LEVEL)
+            .map_err(|e| format!("no compressor for the log: {e}"))?;
         Ok(Self { zstd, scratch: Vec::new() })
     }
 
@@ -38,7 +41,11 @@ impl Packer {
         self.scratch.clear();
         self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
         let packed = self.zstd.compress_to_buffer(plain, &mut self.scratch);
-        out.extend_from_slice(if packed.is_ok_and(|len| len < plain.len()) { &self.scratch } else { plain });
+        out.extend_from_slice(if packed.is_ok_and(|len| len < plain.len()) {
+            &self.scratch
+        } else {
+            plain
+        });
     }
 }
 
@@ -65,7 +72,9 @@ mod tests {
     fn long_runs_shrink_short_and_random_ones_stay_and_all_come_back() {
         let mut packer = Packer::new().expect("memory");
         let text = b"\x40\x00\x00\x00{\"metric\":\"page_view\"}".repeat(1_000);
-        let noise: Vec<u8> = (0..4_000u32).flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..8].to_vec()).collect();
+        let noise: Vec<u8> = (0..4_000u32)
+            .flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..8].to_vec())
+            .collect();
         for (plain, shrinks) in [(&text[..], true), (&text[..100], false), (&noise[..], false)] {
             let mut stored = b"before".to_vec();
             packer.pack(plain, &mut stored);

@@ -1,8 +1,9 @@
 //! What a start finds: sealed segments by their index, the last one by a scan.
 //!
-//! A tear and a flipped bit cannot always be told apart. What always holds: a frame that a good one follows, and one that is there to its
-//! last byte and wrong inside, is damage and refused, because it may have been acknowledged; what else stands behind the last good frame
-//! may be a torn commit, and is cut off before the next one is written, but never thrown away ([`super::tail`]).
+//! A tear and a flipped bit cannot always be told apart. What always holds: a frame that a good one
+//! follows, and one that is there to its last byte and wrong inside, is damage and refused, because
+//! it may have been acknowledged; what else stands behind the last good frame may be a torn commit,
+//! and is cut off before the next one is written, but never thrown away ([`super::tail`]).
 //! Nothing is changed here, so that a log can be read on a disk that takes no writes.
 
 use std::collections::VecDeque;
@@ -45,7 +46,8 @@ pub(super) enum Behind {
     Nothing,
     /// A damaged or torn commit of so many bytes.
     Commit(u64),
-    /// What is left of an index that was never whole, or that a frame was written over: the frames say all that it said.
+    /// What is left of an index that was never whole, or that a frame was written over: the frames
+    /// say all that it said.
     Index,
     /// The index of a sealed segment.
     Sealed,
@@ -86,14 +88,21 @@ pub(super) fn find(dir: &Path, purpose: Purpose) -> Result<Found, String> {
     for (number, path) in paths.iter().enumerate() {
         let segment = match Segment::open(path) {
             Ok(segment) => segment,
-            // Older versions could leave an empty one at the end: nothing was in it, and the next segment takes its name.
+            // Older versions could leave an empty one at the end: nothing was in it, and the next
+            // segment takes its name.
             Err(_) if number + 1 == last && number > 0 && is_blank(path) => continue,
             Err(why) => return Err(why),
         };
         follows(found.segments.back(), &segment)?;
         index = segment.load_index()?;
-        if index != Index::Loaded && number + 1 < last && !paths[number + 1..].iter().all(|p| is_blank(p)) {
-            return Err(format!("{}: the index of this older segment is missing or damaged", path.display()));
+        if index != Index::Loaded
+            && number + 1 < last
+            && !paths[number + 1..].iter().all(|p| is_blank(p))
+        {
+            return Err(format!(
+                "{}: the index of this older segment is missing or damaged",
+                path.display()
+            ));
         }
         if let Some(before) = found.segments.back() {
             before.hold(None);
@@ -129,7 +138,9 @@ fn is_zero(bytes: &[u8]) -> bool {
 fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), String> {
     let Some(before) = before else { return Ok(()) };
     let named = |why: &str| format!("{}: {why}", segment.path.display());
-    if segment.header.log != before.header.log || segment.header.firsts.len() != before.header.firsts.len() {
+    if segment.header.log != before.header.log
+        || segment.header.firsts.len() != before.header.firsts.len()
+    {
         return Err(named("belongs to another log than the segment before it"));
     }
     if segment.header.number != before.header.number + 1 {
@@ -142,8 +153,14 @@ fn follows(before: Option<&Arc<Segment>>, segment: &Segment) -> Result<(), Strin
     Ok(())
 }
 
-/// Scans the last segment. A sealed one is only walked for its last frame's sequence number and time.
-fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Found) -> Result<(), String> {
+/// Scans the last segment. A sealed one is only walked for its last frame's sequence number and
+/// time.
+fn scan(
+    segment: &Arc<Segment>,
+    index: Index,
+    purpose: Purpose,
+    found: &mut Found,
+) -> Result<(), String> {
     let named = |why: String| format!("{}: {why}", segment.path.display());
     let file = segment.file().map_err(|e| named(e.to_string()))?;
     let size = file.metadata().map_err(|e| named(e.to_string()))?.len();
@@ -155,7 +172,10 @@ fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Foun
     let salt = frame::salt(segment.header.log);
     while let Some(frame) = bytes.get(at..).and_then(|rest| frame::decode(salt, rest)) {
         if frame.sequence != found.sequence {
-            return Err(named(format!("byte {at}: frame {} stands where {} is due", frame.sequence, found.sequence)));
+            return Err(named(format!(
+                "byte {at}: frame {} stands where {} is due",
+                frame.sequence, found.sequence
+            )));
         }
         if index != Index::Loaded {
             segment.note(at as u64, &frame);
@@ -172,8 +192,9 @@ fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Foun
     let rest = bytes.get(at..).unwrap_or_default();
     if let Some(later) = valid_frame_after(salt, rest, found.sequence) {
         return Err(named(format!(
-            "byte {at}: a damaged frame is followed by a good one at byte {}: this is no torn write but lost data; restore \
-             the file from a backup, or move it away and rebuild from the archive",
+            "byte {at}: a damaged frame is followed by a good one at byte {}: this is no torn \
+             write but lost data; restore the file from a backup, or move it away and rebuild \
+             from the archive",
             at + later
         )));
     }
@@ -184,9 +205,10 @@ fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Foun
         Behind::Commit(len) => {
             if purpose == Purpose::Write && is_whole(at, rest) {
                 return Err(named(format!(
-                    "byte {at}: the last commit is there to its last byte, and damaged inside: this is no torn write, and it may have \
-                     been acknowledged; restore the file from a backup, or give the commit up with `rollmill log cut`, which keeps its \
-                     {len} bytes in a file beside the log"
+                    "byte {at}: the last commit is there to its last byte, and damaged inside: \
+                     this is no torn write, and it may have been acknowledged; restore the file \
+                     from a backup, or give the commit up with `rollmill log cut`, which keeps \
+                     its {len} bytes in a file beside the log"
                 )));
             }
             found.recovery.torn_bytes = len;
@@ -196,11 +218,13 @@ fn scan(segment: &Arc<Segment>, index: Index, purpose: Purpose, found: &mut Foun
     Ok(())
 }
 
-/// What stands behind the frames, which end at `at`, of a segment whose index was not loaded. [`Behind::Sealed`] is an index that is
-/// damaged for another reason than that it was never whole, or written over.
+/// What stands behind the frames, which end at `at`, of a segment whose index was not loaded.
+/// [`Behind::Sealed`] is an index that is damaged for another reason than that it was never whole,
+/// or written over.
 fn behind(segment: &Segment, index: Index, at: usize, rest: &[u8]) -> Behind {
     let Some(last) = rest.iter().rposition(|&b| b != 0) else { return Behind::Nothing };
-    // Versions up to 0.1 wrote frames over the index of a sealed segment when the next one could not be made.
+    // Versions up to 0.1 wrote frames over the index of a sealed segment when the next one could
+    // not be made.
     if matches!(index, Index::Damaged { position: Some(position) } if at as u64 > position) {
         return Behind::Index;
     }
@@ -214,7 +238,8 @@ fn behind(segment: &Segment, index: Index, at: usize, rest: &[u8]) -> Behind {
     }
 }
 
-/// Whether `found` at position `at` is what a crash leaves of `written`: some of its sectors are there, the others are not.
+/// Whether `found` at position `at` is what a crash leaves of `written`: some of its sectors are
+/// there, the others are not.
 fn parts_of(found: &[u8], written: &[u8], at: usize) -> bool {
     let mut from = 0;
     while from < found.len() {
@@ -227,7 +252,8 @@ fn parts_of(found: &[u8], written: &[u8], at: usize) -> bool {
     true
 }
 
-/// Whether the frame at position `at`, which is not good, is there to its last byte, and no sector of it is missing.
+/// Whether the frame at position `at`, which is not good, is there to its last byte, and no sector
+/// of it is missing.
 fn is_whole(at: usize, rest: &[u8]) -> bool {
     let Some(len) = frame::claimed_len(rest) else { return false };
     let Some((frame, behind)) = rest.split_at_checked(aligned(len)) else { return false };
@@ -245,7 +271,8 @@ fn is_whole(at: usize, rest: &[u8]) -> bool {
     is_zero(behind)
 }
 
-/// The times of the last frame before a segment, as far as anything says them: segments before it may have been released.
+/// The times of the last frame before a segment, as far as anything says them: segments before it
+/// may have been released.
 fn last_before(found: &Found, segment: &Segment) -> Option<Stamp> {
     let noted = Some(segment.header.appended).filter(|appended| *appended != 0);
     let indexed = found.segments.iter().filter_map(|segment| segment.last_appended());
@@ -255,6 +282,7 @@ fn last_before(found: &Found, segment: &Segment) -> Option<Stamp> {
 /// Position of an undamaged frame of a later sequence number in `rest`, where a frame was due.
 fn valid_frame_after(salt: u32, rest: &[u8], sequence: u64) -> Option<usize> {
     (8..rest.len()).step_by(8).find(|&at| {
-        frame::header_of(&rest[at..]).is_some() && frame::decode(salt, &rest[at..]).is_some_and(|frame| frame.sequence > sequence)
+        frame::header_of(&rest[at..]).is_some()
+            && frame::decode(salt, &rest[at..]).is_some_and(|frame| frame.sequence > sequence)
     })
 }

@@ -1,9 +1,11 @@
 //! Segment files: a header, frames, and, once sealed, the index of all runs with a footer.
 //!
-//! Header, 64 bytes and 8 for each shard, padded: magic `RMLOGSEG`, version (4), shard count (4), log id (16), segment number (8),
-//! first frame's sequence number (8), CRC32C of all that and of the offsets (4), zero (4), append time of the last frame before (8); then
-//! the first offset of each shard. Sealed: behind the last frame the index (48 bytes a run; 40 before version 3, without the received
-//! time), then 32 bytes of footer: magic `RMLOGEND`, position of the index (8), runs (8), CRC32C of the index (4), of the footer (4).
+//! Header, 64 bytes and 8 for each shard, padded: magic `RMLOGSEG`, version (4), shard count (4),
+//! log id (16), segment number (8), first frame's sequence number (8), CRC32C of all that and of
+//! the offsets (4), zero (4), append time of the last frame before (8); then the first offset of
+//! each shard. Sealed: behind the last frame the index (48 bytes a run; 40 before version 3,
+//! without the received time), then 32 bytes of footer: magic `RMLOGEND`, position of the index
+//! (8), runs (8), CRC32C of the index (4), of the footer (4).
 
 use std::fs::File;
 use std::io;
@@ -17,15 +19,17 @@ use crate::model::offset::{LogId, Offset, ShardId};
 
 const MAGIC: &[u8; 8] = b"RMLOGSEG";
 const END_MAGIC: &[u8; 8] = b"RMLOGEND";
-/// Version 2 may hold compressed runs, which version 1 did not; it is read alike. Version 3 holds frames of version 2, and in its index the
-/// received time; a segment of an older version takes none of them, because an older release would cut them off.
+/// Version 2 may hold compressed runs, which version 1 did not; it is read alike. Version 3 holds
+/// frames of version 2, and in its index the received time; a segment of an older version takes
+/// none of them, because an older release would cut them off.
 pub(super) const VERSION: u32 = 3;
 const WITH_RECEIVED: u32 = 3;
 const OLDEST_VERSION: u32 = 1;
 const FIXED: usize = 64;
 const ENTRY: usize = 48;
 const OLD_ENTRY: usize = 40;
-/// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client sent never stands in its place.
+/// Bytes of the footer. So many zeros stay behind the last frame of an open segment: what a client
+/// sent never stands in its place.
 pub(super) const FOOTER: usize = 32;
 /// The files that a start reads.
 pub(super) const EXTENSION: &str = "seg";
@@ -43,7 +47,8 @@ pub(super) struct Header {
     pub number: u64,
     /// Sequence number of its first frame.
     pub first_sequence: u64,
-    /// Append time of the last frame before it; 0 if there was none, or an older release wrote the segment.
+    /// Append time of the last frame before it; 0 if there was none, or an older release wrote the
+    /// segment.
     pub appended: i64,
     /// First offset of each shard.
     pub firsts: Vec<Offset>,
@@ -85,12 +90,13 @@ impl Header {
         let version = long(fixed, 8) as u32;
         if !(OLDEST_VERSION..=VERSION).contains(&version) {
             return Err(format!(
-                "segment version {version} is unknown, this build reads {OLDEST_VERSION} to {VERSION}: start the version of Rollmill \
-                 that wrote it"
+                "segment version {version} is unknown, this build reads {OLDEST_VERSION} to \
+                 {VERSION}: start the version of Rollmill that wrote it"
             ));
         }
         let shards = (long(fixed, 8) >> 32) as usize;
-        let mut whole = bytes.get(..Self::len(shards) as usize).ok_or("the header is cut off")?.to_vec();
+        let mut whole =
+            bytes.get(..Self::len(shards) as usize).ok_or("the header is cut off")?.to_vec();
         let crc = long(&whole, 48) as u32;
         whole[48..52].fill(0);
         if crc32c::crc32c(&whole) != crc {
@@ -99,7 +105,8 @@ impl Header {
         let mut log = [0; 16];
         log.copy_from_slice(&whole[16..32]);
         let firsts = (0..shards).map(|shard| long(&whole, FIXED + shard * 8)).collect();
-        let (number, first_sequence, appended) = (long(&whole, 32), long(&whole, 40), long(&whole, 56).cast_signed());
+        let (number, first_sequence, appended) =
+            (long(&whole, 32), long(&whole, 40), long(&whole, 56).cast_signed());
         Ok(Self { version, log: LogId(log), number, first_sequence, appended, firsts })
     }
 }
@@ -117,7 +124,8 @@ pub(super) struct Segment {
     pub path: PathBuf,
     /// Its header.
     pub header: Header,
-    /// The open file of the newest segment; older ones are opened for each reading, so that a long log does not use up descriptors.
+    /// The open file of the newest segment; older ones are opened for each reading, so that a long
+    /// log does not use up descriptors.
     held: Mutex<Option<Arc<File>>>,
     runs: RwLock<Vec<Vec<RunAt>>>,
 }
@@ -131,7 +139,8 @@ pub(super) struct Unpublished {
 }
 
 impl Unpublished {
-    /// Writes a segment beside the log: its blocks are reserved, so that a full disk shows here and not in the middle.
+    /// Writes a segment beside the log: its blocks are reserved, so that a full disk shows here and
+    /// not in the middle.
     ///
     /// # Errors
     /// If the disk refuses; nothing is left behind then that the next attempt does not replace.
@@ -139,7 +148,13 @@ impl Unpublished {
         let path = Segment::path(dir, header.number);
         let beside = path.with_extension(UNPUBLISHED);
         let made = (|| {
-            let file = File::options().create(true).truncate(true).read(true).write(true).mode(0o600).open(&beside)?;
+            let file = File::options()
+                .create(true)
+                .truncate(true)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .open(&beside)?;
             self::reserve(&file, reserve.max(Header::len(header.firsts.len()) + FOOTER as u64))?;
             file.write_all_at(&header.encode(), 0)?;
             file.sync_all()?;
@@ -270,7 +285,8 @@ impl Segment {
         runs.iter().filter_map(|runs| runs.last()).map(|run| run.appended).max()
     }
 
-    /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least one if there is one.
+    /// The runs of a shard from the one that holds `from` on, about `max_bytes` of them, at least
+    /// one if there is one.
     pub(super) fn runs_from(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Vec<RunAt> {
         let Ok(runs) = self.runs.read() else { return Vec::new() };
         let runs = &runs[shard.0 as usize];
@@ -310,13 +326,17 @@ impl Segment {
         if crc32c::crc32c(&payload) != run.crc {
             return Err(Unread::Damaged(named("the records are damaged (checksum)".to_owned())));
         }
-        unpack(payload.into()).ok_or_else(|| Unread::Damaged(named("the records do not decompress".to_owned())))
+        unpack(payload.into())
+            .ok_or_else(|| Unread::Damaged(named("the records do not decompress".to_owned())))
     }
 
-    /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it durable.
+    /// Writes index and footer behind the last frame, cuts the reserved rest off and makes it
+    /// durable.
     pub(super) fn seal(&self, file: &File, end: u64) -> Sealed {
         let index = self.index(end);
-        if let Err(error) = file.write_all_at(&index, end).and_then(|()| file.set_len(end + index.len() as u64)) {
+        if let Err(error) =
+            file.write_all_at(&index, end).and_then(|()| file.set_len(end + index.len() as u64))
+        {
             return Sealed::Partly(error);
         }
         file.sync_all().map_or_else(Sealed::Unknown, |()| Sealed::Durable)
@@ -327,7 +347,10 @@ impl Segment {
         let mut out = Vec::new();
         let mut count = 0u64;
         if let Ok(runs) = self.runs.read() {
-            for (shard, run) in (0u32..).zip(runs.iter()).flat_map(|(shard, runs)| runs.iter().map(move |run| (shard, run))) {
+            for (shard, run) in (0u32..)
+                .zip(runs.iter())
+                .flat_map(|(shard, runs)| runs.iter().map(move |run| (shard, run)))
+            {
                 out.extend_from_slice(&shard.to_le_bytes());
                 out.extend_from_slice(&run.records.to_le_bytes());
                 out.extend_from_slice(&run.first.to_le_bytes());
@@ -387,10 +410,16 @@ impl Segment {
                     len: lengths as u32,
                     at: long(entry, 16),
                     appended,
-                    received: if entry.len() == ENTRY { long(entry, 40).cast_signed() } else { appended },
+                    received: if entry.len() == ENTRY {
+                        long(entry, 40).cast_signed()
+                    } else {
+                        appended
+                    },
                     crc: (lengths >> 32) as u32,
                 };
-                runs.get_mut(words as u32 as usize).ok_or_else(|| named("the index names an unknown shard"))?.push(run);
+                runs.get_mut(words as u32 as usize)
+                    .ok_or_else(|| named("the index names an unknown shard"))?
+                    .push(run);
             }
         }
         Ok(Index::Loaded)

@@ -1,12 +1,15 @@
-//! The end of the log on disk: where the next frame goes, and how a segment ends and the next one begins.
+//! The end of the log on disk: where the next frame goes, and how a segment ends and the next one
+//! begins.
 //!
-//! What always holds: memory knows what stands on disk after every step, also after one that failed. Whatever may need space, inodes or
-//! descriptors comes first and changes nothing that is there: the next segment is made durable under another name, then the last one gets
-//! its index, then the next one its name. A frame is written only where nothing but zeros stands. What stands there and is no frame is
-//! cut off first; of what may have been a commit, a copy is made durable before.
+//! What always holds: memory knows what stands on disk after every step, also after one that
+//! failed. Whatever may need space, inodes or descriptors comes first and changes nothing that is
+//! there: the next segment is made durable under another name, then the last one gets its index,
+//! then the next one its name. A frame is written only where nothing but zeros stands. What stands
+//! there and is no frame is cut off first; of what may have been a commit, a copy is made durable
+//! before.
 //!
-//! On failure: [`Failure::Refused`] if nothing of the frame is in the log, and it may be tried again; [`Failure::Fatal`] if the disk did
-//! not say whether something is durable.
+//! On failure: [`Failure::Refused`] if nothing of the frame is in the log, and it may be tried
+//! again; [`Failure::Fatal`] if the disk did not say whether something is durable.
 
 use std::fs::File;
 use std::io;
@@ -88,8 +91,8 @@ impl Dir {
         (stats.f_blocks > 0).then(|| stats.f_bavail.saturating_mul(stats.f_frsize))
     }
 
-    /// How much a new segment reserves: what is wanted, or half of what is free, because store and archive need space too, and only
-    /// what they have written is ever released.
+    /// How much a new segment reserves: what is wanted, or half of what is free, because store and
+    /// archive need space too, and only what they have written is ever released.
     fn reserve(&self, wanted: u64, least: u64) -> Result<u64, Failure> {
         let reserve = self.free().map_or(wanted, |free| wanted.min(free / 2));
         if reserve < least { Err(Failure::Refused(AppendError::DiskFull)) } else { Ok(reserve) }
@@ -101,7 +104,8 @@ pub(super) struct Tail {
     dir: Arc<Dir>,
     segment_bytes: u64,
     segment: Arc<Segment>,
-    /// To write the last segment; opened when it is needed, because a disk that takes no writes can still be read.
+    /// To write the last segment; opened when it is needed, because a disk that takes no writes
+    /// can still be read.
     file: Option<Arc<File>>,
     at: u64,
     capacity: u64,
@@ -113,7 +117,11 @@ impl Tail {
     ///
     /// # Errors
     /// See [`Failure`].
-    pub(super) fn begin(dir: Arc<Dir>, header: Header, segment_bytes: u64) -> Result<Self, Failure> {
+    pub(super) fn begin(
+        dir: Arc<Dir>,
+        header: Header,
+        segment_bytes: u64,
+    ) -> Result<Self, Failure> {
         let (segment, file, capacity) = make(&dir, header, segment_bytes, 0)?;
         let at = Header::len(segment.header.firsts.len());
         Ok(Self { dir, segment_bytes, segment, file: Some(file), at, capacity, state: State::Open })
@@ -123,7 +131,12 @@ impl Tail {
     ///
     /// # Errors
     /// If the segment is gone.
-    pub(super) fn of(dir: Arc<Dir>, segment: Arc<Segment>, found: &Found, segment_bytes: u64) -> io::Result<Self> {
+    pub(super) fn of(
+        dir: Arc<Dir>,
+        segment: Arc<Segment>,
+        found: &Found,
+        segment_bytes: u64,
+    ) -> io::Result<Self> {
         let state = match found.behind {
             Behind::Nothing => State::Open,
             Behind::Commit(aside) => State::Dirty { aside },
@@ -139,44 +152,59 @@ impl Tail {
         &self.segment
     }
 
-    /// A segment of an older release takes no frames of this one, which an older release would cut off: it ends here.
+    /// A segment of an older release takes no frames of this one, which an older release would cut
+    /// off: it ends here.
     fn takes_frames(&self) -> bool {
         self.segment.header.version == segment::VERSION
     }
 
     /// Whether a frame of so many bytes fits into the last segment.
     fn fits(&self, len: u64) -> bool {
-        self.state == State::Open && self.takes_frames() && self.at + len + FOOTER as u64 <= self.capacity
+        self.state == State::Open
+            && self.takes_frames()
+            && self.at + len + FOOTER as u64 <= self.capacity
     }
 
-    /// Whether the disk takes a frame of so many bytes, as far as can be known without writing one: makes room for it, and writes zeros
-    /// where zeros stand.
+    /// Whether the disk takes a frame of so many bytes, as far as can be known without writing one:
+    /// makes room for it, and writes zeros where zeros stand.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub(super) fn probe(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
+    pub(super) fn probe(
+        &mut self,
+        len: u64,
+        header: impl FnOnce(u64) -> Header,
+    ) -> Result<Option<Arc<Segment>>, Failure> {
         let begun = self.make_room(len, header)?;
         let at = self.at;
         self.writable()?.write_all_at(&[0; FOOTER], at)?;
         Ok(begun)
     }
 
-    /// Sees to it that a frame of so many bytes fits; the segment that was begun for it, if one was. `header` is that of the segment
-    /// with the number it is given.
+    /// Sees to it that a frame of so many bytes fits; the segment that was begun for it, if one
+    /// was. `header` is that of the segment with the number it is given.
     ///
     /// # Errors
     /// See [`Failure`].
-    pub(super) fn make_room(&mut self, len: u64, header: impl FnOnce(u64) -> Header) -> Result<Option<Arc<Segment>>, Failure> {
+    pub(super) fn make_room(
+        &mut self,
+        len: u64,
+        header: impl FnOnce(u64) -> Header,
+    ) -> Result<Option<Arc<Segment>>, Failure> {
         self.clean()?;
         if self.fits(len) {
             return Ok(None);
         }
-        if self.state == State::Open && self.takes_frames() && self.at == Header::len(self.segment.header.firsts.len()) {
+        if self.state == State::Open
+            && self.takes_frames()
+            && self.at == Header::len(self.segment.header.firsts.len())
+        {
             self.extend(len)?;
             return Ok(None);
         }
         match self.next(len, header(self.segment.header.number + 1)) {
-            // The log must not stop for something that others have used up: this segment ends later.
+            // The log must not stop for something that others have used up: this segment ends
+            // later.
             Err(Failure::Refused(AppendError::NoDescriptors))
                 if self.state == State::Open && self.takes_frames() && self.file.is_some() =>
             {
@@ -235,13 +263,16 @@ impl Tail {
                     self.clean_or_later();
                     return Err(error.into());
                 }
-                Sealed::Unknown(error) => return Err(Failure::Fatal(format!("fsync of an index failed: {error}"))),
+                Sealed::Unknown(error) => {
+                    return Err(Failure::Fatal(format!("fsync of an index failed: {error}")));
+                }
             }
         }
         let (segment, file, capacity) = publish(&self.dir, unpublished)?;
         self.segment.hold(None);
         self.at = Header::len(segment.header.firsts.len());
-        (self.segment, self.file, self.capacity, self.state) = (segment, Some(file), capacity, State::Open);
+        (self.segment, self.file, self.capacity, self.state) =
+            (segment, Some(file), capacity, State::Open);
         Ok(())
     }
 
@@ -264,7 +295,8 @@ impl Tail {
             self.state = State::Dirty { aside: 0 };
         }
         file.set_len(self.at)?;
-        // Zeros stand behind the last frame also where the disk has no blocks for them: a write that fails there is cut off again.
+        // Zeros stand behind the last frame also where the disk has no blocks for them: a write
+        // that fails there is cut off again.
         file.set_len(self.capacity.max(self.at + FOOTER as u64))?;
         file.sync_all().map_err(|e| Failure::Fatal(format!("fsync of a cut failed: {e}")))?;
         self.state = State::Open;
@@ -272,25 +304,44 @@ impl Tail {
     }
 }
 
-fn prepare(dir: &Dir, header: Header, segment_bytes: u64, len: u64) -> Result<(Unpublished, u64), Failure> {
+fn prepare(
+    dir: &Dir,
+    header: Header,
+    segment_bytes: u64,
+    len: u64,
+) -> Result<(Unpublished, u64), Failure> {
     let floor = Header::len(header.firsts.len()) + len + FOOTER as u64;
     let wanted = segment_bytes.max(floor);
     let reserve = dir.reserve(wanted, floor.max(LEAST_SEGMENT.min(segment_bytes)))?;
     Ok((Unpublished::create(&dir.path, header, reserve)?, reserve))
 }
 
-fn publish(dir: &Dir, (unpublished, capacity): (Unpublished, u64)) -> Result<(Arc<Segment>, Arc<File>, u64), Failure> {
+fn publish(
+    dir: &Dir,
+    (unpublished, capacity): (Unpublished, u64),
+) -> Result<(Arc<Segment>, Arc<File>, u64), Failure> {
     let (segment, file) = unpublished.publish()?;
     dir.sync().map_err(|e| Failure::Fatal(format!("fsync of the log's directory failed: {e}")))?;
     Ok((Arc::new(segment), file, capacity))
 }
 
-fn make(dir: &Dir, header: Header, segment_bytes: u64, len: u64) -> Result<(Arc<Segment>, Arc<File>, u64), Failure> {
+fn make(
+    dir: &Dir,
+    header: Header,
+    segment_bytes: u64,
+    len: u64,
+) -> Result<(Arc<Segment>, Arc<File>, u64), Failure> {
     publish(dir, prepare(dir, header, segment_bytes, len)?)
 }
 
 /// Copies a damaged commit into a file beside the log, and makes it durable.
-fn put_aside(dir: &Dir, segment: &Segment, file: &File, at: u64, bytes: u64) -> io::Result<PathBuf> {
+fn put_aside(
+    dir: &Dir,
+    segment: &Segment,
+    file: &File,
+    at: u64,
+    bytes: u64,
+) -> io::Result<PathBuf> {
     let mut commit = vec![0; bytes.min(MAX_ASIDE) as usize];
     file.read_exact_at(&mut commit, at)?;
     let place = format!("{:012}-{at:012}", segment.header.number);
@@ -319,18 +370,24 @@ fn put_aside(dir: &Dir, segment: &Segment, file: &File, at: u64, bytes: u64) -> 
     Ok(path)
 }
 
-/// Cuts the damaged last commit of a log that nobody has open off, and keeps it; the file it is in, and its bytes. `None` if there is none.
+/// Cuts the damaged last commit of a log that nobody has open off, and keeps it; the file it is in,
+/// and its bytes. `None` if there is none.
 ///
 /// # Errors
 /// If the log is damaged elsewhere, or the disk refuses.
 pub(super) fn cut(dir: &Path, found: &Found) -> Result<Option<(PathBuf, u64)>, String> {
-    let (Some(segment), Behind::Commit(bytes)) = (found.segments.back(), found.behind) else { return Ok(None) };
+    let (Some(segment), Behind::Commit(bytes)) = (found.segments.back(), found.behind) else {
+        return Ok(None);
+    };
     let named = |e: io::Error| format!("{}: {e}", segment.path.display());
     let dir = Dir::open(dir).map_err(named)?;
     let file = File::options().read(true).write(true).open(&segment.path).map_err(named)?;
     let kept = put_aside(&dir, segment, &file, found.position, bytes).map_err(named)?;
     let len = file.metadata().map_err(named)?.len();
-    let cut = file.set_len(found.position).and_then(|()| file.set_len(len)).and_then(|()| file.sync_all());
+    let cut = file
+        .set_len(found.position)
+        .and_then(|()| file.set_len(len))
+        .and_then(|()| file.sync_all());
     cut.map_err(named)?;
     Ok(Some((kept, bytes)))
 }

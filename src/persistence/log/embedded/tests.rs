@@ -23,8 +23,15 @@ fn open(dir: &Path) -> Arc<EmbeddedLog> {
 }
 
 fn append(log: &EmbeddedLog, records: &[(u32, &str)]) {
-    let records = records.iter().map(|(shard, text)| (ShardId(*shard), bytes::Bytes::copy_from_slice(text.as_bytes()))).collect();
-    log.append(AppendRequest { records }).expect("taken").blocking_recv().expect("answered").expect("durable");
+    let records = records
+        .iter()
+        .map(|(shard, text)| (ShardId(*shard), bytes::Bytes::copy_from_slice(text.as_bytes())))
+        .collect();
+    log.append(AppendRequest { records })
+        .expect("taken")
+        .blocking_recv()
+        .expect("answered")
+        .expect("durable");
 }
 
 fn texts(log: &EmbeddedLog, shard: u32, from: Offset) -> Vec<String> {
@@ -48,7 +55,8 @@ fn only_segment(dir: &Path) -> std::path::PathBuf {
 fn records_survive_reopening_over_many_segments() {
     let dir = tempfile::tempdir().expect("dir");
     let log = open(dir.path());
-    let expected: Vec<String> = (0..200).map(|i| format!("record {i} {}", "x".repeat(50))).collect();
+    let expected: Vec<String> =
+        (0..200).map(|i| format!("record {i} {}", "x".repeat(50))).collect();
     for text in &expected {
         append(&log, &[(1, text), (3, "other")]);
     }
@@ -56,7 +64,10 @@ fn records_survive_reopening_over_many_segments() {
     drop(log);
     let log = open(dir.path());
     assert!(log.shared.segments().len() > 5);
-    assert_eq!((texts(&log, 1, 0), log.end(ShardId(3)), log.id()), (expected.clone(), 200, LogId([7; 16])));
+    assert_eq!(
+        (texts(&log, 1, 0), log.end(ShardId(3)), log.id()),
+        (expected.clone(), 200, LogId([7; 16]))
+    );
     append(&log, &[(1, "last")]);
     assert_eq!(texts(&log, 1, 199), [expected[199].clone(), "last".to_owned()]);
 }
@@ -78,7 +89,11 @@ fn a_torn_tail_is_cut_wherever_it_is_torn() {
         torn[cut..].fill(0);
         std::fs::write(&path, &torn).expect("write");
         let (log, recovery) = EmbeddedLog::open(options(dir.path())).expect("opens");
-        assert_eq!((texts(&log, 0, 0), log.end(ShardId(2))), (vec!["first".to_owned()], 0), "cut at {cut}");
+        assert_eq!(
+            (texts(&log, 0, 0), log.end(ShardId(2))),
+            (vec!["first".to_owned()], 0),
+            "cut at {cut}"
+        );
         assert_eq!(recovery.torn_bytes > 0, cut > start);
         append(&log, &[(0, "again")]);
         drop(log);
@@ -97,7 +112,8 @@ fn every_flipped_byte_is_refused_or_cut_and_never_read() {
     let path = only_segment(dir.path());
     let whole = std::fs::read(&path).expect("read");
     let end = whole.iter().rposition(|&b| b != 0).expect("data") + 1;
-    let third = whole[..end].windows(4).rposition(|bytes| bytes == frame::MAGIC).expect("the last frame");
+    let third =
+        whole[..end].windows(4).rposition(|bytes| bytes == frame::MAGIC).expect("the last frame");
     for at in 0..end {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
@@ -110,13 +126,17 @@ fn every_flipped_byte_is_refused_or_cut_and_never_read() {
                 // The bytes between two frames say nothing.
                 let padding = recovery.torn_bytes == 0 && at % 8 == 7 && whole[at] == 0;
                 assert!(may_be_torn || padding, "byte {at} is taken for a good one");
-                assert_eq!(texts(&log, 0, 0), if padding { vec!["one", "two", "three"] } else { vec!["one", "two"] });
+                assert_eq!(
+                    texts(&log, 0, 0),
+                    if padding { vec!["one", "two", "three"] } else { vec!["one", "two"] }
+                );
             }
         }
     }
 }
 
-/// Flips a bit of the last payload of a log of two commits; the file, and where the last frame begins.
+/// Flips a bit of the last payload of a log of two commits; the file, and where the last frame
+/// begins.
 fn with_a_damaged_last_commit(dir: &Path) -> (std::path::PathBuf, usize) {
     let log = open(dir);
     append(&log, &[(0, "first")]);
@@ -132,8 +152,10 @@ fn with_a_damaged_last_commit(dir: &Path) -> (std::path::PathBuf, usize) {
 }
 
 fn kept(dir: &Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());
-    let mut kept: Vec<_> = entries.filter(|path| path.extension().is_some_and(|e| e == "damaged")).collect();
+    let entries =
+        std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let mut kept: Vec<_> =
+        entries.filter(|path| path.extension().is_some_and(|e| e == "damaged")).collect();
     kept.sort();
     kept
 }
@@ -188,7 +210,12 @@ fn fill(log: &EmbeddedLog, name: &str) -> (Vec<String>, AppendError) {
     loop {
         let text = format!("{name} {} {}", taken.len(), "x".repeat(665));
         let records = vec![(ShardId(0), bytes::Bytes::copy_from_slice(text.as_bytes()))];
-        match log.append(AppendRequest { records }).expect("taken").blocking_recv().expect("answered") {
+        match log
+            .append(AppendRequest { records })
+            .expect("taken")
+            .blocking_recv()
+            .expect("answered")
+        {
             Ok(_) => taken.push(text),
             Err(error) => return (taken, error),
         }
@@ -196,21 +223,31 @@ fn fill(log: &EmbeddedLog, name: &str) -> (Vec<String>, AppendError) {
     }
 }
 
-/// A step of making the next segment fails, then a small frame comes, then the process ends. Whatever stands on disk, memory must know it.
+/// A step of making the next segment fails, then a small frame comes, then the process ends.
+/// Whatever stands on disk, memory must know it.
 #[test]
 fn a_step_that_fails_between_two_segments_costs_nothing_acknowledged() {
     for step in ["seg-new", "seg"] {
         for small in [false, true] {
             let dir = tempfile::tempdir().expect("dir");
-            let (log, in_the_way) = (open(dir.path()), dir.path().join(format!("000000000001.{step}")));
+            let (log, in_the_way) =
+                (open(dir.path()), dir.path().join(format!("000000000001.{step}")));
             std::fs::create_dir_all(in_the_way.join("not empty")).expect("a directory");
             let (mut expected, error) = fill(&log, "first");
             assert!(matches!(error, AppendError::DiskFailed(_)), "{error}");
             if small {
                 let records = vec![(ShardId(0), bytes::Bytes::from_static(b"small"))];
-                let answer = log.append(AppendRequest { records }).expect("taken").blocking_recv().expect("answered");
+                let answer = log
+                    .append(AppendRequest { records })
+                    .expect("taken")
+                    .blocking_recv()
+                    .expect("answered");
                 expected.extend(answer.is_ok().then(|| "small".to_owned()));
-                assert_eq!(answer.is_ok(), step == "seg-new", "an open segment takes what fits, a sealed one nothing");
+                assert_eq!(
+                    answer.is_ok(),
+                    step == "seg-new",
+                    "an open segment takes what fits, a sealed one nothing"
+                );
             }
             assert_eq!(texts(&log, 0, 0), expected);
             drop(log);
@@ -249,7 +286,8 @@ fn a_log_that_refuses_says_so_and_takes_writes_again_by_itself() {
     append(&log, &[(0, &"y".repeat(700))]);
 }
 
-/// A log of one sealed segment and no other, as a crash between two steps leaves it; the texts in it.
+/// A log of one sealed segment and no other, as a crash between two steps leaves it; the texts in
+/// it.
 fn sealed(dir: &Path) -> Vec<String> {
     let (log, in_the_way) = (open(dir), dir.join("000000000001.seg"));
     std::fs::create_dir_all(in_the_way.join("not empty")).expect("a directory");
@@ -265,7 +303,9 @@ fn an_index_that_a_crash_left_in_parts_is_made_again() {
     let expected = sealed(dir.path());
     let path = only_segment(dir.path());
     let whole = std::fs::read(&path).expect("read");
-    let position = u64::from_le_bytes(whole[whole.len() - 24..][..8].try_into().expect("eight bytes")) as usize;
+    let position =
+        u64::from_le_bytes(whole[whole.len() - 24..][..8].try_into().expect("eight bytes"))
+            as usize;
     let first = position / 512;
     let sectors = (whole.len() - 1) / 512 - first + 1;
     assert!(sectors >= 1);
@@ -290,20 +330,31 @@ fn an_index_that_a_crash_left_in_parts_is_made_again() {
     let mut damaged = whole.clone();
     damaged[position + 9] ^= 1;
     std::fs::write(&path, &damaged).expect("written");
-    assert!(EmbeddedLog::open(options(dir.path())).is_err_and(|why| why.contains("the index is damaged")));
+    assert!(
+        EmbeddedLog::open(options(dir.path()))
+            .is_err_and(|why| why.contains("the index is damaged"))
+    );
 }
 
-/// What versions before left of a full disk: a segment that was sealed, and then a small frame over its index.
+/// What versions before left of a full disk: a segment that was sealed, and then a small frame over
+/// its index.
 #[test]
 fn a_frame_that_was_written_over_an_index_is_read() {
     let dir = tempfile::tempdir().expect("dir");
     let mut expected = sealed(dir.path());
     let path = only_segment(dir.path());
     let mut bytes = std::fs::read(&path).expect("read");
-    let position = u64::from_le_bytes(bytes[bytes.len() - 24..][..8].try_into().expect("eight bytes")) as usize;
+    let position =
+        u64::from_le_bytes(bytes[bytes.len() - 24..][..8].try_into().expect("eight bytes"))
+            as usize;
     let mut encoder = frame::Encoder::new(frame::salt(LogId([7; 16]))).expect("memory");
     let records = [(ShardId(0), bytes::Bytes::from_static(b"small"))];
-    encoder.encode(expected.len() as u64, Stamp::of_one_time(1_000), &records, &[expected.len() as u64, 0, 0, 0]);
+    encoder.encode(
+        expected.len() as u64,
+        Stamp::of_one_time(1_000),
+        &records,
+        &[expected.len() as u64, 0, 0, 0],
+    );
     let to = position + encoder.bytes.len();
     assert!(to + 32 < bytes.len(), "the footer stays");
     bytes[position..to].copy_from_slice(&encoder.bytes);
@@ -326,7 +377,9 @@ fn a_long_log_does_not_use_up_descriptors() {
         append(&log, &[(0, &text)]);
     }
     let open_files = || {
-        let links = std::fs::read_dir("/proc/self/fd").expect("proc").filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        let links = std::fs::read_dir("/proc/self/fd")
+            .expect("proc")
+            .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
         links.filter(|to| to.starts_with(dir.path())).count()
     };
     assert!(log.shared.segments().len() > 20 && open_files() <= 2, "{}", open_files());
@@ -366,7 +419,9 @@ fn damage_in_a_sealed_segment_is_noticed() {
     bytes[at] ^= 1;
     std::fs::write(&path, &bytes).expect("write");
     let log = open(dir.path());
-    assert!(matches!(log.read(ShardId(0), 0, 10), Err(LogError::Corrupt(why)) if why.contains(".seg")));
+    assert!(
+        matches!(log.read(ShardId(0), 0, 10), Err(LogError::Corrupt(why)) if why.contains(".seg"))
+    );
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     drop(log);
@@ -415,14 +470,20 @@ fn readers_of_another_process_see_a_prefix_and_cannot_append() {
 fn long_runs_are_compressed_and_come_back_from_memory_disk_and_after_reopening() {
     let dir = tempfile::tempdir().expect("dir");
     let log = open(dir.path());
-    let expected: Vec<String> =
-        (0..20).map(|i| format!("{{\"record\": {i}, \"page\": \"{}\"}}", "/home".repeat(2_000))).collect();
+    let expected: Vec<String> = (0..20)
+        .map(|i| format!("{{\"record\": {i}, \"page\": \"{}\"}}", "/home".repeat(2_000)))
+        .collect();
     for text in &expected {
         append(&log, &[(1, text), (2, "short")]);
     }
     assert_eq!(texts(&log, 1, 0), expected);
-    let used: u64 =
-        log.shared.segments().iter().flat_map(|s| s.runs_from(ShardId(1), 0, usize::MAX)).map(|r| u64::from(r.len)).sum();
+    let used: u64 = log
+        .shared
+        .segments()
+        .iter()
+        .flat_map(|s| s.runs_from(ShardId(1), 0, usize::MAX))
+        .map(|r| u64::from(r.len))
+        .sum();
     assert!(used < 20 * 1_000, "{used} bytes for 20 records of 10 KB");
     drop(log);
     let log = open(dir.path());
@@ -432,15 +493,20 @@ fn long_runs_are_compressed_and_come_back_from_memory_disk_and_after_reopening()
 
 #[test]
 fn a_segment_of_version_1_is_read() {
-    let header =
-        segment::Header { version: 1, log: LogId([7; 16]), number: 0, first_sequence: 0, appended: 0, firsts: vec![0; 4] };
+    let header = segment::Header {
+        version: 1,
+        log: LogId([7; 16]),
+        number: 0,
+        first_sequence: 0,
+        appended: 0,
+        firsts: vec![0; 4],
+    };
     let mut bytes = header.encode();
     assert_eq!(segment::Header::decode(&bytes), Ok(header));
     bytes[8] = 4;
-    assert!(
-        segment::Header::decode(&bytes)
-            .is_err_and(|why| why.contains("version 4 is unknown") && why.contains("start the version"))
-    );
+    assert!(segment::Header::decode(&bytes).is_err_and(
+        |why| why.contains("version 4 is unknown") && why.contains("start the version")
+    ));
 }
 
 /// Turns a log of one unsealed segment into what the release before would have written.
@@ -475,7 +541,9 @@ fn a_log_of_the_release_before_is_read_and_its_last_segment_takes_no_new_frames(
     };
     for _ in 0..3 {
         let clock = ManualClock::at(500);
-        let (log, recovery) = EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) }).expect("opens");
+        let (log, recovery) =
+            EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) })
+                .expect("opens");
         assert_eq!(recovery.torn_bytes, 0);
         assert_eq!(texts(&log, 0, 0), ["first", "second"]);
         assert_eq!(times(&log), [(1_000, 1_000); 2], "one time, which is both");
@@ -496,7 +564,12 @@ fn append_times_go_on_behind_an_empty_segment_though_the_clock_went_back() {
     let dir = tempfile::tempdir().expect("dir");
     let at = |now| {
         let clock = ManualClock::at(now);
-        (EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) }).expect("opens").0, clock)
+        (
+            EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) })
+                .expect("opens")
+                .0,
+            clock,
+        )
     };
     let (log, _) = at(9_000);
     // The next segment begins when the first one is full; then that is released.
@@ -521,7 +594,11 @@ fn append_times_go_on_behind_an_empty_segment_though_the_clock_went_back() {
 fn a_start_beside_a_clock_that_leapt_goes_on_as_if_the_log_had_run() {
     let dir = tempfile::tempdir().expect("dir");
     let clock = ManualClock::at(1_000_000);
-    let reopened = || EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) }).expect("opens").0;
+    let reopened = || {
+        EmbeddedLog::open(LogOptions { clock: clock.clone(), ..options(dir.path()) })
+            .expect("opens")
+            .0
+    };
     append(&reopened(), &[(0, "before")]);
     let year = 365 * 86_400_000;
     for leap in [year, -2 * year, 50 * year] {
@@ -532,6 +609,10 @@ fn a_start_beside_a_clock_that_leapt_goes_on_as_if_the_log_had_run() {
     let log = reopened();
     let records = log.read(ShardId(0), 0, 1 << 20).expect("reads");
     let appended: Vec<Millis> = records.iter().map(|record| record.appended - 1_000_000).collect();
-    assert_eq!(appended, [0, 2_000, 2_500, 4_500], "twice as fast while the wall clock is ahead, half while it is behind");
+    assert_eq!(
+        appended,
+        [0, 2_000, 2_500, 4_500],
+        "twice as fast while the wall clock is ahead, half while it is behind"
+    );
     assert_eq!(records[1].received, 1_001_000 + year);
 }

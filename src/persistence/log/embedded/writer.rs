@@ -1,6 +1,7 @@
 //! The writer: gathers requests into groups, commits each group as one frame, answers.
 //!
-//! While the disk takes no writes, it looks again every second, also when nobody asks: only then does the log say that it takes them again.
+//! While the disk takes no writes, it looks again every second, also when nobody asks: only then
+//! does the log say that it takes them again.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,8 +21,8 @@ use crate::telemetry;
 
 /// How often a disk that takes no writes is tried.
 const TRY_EVERY: Duration = Duration::from_secs(1);
-/// A log takes writes if there is room for such a part of a segment, or for the largest commit: a small event that fits into what is
-/// left is no sign that the next one does.
+/// A log takes writes if there is room for such a part of a segment, or for the largest commit: a
+/// small event that fits into what is left is no sign that the next one does.
 const ROOM: u64 = 8;
 
 type Reply = oneshot::Sender<Result<i64, AppendError>>;
@@ -51,7 +52,12 @@ impl Queue {
     }
 
     /// Hands a request to the writer.
-    pub(super) fn push(&self, request: AppendRequest, reply: Reply, limit: u64) -> Result<(), AppendError> {
+    pub(super) fn push(
+        &self,
+        request: AppendRequest,
+        reply: Reply,
+        limit: u64,
+    ) -> Result<(), AppendError> {
         let mut waiting = self.lock();
         if let Some(why) = &waiting.closed {
             return Err(AppendError::Closed(why.clone()));
@@ -79,7 +85,11 @@ impl Queue {
     }
 
     /// The next group, an empty one after `patience`; none when closed and empty.
-    fn group(&self, max_bytes: u64, patience: Option<Duration>) -> Option<Vec<(AppendRequest, Reply)>> {
+    fn group(
+        &self,
+        max_bytes: u64,
+        patience: Option<Duration>,
+    ) -> Option<Vec<(AppendRequest, Reply)>> {
         let mut waiting = self.lock();
         while waiting.requests.is_empty() {
             if waiting.closed.is_some() {
@@ -89,7 +99,8 @@ impl Queue {
                 waiting = self.woken.wait(waiting).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let (woken, timeout) = self.woken.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
+            let (woken, timeout) =
+                self.woken.wait_timeout(waiting, patience).unwrap_or_else(PoisonError::into_inner);
             waiting = woken;
             if timeout.timed_out() && waiting.requests.is_empty() && waiting.closed.is_none() {
                 return Some(Vec::new());
@@ -118,7 +129,10 @@ impl Queue {
 }
 
 fn answer(reply: Reply, outcome: Result<i64, AppendError>) {
-    #[expect(clippy::let_underscore_must_use, reason = "a client that no longer waits needs no answer")]
+    #[expect(
+        clippy::let_underscore_must_use,
+        reason = "a client that no longer waits needs no answer"
+    )]
     let _ = reply.send(outcome);
 }
 
@@ -150,7 +164,8 @@ impl Writer {
     /// If there is no memory, or the disk does not say what is durable.
     pub(super) fn new(shared: Arc<Shared>, position: Position, tail: Tail) -> Result<Self, String> {
         let encoder = frame::Encoder::new(shared.salt)?;
-        let mut writer = Self { shared, position, tail, encoder, tried: Stopwatch::start(), refused: 0 };
+        let mut writer =
+            Self { shared, position, tail, encoder, tried: Stopwatch::start(), refused: 0 };
         match writer.try_disk() {
             Err(Failure::Fatal(why)) => Err(why),
             Ok(()) | Err(Failure::Refused(_)) => Ok(writer),
@@ -162,14 +177,20 @@ impl Writer {
     /// # Errors
     /// If there is none.
     pub(super) fn start(self) -> Result<std::thread::JoinHandle<()>, String> {
-        std::thread::Builder::new().name("log-writer".to_owned()).spawn(move || self.run()).map_err(|e| e.to_string())
+        std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || self.run())
+            .map_err(|e| e.to_string())
     }
 
     fn run(mut self) {
         let max_bytes = self.shared.options.max_commit_bytes as u64;
         loop {
             let refusing = self.shared.refusing().is_some();
-            let Some(group) = self.shared.queue.group(max_bytes, refusing.then_some(TRY_EVERY)) else { return };
+            let Some(group) = self.shared.queue.group(max_bytes, refusing.then_some(TRY_EVERY))
+            else {
+                return;
+            };
             let (requests, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
             let mut tried = Ok(());
             if refusing && self.tried.elapsed() >= TRY_EVERY {
@@ -181,7 +202,8 @@ impl Writer {
             if replies.is_empty() {
                 continue;
             }
-            let records: Vec<(ShardId, Bytes)> = requests.into_iter().flat_map(|r| r.records).collect();
+            let records: Vec<(ShardId, Bytes)> =
+                requests.into_iter().flat_map(|r| r.records).collect();
             match self.commit(&records) {
                 Ok(appended) => replies.into_iter().for_each(|reply| answer(reply, Ok(appended))),
                 Err(Failure::Refused(error)) => {
@@ -196,7 +218,9 @@ impl Writer {
 
     fn end(&self, why: &str, replies: Vec<Reply>) {
         tracing::error!(%why, "the log stops: what is durable is unknown until it is read again");
-        replies.into_iter().for_each(|reply| answer(reply, Err(AppendError::Unknown(why.to_owned()))));
+        replies
+            .into_iter()
+            .for_each(|reply| answer(reply, Err(AppendError::Unknown(why.to_owned()))));
         self.shared.queue.fail_all(why);
     }
 
@@ -235,7 +259,9 @@ impl Writer {
         let stamp = self.shared.stamp();
         let sequence = self.position.sequence;
         let (frame, plain) = self.encoder.encode(sequence, stamp, records, &self.position.ends);
-        let begun = self.tail.make_room(self.encoder.bytes.len() as u64, |number| header(&self.shared, &self.position, number));
+        let begun = self.tail.make_room(self.encoder.bytes.len() as u64, |number| {
+            header(&self.shared, &self.position, number)
+        });
         self.listed(begun)?;
         let at = self.tail.write(&self.encoder.bytes)?;
         let segment = self.tail.segment();
@@ -272,5 +298,12 @@ impl Writer {
 /// The header of the segment that begins with the next frame.
 fn header(shared: &Shared, position: &Position, number: u64) -> Header {
     let (log, first_sequence, appended) = (shared.id, position.sequence, position.appended);
-    Header { version: segment::VERSION, log, number, first_sequence, appended, firsts: position.ends.clone() }
+    Header {
+        version: segment::VERSION,
+        log,
+        number,
+        first_sequence,
+        appended,
+        firsts: position.ends.clone(),
+    }
 }

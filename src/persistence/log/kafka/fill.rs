@@ -1,8 +1,10 @@
-//! Makes a new topic begin at the offsets at which another log ended, so that checkpoints, manifest and admissions of that log go on to be
-//! true: each partition is filled with empty records up to its offset, and the records are deleted.
+//! Makes a new topic begin at the offsets at which another log ended, so that checkpoints, manifest
+//! and admissions of that log go on to be true: each partition is filled with empty records up to
+//! its offset, and the records are deleted.
 //!
-//! Nobody but the caller may use the topic meanwhile ([`super::topic::Admin::create_unfinished`]). It goes on where an earlier attempt
-//! was killed. Records of that attempt may still arrive afterwards; if they make a partition too long, the topic is of no use any more.
+//! Nobody but the caller may use the topic meanwhile ([`super::topic::Admin::create_unfinished`]).
+//! It goes on where an earlier attempt was killed. Records of that attempt may still arrive
+//! afterwards; if they make a partition too long, the topic is of no use any more.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +91,12 @@ impl ProducerContext for Context {
 ///
 /// # Errors
 /// See [`Unfit`].
-pub fn fill(admin: &Admin, connection: &Connection, ends: &[Offset], progress: &mut dyn FnMut(u64)) -> Result<(), Unfit> {
+pub fn fill(
+    admin: &Admin,
+    connection: &Connection,
+    ends: &[Offset],
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), Unfit> {
     let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
     let mut brokers = Brokers { connection, asker: None };
     let missing = missing(&brokers.learn(&shards, Ask::End)?, ends)?;
@@ -98,7 +105,10 @@ pub fn fill(admin: &Admin, connection: &Connection, ends: &[Offset], progress: &
     produce(connection, missing, &mut |acknowledged| progress(there + acknowledged))?;
     let found = brokers.learn(&shards, Ask::End)?;
     if let Some(at) = self::missing(&found, ends)?.iter().position(|left| *left > 0) {
-        return Err(Unfit::Failed(format!("shard {at} ends below {} though all records were acknowledged", ends[at])));
+        return Err(Unfit::Failed(format!(
+            "shard {at} ends below {} though all records were acknowledged",
+            ends[at]
+        )));
     }
     brokers.empty(admin, ends)
 }
@@ -115,7 +125,8 @@ fn missing(found: &Answers, ends: &[Offset]) -> Result<Vec<u64>, Unfit> {
 /// What the brokers say of each shard.
 type Answers = BTreeMap<ShardId, Option<Offset>>;
 
-/// Asks the brokers; after a failure as a new client, because what one believes of a topic that has just been made may stay wrong.
+/// Asks the brokers; after a failure as a new client, because what one believes of a topic that has
+/// just been made may stay wrong.
 struct Brokers<'a> {
     connection: &'a Connection,
     asker: Option<Asker>,
@@ -126,9 +137,15 @@ impl Brokers<'_> {
     fn learn(&mut self, shards: &[ShardId], what: Ask) -> Result<Answers, Unfit> {
         patiently(self.connection, || {
             // Put back only if it was of use.
-            let asker = self.asker.take().map_or_else(|| Asker::new(self.connection), Ok).map_err(failed)?;
+            let asker = self
+                .asker
+                .take()
+                .map_or_else(|| Asker::new(self.connection), Ok)
+                .map_err(failed)?;
             let found = asker.ask(shards, what).map_err(failed)?;
-            if let Some(shard) = shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard)) {
+            if let Some(shard) =
+                shards.iter().find(|shard| !found.iter().any(|(known, _)| known == *shard))
+            {
                 return Err(Unfit::Failed(format!("shard {shard} has no leader")));
             }
             self.asker = Some(asker);
@@ -141,7 +158,8 @@ impl Brokers<'_> {
         let shards: Vec<ShardId> = (0..ends.len() as u32).map(ShardId).collect();
         let wanted = |shard: ShardId| ends[shard.0 as usize];
         let full = |starts: Answers| -> Vec<(ShardId, Offset)> {
-            let full = starts.into_iter().filter(|(shard, start)| start.unwrap_or(0) != wanted(*shard));
+            let full =
+                starts.into_iter().filter(|(shard, start)| start.unwrap_or(0) != wanted(*shard));
             full.map(|(shard, _)| (shard, wanted(shard))).collect()
         };
         let first = full(self.learn(&shards, Ask::Start)?);
@@ -152,20 +170,25 @@ impl Brokers<'_> {
             admin.delete_below(&first).map_err(failed)?;
             match full(self.learn(&shards, Ask::Start)?).first() {
                 None => Ok(()),
-                Some((shard, end)) => {
-                    Err(Unfit::Failed(format!("shard {shard} does not begin at {end} though all below was deleted")))
-                }
+                Some((shard, end)) => Err(Unfit::Failed(format!(
+                    "shard {shard} does not begin at {end} though all below was deleted"
+                ))),
             }
         })
     }
 }
 
 /// Tries until it works, or until the patience with the cluster is over; the last failure.
-fn patiently<T>(connection: &Connection, mut attempt: impl FnMut() -> Result<T, Unfit>) -> Result<T, Unfit> {
+fn patiently<T>(
+    connection: &Connection,
+    mut attempt: impl FnMut() -> Result<T, Unfit>,
+) -> Result<T, Unfit> {
     let watch = Stopwatch::start();
     loop {
         match attempt() {
-            Err(Unfit::Failed(_)) if watch.elapsed() < connection.timeout * PATIENCE => std::thread::park_timeout(PAUSE),
+            Err(Unfit::Failed(_)) if watch.elapsed() < connection.timeout * PATIENCE => {
+                std::thread::park_timeout(PAUSE)
+            }
             ended => return ended,
         }
     }
@@ -173,7 +196,10 @@ fn patiently<T>(connection: &Connection, mut attempt: impl FnMut() -> Result<T, 
 
 fn producer(connection: &Connection) -> ClientConfig {
     let mut config = connection.client();
-    config.set("acks", "all").set("enable.idempotence", "true").set("message.timeout.ms", DELIVERY_MS);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("message.timeout.ms", DELIVERY_MS);
     config.set("message.max.bytes", MESSAGE_BYTES.to_string()).set("compression.type", "zstd");
     config.set("batch.num.messages", BATCH.to_string()).set("linger.ms", "20");
     config.set("queue.buffering.max.messages", WAITING.to_string());
@@ -181,9 +207,14 @@ fn producer(connection: &Connection) -> ClientConfig {
 }
 
 /// Appends so many empty records to each shard.
-fn produce(connection: &Connection, mut missing: Vec<u64>, progress: &mut dyn FnMut(u64)) -> Result<(), Unfit> {
+fn produce(
+    connection: &Connection,
+    mut missing: Vec<u64>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), Unfit> {
     let outcomes = Arc::new(Outcomes::default());
-    let producer: BaseProducer<Context> = producer(connection).create_with_context(Context(outcomes.clone())).map_err(failed)?;
+    let producer: BaseProducer<Context> =
+        producer(connection).create_with_context(Context(outcomes.clone())).map_err(failed)?;
     let went_wrong = || match outcomes.failure.get() {
         None => Ok(()),
         Some(why) => Err(Unfit::Failed(why.clone())),
@@ -192,7 +223,8 @@ fn produce(connection: &Connection, mut missing: Vec<u64>, progress: &mut dyn Fn
     while missing.iter().any(|left| *left > 0) {
         for (shard, left) in (0..).map(ShardId).zip(&mut missing) {
             for _ in 0..(*left).min(BATCH) {
-                let record = || BaseRecord::<(), (), ()>::to(&connection.topic).partition(partition(shard));
+                let record =
+                    || BaseRecord::<(), (), ()>::to(&connection.topic).partition(partition(shard));
                 while let Err((error, _)) = producer.send(record()) {
                     if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
                         return Err(failed(error));

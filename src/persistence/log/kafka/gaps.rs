@@ -1,8 +1,10 @@
 //! Gaps: offsets of a partition that no reader is ever given.
 //!
-//! Kafka writes records of its own into a partition, which no client hands out: the ends of transactions. Rollmill uses none, so another
-//! program did, and nothing that a gateway was acknowledged can lie there. A gap that compaction or damage made looks the same to a
-//! reader, but not to the broker: it finds no record at those offsets when it is asked by time (docs/adr/0020-gaps.md).
+//! Kafka writes records of its own into a partition, which no client hands out: the ends of
+//! transactions. Rollmill uses none, so another program did, and nothing that a gateway was
+//! acknowledged can lie there. A gap that compaction or damage made looks the same to a reader, but
+//! not to the broker: it finds no record at those offsets when it is asked by time
+//! (docs/adr/0020-gaps.md).
 
 use super::times::maximum_below;
 use crate::model::offset::{Offset, OffsetRange};
@@ -24,9 +26,10 @@ pub(super) fn time_below<E>(
     if gap.from <= start { Ok(-1) } else { maximum_below(gap.from, 0, first_since) }
 }
 
-/// The append time of each offset of the gap, if the broker has a record at every single one: the client has handed out none of them, so
-/// they are the broker's own. `below` is the largest time below the gap. Records that have no later time than one before them are not
-/// found by time, and nothing is proved.
+/// The append time of each offset of the gap, if the broker has a record at every single one: the
+/// client has handed out none of them, so they are the broker's own. `below` is the largest time
+/// below the gap. Records that have no later time than one before them are not found by time, and
+/// nothing is proved.
 ///
 /// # Errors
 /// If a question is not answered.
@@ -49,10 +52,17 @@ pub(super) fn kept_by_the_broker<E>(
     Ok(Some(times))
 }
 
-/// What stands for an offset that is passed: a record without events, so that offsets stay dense for everybody behind the log.
+/// What stands for an offset that is passed: a record without events, so that offsets stay dense
+/// for everybody behind the log.
 pub(super) fn stand_in() -> Vec<u8> {
-    let nothing =
-        Record { version: record::VERSION_1, tenant: "", gateway: 0, series: Vec::new(), events: Vec::new(), stamp: None };
+    let nothing = Record {
+        version: record::VERSION_1,
+        tenant: "",
+        gateway: 0,
+        series: Vec::new(),
+        events: Vec::new(),
+        stamp: None,
+    };
     let mut payload = Vec::new();
     record::encode(&nothing, &mut payload);
     payload
@@ -66,7 +76,9 @@ mod tests {
 
     /// A partition by the times of its records; a record that is not there has none.
     fn since(times: &[Option<Millis>]) -> impl FnMut(Millis) -> Result<Option<Offset>, Infallible> {
-        move |time| Ok(times.iter().position(|at| at.is_some_and(|at| at >= time)).map(|at| at as Offset))
+        move |time| {
+            Ok(times.iter().position(|at| at.is_some_and(|at| at >= time)).map(|at| at as Offset))
+        }
     }
 
     fn kept(times: &[Option<Millis>], from: Offset, to: Offset) -> Option<Vec<Millis>> {

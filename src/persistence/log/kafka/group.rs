@@ -1,4 +1,5 @@
-//! Membership: which shards this node owns is what the consumer group assigns to it. Nothing is fetched here.
+//! Membership: which shards this node owns is what the consumer group assigns to it. Nothing is
+//! fetched here.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,7 +64,8 @@ impl Membership {
         }
     }
 
-    /// The shards among these partitions: somebody may have added partitions to the topic, which nobody writes or reads.
+    /// The shards among these partitions: somebody may have added partitions to the topic, which
+    /// nobody writes or reads.
     fn shards_among(&self, partitions: BTreeSet<ShardId>) -> BTreeSet<ShardId> {
         let (shards, surplus): (BTreeSet<_>, BTreeSet<_>) =
             partitions.into_iter().partition(|shard| (shard.0 as usize) < self.positions.len());
@@ -96,7 +98,11 @@ impl Membership {
     pub(super) fn known(&self, shards: &BTreeSet<ShardId>) {
         let owned = self.shards();
         self.assigned.send_if_modified(|published| {
-            let next: BTreeSet<ShardId> = published.union(shards).filter(|shard| owned.owned.contains(shard)).copied().collect();
+            let next: BTreeSet<ShardId> = published
+                .union(shards)
+                .filter(|shard| owned.owned.contains(shard))
+                .copied()
+                .collect();
             let changed = next != **published;
             if changed {
                 *published = Arc::new(next);
@@ -129,13 +135,15 @@ impl Membership {
         self.shards().owned.extend(shards);
     }
 
-    /// Takes shards away and waits for their actors, unless somebody else may have the shards already.
+    /// Takes shards away and waits for their actors, unless somebody else may have the shards
+    /// already.
     fn disown(&self, shards: &BTreeSet<ShardId>, lost: bool) {
         tracing::info!(shards = shards.len(), lost, "the group took shards from this node");
         let mut held = self.shards();
         held.owned.retain(|shard| !shards.contains(shard));
         held.gone.retain(|shard| !shards.contains(shard));
-        let started: BTreeSet<ShardId> = self.assigned.borrow().intersection(shards).copied().collect();
+        let started: BTreeSet<ShardId> =
+            self.assigned.borrow().intersection(shards).copied().collect();
         self.assigned.send_if_modified(|published| {
             let next: BTreeSet<ShardId> = published.difference(shards).copied().collect();
             let changed = next != **published;
@@ -146,10 +154,16 @@ impl Membership {
         while !lost && !self.closing.load(Ordering::Acquire) && !started.is_subset(&held.gone) {
             let left = self.handover.saturating_sub(watch.elapsed());
             if left.is_zero() {
-                tracing::warn!("shards were taken away before their actors had stopped (log.handover); their epochs are void");
+                tracing::warn!(
+                    "shards were taken away before their actors had stopped (log.handover); their \
+                     epochs are void"
+                );
                 break;
             }
-            held = self.let_go.wait_timeout(held, left).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
+            held = self
+                .let_go
+                .wait_timeout(held, left)
+                .map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
         }
     }
 
@@ -157,7 +171,10 @@ impl Membership {
     fn positions(&self, shards: &BTreeSet<ShardId>) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::new();
         for shard in shards {
-            let position = self.positions.get(shard.0 as usize).map_or(0, |position| position.load(Ordering::Acquire));
+            let position = self
+                .positions
+                .get(shard.0 as usize)
+                .map_or(0, |position| position.load(Ordering::Acquire));
             if position > 0 {
                 let at = At::Offset(i64::try_from(position).unwrap_or(i64::MAX));
                 list.add_partition_offset(&self.topic, partition(*shard), at)?;
@@ -185,13 +202,21 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn rebalance(&self, member: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+    fn rebalance(
+        &self,
+        member: &BaseConsumer<Self>,
+        err: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
         let partitions = list.elements().iter().map(|found| shard(found.partition())).collect();
         let shards = self.membership.shards_among(partitions);
         let done = if err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.membership.own(&shards);
-            // Assigned, because the protocol wants it, at the end and paused: reading is done elsewhere.
-            list.set_all_offsets(At::End).and_then(|()| member.incremental_assign(list)).and_then(|()| member.pause(list))
+            // Assigned, because the protocol wants it, at the end and paused: reading is done
+            // elsewhere.
+            list.set_all_offsets(At::End)
+                .and_then(|()| member.incremental_assign(list))
+                .and_then(|()| member.pause(list))
         } else {
             self.membership.disown(&shards, member.assignment_lost());
             commit(member, &self.membership, &shards);
@@ -226,12 +251,14 @@ pub(super) fn join(
 ) -> Result<std::thread::JoinHandle<()>, String> {
     let context = Context { membership: membership.clone(), changed: Box::new(changed) };
     let failed = |error: KafkaError| format!("cannot join the group {group}: {error}");
-    let member: BaseConsumer<Context> = options.member(group).create_with_context(context).map_err(failed)?;
+    let member: BaseConsumer<Context> =
+        options.member(group).create_with_context(context).map_err(failed)?;
     member.subscribe(&[&options.connection.topic]).map_err(failed)?;
     let run = move || {
         let mut committed = Stopwatch::start();
         while !membership.closing.load(Ordering::Acquire) {
-            // Rebalances are carried out in here; records do not come, because everything is paused.
+            // Rebalances are carried out in here; records do not come, because everything is
+            // paused.
             if let Some(Err(error)) = member.poll(POLL) {
                 tracing::warn!(%error, "Kafka group");
             }
@@ -243,5 +270,8 @@ pub(super) fn join(
         // Leaves the group: the others take over at once.
         drop(member);
     };
-    std::thread::Builder::new().name("kafka-group".to_owned()).spawn(run).map_err(|e| format!("cannot start a thread: {e}"))
+    std::thread::Builder::new()
+        .name("kafka-group".to_owned())
+        .spawn(run)
+        .map_err(|e| format!("cannot start a thread: {e}"))
 }

@@ -14,8 +14,8 @@ use crate::clock::Stopwatch;
 use crate::model::offset::{Offset, ShardId};
 use crate::model::window::Millis;
 
-/// An end that is said to lie below one that was seen counts when it is still said after this time: a broker that has lost its
-/// leadership without knowing it may say so for a moment.
+/// An end that is said to lie below one that was seen counts when it is still said after this time:
+/// a broker that has lost its leadership without knowing it may say so for a moment.
 const BELIEVED_AFTER: Duration = Duration::from_secs(5);
 
 /// Shard n is partition n.
@@ -47,7 +47,10 @@ pub(super) struct Marks {
 impl Marks {
     /// Nothing is known yet.
     pub(super) fn new(shards: u32) -> Self {
-        Self { marks: (0..shards).map(|_| Mark::default()).collect(), appended: watch::Sender::new(0) }
+        Self {
+            marks: (0..shards).map(|_| Mark::default()).collect(),
+            appended: watch::Sender::new(0),
+        }
     }
 
     fn of(&self, shard: ShardId) -> Option<&Mark> {
@@ -76,7 +79,8 @@ impl Marks {
 
     /// A durable record below `end` was seen: acknowledged, or read.
     pub(super) fn seen(&self, shard: ShardId, end: Offset) {
-        let raised = self.of(shard).is_some_and(|mark| mark.end.fetch_max(end, Ordering::AcqRel) < end);
+        let raised =
+            self.of(shard).is_some_and(|mark| mark.end.fetch_max(end, Ordering::AcqRel) < end);
         if raised {
             self.appended.send_modify(|count| *count = count.wrapping_add(1));
         }
@@ -115,7 +119,9 @@ impl Marks {
 
     /// Whether a broker says that the shard ends below what was seen.
     pub(super) fn is_behind(&self, shard: ShardId) -> bool {
-        self.of(shard).is_some_and(|mark| mark.behind.lock().unwrap_or_else(PoisonError::into_inner).is_some())
+        self.of(shard).is_some_and(|mark| {
+            mark.behind.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        })
     }
 }
 
@@ -153,18 +159,29 @@ impl Asker {
     /// If no broker answers.
     pub(super) fn leaders(&self) -> KafkaResult<Vec<Vec<ShardId>>> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), self.timeout)?;
-        let mut by_leader: std::collections::BTreeMap<i32, Vec<ShardId>> = std::collections::BTreeMap::new();
-        for found in metadata.topics().iter().flat_map(|topic| topic.partitions()).filter(|found| found.leader() >= 0) {
+        let mut by_leader: std::collections::BTreeMap<i32, Vec<ShardId>> =
+            std::collections::BTreeMap::new();
+        for found in metadata
+            .topics()
+            .iter()
+            .flat_map(|topic| topic.partitions())
+            .filter(|found| found.leader() >= 0)
+        {
             by_leader.entry(found.leader()).or_default().push(shard(found.id()));
         }
         Ok(by_leader.into_values().collect())
     }
 
-    /// The answers for these shards; none where there is no such record. Shards without an answer are left out.
+    /// The answers for these shards; none where there is no such record. Shards without an answer
+    /// are left out.
     ///
     /// # Errors
     /// If a broker does not answer.
-    pub(super) fn ask(&self, shards: &[ShardId], what: Ask) -> KafkaResult<Vec<(ShardId, Option<Offset>)>> {
+    pub(super) fn ask(
+        &self,
+        shards: &[ShardId],
+        what: Ask,
+    ) -> KafkaResult<Vec<(ShardId, Option<Offset>)>> {
         if shards.is_empty() {
             return Ok(Vec::new());
         }
@@ -210,9 +227,15 @@ mod tests {
         marks.ends(ShardId(1), 5, 100);
         assert_eq!((marks.end(ShardId(1)), marks.known_at(ShardId(1))), (5, 100));
         marks.ends(ShardId(1), 3, 200);
-        assert_eq!((marks.end(ShardId(1)), marks.known_at(ShardId(1)), marks.is_behind(ShardId(1))), (5, 100, true));
+        assert_eq!(
+            (marks.end(ShardId(1)), marks.known_at(ShardId(1)), marks.is_behind(ShardId(1))),
+            (5, 100, true)
+        );
         marks.ends(ShardId(1), 6, 300);
-        assert_eq!((marks.end(ShardId(1)), marks.known_at(ShardId(1)), marks.is_behind(ShardId(1))), (6, 300, false));
+        assert_eq!(
+            (marks.end(ShardId(1)), marks.known_at(ShardId(1)), marks.is_behind(ShardId(1))),
+            (6, 300, false)
+        );
     }
 
     #[test]
@@ -224,6 +247,10 @@ mod tests {
         assert_eq!((marks.end(ShardId(0)), marks.known_at(ShardId(0))), (4, 0));
         assert!(appended.has_changed().expect("the marks live"));
         marks.seen(ShardId(9), 4);
-        assert_eq!((marks.end(ShardId(9)), marks.start(ShardId(9))), (0, 0), "a shard that does not exist is empty");
+        assert_eq!(
+            (marks.end(ShardId(9)), marks.start(ShardId(9))),
+            (0, 0),
+            "a shard that does not exist is empty"
+        );
     }
 }

@@ -12,7 +12,8 @@
 //! | [`fill`] | makes a new topic begin at the offsets of another log |
 //! | `group` | the consumer group, which says which shards this node owns, and nothing else |
 //!
-//! The position of a shard always comes from the store's checkpoint. Offsets committed to the group are for tools that show lag.
+//! The position of a shard always comes from the store's checkpoint. Offsets committed to the group
+//! are for tools that show lag.
 
 pub mod fill;
 mod gaps;
@@ -52,13 +53,16 @@ use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::window::Millis;
 use crate::telemetry;
 
-/// The shards of others are asked for this often: a gateway compares their ends with the offsets that its records get.
+/// The shards of others are asked for this often: a gateway compares their ends with the offsets
+/// that its records get.
 const ALL_EVERY: Duration = Duration::from_secs(10);
 /// Leaders are looked up this often even if nothing fails.
 const LEADERS_EVERY: Duration = Duration::from_secs(30);
-/// A broker that did not answer is left alone for this long, so that the shards of the others stay fresh.
+/// A broker that did not answer is left alone for this long, so that the shards of the others stay
+/// fresh.
 const REST: Duration = Duration::from_secs(1);
-/// A new topic, and then its settings, are known to one broker after the other: what is not right is looked at again for so long.
+/// A new topic, and then its settings, are known to one broker after the other: what is not right
+/// is looked at again for so long.
 const NEW_TOPIC: Duration = Duration::from_secs(2);
 /// The identity of the topic is looked at this often.
 const IDENTITY_EVERY: Duration = Duration::from_secs(30);
@@ -120,7 +124,10 @@ impl Bell {
 
     fn wait(&self, at_most: Duration) {
         let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut rung, _) = self.ringing.wait_timeout_while(rung, at_most, |rung| !*rung).unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self
+            .ringing
+            .wait_timeout_while(rung, at_most, |rung| !*rung)
+            .unwrap_or_else(PoisonError::into_inner);
         *rung = false;
     }
 }
@@ -133,18 +140,26 @@ pub struct KafkaLog {
 }
 
 impl KafkaLog {
-    /// Opens the log: checks the topic, learns where every shard starts and ends, and joins the group if the options name one.
+    /// Opens the log: checks the topic, learns where every shard starts and ends, and joins the
+    /// group if the options name one.
     ///
     /// # Errors
-    /// If the cluster cannot be reached, or the topic cannot keep the promises: names what differs and the command that mends it.
+    /// If the cluster cannot be reached, or the topic cannot keep the promises: names what differs
+    /// and the command that mends it.
     pub fn open(options: KafkaOptions) -> Result<Arc<Self>, Unopened> {
-        let wish = Wish { partitions: options.shard_count, replication: options.replication, min_isr: options.min_isr };
+        let wish = Wish {
+            partitions: options.shard_count,
+            replication: options.replication,
+            min_isr: options.min_isr,
+        };
         reach::reach(&options.connection)?;
         let admin = Admin::new(&options.connection).map_err(Unopened::Wrong)?;
         let watch = Stopwatch::start();
         let id = loop {
             match fit(&admin, &wish, &options.connection.brokers) {
-                Err(Unopened::Wrong(_)) if watch.elapsed() < NEW_TOPIC => std::thread::park_timeout(NEW_TOPIC / 20),
+                Err(Unopened::Wrong(_)) if watch.elapsed() < NEW_TOPIC => {
+                    std::thread::park_timeout(NEW_TOPIC / 20)
+                }
                 outcome => break outcome?,
             }
         };
@@ -155,12 +170,16 @@ impl KafkaLog {
     fn open_as(options: KafkaOptions, admin: Admin, id: LogId) -> Result<Arc<Self>, Unopened> {
         let failed = |doing: &'static str| {
             let brokers = options.connection.brokers.clone();
-            move |e: rdkafka::error::KafkaError| Unopened::Wrong(format!("cannot {doing} at {brokers}: {e}"))
+            move |e: rdkafka::error::KafkaError| {
+                Unopened::Wrong(format!("cannot {doing} at {brokers}: {e}"))
+            }
         };
         let marks = Arc::new(Marks::new(options.shard_count));
         let asker = Arc::new(Asker::new(&options.connection).map_err(failed("ask for offsets"))?);
-        let appending = Appending::start(&options, marks.clone()).map_err(failed("start the producer"))?;
-        let reading = Reading::new(&options, marks.clone(), asker.clone()).map_err(failed("start the readers"))?;
+        let appending =
+            Appending::start(&options, marks.clone()).map_err(failed("start the producer"))?;
+        let reading = Reading::new(&options, marks.clone(), asker.clone())
+            .map_err(failed("start the readers"))?;
         let shared = Arc::new(Shared {
             id,
             membership: Arc::new(Membership::new(&options)),
@@ -183,12 +202,16 @@ impl KafkaLog {
             None => None,
             Some(name) => {
                 let bell = shared.bell.clone();
-                let joined = group::join(&shared.options, name, shared.membership.clone(), move || bell.ring());
+                let joined =
+                    group::join(&shared.options, name, shared.membership.clone(), move || {
+                        bell.ring()
+                    });
                 Some(joined.map_err(Unopened::Wrong)?)
             }
         };
         let kept = shared.clone();
-        let keeper = std::thread::Builder::new().name("kafka-marks".to_owned()).spawn(move || kept.keep());
+        let keeper =
+            std::thread::Builder::new().name("kafka-marks".to_owned()).spawn(move || kept.keep());
         let keeper = keeper.map_err(|e| Unopened::Wrong(format!("cannot start a thread: {e}")))?;
         Ok(Arc::new(Self { shared, keeper: Mutex::new(Some(keeper)), member: Mutex::new(member) }))
     }
@@ -215,19 +238,30 @@ impl Shared {
                 Ok(known) if known.len() == all.len() => return Ok(()),
                 Ok(_) | Err(_) if watch.elapsed() < self.options.connection.timeout => {}
                 Ok(known) => {
-                    let missing = all.iter().find(|shard| !known.contains(shard)).map_or(0, |shard| shard.0);
+                    let missing =
+                        all.iter().find(|shard| !known.contains(shard)).map_or(0, |shard| shard.0);
                     return Err(Unopened::Away(format!(
-                        "partition {missing} of {} has no leader: `rollmill topic describe` shows which brokers are missing",
+                        "partition {missing} of {} has no leader: `rollmill topic describe` shows \
+                         which brokers are missing",
                         self.options.connection.topic
                     )));
                 }
-                Err(error) => return Err(Unopened::Away(format!("cannot learn where the shards end: {error}"))),
+                Err(error) => {
+                    return Err(Unopened::Away(format!(
+                        "cannot learn where the shards end: {error}"
+                    )));
+                }
             }
         }
     }
 
-    /// Asks where these shards end, and where they start if that may have changed; which of them were answered.
-    fn learn(&self, shards: &[ShardId], starts: bool) -> Result<BTreeSet<ShardId>, rdkafka::error::KafkaError> {
+    /// Asks where these shards end, and where they start if that may have changed; which of them
+    /// were answered.
+    fn learn(
+        &self,
+        shards: &[ShardId],
+        starts: bool,
+    ) -> Result<BTreeSet<ShardId>, rdkafka::error::KafkaError> {
         if starts {
             for (shard, start) in self.asker.ask(shards, Ask::Start)? {
                 self.marks.starts(shard, start.unwrap_or(0));
@@ -252,8 +286,11 @@ impl Shared {
             let new = !owned.is_subset(&published);
             // An end that seems to have gone back is asked for again until it is clear.
             let behind = self.all().any(|shard| self.marks.is_behind(shard));
-            let everything = all.due(ALL_EVERY) || behind || self.options.group.is_none() && leaders.is_empty();
-            if look_up.due(LEADERS_EVERY) || leaders.iter().any(|led: &Led| led.silent.is_some()) && look_up.due(REST) {
+            let everything =
+                all.due(ALL_EVERY) || behind || self.options.group.is_none() && leaders.is_empty();
+            if look_up.due(LEADERS_EVERY)
+                || leaders.iter().any(|led: &Led| led.silent.is_some()) && look_up.due(REST)
+            {
                 self.look_up(&mut leaders);
             }
             let mut known = BTreeSet::new();
@@ -280,22 +317,38 @@ impl Shared {
         match self.asker.leaders() {
             Ok(mut found) => {
                 // Somebody may have added partitions that are no shards.
-                found.iter_mut().for_each(|shards| shards.retain(|shard| shard.0 < self.options.shard_count));
+                found
+                    .iter_mut()
+                    .for_each(|shards| shards.retain(|shard| shard.0 < self.options.shard_count));
                 *leaders = found.into_iter().map(|shards| Led { shards, silent: None }).collect();
             }
-            Err(error) => tracing::warn!(%error, "the leaders of the topic are not known, it is tried again"),
+            Err(error) => {
+                tracing::warn!(%error, "the leaders of the topic are not known, it is tried again")
+            }
         }
     }
 
     /// One broker's shards; a broker that is silent does not keep the others waiting.
-    fn refresh(&self, led: &mut Led, owned: &BTreeSet<ShardId>, everything: bool, starts: bool) -> BTreeSet<ShardId> {
-        let wanted: Vec<ShardId> = led.shards.iter().filter(|shard| everything || owned.contains(shard)).copied().collect();
+    fn refresh(
+        &self,
+        led: &mut Led,
+        owned: &BTreeSet<ShardId>,
+        everything: bool,
+        starts: bool,
+    ) -> BTreeSet<ShardId> {
+        let wanted: Vec<ShardId> = led
+            .shards
+            .iter()
+            .filter(|shard| everything || owned.contains(shard))
+            .copied()
+            .collect();
         if wanted.is_empty() || led.silent.is_some_and(|watch| watch.elapsed() < REST) {
             return BTreeSet::new();
         }
         match self.learn(&wanted, starts) {
             Ok(known) => {
-                let missing = known.len() < wanted.len() || wanted.iter().any(|shard| self.marks.is_behind(*shard));
+                let missing = known.len() < wanted.len()
+                    || wanted.iter().any(|shard| self.marks.is_behind(*shard));
                 led.silent = missing.then(Stopwatch::start);
                 known
             }
@@ -309,22 +362,29 @@ impl Shared {
 
     /// A topic that was made anew has another identity, or none.
     fn check_identity(&self) {
-        let wish =
-            Wish { partitions: self.options.shard_count, replication: self.options.replication, min_isr: self.options.min_isr };
+        let wish = Wish {
+            partitions: self.options.shard_count,
+            replication: self.options.replication,
+            min_isr: self.options.min_isr,
+        };
         match self.admin.describe(&wish) {
             Err(why) => tracing::debug!(%why, "the topic cannot be looked at now"),
-            Ok(found) if found.log.is_some_and(|log| log != self.id) => self.appending.condemn(format!(
-                "the topic {} is another one than at the start (log {} was {}): it was made anew; start this node again",
-                found.topic,
-                found.log.map(|log| log.to_string()).unwrap_or_default(),
-                self.id
-            )),
+            Ok(found) if found.log.is_some_and(|log| log != self.id) => {
+                self.appending.condemn(format!(
+                    "the topic {} is another one than at the start (log {} was {}): it was made \
+                     anew; start this node again",
+                    found.topic,
+                    found.log.map(|log| log.to_string()).unwrap_or_default(),
+                    self.id
+                ))
+            }
             Ok(found) => {
                 metrics::gauge!(telemetry::SURPLUS_PARTITIONS).set(found.surplus.len() as f64);
                 let brokers = &self.options.connection.brokers;
                 if found.log.is_none() {
                     let (key, number) = (topic::IDENTITY_KEY, topic::identity_of(self.id));
-                    let command = topic::setting_command(brokers, &found.topic, &format!("{key}={number}"));
+                    let command =
+                        topic::setting_command(brokers, &found.topic, &format!("{key}={number}"));
                     tracing::error!(
                         topic = found.topic,
                         command,
@@ -340,7 +400,8 @@ impl Shared {
         }
     }
 
-    /// Appends a record without events behind a gap at the end of a shard that is ours: only what comes behind shows that nothing else will.
+    /// Appends a record without events behind a gap at the end of a shard that is ours: only what
+    /// comes behind shows that nothing else will.
     fn show_the_gap(&self, shard: ShardId) {
         if !self.membership.owned().contains(&shard) || self.gaps.due(shard).is_none() {
             return;
@@ -349,19 +410,28 @@ impl Shared {
         match self.appending.append(&request) {
             // It is read like any other.
             Ok(ticket) => drop(ticket),
-            Err(why) => tracing::debug!(shard = shard.0, %why, "no record can be appended behind a gap"),
+            Err(why) => {
+                tracing::debug!(shard = shard.0, %why, "no record can be appended behind a gap")
+            }
         }
     }
 
-    fn releasable(&self, shard: ShardId, floor: Offset) -> Result<Option<Offset>, rdkafka::error::KafkaError> {
+    fn releasable(
+        &self,
+        shard: ShardId,
+        floor: Offset,
+    ) -> Result<Option<Offset>, rdkafka::error::KafkaError> {
         let safety = i64::try_from(self.options.safety.as_millis()).unwrap_or(i64::MAX);
         // A wall clock that leaps ahead does not shorten the distance.
         let reading = self.options.clock.reading();
         let append = self.append.lock().unwrap_or_else(PoisonError::into_inner).read(reading);
         let before = reading.wall.min(append).saturating_sub(safety);
-        // Without a safety distance only the floor counts, and a broker's clock may be ahead of ours.
+        // Without a safety distance only the floor counts, and a broker's clock may be ahead of
+        // ours.
         let before = if safety == 0 { before.saturating_add(DAY_MS) } else { before };
-        times::releasable(self.marks.start(shard), floor, before, |time| self.asker.one(shard, Ask::Since(time)))
+        times::releasable(self.marks.start(shard), floor, before, |time| {
+            self.asker.one(shard, Ask::Since(time))
+        })
     }
 }
 
@@ -372,7 +442,9 @@ fn fit(admin: &Admin, wish: &Wish, brokers: &str) -> Result<LogId, Unopened> {
     description.notes().for_each(|note| tracing::error!("{note}"));
     match (description.refusal(brokers), description.log) {
         (None, Some(id)) => Ok(id),
-        (refusal, _) => Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned()))),
+        (refusal, _) => {
+            Err(Unopened::Wrong(refusal.unwrap_or_else(|| "the topic has no identity".to_owned())))
+        }
     }
 }
 
@@ -396,7 +468,9 @@ impl EventLog for KafkaLog {
     }
 
     fn append(&self, request: AppendRequest) -> Result<AppendTicket, AppendError> {
-        if let Some((shard, _)) = request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count()) {
+        if let Some((shard, _)) =
+            request.records.iter().find(|(shard, _)| shard.0 >= self.shard_count())
+        {
             return Err(AppendError::Closed(format!("shard {shard} does not exist")));
         }
         self.shared.appending.append(&request)
@@ -423,7 +497,9 @@ impl EventLog for KafkaLog {
     fn bounds(&self, shard: ShardId) -> Result<(Offset, Offset), LogError> {
         let asked = |what| {
             let answer = in_place(|| self.shared.asker.one(shard, what));
-            answer.map(|offset| offset.unwrap_or(0)).map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
+            answer
+                .map(|offset| offset.unwrap_or(0))
+                .map_err(|e| LogError::Io(format!("shard {shard}: {e}")))
         };
         let start = asked(Ask::Start)?;
         let now = self.shared.options.clock.uptime();
@@ -441,7 +517,12 @@ impl EventLog for KafkaLog {
         self.shared.membership.let_go(shards);
     }
 
-    fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+    fn read(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError> {
         let (mut start, mut end) = (self.start(shard), self.end(shard));
         if from > end {
             (start, end) = self.bounds(shard)?;
@@ -474,16 +555,22 @@ impl EventLog for KafkaLog {
     }
 
     fn release(&self, floors: &[Offset]) -> Result<u64, LogError> {
-        let failed = |e: rdkafka::error::KafkaError| LogError::Io(format!("releasing records: {e}"));
-        let every = if self.shared.options.safety.is_zero() { Duration::ZERO } else { RELEASE_EVERY };
+        let failed =
+            |e: rdkafka::error::KafkaError| LogError::Io(format!("releasing records: {e}"));
+        let every =
+            if self.shared.options.safety.is_zero() { Duration::ZERO } else { RELEASE_EVERY };
         if floors.len() != self.shard_count() as usize
             || !self.shared.released.lock().unwrap_or_else(PoisonError::into_inner).due(every)
         {
             return Ok(0);
         }
         let mut below = Vec::new();
-        for (shard, &floor) in self.shared.all().zip(floors).filter(|(shard, floor)| **floor > self.start(*shard)) {
-            below.extend(self.shared.releasable(shard, floor).map_err(failed)?.map(|offset| (shard, offset)));
+        for (shard, &floor) in
+            self.shared.all().zip(floors).filter(|(shard, floor)| **floor > self.start(*shard))
+        {
+            below.extend(
+                self.shared.releasable(shard, floor).map_err(failed)?.map(|offset| (shard, offset)),
+            );
         }
         if below.is_empty() {
             return Ok(0);

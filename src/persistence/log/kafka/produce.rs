@@ -27,7 +27,8 @@ pub(super) struct Pending {
     left: AtomicU32,
     appended: AtomicI64,
     failure: OnceLock<String>,
-    /// The ends of its shards as known when it was enqueued: its records must come to lie at or above them.
+    /// The ends of its shards as known when it was enqueued: its records must come to lie at or
+    /// above them.
     floors: SmallVec<[(ShardId, Offset); 4]>,
     reply: Mutex<Option<oneshot::Sender<Result<Millis, AppendError>>>>,
 }
@@ -73,13 +74,16 @@ pub(super) struct Deliveries {
 impl Deliveries {
     fn delivered(&self, message: &impl Message, pending: &Pending) {
         let shard = shard(message.partition());
-        // A repetition that the broker recognised has no offset and no time: the first attempt is durable.
+        // A repetition that the broker recognised has no offset and no time: the first attempt is
+        // durable.
         if let Ok(offset) = Offset::try_from(message.offset()) {
             let floor = pending.floor(shard);
             if offset < floor {
                 let why = format!(
-                    "a new record of shard {shard} got offset {offset}, though the log had reached {floor}: the topic lost records or \
-                     was made anew; look at it with `rollmill topic describe`, put back the data that belongs to the store, and start again"
+                    "a new record of shard {shard} got offset {offset}, though the log had \
+                     reached {floor}: the topic lost records or was made anew; look at it with \
+                     `rollmill topic describe`, put back the data that belongs to the store, and \
+                     start again"
                 );
                 tracing::error!(%why, "this node appends no more");
                 #[expect(clippy::let_underscore_must_use, reason = "the first reason is kept")]
@@ -89,7 +93,11 @@ impl Deliveries {
                 self.marks.seen(shard, offset + 1);
             }
         }
-        let appended = message.timestamp().to_millis().filter(|time| *time > 0).unwrap_or_else(|| self.clock.now());
+        let appended = message
+            .timestamp()
+            .to_millis()
+            .filter(|time| *time > 0)
+            .unwrap_or_else(|| self.clock.now());
         pending.appended.fetch_max(appended, Ordering::AcqRel);
     }
 }
@@ -138,16 +146,21 @@ pub(super) struct Appending {
 }
 
 impl Appending {
-    /// Starts a producer. It gets its producer id at once, so that the first request does not wait for it.
+    /// Starts a producer. It gets its producer id at once, so that the first request does not wait
+    /// for it.
     ///
     /// # Errors
     /// If the settings are refused or no broker answers.
     pub(super) fn start(options: &KafkaOptions, marks: Arc<Marks>) -> KafkaResult<Self> {
         let config = options.producer();
         let (waiting, condemned) = (AtomicU64::new(0), OnceLock::new());
-        let deliveries = Arc::new(Deliveries { marks, clock: options.clock.clone(), waiting, condemned });
-        let producer: ThreadedProducer<Context> = config.create_with_context(Context(deliveries.clone()))?;
-        producer.client().fetch_metadata(Some(&options.connection.topic), options.connection.timeout)?;
+        let deliveries =
+            Arc::new(Deliveries { marks, clock: options.clock.clone(), waiting, condemned });
+        let producer: ThreadedProducer<Context> =
+            config.create_with_context(Context(deliveries.clone()))?;
+        producer
+            .client()
+            .fetch_metadata(Some(&options.connection.topic), options.connection.timeout)?;
         Ok(Self {
             config,
             topic: options.connection.topic.clone(),
@@ -171,7 +184,10 @@ impl Appending {
         self.reserve(bytes)?;
         let (reply, ticket) = oneshot::channel();
         if request.records.is_empty() {
-            #[expect(clippy::let_underscore_must_use, reason = "the ticket is in our hands: somebody is there")]
+            #[expect(
+                clippy::let_underscore_must_use,
+                reason = "the ticket is in our hands: somebody is there"
+            )]
             let _ = reply.send(Ok(self.deliveries.clock.now()));
             return Ok(ticket);
         }
@@ -191,10 +207,16 @@ impl Appending {
         Ok(())
     }
 
-    fn pending(&self, request: &AppendRequest, reply: oneshot::Sender<Result<Millis, AppendError>>) -> Pending {
+    fn pending(
+        &self,
+        request: &AppendRequest,
+        reply: oneshot::Sender<Result<Millis, AppendError>>,
+    ) -> Pending {
         let mut floors: SmallVec<[(ShardId, Offset); 4]> = SmallVec::new();
         for (shard, _) in &request.records {
-            if floors.last().is_none_or(|(last, _)| last != shard) && !floors.iter().any(|(id, _)| id == shard) {
+            if floors.last().is_none_or(|(last, _)| last != shard)
+                && !floors.iter().any(|(id, _)| id == shard)
+            {
                 floors.push((*shard, self.deliveries.marks.end(*shard)));
             }
         }
@@ -211,13 +233,23 @@ impl Appending {
         let producer = self.producer.load();
         for (at, (shard, payload)) in request.records.iter().enumerate() {
             let record = BaseRecord::<(), [u8], _>::with_opaque_to(&self.topic, pending.clone());
-            let Err((error, _)) = producer.send(record.payload(&payload[..]).partition(partition(*shard))) else { continue };
-            let rest: u64 = request.records[at..].iter().map(|(_, payload)| payload.len() as u64).sum();
+            let Err((error, _)) =
+                producer.send(record.payload(&payload[..]).partition(partition(*shard)))
+            else {
+                continue;
+            };
+            let rest: u64 =
+                request.records[at..].iter().map(|(_, payload)| payload.len() as u64).sum();
             let waiting_bytes = self.deliveries.waiting.fetch_sub(rest, Ordering::AcqRel);
             if at == 0 {
-                let full = matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+                let full =
+                    matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
                 let refused = || AppendError::Closed(format!("shard {shard}: {error}"));
-                return Err(if full { AppendError::Overloaded { waiting_bytes, limit: self.limit } } else { refused() });
+                return Err(if full {
+                    AppendError::Overloaded { waiting_bytes, limit: self.limit }
+                } else {
+                    refused()
+                });
             }
             pending.failed(&format!("shard {shard}: {error}"));
             pending.ended((request.records.len() - at) as u32);
@@ -226,8 +258,8 @@ impl Appending {
         Ok(())
     }
 
-    /// A producer that can never send again, because a broker refused its identity, is replaced by a new one; what it had not sent
-    /// is answered as unknown.
+    /// A producer that can never send again, because a broker refused its identity, is replaced by
+    /// a new one; what it had not sent is answered as unknown.
     pub(super) fn revive(&self) {
         let producer = self.producer.load_full();
         let Some((code, why)) = producer.client().fatal_error() else { return };
@@ -236,7 +268,9 @@ impl Appending {
                 tracing::warn!(%code, %why, "the producer failed for good, a new one takes its place");
                 self.producer.store(Arc::new(new));
             }
-            Err(error) => tracing::error!(%error, "the producer failed for good, and no new one could be made"),
+            Err(error) => {
+                tracing::error!(%error, "the producer failed for good, and no new one could be made")
+            }
         }
     }
 
@@ -252,7 +286,9 @@ impl Appending {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
-        if let Err(error) = self.producer.load().flush(self.delivery_timeout + Duration::from_secs(1)) {
+        if let Err(error) =
+            self.producer.load().flush(self.delivery_timeout + Duration::from_secs(1))
+        {
             tracing::error!(%error, "the log closes with records whose outcome is unknown");
         }
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::clock::Stopwatch;
 
-/// What repeats is said once in a while: the first time, and then once in each interval with the number of times that it was not said.
+/// What repeats is said once in a while: the first time, and then once in each interval with the
+/// number of times that it was not said.
 #[derive(Debug)]
 pub(super) struct Rarely<K> {
     interval: Duration,

@@ -1,4 +1,5 @@
-//! Whether the cluster can be reached, asked before anything else: Kafka's client tries for ever and says why only on the side.
+//! Whether the cluster can be reached, asked before anything else: Kafka's client tries for ever
+//! and says why only on the side.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use super::settings::Connection;
 use crate::clock::Stopwatch;
 use crate::persistence::log::Unopened;
 
-/// The first question waits this long for its answer, each further one twice as long: a refusal is told soon, a slow network has its time.
+/// The first question waits this long for its answer, each further one twice as long: a refusal is
+/// told soon, a slow network has its time.
 const FIRST: Duration = Duration::from_millis(100);
 
 /// How long it is listened to what the client has said meanwhile.
@@ -39,12 +41,15 @@ impl Said {
                 | RDKafkaErrorCode::SaslAuthenticationFailed
                 | RDKafkaErrorCode::UnsupportedSASLMechanism,
             ) => {
-                let way_out = "check sasl.mechanism, sasl.username and sasl.password in kafka.properties";
-                self.wrong = Some(format!("the brokers do not let this node in: {reason}: {way_out}"));
+                let way_out =
+                    "check sasl.mechanism, sasl.username and sasl.password in kafka.properties";
+                self.wrong =
+                    Some(format!("the brokers do not let this node in: {reason}: {way_out}"));
             }
             Some(RDKafkaErrorCode::SSL) => {
-                let way_out = "check ssl.ca.location in kafka.properties (the authority that signed the brokers' certificates), and that \
-                               the certificates are for the hosts of kafka.brokers";
+                let way_out = "check ssl.ca.location in kafka.properties (the authority that \
+                               signed the brokers' certificates), and that the certificates are \
+                               for the hosts of kafka.brokers";
                 self.wrong = Some(format!("TLS fails: {reason}: {way_out}"));
             }
             // Follows on what was said of each of them.
@@ -56,7 +61,10 @@ impl Said {
 
 impl ClientContext for Heard {
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).hear(error.rdkafka_error_code(), reason);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .hear(error.rdkafka_error_code(), reason);
     }
 
     /// Whoever asked is told the same.
@@ -67,19 +75,25 @@ impl ClientContext for Heard {
 
 impl ConsumerContext for Heard {}
 
-/// Asks the cluster for the topic, within `kafka.timeout`; whether the topic is there and right is not looked at.
+/// Asks the cluster for the topic, within `kafka.timeout`; whether the topic is there and right is
+/// not looked at.
 ///
 /// # Errors
-/// [`Unopened::Away`] if no broker answers, [`Unopened::Wrong`] if one refuses this node or its settings.
+/// [`Unopened::Away`] if no broker answers, [`Unopened::Wrong`] if one refuses this node or its
+/// settings.
 pub fn reach(connection: &Connection) -> Result<(), Unopened> {
-    let refused = |e: KafkaError| Unopened::Wrong(format!("Kafka's client refuses the settings (kafka.properties): {e}"));
-    let client: BaseConsumer<Heard> = connection.asker().create_with_context(Heard::default()).map_err(refused)?;
+    let refused = |e: KafkaError| {
+        Unopened::Wrong(format!("Kafka's client refuses the settings (kafka.properties): {e}"))
+    };
+    let client: BaseConsumer<Heard> =
+        connection.asker().create_with_context(Heard::default()).map_err(refused)?;
     let (watch, mut patience) = (Stopwatch::start(), FIRST);
     loop {
         let left = connection.timeout.saturating_sub(watch.elapsed());
         let answer = client.fetch_metadata(Some(&connection.topic), patience.min(left));
         let Err(error) = answer else { return Ok(()) };
-        // Nothing is fetched: this only lets the client speak. A poll without any time ends behind the first line of its log.
+        // Nothing is fetched: this only lets the client speak. A poll without any time ends behind
+        // the first line of its log.
         while client.poll(LISTEN).is_some() {}
         let said = client.context().0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(wrong) = said.wrong {
@@ -88,7 +102,8 @@ pub fn reach(connection: &Connection) -> Result<(), Unopened> {
         if patience >= left {
             let why = said.away.unwrap_or_else(|| error.to_string());
             return Err(Unopened::Away(format!(
-                "Kafka at {} cannot be reached: {why}: do the brokers run, and is kafka.brokers right?",
+                "Kafka at {} cannot be reached: {why}: do the brokers run, and is kafka.brokers \
+                 right?",
                 connection.brokers
             )));
         }
@@ -104,7 +119,12 @@ mod tests {
     fn at(brokers: &str, properties: &str) -> Result<(), Unopened> {
         let properties = Properties::parse(properties).expect("settings");
         let timeout = Duration::from_secs(2);
-        reach(&Connection { brokers: brokers.to_owned(), topic: "t".to_owned(), properties, timeout })
+        reach(&Connection {
+            brokers: brokers.to_owned(),
+            topic: "t".to_owned(),
+            properties,
+            timeout,
+        })
     }
 
     #[test]
@@ -116,14 +136,19 @@ mod tests {
         drop(listener);
         let Err(Unopened::Away(closed)) = at(&address, "") else { panic!("nobody listens") };
         assert!(closed.contains("Connection refused"), "{closed}");
-        let Err(Unopened::Away(unknown)) = at("no-such-host.invalid:9092", "") else { panic!("no such host") };
+        let Err(Unopened::Away(unknown)) = at("no-such-host.invalid:9092", "") else {
+            panic!("no such host")
+        };
         assert!(unknown.contains("no-such-host.invalid"), "{unknown}");
     }
 
     #[test]
     fn settings_that_the_client_refuses_are_wrong_for_good() {
         let refused = at("127.0.0.1:1", "no.such.setting=1");
-        assert!(matches!(&refused, Err(Unopened::Wrong(why)) if why.contains("kafka.properties")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(Unopened::Wrong(why)) if why.contains("kafka.properties")),
+            "{refused:?}"
+        );
     }
 
     #[test]
@@ -133,11 +158,16 @@ mod tests {
             said.hear(Some(code), reason);
             (said.away, said.wrong)
         };
-        assert_eq!(said(RDKafkaErrorCode::BrokerTransportFailure, "refused"), (Some("refused".to_owned()), None));
+        assert_eq!(
+            said(RDKafkaErrorCode::BrokerTransportFailure, "refused"),
+            (Some("refused".to_owned()), None)
+        );
         assert_eq!(said(RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down"), (None, None));
         for code in [RDKafkaErrorCode::Authentication, RDKafkaErrorCode::SaslAuthenticationFailed] {
             assert!(said(code, "no").1.is_some_and(|why| why.contains("sasl.password")));
         }
-        assert!(said(RDKafkaErrorCode::SSL, "no").1.is_some_and(|why| why.contains("ssl.ca.location")));
+        assert!(
+            said(RDKafkaErrorCode::SSL, "no").1.is_some_and(|why| why.contains("ssl.ca.location"))
+        );
     }
 }

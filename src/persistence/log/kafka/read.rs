@@ -1,8 +1,10 @@
-//! Reading: manual assignment at the position asked for, with what was fetched ahead kept for the next call.
+//! Reading: manual assignment at the position asked for, with what was fetched ahead kept for the
+//! next call.
 //!
-//! Two lanes, each a consumer with a cursor per shard: the shard's actor reads at the end of the log while its archiver reads far
-//! behind, and neither moves the other's cursor. A lane fetches a partition only while somebody reads it: an archiver that has had enough
-//! would otherwise get each new record on its own, as the shard does. librdkafka bounds what is fetched ahead of each cursor
+//! Two lanes, each a consumer with a cursor per shard: the shard's actor reads at the end of the
+//! log while its archiver reads far behind, and neither moves the other's cursor. A lane fetches a
+//! partition only while somebody reads it: an archiver that has had enough would otherwise get each
+//! new record on its own, as the shard does. librdkafka bounds what is fetched ahead of each cursor
 //! (`kafka.prefetch`).
 
 use std::collections::VecDeque;
@@ -32,7 +34,8 @@ const WAIT: Duration = Duration::from_secs(1);
 const IN_VAIN: u32 = 2;
 /// A cursor rests when nobody has taken for so long what lies ahead of it.
 const REST_AFTER: Duration = Duration::from_secs(1);
-/// What a read returned is kept for the next one up to this size: the archiver looks at one record again and again until it is due.
+/// What a read returned is kept for the next one up to this size: the archiver looks at one record
+/// again and again until it is due.
 const KEPT_BYTES: usize = 1 << 20;
 
 /// Where a lane stands in one shard.
@@ -49,7 +52,8 @@ struct Cursor {
     asked: Option<Stopwatch>,
     /// The client has been at the end of the partition since it was told where to fetch from.
     at_end: bool,
-    /// Reads in a row that got nothing although the client is at the end and more is said to be there.
+    /// Reads in a row that got nothing although the client is at the end and more is said to be
+    /// there.
     in_vain: u32,
     /// When it was used last, counted in reads.
     used: u64,
@@ -68,7 +72,8 @@ impl Cursor {
         self.buffer.iter().map(|record| record.payload.len()).sum()
     }
 
-    /// The records of the buffer, about `max_bytes`; keeps them for the next read unless they are too many.
+    /// The records of the buffer, about `max_bytes`; keeps them for the next read unless they are
+    /// too many.
     fn take(&mut self, max_bytes: usize) -> Vec<LogRecord> {
         let mut left = max_bytes.max(1);
         let wanted = self.buffer.iter().take_while(|record| {
@@ -104,7 +109,11 @@ impl Reading {
     ///
     /// # Errors
     /// If the settings are refused.
-    pub(super) fn new(options: &KafkaOptions, marks: Arc<Marks>, asker: Arc<Asker>) -> KafkaResult<Self> {
+    pub(super) fn new(
+        options: &KafkaOptions,
+        marks: Arc<Marks>,
+        asker: Arc<Asker>,
+    ) -> KafkaResult<Self> {
         let lane = |_| {
             let consumer: BaseConsumer<Quiet> = options.reader().create_with_context(Quiet)?;
             let cursors = (0..options.shard_count).map(|_| Mutex::default()).collect();
@@ -136,7 +145,11 @@ impl Reading {
     /// Cursors that fetch.
     #[cfg(test)]
     pub fn fetching(&self) -> usize {
-        self.lanes.iter().flat_map(|lane| &lane.cursors).filter(|cursor| lock(cursor).asked.is_some()).count()
+        self.lanes
+            .iter()
+            .flat_map(|lane| &lane.cursors)
+            .filter(|cursor| lock(cursor).asked.is_some())
+            .count()
     }
 
     /// Lets those cursors rest that do not take what lies ahead of them.
@@ -152,10 +165,16 @@ impl Reading {
     }
 
     /// See [`super::super::EventLog::read`]. The caller has compared `from` with start and end.
-    pub(super) fn read(&self, shard: ShardId, from: Offset, max_bytes: usize) -> Result<Vec<LogRecord>, LogError> {
+    pub(super) fn read(
+        &self,
+        shard: ShardId,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Vec<LogRecord>, LogError> {
         let (lane, mut cursor) = self.cursor(shard, from)?;
         cursor.used = self.reads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // A record left over from an earlier position is told from a gap by placing the cursor anew, once.
+        // A record left over from an earlier position is told from a gap by placing the cursor
+        // anew, once.
         for last in [false, true] {
             let watch = Stopwatch::start();
             if !cursor.covers(from) {
@@ -176,9 +195,13 @@ impl Reading {
         Ok(cursor.take(max_bytes))
     }
 
-    /// Whether the last offsets of the shard are none that a client is given, as far as can be seen: a record behind them would show it.
+    /// Whether the last offsets of the shard are none that a client is given, as far as can be
+    /// seen: a record behind them would show it.
     pub(super) fn ends_in_a_gap(&self, shard: ShardId) -> bool {
-        let cursors = self.lanes.iter().filter_map(|lane| lane.cursors.get(shard.0 as usize)?.try_lock().ok());
+        let cursors = self
+            .lanes
+            .iter()
+            .filter_map(|lane| lane.cursors.get(shard.0 as usize)?.try_lock().ok());
         cursors.into_iter().any(|cursor| cursor.placed && cursor.in_vain >= IN_VAIN)
     }
 
@@ -186,7 +209,9 @@ impl Reading {
     pub(super) fn leave(&self, shards: impl Iterator<Item = ShardId>) {
         for shard in shards {
             for lane in &self.lanes {
-                let Some(mut cursor) = lane.cursors.get(shard.0 as usize).map(lock) else { continue };
+                let Some(mut cursor) = lane.cursors.get(shard.0 as usize).map(lock) else {
+                    continue;
+                };
                 if cursor.queue.is_some() {
                     self.unassign(lane, shard);
                     *cursor = Cursor::default();
@@ -196,10 +221,18 @@ impl Reading {
     }
 
     /// The lane that stands at `from`, or else the one that was not used for longest.
-    fn cursor(&self, shard: ShardId, from: Offset) -> Result<(&Lane, MutexGuard<'_, Cursor>), LogError> {
+    fn cursor(
+        &self,
+        shard: ShardId,
+        from: Offset,
+    ) -> Result<(&Lane, MutexGuard<'_, Cursor>), LogError> {
         let mut free = Vec::with_capacity(LANES);
         for lane in &self.lanes {
-            let cursor = lane.cursors.get(shard.0 as usize).ok_or(LogError::BeyondEnd { shard, from, end: 0 })?;
+            let cursor = lane.cursors.get(shard.0 as usize).ok_or(LogError::BeyondEnd {
+                shard,
+                from,
+                end: 0,
+            })?;
             let guard = match cursor.try_lock() {
                 Ok(guard) => guard,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -211,29 +244,39 @@ impl Reading {
             free.push((lane, guard));
         }
         let oldest = free.into_iter().min_by_key(|(_, cursor)| (cursor.placed, cursor.used));
-        Ok(oldest.unwrap_or_else(|| (&self.lanes[0], lock(&self.lanes[0].cursors[shard.0 as usize]))))
+        Ok(oldest
+            .unwrap_or_else(|| (&self.lanes[0], lock(&self.lanes[0].cursors[shard.0 as usize]))))
     }
 
     fn list(&self, shard: ShardId, at: Option<Offset>) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::with_capacity(1);
         match at {
             None => _ = list.add_partition(&self.topic, partition(shard)),
-            Some(offset) => {
-                list.add_partition_offset(&self.topic, partition(shard), At::Offset(i64::try_from(offset).unwrap_or(i64::MAX)))?
-            }
+            Some(offset) => list.add_partition_offset(
+                &self.topic,
+                partition(shard),
+                At::Offset(i64::try_from(offset).unwrap_or(i64::MAX)),
+            )?,
         }
         Ok(list)
     }
 
     fn unassign(&self, lane: &Lane, shard: ShardId) {
-        let unassigned = self.list(shard, None).and_then(|list| lane.consumer.incremental_unassign(&list));
+        let unassigned =
+            self.list(shard, None).and_then(|list| lane.consumer.incremental_unassign(&list));
         if let Err(error) = unassigned {
             tracing::debug!(shard = shard.0, %error, "was not assigned");
         }
     }
 
     /// Fetches from `from` on.
-    fn place(&self, lane: &Lane, shard: ShardId, cursor: &mut Cursor, from: Offset) -> Result<(), LogError> {
+    fn place(
+        &self,
+        lane: &Lane,
+        shard: ShardId,
+        cursor: &mut Cursor,
+        from: Offset,
+    ) -> Result<(), LogError> {
         self.fetch(lane, shard, cursor, from)?;
         cursor.buffer.clear();
         (cursor.next, cursor.placed) = (from, true);
@@ -241,25 +284,35 @@ impl Reading {
     }
 
     /// Has the client fetch from an offset on, and nothing else of the shard any more.
-    fn fetch(&self, lane: &Lane, shard: ShardId, cursor: &mut Cursor, first: Offset) -> Result<(), LogError> {
+    fn fetch(
+        &self,
+        lane: &Lane,
+        shard: ShardId,
+        cursor: &mut Cursor,
+        first: Offset,
+    ) -> Result<(), LogError> {
         let failed = |error: KafkaError| LogError::Io(format!("shard {shard}: {error}"));
         if cursor.asked.take().is_some() {
             self.unassign(lane, shard);
         }
         if cursor.queue.is_none() {
-            // Split off before anything is assigned, so that no record can come through the consumer itself.
+            // Split off before anything is assigned, so that no record can come through the
+            // consumer itself.
             cursor.queue = lane.consumer.split_partition_queue(&self.topic, partition(shard));
         }
         while let Some(queue) = &cursor.queue
             && queue.poll(Duration::ZERO).is_some()
         {}
         cursor.at_end = false;
-        lane.consumer.incremental_assign(&self.list(shard, Some(first)).map_err(failed)?).map_err(failed)?;
+        lane.consumer
+            .incremental_assign(&self.list(shard, Some(first)).map_err(failed)?)
+            .map_err(failed)?;
         cursor.asked = Some(Stopwatch::start());
         Ok(())
     }
 
-    /// Waits until the buffer holds the record at `from`, and takes what else is there. `anew` says that the cursor was placed for this.
+    /// Waits until the buffer holds the record at `from`, and takes what else is there. `anew` says
+    /// that the cursor was placed for this.
     fn fill(
         &self,
         (lane, shard): (&Lane, ShardId),
@@ -274,7 +327,8 @@ impl Reading {
                 self.fetch(lane, shard, cursor, cursor.next)?;
             }
             cursor.asked = Some(Stopwatch::start());
-            let wait = if bytes == 0 { WAIT.saturating_sub(watch.elapsed()) } else { Duration::ZERO };
+            let wait =
+                if bytes == 0 { WAIT.saturating_sub(watch.elapsed()) } else { Duration::ZERO };
             let Some(queue) = &cursor.queue else { break };
             let message = match queue.poll(wait) {
                 None => break,
@@ -308,20 +362,33 @@ impl Reading {
             }
             self.marks.seen(shard, offset + 1);
         }
-        let in_vain = bytes == 0 && cursor.at_end && cursor.next < self.marks.end(shard) && watch.elapsed() >= WAIT;
+        let in_vain = bytes == 0
+            && cursor.at_end
+            && cursor.next < self.marks.end(shard)
+            && watch.elapsed() >= WAIT;
         cursor.in_vain = if in_vain { cursor.in_vain + 1 } else { 0 };
         Ok(())
     }
 
-    /// Goes over the offsets up to `to`, which the client does not hand out, if they are the broker's own or a person has said so. The bytes
-    /// of what stands in for those from `from` on.
-    fn pass(&self, shard: ShardId, cursor: &mut Cursor, from: Offset, to: Offset, anew: bool) -> Result<usize, LogError> {
+    /// Goes over the offsets up to `to`, which the client does not hand out, if they are the
+    /// broker's own or a person has said so. The bytes of what stands in for those from `from`
+    /// on.
+    fn pass(
+        &self,
+        shard: ShardId,
+        cursor: &mut Cursor,
+        from: Offset,
+        to: Offset,
+        anew: bool,
+    ) -> Result<usize, LogError> {
         let gap = OffsetRange { from: cursor.next, to };
         let lost = || {
             let OffsetRange { from, to } = gap;
             LogError::Corrupt(format!(
-                "shard {shard}: the records [{from}, {to}) are not there; compaction or another program made a gap, and nothing proves that it \
-                 held nothing of Rollmill's. If that is certain, kafka.passed_gaps = {shard}:{from}-{to} passes it: docs/operations.md, \"Kafka\""
+                "shard {shard}: the records [{from}, {to}) are not there; compaction or another \
+                 program made a gap, and nothing proves that it held nothing of Rollmill's. If \
+                 that is certain, kafka.passed_gaps = {shard}:{from}-{to} passes it: \
+                 docs/operations.md, \"Kafka\""
             ))
         };
         // A record left over from an earlier position makes a gap that a second look does not find.
@@ -340,8 +407,9 @@ impl Reading {
         };
         tracing::warn!(
             shard = shard.0,
-            "the records [{}, {}) are the broker's own (ends of transactions of another program), or passed by kafka.passed_gaps: the shard \
-             goes on behind them; only Rollmill may write to the topic",
+            "the records [{}, {}) are the broker's own (ends of transactions of another program), \
+             or passed by kafka.passed_gaps: the shard goes on behind them; only Rollmill may \
+             write to the topic",
             gap.from,
             gap.to
         );
@@ -350,7 +418,12 @@ impl Reading {
             if offset >= from {
                 bytes += payload.len();
                 // It holds nothing: what stands in for it is as late as the record before.
-                cursor.buffer.push_back(LogRecord { offset, appended: 0, received: time, payload: payload.clone() });
+                cursor.buffer.push_back(LogRecord {
+                    offset,
+                    appended: 0,
+                    received: time,
+                    payload: payload.clone(),
+                });
             }
         }
         cursor.next = gap.to;
@@ -361,21 +434,33 @@ impl Reading {
     /// What an error of the queue means; none if it passes by itself.
     fn failure(&self, shard: ShardId, from: Offset, error: &KafkaError) -> Option<LogError> {
         let code = match error {
-            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => *code,
+            KafkaError::MessageConsumption(code) | KafkaError::MessageConsumptionFatal(code) => {
+                *code
+            }
             _ => return Some(LogError::Io(format!("shard {shard}: {error}"))),
         };
         match code {
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Some(self.out_of_range(shard, from)),
-            RDKafkaErrorCode::LogTruncation => {
-                Some(LogError::Replaced(format!("shard {shard} was cut below offset {from} by an election that lost records")))
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => {
+                Some(self.out_of_range(shard, from))
             }
+            RDKafkaErrorCode::LogTruncation => Some(LogError::Replaced(format!(
+                "shard {shard} was cut below offset {from} by an election that lost records"
+            ))),
             RDKafkaErrorCode::BadMessage | RDKafkaErrorCode::InvalidMessage => {
-                Some(LogError::Corrupt(format!("shard {shard}, offset {from} or above: the broker sent damaged bytes ({error})")))
+                Some(LogError::Corrupt(format!(
+                    "shard {shard}, offset {from} or above: the broker sent damaged bytes \
+                     ({error})"
+                )))
             }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownPartition => {
-                Some(LogError::Replaced(format!("shard {shard}: the topic {} is gone ({error})", self.topic)))
+                Some(LogError::Replaced(format!(
+                    "shard {shard}: the topic {} is gone ({error})",
+                    self.topic
+                )))
             }
-            RDKafkaErrorCode::TopicAuthorizationFailed => Some(LogError::Io(format!("shard {shard}: {error}"))),
+            RDKafkaErrorCode::TopicAuthorizationFailed => {
+                Some(LogError::Io(format!("shard {shard}: {error}")))
+            }
             // Brokers that are down or not leaders any more: the client goes on by itself.
             _ => {
                 tracing::debug!(shard = shard.0, %error, "Kafka reader");
@@ -391,9 +476,12 @@ impl Reading {
                 self.marks.starts(shard, start);
                 LogError::Released { shard, from, start }
             }
-            (_, Some(end)) if from > end => LogError::Replaced(format!("shard {shard} ends at {end}, below offset {from}")),
+            (_, Some(end)) if from > end => {
+                LogError::Replaced(format!("shard {shard} ends at {end}, below offset {from}"))
+            }
             (start, _) => {
-                // Released up to `from` meanwhile: the record before it cannot be looked at. Placing the cursor anew finds out.
+                // Released up to `from` meanwhile: the record before it cannot be looked at.
+                // Placing the cursor anew finds out.
                 start.into_iter().for_each(|start| self.marks.starts(shard, start));
                 LogError::Corrupt(format!("shard {shard}: offset {from} was out of range"))
             }
@@ -407,5 +495,9 @@ fn lock(cursor: &Mutex<Cursor>) -> MutexGuard<'_, Cursor> {
 
 fn parts(message: &BorrowedMessage<'_>) -> (Offset, Millis, Bytes) {
     let time = message.timestamp().to_millis().unwrap_or(0);
-    (message.offset().unsigned_abs(), time, Bytes::copy_from_slice(message.payload().unwrap_or_default()))
+    (
+        message.offset().unsigned_abs(),
+        time,
+        Bytes::copy_from_slice(message.payload().unwrap_or_default()),
+    )
 }

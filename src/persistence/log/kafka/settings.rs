@@ -1,4 +1,5 @@
-//! How Kafka is reached, and the settings of the clients: those that keep a promise cannot be overridden.
+//! How Kafka is reached, and the settings of the clients: those that keep a promise cannot be
+//! overridden.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use rdkafka::error::KafkaError;
 pub use crate::config::{Gaps, Properties};
 use crate::telemetry::RepeatedLog;
 
-/// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB, but one event may be larger.
+/// The largest request to a broker and the largest record of the topic. Records are cut at 512 KiB,
+/// but one event may be larger.
 pub const MESSAGE_BYTES: usize = 2 << 20;
 
 /// A fetch of less than this is not worth its way; a larger record is fetched all the same.
@@ -51,7 +53,8 @@ pub struct KafkaOptions {
     pub session_timeout: Duration,
     /// A rebalance waits this long for the actors of revoked shards.
     pub handover: Duration,
-    /// A record that is not acknowledged by then has an unknown outcome. Below `gateway.append_timeout`, so that the answer says why.
+    /// A record that is not acknowledged by then has an unknown outcome. Below
+    /// `gateway.append_timeout`, so that the answer says why.
     pub delivery_timeout: Duration,
     /// More bytes waiting than this, and appends are refused.
     pub max_waiting_bytes: u64,
@@ -71,18 +74,21 @@ pub struct KafkaOptions {
     pub clock: std::sync::Arc<dyn crate::clock::Clock>,
 }
 
-/// Logs what the client says of itself, never as an error: what fails is answered where it was asked for.
+/// Logs what the client says of itself, never as an error: what fails is answered where it was
+/// asked for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quiet;
 
-/// An error of the client as a whole, such as a broker that cannot be reached: it tries again by itself.
+/// An error of the client as a whole, such as a broker that cannot be reached: it tries again by
+/// itself.
 pub(super) fn note(error: &KafkaError, reason: &str) {
     if let Some(silent) = SAID.tell(in_essence(reason)) {
         tracing::warn!(%error, reason, silent, "Kafka (told once a minute)");
     }
 }
 
-/// What the clients say of themselves: there are several to a node, and while a broker is away each says so many times a second.
+/// What the clients say of themselves: there are several to a node, and while a broker is away each
+/// says so many times a second.
 static SAID: RepeatedLog = RepeatedLog::new();
 
 /// A line of the client's own log.
@@ -155,16 +161,23 @@ impl KafkaOptions {
         let mut config = self.connection.client();
         config.set("acks", "all").set("enable.idempotence", "true");
         config.set("message.timeout.ms", millis(self.delivery_timeout));
-        config.set("request.timeout.ms", millis(self.connection.timeout.min(self.delivery_timeout)));
+        config
+            .set("request.timeout.ms", millis(self.connection.timeout.min(self.delivery_timeout)));
         config.set("message.max.bytes", MESSAGE_BYTES.to_string());
-        // Our own bound is reached first: a queue of the client that is full in the middle of a request leaves its outcome unknown.
-        config.set("queue.buffering.max.kbytes", (self.max_waiting_bytes / 512).clamp(1 << 14, (1 << 31) - 1).to_string());
+        // Our own bound is reached first: a queue of the client that is full in the middle of a
+        // request leaves its outcome unknown.
+        config.set(
+            "queue.buffering.max.kbytes",
+            (self.max_waiting_bytes / 512).clamp(1 << 14, (1 << 31) - 1).to_string(),
+        );
         config.set("queue.buffering.max.messages", "0");
-        // The client sends each partition's records in a request of their own: what it joins is what saves work here and at the broker.
+        // The client sends each partition's records in a request of their own: what it joins is
+        // what saves work here and at the broker.
         if config.get("linger.ms").is_none() {
             config.set("linger.ms", "10");
         }
-        // zstd makes less of large requests, but sets up its tables for each small one: a third of a node's CPU at two events a request.
+        // zstd makes less of large requests, but sets up its tables for each small one: a third of
+        // a node's CPU at two events a request.
         if config.get("compression.type").is_none() && config.get("compression.codec").is_none() {
             config.set("compression.type", "lz4");
         }
@@ -178,14 +191,19 @@ impl KafkaOptions {
         config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
         // Told apart: nothing is there, and what is there is not for readers.
         config.set("enable.partition.eof", "true");
-        config.set("auto.offset.reset", "error").set("check.crcs", "true").set("isolation.level", "read_uncommitted");
-        // The client's bound is per partition, and may be overshot by one fetch; both lanes together stay within the whole.
+        config
+            .set("auto.offset.reset", "error")
+            .set("check.crcs", "true")
+            .set("isolation.level", "read_uncommitted");
+        // The client's bound is per partition, and may be overshot by one fetch; both lanes
+        // together stay within the whole.
         let each = self.prefetch_bytes / (u64::from(self.shard_count.max(1)) * LANES as u64) / 2;
         let each = each.clamp(MIN_FETCH_BYTES, 64 << 20);
         config.set("queued.max.messages.kbytes", (each / 1024).to_string());
         config.set("fetch.message.max.bytes", each.to_string());
-        // Small records fall on all partitions at once, and a fetch that ends with the first of them costs broker and node as much as one
-        // that brings many: it waits for a good piece, but not for long, because a partition that is added waits for it, too.
+        // Small records fall on all partitions at once, and a fetch that ends with the first of
+        // them costs broker and node as much as one that brings many: it waits for a good
+        // piece, but not for long, because a partition that is added waits for it, too.
         config.set("fetch.min.bytes", GOOD_ANSWER_BYTES.to_string()).set("fetch.wait.max.ms", "50");
         // A partition whose buffer was full is fetched again at once.
         config.set("fetch.queue.backoff.ms", "5").set("fetch.error.backoff.ms", "100");
@@ -198,9 +216,15 @@ impl KafkaOptions {
         config.set("group.id", group).set("partition.assignment.strategy", "cooperative-sticky");
         config.set("session.timeout.ms", millis(self.session_timeout));
         // The others learn with their next heartbeat that a member has left.
-        config.set("heartbeat.interval.ms", millis((self.session_timeout / 10).min(Duration::from_millis(500))));
+        config.set(
+            "heartbeat.interval.ms",
+            millis((self.session_timeout / 10).min(Duration::from_millis(500))),
+        );
         config.set("max.poll.interval.ms", millis(self.session_timeout.max(self.handover) * 10));
-        config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false").set("auto.offset.reset", "latest");
+        config
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "latest");
         config.set("queued.min.messages", "1").set("queued.max.messages.kbytes", "1");
         config
     }
@@ -213,7 +237,10 @@ mod tests {
     #[test]
     fn lines_that_differ_by_what_is_in_brackets_say_the_same() {
         let line = |port: u32, ms: u32| {
-            format!("[thrd:127.0.0.1:{port}/1]: Connect to 127.0.0.1:{port} failed: refused (after {ms}ms in state CONNECT)")
+            format!(
+                "[thrd:127.0.0.1:{port}/1]: Connect to 127.0.0.1:{port} failed: refused (after \
+                 {ms}ms in state CONNECT)"
+            )
         };
         assert_eq!(in_essence(&line(9092, 0)), in_essence(&line(9092, 17)));
         assert_ne!(in_essence(&line(9092, 0)), in_essence("1/1 brokers are down"));
@@ -244,9 +271,16 @@ mod tests {
             passed_gaps: Gaps::default(),
             clock: std::sync::Arc::new(crate::clock::SystemClock),
         };
-        let of = |options: &KafkaOptions, name: &str| options.reader().get(name).and_then(|text| text.parse::<u64>().ok());
-        let each = (of(&options, "queued.max.messages.kbytes"), of(&options, "fetch.message.max.bytes"));
-        assert_eq!(each, (Some(256), Some(256 << 10)), "2 lanes of 64 shards, once queued and once on the way");
+        let of = |options: &KafkaOptions, name: &str| {
+            options.reader().get(name).and_then(|text| text.parse::<u64>().ok())
+        };
+        let each =
+            (of(&options, "queued.max.messages.kbytes"), of(&options, "fetch.message.max.bytes"));
+        assert_eq!(
+            each,
+            (Some(256), Some(256 << 10)),
+            "2 lanes of 64 shards, once queued and once on the way"
+        );
         options.shard_count = 4096;
         assert_eq!(of(&options, "fetch.message.max.bytes"), Some(MIN_FETCH_BYTES));
     }

@@ -49,12 +49,19 @@ fn options(brokers: &str, topic: &str) -> KafkaOptions {
 }
 
 fn wish(options: &KafkaOptions) -> Wish {
-    Wish { partitions: options.shard_count, replication: options.replication, min_isr: options.min_isr }
+    Wish {
+        partitions: options.shard_count,
+        replication: options.replication,
+        min_isr: options.min_isr,
+    }
 }
 
 fn create(options: &KafkaOptions) -> topic::Description {
     let random = getrandom::u64().expect("randomness");
-    Admin::new(&options.connection).expect("settings").create(&wish(options), random).expect("creates")
+    Admin::new(&options.connection)
+        .expect("settings")
+        .create(&wish(options), random)
+        .expect("creates")
 }
 
 /// A topic of its own on the shared broker.
@@ -84,17 +91,23 @@ fn delete_topic(options: &KafkaOptions) {
     let raw: rdkafka::admin::AdminClient<settings::Quiet> =
         options.connection.client().create_with_context(settings::Quiet).expect("a client");
     let wait = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
-    futures::executor::block_on(raw.delete_topics(&[&options.connection.topic], &wait)).expect("deletes")[0]
+    futures::executor::block_on(raw.delete_topics(&[&options.connection.topic], &wait))
+        .expect("deletes")[0]
         .as_ref()
         .expect("deletes");
     soon("the topic is gone", 20, || admin.describe(&wish(options)).is_err());
 }
 
-/// Waits until it is so. `seconds` are those of an idle machine; one that builds at the same time gets three times as long.
+/// Waits until it is so. `seconds` are those of an idle machine; one that builds at the same time
+/// gets three times as long.
 fn soon(what: &str, seconds: u64, mut is_so: impl FnMut() -> bool) -> Duration {
     let watch = Stopwatch::start();
     while !is_so() {
-        assert!(watch.elapsed() < Duration::from_secs(3 * seconds), "{what}: not within {} s", 3 * seconds);
+        assert!(
+            watch.elapsed() < Duration::from_secs(3 * seconds),
+            "{what}: not within {} s",
+            3 * seconds
+        );
         std::thread::park_timeout(Duration::from_millis(2));
     }
     watch.elapsed()
@@ -198,7 +211,12 @@ fn a_broker_that_is_killed_and_comes_back_loses_nothing() {
             while !stop.load(Ordering::Acquire) {
                 let text = format!("r{n}");
                 n += 1;
-                match log.append(request(&[(0, &text), (1, &text)])).expect("taken").blocking_recv().expect("answered") {
+                match log
+                    .append(request(&[(0, &text), (1, &text)]))
+                    .expect("taken")
+                    .blocking_recv()
+                    .expect("answered")
+                {
                     Ok(_) => acked.push(text),
                     Err(AppendError::Unknown(_)) => unknown += 1,
                     Err(other) => panic!("{other}"),
@@ -266,7 +284,10 @@ fn what_is_deleted_below_a_reader_is_told_from_what_is_lost() {
     }
     assert_eq!(read(&*log, 0, 0, 1)[0].1, "0");
     // Another node releases.
-    Admin::new(&options.connection).expect("settings").delete_below(&[(ShardId(0), 10)]).expect("deletes");
+    Admin::new(&options.connection)
+        .expect("settings")
+        .delete_below(&[(ShardId(0), 10)])
+        .expect("deletes");
     let released = LogError::Released { shard: ShardId(0), from: 3, start: 10 };
     soon("reading below is refused", 20, || match log.read(ShardId(0), 3, 1) {
         Err(error) => error == released,
@@ -299,7 +320,11 @@ fn a_cursor_that_takes_nothing_rests_until_it_is_read_again() {
     assert_eq!(log.shared.reading.fetching(), 1, "nothing was fetched for it");
     let all = read(&*log, 0, 0, 1);
     assert_eq!(all.len(), 11);
-    assert_eq!(read(&*open(&KafkaOptions { group: None, ..log.shared.options.clone() }), 0, 0, usize::MAX), all, "times, too");
+    assert_eq!(
+        read(&*open(&KafkaOptions { group: None, ..log.shared.options.clone() }), 0, 0, usize::MAX),
+        all,
+        "times, too"
+    );
 }
 
 #[test]
@@ -334,7 +359,9 @@ fn three_brokers_take_writes_while_two_live_and_acknowledge_nothing_with_one() {
     });
     let log = opened.expect("opened");
     let three = request(&[(0, "three"), (1, "three"), (2, "three"), (3, "three")]);
-    soon("three take writes", 30, || log.append(three.clone()).expect("taken").blocking_recv().expect("answered").is_ok());
+    soon("three take writes", 30, || {
+        log.append(three.clone()).expect("taken").blocking_recv().expect("answered").is_ok()
+    });
     kafka.kill(3);
     let all_shards = request(&[(0, "two"), (1, "two"), (2, "two"), (3, "two")]);
     soon("writes go on with two", 60, || {
@@ -342,17 +369,28 @@ fn three_brokers_take_writes_while_two_live_and_acknowledge_nothing_with_one() {
     });
     kafka.kill(2);
     for _ in 0..2 {
-        let outcome = log.append(request(&[(0, "one"), (1, "one"), (2, "one"), (3, "one")])).expect("taken");
+        let outcome =
+            log.append(request(&[(0, "one"), (1, "one"), (2, "one"), (3, "one")])).expect("taken");
         let outcome = outcome.blocking_recv().expect("answered");
-        assert!(matches!(outcome, Err(AppendError::Unknown(_))), "below min ISR is no success: {outcome:?}");
+        assert!(
+            matches!(outcome, Err(AppendError::Unknown(_))),
+            "below min ISR is no success: {outcome:?}"
+        );
     }
     kafka.restart(2);
     soon("writes go on again", 90, || {
-        log.append(request(&[(0, "again"), (3, "again")])).expect("taken").blocking_recv().expect("answered").is_ok()
+        log.append(request(&[(0, "again"), (3, "again")]))
+            .expect("taken")
+            .blocking_recv()
+            .expect("answered")
+            .is_ok()
     });
     for shard in 0..4 {
         let found = texts(&*log, shard);
-        assert!(found.contains(&"three".to_owned()) && found.contains(&"two".to_owned()), "shard {shard}: {found:?}");
+        assert!(
+            found.contains(&"three".to_owned()) && found.contains(&"two".to_owned()),
+            "shard {shard}: {found:?}"
+        );
     }
 }
 
@@ -360,20 +398,41 @@ fn three_brokers_take_writes_while_two_live_and_acknowledge_nothing_with_one() {
 fn a_plain_client_reads_the_records() {
     let options = fresh();
     let log = open(&options);
-    let event =
-        record::RecordEvent { series: 0, timestamp: 7, value: None, user: Some("u"), id: None, raw: br#"{"metric":"m"}"# };
+    let event = record::RecordEvent {
+        series: 0,
+        timestamp: 7,
+        value: None,
+        user: Some("u"),
+        id: None,
+        raw: br#"{"metric":"m"}"#,
+    };
     let series = vec![record::SeriesEntry { id: &[1; 16], key: b"key" }];
-    let written =
-        record::Record { version: record::VERSION, tenant: "shop", gateway: 9, series, events: vec![event], stamp: Some(1) };
+    let written = record::Record {
+        version: record::VERSION,
+        tenant: "shop",
+        gateway: 9,
+        series,
+        events: vec![event],
+        stamp: Some(1),
+    };
     let mut payload = Vec::new();
     record::encode(&written, &mut payload);
     let records = vec![(ShardId(2), Bytes::from(payload))];
-    let appended = log.append(AppendRequest { records }).expect("taken").blocking_recv().expect("answered").expect("durable");
+    let appended = log
+        .append(AppendRequest { records })
+        .expect("taken")
+        .blocking_recv()
+        .expect("answered")
+        .expect("durable");
 
     let mut plain = ClientConfig::new();
-    plain.set("bootstrap.servers", &options.connection.brokers).set("group.id", "plain").set("auto.offset.reset", "earliest");
+    plain
+        .set("bootstrap.servers", &options.connection.brokers)
+        .set("group.id", "plain")
+        .set("auto.offset.reset", "earliest");
     let plain: rdkafka::consumer::BaseConsumer = plain.create().expect("a client");
-    rdkafka::consumer::Consumer::subscribe(&plain, &[&options.connection.topic]).expect("subscribes");
+    rdkafka::consumer::Consumer::subscribe(&plain, &[&options.connection.topic])
+        .expect("subscribes");
     let mut message = None;
     soon("it is read", 30, || {
         message = plain.poll(Duration::from_millis(200)).map(|m| m.expect("reads").detach());
@@ -392,9 +451,15 @@ fn a_plain_client_reads_the_records() {
         Vec<PlainEvent>,
         serde_bytes::ByteBuf,
     ) = rmp_serde::from_slice(message.payload().expect("a payload")).expect("MessagePack");
-    assert_eq!((version, tenant.as_str(), gateway, series[0].1.as_ref()), (2, "shop", 9, &b"key"[..]));
+    assert_eq!(
+        (version, tenant.as_str(), gateway, series[0].1.as_ref()),
+        (2, "shop", 9, &b"key"[..])
+    );
     assert_eq!(stamp.as_ref(), 1_i64.to_be_bytes());
-    assert_eq!((events[0].1, events[0].3.as_deref(), events[0].5.as_ref()), (7, Some("u"), &br#"{"metric":"m"}"#[..]));
+    assert_eq!(
+        (events[0].1, events[0].3.as_deref(), events[0].5.as_ref()),
+        (7, Some("u"), &br#"{"metric":"m"}"#[..])
+    );
 }
 
 type PlainEvent = (u32, i64, Option<i64>, Option<String>, Option<String>, serde_bytes::ByteBuf);
@@ -405,13 +470,18 @@ fn a_topic_that_breaks_promises_is_refused_with_the_command_that_mends_it() {
     let mut more = options.clone();
     (more.shard_count, more.min_isr) = (SHARDS + 1, 2);
     let refused = refusal(more);
-    for part in ["partitions is 4, must be 5", "--alter --entity-type topics", "min.insync.replicas=2"] {
+    for part in
+        ["partitions is 4, must be 5", "--alter --entity-type topics", "min.insync.replicas=2"]
+    {
         assert!(refused.contains(part), "{part} in {refused}");
     }
     let mut missing = options.clone();
     missing.connection.topic = "nowhere".to_owned();
     assert!(refusal(missing).contains("rollmill topic create"));
-    let exists = Admin::new(&options.connection).expect("settings").create(&wish(&options), 1).expect_err("exists");
+    let exists = Admin::new(&options.connection)
+        .expect("settings")
+        .create(&wish(&options), 1)
+        .expect_err("exists");
     assert!(exists.contains("rollmill topic describe"), "{exists}");
 }
 
@@ -435,9 +505,15 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     // A run that was killed had come so far.
     assert!(run(&[50_000, 0, 0, 3]).is_ok());
     let told = run(&ends).expect("filled");
-    assert!(told.first() == Some(&50_003) && told.last() == Some(&120_008) && told.is_sorted(), "{told:?}");
+    assert!(
+        told.first() == Some(&50_003) && told.last() == Some(&120_008) && told.is_sorted(),
+        "{told:?}"
+    );
     assert_eq!(run(&ends), Ok(vec![120_008]), "again: nothing is left to do");
-    assert_eq!(run(&[9, 0, 1, 7]), Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 }));
+    assert_eq!(
+        run(&[9, 0, 1, 7]),
+        Err(fill::Unfit::TooLong { shard: ShardId(0), end: 120_000, wanted: 9 })
+    );
 
     let found = admin.finish(&wish, identity).expect("finished");
     assert_eq!(
@@ -446,7 +522,10 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
     );
     let log = open(&options);
     let bounds = |shard| log.bounds(ShardId(shard)).expect("bounds");
-    assert_eq!([bounds(0), bounds(1), bounds(2), bounds(3)], [(120_000, 120_000), (0, 0), (1, 1), (7, 7)]);
+    assert_eq!(
+        [bounds(0), bounds(1), bounds(2), bounds(3)],
+        [(120_000, 120_000), (0, 0), (1, 1), (7, 7)]
+    );
     append(&*log, &[(0, "a"), (1, "b"), (3, "c")]);
     for (shard, offset, text) in [(0, 120_000, "a"), (1, 0, "b"), (3, 7, "c")] {
         let mut found = Vec::new();
@@ -454,7 +533,10 @@ fn a_topic_begins_where_another_log_ended_and_nobody_opens_it_before() {
             found = log.read(ShardId(shard), offset, 9).expect("reads");
             !found.is_empty()
         });
-        assert_eq!((found.len(), found[0].offset, &found[0].payload[..]), (1, offset, text.as_bytes()));
+        assert_eq!(
+            (found.len(), found[0].offset, &found[0].payload[..]),
+            (1, offset, text.as_bytes())
+        );
     }
     admin.delete().expect("deleted");
     assert!(!admin.exists().expect("answers"));
@@ -490,8 +572,15 @@ fn one_record_that_fails_makes_the_request_unknown() {
     let mock = MockCluster::new(1).expect("a mock");
     let log = mocked(&mock, |_| {});
     append(&*log, &[(0, "a"), (1, "b")]);
-    mock.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
-    let outcome = log.append(request(&[(0, "c"), (1, "d")])).expect("taken").blocking_recv().expect("answered");
+    mock.request_errors(
+        RDKafkaApiKey::Produce,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED],
+    );
+    let outcome = log
+        .append(request(&[(0, "c"), (1, "d")]))
+        .expect("taken")
+        .blocking_recv()
+        .expect("answered");
     assert!(matches!(outcome, Err(AppendError::Unknown(_))), "{outcome:?}");
     assert!(log.assignment().borrow().is_empty(), "a node without a group owns nothing");
 }
@@ -505,7 +594,8 @@ fn bytes_that_wait_are_bounded_and_an_outage_ends_as_unknown() {
     });
     mock.broker_down(1).expect("down");
     let payload = "x".repeat(400);
-    let waiting: Vec<AppendTicket> = (0..2).map(|_| log.append(request(&[(0, &payload)])).expect("taken")).collect();
+    let waiting: Vec<AppendTicket> =
+        (0..2).map(|_| log.append(request(&[(0, &payload)])).expect("taken")).collect();
     let refused = log.append(request(&[(0, &payload)])).err();
     assert_eq!(refused, Some(AppendError::Overloaded { waiting_bytes: 800, limit: 1000 }));
     for ticket in waiting {

@@ -1,11 +1,15 @@
-//! The append time of a record: the running maximum over its shard of the lesser of the gateway's stamp and `LogAppendTime`.
+//! The append time of a record: the running maximum over its shard of the lesser of the gateway's
+//! stamp and `LogAppendTime`.
 //!
-//! Kafka's leaders write their own clocks, and so do gateways. The lesser of both is ahead only if both are: one clock that is wrong moves
-//! nothing forward. The running maximum is non-decreasing and a function of the log alone; whoever applies or archives records forms it,
-//! from the checkpoint or the object before. Records of version 1 have no stamp: theirs is `LogAppendTime`, and of those the maximum below
-//! an offset can be learned without reading them, as the first start of a shard after an upgrade has to: Kafka finds the first record with
-//! a time of at least t, and that lies below the offset exactly if the maximum is at least t. Deleting records does not change the maximum
-//! of those that stay, because the log is released only up to a record whose time is above all before it (`release`).
+//! Kafka's leaders write their own clocks, and so do gateways. The lesser of both is ahead only if
+//! both are: one clock that is wrong moves nothing forward. The running maximum is non-decreasing
+//! and a function of the log alone; whoever applies or archives records forms it,
+//! from the checkpoint or the object before. Records of version 1 have no stamp: theirs is
+//! `LogAppendTime`, and of those the maximum below an offset can be learned without reading them,
+//! as the first start of a shard after an upgrade has to: Kafka finds the first record with
+//! a time of at least t, and that lies below the offset exactly if the maximum is at least t.
+//! Deleting records does not change the maximum of those that stay, because the log is released
+//! only up to a record whose time is above all before it (`release`).
 
 use crate::model::offset::Offset;
 use crate::model::record;
@@ -16,8 +20,9 @@ pub(super) fn append_time(time: Millis, payload: &[u8]) -> Millis {
     record::stamp_of(payload).map_or(time, |stamp| stamp.min(time))
 }
 
-/// The largest time below `from`, where `known` is the time of one of those records and `first_since` finds the first record with at
-/// least a time. Usually one question: clocks seldom go back.
+/// The largest time below `from`, where `known` is the time of one of those records and
+/// `first_since` finds the first record with at least a time. Usually one question: clocks seldom
+/// go back.
 ///
 /// # Errors
 /// If a question is not answered.
@@ -26,7 +31,8 @@ pub(super) fn maximum_below<E>(
     known: Millis,
     mut first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
 ) -> Result<Millis, E> {
-    let mut reached = |time: Millis| first_since(time).map(|found| found.is_some_and(|offset| offset < from));
+    let mut reached =
+        |time: Millis| first_since(time).map(|found| found.is_some_and(|offset| offset < from));
     // The maximum is at least `low` and below `high`.
     let (mut low, mut step) = (known, 1);
     while reached(low.saturating_add(step))? {
@@ -41,8 +47,9 @@ pub(super) fn maximum_below<E>(
     Ok(low)
 }
 
-/// The highest offset, not above `floor`, whose record has a time above all before it, and so the most that may be released; `before`
-/// is a time above which nothing may be released. None if there is no such record above `start`.
+/// The highest offset, not above `floor`, whose record has a time above all before it, and so the
+/// most that may be released; `before` is a time above which nothing may be released. None if there
+/// is no such record above `start`.
 ///
 /// # Errors
 /// If a question is not answered.
@@ -53,7 +60,8 @@ pub(super) fn releasable<E>(
     mut first_since: impl FnMut(Millis) -> Result<Option<Offset>, E>,
 ) -> Result<Option<Offset>, E> {
     // `first_since` never decreases with the time, and all it finds are such records.
-    let mut below = |time: Millis| first_since(time).map(|found| found.filter(|offset| *offset <= floor));
+    let mut below =
+        |time: Millis| first_since(time).map(|found| found.filter(|offset| *offset <= floor));
     let useful = |found: Option<Offset>| found.filter(|offset| *offset > start);
     if let Some(found) = below(before)? {
         return Ok(useful(Some(found)));
@@ -84,8 +92,13 @@ mod tests {
 
     use super::*;
 
-    fn first_since(times: &[Millis], start: usize) -> impl Fn(Millis) -> Result<Option<Offset>, ()> + '_ {
-        move |time| Ok(times.iter().skip(start).position(|t| *t >= time).map(|at| (at + start) as Offset))
+    fn first_since(
+        times: &[Millis],
+        start: usize,
+    ) -> impl Fn(Millis) -> Result<Option<Offset>, ()> + '_ {
+        move |time| {
+            Ok(times.iter().skip(start).position(|t| *t >= time).map(|at| (at + start) as Offset))
+        }
     }
 
     #[test]
@@ -94,7 +107,17 @@ mod tests {
             let mut bytes = Vec::new();
             let (series, events) = (Vec::new(), Vec::new());
             let version = record::VERSION;
-            record::encode(&record::Record { version, tenant: "t", gateway: 1, series, events, stamp: Some(stamp) }, &mut bytes);
+            record::encode(
+                &record::Record {
+                    version,
+                    tenant: "t",
+                    gateway: 1,
+                    series,
+                    events,
+                    stamp: Some(stamp),
+                },
+                &mut bytes,
+            );
             bytes
         };
         assert_eq!(append_time(1_000, &stamped(990)), 990);

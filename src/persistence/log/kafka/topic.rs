@@ -1,9 +1,12 @@
-//! The topic: made with the settings that the promises need, and checked against them at every start.
+//! The topic: made with the settings that the promises need, and checked against them at every
+//! start.
 
 use std::collections::BTreeMap;
 
 use futures::executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset as At, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
@@ -14,14 +17,15 @@ use crate::clock::Stopwatch;
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::persistence::log::Unopened;
 
-/// Where the identity of the log stands. The setting has no effect on a topic that is not compacted, lives and dies with the topic, and
-/// is read with the same right as the settings that are checked anyway (docs/adr/0009-kafka.md).
+/// Where the identity of the log stands. The setting has no effect on a topic that is not
+/// compacted, lives and dies with the topic, and is read with the same right as the settings that
+/// are checked anyway (docs/adr/0009-kafka.md).
 pub const IDENTITY_KEY: &str = "max.compaction.lag.ms";
 /// Identities have this bit, so that the setting means "never" even if somebody compacts the topic.
 const IDENTITY_BIT: u64 = 1 << 62;
 
-/// Identities of topics that `rollmill migrate` makes have this bit too. While it is there without the other one, the topic has no
-/// identity yet, and no node uses it.
+/// Identities of topics that `rollmill migrate` makes have this bit too. While it is there without
+/// the other one, the topic has no identity yet, and no node uses it.
 const MIGRATED_BIT: u64 = 1 << 61;
 
 /// What stands in the place of an identity that was taken away.
@@ -88,7 +92,8 @@ pub fn migrated_identity(random: u64) -> u64 {
     IDENTITY_BIT | MIGRATED_BIT | (random & (MIGRATED_BIT - 2))
 }
 
-/// The identity of a log: the cluster and the name tell mirrored topics apart, the number one topic from the next of that name.
+/// The identity of a log: the cluster and the name tell mirrored topics apart, the number one topic
+/// from the next of that name.
 pub fn log_id(cluster: &str, topic: &str, number: u64) -> LogId {
     let mut hasher = blake3::Hasher::new();
     for part in ["rollmill kafka log", cluster, topic] {
@@ -108,7 +113,8 @@ pub fn identity_of(log: LogId) -> u64 {
 /// The command that gives a topic these settings and leaves the others.
 pub fn setting_command(brokers: &str, topic: &str, settings: &str) -> String {
     format!(
-        "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config {settings}"
+        "kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name \
+         {topic} --add-config {settings}"
     )
 }
 
@@ -121,10 +127,26 @@ fn settings(wish: &Wish) -> Vec<(&'static str, String, &'static str)> {
             "LogAppendTime".to_owned(),
             "append times would be the clients', and de-duplication with them",
         ),
-        ("retention.ms", "-1".to_owned(), "Kafka would delete records that are not yet rolled up and archived"),
-        ("retention.bytes", "-1".to_owned(), "Kafka would delete records that are not yet rolled up and archived"),
-        ("min.insync.replicas", wish.min_isr.to_string(), "a write would be acknowledged by too few replicas"),
-        ("unclean.leader.election.enable", "false".to_owned(), "an election could lose acknowledged records"),
+        (
+            "retention.ms",
+            "-1".to_owned(),
+            "Kafka would delete records that are not yet rolled up and archived",
+        ),
+        (
+            "retention.bytes",
+            "-1".to_owned(),
+            "Kafka would delete records that are not yet rolled up and archived",
+        ),
+        (
+            "min.insync.replicas",
+            wish.min_isr.to_string(),
+            "a write would be acknowledged by too few replicas",
+        ),
+        (
+            "unclean.leader.election.enable",
+            "false".to_owned(),
+            "an election could lose acknowledged records",
+        ),
         ("max.message.bytes", MESSAGE_BYTES.to_string(), "large records would be refused"),
     ]
 }
@@ -142,10 +164,22 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
     let mut all = Vec::new();
     let mut shape = |what: &str, found: u32, wanted: u32, why| {
         let (found, wanted) = (found.to_string(), wanted.to_string());
-        all.push(Difference { what: what.to_owned(), found, wanted, why, is_setting: false, is_harmless: false });
+        all.push(Difference {
+            what: what.to_owned(),
+            found,
+            wanted,
+            why,
+            is_setting: false,
+            is_harmless: false,
+        });
     };
     if description.partitions < wish.partitions {
-        shape("partitions", description.partitions, wish.partitions, "shard n is partition n, and shards.count is fixed");
+        shape(
+            "partitions",
+            description.partitions,
+            wish.partitions,
+            "shard n is partition n, and shards.count is fixed",
+        );
     }
     if description.replication < wish.replication {
         shape(
@@ -156,44 +190,74 @@ fn differences(description: &Description, wish: &Wish) -> Vec<Difference> {
         );
     }
     for (name, wanted, why) in settings(wish) {
-        let found = description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
+        let found =
+            description.settings.get(name).cloned().unwrap_or_else(|| "(unknown)".to_owned());
         if !suffices(name, &found, &wanted) {
-            all.push(Difference { what: name.to_owned(), found, wanted, why, is_setting: true, is_harmless: false });
+            all.push(Difference {
+                what: name.to_owned(),
+                found,
+                wanted,
+                why,
+                is_setting: true,
+                is_harmless: false,
+            });
         }
     }
     if description.log.is_none() {
-        let found = description.settings.get(IDENTITY_KEY).cloned().unwrap_or_else(|| "(unknown)".to_owned());
+        let found = description
+            .settings
+            .get(IDENTITY_KEY)
+            .cloned()
+            .unwrap_or_else(|| "(unknown)".to_owned());
         let wanted = "a number of `rollmill topic create`".to_owned();
         let why = match description.unfinished {
-            Some(_) => "`rollmill migrate` fills the topic and has not ended: run it again, it goes on where it was",
-            None => "the topic has no identity: it was not made by `rollmill topic create`, or a tool has reset its settings",
+            Some(_) => {
+                "`rollmill migrate` fills the topic and has not ended: run it again, it goes on \
+                 where it was"
+            }
+            None => {
+                "the topic has no identity: it was not made by `rollmill topic create`, or a tool \
+                 has reset its settings"
+            }
         };
-        all.push(Difference { what: IDENTITY_KEY.to_owned(), found, wanted, why, is_setting: false, is_harmless: false });
+        all.push(Difference {
+            what: IDENTITY_KEY.to_owned(),
+            found,
+            wanted,
+            why,
+            is_setting: false,
+            is_harmless: false,
+        });
     }
     all.extend(surplus(description, wish));
     all
 }
 
-/// Partitions beyond the shards. While they are empty, nobody is misled by them; records in them may be another cluster's, or this one's
-/// under another number of shards.
+/// Partitions beyond the shards. While they are empty, nobody is misled by them; records in them
+/// may be another cluster's, or this one's under another number of shards.
 fn surplus(description: &Description, wish: &Wish) -> Option<Difference> {
     if description.partitions <= wish.partitions {
         return None;
     }
-    let held: Vec<String> =
-        description.surplus.iter().filter(|(_, n)| *n > 0).map(|(shard, n)| format!("{n} records in {shard}")).collect();
+    let held: Vec<String> = description
+        .surplus
+        .iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(shard, n)| format!("{n} records in {shard}"))
+        .collect();
     let (found, is_harmless) = match held.is_empty() {
         true => (format!("{}, those beyond are empty", description.partitions), true),
         false => (format!("{}, with {}", description.partitions, held.join(", ")), false),
     };
     let why = match is_harmless {
         true => {
-            "shard n is partition n, and shards.count is fixed: somebody has added partitions, which Kafka cannot take away; they are never \
-             written or read, and nodes serve"
+            "shard n is partition n, and shards.count is fixed: somebody has added partitions, \
+             which Kafka cannot take away; they are never written or read, and nodes serve"
         }
         false => {
-            "somebody has written beyond the shards: is shards.count right, or who else writes to this topic? If the records may go, \
-             delete them (kafka-delete-records.sh), and nodes serve"
+            "somebody has written beyond the shards: is shards.count right, or who else writes to \
+             this topic? If the records may go, delete them (kafka-delete-records.sh), and nodes \
+             serve"
         }
     };
     Some(Difference {
@@ -209,15 +273,24 @@ fn surplus(description: &Description, wish: &Wish) -> Option<Difference> {
 impl Description {
     /// The command that mends the settings, if one of them differs.
     pub fn mending_command(&self, brokers: &str) -> Option<String> {
-        let wrong: Vec<String> =
-            self.differences.iter().filter(|d| d.is_setting).map(|d| format!("{}={}", d.what, d.wanted)).collect();
+        let wrong: Vec<String> = self
+            .differences
+            .iter()
+            .filter(|d| d.is_setting)
+            .map(|d| format!("{}={}", d.what, d.wanted))
+            .collect();
         (!wrong.is_empty()).then(|| setting_command(brokers, &self.topic, &wrong.join(",")))
     }
 
     /// What is not as it must be, though nodes serve all the same.
     pub fn notes(&self) -> impl Iterator<Item = String> {
         let harmless = self.differences.iter().filter(|d| d.is_harmless);
-        harmless.map(|d| format!("{} of the topic {} is {}, must be {}: {}", d.what, self.topic, d.found, d.wanted, d.why))
+        harmless.map(|d| {
+            format!(
+                "{} of the topic {} is {}, must be {}: {}",
+                d.what, self.topic, d.found, d.wanted, d.why
+            )
+        })
     }
 
     /// Why a node must not use the topic, with the way out; nothing if it may.
@@ -254,16 +327,24 @@ impl Admin {
     /// # Errors
     /// If the settings are refused.
     pub fn new(connection: &Connection) -> Result<Self, String> {
-        let client = connection.client().create_with_context(Quiet).map_err(|e| format!("Kafka refuses the settings: {e}"))?;
+        let client = connection
+            .client()
+            .create_with_context(Quiet)
+            .map_err(|e| format!("Kafka refuses the settings: {e}"))?;
         Ok(Self { client, connection: connection.clone() })
     }
 
     fn options(&self) -> AdminOptions {
-        AdminOptions::new().request_timeout(Some(self.connection.timeout)).operation_timeout(Some(self.connection.timeout))
+        AdminOptions::new()
+            .request_timeout(Some(self.connection.timeout))
+            .operation_timeout(Some(self.connection.timeout))
     }
 
     fn failed(&self, doing: &str, error: &dyn std::fmt::Display) -> String {
-        format!("cannot {doing} the topic {} at {}: {error}", self.connection.topic, self.connection.brokers)
+        format!(
+            "cannot {doing} the topic {} at {}: {error}",
+            self.connection.topic, self.connection.brokers
+        )
     }
 
     /// Makes the topic; `random` becomes its identity.
@@ -286,17 +367,25 @@ impl Admin {
         let identity = number.to_string();
         let settings = settings(wish);
         let replication = TopicReplication::Fixed(wish.replication as i32);
-        let new = NewTopic::new(&self.connection.topic, wish.partitions as i32, replication).set(IDENTITY_KEY, &identity);
+        let new = NewTopic::new(&self.connection.topic, wish.partitions as i32, replication)
+            .set(IDENTITY_KEY, &identity);
         let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
-        let made = block_on(self.client.create_topics([&new], &self.options())).map_err(|e| self.failed("create", &e))?;
+        let made = block_on(self.client.create_topics([&new], &self.options()))
+            .map_err(|e| self.failed("create", &e))?;
         for outcome in made {
             match outcome {
                 Ok(_) => {}
                 Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => {
-                    return Err(format!("the topic {topic} exists: `rollmill topic describe` says whether it can be used"));
+                    return Err(format!(
+                        "the topic {topic} exists: `rollmill topic describe` says whether it can \
+                         be used"
+                    ));
                 }
                 Err((_, code)) => {
-                    return Err(self.failed("create", &format!("{code}; are there {} brokers?", wish.replication)));
+                    return Err(self.failed(
+                        "create",
+                        &format!("{code}; are there {} brokers?", wish.replication),
+                    ));
                 }
             }
         }
@@ -304,7 +393,10 @@ impl Admin {
         loop {
             // A new topic is known to one broker after the other.
             match self.describe(wish) {
-                Ok(description) if description.partitions == wish.partitions && description.leaderless.is_empty() => {
+                Ok(description)
+                    if description.partitions == wish.partitions
+                        && description.leaderless.is_empty() =>
+                {
                     return Ok(description);
                 }
                 Ok(_) | Err(_) if watch.elapsed() < self.connection.timeout => {}
@@ -334,10 +426,14 @@ impl Admin {
     fn set_identity(&self, wish: &Wish, number: u64) -> Result<(), String> {
         let (number, settings) = (number.to_string(), settings(wish));
         // Kafka sets back what is not named.
-        let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic)).set(IDENTITY_KEY, &number);
+        let new = AlterConfig::new(ResourceSpecifier::Topic(&self.connection.topic))
+            .set(IDENTITY_KEY, &number);
         let new = settings.iter().fold(new, |new, (name, value, _)| new.set(name, value));
-        let answer = block_on(self.client.alter_configs([&new], &self.options())).map_err(|e| self.failed("alter", &e))?;
-        answer.into_iter().try_for_each(|outcome| outcome.map(drop).map_err(|(_, code)| self.failed("alter", &code)))
+        let answer = block_on(self.client.alter_configs([&new], &self.options()))
+            .map_err(|e| self.failed("alter", &e))?;
+        answer.into_iter().try_for_each(|outcome| {
+            outcome.map(drop).map_err(|(_, code)| self.failed("alter", &code))
+        })
     }
 
     /// Takes the identity from a topic whose records went on elsewhere: no node opens it any more.
@@ -353,10 +449,14 @@ impl Admin {
     /// # Errors
     /// If the cluster does not answer.
     pub fn exists(&self) -> Result<bool, String> {
-        // Of all topics: to ask for one by name is to ask a broker to make it, where that is allowed.
+        // Of all topics: to ask for one by name is to ask a broker to make it, where that is
+        // allowed.
         let metadata = self.client.inner().fetch_metadata(None, self.connection.timeout);
         let metadata = metadata.map_err(|e| self.failed("look for", &e))?;
-        Ok(metadata.topics().iter().any(|found| found.name() == self.connection.topic && !found.partitions().is_empty()))
+        Ok(metadata
+            .topics()
+            .iter()
+            .any(|found| found.name() == self.connection.topic && !found.partitions().is_empty()))
     }
 
     /// Id of the cluster.
@@ -373,7 +473,8 @@ impl Admin {
     /// # Errors
     /// If the cluster refuses, or the topic is still there after a while.
     pub fn delete(&self) -> Result<(), String> {
-        let answer = block_on(self.client.delete_topics(&[&self.connection.topic], &self.options()));
+        let answer =
+            block_on(self.client.delete_topics(&[&self.connection.topic], &self.options()));
         for outcome in answer.map_err(|e| self.failed("delete", &e))? {
             outcome.map_err(|(_, code)| self.failed("delete", &code))?;
         }
@@ -395,22 +496,34 @@ impl Admin {
         let (topic, timeout) = (&self.connection.topic, self.connection.timeout);
         let away = |what: &dyn std::fmt::Display| Unopened::Away(self.failed("describe", what));
         let metadata = client.fetch_metadata(Some(topic), timeout).map_err(|e| away(&e))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic && !found.partitions().is_empty());
-        let missing = || Unopened::Wrong(self.failed("find", &"it is not there; make it with `rollmill topic create`"));
+        let found = metadata
+            .topics()
+            .iter()
+            .find(|found| found.name() == topic && !found.partitions().is_empty());
+        let missing = || {
+            Unopened::Wrong(
+                self.failed("find", &"it is not there; make it with `rollmill topic create`"),
+            )
+        };
         let partitions = found.ok_or_else(missing)?.partitions();
-        let cluster = client.fetch_cluster_id(timeout).ok_or_else(|| away(&"the cluster has no id"))?;
+        let cluster =
+            client.fetch_cluster_id(timeout).ok_or_else(|| away(&"the cluster has no id"))?;
         let settings = self.settings()?;
         let number = settings.get(IDENTITY_KEY).and_then(|text| text.parse::<u64>().ok());
-        let unfinished = number.filter(|number| number & (IDENTITY_BIT | MIGRATED_BIT) == MIGRATED_BIT);
+        let unfinished =
+            number.filter(|number| number & (IDENTITY_BIT | MIGRATED_BIT) == MIGRATED_BIT);
         // Kafka's default is the largest number of all.
-        let number = number.filter(|number| number & IDENTITY_BIT != 0 && *number < i64::MAX as u64);
+        let number =
+            number.filter(|number| number & IDENTITY_BIT != 0 && *number < i64::MAX as u64);
         let shards = |pick: fn(&rdkafka::metadata::MetadataPartition) -> bool| {
             partitions.iter().filter(|p| pick(p)).map(|p| shard(p.id())).collect()
         };
         let mut description = Description {
             topic: topic.clone(),
             partitions: partitions.len() as u32,
-            surplus: self.records_beyond(wish.partitions, partitions.len() as u32).map_err(|e| away(&e))?,
+            surplus: self
+                .records_beyond(wish.partitions, partitions.len() as u32)
+                .map_err(|e| away(&e))?,
             replication: partitions.iter().map(|p| p.replicas().len() as u32).min().unwrap_or(0),
             under_replicated: shards(|p| p.isr().len() < p.replicas().len()),
             leaderless: shards(|p| p.leader() < 0),
@@ -425,10 +538,15 @@ impl Admin {
     }
 
     /// The partitions from this one on, each with the number of records that it holds.
-    fn records_beyond(&self, first: u32, partitions: u32) -> Result<Vec<(ShardId, u64)>, KafkaError> {
+    fn records_beyond(
+        &self,
+        first: u32,
+        partitions: u32,
+    ) -> Result<Vec<(ShardId, u64)>, KafkaError> {
         let held = |shard: ShardId| {
             let (client, timeout) = (self.client.inner(), self.connection.timeout);
-            let (start, end) = client.fetch_watermarks(&self.connection.topic, partition(shard), timeout)?;
+            let (start, end) =
+                client.fetch_watermarks(&self.connection.topic, partition(shard), timeout)?;
             Ok((shard, end.saturating_sub(start).unsigned_abs()))
         };
         (first..partitions).map(ShardId).map(held).collect()
@@ -437,16 +555,22 @@ impl Admin {
     fn settings(&self) -> Result<BTreeMap<String, String>, Unopened> {
         let specifier = [ResourceSpecifier::Topic(&self.connection.topic)];
         let away = |what: &dyn std::fmt::Display| Unopened::Away(self.failed("describe", what));
-        let found = block_on(self.client.describe_configs(&specifier, &self.options())).map_err(|e| away(&e))?.into_iter().next();
+        let found = block_on(self.client.describe_configs(&specifier, &self.options()))
+            .map_err(|e| away(&e))?
+            .into_iter()
+            .next();
         let resource = found.ok_or_else(|| away(&"no answer"))?.map_err(|code| match code {
-            RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
+            RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed => {
                 let way_out = "grant this user DescribeConfigs on the topic";
                 Unopened::Wrong(self.failed("describe", &format!("{code}; {way_out}")))
             }
             code => away(&code),
         })?;
-        let named: Vec<&str> =
-            settings(&Wish { partitions: 0, replication: 0, min_isr: 0 }).iter().map(|(name, ..)| *name).collect();
+        let named: Vec<&str> = settings(&Wish { partitions: 0, replication: 0, min_isr: 0 })
+            .iter()
+            .map(|(name, ..)| *name)
+            .collect();
         let matters = |name: &str| named.contains(&name) || name == IDENTITY_KEY;
         let entries = resource.entries.into_iter().filter(|entry| matters(&entry.name));
         Ok(entries.filter_map(|entry| Some((entry.name, entry.value?))).collect())
@@ -456,7 +580,10 @@ impl Admin {
     ///
     /// # Errors
     /// If the cluster refuses.
-    pub fn delete_below(&self, floors: &[(ShardId, Offset)]) -> Result<Vec<(ShardId, Offset)>, KafkaError> {
+    pub fn delete_below(
+        &self,
+        floors: &[(ShardId, Offset)],
+    ) -> Result<Vec<(ShardId, Offset)>, KafkaError> {
         let mut list = TopicPartitionList::with_capacity(floors.len());
         for (shard, floor) in floors {
             let at = At::Offset(i64::try_from(*floor).unwrap_or(i64::MAX));
@@ -487,7 +614,10 @@ mod tests {
             replication: 3,
             under_replicated: vec![],
             leaderless: vec![],
-            settings: settings(wish).into_iter().map(|(name, value, _)| (name.to_owned(), value)).collect(),
+            settings: settings(wish)
+                .into_iter()
+                .map(|(name, value, _)| (name.to_owned(), value))
+                .collect(),
             log: Some(log_id("c", "t", IDENTITY_BIT | 5)),
             unfinished: None,
             differences: vec![],
@@ -532,17 +662,29 @@ mod tests {
         let with = |surplus: &[(u32, u64)]| {
             let mut found = right(&wish);
             found.partitions += surplus.len() as u32;
-            found.surplus = surplus.iter().map(|(partition, records)| (ShardId(*partition), *records)).collect();
+            found.surplus = surplus
+                .iter()
+                .map(|(partition, records)| (ShardId(*partition), *records))
+                .collect();
             found.differences = differences(&found, &wish);
             (found.refusal("k:9092"), found.notes().collect::<Vec<_>>())
         };
         assert_eq!(with(&[]), (None, vec![]));
         let (refusal, notes) = with(&[(4, 0), (5, 0)]);
         assert_eq!((refusal, notes.len()), (None, 1));
-        assert!(notes[0].contains("partitions") && notes[0].contains("is 6, those beyond are empty, must be 4"), "{notes:?}");
+        assert!(
+            notes[0].contains("partitions")
+                && notes[0].contains("is 6, those beyond are empty, must be 4"),
+            "{notes:?}"
+        );
         let (refusal, notes) = with(&[(4, 0), (5, 7)]);
         let refusal = refusal.expect("they hold records");
-        assert!(notes.is_empty() && refusal.contains("7 records in 5") && refusal.contains("shards.count"), "{refusal}");
+        assert!(
+            notes.is_empty()
+                && refusal.contains("7 records in 5")
+                && refusal.contains("shards.count"),
+            "{refusal}"
+        );
     }
 
     #[test]
@@ -550,8 +692,11 @@ mod tests {
         let log = log_id("c", "t", IDENTITY_BIT | 5);
         assert_eq!(identity_of(log), IDENTITY_BIT | 5);
         assert_eq!(log.to_string(), "0923f489a67e73154000000000000005");
-        for other in [log_id("d", "t", IDENTITY_BIT | 5), log_id("c", "u", IDENTITY_BIT | 5), log_id("c", "t", IDENTITY_BIT | 6)]
-        {
+        for other in [
+            log_id("d", "t", IDENTITY_BIT | 5),
+            log_id("c", "u", IDENTITY_BIT | 5),
+            log_id("c", "t", IDENTITY_BIT | 6),
+        ] {
             assert_ne!(log, other);
         }
     }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::decimal::Decimal;
-use crate::model::flush::{AccountingDelta, DedupBlock, DedupRule, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo};
+use crate::model::flush::{
+    AccountingDelta, DedupBlock, DedupRule, Delta, FlushBatch, FlushGuard, QuarantineRow,
+    SeriesInfo,
+};
 use crate::model::manifest::Tier;
 use crate::model::rollup::Rollup;
 use crate::model::window::Hour;
@@ -18,10 +21,19 @@ fn delta(metric: &str, page: &str, hour: i32) -> Delta {
     let mut rollup = Rollup::default();
     rollup.add(Some(Decimal::from_units(5)), Some(9));
     let series = Series::new("acme", metric, [("page".to_owned(), page.to_owned())]);
-    Delta { series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }), hour: Hour(hour), rollup }
+    Delta {
+        series: Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series }),
+        hour: Hour(hour),
+        rollup,
+    }
 }
 
-fn flush(store: &dyn RollupStore, (shard, epoch): (ShardId, Epoch), range: OffsetRange, deltas: Vec<Delta>) {
+fn flush(
+    store: &dyn RollupStore,
+    (shard, epoch): (ShardId, Epoch),
+    range: OffsetRange,
+    deltas: Vec<Delta>,
+) {
     let times = (range.from as i64, range.to as i64);
     let runs = vec![(times.0, vec![u128::from(range.from)]), (times.1, vec![1 << 100])];
     let batch = FlushBatch {
@@ -73,9 +85,19 @@ fn fill(store: &dyn RollupStore) {
     let epoch = store.claim(SHARD, LOG, 11).expect("a claim").checkpoint.epoch;
     store.note_dedup_rule(SHARD, epoch, 0, DedupRule { horizon_ms: 1, max_ids: 2 }).expect("noted");
     let range = |from, to| OffsetRange { from, to };
-    let first = vec![delta("views", "a", 1), delta("views", "b", 30), delta("views", "a", -400), delta("sales", "a", 1)];
+    let first = vec![
+        delta("views", "a", 1),
+        delta("views", "b", 30),
+        delta("views", "a", -400),
+        delta("sales", "a", 1),
+    ];
     flush(store, (SHARD, epoch), range(0, 2), first);
-    flush(store, (SHARD, epoch), range(2, 4), vec![delta("views", "a", 1), delta("views", "c", 200)]);
+    flush(
+        store,
+        (SHARD, epoch),
+        range(2, 4),
+        vec![delta("views", "a", 1), delta("views", "c", 200)],
+    );
     for (from, to) in [(0, 2), (2, 3), (3, 4)] {
         store.archived(epoch, &object(range(from, to), epoch)).expect("archived");
     }
@@ -88,17 +110,31 @@ fn fill(store: &dyn RollupStore) {
     assert_eq!(store.swap_expiry(Expiring::Weeks, None, &note), Ok(true));
 }
 
-/// What has to be named, the table that is changed, and how. ZERO_ID and ONE_BYTE are written as the store's SQL has them.
+/// What has to be named, the table that is changed, and how. ZERO_ID and ONE_BYTE are written as
+/// the store's SQL has them.
 const CONTRADICTIONS: &[(&str, &str, &str)] = &[
     ("label_pairs", "label_pairs", "UPDATE label_pairs SET value = 'zz' WHERE value = 'b'"),
     (
         "label_pairs",
         "label_pairs",
-        "INSERT INTO label_pairs SELECT 77, metric_no, name, 'nobody' FROM label_pairs WHERE value = 'c'",
+        "INSERT INTO label_pairs SELECT 77, metric_no, name, 'nobody' FROM label_pairs WHERE \
+         value = 'c'",
     ),
-    ("label_pairs", "series_labels", "DELETE FROM series_labels WHERE series_no = (SELECT min(no) FROM series)"),
-    ("label_pairs", "series_labels", "INSERT INTO series_labels VALUES (9999, (SELECT min(no) FROM series))"),
-    ("series_labels", "series_labels", "INSERT INTO series_labels VALUES ((SELECT min(no) FROM label_pairs), 9999)"),
+    (
+        "label_pairs",
+        "series_labels",
+        "DELETE FROM series_labels WHERE series_no = (SELECT min(no) FROM series)",
+    ),
+    (
+        "label_pairs",
+        "series_labels",
+        "INSERT INTO series_labels VALUES (9999, (SELECT min(no) FROM series))",
+    ),
+    (
+        "series_labels",
+        "series_labels",
+        "INSERT INTO series_labels VALUES ((SELECT min(no) FROM label_pairs), 9999)",
+    ),
     ("metrics", "metrics", "UPDATE metrics SET series_count = series_count + 1"),
     ("metrics", "metrics", "UPDATE metrics SET first_hour = first_hour - 1"),
     ("metrics", "metrics", "UPDATE metrics SET last_hour = NULL"),
@@ -107,9 +143,21 @@ const CONTRADICTIONS: &[(&str, &str, &str)] = &[
     ("tenants", "tenants", "DELETE FROM tenants"),
     ("metrics", "tenants", "UPDATE tenants SET name = 'other'"),
     ("series", "series", "UPDATE series SET id = ZERO_ID WHERE no = (SELECT min(no) FROM series)"),
-    ("series", "series", "UPDATE series SET key = ONE_BYTE WHERE no = (SELECT min(no) FROM series)"),
-    ("series", "series", "UPDATE series SET admitted_offset = 99 WHERE no = (SELECT min(no) FROM series)"),
-    ("series", "series", "UPDATE series SET admitted_offset = -1 WHERE no = (SELECT min(no) FROM series)"),
+    (
+        "series",
+        "series",
+        "UPDATE series SET key = ONE_BYTE WHERE no = (SELECT min(no) FROM series)",
+    ),
+    (
+        "series",
+        "series",
+        "UPDATE series SET admitted_offset = 99 WHERE no = (SELECT min(no) FROM series)",
+    ),
+    (
+        "series",
+        "series",
+        "UPDATE series SET admitted_offset = -1 WHERE no = (SELECT min(no) FROM series)",
+    ),
     ("series", "series", "UPDATE series SET shard = 9 WHERE no = (SELECT min(no) FROM series)"),
     ("rollups", "series", "DELETE FROM series WHERE no = (SELECT min(no) FROM series)"),
     ("metrics", "rollups", "DELETE FROM rollups"),
@@ -175,14 +223,23 @@ fn look(store: &dyn RollupStore) -> Vec<Damage> {
     found
 }
 
-/// Plants every damage by itself; `run` runs statements, `back` puts the rows of the table `kept` back into another.
-fn each_is_found(store: &dyn RollupStore, plants: &[&[(&str, &str, &str)]], run: &dyn Fn(&str), back: &dyn Fn(&str) -> String) {
+/// Plants every damage by itself; `run` runs statements, `back` puts the rows of the table `kept`
+/// back into another.
+fn each_is_found(
+    store: &dyn RollupStore,
+    plants: &[&[(&str, &str, &str)]],
+    run: &dyn Fn(&str),
+    back: &dyn Fn(&str) -> String,
+) {
     fill(store);
     assert_eq!(look(store), []);
     for (named, table, sql) in plants.iter().copied().flatten() {
         run(&format!("CREATE TABLE kept AS SELECT * FROM {table}; {sql}"));
         let found = look(store);
-        assert!(found.iter().any(|damage| damage.place == *named), "{sql}: {named} is not in {found:?}");
+        assert!(
+            found.iter().any(|damage| damage.place == *named),
+            "{sql}: {named} is not in {found:?}"
+        );
         run(&format!("DELETE FROM {table}; {}; DROP TABLE kept", back(table)));
     }
     assert_eq!(look(store), [], "nothing of it stays");
@@ -195,7 +252,10 @@ fn every_damage_is_found_in_sqlite() {
     let store = sqlite::SqliteStore::open(&path).expect("a store");
     let run = |sql: &str| {
         let sql = sql.replace("ZERO_ID", "zeroblob(16)").replace("ONE_BYTE", "x'01'");
-        rusqlite::Connection::open(&path).expect("opens").execute_batch(&sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        rusqlite::Connection::open(&path)
+            .expect("opens")
+            .execute_batch(&sql)
+            .unwrap_or_else(|e| panic!("{sql}: {e}"));
     };
     let back = |table: &str| format!("INSERT INTO {table} SELECT * FROM kept");
     each_is_found(&*store, &[CONTRADICTIONS, CHANGES], &run, &back);
@@ -205,10 +265,16 @@ fn every_damage_is_found_in_sqlite() {
 #[test]
 fn every_contradiction_is_found_in_postgres() {
     for own in timescale::Own::on_each() {
-        let store = postgres::PostgresStore::open(&postgres::tests::options(&own.url)).expect("a store");
+        let store =
+            postgres::PostgresStore::open(&postgres::tests::options(&own.url)).expect("a store");
         let run = |sql: &str| {
-            let sql = sql.replace("ZERO_ID", "'00000000-0000-0000-0000-000000000000'").replace("ONE_BYTE", "'\\x01'");
-            timescale::run(&own.url, &format!("SET search_path = rollmill, public; {}", overriding(&sql)));
+            let sql = sql
+                .replace("ZERO_ID", "'00000000-0000-0000-0000-000000000000'")
+                .replace("ONE_BYTE", "'\\x01'");
+            timescale::run(
+                &own.url,
+                &format!("SET search_path = rollmill, public; {}", overriding(&sql)),
+            );
         };
         let back = |table: &str| format!("INSERT INTO {table} SELECT * FROM kept");
         each_is_found(&*store, &[CONTRADICTIONS], &run, &back);
@@ -239,8 +305,10 @@ fn a_damaged_page_of_postgres_is_found_beside_the_rest() {
     fill(&*store);
     drop(store);
     server.psql(&database, "UPDATE rollmill.expiry SET note = 'x'").expect("changed");
-    let file =
-        server.psql(&database, "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('rollmill.dedup')");
+    let file = server.psql(
+        &database,
+        "SELECT current_setting('data_directory') || '/' || pg_relation_filepath('rollmill.dedup')",
+    );
     server.psql(&database, "CHECKPOINT").expect("written");
     server.kill();
     let file = std::path::PathBuf::from(file.expect("a path"));

@@ -1,9 +1,12 @@
-//! The store's double: maps behind a mutex, one transaction at a time, with faults for the simulation.
+//! The store's double: maps behind a mutex, one transaction at a time, with faults for the
+//! simulation.
 //!
-//! It exists so that whole-node simulations run without a disk. It passes the same conformance suite as the real store.
-//! What always holds: a write is checked completely before the first map changes, so it is applied whole or not at all; a snapshot
-//! is an immutable copy of everything (copied only when a write happens while the snapshot lives).
-//! When a fault is armed the write fails as asked: before, after it was applied with the reply lost, or with the reply lost and nothing applied.
+//! It exists so that whole-node simulations run without a disk. It passes the same conformance
+//! suite as the real store. What always holds: a write is checked completely before the first map
+//! changes, so it is applied whole or not at all; a snapshot is an immutable copy of everything
+//! (copied only when a write happens while the snapshot lives). When a fault is armed the write
+//! fails as asked: before, after it was applied with the reply lost, or with the reply lost and
+//! nothing applied.
 
 mod snapshot;
 
@@ -15,8 +18,8 @@ use snapshot::MemorySnapshot;
 use super::{Damage, Expiring, ExpiryNote, RollupStore, Sizes, StoreError, StoreSnapshot};
 use crate::model::budget::Budget;
 use crate::model::flush::{
-    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo, Suspect,
-    settled_revision,
+    AccountingDelta, Claim, DedupBlock, DedupRule, DedupRules, Delta, FlushBatch, FlushGuard,
+    QuarantineRow, SeriesInfo, Suspect, settled_revision,
 };
 use crate::model::manifest::{ArchiveFloor, ManifestRow, Restored, Tier};
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
@@ -150,18 +153,30 @@ impl MemoryStore {
         *self.faults.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    // Every write checks before it changes anything, so a panic cannot leave a half-applied state behind: the poison says nothing.
+    // Every write checks before it changes anything, so a panic cannot leave a half-applied state
+    // behind: the poison says nothing.
     fn lock(&self) -> MutexGuard<'_, Arc<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write<T>(&self, write: Write, apply: impl FnOnce(&mut Arc<State>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|hook| hook(write));
+    fn write<T>(
+        &self,
+        write: Write,
+        apply: impl FnOnce(&mut Arc<State>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let fault = self
+            .faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+            .and_then(|hook| hook(write));
         let mut state = self.lock();
         match fault {
             None => apply(&mut state),
             Some(Fault::Before) => Err(StoreError::Failed(format!("injected before {write:?}"))),
-            Some(Fault::NotAppliedReplyLost) => Err(StoreError::Unknown(format!("injected, {write:?} not applied"))),
+            Some(Fault::NotAppliedReplyLost) => {
+                Err(StoreError::Unknown(format!("injected, {write:?} not applied")))
+            }
             Some(Fault::AppliedReplyLost) => {
                 apply(&mut state)?;
                 Err(StoreError::Unknown(format!("injected, {write:?} applied")))
@@ -172,7 +187,10 @@ impl MemoryStore {
 
 impl State {
     fn owned(&self, shard: ShardId, epoch: Epoch) -> Result<&ShardRow, StoreError> {
-        self.shards.get(&shard).filter(|row| row.checkpoint.epoch == epoch).ok_or(StoreError::Refused { shard })
+        self.shards
+            .get(&shard)
+            .filter(|row| row.checkpoint.epoch == epoch)
+            .ok_or(StoreError::Refused { shard })
     }
 
     fn check_catalogue(&self, batch: &FlushBatch) -> Result<(), StoreError> {
@@ -188,7 +206,11 @@ impl State {
     }
 
     fn admit(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, offset: Offset) {
-        self.series.entry(info.id).or_insert_with(|| Admitted { info: Arc::clone(info), shard, offset });
+        self.series.entry(info.id).or_insert_with(|| Admitted {
+            info: Arc::clone(info),
+            shard,
+            offset,
+        });
         self.metrics.entry(metric_key(info)).or_default().insert(info.id);
     }
 
@@ -231,7 +253,13 @@ impl RollupStore for MemoryStore {
                 return Err(super::other_log(shard, row.checkpoint.log, log));
             }
             let row = Arc::make_mut(state).shards.entry(shard).or_insert(ShardRow {
-                checkpoint: Checkpoint { log, next: 0, archived: 0, epoch: Epoch { counter: 0, nonce }, appended: None },
+                checkpoint: Checkpoint {
+                    log,
+                    next: 0,
+                    archived: 0,
+                    epoch: Epoch { counter: 0, nonce },
+                    appended: None,
+                },
                 attempts: 0,
                 marked: None,
                 suspects: BTreeMap::new(),
@@ -241,7 +269,11 @@ impl RollupStore for MemoryStore {
             if let Some(at) = row.marked.take() {
                 *row.suspects.entry(at).or_default() += 1;
             }
-            let suspects = row.suspects.iter().map(|(&(offset, index), &deaths)| Suspect { offset, index, deaths }).collect();
+            let suspects = row
+                .suspects
+                .iter()
+                .map(|(&(offset, index), &deaths)| Suspect { offset, index, deaths })
+                .collect();
             Ok(Claim { checkpoint: row.checkpoint, attempts: row.attempts, suspects })
         })
     }
@@ -252,7 +284,13 @@ impl RollupStore for MemoryStore {
         Ok(blocks.filter(|(_, b)| b.appended.1 >= since).map(|(_, b)| b.clone()).collect())
     }
 
-    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError> {
+    fn note_dedup_rule(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        from: Offset,
+        rule: DedupRule,
+    ) -> Result<(), StoreError> {
         self.write(Write::Claim, |state| {
             let next = state.owned(shard, epoch)?.checkpoint.next;
             if from < next && state.dedup_rules.contains_key(&shard) {
@@ -263,7 +301,12 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+    fn flush(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Result<(), StoreError> {
         self.write(Write::Flush, |state| {
             let at = state.owned(guard.shard, guard.epoch)?.checkpoint;
             if at.log != guard.log || at.next != guard.range.from {
@@ -278,7 +321,9 @@ impl RollupStore for MemoryStore {
             if let Some(block) = &batch.dedup {
                 state.dedup.insert((guard.shard, block.range.from), block.clone());
             }
-            state.dedup.retain(|(shard, _), block| *shard != guard.shard || block.appended.1 >= forget_ids_before);
+            state.dedup.retain(|(shard, _), block| {
+                *shard != guard.shard || block.appended.1 >= forget_ids_before
+            });
             for delta in &batch.accounting {
                 let row = state.account(&delta.tenant, delta.hour);
                 row.aggregated += delta.aggregated;
@@ -299,7 +344,13 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+    fn mark_suspect(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        offset: Offset,
+        index: u32,
+    ) -> Result<(), StoreError> {
         self.write(Write::MarkSuspect, |state| {
             state.owned(shard, epoch)?;
             if let Some(row) = Arc::make_mut(state).shards.get_mut(&shard) {
@@ -327,7 +378,11 @@ impl RollupStore for MemoryStore {
     fn moved(&self, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
         self.write(Write::Moved, |state| {
             let place = (row.shard, row.range.from);
-            match Arc::make_mut(state).manifest.get_mut(&place).filter(|there| there.path == row.path) {
+            match Arc::make_mut(state)
+                .manifest
+                .get_mut(&place)
+                .filter(|there| there.path == row.path)
+            {
                 Some(there) => there.tier = tier,
                 None => return Ok(false),
             }
@@ -349,7 +404,12 @@ impl RollupStore for MemoryStore {
         })
     }
 
-    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+    fn swap_expiry(
+        &self,
+        of: Expiring,
+        before: Option<&str>,
+        after: &str,
+    ) -> Result<bool, StoreError> {
         self.write(Write::Expiry, |state| {
             let there = state.expiry.get(&of);
             if there.map(|there| there.note.as_str()) != before {
@@ -376,7 +436,8 @@ impl RollupStore for MemoryStore {
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
         self.write(Write::Settle, |state| {
-            let waiting = state.quarantine.get(&(shard, offset, index)).filter(|row| !row.discarded).cloned();
+            let waiting =
+                state.quarantine.get(&(shard, offset, index)).filter(|row| !row.discarded).cloned();
             let Some(row) = waiting else { return Ok(false) };
             if let Some(batch) = delta {
                 state.check_catalogue(batch)?;
@@ -388,7 +449,9 @@ impl RollupStore for MemoryStore {
             } else if let Some(batch) = delta {
                 state.quarantine.remove(&place);
                 let log = state.shards.get(&shard).map_or(LogId([0; 16]), |row| row.checkpoint.log);
-                state.merge(&batch.deltas, shard, offset, |before| settled_revision(before, log, shard, offset, index));
+                state.merge(&batch.deltas, shard, offset, |before| {
+                    settled_revision(before, log, shard, offset, index)
+                });
                 let account = state.account(&row.tenant, Hour::of(row.received));
                 account.quarantined = account.quarantined.saturating_sub(1);
                 account.aggregated += 1;
@@ -410,7 +473,8 @@ impl RollupStore for MemoryStore {
                 marked: None,
                 suspects: BTreeMap::new(),
             });
-            row.checkpoint = Checkpoint { next: row.checkpoint.next, appended: row.checkpoint.appended, ..at };
+            row.checkpoint =
+                Checkpoint { next: row.checkpoint.next, appended: row.checkpoint.appended, ..at };
             state.floors.extend(shard.floor.map(|floor| (shard.shard, floor)));
             for row in &shard.manifest {
                 state.manifest.retain(|(of, from), _| *of != row.shard || *from < row.range.from);
@@ -433,7 +497,10 @@ impl RollupStore for MemoryStore {
         self.snapshot()
     }
 
-    fn snapshot_at_once(&self, _: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+    fn snapshot_at_once(
+        &self,
+        _: &Budget,
+    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         self.snapshot().map(Some)
     }
 
@@ -443,7 +510,10 @@ impl RollupStore for MemoryStore {
     }
 
     fn sizes(&self) -> Result<Sizes, StoreError> {
-        Ok(Sizes { store: 0, archive: self.snapshot()?.manifest(None)?.iter().map(|row| row.bytes).sum() })
+        Ok(Sizes {
+            store: 0,
+            archive: self.snapshot()?.manifest(None)?.iter().map(|row| row.bytes).sum(),
+        })
     }
 
     fn admitted_series(&self, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {

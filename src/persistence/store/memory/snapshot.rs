@@ -12,7 +12,9 @@ use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched::Collector;
-use crate::persistence::store::{Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreError, StoreSnapshot};
+use crate::persistence::store::{
+    Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreError, StoreSnapshot,
+};
 
 /// A copy of all that the store said at some moment.
 pub(super) struct MemorySnapshot(pub(super) Arc<State>);
@@ -29,9 +31,16 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(self.0.shards.iter().map(|(shard, row)| (*shard, row.checkpoint)).collect())
     }
 
-    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+    fn revisions(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        days: Range<i32>,
+    ) -> Result<Vec<u64>, StoreError> {
         let key = (tenant.to_owned(), metric.to_owned());
-        Ok(days.map(|day| self.0.revisions.get(&(key.clone(), day)).copied().unwrap_or(0)).collect())
+        Ok(days
+            .map(|day| self.0.revisions.get(&(key.clone(), day)).copied().unwrap_or(0))
+            .collect())
     }
 
     fn rollups(
@@ -40,14 +49,20 @@ impl StoreSnapshot for MemorySnapshot {
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
         let mut collector = Collector::new(query);
-        self.series_of(query.tenant, query.metric).try_for_each(|info| collector.offer(0, info.clone()))?;
+        self.series_of(query.tenant, query.metric)
+            .try_for_each(|info| collector.offer(0, info.clone()))?;
         let matching: BTreeMap<SeriesId, Arc<SeriesInfo>> =
             collector.finish().into_iter().map(|(_, info)| (info.id, info)).collect();
-        let Some(rows) = self.0.rollups.get(&(query.tenant.to_owned(), query.metric.to_owned())) else { return Ok(()) };
+        let Some(rows) = self.0.rollups.get(&(query.tenant.to_owned(), query.metric.to_owned()))
+        else {
+            return Ok(());
+        };
         if query.from >= query.to {
             return Ok(());
         }
-        for ((hour, id), rollup) in rows.range((query.from, SeriesId([0; 16]))..(query.to, SeriesId([0; 16]))) {
+        for ((hour, id), rollup) in
+            rows.range((query.from, SeriesId([0; 16]))..(query.to, SeriesId([0; 16])))
+        {
             query.go_on()?;
             let Some(info) = matching.get(id) else { continue };
             let mut wanted = Rollup { figures: rollup.figures, ..Rollup::default() };
@@ -70,12 +85,12 @@ impl StoreSnapshot for MemorySnapshot {
     ) -> Result<(), StoreError> {
         let mut bytes = Vec::new();
         for rows in self.0.rollups.values() {
-            for ((hour, id), rollup) in rows.iter().filter(|((hour, _), _)| from <= *hour && *hour < to) {
-                let admitted = self
-                    .0
-                    .series
-                    .get(id)
-                    .ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
+            for ((hour, id), rollup) in
+                rows.iter().filter(|((hour, _), _)| from <= *hour && *hour < to)
+            {
+                let admitted = self.0.series.get(id).ok_or_else(|| {
+                    StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
+                })?;
                 bytes.clear();
                 rollup.encode(&mut bytes);
                 visit(&admitted.info, *hour, rollup.clone(), &bytes);
@@ -95,20 +110,31 @@ impl StoreSnapshot for MemorySnapshot {
 
     fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
         let within = |offset: Offset| range.from <= offset && offset < range.to;
-        let series = self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
+        let series =
+            self.0.series.values().filter(|series| series.shard == shard && within(series.offset));
         let mut admitted: Vec<_> = series.map(|series| (series.info.id, series.offset)).collect();
         admitted.sort_unstable_by_key(|(id, offset)| (*offset, *id));
         let rows = self.0.quarantine.range((shard, range.from, 0)..(shard, range.to, 0));
-        Ok(Decisions { admitted, set_aside: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect() })
+        Ok(Decisions {
+            admitted,
+            set_aside: rows.map(|(_, row)| (row.offset, row.index, row.discarded)).collect(),
+        })
     }
 
     fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
         page.go_on()?;
-        let of_tenant = self.0.metrics.iter().filter(|((t, name), _)| t == tenant && page.holds(name)).take(page.limit);
+        let of_tenant = self
+            .0
+            .metrics
+            .iter()
+            .filter(|((t, name), _)| t == tenant && page.holds(name))
+            .take(page.limit);
         Ok(of_tenant
             .map(|(key, ids)| {
-                let names: BTreeSet<&String> =
-                    self.series_of(&key.0, &key.1).flat_map(|info| info.series.labels.iter().map(|(n, _)| n)).collect();
+                let names: BTreeSet<&String> = self
+                    .series_of(&key.0, &key.1)
+                    .flat_map(|info| info.series.labels.iter().map(|(n, _)| n))
+                    .collect();
                 let rows = self.0.rollups.get(key);
                 MetricInfo {
                     metric: key.1.clone(),
@@ -129,7 +155,11 @@ impl StoreSnapshot for MemorySnapshot {
         page: &Page<'_>,
     ) -> Result<Vec<String>, StoreError> {
         page.go_on()?;
-        let of_metric = self.0.metrics.keys().filter(|(t, m)| t == tenant && metric.is_none_or(|wanted| wanted == m));
+        let of_metric = self
+            .0
+            .metrics
+            .keys()
+            .filter(|(t, m)| t == tenant && metric.is_none_or(|wanted| wanted == m));
         let values: BTreeSet<&str> = of_metric
             .flat_map(|(t, m)| self.series_of(t, m))
             .map(|info| info.series.label(name))
@@ -142,9 +172,17 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(self.0.accounting.values().cloned().collect())
     }
 
-    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+    fn accounting(
+        &mut self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<AccountingDelta>, StoreError> {
         let rows = self.0.accounting.values();
-        Ok(rows.filter(|row| row.tenant == tenant && from <= row.hour && row.hour < to).cloned().collect())
+        Ok(rows
+            .filter(|row| row.tenant == tenant && from <= row.hour && row.hour < to)
+            .cloned()
+            .collect())
     }
 
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
@@ -152,17 +190,36 @@ impl StoreSnapshot for MemorySnapshot {
         Ok(rows.filter(|row| shard.is_none_or(|wanted| wanted == row.shard)).cloned().collect())
     }
 
-    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+    fn manifest_first(
+        &mut self,
+        shard: ShardId,
+        tier: Option<Tier>,
+        limit: usize,
+    ) -> Result<Vec<ManifestRow>, StoreError> {
         let of_shard = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX)).map(|(_, row)| row);
-        Ok(of_shard.filter(|row| tier.is_none_or(|wanted| wanted == row.tier)).take(limit).cloned().collect())
+        Ok(of_shard
+            .filter(|row| tier.is_none_or(|wanted| wanted == row.tier))
+            .take(limit)
+            .cloned()
+            .collect())
     }
 
     fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
-        let newest = self.0.manifest.range((shard, 0)..=(shard, Offset::MAX)).next_back().map(|(_, row)| row.appended.1);
+        let newest = self
+            .0
+            .manifest
+            .range((shard, 0)..=(shard, Offset::MAX))
+            .next_back()
+            .map(|(_, row)| row.appended.1);
         Ok(newest.max(self.0.floors.get(&shard).map(|floor| floor.appended)))
     }
 
-    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
+    fn receipts(
+        &mut self,
+        shard: ShardId,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Vec<(Offset, Millis)>, StoreError> {
         let rows = self.0.manifest.range((shard, from)..=(shard, Offset::MAX));
         Ok(rows.take(limit).map(|(_, row)| (row.range.to, row.received.1)).collect())
     }

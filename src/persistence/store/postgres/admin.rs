@@ -14,13 +14,22 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::{Expiring, blocks};
 
-/// How long a claim waits for a transaction of the previous owner to end by itself, before it is ended.
+/// How long a claim waits for a transaction of the previous owner to end by itself, before it is
+/// ended.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
-/// Locks the shard's row. The log that it speaks of, if the shard was ever claimed; `None` if it stays locked by another transaction.
-pub(super) fn lock(session: &mut Session, shard: ShardId) -> Result<Option<Option<LogId>>, StoreError> {
-    match session.query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()]) {
-        Ok(rows) => Ok(Some(rows.first().map(|row| get::<Id>(row, 0).map(|id| LogId(id.0))).transpose()?)),
+/// Locks the shard's row. The log that it speaks of, if the shard was ever claimed; `None` if it
+/// stays locked by another transaction.
+pub(super) fn lock(
+    session: &mut Session,
+    shard: ShardId,
+) -> Result<Option<Option<LogId>>, StoreError> {
+    match session
+        .query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()])
+    {
+        Ok(rows) => {
+            Ok(Some(rows.first().map(|row| get::<Id>(row, 0).map(|id| LogId(id.0))).transpose()?))
+        }
         Err(failure) if failure.state() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
         Err(failure) => Err(failure.into()),
     }
@@ -38,19 +47,26 @@ pub(super) fn claim(
         return Err(super::super::other_log(shard, found, log));
     }
     session.execute(
-        "INSERT INTO suspects AS s SELECT shard, marked_offset, marked_index, 1 FROM shards WHERE shard = $1 AND marked_offset IS NOT NULL
+        "INSERT INTO suspects AS s SELECT shard, marked_offset, marked_index, 1 FROM shards WHERE \
+         shard = $1 AND marked_offset IS NOT NULL
          ON CONFLICT (shard, \"offset\", idx) DO UPDATE SET deaths = s.deaths + 1",
         params![no],
     )?;
     let suspects = suspects(session, no)?;
-    let sql = "INSERT INTO shards AS s (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)
+    let sql = "INSERT INTO shards AS s (shard, log, next, archived, epoch, nonce, attempts, \
+               owner, owner_pid, owner_started)
         VALUES ($1, $2, 0, 0, 1, $3, 1, current_setting('application_name'), $4, $5)
-        ON CONFLICT (shard) DO UPDATE SET epoch = s.epoch + 1, nonce = excluded.nonce, attempts = s.attempts + 1, marked_offset = NULL,
-        owner = excluded.owner, owner_pid = excluded.owner_pid, owner_started = excluded.owner_started
+        ON CONFLICT (shard) DO UPDATE SET epoch = s.epoch + 1, nonce = excluded.nonce, attempts = \
+               s.attempts + 1, marked_offset = NULL,
+        owner = excluded.owner, owner_pid = excluded.owner_pid, owner_started = \
+               excluded.owner_started
         RETURNING next, archived, epoch, attempts, log, appended";
     let backend = session.backend;
-    let rows = session.query(sql, params![no, Id(log.0), nonce as i64, backend.pid, backend.started])?;
-    let row = rows.first().ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
+    let rows =
+        session.query(sql, params![no, Id(log.0), nonce as i64, backend.pid, backend.started])?;
+    let row = rows
+        .first()
+        .ok_or_else(|| StoreError::Failed(format!("the claim of shard {shard} returned no row")))?;
     // Two first claims may meet: the second finds the row of the first.
     let found = LogId(get::<Id>(row, 4)?.0);
     if found != log {
@@ -68,7 +84,8 @@ pub(super) fn claim(
 }
 
 fn suspects(session: &mut Session, shard: i32) -> Result<Vec<Suspect>, StoreError> {
-    let sql = "SELECT \"offset\", idx, deaths FROM suspects WHERE shard = $1 ORDER BY \"offset\", idx";
+    let sql =
+        "SELECT \"offset\", idx, deaths FROM suspects WHERE shard = $1 ORDER BY \"offset\", idx";
     let suspect = |row: &tokio_postgres::Row| -> Result<Suspect, StoreError> {
         let number = |at: usize| get::<i64>(row, at).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Ok(Suspect { offset: get::<i64>(row, 0)? as Offset, index: number(1)?, deaths: number(2)? })
@@ -76,17 +93,26 @@ fn suspects(session: &mut Session, shard: i32) -> Result<Vec<Suspect>, StoreErro
     session.query(sql, params![shard])?.iter().map(suspect).collect()
 }
 
-/// Ends the backends that are inside a transaction of the shard, each known by process, start and name, so that none that took over the
-/// number of a process is hit. How many there were.
+/// Ends the backends that are inside a transaction of the shard, each known by process, start and
+/// name, so that none that took over the number of a process is hit. How many there were.
 pub(super) fn end_holders(session: &mut Session, names: &str) -> Result<usize, StoreError> {
-    let sql = "SELECT pid, backend_start, application_name FROM pg_stat_activity WHERE datname = current_database()
-        AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND starts_with(application_name, $1)";
+    let sql = "SELECT pid, backend_start, application_name FROM pg_stat_activity WHERE datname = \
+               current_database()
+        AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND starts_with(application_name, \
+               $1)";
     let holders = session.query(sql, params![names.to_owned()])?;
     for row in &holders {
-        let (pid, started, name) = (get::<i32>(row, 0)?, get::<SystemTime>(row, 1)?, get::<String>(row, 2)?);
-        tracing::warn!(pid, name, "ending the transaction of a shard's previous owner, which stands in the way of the new one");
+        let (pid, started, name) =
+            (get::<i32>(row, 0)?, get::<SystemTime>(row, 1)?, get::<String>(row, 2)?);
+        tracing::warn!(
+            pid,
+            name,
+            "ending the transaction of a shard's previous owner, which stands in the way of the \
+             new one"
+        );
         session.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2 AND application_name = $3",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND \
+             backend_start = $2 AND application_name = $3",
             params![pid, started, name],
         )?;
     }
@@ -100,9 +126,11 @@ pub(super) fn mark_suspect(
     offset: Offset,
     index: u32,
 ) -> Result<(), StoreError> {
-    let sql = "UPDATE shards SET marked_offset = $1, marked_index = $2 WHERE shard = $3 AND epoch = $4 AND nonce = $5";
+    let sql = "UPDATE shards SET marked_offset = $1, marked_index = $2 WHERE shard = $3 AND epoch \
+               = $4 AND nonce = $5";
     let owner = (shard.0.cast_signed(), epoch.counter as i64, epoch.nonce as i64);
-    let moved = session.execute(sql, params![offset as i64, i64::from(index), owner.0, owner.1, owner.2])?;
+    let moved = session
+        .execute(sql, params![offset as i64, i64::from(index), owner.0, owner.1, owner.2])?;
     if moved == 1 { Ok(()) } else { Err(StoreError::Refused { shard }) }
 }
 
@@ -114,38 +142,61 @@ pub(super) fn note_dedup_rule(
     rule: DedupRule,
 ) -> Result<(), StoreError> {
     let (no, from) = (shard.0.cast_signed(), from as i64);
-    let sql = "SELECT next <= $4 OR NOT EXISTS (SELECT FROM dedup_rules WHERE shard = $1) FROM shards
+    let sql = "SELECT next <= $4 OR NOT EXISTS (SELECT FROM dedup_rules WHERE shard = $1) FROM \
+               shards
         WHERE shard = $1 AND epoch = $2 AND nonce = $3 FOR UPDATE";
     let rows = session.query(sql, params![no, epoch.counter as i64, epoch.nonce as i64, from])?;
     if !rows.first().map(|row| get::<bool>(row, 0)).transpose()?.unwrap_or(false) {
         return Err(StoreError::Refused { shard });
     }
-    session.execute("DELETE FROM dedup_rules WHERE shard = $1 AND from_offset >= $2", params![no, from])?;
+    session.execute(
+        "DELETE FROM dedup_rules WHERE shard = $1 AND from_offset >= $2",
+        params![no, from],
+    )?;
     let (sql, params) = dedup_rule(shard, from as Offset, rule);
     session.execute(sql, params)?;
     Ok(())
 }
 
 /// The statement that notes a rule.
-pub(super) fn dedup_rule(shard: ShardId, from: Offset, rule: DedupRule) -> (&'static str, Vec<Param>) {
+pub(super) fn dedup_rule(
+    shard: ShardId,
+    from: Offset,
+    rule: DedupRule,
+) -> (&'static str, Vec<Param>) {
     let params = params![shard.0.cast_signed(), from as i64, rule.horizon_ms, rule.max_ids as i64];
-    ("INSERT INTO dedup_rules (shard, from_offset, horizon_ms, max_ids) VALUES ($1, $2, $3, $4)", params)
+    (
+        "INSERT INTO dedup_rules (shard, from_offset, horizon_ms, max_ids) VALUES ($1, $2, $3, $4)",
+        params,
+    )
 }
 
 pub(super) fn dedup_rules(session: &mut Session, shard: ShardId) -> Result<DedupRules, StoreError> {
-    let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = $1 ORDER BY from_offset";
+    let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = $1 ORDER BY \
+               from_offset";
     let rule = |row: &tokio_postgres::Row| -> Result<(Offset, DedupRule), StoreError> {
         let rule = DedupRule { horizon_ms: get(row, 1)?, max_ids: get::<i64>(row, 2)? as usize };
         Ok((get::<i64>(row, 0)? as Offset, rule))
     };
-    Ok(DedupRules(session.query(sql, params![shard.0.cast_signed()])?.iter().map(rule).collect::<Result<_, _>>()?))
+    Ok(DedupRules(
+        session
+            .query(sql, params![shard.0.cast_signed()])?
+            .iter()
+            .map(rule)
+            .collect::<Result<_, _>>()?,
+    ))
 }
 
-pub(super) fn archived(session: &mut Session, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
+pub(super) fn archived(
+    session: &mut Session,
+    owner: Epoch,
+    row: &ManifestRow,
+) -> Result<(), StoreError> {
     let (shard, from, to) = (row.shard.0.cast_signed(), row.range.from as i64, row.range.to as i64);
     let (epoch, nonce) = (owner.counter as i64, owner.nonce as i64);
     let moved = session.execute(
-        "UPDATE shards SET archived = $1 WHERE shard = $2 AND log = $3 AND archived = $4 AND epoch = $5 AND nonce = $6",
+        "UPDATE shards SET archived = $1 WHERE shard = $2 AND log = $3 AND archived = $4 AND \
+         epoch = $5 AND nonce = $6",
         params![to, shard, Id(row.log.0), from, epoch, nonce],
     )?;
     if moved != 1 {
@@ -181,20 +232,37 @@ pub(super) fn manifest_row(row: &ManifestRow) -> (&'static str, Vec<Param>) {
         row.received.0,
         row.received.1
     ];
-    ("INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)", params)
+    (
+        "INSERT INTO manifest VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+         $14, $15, $16, $17)",
+        params,
+    )
 }
 
-pub(super) fn moved(session: &mut Session, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
+pub(super) fn moved(
+    session: &mut Session,
+    row: &ManifestRow,
+    tier: Tier,
+) -> Result<bool, StoreError> {
     let sql = "UPDATE manifest SET tier = $1 WHERE shard = $2 AND from_offset = $3 AND path = $4";
     let place = (row.shard.0.cast_signed(), row.range.from as i64);
-    Ok(session.execute(sql, params![blocks::tier_number(tier), place.0, place.1, row.path.clone()])? == 1)
+    Ok(session
+        .execute(sql, params![blocks::tier_number(tier), place.0, place.1, row.path.clone()])?
+        == 1)
 }
 
-pub(super) fn swap_expiry(session: &mut Session, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+pub(super) fn swap_expiry(
+    session: &mut Session,
+    of: Expiring,
+    before: Option<&str>,
+    after: &str,
+) -> Result<bool, StoreError> {
     let (no, after) = (of.number(), after.to_owned());
     let changed = match before {
-        None => session
-            .execute("INSERT INTO expiry (shard, note) VALUES ($1, $2) ON CONFLICT (shard) DO NOTHING", params![no, after])?,
+        None => session.execute(
+            "INSERT INTO expiry (shard, note) VALUES ($1, $2) ON CONFLICT (shard) DO NOTHING",
+            params![no, after],
+        )?,
         Some(before) => {
             let sql = "UPDATE expiry SET note = $1 WHERE shard = $2 AND note = $3";
             session.execute(sql, params![after, no, before.to_owned()])?
@@ -205,7 +273,8 @@ pub(super) fn swap_expiry(session: &mut Session, of: Expiring, before: Option<&s
 
 pub(super) fn say_yes(session: &mut Session, of: &[Expiring]) -> Result<u64, StoreError> {
     let numbers: Vec<i32> = of.iter().map(|one| one.number()).collect();
-    Ok(session.execute("UPDATE expiry SET said = said + 1 WHERE shard = ANY($1)", params![numbers])?)
+    Ok(session
+        .execute("UPDATE expiry SET said = said + 1 WHERE shard = ANY($1)", params![numbers])?)
 }
 
 pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, StoreError> {
@@ -216,14 +285,16 @@ pub(super) fn expired(session: &mut Session, row: &ManifestRow) -> Result<bool, 
         return Ok(false);
     }
     let sql = "SELECT \"offset\", appended, hour FROM archive_floors WHERE shard = $1 FOR UPDATE";
-    let before = session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
+    let before =
+        session.query(sql, params![shard])?.first().map(|row| floor(row, 0)).transpose()?;
     set_floor(session, row.shard, ArchiveFloor::raised(before, row))?;
     Ok(true)
 }
 
 fn set_floor(session: &mut Session, shard: ShardId, floor: ArchiveFloor) -> Result<(), StoreError> {
     session.execute(
-        "INSERT INTO archive_floors VALUES ($1, $2, $3, $4) ON CONFLICT (shard) DO UPDATE SET \"offset\" = excluded.\"offset\",
+        "INSERT INTO archive_floors VALUES ($1, $2, $3, $4) ON CONFLICT (shard) DO UPDATE SET \
+         \"offset\" = excluded.\"offset\",
          appended = excluded.appended, hour = excluded.hour",
         params![shard.0.cast_signed(), floor.offset as i64, floor.appended, floor.hour.0],
     )?;
@@ -231,12 +302,15 @@ fn set_floor(session: &mut Session, shard: ShardId, floor: ArchiveFloor) -> Resu
 }
 
 pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreError> {
-    let (shard, Checkpoint { log, next, archived, epoch, .. }) = (of.shard.0.cast_signed(), of.checkpoint);
+    let (shard, Checkpoint { log, next, archived, epoch, .. }) =
+        (of.shard.0.cast_signed(), of.checkpoint);
     let backend = session.backend;
     session.execute(
-        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started)
+        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, \
+         owner_pid, owner_started)
          VALUES ($1, $2, $3, $4, $5, $6, 0, current_setting('application_name'), $7, $8)
-         ON CONFLICT (shard) DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = excluded.nonce",
+         ON CONFLICT (shard) DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, \
+         nonce = excluded.nonce",
         params![
             shard,
             Id(log.0),
@@ -265,16 +339,27 @@ pub(super) fn restore(session: &mut Session, of: &Restored) -> Result<(), StoreE
 
 /// The columns of a floor, from the given one on.
 pub(super) fn floor(row: &tokio_postgres::Row, at: usize) -> Result<ArchiveFloor, StoreError> {
-    Ok(ArchiveFloor { offset: get::<i64>(row, at)? as Offset, appended: get(row, at + 1)?, hour: Hour(get(row, at + 2)?) })
+    Ok(ArchiveFloor {
+        offset: get::<i64>(row, at)? as Offset,
+        appended: get(row, at + 1)?,
+        hour: Hour(get(row, at + 2)?),
+    })
 }
 
-pub(super) fn recent_ids(session: &mut Session, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+pub(super) fn recent_ids(
+    session: &mut Session,
+    shard: ShardId,
+    since: Millis,
+) -> Result<Vec<DedupBlock>, StoreError> {
     let sql = "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup
         WHERE shard = $1 AND last_appended >= $2 ORDER BY from_offset";
     let mut blocks = Vec::new();
     session.each(sql, params![shard.0.cast_signed(), since], |row| {
         blocks.push(DedupBlock {
-            range: OffsetRange { from: get::<i64>(row, 0)? as Offset, to: get::<i64>(row, 1)? as Offset },
+            range: OffsetRange {
+                from: get::<i64>(row, 0)? as Offset,
+                to: get::<i64>(row, 1)? as Offset,
+            },
             appended: (get(row, 2)?, get(row, 3)?),
             runs: blocks::decode_runs(get(row, 4)?)?,
         });
@@ -283,8 +368,12 @@ pub(super) fn recent_ids(session: &mut Session, shard: ShardId, since: Millis) -
     Ok(blocks)
 }
 
-pub(super) fn admitted_series(session: &mut Session, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
-    let sql = "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON t.no = m.tenant_no
+pub(super) fn admitted_series(
+    session: &mut Session,
+    shard: ShardId,
+) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+    let sql = "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN \
+               tenants t ON t.no = m.tenant_no
         WHERE s.shard = $1 ORDER BY t.name, s.id";
     let mut tenants: Vec<(String, Vec<SeriesId>)> = Vec::new();
     session.each(sql, params![shard.0.cast_signed()], |row| {
@@ -300,9 +389,13 @@ pub(super) fn admitted_series(session: &mut Session, shard: ShardId) -> Result<V
 
 pub(super) fn metric_names(session: &mut Session) -> Result<Vec<(String, String)>, StoreError> {
     let mut names = Vec::new();
-    session.each("SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no", params![], |row| {
-        names.push((get(row, 0)?, get(row, 1)?));
-        Ok(())
-    })?;
+    session.each(
+        "SELECT t.name, m.name FROM metrics m JOIN tenants t ON t.no = m.tenant_no",
+        params![],
+        |row| {
+            names.push((get(row, 0)?, get(row, 1)?));
+            Ok(())
+        },
+    )?;
     Ok(names)
 }

@@ -1,9 +1,10 @@
 //! Series and metrics, numbered.
 //!
-//! What always holds: a number is remembered only after the transaction that gave it committed, and only for as long as sessions speak
-//! with the same start of the same server: a failover may lose commits, and give the same numbers to other series. An id that belongs to
-//! another series is refused, and with it the whole transaction. New rows of tables that shards share are inserted in the order of
-//! their keys, so that two flushes never wait for each other.
+//! What always holds: a number is remembered only after the transaction that gave it committed, and
+//! only for as long as sessions speak with the same start of the same server: a failover may lose
+//! commits, and give the same numbers to other series. An id that belongs to another series is
+//! refused, and with it the whole transaction. New rows of tables that shards share are inserted in
+//! the order of their keys, so that two flushes never wait for each other.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,7 +38,11 @@ const PART: usize = 10_000;
 
 impl Known {
     /// The series among `wanted` that are known, and the rest.
-    fn split<'a>(&self, server: i64, wanted: Vec<Wanted<'a>>) -> Result<(Numbers, Vec<Wanted<'a>>), StoreError> {
+    fn split<'a>(
+        &self,
+        server: i64,
+        wanted: Vec<Wanted<'a>>,
+    ) -> Result<(Numbers, Vec<Wanted<'a>>), StoreError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut found, mut rest) = (Numbers::new(), Vec::new());
         for series in wanted {
@@ -76,7 +81,8 @@ fn same(known: &SeriesInfo, new: &SeriesInfo) -> Result<(), StoreError> {
 /// How many series each metric gained.
 pub(super) type Growth = BTreeMap<i32, i64>;
 
-/// Numbers all series of a transaction; new ones are admitted. `admitted` come with their offset, other new ones are admitted at `at`.
+/// Numbers all series of a transaction; new ones are admitted. `admitted` come with their offset,
+/// other new ones are admitted at `at`.
 pub(super) fn number(
     session: &mut Session,
     known: &Known,
@@ -86,29 +92,43 @@ pub(super) fn number(
 ) -> Result<(Numbers, Growth), StoreError> {
     let mut wanted: BTreeMap<SeriesId, Wanted<'_>> = BTreeMap::new();
     let series = admitted.iter().map(|(info, offset)| Wanted { info, offset: *offset });
-    for series in series.chain(deltas.iter().map(|delta| Wanted { info: &delta.series, offset: at })) {
+    for series in
+        series.chain(deltas.iter().map(|delta| Wanted { info: &delta.series, offset: at }))
+    {
         same(wanted.entry(series.info.id).or_insert(series).info, series.info)?;
     }
-    let (mut numbers, rest) = known.split(session.backend.server, wanted.into_values().collect())?;
+    let (mut numbers, rest) =
+        known.split(session.backend.server, wanted.into_values().collect())?;
     let mut growth = Growth::new();
     for part in rest.chunks(PART) {
         look_up(session, part, &mut numbers)?;
     }
-    let missing: Vec<Wanted<'_>> = rest.into_iter().filter(|w| !numbers.contains_key(&w.info.id)).collect();
+    let missing: Vec<Wanted<'_>> =
+        rest.into_iter().filter(|w| !numbers.contains_key(&w.info.id)).collect();
     if !missing.is_empty() {
         admit(session, &missing, shard, &mut numbers, &mut growth)?;
     }
     Ok((numbers, growth))
 }
 
-fn look_up(session: &mut Session, wanted: &[Wanted<'_>], numbers: &mut Numbers) -> Result<(), StoreError> {
+fn look_up(
+    session: &mut Session,
+    wanted: &[Wanted<'_>],
+    numbers: &mut Numbers,
+) -> Result<(), StoreError> {
     let ids: Vec<Id> = wanted.iter().map(|w| Id(w.info.id.0)).collect();
-    let infos: HashMap<SeriesId, &Arc<SeriesInfo>> = wanted.iter().map(|w| (w.info.id, w.info)).collect();
-    for row in session.query("SELECT id, no, metric_no, key FROM series WHERE id = ANY($1)", params![ids])? {
+    let infos: HashMap<SeriesId, &Arc<SeriesInfo>> =
+        wanted.iter().map(|w| (w.info.id, w.info)).collect();
+    for row in session
+        .query("SELECT id, no, metric_no, key FROM series WHERE id = ANY($1)", params![ids])?
+    {
         let id = SeriesId(get::<Id>(&row, 0)?.0);
         let Some(info) = infos.get(&id) else { continue };
         same(&SeriesInfo { id, series: Series::from_key(get(&row, 3)?)? }, info)?;
-        numbers.insert(id, Numbered { series_no: get(&row, 1)?, metric_no: get(&row, 2)?, info: Arc::clone(info) });
+        numbers.insert(
+            id,
+            Numbered { series_no: get(&row, 1)?, metric_no: get(&row, 2)?, info: Arc::clone(info) },
+        );
     }
     Ok(())
 }
@@ -123,15 +143,20 @@ fn admit(
     let metrics = metrics(session, missing)?;
     let metric_of = |series: &Series| -> Result<i32, StoreError> {
         let key = (series.tenant.clone(), series.metric.clone());
-        metrics.get(&key).copied().ok_or_else(|| StoreError::Failed(format!("metric {} was not numbered", series.metric)))
+        metrics
+            .get(&key)
+            .copied()
+            .ok_or_else(|| StoreError::Failed(format!("metric {} was not numbered", series.metric)))
     };
     let mut labels: Labels<'_> = BTreeMap::new();
     for part in missing.chunks(PART) {
-        let metric_nos = part.iter().map(|w| metric_of(&w.info.series)).collect::<Result<Vec<i32>, _>>()?;
+        let metric_nos =
+            part.iter().map(|w| metric_of(&w.info.series)).collect::<Result<Vec<i32>, _>>()?;
         let given = insert_series(session, part, &metric_nos, shard)?;
         for (w, metric_no) in part.iter().zip(metric_nos) {
-            let series_no =
-                *given.get(&w.info.id).ok_or_else(|| StoreError::Failed(format!("series {} got no number", w.info.id)))?;
+            let series_no = *given
+                .get(&w.info.id)
+                .ok_or_else(|| StoreError::Failed(format!("series {} got no number", w.info.id)))?;
             numbers.insert(w.info.id, Numbered { metric_no, series_no, info: Arc::clone(w.info) });
             *growth.entry(metric_no).or_default() += 1;
             for (name, value) in &w.info.series.labels {
@@ -159,17 +184,26 @@ fn insert_series(
     let offsets: Vec<i64> = series.iter().map(|w| w.offset as i64).collect();
     let sql = "INSERT INTO series (metric_no, id, key, admitted_offset, shard)
         SELECT w.metric_no, w.id, w.key, w.at, $5
-        FROM unnest($1::integer[], $2::uuid[], $3::bytea[], $4::bigint[]) AS w (metric_no, id, key, at) ORDER BY w.id RETURNING id, no";
-    let rows = session.query(sql, params![metric_nos.to_vec(), ids, keys, offsets, shard.0.cast_signed()])?;
+        FROM unnest($1::integer[], $2::uuid[], $3::bytea[], $4::bigint[]) AS w (metric_no, id, \
+               key, at) ORDER BY w.id RETURNING id, no";
+    let rows = session
+        .query(sql, params![metric_nos.to_vec(), ids, keys, offsets, shard.0.cast_signed()])?;
     rows.iter().map(|row| Ok((SeriesId(get::<Id>(row, 0)?.0), get(row, 1)?))).collect()
 }
 
 /// Numbers of the metrics of some series, by tenant and name.
-fn metrics(session: &mut Session, series: &[Wanted<'_>]) -> Result<BTreeMap<(String, String), i32>, StoreError> {
-    let names: BTreeSet<(&str, &str)> = series.iter().map(|w| (&*w.info.series.tenant, &*w.info.series.metric)).collect();
-    let (tenants, metrics): (Vec<String>, Vec<String>) = names.iter().map(|(t, m)| ((*t).to_owned(), (*m).to_owned())).unzip();
-    let select = "SELECT t.name, m.name, m.no FROM unnest($1::text[], $2::text[]) AS w (tenant, metric)
-        JOIN tenants t ON t.name = w.tenant JOIN metrics m ON m.tenant_no = t.no AND m.name = w.metric";
+fn metrics(
+    session: &mut Session,
+    series: &[Wanted<'_>],
+) -> Result<BTreeMap<(String, String), i32>, StoreError> {
+    let names: BTreeSet<(&str, &str)> =
+        series.iter().map(|w| (&*w.info.series.tenant, &*w.info.series.metric)).collect();
+    let (tenants, metrics): (Vec<String>, Vec<String>) =
+        names.iter().map(|(t, m)| ((*t).to_owned(), (*m).to_owned())).unzip();
+    let select = "SELECT t.name, m.name, m.no FROM unnest($1::text[], $2::text[]) AS w (tenant, \
+                  metric)
+        JOIN tenants t ON t.name = w.tenant JOIN metrics m ON m.tenant_no = t.no AND m.name = \
+                  w.metric";
     let mut found = BTreeMap::new();
     for again in [false, true] {
         for row in session.query(select, params![tenants.clone(), metrics.clone()])? {
@@ -179,11 +213,15 @@ fn metrics(session: &mut Session, series: &[Wanted<'_>]) -> Result<BTreeMap<(Str
             break;
         }
         // Sorted and without repetition: each statement locks in the order of the keys.
-        let new = "INSERT INTO tenants (name) SELECT DISTINCT name FROM unnest($1::text[]) AS w (name)
-            WHERE NOT EXISTS (SELECT FROM tenants t WHERE t.name = w.name) ORDER BY name ON CONFLICT DO NOTHING";
+        let new = "INSERT INTO tenants (name) SELECT DISTINCT name FROM unnest($1::text[]) AS w \
+                   (name)
+            WHERE NOT EXISTS (SELECT FROM tenants t WHERE t.name = w.name) ORDER BY name ON \
+                   CONFLICT DO NOTHING";
         session.execute(new, params![tenants.clone()])?;
-        let new = "INSERT INTO metrics (tenant_no, name) SELECT t.no, w.metric FROM unnest($1::text[], $2::text[]) AS w (tenant, metric)
-            JOIN tenants t ON t.name = w.tenant WHERE NOT EXISTS (SELECT FROM metrics m WHERE m.tenant_no = t.no AND m.name = w.metric)
+        let new = "INSERT INTO metrics (tenant_no, name) SELECT t.no, w.metric FROM \
+                   unnest($1::text[], $2::text[]) AS w (tenant, metric)
+            JOIN tenants t ON t.name = w.tenant WHERE NOT EXISTS (SELECT FROM metrics m WHERE \
+                   m.tenant_no = t.no AND m.name = w.metric)
             ORDER BY t.no, w.metric ON CONFLICT DO NOTHING";
         session.execute(new, params![tenants.clone(), metrics.clone()])?;
     }
@@ -196,12 +234,14 @@ fn label(session: &mut Session, labels: &[(Label<'_>, Vec<i64>)]) -> Result<(), 
     let names: Vec<String> = labels.iter().map(|(key, _)| key.1.to_owned()).collect();
     let values: Vec<String> = labels.iter().map(|(key, _)| key.2.to_owned()).collect();
     let new = "INSERT INTO label_pairs (metric_no, name, value)
-        SELECT w.metric_no, w.name, w.value FROM unnest($1::integer[], $2::text[], $3::text[]) AS w (metric_no, name, value)
-        WHERE NOT EXISTS (SELECT FROM label_pairs p WHERE p.metric_no = w.metric_no AND p.name = w.name AND p.value = w.value)
+        SELECT w.metric_no, w.name, w.value FROM unnest($1::integer[], $2::text[], $3::text[]) AS \
+               w (metric_no, name, value)
+        WHERE NOT EXISTS (SELECT FROM label_pairs p WHERE p.metric_no = w.metric_no AND p.name = \
+               w.name AND p.value = w.value)
         ORDER BY w.metric_no, w.name COLLATE \"C\", w.value COLLATE \"C\" ON CONFLICT DO NOTHING";
     session.execute(new, params![metric_nos.clone(), names.clone(), values.clone()])?;
-    let select =
-        "SELECT w.at, p.no FROM unnest($1::integer[], $2::text[], $3::text[]) WITH ORDINALITY AS w (metric_no, name, value, at)
+    let select = "SELECT w.at, p.no FROM unnest($1::integer[], $2::text[], $3::text[]) WITH \
+                  ORDINALITY AS w (metric_no, name, value, at)
         JOIN label_pairs p ON p.metric_no = w.metric_no AND p.name = w.name AND p.value = w.value";
     let (mut pair_nos, mut series_nos) = (Vec::new(), Vec::new());
     for row in session.query(select, params![metric_nos, names, values])? {
@@ -211,7 +251,8 @@ fn label(session: &mut Session, labels: &[(Label<'_>, Vec<i64>)]) -> Result<(), 
             series_nos.push(*series_no);
         }
     }
-    let sql = "INSERT INTO series_labels (pair_no, series_no) SELECT * FROM unnest($1::bigint[], $2::bigint[])";
+    let sql = "INSERT INTO series_labels (pair_no, series_no) SELECT * FROM unnest($1::bigint[], \
+               $2::bigint[])";
     session.execute(sql, params![pair_nos, series_nos])?;
     Ok(())
 }

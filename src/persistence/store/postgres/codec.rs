@@ -1,7 +1,8 @@
 //! Columns that are not plain numbers: exact decimals, 128-bit ids, and rows of a binary COPY.
 //!
-//! A decimal travels as `numeric`: groups of four decimal digits, the first of weight 10000^w. Units of 10^-9 are no whole number of
-//! such groups, so the fraction is written as twelve digits, of which the last three are zero.
+//! A decimal travels as `numeric`: groups of four decimal digits, the first of weight 10000^w.
+//! Units of 10^-9 are no whole number of such groups, so the fraction is written as twelve digits,
+//! of which the last three are zero.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::Row;
@@ -90,11 +91,15 @@ impl<'a> FromSql<'a> for Units {
             let part = match u32::try_from(exponent) {
                 Ok(up) => 10_i128.checked_pow(up).and_then(|factor| factor.checked_mul(group)),
                 Err(_) => {
-                    let down = 10_i128.checked_pow(exponent.unsigned_abs()).ok_or("a numeric is too small")?;
+                    let down = 10_i128
+                        .checked_pow(exponent.unsigned_abs())
+                        .ok_or("a numeric is too small")?;
                     (group % down == 0).then_some(group / down)
                 }
             };
-            units = part.and_then(|part| units.checked_add(part)).ok_or("a numeric is no whole number of 10^-9 units")?;
+            units = part
+                .and_then(|part| units.checked_add(part))
+                .ok_or("a numeric is no whole number of 10^-9 units")?;
         }
         Ok(Self(if sign == NEGATIVE { -units } else { units }))
     }
@@ -118,8 +123,12 @@ pub(super) fn figures(row: &Row, first: usize) -> Result<Figures, StoreError> {
 /// One column.
 pub(super) fn get<'a, T: FromSql<'a>>(row: &'a Row, at: usize) -> Result<T, StoreError> {
     row.try_get(at).map_err(|e| {
-        let cause = std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
-        StoreError::Invalid(format!("postgres: {e}{cause}: restore the database from a backup, or rebuild it from the archive"))
+        let cause =
+            std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
+        StoreError::Invalid(format!(
+            "postgres: {e}{cause}: restore the database from a backup, or rebuild it from the \
+             archive"
+        ))
     })
 }
 
@@ -144,7 +153,9 @@ impl CopyRows {
 
     pub(super) fn begin_row(&mut self, columns: i16) {
         if self.open.len() >= CHUNK {
-            self.done.push(std::mem::replace(&mut self.open, BytesMut::with_capacity(CHUNK + 4096)).freeze());
+            self.done.push(
+                std::mem::replace(&mut self.open, BytesMut::with_capacity(CHUNK + 4096)).freeze(),
+            );
         }
         self.open.put_i16(columns);
     }
@@ -222,8 +233,11 @@ mod tests {
 
     #[test]
     fn what_is_no_decimal_of_ours_is_refused() {
-        for fields in [&[0, 0, -0x4000, 0][..], &[1, -3, 0, 12, 1], &[1, 30, 0, 0, 1], &[2, 0, 0, 0, 1]] {
-            let bytes: Vec<u8> = fields.iter().flat_map(|field: &i16| field.to_be_bytes()).collect();
+        for fields in
+            [&[0, 0, -0x4000, 0][..], &[1, -3, 0, 12, 1], &[1, 30, 0, 0, 1], &[2, 0, 0, 0, 1]]
+        {
+            let bytes: Vec<u8> =
+                fields.iter().flat_map(|field: &i16| field.to_be_bytes()).collect();
             assert!(decoded(&bytes).is_err(), "{fields:?}");
         }
     }

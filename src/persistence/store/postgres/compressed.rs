@@ -1,4 +1,5 @@
-//! Which weeks TimescaleDB has compressed. A look-up there unpacks a batch of rows, so they are read and written in other portions.
+//! Which weeks TimescaleDB has compressed. A look-up there unpacks a batch of rows, so they are
+//! read and written in other portions.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,8 @@ use super::schema::WEEK;
 use super::session::{Session, params};
 use crate::clock::Stopwatch;
 
-/// What is older is asked again. A week that is taken for another kind costs time, and nothing else.
+/// What is older is asked again. A week that is taken for another kind costs time, and nothing
+/// else.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// Compressed weeks, as they were a short time ago.
@@ -30,10 +32,13 @@ impl Compressed {
             return Ok(weeks);
         }
         let sql = "SELECT DISTINCT range_start_integer FROM timescaledb_information.chunks
-            WHERE hypertable_schema = 'rollmill' AND hypertable_name IN ('rollups', 'sketches') AND is_compressed";
+            WHERE hypertable_schema = 'rollmill' AND hypertable_name IN ('rollups', 'sketches') \
+                   AND is_compressed";
         let since = Stopwatch::start();
         let rows = session.query(sql, params![])?;
-        let week = |row: &tokio_postgres::Row| Ok((get::<i64>(row, 0)?.div_euclid(i64::from(WEEK))) as i32);
+        let week = |row: &tokio_postgres::Row| {
+            Ok((get::<i64>(row, 0)?.div_euclid(i64::from(WEEK))) as i32)
+        };
         let weeks = Arc::new(rows.iter().map(week).collect::<Result<BTreeSet<i32>, StoreError>>()?);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((since, Arc::clone(&weeks)));
         Ok(weeks)

@@ -1,4 +1,5 @@
-//! Makes sessions: connects to the host that takes writes, with TLS if asked for, and sets the session up.
+//! Makes sessions: connects to the host that takes writes, with TLS if asked for, and sets the
+//! session up.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use crate::model::budget::Ending;
 const OLDEST: i32 = 140_000;
 
 /// Who this session is to the server, and which start of which server it speaks with.
-const BACKEND: &str = "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()),
+const BACKEND: &str = "SELECT pg_backend_pid(), (SELECT backend_start FROM pg_stat_activity WHERE \
+                       pid = pg_backend_pid()),
     pg_postmaster_start_time(), current_setting('server_version_num')::integer,
     EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')";
 
@@ -43,7 +45,12 @@ impl Connector {
     ///
     /// # Errors
     /// If TLS is asked for and the authorities cannot be read.
-    pub(super) fn new(config: Config, tls_ca: Option<&Path>, setup: String, hands: Hands) -> Result<Self, StoreError> {
+    pub(super) fn new(
+        config: Config,
+        tls_ca: Option<&Path>,
+        setup: String,
+        hands: Hands,
+    ) -> Result<Self, StoreError> {
         let tls = (config.get_ssl_mode() == SslMode::Require).then(|| tls(tls_ca)).transpose()?;
         let each = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(5));
         // A host that does not answer must not use up the time of the one behind it.
@@ -54,7 +61,8 @@ impl Connector {
     /// A new session.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if no host takes it, [`StoreError::Invalid`] if the server is too old.
+    /// [`StoreError::Failed`] if no host takes it, [`StoreError::Invalid`] if the server is too
+    /// old.
     pub(super) fn connect(&self) -> Result<Session, StoreError> {
         self.connect_for(None)
     }
@@ -80,7 +88,13 @@ impl Connector {
         };
         let failure = match self.hands.run(self.limit, query, connecting) {
             Ok(Ok((client, connection, backend, version))) if version >= OLDEST => {
-                return Ok(Session::new(client, connection, backend, self.hands.clone(), self.tls.clone()));
+                return Ok(Session::new(
+                    client,
+                    connection,
+                    backend,
+                    self.hands.clone(),
+                    self.tls.clone(),
+                ));
             }
             Ok(Ok((.., version))) => {
                 return Err(StoreError::Invalid(format!(
@@ -92,13 +106,18 @@ impl Connector {
             }
             Ok(Err(error)) => StoreError::from(Failure::Said(error)),
             Err(Unanswered::Ended) => StoreError::Ended,
-            Err(Unanswered::Late) => {
-                StoreError::Unavailable(format!("no answer within {:?}, see store.connect_timeout", self.limit))
-            }
+            Err(Unanswered::Late) => StoreError::Unavailable(format!(
+                "no answer within {:?}, see store.connect_timeout",
+                self.limit
+            )),
         };
         Err(match failure {
-            StoreError::Failed(why) => StoreError::Failed(format!("cannot connect to {}: {why}", self.place)),
-            StoreError::Unavailable(why) => StoreError::Unavailable(format!("cannot connect to {}: {why}", self.place)),
+            StoreError::Failed(why) => {
+                StoreError::Failed(format!("cannot connect to {}: {why}", self.place))
+            }
+            StoreError::Unavailable(why) => {
+                StoreError::Unavailable(format!("cannot connect to {}: {why}", self.place))
+            }
             other => other,
         })
     }
@@ -131,7 +150,9 @@ fn tls(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
                     path.display()
                 ))
             };
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|e| unreadable(e.to_string()))? {
+            for certificate in
+                CertificateDer::pem_file_iter(path).map_err(|e| unreadable(e.to_string()))?
+            {
                 let certificate = certificate.map_err(|e| unreadable(e.to_string()))?;
                 roots.add(certificate).map_err(|e| unreadable(e.to_string()))?;
             }
@@ -142,11 +163,14 @@ fn tls(authorities: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
     }
     if roots.is_empty() {
         return Err(StoreError::Invalid(
-            "sslmode=require, but no certificate authority is known: name a PEM file with store.tls_ca".to_owned(),
+            "sslmode=require, but no certificate authority is known: name a PEM file with \
+             store.tls_ca"
+                .to_owned(),
         ));
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.map_err(|e| StoreError::Invalid(format!("TLS cannot be set up: {e}")))?;
     Ok(MakeRustlsConnect::new(config.with_root_certificates(roots).with_no_client_auth()))
 }

@@ -42,18 +42,25 @@ impl Failure {
     pub(super) fn session_survives(&self) -> bool {
         let Failure::Said(error) = self else { return false };
         let Some(said) = error.as_db_error() else { return false };
-        let stale = *said.code() == SqlState::READ_ONLY_SQL_TRANSACTION || *said.code() == SqlState::FEATURE_NOT_SUPPORTED;
-        said.parsed_severity() == Some(Severity::Error) && !said.code().code().starts_with("57P") && !stale
+        let stale = *said.code() == SqlState::READ_ONLY_SQL_TRANSACTION
+            || *said.code() == SqlState::FEATURE_NOT_SUPPORTED;
+        said.parsed_severity() == Some(Severity::Error)
+            && !said.code().code().starts_with("57P")
+            && !stale
     }
 
-    /// Whether it passes by itself. A password, a certificate or a database that is not there is no matter of time.
+    /// Whether it passes by itself. A password, a certificate or a database that is not there is no
+    /// matter of time.
     fn passes(&self) -> bool {
         let Failure::Said(error) = self else { return true };
         match error.code().map(SqlState::code) {
             // A limit of the server's configuration: it stays until a person raises it.
             Some("53400") => false,
-            // Shutting down, starting up, crashed; too many connections; the connection broke; another transaction was in the way.
-            Some(state) => ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class)),
+            // Shutting down, starting up, crashed; too many connections; the connection broke;
+            // another transaction was in the way.
+            Some(state) => {
+                ["57P", "53", "08", "40", "55P03"].iter().any(|class| state.starts_with(class))
+            }
             None => error.is_closed() || is_broken(error),
         }
     }
@@ -71,7 +78,9 @@ impl Failure {
             return "no answer within store.timeout".to_owned();
         };
         let Some(said) = error.as_db_error() else {
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            let cause = std::error::Error::source(error)
+                .map(|cause| format!(": {cause}"))
+                .unwrap_or_default();
             return format!("{error}{cause}");
         };
         let detail = said.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
@@ -79,9 +88,11 @@ impl Failure {
     }
 }
 
-/// Whether it is the connection that failed, and not what was said over it: a certificate that is refused is `InvalidData`.
+/// Whether it is the connection that failed, and not what was said over it: a certificate that is
+/// refused is `InvalidData`.
 fn is_broken(error: &Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     cause.is_some_and(|io| io.kind() != ErrorKind::InvalidData)
 }
 
@@ -92,11 +103,19 @@ impl From<Failure> for StoreError {
         }
         let text = format!("postgres: {}", failure.text());
         match failure.state() {
-            Some(state) if *state == SqlState::DATA_CORRUPTED || *state == SqlState::INDEX_CORRUPTED => {
-                StoreError::Invalid(format!("{text}: restore the database from a backup, or rebuild it from the archive"))
+            Some(state)
+                if *state == SqlState::DATA_CORRUPTED || *state == SqlState::INDEX_CORRUPTED =>
+            {
+                StoreError::Invalid(format!(
+                    "{text}: restore the database from a backup, or rebuild it from the archive"
+                ))
             }
-            Some(state) if *state == SqlState::UNDEFINED_TABLE || *state == SqlState::UNDEFINED_COLUMN => {
-                StoreError::Invalid(format!("{text}: run `rollmill store migrate` as the owner of the tables"))
+            Some(state)
+                if *state == SqlState::UNDEFINED_TABLE || *state == SqlState::UNDEFINED_COLUMN =>
+            {
+                StoreError::Invalid(format!(
+                    "{text}: run `rollmill store migrate` as the owner of the tables"
+                ))
             }
             Some(state) if *state == SqlState::QUERY_CANCELED => StoreError::TooLong(text),
             _ if failure.passes() => StoreError::Unavailable(text),
@@ -110,15 +129,24 @@ fn way_out(state: &SqlState) -> &'static str {
     match state.code() {
         "53100" => ": free space on the server's disk; what is not flushed waits in the log",
         "53400" => ": raise that limit of the server; until then it fails again and again",
-        "53300" => ": raise max_connections of the server, or lower store.flush_connections and store.read_connections",
-        "53200" => ": the server is out of memory, or max_locks_per_transaction is too small for so many partitions",
+        "53300" => {
+            ": raise max_connections of the server, or lower store.flush_connections and \
+             store.read_connections"
+        }
+        "53200" => {
+            ": the server is out of memory, or max_locks_per_transaction is too small for so many \
+             partitions"
+        }
         "40001" | "40P01" => ": another transaction was in the way, it is tried again",
         "55P03" => ": another transaction held a lock longer than store.lock_timeout",
         "57014" => ": it took longer than store.timeout",
         "57P01" => ": the server shuts down, or a new owner of the shard ended this session",
         "57P03" => ": the server starts up",
         "25P03" => ": this node was silent inside a transaction for store.idle_timeout",
-        "25006" => ": the server is a standby now; name all hosts in store.url, and the next connection finds the primary",
+        "25006" => {
+            ": the server is a standby now; name all hosts in store.url, and the next connection \
+             finds the primary"
+        }
         "42501" => ": grant what is missing, docs/operations.md has the roles",
         "28P01" | "28000" => ": check user and password of store.url",
         "3D000" => ": create the database, docs/operations.md says how",

@@ -1,8 +1,10 @@
 //! The flush transaction, and the release of a quarantined event, which merges in the same way.
 //!
-//! The compare-and-set comes first: a flush that does not own its range writes nothing at all. From then on the shard's row is locked, and
-//! with it all rollups of the shard: their sketches may be read, merged here and written back. Rows that shards share (accounting,
-//! revisions, metrics) come last and in key order, so that they are locked for a moment only and no two flushes wait for each other.
+//! The compare-and-set comes first: a flush that does not own its range writes nothing at all. From
+//! then on the shard's row is locked, and with it all rollups of the shard: their sketches may be
+//! read, merged here and written back. Rows that shards share (accounting, revisions, metrics) come
+//! last and in key order, so that they are locked for a moment only and no two flushes wait for
+//! each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +16,9 @@ use super::schema::WEEK;
 use super::session::{Param, Session, params};
 use crate::model::decimal::Decimal;
 use crate::model::distinct::Distinct;
-use crate::model::flush::{AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, settled_revision};
+use crate::model::flush::{
+    AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, settled_revision,
+};
 use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::quantiles::Quantiles;
 use crate::model::rollup::Rollup;
@@ -23,43 +27,58 @@ use crate::persistence::store::blocks;
 
 /// Staged rows, per session; every commit empties them.
 pub(super) const STAGING: &str = "
-    CREATE TEMPORARY TABLE staged_rollups (metric_no integer, hour integer, series_no bigint, count bigint, value_count bigint,
+    CREATE TEMPORARY TABLE staged_rollups (metric_no integer, hour integer, series_no bigint, \
+                                  count bigint, value_count bigint,
       sum numeric, min numeric, max numeric) ON COMMIT DELETE ROWS;
-    CREATE TEMPORARY TABLE staged_sketches (metric_no integer, hour integer, series_no bigint, distinct_users bytea, quantiles bytea)
+    CREATE TEMPORARY TABLE staged_sketches (metric_no integer, hour integer, series_no bigint, \
+                                  distinct_users bytea, quantiles bytea)
       ON COMMIT DELETE ROWS;";
 
 const STAGE_ROLLUPS: &str = "COPY pg_temp.staged_rollups FROM STDIN BINARY";
-const MERGE_ROLLUPS: &str = "INSERT INTO rollups AS r (metric_no, hour, series_no, count, value_count, sum, min, max)
-    SELECT metric_no, hour, series_no, count, value_count, sum, min, max FROM pg_temp.staged_rollups ORDER BY metric_no, hour, series_no
+const MERGE_ROLLUPS: &str = "INSERT INTO rollups AS r (metric_no, hour, series_no, count, \
+                             value_count, sum, min, max)
+    SELECT metric_no, hour, series_no, count, value_count, sum, min, max FROM \
+                             pg_temp.staged_rollups ORDER BY metric_no, hour, series_no
     ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET count = r.count + excluded.count,
-    value_count = r.value_count + excluded.value_count, sum = r.sum + excluded.sum, min = least(r.min, excluded.min),
+    value_count = r.value_count + excluded.value_count, sum = r.sum + excluded.sum, min = \
+                             least(r.min, excluded.min),
     max = greatest(r.max, excluded.max)";
-// The hours are of one week, so that no other is looked at: without them every row of the statement goes through all weeks there are.
-// OFFSET 0 makes it one look-up in the key per row, whatever the planner believes of tables that were never analysed.
-pub(super) const READ_SKETCHES: &str =
-    "SELECT s.metric_no, s.hour, s.series_no, k.distinct_users, k.quantiles FROM pg_temp.staged_rollups s
-    CROSS JOIN LATERAL (SELECT distinct_users, quantiles FROM sketches k WHERE k.metric_no = s.metric_no AND k.hour = s.hour
-    AND k.series_no = s.series_no AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k WHERE s.hour >= $1 AND s.hour <= $2";
+// The hours are of one week, so that no other is looked at: without them every row of the statement
+// goes through all weeks there are. OFFSET 0 makes it one look-up in the key per row, whatever the
+// planner believes of tables that were never analysed.
+pub(super) const READ_SKETCHES: &str = "SELECT s.metric_no, s.hour, s.series_no, \
+                                        k.distinct_users, k.quantiles FROM pg_temp.staged_rollups \
+                                        s
+    CROSS JOIN LATERAL (SELECT distinct_users, quantiles FROM sketches k WHERE k.metric_no = \
+                                        s.metric_no AND k.hour = s.hour
+    AND k.series_no = s.series_no AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k WHERE s.hour >= $1 \
+                                        AND s.hour <= $2";
 // The same in a compressed week: a look-up unpacks a batch, so it is one for each hour of a metric.
 pub(super) const READ_PACKED_SKETCHES: &str = "SELECT k.metric_no, k.hour, k.series_no, k.distinct_users, k.quantiles
     FROM (SELECT metric_no, hour, array_agg(series_no) AS nos FROM pg_temp.staged_rollups WHERE hour >= $1 AND hour <= $2
     GROUP BY metric_no, hour OFFSET 0) s CROSS JOIN LATERAL (SELECT * FROM sketches k WHERE k.metric_no = s.metric_no
     AND k.hour = s.hour AND k.series_no = ANY (s.nos) AND k.hour >= $1 AND k.hour <= $2 OFFSET 0) k";
 const STAGE_SKETCHES: &str = "COPY pg_temp.staged_sketches FROM STDIN BINARY";
-const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, distinct_users, quantiles)
-    SELECT metric_no, hour, series_no, distinct_users, quantiles FROM pg_temp.staged_sketches ORDER BY metric_no, hour, series_no
-    ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET distinct_users = excluded.distinct_users, quantiles = excluded.quantiles";
+const MERGE_SKETCHES: &str = "INSERT INTO sketches (metric_no, hour, series_no, distinct_users, \
+                              quantiles)
+    SELECT metric_no, hour, series_no, distinct_users, quantiles FROM pg_temp.staged_sketches \
+                              ORDER BY metric_no, hour, series_no
+    ON CONFLICT (metric_no, hour, series_no) DO UPDATE SET distinct_users = \
+                              excluded.distinct_users, quantiles = excluded.quantiles";
 const CLEAR: &str = "TRUNCATE pg_temp.staged_rollups, pg_temp.staged_sketches";
 
 /// Rows merged at once: bounds the memory of sketches read back, which are 16 KiB at most each.
 const PART: usize = 8_192;
-/// Of these, rows that fall into compressed weeks. Each may unpack a batch of a thousand rows, and all that is done within `store.timeout`.
+/// Of these, rows that fall into compressed weeks. Each may unpack a batch of a thousand rows, and
+/// all that is done within `store.timeout`.
 const PACKED_PART: usize = 512;
 
-/// Late events unpack as much of a compressed week as they need: the server's limit (100,000 rows) would fail the flush for ever. Versions
-/// of the extension that know no limit refuse to hear of it.
+/// Late events unpack as much of a compressed week as they need: the server's limit (100,000 rows)
+/// would fail the flush for ever. Versions of the extension that know no limit refuse to hear of
+/// it.
 pub(super) const UNLIMITED: &str = "
-    DO $$ BEGIN PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', false);
+    DO $$ BEGIN PERFORM set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', \
+                                    false);
     EXCEPTION WHEN undefined_object OR invalid_name THEN NULL; END $$;";
 
 /// Weeks that a flush writes to, as the partitions count them.
@@ -77,8 +96,10 @@ pub(super) fn flush(
 ) -> Result<Numbers, StoreError> {
     let shard = guard.shard.0.cast_signed();
     let moved = session.execute(
-        "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
-         owner_started = $3 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = $8",
+        "UPDATE shards SET next = $1, appended = coalesce($9, appended), attempts = 0, \
+         marked_offset = NULL, owner = current_setting('application_name'), owner_pid = $2,
+         owner_started = $3 WHERE shard = $4 AND log = $5 AND next = $6 AND epoch = $7 AND nonce = \
+         $8",
         params![
             guard.range.to as i64,
             session.backend.pid,
@@ -97,7 +118,8 @@ pub(super) fn flush(
     let at = (guard.shard, guard.range.from);
     let (numbers, growth) = catalogue::number(session, known, &batch.admitted, &batch.deltas, at)?;
     let touched = merge(session, compressed, &batch.deltas, &numbers)?;
-    let mut writes: Vec<(&str, Vec<Param>)> = vec![("DELETE FROM suspects WHERE shard = $1", params![shard])];
+    let mut writes: Vec<(&str, Vec<Param>)> =
+        vec![("DELETE FROM suspects WHERE shard = $1", params![shard])];
     if let Some(block) = &batch.dedup {
         writes.push((
             "INSERT INTO dedup VALUES ($1, $2, $3, $4, $5, $6)",
@@ -111,7 +133,10 @@ pub(super) fn flush(
             ],
         ));
     }
-    writes.push(("DELETE FROM dedup WHERE shard = $1 AND last_appended < $2", params![shard, forget_ids_before]));
+    writes.push((
+        "DELETE FROM dedup WHERE shard = $1 AND last_appended < $2",
+        params![shard, forget_ids_before],
+    ));
     writes.extend(batch.quarantined.iter().map(set_aside));
     writes.extend(account(&batch.accounting));
     writes.extend(touched.writes(&growth, |_| guard.revision()));
@@ -119,7 +144,8 @@ pub(super) fn flush(
     Ok(numbers)
 }
 
-/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself: the batch's is not used.
+/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself:
+/// the batch's is not used.
 pub(super) fn settle(
     session: &mut Session,
     (known, compressed): (&Known, &Compressed),
@@ -127,38 +153,62 @@ pub(super) fn settle(
     delta: Option<&FlushBatch>,
 ) -> Result<Option<Numbers>, StoreError> {
     // The shard's row stands for its rollups: no flush may merge them meanwhile.
-    let owned = session.query("SELECT log FROM shards WHERE shard = $1 FOR UPDATE", params![shard.0.cast_signed()])?;
-    let log = owned.first().map_or(Ok(LogId([0; 16])), |row| get::<Id>(row, 0).map(|id| LogId(id.0)))?;
+    let owned = session.query(
+        "SELECT log FROM shards WHERE shard = $1 FOR UPDATE",
+        params![shard.0.cast_signed()],
+    )?;
+    let log =
+        owned.first().map_or(Ok(LogId([0; 16])), |row| get::<Id>(row, 0).map(|id| LogId(id.0)))?;
     let sql = if delta.is_some() {
-        "DELETE FROM quarantine WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT discarded RETURNING tenant, appended"
+        "DELETE FROM quarantine WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT \
+         discarded RETURNING tenant, appended"
     } else {
-        "UPDATE quarantine SET discarded = true WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 AND NOT discarded
+        "UPDATE quarantine SET discarded = true WHERE shard = $1 AND \"offset\" = $2 AND idx = $3 \
+         AND NOT discarded
          RETURNING tenant, appended"
     };
-    let waiting = session.query(sql, params![shard.0.cast_signed(), offset as i64, i64::from(index)])?;
+    let waiting =
+        session.query(sql, params![shard.0.cast_signed(), offset as i64, i64::from(index)])?;
     let Some(row) = waiting.first() else { return Ok(None) };
     let Some(batch) = delta else { return Ok(Some(Numbers::new())) };
     let (numbers, growth) = catalogue::number(session, known, &[], &batch.deltas, (shard, offset))?;
     let touched = merge(session, compressed, &batch.deltas, &numbers)?;
-    let sql = "INSERT INTO accounting AS a VALUES ($1, $2, 1, 0, 0) ON CONFLICT (tenant, hour) DO UPDATE SET
+    let sql = "INSERT INTO accounting AS a VALUES ($1, $2, 1, 0, 0) ON CONFLICT (tenant, hour) DO \
+               UPDATE SET
         aggregated = a.aggregated + 1, quarantined = greatest(a.quarantined - 1, 0)";
     let hour = Hour::of(get(row, 1)?).0;
     let mut writes = vec![(sql, params![get::<String>(row, 0)?, hour])];
     let before = touched.revisions(session)?;
-    let revise = |day| settled_revision(before.get(&day).copied().unwrap_or(0), log, shard, offset, index);
+    let revise =
+        |day| settled_revision(before.get(&day).copied().unwrap_or(0), log, shard, offset, index);
     writes.extend(touched.writes(&growth, revise));
     session.execute_all(writes)?;
     Ok(Some(numbers))
 }
 
 pub(super) fn set_aside(row: &QuarantineRow) -> (&'static str, Vec<Param>) {
-    let sql = "INSERT INTO quarantine VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (shard, \"offset\", idx) DO UPDATE SET
-        tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, discarded = excluded.discarded,
+    let sql = "INSERT INTO quarantine VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (shard, \
+               \"offset\", idx) DO UPDATE SET
+        tenant = excluded.tenant, appended = excluded.appended, reason = excluded.reason, \
+               discarded = excluded.discarded,
         record = excluded.record";
     // A panic may say anything; text of PostgreSQL holds no NUL.
     let reason = row.reason.replace('\0', "\u{fffd}");
-    let (shard, offset, index) = (row.shard.0.cast_signed(), row.offset as i64, i64::from(row.index));
-    (sql, params![shard, offset, index, row.tenant.clone(), row.received, reason, row.discarded, row.record.clone()])
+    let (shard, offset, index) =
+        (row.shard.0.cast_signed(), row.offset as i64, i64::from(row.index));
+    (
+        sql,
+        params![
+            shard,
+            offset,
+            index,
+            row.tenant.clone(),
+            row.received,
+            reason,
+            row.discarded,
+            row.record.clone()
+        ],
+    )
 }
 
 pub(super) fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<Param>)> {
@@ -172,12 +222,16 @@ pub(super) fn account(growth: &[AccountingDelta]) -> Option<(&'static str, Vec<P
     if rows.is_empty() {
         return None;
     }
-    let (tenants, hours): (Vec<String>, Vec<i32>) = rows.keys().map(|(tenant, hour)| ((*tenant).to_owned(), *hour)).unzip();
+    let (tenants, hours): (Vec<String>, Vec<i32>) =
+        rows.keys().map(|(tenant, hour)| ((*tenant).to_owned(), *hour)).unzip();
     let column = |at: usize| rows.values().map(|row| row[at]).collect::<Vec<i64>>();
     let sql = "INSERT INTO accounting AS a SELECT * FROM
-        unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[]) AS w (tenant, hour, aggregated, deduplicated, quarantined)
-        ORDER BY w.tenant COLLATE \"C\", w.hour ON CONFLICT (tenant, hour) DO UPDATE SET aggregated = a.aggregated + excluded.aggregated,
-        deduplicated = a.deduplicated + excluded.deduplicated, quarantined = a.quarantined + excluded.quarantined";
+        unnest($1::text[], $2::integer[], $3::bigint[], $4::bigint[], $5::bigint[]) AS w (tenant, \
+               hour, aggregated, deduplicated, quarantined)
+        ORDER BY w.tenant COLLATE \"C\", w.hour ON CONFLICT (tenant, hour) DO UPDATE SET \
+               aggregated = a.aggregated + excluded.aggregated,
+        deduplicated = a.deduplicated + excluded.deduplicated, quarantined = a.quarantined + \
+               excluded.quarantined";
     Some((sql, params![tenants, hours, column(0), column(1), column(2)]))
 }
 
@@ -195,35 +249,59 @@ impl Touched {
     /// The revisions so far, which are locked from now on.
     fn revisions(&self, session: &mut Session) -> Result<BTreeMap<(i32, i32), u64>, StoreError> {
         let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
-        let sql = "SELECT r.metric_no, r.day, r.revision FROM unnest($1::integer[], $2::integer[]) AS w (metric_no, day)
-            JOIN revisions r ON r.metric_no = w.metric_no AND r.day = w.day ORDER BY r.metric_no, r.day FOR UPDATE OF r";
+        let sql = "SELECT r.metric_no, r.day, r.revision FROM unnest($1::integer[], \
+                   $2::integer[]) AS w (metric_no, day)
+            JOIN revisions r ON r.metric_no = w.metric_no AND r.day = w.day ORDER BY r.metric_no, \
+                   r.day FOR UPDATE OF r";
         let rows = session.query(sql, params![metrics, days])?;
-        rows.iter().map(|row| Ok(((get(row, 0)?, get(row, 1)?), get::<i64>(row, 2)? as u64))).collect()
+        rows.iter()
+            .map(|row| Ok(((get(row, 0)?, get(row, 1)?), get::<i64>(row, 2)? as u64)))
+            .collect()
     }
 
     /// `revise` gives each day its new revision.
-    fn writes(&self, growth: &Growth, revise: impl Fn((i32, i32)) -> u64) -> Vec<(&'static str, Vec<Param>)> {
+    fn writes(
+        &self,
+        growth: &Growth,
+        revise: impl Fn((i32, i32)) -> u64,
+    ) -> Vec<(&'static str, Vec<Param>)> {
         let mut writes = Vec::new();
         if !self.days.is_empty() {
             let (metrics, days): (Vec<i32>, Vec<i32>) = self.days.iter().copied().unzip();
             let revisions: Vec<i64> = self.days.iter().map(|day| revise(*day) as i64).collect();
-            let sql = "INSERT INTO revisions SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, revision)
-                ORDER BY w.metric_no, w.day ON CONFLICT (metric_no, day) DO UPDATE SET revision = excluded.revision";
+            let sql = "INSERT INTO revisions SELECT * FROM unnest($1::integer[], $2::integer[], \
+                       $3::bigint[]) AS w (metric_no, day, revision)
+                ORDER BY w.metric_no, w.day ON CONFLICT (metric_no, day) DO UPDATE SET revision = \
+                       excluded.revision";
             writes.push((sql, params![metrics, days, revisions]));
         }
-        let metrics: Vec<i32> = self.hours.keys().chain(growth.keys()).copied().collect::<BTreeSet<i32>>().into_iter().collect();
+        let metrics: Vec<i32> = self
+            .hours
+            .keys()
+            .chain(growth.keys())
+            .copied()
+            .collect::<BTreeSet<i32>>()
+            .into_iter()
+            .collect();
         if metrics.is_empty() {
             return writes;
         }
-        let grown: Vec<i64> = metrics.iter().map(|no| growth.get(no).copied().unwrap_or(0)).collect();
-        let first: Vec<Option<i32>> = metrics.iter().map(|no| self.hours.get(no).map(|span| span.0)).collect();
-        let last: Vec<Option<i32>> = metrics.iter().map(|no| self.hours.get(no).map(|span| span.1)).collect();
-        // Most flushes change nothing here, and then lock nothing: every shard has series of the same metrics.
+        let grown: Vec<i64> =
+            metrics.iter().map(|no| growth.get(no).copied().unwrap_or(0)).collect();
+        let first: Vec<Option<i32>> =
+            metrics.iter().map(|no| self.hours.get(no).map(|span| span.0)).collect();
+        let last: Vec<Option<i32>> =
+            metrics.iter().map(|no| self.hours.get(no).map(|span| span.1)).collect();
+        // Most flushes change nothing here, and then lock nothing: every shard has series of the
+        // same metrics.
         let sql = "WITH grown AS MATERIALIZED (SELECT m.no, w.grown, w.first, w.last
-            FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::integer[]) AS w (no, grown, first, last) JOIN metrics m ON m.no = w.no
-            WHERE w.grown > 0 OR (w.first IS NOT NULL AND (m.first_hour IS NULL OR w.first < m.first_hour OR w.last > m.last_hour))
+            FROM unnest($1::integer[], $2::bigint[], $3::integer[], $4::integer[]) AS w (no, \
+                   grown, first, last) JOIN metrics m ON m.no = w.no
+            WHERE w.grown > 0 OR (w.first IS NOT NULL AND (m.first_hour IS NULL OR w.first < \
+                   m.first_hour OR w.last > m.last_hour))
             ORDER BY m.no FOR UPDATE OF m)
-            UPDATE metrics m SET series_count = m.series_count + g.grown, first_hour = least(m.first_hour, g.first),
+            UPDATE metrics m SET series_count = m.series_count + g.grown, first_hour = \
+                   least(m.first_hour, g.first),
             last_hour = greatest(m.last_hour, g.last) FROM grown g WHERE m.no = g.no";
         writes.push((sql, params![metrics, grown, first, last]));
         writes
@@ -231,13 +309,23 @@ impl Touched {
 }
 
 /// Merges growth into rows, in the order of their keys.
-fn merge(session: &mut Session, compressed: &Compressed, deltas: &[Delta], numbers: &Numbers) -> Result<Touched, StoreError> {
+fn merge(
+    session: &mut Session,
+    compressed: &Compressed,
+    deltas: &[Delta],
+    numbers: &Numbers,
+) -> Result<Touched, StoreError> {
     let mut rows: Vec<Row<'_>> = Vec::with_capacity(deltas.len());
     let mut touched = Touched::default();
     for delta in deltas {
         let id = delta.series.id;
-        let no = numbers.get(&id).ok_or_else(|| StoreError::Failed(format!("series {id} has no number")))?;
-        rows.push(((no.metric_no, delta.hour.0, no.series_no), std::borrow::Cow::Borrowed(&delta.rollup)));
+        let no = numbers
+            .get(&id)
+            .ok_or_else(|| StoreError::Failed(format!("series {id} has no number")))?;
+        rows.push((
+            (no.metric_no, delta.hour.0, no.series_no),
+            std::borrow::Cow::Borrowed(&delta.rollup),
+        ));
         touched.days.insert((no.metric_no, delta.hour.day()));
         let span = touched.hours.entry(no.metric_no).or_insert((delta.hour.0, delta.hour.0));
         *span = (span.0.min(delta.hour.0), span.1.max(delta.hour.0));
@@ -321,7 +409,11 @@ fn spans(rows: &[Row<'_>]) -> BTreeMap<i32, (i32, i32)> {
     spans
 }
 
-fn merge_sketches(session: &mut Session, rows: &[Row<'_>], packed: &BTreeSet<i32>) -> Result<(), StoreError> {
+fn merge_sketches(
+    session: &mut Session,
+    rows: &[Row<'_>],
+    packed: &BTreeSet<i32>,
+) -> Result<(), StoreError> {
     let mut stored: BTreeMap<RowKey, (Distinct, Quantiles)> = BTreeMap::new();
     for (week, (first, last)) in spans(rows) {
         let sql = if packed.contains(&week) { READ_PACKED_SKETCHES } else { READ_SKETCHES };
@@ -370,7 +462,8 @@ mod tests {
 
     #[test]
     fn parts_hold_few_rows_of_compressed_weeks() {
-        let rows: Vec<Row<'_>> = (0..20_000).map(|n| row(n / 10, i64::from(n % 10), false)).collect();
+        let rows: Vec<Row<'_>> =
+            (0..20_000).map(|n| row(n / 10, i64::from(n % 10), false)).collect();
         assert_eq!(part(&rows, &BTreeSet::new()), PART);
         assert_eq!(part(&rows[..9], &BTreeSet::new()), 9);
         // The week 2 begins at hour 336, which is row 3,360.
@@ -381,8 +474,14 @@ mod tests {
 
     #[test]
     fn every_week_is_read_by_its_own_hours() {
-        let rows =
-            [row(-1, 1, true), row(0, 1, false), row(5, 1, true), row(160, 2, true), row(168, 1, true), row(400, 1, false)];
+        let rows = [
+            row(-1, 1, true),
+            row(0, 1, false),
+            row(5, 1, true),
+            row(160, 2, true),
+            row(168, 1, true),
+            row(400, 1, false),
+        ];
         assert_eq!(spans(&rows), BTreeMap::from([(-1, (-1, -1)), (0, (5, 160)), (1, (168, 168))]));
     }
 }

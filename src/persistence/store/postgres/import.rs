@@ -1,7 +1,9 @@
-//! A whole store, taken over in one transaction: afterwards everything is there, or nothing. See [`super::super::transfer`].
+//! A whole store, taken over in one transaction: afterwards everything is there, or nothing. See
+//! [`super::super::transfer`].
 //!
-//! Series get numbers of this database; everything else is written as it comes. Weeks get their partitions before the transaction, so
-//! that it does not hold a lock for each of them; what is left of an import that died is such partitions, empty.
+//! Series get numbers of this database; everything else is written as it comes. Weeks get their
+//! partitions before the transaction, so that it does not hold a lock for each of them; what is
+//! left of an import that died is such partitions, empty.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,12 +20,15 @@ use crate::model::offset::{LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
 use crate::persistence::store::blocks;
-use crate::persistence::store::transfer::{FiguresRow, Piece, RevisionRow, ShardRow, SketchesRow, Take};
+use crate::persistence::store::transfer::{
+    FiguresRow, Piece, RevisionRow, ShardRow, SketchesRow, Take,
+};
 
 /// Who is said to own the shards until a node claims them.
 const OWNER: &str = "rollmill:migrate";
 
-/// The silence of the other side is the reading of the source, so the server must not end the session for it.
+/// The silence of the other side is the reading of the source, so the server must not end the
+/// session for it.
 const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0;";
 
 /// What a store holds already.
@@ -57,53 +62,74 @@ impl PostgresStore {
         contents(self.writers.take()?.session()?)
     }
 
-    /// Every shard goes on in another log, which begins at these offsets: where the store and the archive stand, or nothing is changed.
+    /// Every shard goes on in another log, which begins at these offsets: where the store and the
+    /// archive stand, or nothing is changed.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if a shard stands elsewhere; [`StoreError::Unknown`] if the outcome is: [`PostgresStore::contents`] then says it.
+    /// [`StoreError::Failed`] if a shard stands elsewhere; [`StoreError::Unknown`] if the outcome
+    /// is: [`PostgresStore::contents`] then says it.
     pub fn go_on_in(&self, from: LogId, to: LogId, ends: &[Offset]) -> Result<(), StoreError> {
         let mut lease = self.writers.begin(BEGIN)?;
         let session = lease.session()?;
         // Owners that still run wait here, and then find another epoch.
         session.batch("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
-        for row in &session.query("SELECT shard, log, next, archived FROM shards ORDER BY shard", params![])? {
+        for row in &session
+            .query("SELECT shard, log, next, archived FROM shards ORDER BY shard", params![])?
+        {
             let (shard, log) = (get::<i32>(row, 0)?, LogId(get::<Id>(row, 1)?.0));
             let stands = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
             let end = usize::try_from(shard).ok().and_then(|at| ends.get(at));
             if log != from || end.is_none_or(|end| stands != (*end, *end)) {
                 return Err(StoreError::Failed(format!(
-                    "shard {shard} stands at {} of log {log}, archived up to {}, instead of {end:?} of log {from}: does a node still run?",
+                    "shard {shard} stands at {} of log {log}, archived up to {}, instead of \
+                     {end:?} of log {from}: does a node still run?",
                     stands.0, stands.1
                 )));
             }
         }
-        session.execute("UPDATE shards SET log = $1, epoch = epoch + 1, attempts = 0", params![Id(to.0)])?;
+        session.execute(
+            "UPDATE shards SET log = $1, epoch = epoch + 1, attempts = 0",
+            params![Id(to.0)],
+        )?;
         session.commit()
     }
 
-    /// Takes over what `source` hands over, with rollups of these UTC days, and the checkpoints as those of `log`.
+    /// Takes over what `source` hands over, with rollups of these UTC days, and the checkpoints as
+    /// those of `log`.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if it is not empty; [`StoreError::Unknown`] if the outcome is: [`PostgresStore::contents`] then says it.
+    /// [`StoreError::Failed`] if it is not empty; [`StoreError::Unknown`] if the outcome is:
+    /// [`PostgresStore::contents`] then says it.
     pub fn import(
         &self,
         log: LogId,
         days: &[i32],
         source: impl FnOnce(Take<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let weeks: BTreeSet<i32> =
-            days.iter().flat_map(|day| [day * 24, day * 24 + 23]).map(|hour| hour.div_euclid(WEEK)).collect();
+        let weeks: BTreeSet<i32> = days
+            .iter()
+            .flat_map(|day| [day * 24, day * 24 + 23])
+            .map(|hour| hour.div_euclid(WEEK))
+            .collect();
         for week in &weeks {
             self.ensure_weeks(&BTreeSet::from([*week]))?;
         }
         let mut lease = self.writers.begin(BEGIN)?;
         let session = lease.session()?;
-        let mut import = Import { session, log, series: HashMap::new(), metrics: HashMap::new(), spans: BTreeMap::new() };
+        let mut import = Import {
+            session,
+            log,
+            series: HashMap::new(),
+            metrics: HashMap::new(),
+            spans: BTreeMap::new(),
+        };
         // Two imports at once: the second waits here and then finds the rows of the first.
         import.session.batch("LOCK TABLE shards IN EXCLUSIVE MODE".to_owned())?;
         if contents(import.session)? != Contents::Nothing {
             let place = &self.writers.connector.place;
-            return Err(StoreError::Failed(format!("{place} is not empty any more: another import has just ended; start again")));
+            return Err(StoreError::Failed(format!(
+                "{place} is not empty any more: another import has just ended; start again"
+            )));
         }
         source(&mut |piece| {
             import.session.allow(self.limit);
@@ -116,11 +142,15 @@ impl PostgresStore {
 }
 
 fn contents(session: &mut Session) -> Result<Contents, StoreError> {
-    if let Some(row) = session.query("SELECT log FROM shards ORDER BY shard LIMIT 1", params![])?.first() {
+    if let Some(row) =
+        session.query("SELECT log FROM shards ORDER BY shard LIMIT 1", params![])?.first()
+    {
         return Ok(Contents::Log(LogId(get::<Id>(row, 0)?.0)));
     }
-    let sql = "SELECT EXISTS (SELECT FROM series) OR EXISTS (SELECT FROM rollups) OR EXISTS (SELECT FROM manifest)
-        OR EXISTS (SELECT FROM accounting) OR EXISTS (SELECT FROM quarantine) OR EXISTS (SELECT FROM dedup)";
+    let sql = "SELECT EXISTS (SELECT FROM series) OR EXISTS (SELECT FROM rollups) OR EXISTS \
+               (SELECT FROM manifest)
+        OR EXISTS (SELECT FROM accounting) OR EXISTS (SELECT FROM quarantine) OR EXISTS (SELECT \
+               FROM dedup)";
     let any = session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0));
     Ok(if any { Contents::Rows } else { Contents::Nothing })
 }
@@ -144,14 +174,16 @@ impl Import<'_> {
             Piece::Sketches(rows) => self.sketches(&rows),
             Piece::Revisions(rows) => self.revisions(&rows),
             Piece::Dedup(shard, rows) => self.write(rows.iter().map(|block| dedup(shard, block))),
-            Piece::DedupRules(shard, rows) => {
-                self.write(rows.iter().map(|(from, rule)| super::admin::dedup_rule(shard, *from, *rule)))
-            }
+            Piece::DedupRules(shard, rows) => self.write(
+                rows.iter().map(|(from, rule)| super::admin::dedup_rule(shard, *from, *rule)),
+            ),
             Piece::Accounting(rows) => self.write(flush::account(&rows).into_iter()),
             Piece::Quarantine(rows) => self.write(rows.iter().map(flush::set_aside)),
             Piece::Suspects(shard, rows) => self.write(rows.iter().map(|row| suspect(shard, row))),
             Piece::Manifest(rows) => self.write(rows.iter().map(super::admin::manifest_row)),
-            Piece::Floors(rows) => self.write(rows.iter().map(|(shard, floor)| archive_floor(*shard, floor))),
+            Piece::Floors(rows) => {
+                self.write(rows.iter().map(|(shard, floor)| archive_floor(*shard, floor)))
+            }
             Piece::Shards(rows) => {
                 let log = self.log;
                 self.write(rows.iter().map(|row| checkpoint(log, row)))
@@ -159,16 +191,28 @@ impl Import<'_> {
         }
     }
 
-    fn write(&mut self, rows: impl Iterator<Item = (&'static str, Vec<Param>)>) -> Result<(), StoreError> {
+    fn write(
+        &mut self,
+        rows: impl Iterator<Item = (&'static str, Vec<Param>)>,
+    ) -> Result<(), StoreError> {
         Ok(self.session.execute_all(rows.collect())?)
     }
 
-    fn admit(&mut self, shard: ShardId, rows: &[(Arc<SeriesInfo>, Offset)]) -> Result<(), StoreError> {
-        let (numbers, growth) = catalogue::number(self.session, &Known::default(), rows, &[], (shard, 0))?;
+    fn admit(
+        &mut self,
+        shard: ShardId,
+        rows: &[(Arc<SeriesInfo>, Offset)],
+    ) -> Result<(), StoreError> {
+        let (numbers, growth) =
+            catalogue::number(self.session, &Known::default(), rows, &[], (shard, 0))?;
         for (info, _) in rows {
-            let no = numbers.get(&info.id).ok_or_else(|| StoreError::Failed(format!("series {} has no number", info.id)))?;
+            let no = numbers
+                .get(&info.id)
+                .ok_or_else(|| StoreError::Failed(format!("series {} has no number", info.id)))?;
             self.series.insert(info.id, (no.metric_no, no.series_no));
-            self.metrics.entry((info.series.tenant.clone(), info.series.metric.clone())).or_insert(no.metric_no);
+            self.metrics
+                .entry((info.series.tenant.clone(), info.series.metric.clone()))
+                .or_insert(no.metric_no);
         }
         let (metrics, grown): (Vec<i32>, Vec<i64>) = growth.into_iter().unzip();
         let sql = "UPDATE metrics m SET series_count = m.series_count + w.grown
@@ -179,8 +223,9 @@ impl Import<'_> {
 
     fn place(&self, id: SeriesId, hour: Hour) -> Result<(i32, i32, i64), StoreError> {
         let found = self.series.get(&id).copied();
-        let (metric, series) =
-            found.ok_or_else(|| StoreError::Invalid(format!("series {id} has rollups but no catalogue row")))?;
+        let (metric, series) = found.ok_or_else(|| {
+            StoreError::Invalid(format!("series {id} has rollups but no catalogue row"))
+        })?;
         Ok((metric, hour.0, series))
     }
 
@@ -198,7 +243,8 @@ impl Import<'_> {
             copy.numeric(row.figures.min.map(Decimal::units));
             copy.numeric(row.figures.max.map(Decimal::units));
         }
-        let sql = "COPY rollups (metric_no, hour, series_no, count, value_count, sum, min, max) FROM STDIN BINARY";
+        let sql = "COPY rollups (metric_no, hour, series_no, count, value_count, sum, min, max) \
+                   FROM STDIN BINARY";
         self.session.copy_in(sql, copy.finish())?;
         Ok(())
     }
@@ -211,7 +257,8 @@ impl Import<'_> {
             copy.bytea(|out| out.extend_from_slice(&row.distinct_users));
             copy.bytea(|out| out.extend_from_slice(&row.quantiles));
         }
-        let sql = "COPY sketches (metric_no, hour, series_no, distinct_users, quantiles) FROM STDIN BINARY";
+        let sql = "COPY sketches (metric_no, hour, series_no, distinct_users, quantiles) FROM \
+                   STDIN BINARY";
         self.session.copy_in(sql, copy.finish())?;
         Ok(())
     }
@@ -219,13 +266,16 @@ impl Import<'_> {
     fn revisions(&mut self, rows: &[RevisionRow]) -> Result<(), StoreError> {
         let metric = |row: &RevisionRow| {
             let found = self.metrics.get(&(row.tenant.clone(), row.metric.clone())).copied();
-            found.ok_or_else(|| StoreError::Invalid(format!("metric {} has a revision but no series", row.metric)))
+            found.ok_or_else(|| {
+                StoreError::Invalid(format!("metric {} has a revision but no series", row.metric))
+            })
         };
         let metrics = rows.iter().map(metric).collect::<Result<Vec<i32>, _>>()?;
         let days: Vec<i32> = rows.iter().map(|row| row.day).collect();
         let revisions: Vec<i64> = rows.iter().map(|row| row.revision as i64).collect();
         let sql = "INSERT INTO revisions (metric_no, day, revision)
-            SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, revision)";
+            SELECT * FROM unnest($1::integer[], $2::integer[], $3::bigint[]) AS w (metric_no, day, \
+                   revision)";
         self.session.execute(sql, params![metrics, days, revisions])?;
         Ok(())
     }
@@ -234,7 +284,8 @@ impl Import<'_> {
         let metrics: Vec<i32> = self.spans.keys().copied().collect();
         let (first, last): (Vec<i32>, Vec<i32>) = self.spans.values().copied().unzip();
         let sql = "UPDATE metrics m SET first_hour = w.first, last_hour = w.last
-            FROM unnest($1::integer[], $2::integer[], $3::integer[]) AS w (no, first, last) WHERE m.no = w.no";
+            FROM unnest($1::integer[], $2::integer[], $3::integer[]) AS w (no, first, last) WHERE \
+                   m.no = w.no";
         self.session.execute(sql, params![metrics, first, last])?;
         Ok(())
     }
@@ -243,26 +294,37 @@ impl Import<'_> {
 fn dedup(shard: ShardId, block: &DedupBlock) -> (&'static str, Vec<Param>) {
     let range = (block.range.from as i64, block.range.to as i64);
     let runs = blocks::encode_runs(&block.runs);
-    let params = params![shard.0.cast_signed(), range.0, range.1, block.appended.0, block.appended.1, runs];
+    let params =
+        params![shard.0.cast_signed(), range.0, range.1, block.appended.0, block.appended.1, runs];
     (
-        "INSERT INTO dedup (shard, from_offset, to_offset, first_appended, last_appended, block) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO dedup (shard, from_offset, to_offset, first_appended, last_appended, block) \
+         VALUES ($1, $2, $3, $4, $5, $6)",
         params,
     )
 }
 
 fn suspect(shard: ShardId, row: &Suspect) -> (&'static str, Vec<Param>) {
-    let params = params![shard.0.cast_signed(), row.offset as i64, i64::from(row.index), i64::from(row.deaths)];
+    let params = params![
+        shard.0.cast_signed(),
+        row.offset as i64,
+        i64::from(row.index),
+        i64::from(row.deaths)
+    ];
     ("INSERT INTO suspects (shard, \"offset\", idx, deaths) VALUES ($1, $2, $3, $4)", params)
 }
 
 fn archive_floor(shard: ShardId, floor: &ArchiveFloor) -> (&'static str, Vec<Param>) {
     let params = params![shard.0.cast_signed(), floor.offset as i64, floor.appended, floor.hour.0];
-    ("INSERT INTO archive_floors (shard, \"offset\", appended, hour) VALUES ($1, $2, $3, $4)", params)
+    (
+        "INSERT INTO archive_floors (shard, \"offset\", appended, hour) VALUES ($1, $2, $3, $4)",
+        params,
+    )
 }
 
 fn checkpoint(log: LogId, row: &ShardRow) -> (&'static str, Vec<Param>) {
     let at = row.checkpoint;
-    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, owner_pid, owner_started, appended)
+    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts, owner, \
+               owner_pid, owner_started, appended)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0, now(), $9)";
     let params = params![
         row.shard.0.cast_signed(),

@@ -1,10 +1,12 @@
-//! The store of a cluster: TimescaleDB, or PostgreSQL 14 and newer with native partitions where the extension is missing.
+//! The store of a cluster: TimescaleDB, or PostgreSQL 14 and newer with native partitions where the
+//! extension is missing.
 //!
-//! What always holds: every write is one READ COMMITTED transaction that begins with its compare-and-set, which locks the shard's row, and
-//! nothing derived from a transaction is remembered before it committed. Inside it the session is named after the shard, so that a new
-//! owner finds the backend of one that froze there, and ends it. A snapshot is a REPEATABLE READ transaction on the primary: it sees
-//! one state, and everything that was committed before it began.
-//! On failure: see [`errors`]. A transaction is never tried twice.
+//! What always holds: every write is one READ COMMITTED transaction that begins with its
+//! compare-and-set, which locks the shard's row, and nothing derived from a transaction is
+//! remembered before it committed. Inside it the session is named after the shard, so that a new
+//! owner finds the backend of one that froze there, and ends it. A snapshot is a REPEATABLE READ
+//! transaction on the primary: it sees one state, and everything that was committed before it
+//! began. On failure: see [`errors`]. A transaction is never tried twice.
 
 mod admin;
 mod catalogue;
@@ -73,7 +75,9 @@ pub struct PostgresStore {
 
 impl std::fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PostgresStore").field("place", &self.writers.connector.place).finish_non_exhaustive()
+        f.debug_struct("PostgresStore")
+            .field("place", &self.writers.connector.place)
+            .finish_non_exhaustive()
     }
 }
 
@@ -81,8 +85,8 @@ impl PostgresStore {
     /// Connects, and lays or migrates the tables if this role may.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] if the URL, the server or the schema cannot be used, or the rollups were lost; [`StoreError::Failed`] if
-    /// no host takes writes.
+    /// [`StoreError::Invalid`] if the URL, the server or the schema cannot be used, or the rollups
+    /// were lost; [`StoreError::Failed`] if no host takes writes.
     pub fn open(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self::new(options)?;
         let place = &store.writers.connector.place;
@@ -100,11 +104,12 @@ impl PostgresStore {
         Ok(Arc::new(store))
     }
 
-    /// Connects to a database that holds no store, or one that a rebuild has not finished; the tables are laid. Until
-    /// [`PostgresStore::finish_rebuild`] nothing else opens it.
+    /// Connects to a database that holds no store, or one that a rebuild has not finished; the
+    /// tables are laid. Until [`PostgresStore::finish_rebuild`] nothing else opens it.
     ///
     /// # Errors
-    /// As [`PostgresStore::open`], and if the database holds a store, or this role may not lay tables.
+    /// As [`PostgresStore::open`], and if the database holds a store, or this role may not lay
+    /// tables.
     pub fn open_rebuilding(options: &PostgresOptions) -> Result<Arc<Self>, StoreError> {
         let store = Self { rebuilding: true, ..Self::new(options)? };
         let place = &store.writers.connector.place;
@@ -146,7 +151,8 @@ impl PostgresStore {
         let place = &store.readers.connector.place;
         if !schema::is_current(store.readers.take()?.session()?, place)? {
             return Err(StoreError::Invalid(format!(
-                "{place} has not the tables of this version: start a node of this version, or run `rollmill store migrate`"
+                "{place} has not the tables of this version: start a node of this version, or run \
+                 `rollmill store migrate`"
             )));
         }
         Ok(Arc::new(store))
@@ -160,21 +166,40 @@ impl PostgresStore {
     fn new(options: &PostgresOptions) -> Result<Self, StoreError> {
         let worker = Worker::start()?;
         let hands = worker.hands()?;
-        let connector = |key: &str, url: &str, role: &str, setup: String| -> Result<Connector, StoreError> {
-            Connector::new(options.config(key, url, role)?, options.tls_ca.as_deref(), setup, hands.clone())
-        };
+        let connector =
+            |key: &str, url: &str, role: &str, setup: String| -> Result<Connector, StoreError> {
+                Connector::new(
+                    options.config(key, url, role)?,
+                    options.tls_ca.as_deref(),
+                    setup,
+                    hands.clone(),
+                )
+            };
         let writing = options.settings(options.idle_timeout) + flush::UNLIMITED + flush::STAGING;
         // A query may think between two reads; it holds no lock that a flush waits for.
-        let reading = options.settings(options.timeout) + "SET default_transaction_read_only = on; SET enable_sort = off;";
-        let (read_key, read_url) =
-            options.read_url.as_deref().map_or(("store.url", &*options.url), |url| ("store.read_url", url));
+        let reading = options.settings(options.timeout)
+            + "SET default_transaction_read_only = on; SET enable_sort = off;";
+        let (read_key, read_url) = options
+            .read_url
+            .as_deref()
+            .map_or(("store.url", &*options.url), |url| ("store.read_url", url));
         let writers = connector("store.url", &options.url, "writer", writing)?;
         let readers = connector(read_key, read_url, "reader", reading)?;
         let patience = options.lock_timeout.min(admin::PATIENCE).as_millis();
         Ok(Self {
             node: options.node.clone(),
-            writers: Pool::new(writers, options.flush_connections, options.timeout, "store.flush_connections"),
-            readers: Pool::new(readers, options.read_connections, options.timeout, "store.read_connections"),
+            writers: Pool::new(
+                writers,
+                options.flush_connections,
+                options.timeout,
+                "store.flush_connections",
+            ),
+            readers: Pool::new(
+                readers,
+                options.read_connections,
+                options.timeout,
+                "store.read_connections",
+            ),
             known: Known::default(),
             weeks: Mutex::default(),
             matched: snapshot::Matches::new(options.match_cache),
@@ -197,13 +222,22 @@ impl PostgresStore {
         format!("shard-{:04}", shard.0)
     }
 
-    /// The words that begin a transaction of the shard. The name is set before the row is locked, and seen by others at once.
+    /// The words that begin a transaction of the shard. The name is set before the row is locked,
+    /// and seen by others at once.
     fn begin(&self, shard: ShardId) -> String {
-        format!("BEGIN; SET LOCAL application_name = '{}';", options::application(&self.node, &Self::names(shard)))
+        format!(
+            "BEGIN; SET LOCAL application_name = '{}';",
+            options::application(&self.node, &Self::names(shard))
+        )
     }
 
-    /// Runs `body` in one transaction of the shard. What it returns is trusted only after the commit.
-    fn transaction<T>(&self, shard: ShardId, body: impl FnOnce(&mut Session) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Runs `body` in one transaction of the shard. What it returns is trusted only after the
+    /// commit.
+    fn transaction<T>(
+        &self,
+        shard: ShardId,
+        body: impl FnOnce(&mut Session) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let mut lease = self.writers.begin(&self.begin(shard))?;
         let session = lease.session()?;
         let answer = body(session)?;
@@ -217,12 +251,14 @@ impl PostgresStore {
         shard: ShardId,
         body: impl FnOnce(&mut Session) -> Result<(Numbers, T), StoreError>,
     ) -> Result<T, StoreError> {
-        let ((numbers, answer), server) = self.transaction(shard, |session| Ok((body(session)?, session.backend.server)))?;
+        let ((numbers, answer), server) =
+            self.transaction(shard, |session| Ok((body(session)?, session.backend.server)))?;
         self.known.add(server, numbers);
         Ok(answer)
     }
 
-    /// Makes the partitions that a transaction needs, before it begins, so that no flush waits for a table to be made by another.
+    /// Makes the partitions that a transaction needs, before it begins, so that no flush waits for
+    /// a table to be made by another.
     fn ensure_weeks(&self, wanted: &BTreeSet<i32>) -> Result<(), StoreError> {
         let known = self.weeks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if wanted.is_subset(&known.1) {
@@ -231,7 +267,11 @@ impl PostgresStore {
         let mut lease = self.writers.begin("BEGIN")?;
         let session = lease.session()?;
         let server = session.backend.server;
-        let missing: Vec<i32> = wanted.iter().filter(|week| known.0 != server || !known.1.contains(week)).copied().collect();
+        let missing: Vec<i32> = wanted
+            .iter()
+            .filter(|week| known.0 != server || !known.1.contains(week))
+            .copied()
+            .collect();
         for week in &missing {
             session.query("SELECT rollmill.ensure_week($1)", params![*week])?;
         }
@@ -244,18 +284,24 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Partitions may have been dropped meanwhile, by retention or by a failover to an older state: the next flush looks again.
+    /// Partitions may have been dropped meanwhile, by retention or by a failover to an older state:
+    /// the next flush looks again.
     fn forget_weeks<T>(&self, outcome: Result<T, StoreError>) -> Result<T, StoreError> {
-        if matches!(outcome, Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unknown(_))) {
+        if matches!(
+            outcome,
+            Err(StoreError::Failed(_) | StoreError::Unavailable(_) | StoreError::Unknown(_))
+        ) {
             *self.weeks.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
         }
         outcome
     }
 
-    /// Drops the rollups of whole weeks that end at or before `before`: partitions or chunks, of figures and of sketches. How many.
+    /// Drops the rollups of whole weeks that end at or before `before`: partitions or chunks, of
+    /// figures and of sketches. How many.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if `before` is within the last day, or a partition is in use for long.
+    /// [`StoreError::Failed`] if `before` is within the last day, or a partition is in use for
+    /// long.
     pub fn drop_before(&self, before: Hour) -> Result<u32, StoreError> {
         self.old_weeks("SELECT rollmill.drop_before($1)", before)
     }
@@ -272,7 +318,13 @@ impl PostgresStore {
     }
 
     /// One claim; `None` if the shard's row is locked for longer than patience allows.
-    fn try_claim(&self, shard: ShardId, log: LogId, nonce: u64, words: &str) -> Result<Option<Claim>, StoreError> {
+    fn try_claim(
+        &self,
+        shard: ShardId,
+        log: LogId,
+        nonce: u64,
+        words: &str,
+    ) -> Result<Option<Claim>, StoreError> {
         let mut lease = self.writers.begin(words)?;
         let session = lease.session()?;
         match admin::lock(session, shard)? {
@@ -306,8 +358,8 @@ impl RollupStore for PostgresStore {
         drop(lease);
         self.try_claim(shard, log, nonce, &self.begin(shard))?.ok_or_else(|| {
             StoreError::Failed(format!(
-                "the row of shard {shard} stays locked by a transaction that is not one of ours, or runs as another role: find it in \
-                 pg_stat_activity"
+                "the row of shard {shard} stays locked by a transaction that is not one of ours, \
+                 or runs as another role: find it in pg_stat_activity"
             ))
         })
     }
@@ -316,19 +368,37 @@ impl RollupStore for PostgresStore {
         admin::recent_ids(self.readers.begin(snapshot::BEGIN)?.session()?, shard, since)
     }
 
-    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError> {
+    fn note_dedup_rule(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        from: Offset,
+        rule: DedupRule,
+    ) -> Result<(), StoreError> {
         self.transaction(shard, |session| admin::note_dedup_rule(session, shard, epoch, from, rule))
     }
 
-    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
+    fn flush(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Result<(), StoreError> {
         self.ensure_weeks(&flush::weeks(&batch.deltas))?;
         let flushed = self.numbering(guard.shard, |session| {
-            flush::flush(session, (&self.known, &self.compressed), guard, batch, forget_ids_before).map(|numbers| (numbers, ()))
+            flush::flush(session, (&self.known, &self.compressed), guard, batch, forget_ids_before)
+                .map(|numbers| (numbers, ()))
         });
         self.forget_weeks(flushed)
     }
 
-    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+    fn mark_suspect(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        offset: Offset,
+        index: u32,
+    ) -> Result<(), StoreError> {
         self.transaction(shard, |session| admin::mark_suspect(session, shard, epoch, offset, index))
     }
 
@@ -344,7 +414,12 @@ impl RollupStore for PostgresStore {
         self.transaction(row.shard, |session| admin::expired(session, row))
     }
 
-    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+    fn swap_expiry(
+        &self,
+        of: Expiring,
+        before: Option<&str>,
+        after: &str,
+    ) -> Result<bool, StoreError> {
         self.transaction(shard_of(of), |session| admin::swap_expiry(session, of, before, after))
     }
 
@@ -363,7 +438,12 @@ impl RollupStore for PostgresStore {
             self.ensure_weeks(&flush::weeks(&batch.deltas))?;
         }
         let settled = self.numbering(shard, |session| {
-            let numbers = flush::settle(session, (&self.known, &self.compressed), (shard, offset, index), delta)?;
+            let numbers = flush::settle(
+                session,
+                (&self.known, &self.compressed),
+                (shard, offset, index),
+                delta,
+            )?;
             let settled = numbers.is_some();
             Ok((numbers.unwrap_or_default(), settled))
         });
@@ -387,8 +467,14 @@ impl RollupStore for PostgresStore {
         Ok(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?))
     }
 
-    fn snapshot_at_once(&self, query: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
-        let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN, Some(&query.ending()))? else { return Ok(None) };
+    fn snapshot_at_once(
+        &self,
+        query: &Budget,
+    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+        let Some(lease) = self.readers.begin_at_once(snapshot::BEGIN, Some(&query.ending()))?
+        else {
+            return Ok(None);
+        };
         Ok(Some(Box::new(snapshot::PostgresSnapshot::new(lease, &self.matched, &self.compressed)?)))
     }
 

@@ -1,6 +1,7 @@
 //! How the store is reached: URL, pools, deadlines.
 //!
-//! A URL may hold a password. It is parsed once; messages show [`Place`], which holds hosts, database and user, never the URL.
+//! A URL may hold a password. It is parsed once; messages show [`Place`], which holds hosts,
+//! database and user, never the URL.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,15 +26,18 @@ pub struct PostgresOptions {
     pub read_connections: usize,
     /// Time to connect, and to find a host that takes writes.
     pub connect_timeout: Duration,
-    /// Time of one transaction, waiting for a connection included; each part of a large flush has it anew.
+    /// Time of one transaction, waiting for a connection included; each part of a large flush has
+    /// it anew.
     pub timeout: Duration,
     /// Time to compress one chunk of TimescaleDB.
     pub compress_timeout: Duration,
     /// Time to wait for a lock.
     pub lock_timeout: Duration,
-    /// Silence inside a transaction after which the server ends it, and after which a connection counts as broken.
+    /// Silence inside a transaction after which the server ends it, and after which a connection
+    /// counts as broken.
     pub idle_timeout: Duration,
-    /// PEM file of the authorities that may have signed the server's certificate; `None` takes those of the system.
+    /// PEM file of the authorities that may have signed the server's certificate; `None` takes
+    /// those of the system.
     pub tls_ca: Option<PathBuf>,
     /// Bytes for the series that queries match.
     pub match_cache: u64,
@@ -57,14 +61,20 @@ impl std::fmt::Display for Place {
 
 impl Place {
     pub(super) fn of(config: &Config) -> Self {
-        let port = |at: usize| config.get_ports().get(at).or(config.get_ports().first()).copied().unwrap_or(5432);
+        let port = |at: usize| {
+            config.get_ports().get(at).or(config.get_ports().first()).copied().unwrap_or(5432)
+        };
         let host = |(at, host): (usize, &Host)| match host {
             Host::Tcp(name) => format!("{name}:{}", port(at)),
             Host::Unix(path) => format!("{}:{}", path.display(), port(at)),
         };
         let hosts: Vec<String> = config.get_hosts().iter().enumerate().map(host).collect();
         let user = config.get_user().unwrap_or("(nobody)");
-        Self(format!("database {} on {} as {user}", config.get_dbname().unwrap_or(user), hosts.join(",")))
+        Self(format!(
+            "database {} on {} as {user}",
+            config.get_dbname().unwrap_or(user),
+            hosts.join(",")
+        ))
     }
 }
 
@@ -76,16 +86,20 @@ impl PostgresOptions {
     pub(super) fn config(&self, key: &str, url: &str, role: &str) -> Result<Config, StoreError> {
         let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
         // Where a password may stand is known, so that nothing shows it: before the @.
-        let parsed: Option<Config> = url.parse().ok().filter(|_| is_url && !url.contains("password="));
+        let parsed: Option<Config> =
+            url.parse().ok().filter(|_| is_url && !url.contains("password="));
         let mut config = parsed.ok_or_else(|| {
             StoreError::Invalid(format!(
-                "{key} is not read as a URL of PostgreSQL (its text is not shown, because it may hold a password): write \
-                 postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE, with sslmode=require for TLS, and escape special characters of \
-                 the password as %40"
+                "{key} is not read as a URL of PostgreSQL (its text is not shown, because it may \
+                 hold a password): write postgres://USER:PASSWORD@HOST:PORT,HOST2:PORT/DATABASE, \
+                 with sslmode=require for TLS, and escape special characters of the password as \
+                 %40"
             ))
         })?;
         if config.get_hosts().is_empty() {
-            return Err(StoreError::Invalid(format!("{key} names no host: write postgres://USER:PASSWORD@HOST:PORT/DATABASE")));
+            return Err(StoreError::Invalid(format!(
+                "{key} names no host: write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+            )));
         }
         config
             .application_name(application(&self.node, role))
@@ -94,10 +108,15 @@ impl PostgresOptions {
             .keepalives_idle(self.idle_timeout)
             // After a failover the URL's other host takes the writes; a standby is passed over.
             .target_session_attrs(TargetSessionAttrs::ReadWrite);
-        // A role of which all transactions are read-only looks like a standby. What the role may do is the business of its grants.
-        let options = format!("{} -c default_transaction_read_only=off", config.get_options().unwrap_or_default());
+        // A role of which all transactions are read-only looks like a standby. What the role may do
+        // is the business of its grants.
+        let options = format!(
+            "{} -c default_transaction_read_only=off",
+            config.get_options().unwrap_or_default()
+        );
         config.options(options.trim_start());
-        // TLS is asked for, not tried: what falls back to plain text when someone interferes protects nothing.
+        // TLS is asked for, not tried: what falls back to plain text when someone interferes
+        // protects nothing.
         if config.get_ssl_mode() != SslMode::Require {
             config.ssl_mode(SslMode::Disable);
         }
@@ -112,14 +131,15 @@ impl PostgresOptions {
         Ok(Place::of(&self.config("store.url", &self.url, "writer")?).to_string())
     }
 
-    /// What a session is told first. Plans are made for the hours that a statement names: one for all hours locks every week there is.
+    /// What a session is told first. Plans are made for the hours that a statement names: one for
+    /// all hours locks every week there is.
     pub(super) fn settings(&self, silence: Duration) -> String {
         format!(
-            "SET search_path = rollmill, pg_temp; SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
-             SET idle_in_transaction_session_timeout = {silence}; SET tcp_user_timeout = {broken}; \
-             SET client_connection_check_interval = {broken}; \
-             SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; \
-             SET plan_cache_mode = force_custom_plan;",
+            "SET search_path = rollmill, pg_temp; SET statement_timeout = {statement}; SET \
+             lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {silence}; SET \
+             tcp_user_timeout = {broken}; SET client_connection_check_interval = {broken}; SET \
+             enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off; SET \
+             plan_cache_mode = force_custom_plan;",
             statement = self.timeout.as_millis(),
             lock = self.lock_timeout.as_millis(),
             silence = silence.as_millis(),
@@ -130,7 +150,8 @@ impl PostgresOptions {
 
 /// `rollmill:ROLE:NODE`, cut to what PostgreSQL keeps of an application name.
 pub(super) fn application(node: &str, role: &str) -> String {
-    let node = node.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | ':'));
+    let node =
+        node.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | ':'));
     format!("rollmill:{role}:{}", node.take(36).collect::<String>())
 }
 

@@ -1,7 +1,9 @@
-//! A bounded number of sessions; whoever finds none free waits, not longer than a transaction may take.
+//! A bounded number of sessions; whoever finds none free waits, not longer than a transaction may
+//! take.
 //!
-//! A session goes back only when no transaction is open and no answer is missing. Others are thrown away, which ends their transaction
-//! on the server, and the next caller connects anew: to whatever host takes writes then.
+//! A session goes back only when no transaction is open and no answer is missing. Others are thrown
+//! away, which ends their transaction on the server, and the next caller connects anew: to whatever
+//! host takes writes then.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,7 +43,12 @@ pub(super) struct Lease<'a> {
 }
 
 impl Pool {
-    pub(super) fn new(connector: Connector, size: usize, limit: Duration, key: &'static str) -> Self {
+    pub(super) fn new(
+        connector: Connector,
+        size: usize,
+        limit: Duration,
+        key: &'static str,
+    ) -> Self {
         let free = Mutex::new(Free { idle: Vec::new(), open: 0 });
         Self { connector, free, returned: Condvar::new(), size, limit, key }
     }
@@ -49,7 +56,8 @@ impl Pool {
     /// A session with a full allowance of time.
     ///
     /// # Errors
-    /// [`StoreError::Failed`] if none comes free in time, or the server refuses; [`StoreError::Unavailable`] if it cannot be reached.
+    /// [`StoreError::Failed`] if none comes free in time, or the server refuses;
+    /// [`StoreError::Unavailable`] if it cannot be reached.
     pub(super) fn take(&self) -> Result<Lease<'_>, StoreError> {
         self.take_for(None)
     }
@@ -71,8 +79,8 @@ impl Pool {
         Ok(lease)
     }
 
-    /// A session inside a transaction that begins with `words`. Idle sessions may have died without a word, at a failover all at once;
-    /// nothing was done yet, so the next one is tried.
+    /// A session inside a transaction that begins with `words`. Idle sessions may have died without
+    /// a word, at a failover all at once; nothing was done yet, so the next one is tried.
     ///
     /// # Errors
     /// As [`Pool::take`], and what the server says to `words`.
@@ -80,11 +88,16 @@ impl Pool {
         self.begin_for(words, None)
     }
 
-    /// As [`Pool::begin`]: waiting for it and all that is done with it ends with the query that it is for.
+    /// As [`Pool::begin`]: waiting for it and all that is done with it ends with the query that it
+    /// is for.
     ///
     /// # Errors
     /// As there, and [`StoreError::Ended`].
-    pub(super) fn begin_for(&self, words: &str, query: Option<&Ending>) -> Result<Lease<'_>, StoreError> {
+    pub(super) fn begin_for(
+        &self,
+        words: &str,
+        query: Option<&Ending>,
+    ) -> Result<Lease<'_>, StoreError> {
         loop {
             if let Some(lease) = Self::begun(self.take_for(query)?, words)? {
                 return Ok(lease);
@@ -93,7 +106,11 @@ impl Pool {
     }
 
     /// As [`Pool::begin_for`], but none where that would wait for a place.
-    pub(super) fn begin_at_once(&self, words: &str, query: Option<&Ending>) -> Result<Option<Lease<'_>>, StoreError> {
+    pub(super) fn begin_at_once(
+        &self,
+        words: &str,
+        query: Option<&Ending>,
+    ) -> Result<Option<Lease<'_>>, StoreError> {
         loop {
             let place = self.place(&mut self.free.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(idle) = place else { return Ok(None) };
@@ -108,7 +125,11 @@ impl Pool {
         let fresh = lease.fresh;
         match lease.session()?.begin(words.to_owned()) {
             Ok(()) => Ok(Some(lease)),
-            Err(failure) if fresh || matches!(failure, Failure::Late | Failure::Ended) || failure.session_survives() => {
+            Err(failure)
+                if fresh
+                    || matches!(failure, Failure::Late | Failure::Ended)
+                    || failure.session_survives() =>
+            {
                 Err(failure.into())
             }
             Err(_) => Ok(None),
@@ -155,7 +176,9 @@ impl Pool {
 impl Lease<'_> {
     /// The session.
     pub(super) fn session(&mut self) -> Result<&mut Session, StoreError> {
-        self.session.as_mut().ok_or_else(|| StoreError::Failed("the lease has no session".to_owned()))
+        self.session
+            .as_mut()
+            .ok_or_else(|| StoreError::Failed("the lease has no session".to_owned()))
     }
 }
 

@@ -1,8 +1,10 @@
-//! Reading rollups: which statements a range of hours is cut into, and how figures meet their sketches.
+//! Reading rollups: which statements a range of hours is cut into, and how figures meet their
+//! sketches.
 //!
-//! Figures and sketches are two tables. A join of them was one look-up a row, which on TimescaleDB excludes every chunk anew and unpacks
-//! a batch where the chunk is compressed. So each is read by itself, in the order of its hours, by statements that name their hours;
-//! figures wait here for their sketches, a bounded number at a time.
+//! Figures and sketches are two tables. A join of them was one look-up a row, which on TimescaleDB
+//! excludes every chunk anew and unpacks a batch where the chunk is compressed. So each is read by
+//! itself, in the order of its hours, by statements that name their hours; figures wait here for
+//! their sketches, a bounded number at a time.
 //!
 //! | way | when | statement |
 //! |---|---|---|
@@ -18,7 +20,8 @@ use super::session::{Param, Session, params};
 use crate::model::rollup::{Figures, Rollup};
 use crate::model::window::Hour;
 
-/// Rows that wait for their sketches at a time, about; a statement of more hours costs nothing, one of fewer rows does.
+/// Rows that wait for their sketches at a time, about; a statement of more hours costs nothing, one
+/// of fewer rows does.
 const ROWS: u64 = 32_768;
 
 /// What is read of one metric.
@@ -34,7 +37,8 @@ pub(super) struct Reading<'r> {
     pub(super) distinct: bool,
     /// Whether the sketch of quantiles is wanted.
     pub(super) quantiles: bool,
-    /// Whether each part has the time of a transaction anew: of what reads a whole store, as long as it takes.
+    /// Whether each part has the time of a transaction anew: of what reads a whole store, as long
+    /// as it takes.
     pub(super) patient: bool,
 }
 
@@ -54,7 +58,12 @@ impl Reading<'_> {
     ///
     /// # Errors
     /// See [`StoreError`], and what `visit` says.
-    pub(super) fn run(&self, session: &mut Session, compressed: &Compressed, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    pub(super) fn run(
+        &self,
+        session: &mut Session,
+        compressed: &Compressed,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
         match self.few {
             Some(few) => self.each_piece(session, few, compressed, visit),
             None if self.distinct || self.quantiles => self.scan(session, visit),
@@ -67,7 +76,8 @@ impl Reading<'_> {
         }
     }
 
-    /// Part after part, each as long as the one before leads to expect: how full the hours are is not known, and may change.
+    /// Part after part, each as long as the one before leads to expect: how full the hours are is
+    /// not known, and may change.
     fn scan(&self, session: &mut Session, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         // Lets at least one whole hour through, if the catalogue counts its series right.
         let mut limit = ROWS + self.series;
@@ -77,7 +87,9 @@ impl Reading<'_> {
             if self.patient {
                 session.allow_again();
             }
-            let mut end = i32::try_from(i64::from(from).saturating_add_unsigned(hours)).unwrap_or(i32::MAX).min(to);
+            let mut end = i32::try_from(i64::from(from).saturating_add_unsigned(hours))
+                .unwrap_or(i32::MAX)
+                .min(to);
             let mut waiting = Waiting::default();
             self.figures(session, Way::Scan, (from, end), Some(limit), &mut |key, figures| {
                 waiting.add(key, figures);
@@ -106,7 +118,8 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// A part for each week, because every look-up goes through the chunks that its statement names.
+    /// A part for each week, because every look-up goes through the chunks that its statement
+    /// names.
     fn each_piece(
         &self,
         session: &mut Session,
@@ -153,11 +166,17 @@ impl Reading<'_> {
         limit: Option<u64>,
         take: &mut dyn FnMut((i32, i64), Figures) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let mut sql = statement("rollups", "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max", way);
+        let mut sql = statement(
+            "rollups",
+            "r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max",
+            way,
+        );
         if limit.is_some() {
             sql.push_str(" LIMIT $4");
         }
-        session.each(&sql, self.params(way, piece, limit), |row| take((get(row, 0)?, get(row, 1)?), codec::figures(row, 2)?))
+        session.each(&sql, self.params(way, piece, limit), |row| {
+            take((get(row, 0)?, get(row, 1)?), codec::figures(row, 2)?)
+        })
     }
 
     /// Reads the sketches of a part and hands out its rows.
@@ -178,26 +197,42 @@ impl Reading<'_> {
             (false, _) => "r.hour, r.series_no, NULL::bytea, r.quantiles",
             (true, true) => "r.hour, r.series_no, r.distinct_users, r.quantiles",
         };
-        session.each(&statement("sketches", columns, way), self.params(way, piece, None), |row| {
-            let (users, values) = (get::<Option<&[u8]>>(row, 2)?, get::<Option<&[u8]>>(row, 3)?);
-            waiting.meet((get(row, 0)?, get(row, 1)?), (users.unwrap_or(&[]), values.unwrap_or(&[])), visit)
-        })?;
+        session.each(
+            &statement("sketches", columns, way),
+            self.params(way, piece, None),
+            |row| {
+                let (users, values) =
+                    (get::<Option<&[u8]>>(row, 2)?, get::<Option<&[u8]>>(row, 3)?);
+                waiting.meet(
+                    (get(row, 0)?, get(row, 1)?),
+                    (users.unwrap_or(&[]), values.unwrap_or(&[])),
+                    visit,
+                )
+            },
+        )?;
         waiting.finish(visit)
     }
 }
 
-/// $1 metric, $2 first hour, $3 the one behind the last, $4 series. Naming the range in every scan spares the plan all other weeks.
+/// $1 metric, $2 first hour, $3 the one behind the last, $4 series. Naming the range in every scan
+/// spares the plan all other weeks.
 pub(super) fn statement(table: &str, columns: &str, way: Way) -> String {
     let range = "r.metric_no = $1 AND r.hour >= $2 AND r.hour < $3";
     match way {
-        Way::Scan => format!("SELECT {columns} FROM {table} r WHERE {range} ORDER BY r.hour, r.series_no"),
-        Way::Sift => format!("SELECT {columns} FROM {table} r WHERE {range} AND r.series_no = ANY($4) ORDER BY r.hour"),
-        // OFFSET 0 makes it one look-up in the key for every hour and series, in the order of the hours, whatever the planner believes of
-        // tables that were never analysed.
+        Way::Scan => {
+            format!("SELECT {columns} FROM {table} r WHERE {range} ORDER BY r.hour, r.series_no")
+        }
+        Way::Sift => format!(
+            "SELECT {columns} FROM {table} r WHERE {range} AND r.series_no = ANY($4) ORDER BY \
+             r.hour"
+        ),
+        // OFFSET 0 makes it one look-up in the key for every hour and series, in the order of the
+        // hours, whatever the planner believes of tables that were never analysed.
         Way::Seek => format!(
             "SELECT {columns} FROM generate_series($2::integer, $3::integer - 1) AS h (hour)
              CROSS JOIN LATERAL (SELECT r.* FROM unnest($4::bigint[]) AS w (no)
-             CROSS JOIN LATERAL (SELECT * FROM {table} r WHERE {range} AND r.hour = h.hour AND r.series_no = w.no OFFSET 0) r
+             CROSS JOIN LATERAL (SELECT * FROM {table} r WHERE {range} AND r.hour = h.hour AND \
+             r.series_no = w.no OFFSET 0) r
              OFFSET 0) r"
         ),
     }
@@ -244,16 +279,28 @@ impl Waiting {
     }
 
     /// Hands out what these sketches belong to, and before it what has none in earlier hours.
-    fn meet(&mut self, key: (i32, i64), (users, values): (&[u8], &[u8]), visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    fn meet(
+        &mut self,
+        key: (i32, i64),
+        (users, values): (&[u8], &[u8]),
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
         if self.last.is_some_and(|last| key.0 < last) {
-            return Err(StoreError::Failed(format!("the database gave sketches of hour {} behind later ones", key.0)));
+            return Err(StoreError::Failed(format!(
+                "the database gave sketches of hour {} behind later ones",
+                key.0
+            )));
         }
         self.last = Some(key.0);
         self.hand_out(|row| row.0 < key.0, visit)?;
         // Sketches without figures, or of a series that is not wanted, belong to nobody.
-        let Ok(at) = self.rows[self.done..].binary_search_by_key(&key, |(key, _)| *key) else { return Ok(()) };
+        let Ok(at) = self.rows[self.done..].binary_search_by_key(&key, |(key, _)| *key) else {
+            return Ok(());
+        };
         match self.rows[self.done + at].1.take() {
-            Some(figures) => visit(Hour(key.0), key.1, Rollup::with_sketches(figures, users, values)?),
+            Some(figures) => {
+                visit(Hour(key.0), key.1, Rollup::with_sketches(figures, users, values)?)
+            }
             None => Ok(()),
         }
     }
@@ -263,7 +310,11 @@ impl Waiting {
         self.hand_out(|_| true, visit)
     }
 
-    fn hand_out(&mut self, mut due: impl FnMut((i32, i64)) -> bool, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    fn hand_out(
+        &mut self,
+        mut due: impl FnMut((i32, i64)) -> bool,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), StoreError> {
         while let Some((key, figures)) = self.rows.get_mut(self.done).filter(|(key, _)| due(*key)) {
             self.done += 1;
             if let Some(figures) = figures.take() {
@@ -286,7 +337,10 @@ mod tests {
     }
 
     /// What comes out for figures of these keys, and sketches of those.
-    fn merged(figures: &[(i32, i64)], sketches: &[(i32, i64)]) -> Result<Vec<(i32, i64, bool)>, StoreError> {
+    fn merged(
+        figures: &[(i32, i64)],
+        sketches: &[(i32, i64)],
+    ) -> Result<Vec<(i32, i64, bool)>, StoreError> {
         let mut waiting = Waiting::default();
         figures.iter().for_each(|key| waiting.add(*key, rollup(i128::from(key.1)).figures));
         waiting.rows.sort_unstable_by_key(|(key, _)| *key);
@@ -311,8 +365,15 @@ mod tests {
 
     #[test]
     fn figures_meet_their_sketches_in_the_order_of_the_hours() {
-        let out = merged(&[(5, 2), (5, 1), (6, 1), (7, 1), (7, 2), (9, 3)], &[(5, 2), (7, 2), (7, 1), (8, 1)]).expect("merged");
-        assert_eq!(out, [(5, 2, true), (5, 1, false), (6, 1, false), (7, 2, true), (7, 1, true), (9, 3, false)]);
+        let out = merged(
+            &[(5, 2), (5, 1), (6, 1), (7, 1), (7, 2), (9, 3)],
+            &[(5, 2), (7, 2), (7, 1), (8, 1)],
+        )
+        .expect("merged");
+        assert_eq!(
+            out,
+            [(5, 2, true), (5, 1, false), (6, 1, false), (7, 2, true), (7, 1, true), (9, 3, false)]
+        );
         assert_eq!(merged(&[], &[(1, 1)]), Ok(vec![]));
         assert_eq!(merged(&[(1, 1)], &[]), Ok(vec![(1, 1, false)]));
     }
@@ -333,9 +394,13 @@ mod tests {
 
     #[test]
     fn pieces_cover_a_range_once_and_stay_in_their_week() {
-        for (range, most, by_week) in
-            [((-400, 400), 168, true), ((-1, 1), 50_000, true), ((0, 336), 100, true), ((7, 1000), 10, false), ((5, 5), 1, true)]
-        {
+        for (range, most, by_week) in [
+            ((-400, 400), 168, true),
+            ((-1, 1), 50_000, true),
+            ((0, 336), 100, true),
+            ((7, 1000), 10, false),
+            ((5, 5), 1, true),
+        ] {
             let mut next = range.0;
             for (from, to) in pieces(range, most, by_week) {
                 assert!(from == next && from < to && i64::from(to - from) <= most as i64);
@@ -345,6 +410,9 @@ mod tests {
             assert_eq!(next, range.1);
         }
         assert_eq!(pieces((i32::MIN, i32::MAX), u64::MAX, false).count(), 3);
-        assert_eq!(pieces((i32::MAX - 1, i32::MAX), 5, true).collect::<Vec<_>>(), [(i32::MAX - 1, i32::MAX)]);
+        assert_eq!(
+            pieces((i32::MAX - 1, i32::MAX), 5, true).collect::<Vec<_>>(),
+            [(i32::MAX - 1, i32::MAX)]
+        );
     }
 }

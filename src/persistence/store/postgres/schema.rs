@@ -1,14 +1,16 @@
 //! The tables, their version, and who may lay them.
 //!
-//! Every start reads the version. An older schema is migrated by whoever may (the owner of the schema, or the only role of a small
-//! installation), one node at a time; a newer one is refused and never changed.
+//! Every start reads the version. An older schema is migrated by whoever may (the owner of the
+//! schema, or the only role of a small installation), one node at a time; a newer one is refused
+//! and never changed.
 
 use super::StoreError;
 use super::errors::Failure;
 use super::options::Place;
 use super::session::{Session, params};
 
-/// Migrations in order; the number of the last is the version of this build. What was released is never changed.
+/// Migrations in order; the number of the last is the version of this build. What was released is
+/// never changed.
 const MIGRATIONS: &[&str] = &[
     include_str!("sql/0001_tables.sql"),
     include_str!("sql/0002_comments.sql"),
@@ -49,7 +51,8 @@ fn is_true(session: &mut Session, sql: &str) -> Result<bool, StoreError> {
     Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
 }
 
-/// Whether there are tables. Asked of the catalogue: to_regclass is an error for a role without rights on the schema.
+/// Whether there are tables. Asked of the catalogue: to_regclass is an error for a role without
+/// rights on the schema.
 fn are_laid(session: &mut Session) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'rollmill' AND c.relname = 'migrations')";
@@ -57,7 +60,10 @@ fn are_laid(session: &mut Session) -> Result<bool, StoreError> {
 }
 
 fn is_rebuilding(session: &mut Session) -> Result<bool, StoreError> {
-    is_true(session, &format!("SELECT EXISTS (SELECT FROM rollmill.migrations WHERE version = {REBUILDING})"))
+    is_true(
+        session,
+        &format!("SELECT EXISTS (SELECT FROM rollmill.migrations WHERE version = {REBUILDING})"),
+    )
 }
 
 /// What the database holds.
@@ -85,7 +91,8 @@ pub(super) fn begin_rebuild(session: &mut Session, place: &Place) -> Result<(), 
         lay(session).map_err(|failure| not_laid(place, failure))?;
     }
     let by = format!("rollmill {} rebuild", env!("CARGO_PKG_VERSION"));
-    let sql = "INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2) ON CONFLICT (version) DO NOTHING";
+    let sql = "INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2) ON CONFLICT \
+               (version) DO NOTHING";
     match session.execute(sql, params![REBUILDING, by]) {
         Ok(_) => Ok(()),
         Err(failure) => Err(not_laid(place, failure)),
@@ -98,39 +105,48 @@ pub(super) fn end_rebuild(session: &mut Session) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The catalogue speaks of rollups, but there is none: what a dump leaves that has only our schema, because the chunks of TimescaleDB are in
-/// another. Answers would be empty and say that they are whole. Or the rows are there, but the tables are hypertables no more: what a dump
-/// of all those schemas leaves without the extension's own catalogue. Rows would be written beside those that they belong to.
+/// The catalogue speaks of rollups, but there is none: what a dump leaves that has only our schema,
+/// because the chunks of TimescaleDB are in another. Answers would be empty and say that they are
+/// whole. Or the rows are there, but the tables are hypertables no more: what a dump of all those
+/// schemas leaves without the extension's own catalogue. Rows would be written beside those that
+/// they belong to.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if that is so.
 pub(super) fn refuse_lost_rollups(session: &mut Session, place: &Place) -> Result<(), StoreError> {
-    let bare = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'rollmill'
+    let bare = "SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = \
+                c.relnamespace WHERE n.nspname = 'rollmill'
         AND c.relname IN ('rollups', 'sketches') AND c.relkind <> 'p')";
-    let hypertables = "SELECT count(*) = 2 FROM timescaledb_information.hypertables WHERE hypertable_schema = 'rollmill'
+    let hypertables = "SELECT count(*) = 2 FROM timescaledb_information.hypertables WHERE \
+                       hypertable_schema = 'rollmill'
         AND hypertable_name IN ('rollups', 'sketches')";
     if is_true(session, bare)? && !(session.backend.timescale && is_true(session, hypertables)?) {
         return Err(StoreError::Invalid(format!(
-            "the rollups of {place} are neither partitioned nor a hypertable, as after a restore without the catalogue of TimescaleDB: \
-             restore a dump of the whole database (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
+            "the rollups of {place} are neither partitioned nor a hypertable, as after a restore \
+             without the catalogue of TimescaleDB: restore a dump of the whole database \
+             (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill \
+             rebuild`"
         )));
     }
-    let sql =
-        "SELECT EXISTS (SELECT FROM rollmill.metrics WHERE first_hour IS NOT NULL) AND NOT EXISTS (SELECT FROM rollmill.rollups)";
+    let sql = "SELECT EXISTS (SELECT FROM rollmill.metrics WHERE first_hour IS NOT NULL) AND NOT \
+               EXISTS (SELECT FROM rollmill.rollups)";
     if !is_true(session, sql)? {
         return Ok(());
     }
     Err(StoreError::Invalid(format!(
-        "{place} has metrics with rollups in its catalogue, but not one rollup. A dump of the schema rollmill alone leaves this on \
-         TimescaleDB: restore one of the whole database (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
+        "{place} has metrics with rollups in its catalogue, but not one rollup. A dump of the \
+         schema rollmill alone leaves this on TimescaleDB: restore one of the whole database \
+         (docs/operations.md, Backup), or `DROP SCHEMA rollmill CASCADE` and `rollmill rebuild`"
     )))
 }
 
-/// Whether the views are missing where this role may lay them: an administrator has made their schema after the migration.
+/// Whether the views are missing where this role may lay them: an administrator has made their
+/// schema after the migration.
 fn lacks_views(session: &mut Session) -> Result<bool, StoreError> {
     let sql = "SELECT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = 'rollmill_views'
         AND has_schema_privilege(n.oid, 'CREATE') AND pg_has_role(n.nspowner, 'MEMBER')
-        AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = 'hourly'))";
+        AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relname = \
+               'hourly'))";
     is_true(session, sql)
 }
 
@@ -144,27 +160,33 @@ pub(super) fn is_current(session: &mut Session, place: &Place) -> Result<bool, S
     }
     if is_rebuilding(session)? {
         return Err(StoreError::Invalid(format!(
-            "{place} holds what a rebuild has not finished: run `rollmill rebuild` again, or `DROP SCHEMA rollmill CASCADE`"
+            "{place} holds what a rebuild has not finished: run `rollmill rebuild` again, or \
+             `DROP SCHEMA rollmill CASCADE`"
         )));
     }
     Ok(is_newest(session, place)? && !lacks_views(session)?)
 }
 
 fn is_newest(session: &mut Session, place: &Place) -> Result<bool, StoreError> {
-    let found: i32 = match session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?.first() {
+    let found: i32 = match session
+        .query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?
+        .first()
+    {
         Some(row) => row.get(0),
         None => 0,
     };
     if found > newest() {
         return Err(StoreError::Invalid(format!(
-            "{place} has schema version {found}, this build knows up to {}: start the version of Rollmill that migrated it, or name another database",
+            "{place} has schema version {found}, this build knows up to {}: start the version of \
+             Rollmill that migrated it, or name another database",
             newest()
         )));
     }
     Ok(found == newest())
 }
 
-/// Brings the schema to the version of this build, inside the session's transaction; nothing if another node was faster.
+/// Brings the schema to the version of this build, inside the session's transaction; nothing if
+/// another node was faster.
 ///
 /// # Errors
 /// [`StoreError::Invalid`] if this role may not, or the version is newer.
@@ -179,8 +201,9 @@ pub(super) fn migrate(session: &mut Session, place: &Place) -> Result<(), StoreE
 fn not_laid(place: &Place, failure: Failure) -> StoreError {
     match failure.state().map(|state| state.code()) {
         Some("42501") => StoreError::Invalid(format!(
-            "{place} has not the tables of this version, and this role may not lay them: run `rollmill store migrate --url URL` with \
-             the URL of rollmill_owner; a rebuild takes that URL itself"
+            "{place} has not the tables of this version, and this role may not lay them: run \
+             `rollmill store migrate --url URL` with the URL of rollmill_owner; a rebuild takes \
+             that URL itself"
         )),
         _ => failure.into(),
     }
@@ -190,16 +213,22 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
     let is = |session: &mut Session, sql: &str| -> Result<bool, Failure> {
         Ok(session.query(sql, params![])?.first().is_some_and(|row| row.get::<_, bool>(0)))
     };
-    // Everything belongs to the owner, also if a superuser does the work: the functions run with the rights of their owner.
+    // Everything belongs to the owner, also if a superuser does the work: the functions run with
+    // the rights of their owner.
     let owner = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'rollmill_owner'
-        AND pg_has_role(current_user, oid, 'MEMBER') AND has_schema_privilege(oid, 'rollmill', 'CREATE'))";
+        AND pg_has_role(current_user, oid, 'MEMBER') AND has_schema_privilege(oid, 'rollmill', \
+                 'CREATE'))";
     let is_new = !is(session, "SELECT to_regnamespace('rollmill') IS NOT NULL")?;
     let for_owner = !is_new && is(session, owner)?;
     if is_new {
         session.batch("CREATE SCHEMA rollmill".to_owned())?;
     }
     // Who may not make a schema lays the tables all the same; `store roles` makes this one.
-    if is(session, "SELECT has_database_privilege(current_database(), 'CREATE') AND to_regnamespace('rollmill_views') IS NULL")? {
+    if is(
+        session,
+        "SELECT has_database_privilege(current_database(), 'CREATE') AND \
+         to_regnamespace('rollmill_views') IS NULL",
+    )? {
         let of = if for_owner { " AUTHORIZATION rollmill_owner" } else { "" };
         session.batch(format!("CREATE SCHEMA rollmill_views{of}"))?;
     }
@@ -207,28 +236,38 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
         session.batch("SET LOCAL ROLE rollmill_owner".to_owned())?;
     }
     session.batch(
-        "CREATE TABLE IF NOT EXISTS rollmill.migrations (version integer PRIMARY KEY, at timestamptz NOT NULL DEFAULT now(),
+        "CREATE TABLE IF NOT EXISTS rollmill.migrations (version integer PRIMARY KEY, at \
+         timestamptz NOT NULL DEFAULT now(),
          by text NOT NULL)"
             .to_owned(),
     )?;
     let timescale = timescale(session)?;
-    let done = session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?;
+    let done =
+        session.query("SELECT coalesce(max(version), 0) FROM rollmill.migrations", params![])?;
     let done: i32 = done.first().map_or(0, |row| row.get(0));
     for (version, text) in (1..).zip(MIGRATIONS).skip_while(|(version, _)| *version <= done) {
-        session.batch(text.replace("/*PARTITIONED*/", if timescale.is_some() { "" } else { "PARTITION BY RANGE (hour)" }))?;
+        session.batch(text.replace(
+            "/*PARTITIONED*/",
+            if timescale.is_some() { "" } else { "PARTITION BY RANGE (hour)" },
+        ))?;
         if let (1, Some(schema)) = (version, &timescale) {
             session.batch(hypertables(schema))?;
         }
         let by = format!("rollmill {}", env!("CARGO_PKG_VERSION"));
-        session.execute("INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2)", params![version, by])?;
+        session.execute(
+            "INSERT INTO rollmill.migrations (version, by) VALUES ($1, $2)",
+            params![version, by],
+        )?;
     }
     session.batch(FUNCTIONS.to_owned())?;
-    let views = "SELECT coalesce(has_schema_privilege(to_regnamespace('rollmill_views'), 'CREATE'), false)";
+    let views =
+        "SELECT coalesce(has_schema_privilege(to_regnamespace('rollmill_views'), 'CREATE'), false)";
     if is(session, views)? {
         session.batch(VIEWS.to_owned())?;
     } else {
         tracing::warn!(
-            "the views for people are not laid, this role may not: run `rollmill store roles | psql` and `store migrate`"
+            "the views for people are not laid, this role may not: run `rollmill store roles | \
+             psql` and `store migrate`"
         );
     }
     session.batch(GRANTS.to_owned())?;
@@ -238,7 +277,8 @@ fn lay(session: &mut Session) -> Result<(), Failure> {
 
 /// The schema of the extension, quoted; `None` without it.
 fn timescale(session: &mut Session) -> Result<Option<String>, Failure> {
-    let sql = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+    let sql = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = \
+               e.extnamespace
         WHERE e.extname = 'timescaledb'";
     Ok(session.query(sql, params![])?.first().map(|row| row.get(0)))
 }
@@ -248,7 +288,8 @@ fn hypertables(schema: &str) -> String {
     let one = |table: &str| {
         format!(
             "ALTER TABLE rollmill.{table} SET (fillfactor = 85);
-             SELECT {schema}.create_hypertable('rollmill.{table}', 'hour', chunk_time_interval => {WEEK}, create_default_indexes => false);"
+             SELECT {schema}.create_hypertable('rollmill.{table}', 'hour', chunk_time_interval => \
+             {WEEK}, create_default_indexes => false);"
         )
     };
     one("rollups") + &one("sketches")

@@ -1,6 +1,8 @@
-//! One connection, used by one caller at a time, statement by statement, each within what is left of the transaction's time.
+//! One connection, used by one caller at a time, statement by statement, each within what is left
+//! of the transaction's time.
 //!
-//! What always holds: a session inside a transaction, or of which an answer is missing, never serves another caller.
+//! What always holds: a session inside a transaction, or of which an answer is missing, never
+//! serves another caller.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -44,8 +46,8 @@ pub(super) struct Backend {
     pub(super) pid: i32,
     /// When that was started.
     pub(super) started: SystemTime,
-    /// When the server was started, in microseconds. What is committed stays true until the server is started again or another takes its
-    /// place: then this number differs.
+    /// When the server was started, in microseconds. What is committed stays true until the server
+    /// is started again or another takes its place: then this number differs.
     pub(super) server: i64,
     /// Whether the database has the extension.
     pub(super) timescale: bool,
@@ -113,7 +115,8 @@ impl Session {
         self.query = query.cloned();
     }
 
-    /// Gives the next statements the same time again: what makes progress may take longer than one part of it.
+    /// Gives the next statements the same time again: what makes progress may take longer than one
+    /// part of it.
     pub(super) fn allow_again(&mut self) {
         self.watch = Stopwatch::start();
     }
@@ -146,7 +149,8 @@ impl Session {
         committed
     }
 
-    /// Rolls back, if a transaction is open. A session that cannot is not used again, and its end rolls back.
+    /// Rolls back, if a transaction is open. A session that cannot is not used again, and its end
+    /// rolls back.
     pub(super) fn rollback(&mut self) {
         self.query = None;
         if self.open && self.sound {
@@ -155,7 +159,10 @@ impl Session {
         }
     }
 
-    fn step<T: Send + 'static>(&mut self, work: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Failure> {
+    fn step<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Failure> {
         let left = self.limit.saturating_sub(self.watch.elapsed());
         if left.is_zero() || !self.sound {
             self.sound = false;
@@ -174,7 +181,8 @@ impl Session {
         Err(failure)
     }
 
-    /// Asks the server to stop what it does for this session, which is not used again. Nobody waits for it.
+    /// Asks the server to stop what it does for this session, which is not used again. Nobody waits
+    /// for it.
     fn cancel(&self) {
         let (token, tls) = (self.client.cancel_token(), self.tls.clone());
         self.hands.spawn(async move {
@@ -226,14 +234,19 @@ impl Session {
     }
 
     /// Sends all statements at once; they run in this order.
-    pub(super) fn execute_all(&mut self, statements: Vec<(&str, Vec<Param>)>) -> Result<(), Failure> {
+    pub(super) fn execute_all(
+        &mut self,
+        statements: Vec<(&str, Vec<Param>)>,
+    ) -> Result<(), Failure> {
         let mut prepared = Vec::with_capacity(statements.len());
         for (sql, params) in statements {
             prepared.push((self.prepared(sql)?, params));
         }
         let client = Arc::clone(&self.client);
         self.step(async move {
-            let sent = prepared.iter_mut().map(|(statement, params)| client.execute_raw(&*statement, std::mem::take(params)));
+            let sent = prepared
+                .iter_mut()
+                .map(|(statement, params)| client.execute_raw(&*statement, std::mem::take(params)));
             futures::future::try_join_all(sent).await.map(|_| ())
         })
     }
@@ -250,10 +263,12 @@ impl Session {
         })
     }
 
-    /// Begins a statement whose rows are fetched in parts. Until the last was fetched the session serves nothing else.
+    /// Begins a statement whose rows are fetched in parts. Until the last was fetched the session
+    /// serves nothing else.
     pub(super) fn stream(&mut self, sql: &str, params: Vec<Param>) -> Result<Rows, Failure> {
         let (client, statement) = (Arc::clone(&self.client), self.prepared(sql)?);
-        let stream = self.step(async move { client.query_raw(&statement, params).await.map(Box::pin) })?;
+        let stream =
+            self.step(async move { client.query_raw(&statement, params).await.map(Box::pin) })?;
         Ok(Rows(Some(stream)))
     }
 

@@ -1,4 +1,5 @@
-//! How large the tables are. Asked every few seconds, measured once a minute: a store of years is thousands of files.
+//! How large the tables are. Asked every few seconds, measured once a minute: a store of years is
+//! thousands of files.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,20 +15,25 @@ const FRESH: Duration = Duration::from_secs(60);
 /// A measurement that takes longer is left to the next minute.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Every table with its indexes and what lies outside of its rows; partitions are tables of the same schema.
-const TABLES: &str = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
+/// Every table with its indexes and what lies outside of its rows; partitions are tables of the
+/// same schema.
+const TABLES: &str = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM \
+                      pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'rollmill' AND c.relkind = 'r'";
 /// Where the extension is, and with it `hypertable_size`.
-const EXTENSION: &str = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+const EXTENSION: &str = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON \
+                         n.oid = e.extnamespace
     WHERE e.extname = 'timescaledb'";
 const ARCHIVE: &str = "SELECT coalesce(sum(bytes), 0)::bigint FROM manifest";
 
 /// Tables as above, but hypertables with all their chunks, which are in a schema of the extension.
 fn with_chunks(extension: &str) -> String {
     format!(
-        "SELECT coalesce(sum(CASE WHEN c.relname IN ('rollups', 'sketches') THEN {extension}.hypertable_size(c.oid)
+        "SELECT coalesce(sum(CASE WHEN c.relname IN ('rollups', 'sketches') THEN \
+         {extension}.hypertable_size(c.oid)
          ELSE pg_total_relation_size(c.oid) END), 0)::bigint FROM pg_class c
-         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'rollmill' AND c.relkind = 'r'"
+         JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'rollmill' AND c.relkind \
+         = 'r'"
     )
 }
 
@@ -47,7 +53,9 @@ impl PostgresStore {
         }
         *since = Some(Stopwatch::start());
         // Each by itself: rights on one of the two are enough for it.
-        for (size, measured) in [(&mut sizes.store, self.measure_store()), (&mut sizes.archive, self.measure(ARCHIVE))] {
+        for (size, measured) in
+            [(&mut sizes.store, self.measure_store()), (&mut sizes.archive, self.measure(ARCHIVE))]
+        {
             match measured {
                 Ok(bytes) => *size = bytes.unwrap_or(*size),
                 Err(why) => tracing::debug!(%why, "the store does not say how large it is"),
@@ -57,17 +65,29 @@ impl PostgresStore {
     }
 
     fn measure_store(&self) -> Result<Option<u64>, StoreError> {
-        let Some(mut lease) = self.readers.begin_at_once("BEGIN READ ONLY", None)? else { return Ok(None) };
+        let Some(mut lease) = self.readers.begin_at_once("BEGIN READ ONLY", None)? else {
+            return Ok(None);
+        };
         let session = lease.session()?;
         session.allow(PATIENCE);
-        let extension = session.query(EXTENSION, params![])?.first().map(|row| get::<String>(row, 0)).transpose()?;
+        let extension = session
+            .query(EXTENSION, params![])?
+            .first()
+            .map(|row| get::<String>(row, 0))
+            .transpose()?;
         drop(lease);
-        extension.map_or_else(|| self.measure(TABLES), |extension| self.measure(&with_chunks(&extension)))
+        extension.map_or_else(
+            || self.measure(TABLES),
+            |extension| self.measure(&with_chunks(&extension)),
+        )
     }
 
-    /// The number that a statement gives; none while all connections for reading are busy, which a gauge is no reason to wait for.
+    /// The number that a statement gives; none while all connections for reading are busy, which a
+    /// gauge is no reason to wait for.
     fn measure(&self, sql: &str) -> Result<Option<u64>, StoreError> {
-        let Some(mut lease) = self.readers.begin_at_once("BEGIN READ ONLY", None)? else { return Ok(None) };
+        let Some(mut lease) = self.readers.begin_at_once("BEGIN READ ONLY", None)? else {
+            return Ok(None);
+        };
         let session = lease.session()?;
         session.allow(PATIENCE);
         let rows = session.query(sql, params![])?;

@@ -1,7 +1,8 @@
 //! One consistent view: a REPEATABLE READ READ ONLY transaction on a session of the readers' pool.
 //!
-//! Which series match a query is remembered per metric and matchers, together with the number of series of the metric: series are only
-//! ever added, in an order in which the number grows, so an equal number on the same start of a server is an equal set. How rollups are
+//! Which series match a query is remembered per metric and matchers, together with the number of
+//! series of the metric: series are only ever added, in an order in which the number grows, so an
+//! equal number on the same start of a server is an equal set. How rollups are
 //! read says [`super::rollups`].
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,7 +25,8 @@ use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched::{Collector, MatchCache, Matched};
 use crate::persistence::store::{
-    Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, blocks, too_many_series,
+    Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, blocks,
+    too_many_series,
 };
 
 /// The words that begin a snapshot; its first statement pins the state.
@@ -33,8 +35,9 @@ pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 /// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
     () => {
-        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
-         crc32c, tier, coalesce(first_received, first_appended), coalesce(last_received, last_appended) FROM manifest"
+        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, \
+         last_appended, windows, rows, raw_bytes, bytes, crc32c, tier, coalesce(first_received, \
+         first_appended), coalesce(last_received, last_appended) FROM manifest"
     };
 }
 
@@ -52,7 +55,11 @@ type VisitBytes<'v> = dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]) + 'v;
 
 impl<'a> PostgresSnapshot<'a> {
     /// `lease` is inside a transaction that began with [`BEGIN`].
-    pub(super) fn new(mut lease: Lease<'a>, cache: &'a Matches, compressed: &'a Compressed) -> Result<Self, StoreError> {
+    pub(super) fn new(
+        mut lease: Lease<'a>,
+        cache: &'a Matches,
+        compressed: &'a Compressed,
+    ) -> Result<Self, StoreError> {
         lease.session()?.query("SELECT FROM shards LIMIT 1", params![])?;
         Ok(Self { lease, cache, compressed })
     }
@@ -62,13 +69,18 @@ impl<'a> PostgresSnapshot<'a> {
     }
 
     fn metric(&mut self, tenant: &str, metric: &str) -> Result<Option<(i32, i64)>, StoreError> {
-        let sql =
-            "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = $1 AND m.name = $2";
+        let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = \
+                   t.no WHERE t.name = $1 AND m.name = $2";
         let rows = self.sql()?.query(sql, params![tenant.to_owned(), metric.to_owned()])?;
         rows.first().map(|row| Ok((get(row, 0)?, get(row, 1)?))).transpose()
     }
 
-    fn matched(&mut self, query: &RollupQuery<'_>, metric_no: i32, count: i64) -> Result<Matched, StoreError> {
+    fn matched(
+        &mut self,
+        query: &RollupQuery<'_>,
+        metric_no: i32,
+        count: i64,
+    ) -> Result<Matched, StoreError> {
         if query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
@@ -79,7 +91,11 @@ impl<'a> PostgresSnapshot<'a> {
         if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
     }
 
-    fn match_series(&mut self, query: &RollupQuery<'_>, metric_no: i32) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+    fn match_series(
+        &mut self,
+        query: &RollupQuery<'_>,
+        metric_no: i32,
+    ) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
         // An empty value also matches series without the label, which the index does not hold.
         let indexed = query.matchers.iter().find_map(|m| match m {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name.clone(), value.clone())),
@@ -90,9 +106,13 @@ impl<'a> PostgresSnapshot<'a> {
             // Text of PostgreSQL holds no NUL, and so no label does.
             Some((_, value)) if value.contains('\0') => {}
             Some((name, value)) => {
-                let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON l.pair_no = p.no
-                    JOIN series s ON s.no = l.series_no WHERE p.metric_no = $1 AND p.name = $2 AND p.value = $3";
-                self.each_series(sql, params![metric_no, name, value], |no, info| collector.offer(no, info))?;
+                let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON \
+                           l.pair_no = p.no
+                    JOIN series s ON s.no = l.series_no WHERE p.metric_no = $1 AND p.name = $2 AND \
+                           p.value = $3";
+                self.each_series(sql, params![metric_no, name, value], |no, info| {
+                    collector.offer(no, info)
+                })?;
             }
             None => {
                 let sql = "SELECT no, id, key FROM series WHERE metric_no = $1";
@@ -116,17 +136,35 @@ impl<'a> PostgresSnapshot<'a> {
     }
 
     /// All rollups of a metric, of one hour after the other, of one series id after the other.
-    fn metric_bytes(&mut self, metric_no: i32, (from, to): (Hour, Hour), visit: &mut VisitBytes<'_>) -> Result<(), StoreError> {
+    fn metric_bytes(
+        &mut self,
+        metric_no: i32,
+        (from, to): (Hour, Hour),
+        visit: &mut VisitBytes<'_>,
+    ) -> Result<(), StoreError> {
         let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
-        self.each_series("SELECT no, id, key FROM series WHERE metric_no = $1", params![metric_no], |no, info| {
-            series.insert(no, info);
-            Ok(())
-        })?;
+        self.each_series(
+            "SELECT no, id, key FROM series WHERE metric_no = $1",
+            params![metric_no],
+            |no, info| {
+                series.insert(no, info);
+                Ok(())
+            },
+        )?;
         let count = series.len() as u64;
         let hours = (from, to);
-        let all = Reading { metric_no, hours, series: count, few: None, distinct: true, quantiles: true, patient: true };
+        let all = Reading {
+            metric_no,
+            hours,
+            series: count,
+            few: None,
+            distinct: true,
+            quantiles: true,
+            patient: true,
+        };
         // Numbers are not in the order of ids: one hour at a time is sorted.
-        let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) = (from, BTreeMap::new());
+        let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
+            (from, BTreeMap::new());
         let mut bytes = Vec::new();
         let mut finish = |hour: &mut (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>)| {
             for (info, rollup) in std::mem::take(&mut hour.1).into_values() {
@@ -142,7 +180,9 @@ impl<'a> PostgresSnapshot<'a> {
                 hour.0 = next;
             }
             let info = series.get(&no).ok_or_else(|| {
-                StoreError::Invalid(format!("series number {no} has rollups but no catalogue row: rebuild the store"))
+                StoreError::Invalid(format!(
+                    "series number {no} has rollups but no catalogue row: rebuild the store"
+                ))
             })?;
             hour.1.insert(info.id, (info, rollup));
             Ok(())
@@ -161,7 +201,10 @@ fn too_long(why: StoreError) -> StoreError {
 }
 
 fn range(row: &Row, first: usize) -> Result<OffsetRange, StoreError> {
-    Ok(OffsetRange { from: get::<i64>(row, first)? as Offset, to: get::<i64>(row, first + 1)? as Offset })
+    Ok(OffsetRange {
+        from: get::<i64>(row, first)? as Offset,
+        to: get::<i64>(row, first + 1)? as Offset,
+    })
 }
 
 fn epoch(row: &Row, first: usize) -> Result<Epoch, StoreError> {
@@ -174,19 +217,29 @@ fn shard(row: &Row, at: usize) -> Result<ShardId, StoreError> {
 
 impl StoreSnapshot for PostgresSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
-        let sql = "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
+        let sql =
+            "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
         let checkpoint = |row: &Row| {
             let (next, archived) = (get::<i64>(row, 2)? as Offset, get::<i64>(row, 3)? as Offset);
             let log = LogId(get::<Id>(row, 1)?.0);
-            Ok((shard(row, 0)?, Checkpoint { log, next, archived, epoch: epoch(row, 4)?, appended: get(row, 6)? }))
+            Ok((
+                shard(row, 0)?,
+                Checkpoint { log, next, archived, epoch: epoch(row, 4)?, appended: get(row, 6)? },
+            ))
         };
         self.sql()?.query(sql, params![])?.iter().map(checkpoint).collect()
     }
 
-    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+    fn revisions(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        days: Range<i32>,
+    ) -> Result<Vec<u64>, StoreError> {
         let mut revisions = vec![0; days.len()];
         let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
-        let sql = "SELECT day, revision FROM revisions WHERE metric_no = $1 AND day >= $2 AND day < $3";
+        let sql =
+            "SELECT day, revision FROM revisions WHERE metric_no = $1 AND day >= $2 AND day < $3";
         for row in self.sql()?.query(sql, params![metric_no, days.start, days.end])? {
             let day: i32 = get(&row, 0)?;
             revisions[(day - days.start) as usize] = get::<i64>(&row, 1)? as u64;
@@ -199,14 +252,18 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else { return Ok(()) };
+        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else {
+            return Ok(());
+        };
         let matched = self.matched(query, metric_no, count)?;
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
-        // A seek costs about as much as eight rows of a scan; a far longer range than data exists is no reason to seek.
+        // A seek costs about as much as eight rows of a scan; a far longer range than data exists
+        // is no reason to seek.
         let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
-        let few = (matched.len() as i64) < count / 8 || (matched.len() as i64).saturating_mul(hours) <= 32;
+        let few = (matched.len() as i64) < count / 8
+            || (matched.len() as i64).saturating_mul(hours) <= 32;
         let nos: Vec<i64> = matched.iter().map(|(no, _)| *no).collect();
         let reading = Reading {
             metric_no,
@@ -235,7 +292,8 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         to: Hour,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
     ) -> Result<(), StoreError> {
-        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY t.name, m.name";
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
+                   t.name, m.name";
         for row in self.sql()?.query(sql, params![])? {
             self.sql()?.allow_again();
             self.metric_bytes(get(&row, 0)?, (from, to), visit)?;
@@ -260,16 +318,24 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     fn decisions(&mut self, wanted: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
         let of_range = || params![wanted.0.cast_signed(), range.from as i64, range.to as i64];
         let mut decisions = Decisions::default();
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= $2 AND admitted_offset < $3
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = $1 AND admitted_offset >= \
+                   $2 AND admitted_offset < $3
             ORDER BY admitted_offset, id";
         self.sql()?.each(sql, of_range(), |row| {
-            decisions.admitted.push((SeriesId(get::<Id>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
+            decisions
+                .admitted
+                .push((SeriesId(get::<Id>(row, 0)?.0), get::<i64>(row, 1)? as Offset));
             Ok(())
         })?;
-        let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \"offset\" >= $2 AND \"offset\" < $3
+        let sql = "SELECT \"offset\", idx, discarded FROM quarantine WHERE shard = $1 AND \
+                   \"offset\" >= $2 AND \"offset\" < $3
             ORDER BY \"offset\", idx";
         self.sql()?.each(sql, of_range(), |row| {
-            decisions.set_aside.push((get::<i64>(row, 0)? as Offset, get::<i64>(row, 1)? as u32, get(row, 2)?));
+            decisions.set_aside.push((
+                get::<i64>(row, 0)? as Offset,
+                get::<i64>(row, 1)? as u32,
+                get(row, 2)?,
+            ));
             Ok(())
         })?;
         Ok(decisions)
@@ -277,11 +343,14 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
 
     fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
         let sql = "SELECT m.name, m.series_count, m.first_hour, m.last_hour,
-            ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY p.name)
+            ARRAY(SELECT DISTINCT p.name FROM label_pairs p WHERE p.metric_no = m.no ORDER BY \
+                   p.name)
             FROM tenants t JOIN metrics m ON m.tenant_no = t.no
-            WHERE t.name = $1 AND m.name > $2 AND m.name >= $3 AND m.name < $4 ORDER BY m.name LIMIT $5";
+            WHERE t.name = $1 AND m.name > $2 AND m.name >= $3 AND m.name < $4 ORDER BY m.name \
+                   LIMIT $5";
         let (from, to) = page.bounds();
-        let asked = params![tenant.to_owned(), page.after.to_owned(), from.to_owned(), to, page.rows()];
+        let asked =
+            params![tenant.to_owned(), page.after.to_owned(), from.to_owned(), to, page.rows()];
         let metric = |row: &Row| {
             Ok(MetricInfo {
                 metric: get(row, 0)?,
@@ -301,18 +370,27 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         metric: Option<&str>,
         page: &Page<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        let sql =
-            "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no JOIN label_pairs p ON p.metric_no = m.no
+        let sql = "SELECT DISTINCT p.value FROM tenants t JOIN metrics m ON m.tenant_no = t.no \
+                   JOIN label_pairs p ON p.metric_no = m.no
             WHERE t.name = $1 AND p.name = $2 AND ($3::text IS NULL OR m.name = $3)
             AND p.value > $4 AND p.value >= $5 AND p.value < $6 ORDER BY p.value LIMIT $7";
         let ((from, to), metric) = (page.bounds(), metric.map(str::to_owned));
         let after = page.after.to_owned();
-        let asked = params![tenant.to_owned(), name.to_owned(), metric, after, from.to_owned(), to, page.rows()];
+        let asked = params![
+            tenant.to_owned(),
+            name.to_owned(),
+            metric,
+            after,
+            from.to_owned(),
+            to,
+            page.rows()
+        ];
         self.sql()?.query(sql, asked)?.iter().map(|row| get(row, 0)).collect()
     }
 
     fn books(&mut self) -> Result<Vec<AccountingDelta>, StoreError> {
-        let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER BY tenant, hour";
+        let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting \
+                   ORDER BY tenant, hour";
         let account = |row: &Row| {
             Ok(AccountingDelta {
                 tenant: get(row, 0)?,
@@ -325,7 +403,12 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
         self.sql()?.query(sql, params![])?.iter().map(account).collect()
     }
 
-    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+    fn accounting(
+        &mut self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<AccountingDelta>, StoreError> {
         let sql = "SELECT hour, aggregated, deduplicated, quarantined FROM accounting
             WHERE tenant = $1 AND hour >= $2 AND hour < $3 ORDER BY hour";
         let account = |row: &Row| {
@@ -337,32 +420,57 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
                 quarantined: get::<i64>(row, 3)? as u64,
             })
         };
-        self.sql()?.query(sql, params![tenant.to_owned(), from.0, to.0])?.iter().map(account).collect()
+        self.sql()?
+            .query(sql, params![tenant.to_owned(), from.0, to.0])?
+            .iter()
+            .map(account)
+            .collect()
     }
 
     fn manifest(&mut self, wanted: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
-        let sql = concat!(manifest_columns!(), " WHERE $1::integer IS NULL OR shard = $1 ORDER BY shard, from_offset");
+        let sql = concat!(
+            manifest_columns!(),
+            " WHERE $1::integer IS NULL OR shard = $1 ORDER BY shard, from_offset"
+        );
         manifest_rows(self.sql()?, sql, params![wanted.map(|s| s.0.cast_signed())])
     }
 
-    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+    fn manifest_first(
+        &mut self,
+        shard: ShardId,
+        tier: Option<Tier>,
+        limit: usize,
+    ) -> Result<Vec<ManifestRow>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let sql = concat!(
             manifest_columns!(),
-            " WHERE shard = $1 AND ($2::smallint IS NULL OR tier = $2) ORDER BY from_offset LIMIT $3"
+            " WHERE shard = $1 AND ($2::smallint IS NULL OR tier = $2) ORDER BY from_offset LIMIT \
+             $3"
         );
-        manifest_rows(self.sql()?, sql, params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit])
+        manifest_rows(
+            self.sql()?,
+            sql,
+            params![shard.0.cast_signed(), tier.map(blocks::tier_number), limit],
+        )
     }
 
     fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
-        let sql = "SELECT max(at) FROM (SELECT last_appended AS at FROM (SELECT last_appended FROM manifest WHERE shard = $1
-            ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM archive_floors WHERE shard = $1) AS times";
+        let sql = "SELECT max(at) FROM (SELECT last_appended AS at FROM (SELECT last_appended \
+                   FROM manifest WHERE shard = $1
+            ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM \
+                   archive_floors WHERE shard = $1) AS times";
         let rows = self.sql()?.query(sql, params![shard.0.cast_signed()])?;
         rows.first().map_or(Ok(None), |row| get(row, 0))
     }
 
-    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
-        let sql = "SELECT to_offset, coalesce(last_received, last_appended) FROM manifest WHERE shard = $1 AND from_offset >= $2
+    fn receipts(
+        &mut self,
+        shard: ShardId,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Vec<(Offset, Millis)>, StoreError> {
+        let sql = "SELECT to_offset, coalesce(last_received, last_appended) FROM manifest WHERE \
+                   shard = $1 AND from_offset >= $2
             ORDER BY from_offset LIMIT $3";
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = self.sql()?.query(sql, params![shard.0.cast_signed(), from as i64, limit])?;
@@ -372,18 +480,33 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = $1";
         let rows = self.sql()?.query(sql, params![shard.0.cast_signed()])?;
-        let extent = |row: &Row| Ok((get::<i64>(row, 0)?.unsigned_abs(), get::<Option<i64>>(row, 1)?.map(|at| at as Offset)));
+        let extent = |row: &Row| {
+            Ok((
+                get::<i64>(row, 0)?.unsigned_abs(),
+                get::<Option<i64>>(row, 1)?.map(|at| at as Offset),
+            ))
+        };
         rows.first().map_or(Ok((0, None)), extent)
     }
 
     fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
-        let rows = self.sql()?.query("SELECT note, said FROM expiry WHERE shard = $1", params![of.number()])?;
-        rows.first().map(|row| Ok(ExpiryNote { note: get(row, 0)?, said: get(row, 1)? })).transpose()
+        let rows = self
+            .sql()?
+            .query("SELECT note, said FROM expiry WHERE shard = $1", params![of.number()])?;
+        rows.first()
+            .map(|row| Ok(ExpiryNote { note: get(row, 0)?, said: get(row, 1)? }))
+            .transpose()
     }
 
     fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
-        let rows = self.sql()?.query("SELECT shard, note, said FROM expiry ORDER BY shard", params![])?;
-        let read = |row: &Row| Ok((Expiring::of_number(get(row, 0)?), ExpiryNote { note: get(row, 1)?, said: get(row, 2)? }));
+        let rows =
+            self.sql()?.query("SELECT shard, note, said FROM expiry ORDER BY shard", params![])?;
+        let read = |row: &Row| {
+            Ok((
+                Expiring::of_number(get(row, 0)?),
+                ExpiryNote { note: get(row, 1)?, said: get(row, 2)? },
+            ))
+        };
         rows.iter().map(read).collect()
     }
 
@@ -394,7 +517,8 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     }
 
     fn quarantine(&mut self) -> Result<Vec<QuarantineRow>, StoreError> {
-        let sql = "SELECT shard, \"offset\", idx, tenant, appended, reason, discarded, record FROM quarantine
+        let sql = "SELECT shard, \"offset\", idx, tenant, appended, reason, discarded, record \
+                   FROM quarantine
             ORDER BY shard, \"offset\", idx";
         let mut quarantine = Vec::new();
         self.sql()?.each(sql, params![], |row| {
@@ -414,7 +538,11 @@ impl StoreSnapshot for PostgresSnapshot<'_> {
     }
 }
 
-fn manifest_rows(session: &mut Session, sql: &'static str, params: Vec<Param>) -> Result<Vec<ManifestRow>, StoreError> {
+fn manifest_rows(
+    session: &mut Session,
+    sql: &'static str,
+    params: Vec<Param>,
+) -> Result<Vec<ManifestRow>, StoreError> {
     let mut manifest = Vec::new();
     session.each(sql, params, |row| {
         manifest.push(ManifestRow {

@@ -1,7 +1,8 @@
 //! The store's own runtime, and how a blocking caller waits for it.
 //!
-//! Callers are threads of all kinds, some of them inside another runtime, where blocking on a future panics. So the future runs on two
-//! threads of the store's own, and the caller waits on a channel, never longer than its deadline.
+//! Callers are threads of all kinds, some of them inside another runtime, where blocking on a
+//! future panics. So the future runs on two threads of the store's own, and the caller waits on a
+//! channel, never longer than its deadline.
 
 use std::future::Future;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -50,7 +51,8 @@ impl Worker {
     }
 
     pub(super) fn hands(&self) -> Result<Hands, StoreError> {
-        let runtime = self.0.as_ref().ok_or_else(|| StoreError::Failed("the store is closed".to_owned()))?;
+        let runtime =
+            self.0.as_ref().ok_or_else(|| StoreError::Failed("the store is closed".to_owned()))?;
         Ok(Hands(runtime.handle().clone()))
     }
 }
@@ -65,7 +67,8 @@ impl Drop for Worker {
 }
 
 impl Hands {
-    /// Runs `work` and waits for it, at most `limit`, and not beyond the end of the query that it is for.
+    /// Runs `work` and waits for it, at most `limit`, and not beyond the end of the query that it
+    /// is for.
     pub(super) fn run<T: Send + 'static>(
         &self,
         limit: Duration,
@@ -111,12 +114,21 @@ mod tests {
         let elsewhere = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         elsewhere.block_on(async move {
             assert_eq!(hands.run(Duration::from_secs(5), None, async { 7 }), Ok(7));
-            assert_eq!(hands.run(Duration::from_millis(10), None, std::future::pending::<()>()), Err(Unanswered::Late));
+            assert_eq!(
+                hands.run(Duration::from_millis(10), None, std::future::pending::<()>()),
+                Err(Unanswered::Late)
+            );
             let query = Budget::default();
-            assert_eq!(hands.run(Duration::from_secs(5), Some(&query.ending()), async { 7 }), Ok(7));
+            assert_eq!(
+                hands.run(Duration::from_secs(5), Some(&query.ending()), async { 7 }),
+                Ok(7)
+            );
             query.end(Ended::Late);
             let for_ever = std::future::pending::<()>();
-            assert_eq!(hands.run(Duration::from_secs(3_600), Some(&query.ending()), for_ever), Err(Unanswered::Ended));
+            assert_eq!(
+                hands.run(Duration::from_secs(3_600), Some(&query.ending()), for_ever),
+                Err(Unanswered::Ended)
+            );
             drop(worker);
         });
     }

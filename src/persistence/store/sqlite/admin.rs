@@ -9,22 +9,31 @@ use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardI
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 
-pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> Result<Claim, StoreError> {
-    let found = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
+pub(super) fn claim(
+    tx: &Connection,
+    shard: ShardId,
+    log: LogId,
+    nonce: u64,
+) -> Result<Claim, StoreError> {
+    let found =
+        one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
     if let Some(found) = found.map(LogId)
         && found != log
     {
         return Err(super::super::other_log(shard, found, log));
     }
     tx.execute(
-        "INSERT INTO suspects (shard, offset, idx, deaths) SELECT shard, marked_offset, marked_index, 1 FROM shards
+        "INSERT INTO suspects (shard, offset, idx, deaths) SELECT shard, marked_offset, \
+         marked_index, 1 FROM shards
          WHERE shard = ? AND marked_offset NOT NULL ON CONFLICT DO UPDATE SET deaths = deaths + 1",
         [shard.0],
     )?;
     let suspects = suspects(tx, shard)?;
     suspects.iter().try_for_each(|suspect| seal_suspect(tx, shard, *suspect))?;
-    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?1, ?2, 0, 0, 1, ?3, 1)
-        ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, marked_offset = NULL
+    let sql = "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES \
+               (?1, ?2, 0, 0, 1, ?3, 1)
+        ON CONFLICT DO UPDATE SET epoch = epoch + 1, nonce = ?3, attempts = attempts + 1, \
+               marked_offset = NULL
         RETURNING next, archived, epoch, attempts, appended";
     let claim = one(tx, sql, params![shard.0, &log.0[..], nonce as i64], |r| {
         let checkpoint = Checkpoint {
@@ -42,13 +51,20 @@ pub(super) fn claim(tx: &Connection, shard: ShardId, log: LogId, nonce: u64) -> 
 }
 
 pub(super) fn suspects(tx: &Connection, shard: ShardId) -> Result<Vec<Suspect>, StoreError> {
-    let mut statement = tx.prepare_cached("SELECT offset, idx, deaths FROM suspects WHERE shard = ? ORDER BY offset, idx")?;
-    let rows = statement
-        .query_map([shard.0], |r| Ok(Suspect { offset: r.get::<_, i64>(0)? as Offset, index: r.get(1)?, deaths: r.get(2)? }))?;
+    let mut statement = tx.prepare_cached(
+        "SELECT offset, idx, deaths FROM suspects WHERE shard = ? ORDER BY offset, idx",
+    )?;
+    let rows = statement.query_map([shard.0], |r| {
+        Ok(Suspect { offset: r.get::<_, i64>(0)? as Offset, index: r.get(1)?, deaths: r.get(2)? })
+    })?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-pub(super) fn recent_ids(connection: &Connection, shard: ShardId, since: Millis) -> Result<Vec<DedupBlock>, StoreError> {
+pub(super) fn recent_ids(
+    connection: &Connection,
+    shard: ShardId,
+    since: Millis,
+) -> Result<Vec<DedupBlock>, StoreError> {
     let mut statement = connection.prepare_cached(
         "SELECT from_offset, to_offset, first_appended, last_appended, block FROM dedup
          WHERE shard = ? AND last_appended >= ? ORDER BY from_offset",
@@ -57,7 +73,10 @@ pub(super) fn recent_ids(connection: &Connection, shard: ShardId, since: Millis)
     let mut blocks = Vec::new();
     while let Some(row) = rows.next()? {
         blocks.push(DedupBlock {
-            range: OffsetRange { from: row.get::<_, i64>(0)? as Offset, to: row.get::<_, i64>(1)? as Offset },
+            range: OffsetRange {
+                from: row.get::<_, i64>(0)? as Offset,
+                to: row.get::<_, i64>(1)? as Offset,
+            },
             appended: (row.get(2)?, row.get(3)?),
             runs: codec::decode_runs(&row.get::<_, Vec<u8>>(4)?)?,
         });
@@ -72,20 +91,34 @@ pub(super) fn note_dedup_rule(
     from: Offset,
     rule: DedupRule,
 ) -> Result<(), StoreError> {
-    let sql = "SELECT next <= ?4 OR NOT EXISTS (SELECT 1 FROM dedup_rules WHERE shard = ?1) FROM shards
+    let sql = "SELECT next <= ?4 OR NOT EXISTS (SELECT 1 FROM dedup_rules WHERE shard = ?1) FROM \
+               shards
         WHERE shard = ?1 AND epoch = ?2 AND nonce = ?3";
     let place = params![shard.0, epoch.counter as i64, epoch.nonce as i64, from as i64];
     if one(tx, sql, place, |r| r.get::<_, bool>(0))? != Some(true) {
         return Err(StoreError::Refused { shard });
     }
-    tx.execute("DELETE FROM dedup_rules WHERE shard = ? AND from_offset >= ?", params![shard.0, from as i64])?;
-    let row = params![shard.0, from as i64, rule.horizon_ms, rule.max_ids as i64, rule_sum(shard, from, rule)];
+    tx.execute(
+        "DELETE FROM dedup_rules WHERE shard = ? AND from_offset >= ?",
+        params![shard.0, from as i64],
+    )?;
+    let row = params![
+        shard.0,
+        from as i64,
+        rule.horizon_ms,
+        rule.max_ids as i64,
+        rule_sum(shard, from, rule)
+    ];
     tx.execute("INSERT INTO dedup_rules VALUES (?, ?, ?, ?, ?)", row)?;
     Ok(())
 }
 
-pub(super) fn dedup_rules(connection: &Connection, shard: ShardId) -> Result<DedupRules, StoreError> {
-    let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = ? ORDER BY from_offset";
+pub(super) fn dedup_rules(
+    connection: &Connection,
+    shard: ShardId,
+) -> Result<DedupRules, StoreError> {
+    let sql = "SELECT from_offset, horizon_ms, max_ids FROM dedup_rules WHERE shard = ? ORDER BY \
+               from_offset";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map([shard.0], |r| {
         let rule = DedupRule { horizon_ms: r.get(1)?, max_ids: r.get::<_, i64>(2)? as usize };
@@ -97,7 +130,8 @@ pub(super) fn dedup_rules(connection: &Connection, shard: ShardId) -> Result<Ded
 pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Result<(), StoreError> {
     let moved = tx
         .prepare_cached(
-            "UPDATE shards SET archived = ? WHERE shard = ? AND log = ? AND archived = ? AND epoch = ? AND nonce = ?",
+            "UPDATE shards SET archived = ? WHERE shard = ? AND log = ? AND archived = ? AND \
+             epoch = ? AND nonce = ?",
         )?
         .execute(params![
             row.range.to as i64,
@@ -116,8 +150,8 @@ pub(super) fn archived(tx: &Connection, owner: Epoch, row: &ManifestRow) -> Resu
 
 /// The checksum of the row of a shard as it stands.
 pub(super) fn shard_sum(sql: &Connection, shard: ShardId) -> Result<i64, StoreError> {
-    let columns =
-        "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, marked_index, appended FROM shards WHERE shard = ?";
+    let columns = "SELECT log, next, archived, epoch, nonce, attempts, marked_offset, \
+                   marked_index, appended FROM shards WHERE shard = ?";
     let sum = one(sql, columns, [shard.0], |r| {
         let mut bytes: Vec<u8> = r.get(0)?;
         for column in 1..9 {
@@ -134,29 +168,51 @@ pub(super) fn shard_sum(sql: &Connection, shard: ShardId) -> Result<i64, StoreEr
 /// Writes the checksum of a shard's row: whoever has changed the row does.
 pub(super) fn seal(tx: &Connection, shard: ShardId) -> Result<(), StoreError> {
     let sum = shard_sum(tx, shard)?;
-    tx.prepare_cached("UPDATE shards SET sum = ? WHERE shard = ?")?.execute(params![sum, shard.0])?;
+    tx.prepare_cached("UPDATE shards SET sum = ? WHERE shard = ?")?
+        .execute(params![sum, shard.0])?;
     Ok(())
 }
 
 /// The checksum of where a block of ids stands; the block has its own.
 pub(super) fn block_sum(shard: ShardId, range: OffsetRange, appended: (Millis, Millis)) -> i64 {
     let numbers = [range.from, range.to].map(u64::to_be_bytes).concat();
-    codec::sum(&[&shard.0.to_be_bytes(), &numbers, &appended.0.to_be_bytes(), &appended.1.to_be_bytes()])
+    codec::sum(&[
+        &shard.0.to_be_bytes(),
+        &numbers,
+        &appended.0.to_be_bytes(),
+        &appended.1.to_be_bytes(),
+    ])
 }
 
-/// The checksum of an event that was set aside; whether it is given up is not in it, because that changes.
+/// The checksum of an event that was set aside; whether it is given up is not in it, because that
+/// changes.
 pub(super) fn quarantine_sum(row: &QuarantineRow) -> i64 {
-    let of = [&row.shard.0.to_be_bytes()[..], &row.offset.to_be_bytes(), &row.index.to_be_bytes(), &row.received.to_be_bytes()]
-        .concat();
+    let of = [
+        &row.shard.0.to_be_bytes()[..],
+        &row.offset.to_be_bytes(),
+        &row.index.to_be_bytes(),
+        &row.received.to_be_bytes(),
+    ]
+    .concat();
     codec::sum(&[&of, row.tenant.as_bytes(), row.reason.as_bytes(), &row.record])
 }
 
 /// The checksum of a row of the manifest.
 pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
-    let numbers = [row.range.from, row.range.to, row.epoch.counter, row.epoch.nonce, row.rows, row.raw_bytes, row.bytes]
-        .map(u64::to_be_bytes)
+    let numbers = [
+        row.range.from,
+        row.range.to,
+        row.epoch.counter,
+        row.epoch.nonce,
+        row.rows,
+        row.raw_bytes,
+        row.bytes,
+    ]
+    .map(u64::to_be_bytes)
+    .concat();
+    let times = [row.appended.0, row.appended.1, row.received.0, row.received.1]
+        .map(i64::to_be_bytes)
         .concat();
-    let times = [row.appended.0, row.appended.1, row.received.0, row.received.1].map(i64::to_be_bytes).concat();
     let windows = codec::encode_windows(&row.windows);
     codec::sum(&[
         &row.shard.0.to_be_bytes(),
@@ -173,19 +229,28 @@ pub(super) fn manifest_sum(row: &ManifestRow) -> i64 {
 /// The checksum of an archive floor.
 pub(super) fn floor_sum(shard: ShardId, floor: ArchiveFloor) -> i64 {
     let ArchiveFloor { offset, appended, hour } = floor;
-    codec::sum(&[&shard.0.to_be_bytes(), &offset.to_be_bytes(), &appended.to_be_bytes(), &hour.0.to_be_bytes()])
+    codec::sum(&[
+        &shard.0.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &appended.to_be_bytes(),
+        &hour.0.to_be_bytes(),
+    ])
 }
 
 /// The checksum of a rule of de-duplication.
 pub(super) fn rule_sum(shard: ShardId, from: Offset, rule: DedupRule) -> i64 {
-    let numbers = [from, rule.horizon_ms as u64, rule.max_ids as u64].map(u64::to_be_bytes).concat();
+    let numbers =
+        [from, rule.horizon_ms as u64, rule.max_ids as u64].map(u64::to_be_bytes).concat();
     codec::sum(&[&shard.0.to_be_bytes(), &numbers])
 }
 
 /// Every rule, with the checksum of its row.
 #[allow(clippy::type_complexity)] // a row
-pub(super) fn rules(sql: &Connection) -> Result<Vec<(ShardId, Offset, DedupRule, Option<i64>)>, StoreError> {
-    let mut statement = sql.prepare("SELECT shard, from_offset, horizon_ms, max_ids, sum FROM dedup_rules")?;
+pub(super) fn rules(
+    sql: &Connection,
+) -> Result<Vec<(ShardId, Offset, DedupRule, Option<i64>)>, StoreError> {
+    let mut statement =
+        sql.prepare("SELECT shard, from_offset, horizon_ms, max_ids, sum FROM dedup_rules")?;
     let rows = statement.query_map([], |r| {
         let rule = DedupRule { horizon_ms: r.get(2)?, max_ids: r.get::<_, i64>(3)? as usize };
         Ok((ShardId(r.get(0)?), r.get::<_, i64>(1)? as Offset, rule, r.get(4)?))
@@ -196,20 +261,29 @@ pub(super) fn rules(sql: &Connection) -> Result<Vec<(ShardId, Offset, DedupRule,
 /// The checksum of a suspect.
 pub(super) fn suspect_sum(shard: ShardId, suspect: Suspect) -> i64 {
     let Suspect { offset, index, deaths } = suspect;
-    codec::sum(&[&shard.0.to_be_bytes(), &offset.to_be_bytes(), &index.to_be_bytes(), &deaths.to_be_bytes()])
+    codec::sum(&[
+        &shard.0.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &index.to_be_bytes(),
+        &deaths.to_be_bytes(),
+    ])
 }
 
 fn seal_suspect(tx: &Connection, shard: ShardId, suspect: Suspect) -> Result<(), StoreError> {
     let key = params![suspect_sum(shard, suspect), shard.0, suspect.offset as i64, suspect.index];
-    tx.prepare_cached("UPDATE suspects SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?.execute(key)?;
+    tx.prepare_cached("UPDATE suspects SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?
+        .execute(key)?;
     Ok(())
 }
 
 /// Every suspect, with the checksum of its row.
-pub(super) fn all_suspects(sql: &Connection) -> Result<Vec<(ShardId, Suspect, Option<i64>)>, StoreError> {
+pub(super) fn all_suspects(
+    sql: &Connection,
+) -> Result<Vec<(ShardId, Suspect, Option<i64>)>, StoreError> {
     let mut statement = sql.prepare("SELECT shard, offset, idx, deaths, sum FROM suspects")?;
     let rows = statement.query_map([], |r| {
-        let suspect = Suspect { offset: r.get::<_, i64>(1)? as Offset, index: r.get(2)?, deaths: r.get(3)? };
+        let suspect =
+            Suspect { offset: r.get::<_, i64>(1)? as Offset, index: r.get(2)?, deaths: r.get(3)? };
         Ok((ShardId(r.get(0)?), suspect, r.get(4)?))
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
@@ -234,9 +308,12 @@ type BlockAt = (ShardId, OffsetRange, (Millis, Millis), Option<i64>);
 
 /// Where every block of ids stands.
 pub(super) fn blocks(sql: &Connection) -> Result<Vec<BlockAt>, StoreError> {
-    let mut statement = sql.prepare("SELECT shard, from_offset, to_offset, first_appended, last_appended, sum FROM dedup")?;
+    let mut statement = sql.prepare(
+        "SELECT shard, from_offset, to_offset, first_appended, last_appended, sum FROM dedup",
+    )?;
     let rows = statement.query_map([], |r| {
-        let range = OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset };
+        let range =
+            OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset };
         Ok((ShardId(r.get(0)?), range, (r.get(3)?, r.get(4)?), r.get(5)?))
     })?;
     Ok(rows.collect::<Result<_, _>>()?)
@@ -250,9 +327,13 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
         .collect::<Result<_, _>>()?;
     for (metric, day, revision) in revisions {
         let sum = rows::revision_sum(metric, day, revision);
-        tx.prepare_cached("UPDATE revisions SET sum = ? WHERE metric_no = ? AND day = ?")?.execute(params![sum, metric, day])?;
+        tx.prepare_cached("UPDATE revisions SET sum = ? WHERE metric_no = ? AND day = ?")?
+            .execute(params![sum, metric, day])?;
     }
-    let shards: Vec<u32> = tx.prepare("SELECT shard FROM shards")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    let shards: Vec<u32> = tx
+        .prepare("SELECT shard FROM shards")?
+        .query_map([], |r| r.get(0))?
+        .collect::<Result<_, _>>()?;
     shards.into_iter().try_for_each(|shard| seal(tx, ShardId(shard)))?;
     let floors: Vec<(u32, ArchiveFloor)> = tx
         .prepare("SELECT shard, offset, appended, hour FROM archive_floors")?
@@ -269,23 +350,34 @@ pub(super) fn seal_all(tx: &Connection) -> Result<(), StoreError> {
     }
     for (block, range, appended, _) in blocks(tx)? {
         let key = params![block_sum(block, range, appended), block.0, range.from as i64];
-        tx.prepare_cached("UPDATE dedup SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
+        tx.prepare_cached("UPDATE dedup SET sum = ? WHERE shard = ? AND from_offset = ?")?
+            .execute(key)?;
     }
     for (row, _) in rows::quarantine_rows(tx)? {
         let key = params![quarantine_sum(&row), row.shard.0, row.offset as i64, row.index];
-        tx.prepare_cached("UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?")?.execute(key)?;
+        tx.prepare_cached(
+            "UPDATE quarantine SET sum = ? WHERE shard = ? AND offset = ? AND idx = ?",
+        )?
+        .execute(key)?;
     }
     for (shard, from, rule, _) in rules(tx)? {
         let key = params![rule_sum(shard, from, rule), shard.0, from as i64];
-        tx.prepare_cached("UPDATE dedup_rules SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
+        tx.prepare_cached("UPDATE dedup_rules SET sum = ? WHERE shard = ? AND from_offset = ?")?
+            .execute(key)?;
     }
-    all_suspects(tx)?.into_iter().try_for_each(|(shard, suspect, _)| seal_suspect(tx, shard, suspect))?;
-    let notes: Vec<i32> = tx.prepare("SELECT shard FROM expiry")?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+    all_suspects(tx)?
+        .into_iter()
+        .try_for_each(|(shard, suspect, _)| seal_suspect(tx, shard, suspect))?;
+    let notes: Vec<i32> = tx
+        .prepare("SELECT shard FROM expiry")?
+        .query_map([], |r| r.get(0))?
+        .collect::<Result<_, _>>()?;
     notes.into_iter().try_for_each(|of| seal_expiry(tx, of))?;
     for (row, _) in rows::manifest_sums(tx)? {
         let row = row?;
         let key = params![manifest_sum(&row), row.shard.0, row.range.from as i64];
-        tx.prepare_cached("UPDATE manifest SET sum = ? WHERE shard = ? AND from_offset = ?")?.execute(key)?;
+        tx.prepare_cached("UPDATE manifest SET sum = ? WHERE shard = ? AND from_offset = ?")?
+            .execute(key)?;
     }
     Ok(())
 }
@@ -317,27 +409,36 @@ fn note(tx: &Connection, row: &ManifestRow) -> Result<(), StoreError> {
 
 /// Bytes of all objects that the manifest lists.
 pub(super) fn archived_bytes(connection: &Connection) -> Result<u64, StoreError> {
-    let sum = one(connection, "SELECT coalesce(sum(bytes), 0) FROM manifest", [], |r| r.get::<_, i64>(0))?;
+    let sum = one(connection, "SELECT coalesce(sum(bytes), 0) FROM manifest", [], |r| {
+        r.get::<_, i64>(0)
+    })?;
     Ok(sum.unwrap_or(0).unsigned_abs())
 }
 
 pub(super) fn moved(tx: &Connection, row: &ManifestRow, tier: Tier) -> Result<bool, StoreError> {
-    let sql = "UPDATE manifest SET tier = ?, sum = ? WHERE shard = ? AND from_offset = ? AND path = ?";
+    let sql =
+        "UPDATE manifest SET tier = ?, sum = ? WHERE shard = ? AND from_offset = ? AND path = ?";
     let sum = manifest_sum(&ManifestRow { tier, ..row.clone() });
-    let place = params![codec::tier_number(tier), sum, row.shard.0, row.range.from as i64, row.path];
+    let place =
+        params![codec::tier_number(tier), sum, row.shard.0, row.range.from as i64, row.path];
     Ok(tx.prepare_cached(sql)?.execute(place)? == 1)
 }
 
-pub(super) fn swap_expiry(tx: &Connection, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+pub(super) fn swap_expiry(
+    tx: &Connection,
+    of: Expiring,
+    before: Option<&str>,
+    after: &str,
+) -> Result<bool, StoreError> {
     let changed = match before {
         None => tx
-            .prepare_cached("INSERT INTO expiry (shard, note) VALUES (?, ?) ON CONFLICT DO NOTHING")?
+            .prepare_cached(
+                "INSERT INTO expiry (shard, note) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            )?
             .execute(params![of.number(), after])?,
-        Some(before) => tx.prepare_cached("UPDATE expiry SET note = ? WHERE shard = ? AND note = ?")?.execute(params![
-            after,
-            of.number(),
-            before
-        ])?,
+        Some(before) => tx
+            .prepare_cached("UPDATE expiry SET note = ? WHERE shard = ? AND note = ?")?
+            .execute(params![after, of.number(), before])?,
     };
     seal_expiry(tx, of.number())?;
     Ok(changed == 1)
@@ -356,7 +457,8 @@ pub(super) fn say_yes(tx: &Connection, of: &[Expiring]) -> Result<u64, StoreErro
 pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreError> {
     let sql = "DELETE FROM manifest WHERE shard = ?1 AND from_offset = ?2 AND path = ?3
         AND from_offset = (SELECT min(from_offset) FROM manifest WHERE shard = ?1)";
-    if tx.prepare_cached(sql)?.execute(params![row.shard.0, row.range.from as i64, row.path])? != 1 {
+    if tx.prepare_cached(sql)?.execute(params![row.shard.0, row.range.from as i64, row.path])? != 1
+    {
         return Ok(false);
     }
     let sql = "SELECT offset, appended, hour FROM archive_floors WHERE shard = ?";
@@ -366,30 +468,42 @@ pub(super) fn expired(tx: &Connection, row: &ManifestRow) -> Result<bool, StoreE
 }
 
 fn set_floor(tx: &Connection, shard: ShardId, floor: ArchiveFloor) -> Result<(), StoreError> {
-    tx.prepare_cached("INSERT OR REPLACE INTO archive_floors VALUES (?, ?, ?, ?, ?)")?.execute(params![
-        shard.0,
-        floor.offset as i64,
-        floor.appended,
-        floor.hour.0,
-        floor_sum(shard, floor)
-    ])?;
+    tx.prepare_cached("INSERT OR REPLACE INTO archive_floors VALUES (?, ?, ?, ?, ?)")?.execute(
+        params![
+            shard.0,
+            floor.offset as i64,
+            floor.appended,
+            floor.hour.0,
+            floor_sum(shard, floor)
+        ],
+    )?;
     Ok(())
 }
 
 pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> {
     let Checkpoint { log, next, archived, epoch, .. } = of.checkpoint;
     tx.prepare_cached(
-        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, ?, ?, ?, 0)
-         ON CONFLICT DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = excluded.nonce",
+        "INSERT INTO shards (shard, log, next, archived, epoch, nonce, attempts) VALUES (?, ?, ?, \
+         ?, ?, ?, 0)
+         ON CONFLICT DO UPDATE SET archived = excluded.archived, epoch = excluded.epoch, nonce = \
+         excluded.nonce",
     )?
-    .execute(params![of.shard.0, &log.0[..], next as i64, archived as i64, epoch.counter as i64, epoch.nonce as i64])?;
+    .execute(params![
+        of.shard.0,
+        &log.0[..],
+        next as i64,
+        archived as i64,
+        epoch.counter as i64,
+        epoch.nonce as i64
+    ])?;
     seal(tx, of.shard)?;
     if let Some(floor) = of.floor {
         set_floor(tx, of.shard, floor)?;
     }
     for row in &of.manifest {
         let place = params![of.shard.0, row.range.from as i64];
-        tx.prepare_cached("DELETE FROM manifest WHERE shard = ? AND from_offset >= ?")?.execute(place)?;
+        tx.prepare_cached("DELETE FROM manifest WHERE shard = ? AND from_offset >= ?")?
+            .execute(place)?;
         note(tx, row)?;
     }
     for (id, offset) in &of.admitted {
@@ -402,12 +516,20 @@ pub(super) fn restore(tx: &Connection, of: &Restored) -> Result<(), StoreError> 
 
 /// The columns of a floor, from the given one on.
 pub(super) fn floor(row: &rusqlite::Row<'_>, at: usize) -> rusqlite::Result<ArchiveFloor> {
-    Ok(ArchiveFloor { offset: row.get::<_, i64>(at)? as Offset, appended: row.get(at + 1)?, hour: Hour(row.get(at + 2)?) })
+    Ok(ArchiveFloor {
+        offset: row.get::<_, i64>(at)? as Offset,
+        appended: row.get(at + 1)?,
+        hour: Hour(row.get(at + 2)?),
+    })
 }
 
-pub(super) fn admitted_series(connection: &Connection, shard: ShardId) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
+pub(super) fn admitted_series(
+    connection: &Connection,
+    shard: ShardId,
+) -> Result<Vec<(String, Vec<SeriesId>)>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON t.no = m.tenant_no
+        "SELECT t.name, s.id FROM series s JOIN metrics m ON m.no = s.metric_no JOIN tenants t ON \
+         t.no = m.tenant_no
          WHERE s.shard = ? ORDER BY t.name, s.id",
     )?;
     let mut rows = statement.query([shard.0])?;

@@ -1,8 +1,9 @@
 //! Series and metrics, numbered.
 //!
-//! What always holds: a number is remembered only after the transaction that gave it committed. An id that belongs to another series
-//! is refused, and with it the whole transaction. What is remembered of a series is no more than tells it from another one of its id,
-//! or a million series would take as much memory here as everywhere else together.
+//! What always holds: a number is remembered only after the transaction that gave it committed. An
+//! id that belongs to another series is refused, and with it the whole transaction. What is
+//! remembered of a series is no more than tells it from another one of its id, or a million series
+//! would take as much memory here as everywhere else together.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
@@ -21,7 +22,8 @@ use crate::model::series::{Series, SeriesId};
 struct Numbered {
     metric_no: i64,
     series_no: i64,
-    /// Of its tenant, metric and labels, in this process: another hash than the id, so that one collision is not also one of this.
+    /// Of its tenant, metric and labels, in this process: another hash than the id, so that one
+    /// collision is not also one of this.
     print: u64,
 }
 
@@ -57,7 +59,8 @@ pub(super) struct Catalogue<'a> {
     tx: &'a Connection,
     known: &'a Known,
     fresh: Fresh,
-    /// Numbers of metrics and label pairs that this transaction looked up: a flush that admits many series meets few of them.
+    /// Numbers of metrics and label pairs that this transaction looked up: a flush that admits
+    /// many series meets few of them.
     metrics: HashMap<(String, String), i64>,
     pairs: HashMap<(i64, String, String), i64>,
     /// Series admitted by metric, added to its row once.
@@ -71,10 +74,18 @@ pub(super) fn admission_sum(id: SeriesId, shard: ShardId, at: Offset) -> i64 {
 
 impl<'a> Catalogue<'a> {
     pub(super) fn new(tx: &'a Connection, known: &'a Known) -> Self {
-        Self { tx, known, fresh: Fresh::default(), metrics: HashMap::new(), pairs: HashMap::new(), growth: BTreeMap::new() }
+        Self {
+            tx,
+            known,
+            fresh: Fresh::default(),
+            metrics: HashMap::new(),
+            pairs: HashMap::new(),
+            growth: BTreeMap::new(),
+        }
     }
 
-    /// Writes what is written once a transaction. What was looked up or admitted is to be remembered after the commit.
+    /// Writes what is written once a transaction. What was looked up or admitted is to be
+    /// remembered after the commit.
     pub(super) fn finish(self) -> Result<Fresh, StoreError> {
         for (metric_no, admitted) in self.growth {
             self.tx
@@ -85,14 +96,21 @@ impl<'a> Catalogue<'a> {
     }
 
     /// The numbers of a series; a new one is admitted.
-    pub(super) fn number(&mut self, info: &Arc<SeriesInfo>, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
+    pub(super) fn number(
+        &mut self,
+        info: &Arc<SeriesInfo>,
+        shard: ShardId,
+        at: Offset,
+    ) -> Result<(i64, i64), StoreError> {
         let print = self.known.print(info);
         let known = self.known.0.get(&info.id).or_else(|| self.fresh.0.get(&info.id));
         if let Some(known) = known.filter(|known| known.print == print) {
             return Ok((known.metric_no, known.series_no));
         }
         let sql = "SELECT no, metric_no, key FROM series WHERE id = ?";
-        let stored = one(self.tx, sql, [&info.id.0[..]], |r| Ok((r.get(0)?, r.get(1)?, r.get::<_, Vec<u8>>(2)?)))?;
+        let stored = one(self.tx, sql, [&info.id.0[..]], |r| {
+            Ok((r.get(0)?, r.get(1)?, r.get::<_, Vec<u8>>(2)?))
+        })?;
         let (series_no, metric_no) = match stored {
             Some((series_no, metric_no, key)) => {
                 let series = Series::from_key(&key)?;
@@ -107,12 +125,27 @@ impl<'a> Catalogue<'a> {
         Ok((metric_no, series_no))
     }
 
-    fn admit(&mut self, info: &SeriesInfo, shard: ShardId, at: Offset) -> Result<(i64, i64), StoreError> {
+    fn admit(
+        &mut self,
+        info: &SeriesInfo,
+        shard: ShardId,
+        at: Offset,
+    ) -> Result<(i64, i64), StoreError> {
         let series = &info.series;
         let metric_no = self.metric(&series.tenant, &series.metric)?;
         self.tx
-            .prepare_cached("INSERT INTO series (metric_no, id, key, shard, admitted_offset, sum) VALUES (?, ?, ?, ?, ?, ?)")?
-            .execute(params![metric_no, &info.id.0[..], series.key(), shard.0, at as i64, admission_sum(info.id, shard, at)])?;
+            .prepare_cached(
+                "INSERT INTO series (metric_no, id, key, shard, admitted_offset, sum) VALUES (?, \
+                 ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                metric_no,
+                &info.id.0[..],
+                series.key(),
+                shard.0,
+                at as i64,
+                admission_sum(info.id, shard, at)
+            ])?;
         let series_no = self.tx.last_insert_rowid();
         *self.growth.entry(metric_no).or_default() += 1;
         for (name, value) in &series.labels {
@@ -129,8 +162,11 @@ impl<'a> Catalogue<'a> {
         if let Some(&no) = self.metrics.get(&key) {
             return Ok(no);
         }
-        let tenant_no =
-            self.upsert("SELECT no FROM tenants WHERE name = ?", "INSERT INTO tenants (name) VALUES (?)", params![tenant])?;
+        let tenant_no = self.upsert(
+            "SELECT no FROM tenants WHERE name = ?",
+            "INSERT INTO tenants (name) VALUES (?)",
+            params![tenant],
+        )?;
         let no = self.upsert(
             "SELECT no FROM metrics WHERE tenant_no = ? AND name = ?",
             "INSERT INTO metrics (tenant_no, name) VALUES (?, ?)",
@@ -154,7 +190,12 @@ impl<'a> Catalogue<'a> {
         Ok(no)
     }
 
-    fn upsert(&self, select: &str, insert: &str, params: &[&dyn rusqlite::ToSql]) -> Result<i64, StoreError> {
+    fn upsert(
+        &self,
+        select: &str,
+        insert: &str,
+        params: &[&dyn rusqlite::ToSql],
+    ) -> Result<i64, StoreError> {
         if let Some(no) = one(self.tx, select, params, |r| r.get(0))? {
             return Ok(no);
         }

@@ -1,5 +1,5 @@
-//! Looks for damage: SQLite's own structures, what contradicts itself ([`super::super::check`]), and rows that nothing else gives again
-//! against their checksums.
+//! Looks for damage: SQLite's own structures, what contradicts itself ([`super::super::check`]),
+//! and rows that nothing else gives again against their checksums.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
@@ -31,7 +31,10 @@ const LOOKS: [(&str, Look); 11] = [
 ///
 /// # Errors
 /// If no transaction can be begun.
-pub(super) fn check(connection: &Connection, tell: &mut dyn FnMut(Damage)) -> Result<(), StoreError> {
+pub(super) fn check(
+    connection: &Connection,
+    tell: &mut dyn FnMut(Damage),
+) -> Result<(), StoreError> {
     // Read only: it ends by being rolled back.
     let tx = connection.unchecked_transaction()?;
     let mut found = Found::new(tell);
@@ -78,7 +81,10 @@ impl Columns for Row<'_> {
     fn bytes(&self, at: usize) -> Result<Vec<u8>, StoreError> {
         match self.get_ref(at)? {
             ValueRef::Blob(bytes) => Ok(bytes.to_vec()),
-            other => Err(StoreError::Invalid(format!("column {at} is {} and no blob", other.data_type()))),
+            other => Err(StoreError::Invalid(format!(
+                "column {at} is {} and no blob",
+                other.data_type()
+            ))),
         }
     }
 }
@@ -137,7 +143,8 @@ fn shards(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
 }
 
 fn floors(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
-    let mut statement = sql.prepare("SELECT shard, offset, appended, hour, sum FROM archive_floors")?;
+    let mut statement =
+        sql.prepare("SELECT shard, offset, appended, hour, sum FROM archive_floors")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let (shard, sum): (u32, Option<i64>) = (row.get(0)?, row.get(4)?);
@@ -153,7 +160,10 @@ fn quarantine(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError>
         if sum != Some(admin::quarantine_sum(&row)) {
             found.damage(
                 "quarantine",
-                format!("shard {}, offset {}, event {}: damaged (checksum)", row.shard, row.offset, row.index),
+                format!(
+                    "shard {}, offset {}, event {}: damaged (checksum)",
+                    row.shard, row.offset, row.index
+                ),
             );
         }
     }
@@ -163,7 +173,13 @@ fn quarantine(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError>
 fn dedup(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
     for (shard, range, appended, sum) in admin::blocks(sql)? {
         if sum != Some(admin::block_sum(shard, range, appended)) {
-            found.damage("dedup", format!("shard {shard}, offsets [{}, {}): damaged (checksum)", range.from, range.to));
+            found.damage(
+                "dedup",
+                format!(
+                    "shard {shard}, offsets [{}, {}): damaged (checksum)",
+                    range.from, range.to
+                ),
+            );
         }
     }
     Ok(())
@@ -172,7 +188,8 @@ fn dedup(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
 fn dedup_rules(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
     for (shard, from, rule, sum) in admin::rules(sql)? {
         if sum != Some(admin::rule_sum(shard, from, rule)) {
-            found.damage("dedup_rules", format!("shard {shard}, offset {from}: damaged (checksum)"));
+            found
+                .damage("dedup_rules", format!("shard {shard}, offset {from}: damaged (checksum)"));
         }
     }
     Ok(())
@@ -182,7 +199,10 @@ fn suspects(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
     for (shard, suspect, sum) in admin::all_suspects(sql)? {
         if sum != Some(admin::suspect_sum(shard, suspect)) {
             let (offset, index) = (suspect.offset, suspect.index);
-            found.damage("suspects", format!("shard {shard}, offset {offset}, event {index}: damaged (checksum)"));
+            found.damage(
+                "suspects",
+                format!("shard {shard}, offset {offset}, event {index}: damaged (checksum)"),
+            );
         }
     }
     Ok(())
@@ -204,7 +224,10 @@ fn manifest(sql: &Connection, found: &mut Found<'_>) -> Result<(), StoreError> {
     for (row, sum) in rows::manifest_sums(sql)? {
         match row {
             Ok(row) if sum != Some(admin::manifest_sum(&row)) => {
-                found.damage("manifest", format!("shard {}, {}: damaged (checksum)", row.shard, row.path));
+                found.damage(
+                    "manifest",
+                    format!("shard {}, {}: damaged (checksum)", row.shard, row.path),
+                );
             }
             // What does not decode is told with what contradicts itself.
             Ok(_) | Err(_) => {}

@@ -1,17 +1,20 @@
-//! Columns that are not plain integers: 128-bit units; blocks of ids and windows of a manifest row as every store keeps them.
+//! Columns that are not plain integers: 128-bit units; blocks of ids and windows of a manifest row
+//! as every store keeps them.
 
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, ToSql};
 
-pub(super) use super::super::blocks::{decode_runs, decode_windows, encode_runs, encode_windows, tier, tier_number};
+pub(super) use super::super::blocks::{
+    decode_runs, decode_windows, encode_runs, encode_windows, tier, tier_number,
+};
 use crate::model::decimal::Decimal;
 use crate::model::rollup::Figures;
 
 /// The checksum of a row, over its columns in order.
 pub(super) fn sum(columns: &[&[u8]]) -> i64 {
-    i64::from(
-        columns.iter().fold(0, |crc, column| crc32c::crc32c_append(crc32c::crc32c_append(crc, &[column.len() as u8]), column)),
-    )
+    i64::from(columns.iter().fold(0, |crc, column| {
+        crc32c::crc32c_append(crc32c::crc32c_append(crc, &[column.len() as u8]), column)
+    }))
 }
 
 /// Units of 10^-9: an integer when they fit 64 bits, 16 big-endian bytes otherwise.

@@ -10,7 +10,9 @@ use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, ShardId};
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::Hour;
 use crate::persistence::store::StoreSnapshot;
-use crate::persistence::store::transfer::{Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take};
+use crate::persistence::store::transfer::{
+    Extent, FiguresRow, PIECE_ROWS, Piece, RevisionRow, ShardRow, SketchesRow, Take,
+};
 
 /// Tables whose rows are pieces.
 const TABLES: [&str; 12] = [
@@ -43,13 +45,15 @@ impl SqliteStore {
         Ok(Extent { series: count("series")?, rollups: count("rollups")?, rows })
     }
 
-    /// The UTC days in which there are rollups: every flush moves the revisions of the days that it writes to.
+    /// The UTC days in which there are rollups: every flush moves the revisions of the days that it
+    /// writes to.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub fn days(&self) -> Result<Vec<i32>, StoreError> {
         let reader = self.readers.take()?;
-        let mut statement = reader.connection()?.prepare("SELECT DISTINCT day FROM revisions ORDER BY day")?;
+        let mut statement =
+            reader.connection()?.prepare("SELECT DISTINCT day FROM revisions ORDER BY day")?;
         let days = statement.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
         Ok(days)
     }
@@ -83,7 +87,10 @@ impl SqliteStore {
     }
 }
 
-fn in_pieces<T>(rows: Vec<T>, take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>) -> Result<(), StoreError> {
+fn in_pieces<T>(
+    rows: Vec<T>,
+    take: &mut dyn FnMut(Vec<T>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let mut rows = rows.into_iter();
     loop {
         let part: Vec<T> = rows.by_ref().take(PIECE_ROWS).collect();
@@ -116,7 +123,8 @@ fn streamed<T>(
 
 fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
     let sql = "SELECT shard, log, next, archived, epoch, nonce, attempts,
-        coalesce(appended, (SELECT max(last_appended) FROM manifest m WHERE m.shard = s.shard)) FROM shards s ORDER BY shard";
+        coalesce(appended, (SELECT max(last_appended) FROM manifest m WHERE m.shard = s.shard)) \
+               FROM shards s ORDER BY shard";
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |r| {
         let checkpoint = Checkpoint {
@@ -134,23 +142,33 @@ fn shards(connection: &Connection) -> Result<Vec<ShardRow>, StoreError> {
 fn series(connection: &Connection, shard: ShardId, take: Take<'_>) -> Result<(), StoreError> {
     let sql = "SELECT id, key, admitted_offset FROM series WHERE shard = ? ORDER BY no";
     let read = |row: &Row<'_>| {
-        let info = SeriesInfo { id: SeriesId(row.get(0)?), series: Series::from_key(&row.get::<_, Vec<u8>>(1)?)? };
+        let info = SeriesInfo {
+            id: SeriesId(row.get(0)?),
+            series: Series::from_key(&row.get::<_, Vec<u8>>(1)?)?,
+        };
         Ok((Arc::new(info), row.get::<_, i64>(2)? as Offset))
     };
     streamed(connection, sql, [shard.0], read, &mut |part| take(Piece::Series(shard, part)))
 }
 
-// CROSS JOIN keeps the order of the tables: the rollups as they lie, each with its series by number.
+// CROSS JOIN keeps the order of the tables: the rollups as they lie, each with its series by
+// number.
 fn figures(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
-    let sql = "SELECT s.id, r.hour, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r CROSS JOIN series s ON s.no = r.series_no";
+    let sql = "SELECT s.id, r.hour, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r \
+               CROSS JOIN series s ON s.no = r.series_no";
     let read = |row: &Row<'_>| {
-        Ok(FiguresRow { series: SeriesId(row.get(0)?), hour: Hour(row.get(1)?), figures: codec::figures(row, 2)? })
+        Ok(FiguresRow {
+            series: SeriesId(row.get(0)?),
+            hour: Hour(row.get(1)?),
+            figures: codec::figures(row, 2)?,
+        })
     };
     streamed(connection, sql, [], read, &mut |part| take(Piece::Figures(part)))
 }
 
 fn sketches(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
-    let sql = "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN series s ON s.no = k.series_no";
+    let sql = "SELECT s.id, k.hour, k.distinct_users, k.quantiles FROM sketches k CROSS JOIN \
+               series s ON s.no = k.series_no";
     let read = |row: &Row<'_>| {
         let (series, hour) = (SeriesId(row.get(0)?), Hour(row.get(1)?));
         Ok(SketchesRow { series, hour, distinct_users: row.get(2)?, quantiles: row.get(3)? })
@@ -159,7 +177,8 @@ fn sketches(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
 }
 
 fn revisions(connection: &Connection, take: Take<'_>) -> Result<(), StoreError> {
-    let sql = "SELECT t.name, m.name, r.day, r.revision FROM revisions r JOIN metrics m ON m.no = r.metric_no
+    let sql = "SELECT t.name, m.name, r.day, r.revision FROM revisions r JOIN metrics m ON m.no = \
+               r.metric_no
         JOIN tenants t ON t.no = m.tenant_no";
     let read = |row: &Row<'_>| {
         let revision = row.get::<_, i64>(3)? as u64;

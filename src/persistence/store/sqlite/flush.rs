@@ -27,7 +27,8 @@ pub(super) fn flush(
     let shard = guard.shard;
     let moved = tx
         .prepare_cached(
-            "UPDATE shards SET next = ?, appended = coalesce(?, appended), attempts = 0, marked_offset = NULL
+            "UPDATE shards SET next = ?, appended = coalesce(?, appended), attempts = 0, \
+             marked_offset = NULL
              WHERE shard = ? AND log = ? AND next = ? AND epoch = ? AND nonce = ?",
         )?
         .execute(params![
@@ -59,27 +60,35 @@ pub(super) fn flush(
             admin::block_sum(shard, block.range, block.appended)
         ])?;
     }
-    tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?.execute(params![shard.0, forget_ids_before])?;
+    tx.prepare_cached("DELETE FROM dedup WHERE shard = ? AND last_appended < ?")?
+        .execute(params![shard.0, forget_ids_before])?;
     for row in &batch.accounting {
-        account(tx, &row.tenant, row.hour, [row.aggregated as i64, row.deduplicated as i64, row.quarantined as i64])?;
+        account(
+            tx,
+            &row.tenant,
+            row.hour,
+            [row.aggregated as i64, row.deduplicated as i64, row.quarantined as i64],
+        )?;
     }
     for row in &batch.quarantined {
-        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(params![
-            row.shard.0,
-            row.offset as i64,
-            row.index,
-            row.tenant,
-            row.received,
-            row.reason,
-            row.discarded,
-            row.record,
-            admin::quarantine_sum(row)
-        ])?;
+        tx.prepare_cached("INSERT OR REPLACE INTO quarantine VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?
+            .execute(params![
+                row.shard.0,
+                row.offset as i64,
+                row.index,
+                row.tenant,
+                row.received,
+                row.reason,
+                row.discarded,
+                row.record,
+                admin::quarantine_sum(row)
+            ])?;
     }
     Ok(())
 }
 
-/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself: the batch's is not used.
+/// Releases (`Some`) or drops (`None`) a quarantined event. The store moves its accounting itself:
+/// the batch's is not used.
 pub(super) fn settle(
     tx: &Connection,
     catalogue: &mut Catalogue<'_>,
@@ -88,15 +97,21 @@ pub(super) fn settle(
 ) -> Result<bool, StoreError> {
     let key = params![shard.0, offset as i64, index];
     let sql = if delta.is_some() {
-        "DELETE FROM quarantine WHERE shard = ? AND offset = ? AND idx = ? AND NOT discarded RETURNING tenant, appended"
+        "DELETE FROM quarantine WHERE shard = ? AND offset = ? AND idx = ? AND NOT discarded \
+         RETURNING tenant, appended"
     } else {
-        "UPDATE quarantine SET discarded = 1 WHERE shard = ? AND offset = ? AND idx = ? AND NOT discarded RETURNING tenant, appended"
+        "UPDATE quarantine SET discarded = 1 WHERE shard = ? AND offset = ? AND idx = ? AND NOT \
+         discarded RETURNING tenant, appended"
     };
-    let Some((tenant, received)) = one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))? else {
+    let Some((tenant, received)) =
+        one(tx, sql, key, |r| Ok((r.get::<_, String>(0)?, r.get::<_, Millis>(1)?)))?
+    else {
         return Ok(false);
     };
     if let Some(batch) = delta {
-        let log = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| r.get::<_, [u8; 16]>(0))?;
+        let log = one(tx, "SELECT log FROM shards WHERE shard = ?", [shard.0], |r| {
+            r.get::<_, [u8; 16]>(0)
+        })?;
         let log = LogId(log.unwrap_or_default());
         let revise = |before| settled_revision(before, log, shard, offset, index);
         merge(tx, catalogue, &batch.deltas, (shard, offset), &revise)?;
@@ -107,8 +122,10 @@ pub(super) fn settle(
 
 fn account(tx: &Connection, tenant: &str, hour: Hour, growth: [i64; 3]) -> Result<(), StoreError> {
     tx.prepare_cached(
-        "INSERT INTO accounting VALUES (?1, ?2, max(?3, 0), max(?4, 0), max(?5, 0)) ON CONFLICT DO UPDATE SET
-         aggregated = aggregated + ?3, deduplicated = deduplicated + ?4, quarantined = max(quarantined + ?5, 0)",
+        "INSERT INTO accounting VALUES (?1, ?2, max(?3, 0), max(?4, 0), max(?5, 0)) ON CONFLICT \
+         DO UPDATE SET
+         aggregated = aggregated + ?3, deduplicated = deduplicated + ?4, quarantined = \
+         max(quarantined + ?5, 0)",
     )?
     .execute(params![tenant, hour.0, growth[0], growth[1], growth[2]])?;
     Ok(())
@@ -144,16 +161,14 @@ fn merge(
         let sql = "SELECT revision FROM revisions WHERE metric_no = ? AND day = ?";
         let before = one(tx, sql, params![metric_no, day], |r| r.get::<_, i64>(0))?.unwrap_or(0);
         let revision = revise(before as u64) as i64;
-        tx.prepare_cached("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?)")?.execute(params![
-            metric_no,
-            day,
-            revision,
-            rows::revision_sum(metric_no, day, revision)
-        ])?;
+        tx.prepare_cached("INSERT OR REPLACE INTO revisions VALUES (?, ?, ?, ?)")?.execute(
+            params![metric_no, day, revision, rows::revision_sum(metric_no, day, revision)],
+        )?;
     }
     for (metric_no, (first, last)) in hours {
         tx.prepare_cached(
-            "UPDATE metrics SET first_hour = min(coalesce(first_hour, ?2), ?2), last_hour = max(coalesce(last_hour, ?3), ?3)
+            "UPDATE metrics SET first_hour = min(coalesce(first_hour, ?2), ?2), last_hour = \
+             max(coalesce(last_hour, ?3), ?3)
              WHERE no = ?1",
         )?
         .execute(params![metric_no, first, last])?;
@@ -176,19 +191,25 @@ impl<'a> Statements<'a> {
     fn prepare(tx: &'a Connection) -> Result<Self, StoreError> {
         Ok(Self {
             figures: tx.prepare_cached(
-                "SELECT count, value_count, sum, min, max FROM rollups WHERE metric_no = ? AND hour = ? AND series_no = ?",
+                "SELECT count, value_count, sum, min, max FROM rollups WHERE metric_no = ? AND \
+                 hour = ? AND series_no = ?",
             )?,
-            put_figures: tx.prepare_cached("INSERT OR REPLACE INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?,
+            put_figures: tx
+                .prepare_cached("INSERT OR REPLACE INTO rollups VALUES (?, ?, ?, ?, ?, ?, ?, ?)")?,
             sketches: tx.prepare_cached(
-                "SELECT rowid, distinct_users, quantiles FROM sketches WHERE metric_no = ? AND hour = ? AND series_no = ?",
+                "SELECT rowid, distinct_users, quantiles FROM sketches WHERE metric_no = ? AND \
+                 hour = ? AND series_no = ?",
             )?,
-            update_sketches: tx.prepare_cached("UPDATE sketches SET distinct_users = ?, quantiles = ? WHERE rowid = ?")?,
+            update_sketches: tx.prepare_cached(
+                "UPDATE sketches SET distinct_users = ?, quantiles = ? WHERE rowid = ?",
+            )?,
             insert_sketches: tx.prepare_cached("INSERT INTO sketches VALUES (?, ?, ?, ?, ?)")?,
         })
     }
 
     fn merge_figures(&mut self, key: RowKey, growth: &Figures) -> Result<(), StoreError> {
-        let mut figures = self.figures.query_row(key, |r| codec::figures(r, 0)).optional()?.unwrap_or_default();
+        let mut figures =
+            self.figures.query_row(key, |r| codec::figures(r, 0)).optional()?.unwrap_or_default();
         figures.merge(growth);
         self.put_figures.execute(params![
             key.0,

@@ -1,9 +1,11 @@
-//! The embedded store: one SQLite file, one writer connection, a few read-only connections for snapshots.
+//! The embedded store: one SQLite file, one writer connection, a few read-only connections for
+//! snapshots.
 //!
-//! What always holds: every write is one IMMEDIATE transaction with `synchronous=FULL`, and begins with its compare-and-set; nothing
-//! derived from a transaction is remembered before it committed. A snapshot is a read transaction in WAL mode: it sees one state.
-//! On failure: an error before COMMIT is [`StoreError::Failed`] (rolled back), and so is a full disk in COMMIT; any other error of COMMIT
-//! is [`StoreError::Unknown`].
+//! What always holds: every write is one IMMEDIATE transaction with `synchronous=FULL`, and begins
+//! with its compare-and-set; nothing derived from a transaction is remembered before it committed.
+//! A snapshot is a read transaction in WAL mode: it sees one state. On failure: an error before
+//! COMMIT is [`StoreError::Failed`] (rolled back), and so is a full disk in COMMIT; any other error
+//! of COMMIT is [`StoreError::Unknown`].
 //! Unsigned 64-bit numbers are stored as the integer of the same bits.
 
 mod admin;
@@ -35,8 +37,8 @@ use crate::model::offset::{Epoch, LogId, Offset, ShardId};
 use crate::model::series::SeriesId;
 use crate::model::window::Millis;
 
-/// Twice as many connections for reading as the machine has cores, at least these: a query may read with two, and starts of shards and
-/// looks at the store must not wait until queries end.
+/// Twice as many connections for reading as the machine has cores, at least these: a query may read
+/// with two, and starts of shards and looks at the store must not wait until queries end.
 const READERS: usize = 8;
 
 impl From<rusqlite::Error> for StoreError {
@@ -47,7 +49,9 @@ impl From<rusqlite::Error> for StoreError {
 
 impl From<CodecError> for StoreError {
     fn from(error: CodecError) -> Self {
-        StoreError::Invalid(format!("{error}: restore the store from a backup, or rebuild it from the archive"))
+        StoreError::Invalid(format!(
+            "{error}: restore the store from a backup, or rebuild it from the archive"
+        ))
     }
 }
 
@@ -75,9 +79,14 @@ struct Writing<'a>(MutexGuard<'a, Option<Writer>>);
 
 impl Writer {
     fn open(path: &Path, state: schema::State) -> Result<Self, StoreError> {
-        let mut connection = Connection::open(path)
-            .map_err(|e| StoreError::Failed(format!("cannot open {}: {e}: check the path and its rights", path.display())))?;
-        // SQLite gives a connection that only reads where a file cannot be written, and it never writes, whatever becomes of the disk.
+        let mut connection = Connection::open(path).map_err(|e| {
+            StoreError::Failed(format!(
+                "cannot open {}: {e}: check the path and its rights",
+                path.display()
+            ))
+        })?;
+        // SQLite gives a connection that only reads where a file cannot be written, and it never
+        // writes, whatever becomes of the disk.
         if connection.is_readonly(rusqlite::MAIN_DB)? {
             return Err(StoreError::Failed(format!("{} cannot be written", path.display())));
         }
@@ -87,11 +96,12 @@ impl Writer {
 }
 
 impl SqliteStore {
-    /// Opens the store, or creates it. One that is there is opened also if the disk takes no writes: it can be read, and writes fail
-    /// until the disk takes them.
+    /// Opens the store, or creates it. One that is there is opened also if the disk takes no
+    /// writes: it can be read, and writes fail until the disk takes them.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if it cannot be opened.
+    /// [`StoreError::Invalid`] if another version of Rollmill wrote it, [`StoreError::Failed`] if
+    /// it cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         Self::open_caching(path, DEFAULT_MATCH_CACHE)
     }
@@ -104,8 +114,8 @@ impl SqliteStore {
         Self::open_as(path.as_ref(), schema::State::Complete, match_cache)
     }
 
-    /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`] nothing else opens it; a store that is
-    /// complete is being rebuilt again.
+    /// Opens or creates a store that is being rebuilt. Until [`SqliteStore::finish_rebuild`]
+    /// nothing else opens it; a store that is complete is being rebuilt again.
     ///
     /// # Errors
     /// As [`SqliteStore::open`], and if a rebuild of an older release has begun it.
@@ -113,7 +123,11 @@ impl SqliteStore {
         Self::open_as(path.as_ref(), schema::State::Rebuilding, DEFAULT_MATCH_CACHE)
     }
 
-    fn open_as(path: &Path, state: schema::State, match_cache: u64) -> Result<Arc<Self>, StoreError> {
+    fn open_as(
+        path: &Path,
+        state: schema::State,
+        match_cache: u64,
+    ) -> Result<Arc<Self>, StoreError> {
         let readers = Pool::new(path, readers());
         let writer = match readers.exclusively(|| Writer::open(path, state)) {
             Ok(writer) => Some(writer),
@@ -124,8 +138,15 @@ impl SqliteStore {
             }
             Err(error) => return Err(error),
         };
-        let (path, writer, matched) = (path.to_owned(), Some(Mutex::new(writer)), snapshot::Matches::new(match_cache));
-        Ok(Arc::new(Self { path, writer, readers, matched, rebuilding: state == schema::State::Rebuilding }))
+        let (path, writer, matched) =
+            (path.to_owned(), Some(Mutex::new(writer)), snapshot::Matches::new(match_cache));
+        Ok(Arc::new(Self {
+            path,
+            writer,
+            readers,
+            matched,
+            rebuilding: state == schema::State::Rebuilding,
+        }))
     }
 
     /// The rebuild is done: from now on the file is a store like any other, all of it in one file.
@@ -144,7 +165,9 @@ impl SqliteStore {
     /// # Errors
     /// If the file is there or cannot be written.
     pub fn back_up(&self, to: &Path) -> Result<(), StoreError> {
-        let failed = |why: &dyn std::fmt::Display| StoreError::Failed(format!("cannot write {}: {why}", to.display()));
+        let failed = |why: &dyn std::fmt::Display| {
+            StoreError::Failed(format!("cannot write {}: {why}", to.display()))
+        };
         if to.exists() {
             return Err(failed(&"it is there already: name another file"));
         }
@@ -153,10 +176,18 @@ impl SqliteStore {
             std::fs::remove_file(&part).map_err(|e| failed(&e))?;
         }
         // SQLite writes into an empty file that is there, and leaves its rights as they are.
-        File::options().write(true).create_new(true).mode(0o600).open(&part).map_err(|e| failed(&e))?;
+        File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(|e| failed(&e))?;
         let reader = self.readers.take()?;
         // One read transaction, however long it takes and whatever is written meanwhile.
-        reader.connection()?.execute("VACUUM INTO ?", [part.to_string_lossy()]).map_err(|e| failed(&e))?;
+        reader
+            .connection()?
+            .execute("VACUUM INTO ?", [part.to_string_lossy()])
+            .map_err(|e| failed(&e))?;
         File::open(&part).and_then(|file| file.sync_all()).map_err(|e| failed(&e))?;
         std::fs::rename(&part, to).map_err(|e| failed(&e))
     }
@@ -167,19 +198,30 @@ impl SqliteStore {
     /// As [`SqliteStore::open`], and if there is no store.
     pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<Self>, StoreError> {
         let path = path.as_ref();
-        let (readers, matched) = (Pool::new(path, readers()), snapshot::Matches::new(DEFAULT_MATCH_CACHE));
+        let (readers, matched) =
+            (Pool::new(path, readers()), snapshot::Matches::new(DEFAULT_MATCH_CACHE));
         schema::check_version(readers.take()?.connection()?, path)?;
-        Ok(Arc::new(Self { path: path.to_owned(), writer: None, readers, matched, rebuilding: false }))
+        Ok(Arc::new(Self {
+            path: path.to_owned(),
+            writer: None,
+            readers,
+            matched,
+            rebuilding: false,
+        }))
     }
 
-    // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says nothing.
+    // A panic inside a transaction rolls it back as the transaction is dropped, so the poison says
+    // nothing.
     fn writer(&self) -> Result<Writing<'_>, StoreError> {
         let writer = self.writer.as_ref().ok_or_else(|| {
-            StoreError::Failed("the store was opened to be read only: open it with SqliteStore::open".to_owned())
+            StoreError::Failed(
+                "the store was opened to be read only: open it with SqliteStore::open".to_owned(),
+            )
         })?;
         let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.is_none() {
-            let state = if self.rebuilding { schema::State::Rebuilding } else { schema::State::Complete };
+            let state =
+                if self.rebuilding { schema::State::Rebuilding } else { schema::State::Complete };
             *writer = Some(self.readers.exclusively(|| Writer::open(&self.path, state))?);
             tracing::warn!("the store can be written again");
         }
@@ -189,7 +231,9 @@ impl SqliteStore {
 
 impl Writing<'_> {
     fn get(&mut self) -> Result<&mut Writer, StoreError> {
-        self.0.as_mut().ok_or_else(|| StoreError::Failed("the store is not open for writing".to_owned()))
+        self.0
+            .as_mut()
+            .ok_or_else(|| StoreError::Failed("the store is not open for writing".to_owned()))
     }
 
     /// Runs `body` in one transaction. What it returns is trusted only after the commit.
@@ -203,7 +247,8 @@ impl Writing<'_> {
         let answer = body(&tx, &mut catalogue)?;
         let fresh = catalogue.finish()?;
         tx.commit().map_err(|e| match e.sqlite_error_code() {
-            // It is rolled back, and the next transaction writes over what a part of it may have left in the journal.
+            // It is rolled back, and the next transaction writes over what a part of it may have
+            // left in the journal.
             Some(rusqlite::ErrorCode::DiskFull) => e.into(),
             _ => StoreError::Unknown(format!("sqlite: COMMIT: {e}")),
         })?;
@@ -222,21 +267,47 @@ impl RollupStore for SqliteStore {
         admin::recent_ids(reader.connection()?, shard, since)
     }
 
-    fn note_dedup_rule(&self, shard: ShardId, epoch: Epoch, from: Offset, rule: DedupRule) -> Result<(), StoreError> {
+    fn note_dedup_rule(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        from: Offset,
+        rule: DedupRule,
+    ) -> Result<(), StoreError> {
         self.writer()?.transaction(|tx, _| admin::note_dedup_rule(tx, shard, epoch, from, rule))
     }
 
-    fn flush(&self, guard: FlushGuard, batch: &FlushBatch, forget_ids_before: Millis) -> Result<(), StoreError> {
-        self.writer()?.transaction(|tx, catalogue| flush::flush(tx, catalogue, guard, batch, forget_ids_before))
+    fn flush(
+        &self,
+        guard: FlushGuard,
+        batch: &FlushBatch,
+        forget_ids_before: Millis,
+    ) -> Result<(), StoreError> {
+        self.writer()?.transaction(|tx, catalogue| {
+            flush::flush(tx, catalogue, guard, batch, forget_ids_before)
+        })
     }
 
-    fn mark_suspect(&self, shard: ShardId, epoch: Epoch, offset: Offset, index: u32) -> Result<(), StoreError> {
+    fn mark_suspect(
+        &self,
+        shard: ShardId,
+        epoch: Epoch,
+        offset: Offset,
+        index: u32,
+    ) -> Result<(), StoreError> {
         self.writer()?.transaction(|tx, _| {
             let moved = tx
                 .prepare_cached(
-                    "UPDATE shards SET marked_offset = ?, marked_index = ? WHERE shard = ? AND epoch = ? AND nonce = ?",
+                    "UPDATE shards SET marked_offset = ?, marked_index = ? WHERE shard = ? AND \
+                     epoch = ? AND nonce = ?",
                 )?
-                .execute(params![offset as i64, index, shard.0, epoch.counter as i64, epoch.nonce as i64])?;
+                .execute(params![
+                    offset as i64,
+                    index,
+                    shard.0,
+                    epoch.counter as i64,
+                    epoch.nonce as i64
+                ])?;
             if moved == 1 { admin::seal(tx, shard) } else { Err(StoreError::Refused { shard }) }
         })
     }
@@ -255,11 +326,21 @@ impl RollupStore for SqliteStore {
     fn expired(&self, row: &ManifestRow) -> Result<bool, StoreError> {
         let mut writer = self.writer()?;
         let gone = writer.transaction(|tx, _| admin::expired(tx, row))?;
-        writer.get()?.archived.iter_mut().filter(|_| gone).for_each(|bytes| *bytes = bytes.saturating_sub(row.bytes));
+        writer
+            .get()?
+            .archived
+            .iter_mut()
+            .filter(|_| gone)
+            .for_each(|bytes| *bytes = bytes.saturating_sub(row.bytes));
         Ok(gone)
     }
 
-    fn swap_expiry(&self, of: Expiring, before: Option<&str>, after: &str) -> Result<bool, StoreError> {
+    fn swap_expiry(
+        &self,
+        of: Expiring,
+        before: Option<&str>,
+        after: &str,
+    ) -> Result<bool, StoreError> {
         self.writer()?.transaction(|tx, _| admin::swap_expiry(tx, of, before, after))
     }
 
@@ -274,7 +355,9 @@ impl RollupStore for SqliteStore {
         index: u32,
         delta: Option<&FlushBatch>,
     ) -> Result<bool, StoreError> {
-        self.writer()?.transaction(|tx, catalogue| flush::settle(tx, catalogue, (shard, offset, index), delta))
+        self.writer()?.transaction(|tx, catalogue| {
+            flush::settle(tx, catalogue, (shard, offset, index), delta)
+        })
     }
 
     fn restore(&self, shard: &Restored) -> Result<(), StoreError> {
@@ -293,7 +376,10 @@ impl RollupStore for SqliteStore {
         self.snapshot()
     }
 
-    fn snapshot_at_once(&self, _: &Budget) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
+    fn snapshot_at_once(
+        &self,
+        _: &Budget,
+    ) -> Result<Option<Box<dyn StoreSnapshot + '_>>, StoreError> {
         let Some(reader) = self.readers.take_at_once()? else { return Ok(None) };
         Ok(Some(Box::new(snapshot::SqliteSnapshot::begin(reader, &self.matched)?)))
     }

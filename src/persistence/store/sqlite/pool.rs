@@ -1,10 +1,13 @@
 //! A few read-only connections; whoever finds none free waits.
 //!
-//! A connection goes back only after its transaction ended. One that cannot end it is dropped, and opened anew on next use.
+//! A connection goes back only after its transaction ended. One that cannot end it is dropped, and
+//! opened anew on next use.
 //!
-//! Where a disk takes no writes, SQLite cannot lay the journal that a reader of a file in use needs. While this process does not write
-//! either, the file is then read as it stands (frozen). And what SQLite shares between the connections of a process cannot be written for as
-//! long as one of them is open that was opened there. So the writer is opened while no reader is ([`Pool::exclusively`]).
+//! Where a disk takes no writes, SQLite cannot lay the journal that a reader of a file in use
+//! needs. While this process does not write either, the file is then read as it stands (frozen).
+//! And what SQLite shares between the connections of a process cannot be written for as long as one
+//! of them is open that was opened there. So the writer is opened while no reader is
+//! ([`Pool::exclusively`]).
 
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -45,7 +48,12 @@ pub(super) struct Reader<'a> {
 
 impl Pool {
     pub(super) fn new(path: &Path, size: usize) -> Self {
-        let free = Mutex::new(Free { slots: (0..size).map(|_| None).collect(), out: 0, held: false, written: false });
+        let free = Mutex::new(Free {
+            slots: (0..size).map(|_| None).collect(),
+            out: 0,
+            held: false,
+            written: false,
+        });
         Self { path: path.to_owned(), free, returned: Condvar::new() }
     }
 
@@ -84,18 +92,26 @@ impl Pool {
         Ok(reader)
     }
 
-    /// Opens what writes the file, while nobody reads it; if that works, nobody reads it as it stands any more.
+    /// Opens what writes the file, while nobody reads it; if that works, nobody reads it as it
+    /// stands any more.
     ///
     /// # Errors
     /// Those of `open`; and if readers do not end in time: it may be tried again.
-    pub(super) fn exclusively<T>(&self, open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn exclusively<T>(
+        &self,
+        open: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let mut free = self.lock();
         free.held = true;
-        let (waited, timeout) =
-            self.returned.wait_timeout_while(free, PATIENCE, |free| free.out > 0).unwrap_or_else(PoisonError::into_inner);
+        let (waited, timeout) = self
+            .returned
+            .wait_timeout_while(free, PATIENCE, |free| free.out > 0)
+            .unwrap_or_else(PoisonError::into_inner);
         free = waited;
         let opened = if timeout.timed_out() {
-            Err(StoreError::Failed("queries still read the store: it is written when they have ended".to_owned()))
+            Err(StoreError::Failed(
+                "queries still read the store: it is written when they have ended".to_owned(),
+            ))
         } else {
             free.slots.iter_mut().for_each(|slot| *slot = None);
             // Nobody gets a connection meanwhile.
@@ -121,7 +137,8 @@ impl Free {
 }
 
 impl Reader<'_> {
-    /// Reads the file as it stands, if nobody in this process may be writing; what was the matter otherwise.
+    /// Reads the file as it stands, if nobody in this process may be writing; what was the matter
+    /// otherwise.
     fn freeze(&mut self, why: StoreError) -> Result<(), StoreError> {
         if self.pool.lock().written {
             return Err(why);
@@ -133,7 +150,9 @@ impl Reader<'_> {
     }
 
     pub(super) fn connection(&self) -> Result<&Connection, StoreError> {
-        self.connection.as_ref().ok_or_else(|| StoreError::Failed("the reader has no connection".to_owned()))
+        self.connection
+            .as_ref()
+            .ok_or_else(|| StoreError::Failed("the reader has no connection".to_owned()))
     }
 }
 
@@ -159,13 +178,19 @@ mod tests {
     fn the_writer_is_opened_while_nobody_reads() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("store.sqlite");
-        Connection::open(&path).expect("opens").execute_batch("CREATE TABLE t (x)").expect("a table");
+        Connection::open(&path)
+            .expect("opens")
+            .execute_batch("CREATE TABLE t (x)")
+            .expect("a table");
         let pool = Pool::new(&path, 2);
         let reader = pool.take().expect("a reader");
         assert!(pool.exclusively(|| Ok(())).is_err(), "somebody reads");
         drop(reader);
         let opened = pool.exclusively(|| {
-            assert!(pool.take_at_once().expect("no error").is_none(), "nobody gets a connection meanwhile");
+            assert!(
+                pool.take_at_once().expect("no error").is_none(),
+                "nobody gets a connection meanwhile"
+            );
             Ok(7)
         });
         assert_eq!(opened, Ok(7));

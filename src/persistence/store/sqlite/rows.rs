@@ -1,4 +1,5 @@
-//! Rows that more than one part reads: the manifest, what was set aside, the books; and the checksum of a revision.
+//! Rows that more than one part reads: the manifest, what was set aside, the books; and the
+//! checksum of a revision.
 
 use rusqlite::{Connection, Row};
 
@@ -11,16 +12,19 @@ use crate::model::window::Hour;
 /// The columns of a manifest row, in the order in which [`manifest_rows`] reads them.
 macro_rules! manifest_columns {
     () => {
-        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, last_appended, windows, rows, raw_bytes, bytes, \
-         crc32c, tier, first_received, last_received FROM manifest"
+        "SELECT shard, from_offset, to_offset, log, epoch, nonce, path, first_appended, \
+         last_appended, windows, rows, raw_bytes, bytes, crc32c, tier, first_received, \
+         last_received FROM manifest"
     };
 }
 pub(super) use manifest_columns;
 
 /// Every event that was set aside, with the checksum of its row.
-pub(super) fn quarantine_rows(connection: &Connection) -> Result<Vec<(QuarantineRow, Option<i64>)>, StoreError> {
-    let sql =
-        "SELECT shard, offset, idx, tenant, appended, reason, discarded, record, sum FROM quarantine ORDER BY shard, offset, idx";
+pub(super) fn quarantine_rows(
+    connection: &Connection,
+) -> Result<Vec<(QuarantineRow, Option<i64>)>, StoreError> {
+    let sql = "SELECT shard, offset, idx, tenant, appended, reason, discarded, record, sum FROM \
+               quarantine ORDER BY shard, offset, idx";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map([], |r| {
         let row = QuarantineRow {
@@ -40,8 +44,11 @@ pub(super) fn quarantine_rows(connection: &Connection) -> Result<Vec<(Quarantine
 
 /// Every row of the manifest, or why it does not decode, with its checksum.
 #[allow(clippy::type_complexity)] // a pair
-pub(super) fn manifest_sums(connection: &Connection) -> Result<Vec<(Result<ManifestRow, StoreError>, Option<i64>)>, StoreError> {
-    let mut statement = connection.prepare(concat!(manifest_columns!(), " ORDER BY shard, from_offset"))?;
+pub(super) fn manifest_sums(
+    connection: &Connection,
+) -> Result<Vec<(Result<ManifestRow, StoreError>, Option<i64>)>, StoreError> {
+    let mut statement =
+        connection.prepare(concat!(manifest_columns!(), " ORDER BY shard, from_offset"))?;
     let mut rows = statement.query([])?;
     let mut sums = connection.prepare("SELECT sum FROM manifest ORDER BY shard, from_offset")?;
     let mut sums = sums.query([])?;
@@ -65,7 +72,10 @@ fn manifest_row(r: &Row<'_>) -> Result<ManifestRow, StoreError> {
     Ok(ManifestRow {
         log: LogId(r.get(3)?),
         shard: ShardId(r.get(0)?),
-        range: OffsetRange { from: r.get::<_, i64>(1)? as Offset, to: r.get::<_, i64>(2)? as Offset },
+        range: OffsetRange {
+            from: r.get::<_, i64>(1)? as Offset,
+            to: r.get::<_, i64>(2)? as Offset,
+        },
         epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
         path: r.get(6)?,
         appended: (r.get(7)?, r.get(8)?),
@@ -81,7 +91,8 @@ fn manifest_row(r: &Row<'_>) -> Result<ManifestRow, StoreError> {
 
 /// The books, by tenant and hour.
 pub(super) fn accounting(connection: &Connection) -> Result<Vec<AccountingDelta>, StoreError> {
-    let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER BY tenant, hour";
+    let sql = "SELECT tenant, hour, aggregated, deduplicated, quarantined FROM accounting ORDER \
+               BY tenant, hour";
     let mut statement = connection.prepare(sql)?;
     let rows = statement.query_map([], |r| {
         Ok(AccountingDelta {

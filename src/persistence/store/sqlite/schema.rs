@@ -1,8 +1,9 @@
 //! The tables, their version, and how connections are set up.
 //!
-//! Series are numbered in order of admission, so that the series of a shard and metric stand together, and rollups lie by metric,
-//! hour and series: a query over a range of hours is one scan. Sketches lie apart, so that figures stay dense.
-//! A file of an older version is brought up to date; one of an unknown version is refused and never changed.
+//! Series are numbered in order of admission, so that the series of a shard and metric stand
+//! together, and rollups lie by metric, hour and series: a query over a range of hours is one scan.
+//! Sketches lie apart, so that figures stay dense. A file of an older version is brought up to
+//! date; one of an unknown version is refused and never changed.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -16,43 +17,66 @@ const VERSION: i64 = 7;
 const TABLES: &str = "
 CREATE TABLE tenants (no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE metrics (no INTEGER PRIMARY KEY, tenant_no INTEGER NOT NULL, name TEXT NOT NULL,
-  series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE (tenant_no, name));
-CREATE TABLE series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, key BLOB NOT NULL,
+  series_count INTEGER NOT NULL DEFAULT 0, first_hour INTEGER, last_hour INTEGER, UNIQUE \
+                      (tenant_no, name));
+CREATE TABLE series (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, id BLOB NOT NULL UNIQUE, \
+                      key BLOB NOT NULL,
   shard INTEGER NOT NULL, admitted_offset INTEGER NOT NULL, sum INTEGER);
 CREATE INDEX series_by_metric ON series (metric_no);
 CREATE INDEX series_by_shard ON series (shard);
-CREATE TABLE label_pairs (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+CREATE TABLE label_pairs (no INTEGER PRIMARY KEY, metric_no INTEGER NOT NULL, name TEXT NOT NULL, \
+                      value TEXT NOT NULL,
   UNIQUE (metric_no, name, value));
-CREATE TABLE series_labels (pair_no INTEGER NOT NULL, series_no INTEGER NOT NULL, PRIMARY KEY (pair_no, series_no)) WITHOUT ROWID;
-CREATE TABLE rollups (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT NULL, count INTEGER NOT NULL,
-  value_count INTEGER NOT NULL, sum NOT NULL, min, max, PRIMARY KEY (metric_no, hour, series_no)) WITHOUT ROWID;
-CREATE TABLE sketches (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT NULL,
+CREATE TABLE series_labels (pair_no INTEGER NOT NULL, series_no INTEGER NOT NULL, PRIMARY KEY \
+                      (pair_no, series_no)) WITHOUT ROWID;
+CREATE TABLE rollups (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT \
+                      NULL, count INTEGER NOT NULL,
+  value_count INTEGER NOT NULL, sum NOT NULL, min, max, PRIMARY KEY (metric_no, hour, series_no)) \
+                      WITHOUT ROWID;
+CREATE TABLE sketches (metric_no INTEGER NOT NULL, hour INTEGER NOT NULL, series_no INTEGER NOT \
+                      NULL,
   distinct_users BLOB NOT NULL, quantiles BLOB NOT NULL, PRIMARY KEY (metric_no, hour, series_no));
-CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT NULL, sum INTEGER,
+CREATE TABLE revisions (metric_no INTEGER NOT NULL, day INTEGER NOT NULL, revision INTEGER NOT \
+                      NULL, sum INTEGER,
   PRIMARY KEY (metric_no, day)) WITHOUT ROWID;
-CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER NOT NULL, archived INTEGER NOT NULL,
-  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset INTEGER, marked_index INTEGER, sum INTEGER,
+CREATE TABLE shards (shard INTEGER PRIMARY KEY, log BLOB NOT NULL, next INTEGER NOT NULL, archived \
+                      INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, attempts INTEGER NOT NULL, marked_offset \
+                      INTEGER, marked_index INTEGER, sum INTEGER,
   appended INTEGER);
-CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, deaths INTEGER NOT NULL,
+CREATE TABLE suspects (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, \
+                      deaths INTEGER NOT NULL,
   sum INTEGER, PRIMARY KEY (shard, offset, idx)) WITHOUT ROWID;
-CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL,
-  first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, sum INTEGER, PRIMARY KEY (shard, from_offset));
-CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER NOT NULL, max_ids INTEGER NOT NULL,
+CREATE TABLE dedup (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT \
+                      NULL,
+  first_appended INTEGER NOT NULL, last_appended INTEGER NOT NULL, block BLOB NOT NULL, sum \
+                      INTEGER, PRIMARY KEY (shard, from_offset));
+CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER \
+                      NOT NULL, max_ids INTEGER NOT NULL,
   sum INTEGER, PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
-CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, deduplicated INTEGER NOT NULL,
+CREATE TABLE accounting (tenant TEXT NOT NULL, hour INTEGER NOT NULL, aggregated INTEGER NOT NULL, \
+                      deduplicated INTEGER NOT NULL,
   quarantined INTEGER NOT NULL, PRIMARY KEY (tenant, hour)) WITHOUT ROWID;
-CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, tenant TEXT NOT NULL,
-  appended INTEGER NOT NULL, reason TEXT NOT NULL, discarded INTEGER NOT NULL, record BLOB NOT NULL, sum INTEGER,
+CREATE TABLE quarantine (shard INTEGER NOT NULL, offset INTEGER NOT NULL, idx INTEGER NOT NULL, \
+                      tenant TEXT NOT NULL,
+  appended INTEGER NOT NULL, reason TEXT NOT NULL, discarded INTEGER NOT NULL, record BLOB NOT \
+                      NULL, sum INTEGER,
   PRIMARY KEY (shard, offset, idx));
-CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT NULL, log BLOB NOT NULL,
-  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT NULL,
-  last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER NOT NULL,
+CREATE TABLE manifest (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, to_offset INTEGER NOT \
+                      NULL, log BLOB NOT NULL,
+  epoch INTEGER NOT NULL, nonce INTEGER NOT NULL, path TEXT NOT NULL, first_appended INTEGER NOT \
+                      NULL,
+  last_appended INTEGER NOT NULL, windows BLOB NOT NULL, rows INTEGER NOT NULL, raw_bytes INTEGER \
+                      NOT NULL,
   bytes INTEGER NOT NULL, crc32c INTEGER NOT NULL, tier INTEGER NOT NULL DEFAULT 0, sum INTEGER,
-  first_received INTEGER NOT NULL DEFAULT 0, last_received INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (shard, from_offset));
+  first_received INTEGER NOT NULL DEFAULT 0, last_received INTEGER NOT NULL DEFAULT 0, PRIMARY KEY \
+                      (shard, from_offset));
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
-CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL,
+CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER \
+                      NOT NULL, hour INTEGER NOT NULL,
   sum INTEGER);
-CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0, sum INTEGER);
+CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT \
+                      0, sum INTEGER);
 ";
 
 /// From version 3: rows that nothing else gives again have a checksum.
@@ -66,27 +90,32 @@ ALTER TABLE manifest ADD COLUMN sum INTEGER;
 ALTER TABLE archive_floors ADD COLUMN sum INTEGER;
 ";
 
-/// From version 2: the manifest knows tiers and where the archive begins. Revisions were counted there, which other stores did alike.
+/// From version 2: the manifest knows tiers and where the archive begins. Revisions were counted
+/// there, which other stores did alike.
 const FROM_2: &str = "
 UPDATE revisions SET revision = random() | 1;
 ALTER TABLE manifest ADD COLUMN tier INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX manifest_by_tier ON manifest (shard, tier, from_offset);
-CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER NOT NULL, hour INTEGER NOT NULL);
+CREATE TABLE archive_floors (shard INTEGER PRIMARY KEY, offset INTEGER NOT NULL, appended INTEGER \
+                      NOT NULL, hour INTEGER NOT NULL);
 ";
 
-/// From version 4: two times, and what is noted before anything expires. What was written before has one time, which is both. The column
-/// `appended` of the quarantine keeps its name; it has the received time, which was the same until then.
+/// From version 4: two times, and what is noted before anything expires. What was written before
+/// has one time, which is both. The column `appended` of the quarantine keeps its name; it has the
+/// received time, which was the same until then.
 const FROM_4: &str = "
 ALTER TABLE shards ADD COLUMN appended INTEGER;
 ALTER TABLE manifest ADD COLUMN first_received INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE manifest ADD COLUMN last_received INTEGER NOT NULL DEFAULT 0;
 UPDATE manifest SET first_received = first_appended, last_received = last_appended;
-CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE expiry (shard INTEGER PRIMARY KEY, note TEXT NOT NULL, said INTEGER NOT NULL DEFAULT \
+                      0);
 ";
 
 /// From version 5: the rules of de-duplication are noted.
 const FROM_5: &str = "
-CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER NOT NULL, max_ids INTEGER NOT NULL,
+CREATE TABLE dedup_rules (shard INTEGER NOT NULL, from_offset INTEGER NOT NULL, horizon_ms INTEGER \
+                      NOT NULL, max_ids INTEGER NOT NULL,
   PRIMARY KEY (shard, from_offset)) WITHOUT ROWID;
 ";
 
@@ -100,7 +129,8 @@ ALTER TABLE expiry ADD COLUMN sum INTEGER;
 /// What leads from each version to the next, from the oldest that is brought up to date.
 const STEPS: &[(i64, &str)] = &[(2, FROM_2), (3, FROM_3), (4, FROM_4), (5, FROM_5), (6, FROM_6)];
 
-/// What a file is opened as. One that is being rebuilt has the negative version: no build takes it for a store.
+/// What a file is opened as. One that is being rebuilt has the negative version: no build takes it
+/// for a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// A store.
@@ -119,7 +149,11 @@ impl State {
 }
 
 /// Sets up the writing connection and creates the tables of an empty file.
-pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) -> Result<(), StoreError> {
+pub(super) fn prepare(
+    connection: &mut Connection,
+    path: &Path,
+    state: State,
+) -> Result<(), StoreError> {
     connection.set_prepared_statement_cache_capacity(64);
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -131,7 +165,9 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) ->
     if tables == 0 {
         tx.execute_batch(TABLES)?;
         tx.pragma_update(None, "user_version", state.version())?;
-    } else if state == State::Complete && STEPS.iter().any(|(known, _)| version(&tx).is_ok_and(|found| found == *known)) {
+    } else if state == State::Complete
+        && STEPS.iter().any(|(known, _)| version(&tx).is_ok_and(|found| found == *known))
+    {
         let found = version(&tx)?;
         for (_, step) in STEPS.iter().filter(|(from, _)| *from >= found) {
             tx.execute_batch(step)?;
@@ -139,7 +175,8 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path, state: State) ->
         super::admin::seal_all(&tx)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     } else if state == State::Rebuilding && version(&tx)? == VERSION {
-        // The rebuild ended, and was ended before its file was moved into place: it goes on, and finds nothing left to do.
+        // The rebuild ended, and was ended before its file was moved into place: it goes on, and
+        // finds nothing left to do.
         tx.pragma_update(None, "user_version", state.version())?;
     }
     check_state(&tx, path, state)?;
@@ -159,8 +196,9 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     set_up(open_to_read(path, OpenFlags::empty(), path.as_os_str().to_owned())?)
 }
 
-/// Opens a connection that reads the file as it stands, without the journal beside it, which a full disk may not take. Right only while
-/// nobody writes to the file, and if there is nothing in a journal.
+/// Opens a connection that reads the file as it stands, without the journal beside it, which a full
+/// disk may not take. Right only while nobody writes to the file, and if there is nothing in a
+/// journal.
 pub(super) fn open_frozen(path: &Path) -> Result<Connection, StoreError> {
     let mut journal = path.as_os_str().to_owned();
     journal.push("-wal");
@@ -170,7 +208,9 @@ pub(super) fn open_frozen(path: &Path) -> Result<Connection, StoreError> {
     let mut uri = std::ffi::OsString::from("file:");
     for byte in path.as_os_str().as_bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte).to_string()),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte).to_string())
+            }
             other => uri.push(format!("%{other:02x}")),
         }
     }
@@ -178,7 +218,11 @@ pub(super) fn open_frozen(path: &Path) -> Result<Connection, StoreError> {
     set_up(open_to_read(path, OpenFlags::SQLITE_OPEN_URI, uri)?)
 }
 
-fn open_to_read(path: &Path, more: OpenFlags, name: std::ffi::OsString) -> Result<Connection, StoreError> {
+fn open_to_read(
+    path: &Path,
+    more: OpenFlags,
+    name: std::ffi::OsString,
+) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | more;
     Connection::open_with_flags(name, flags)
         .map_err(|e| StoreError::Failed(format!("cannot open {} for reading: {e}", path.display())))
@@ -209,15 +253,21 @@ fn check_state(connection: &Connection, path: &Path, state: State) -> Result<(),
     }
     let why = match (found, state) {
         (..0, State::Complete) => {
-            format!("{path} is what a rebuild has not finished: run `rollmill rebuild` again, or delete it")
+            format!(
+                "{path} is what a rebuild has not finished: run `rollmill rebuild` again, or \
+                 delete it"
+            )
         }
-        (_, State::Rebuilding) => format!("{path} is not what this version has begun to rebuild: delete it, and start again"),
+        (_, State::Rebuilding) => format!(
+            "{path} is not what this version has begun to rebuild: delete it, and start again"
+        ),
         _ if STEPS.iter().any(|(known, _)| *known == found) => format!(
-            "{path} has schema version {found}, this build reads {VERSION}: start a node of this build on it, which brings it up to date"
+            "{path} has schema version {found}, this build reads {VERSION}: start a node of this \
+             build on it, which brings it up to date"
         ),
         _ => format!(
-            "{path} has schema version {found}, this build reads {VERSION}: start the version of Rollmill that wrote it, or rebuild \
-             the store from the archive"
+            "{path} has schema version {found}, this build reads {VERSION}: start the version of \
+             Rollmill that wrote it, or rebuild the store from the archive"
         ),
     };
     Err(StoreError::Invalid(why))
@@ -233,7 +283,10 @@ mod tests {
         let path = directory.path().join("store.sqlite.rebuilding");
         for _ in 0..2 {
             let begun = SqliteStore::open_rebuilding(&path).expect("begun, or begun again");
-            assert!(SqliteStore::open(&path).is_err_and(|why| why.to_string().contains("has not finished")));
+            assert!(
+                SqliteStore::open(&path)
+                    .is_err_and(|why| why.to_string().contains("has not finished"))
+            );
             begun.finish_rebuild().expect("finished");
             drop(begun);
             assert!(SqliteStore::open(&path).is_ok(), "a store like any other");

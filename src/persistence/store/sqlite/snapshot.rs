@@ -1,7 +1,8 @@
 //! One consistent view: a read transaction on a connection of the pool.
 //!
-//! Which series match a query is remembered per metric and matchers, together with the number of series of the metric: series are
-//! only ever added, so an equal number is an equal set. Rollups are read by seeks when few series match, by one scan otherwise.
+//! Which series match a query is remembered per metric and matchers, together with the number of
+//! series of the metric: series are only ever added, so an equal number is an equal set. Rollups
+//! are read by seeks when few series match, by one scan otherwise.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -19,7 +20,9 @@ use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
 use crate::persistence::store::matched::{Collector, MatchCache, Matched};
-use crate::persistence::store::{Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series};
+use crate::persistence::store::{
+    Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series,
+};
 
 /// By metric and matchers.
 pub(super) type Matches = MatchCache<(i64, String)>;
@@ -44,12 +47,17 @@ impl<'a> SqliteSnapshot<'a> {
     }
 
     fn metric(&self, tenant: &str, metric: &str) -> Result<Option<(i64, i64)>, StoreError> {
-        let sql =
-            "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ? AND m.name = ?";
+        let sql = "SELECT m.no, m.series_count FROM tenants t JOIN metrics m ON m.tenant_no = \
+                   t.no WHERE t.name = ? AND m.name = ?";
         one(self.sql()?, sql, [tenant, metric], |r| Ok((r.get(0)?, r.get(1)?)))
     }
 
-    fn matched(&self, query: &RollupQuery<'_>, metric_no: i64, count: i64) -> Result<Matched, StoreError> {
+    fn matched(
+        &self,
+        query: &RollupQuery<'_>,
+        metric_no: i64,
+        count: i64,
+    ) -> Result<Matched, StoreError> {
         if query.matchers.is_empty() && count as usize > query.max_series {
             return Err(too_many_series(query));
         }
@@ -59,26 +67,42 @@ impl<'a> SqliteSnapshot<'a> {
         if matched.len() > query.max_series { Err(too_many_series(query)) } else { Ok(matched) }
     }
 
-    fn match_series(&self, query: &RollupQuery<'_>, metric_no: i64) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
+    fn match_series(
+        &self,
+        query: &RollupQuery<'_>,
+        metric_no: i64,
+    ) -> Result<Vec<(i64, Arc<SeriesInfo>)>, StoreError> {
         // An empty value also matches series without the label, which the index does not hold.
         let indexed = query.matchers.iter().find_map(|m| match m {
             Matcher::Equal(name, value) if !value.is_empty() => Some((name, value)),
             _ => None,
         });
         let mut collector = Collector::new(query);
-        let mut offer = |no: i64, id: SeriesId, key: &[u8]| collector.offer(no, self.cache.series(id, key)?);
+        let mut offer =
+            |no: i64, id: SeriesId, key: &[u8]| collector.offer(no, self.cache.series(id, key)?);
         match indexed {
             Some((name, value)) => {
-                let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON l.pair_no = p.no
-                    JOIN series s ON s.no = l.series_no WHERE p.metric_no = ? AND p.name = ? AND p.value = ?";
+                let sql = "SELECT s.no, s.id, s.key FROM label_pairs p JOIN series_labels l ON \
+                           l.pair_no = p.no
+                    JOIN series s ON s.no = l.series_no WHERE p.metric_no = ? AND p.name = ? AND \
+                           p.value = ?";
                 self.each_series(sql, params![metric_no, name, value], &mut offer)?;
             }
-            None => self.each_series("SELECT no, id, key FROM series WHERE metric_no = ?", params![metric_no], &mut offer)?,
+            None => self.each_series(
+                "SELECT no, id, key FROM series WHERE metric_no = ?",
+                params![metric_no],
+                &mut offer,
+            )?,
         }
         Ok(collector.finish())
     }
 
-    fn each_series(&self, sql: &str, params: impl rusqlite::Params, each: &mut EachSeries<'_>) -> Result<(), StoreError> {
+    fn each_series(
+        &self,
+        sql: &str,
+        params: impl rusqlite::Params,
+        each: &mut EachSeries<'_>,
+    ) -> Result<(), StoreError> {
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
         while let Some(row) = rows.next()? {
@@ -96,7 +120,10 @@ impl<'a> SqliteSnapshot<'a> {
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
         let sketches = query.distinct || query.quantiles;
-        let sql = format!("{} WHERE r.metric_no = ? AND r.hour = ? AND r.series_no = ?", select(sketches));
+        let sql = format!(
+            "{} WHERE r.metric_no = ? AND r.hour = ? AND r.series_no = ?",
+            select(sketches)
+        );
         let mut statement = self.sql()?.prepare_cached(&sql)?;
         for hour in query.from.0..query.to.0 {
             for (no, info) in series {
@@ -119,7 +146,8 @@ impl<'a> SqliteSnapshot<'a> {
     ) -> Result<(), StoreError> {
         let sketches = query.distinct || query.quantiles;
         let sql = format!(
-            "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, r.hour, r.series_no",
+            "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, \
+             r.hour, r.series_no",
             select(sketches)
         );
         let mut statement = self.sql()?.prepare_cached(&sql)?;
@@ -147,8 +175,10 @@ impl<'a> SqliteSnapshot<'a> {
 /// Hour, series number, figures, and sketches if wanted.
 fn select(sketches: bool) -> &'static str {
     if sketches {
-        "SELECT r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, k.distinct_users, k.quantiles
-         FROM rollups r LEFT JOIN sketches k ON k.metric_no = r.metric_no AND k.hour = r.hour AND k.series_no = r.series_no"
+        "SELECT r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max, \
+         k.distinct_users, k.quantiles
+         FROM rollups r LEFT JOIN sketches k ON k.metric_no = r.metric_no AND k.hour = r.hour AND \
+         k.series_no = r.series_no"
     } else {
         "SELECT r.hour, r.series_no, r.count, r.value_count, r.sum, r.min, r.max FROM rollups r"
     }
@@ -170,14 +200,18 @@ fn rollup(row: &Row<'_>, distinct: bool, quantiles: bool) -> Result<Rollup, Stor
 
 impl StoreSnapshot for SqliteSnapshot<'_> {
     fn checkpoints(&mut self) -> Result<Vec<(ShardId, Checkpoint)>, StoreError> {
-        let sql = "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
+        let sql =
+            "SELECT shard, log, next, archived, epoch, nonce, appended FROM shards ORDER BY shard";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let rows = statement.query_map([], |r| {
             let checkpoint = Checkpoint {
                 log: LogId(r.get(1)?),
                 next: r.get::<_, i64>(2)? as Offset,
                 archived: r.get::<_, i64>(3)? as Offset,
-                epoch: Epoch { counter: r.get::<_, i64>(4)? as u64, nonce: r.get::<_, i64>(5)? as u64 },
+                epoch: Epoch {
+                    counter: r.get::<_, i64>(4)? as u64,
+                    nonce: r.get::<_, i64>(5)? as u64,
+                },
                 appended: r.get(6)?,
             };
             Ok((ShardId(r.get(0)?), checkpoint))
@@ -185,10 +219,16 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    fn revisions(&mut self, tenant: &str, metric: &str, days: Range<i32>) -> Result<Vec<u64>, StoreError> {
+    fn revisions(
+        &mut self,
+        tenant: &str,
+        metric: &str,
+        days: Range<i32>,
+    ) -> Result<Vec<u64>, StoreError> {
         let mut revisions = vec![0; days.len()];
         let Some((metric_no, _)) = self.metric(tenant, metric)? else { return Ok(revisions) };
-        let sql = "SELECT day, revision FROM revisions WHERE metric_no = ? AND day >= ? AND day < ?";
+        let sql =
+            "SELECT day, revision FROM revisions WHERE metric_no = ? AND day >= ? AND day < ?";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let mut rows = statement.query(params![metric_no, days.start, days.end])?;
         while let Some(row) = rows.next()? {
@@ -203,14 +243,18 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         query: &RollupQuery<'_>,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup),
     ) -> Result<(), StoreError> {
-        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else { return Ok(()) };
+        let Some((metric_no, count)) = self.metric(query.tenant, query.metric)? else {
+            return Ok(());
+        };
         let matched = self.matched(query, metric_no, count)?;
         if matched.is_empty() || query.from >= query.to {
             return Ok(());
         }
-        // A seek costs about as much as eight rows of a scan; a far longer range than data exists is no reason to seek.
+        // A seek costs about as much as eight rows of a scan; a far longer range than data exists
+        // is no reason to seek.
         let hours = (i64::from(query.to.0) - i64::from(query.from.0)).max(1);
-        let few = (matched.len() as i64) < count / 8 || (matched.len() as i64).saturating_mul(hours) <= 32;
+        let few = (matched.len() as i64) < count / 8
+            || (matched.len() as i64).saturating_mul(hours) <= 32;
         if few && hours <= 24 * 366 {
             self.seek(metric_no, &matched, query, visit)
         } else {
@@ -224,23 +268,34 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         to: Hour,
         visit: &mut dyn FnMut(&Arc<SeriesInfo>, Hour, Rollup, &[u8]),
     ) -> Result<(), StoreError> {
-        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY t.name, m.name";
-        let metrics: Vec<i64> = self.sql()?.prepare_cached(sql)?.query_map([], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        let sql = "SELECT m.no FROM metrics m JOIN tenants t ON t.no = m.tenant_no ORDER BY \
+                   t.name, m.name";
+        let metrics: Vec<i64> = self
+            .sql()?
+            .prepare_cached(sql)?
+            .query_map([], |r| r.get(0))?
+            .collect::<Result<_, _>>()?;
         let mut bytes = Vec::new();
         for metric_no in metrics {
             let mut series: HashMap<i64, Arc<SeriesInfo>> = HashMap::new();
-            self.each_series("SELECT no, id, key FROM series WHERE metric_no = ?", [metric_no], &mut |no, id, key| {
-                series.insert(no, self.cache.series(id, key)?);
-                Ok(())
-            })?;
+            self.each_series(
+                "SELECT no, id, key FROM series WHERE metric_no = ?",
+                [metric_no],
+                &mut |no, id, key| {
+                    series.insert(no, self.cache.series(id, key)?);
+                    Ok(())
+                },
+            )?;
             let sql = format!(
-                "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, r.hour, r.series_no",
+                "{} WHERE r.metric_no = ? AND r.hour >= ? AND r.hour < ? ORDER BY r.metric_no, \
+                 r.hour, r.series_no",
                 select(true)
             );
             let mut statement = self.sql()?.prepare_cached(&sql)?;
             let mut rows = statement.query(params![metric_no, from.0, to.0])?;
             // Numbers are not in the order of ids: one hour at a time is sorted.
-            let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) = (from, BTreeMap::new());
+            let mut hour: (Hour, BTreeMap<SeriesId, (&Arc<SeriesInfo>, Rollup)>) =
+                (from, BTreeMap::new());
             loop {
                 let row = rows.next()?;
                 let next = row.map(|r| r.get(0).map(Hour)).transpose()?;
@@ -255,7 +310,9 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
                 hour.0 = next;
                 let no: i64 = row.get(1)?;
                 let info = series.get(&no).ok_or_else(|| {
-                    StoreError::Invalid(format!("series number {no} has rollups but no catalogue row: rebuild the store"))
+                    StoreError::Invalid(format!(
+                        "series number {no} has rollups but no catalogue row: rebuild the store"
+                    ))
                 })?;
                 hour.1.insert(info.id, (info, rollup(row, true, true)?));
             }
@@ -268,37 +325,46 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn admissions(&mut self, shard: ShardId) -> Result<Vec<(SeriesId, Offset)>, StoreError> {
-        let mut statement = self.sql()?.prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
-        let rows = statement.query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
+        let mut statement =
+            self.sql()?.prepare_cached("SELECT id, admitted_offset FROM series WHERE shard = ?")?;
+        let rows = statement
+            .query_map([shard.0], |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn decisions(&mut self, shard: ShardId, range: OffsetRange) -> Result<Decisions, StoreError> {
         let of_range = params![shard.0, range.from as i64, range.to as i64];
-        let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= ? AND admitted_offset < ?
+        let sql = "SELECT id, admitted_offset FROM series WHERE shard = ? AND admitted_offset >= \
+                   ? AND admitted_offset < ?
             ORDER BY admitted_offset, id";
         let mut statement = self.sql()?.prepare_cached(sql)?;
-        let series = statement.query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
+        let series = statement
+            .query_map(of_range, |r| Ok((SeriesId(r.get(0)?), r.get::<_, i64>(1)? as Offset)))?;
         let admitted = series.collect::<Result<_, _>>()?;
-        let sql =
-            "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? AND offset < ? ORDER BY offset, idx";
+        let sql = "SELECT offset, idx, discarded FROM quarantine WHERE shard = ? AND offset >= ? \
+                   AND offset < ? ORDER BY offset, idx";
         let mut statement = self.sql()?.prepare_cached(sql)?;
-        let events = statement.query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
+        let events = statement
+            .query_map(of_range, |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?, r.get(2)?)))?;
         Ok(Decisions { admitted, set_aside: events.collect::<Result<_, _>>()? })
     }
 
     fn metrics(&mut self, tenant: &str, page: &Page<'_>) -> Result<Vec<MetricInfo>, StoreError> {
-        let sql =
-            "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t JOIN metrics m ON m.tenant_no = t.no
+        let sql = "SELECT m.no, m.name, m.series_count, m.first_hour, m.last_hour FROM tenants t \
+                   JOIN metrics m ON m.tenant_no = t.no
             WHERE t.name = ? AND m.name > ? AND m.name >= ? AND m.name < ? ORDER BY m.name LIMIT ?";
         let (from, to) = page.bounds();
         let mut statement = self.sql()?.prepare_cached(sql)?;
-        let mut names = self.sql()?.prepare_cached("SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name")?;
+        let mut names = self.sql()?.prepare_cached(
+            "SELECT DISTINCT name FROM label_pairs WHERE metric_no = ? ORDER BY name",
+        )?;
         let mut rows = statement.query(params![tenant, page.after, from, to, page.rows()])?;
         let mut metrics = Vec::new();
         while let Some(row) = rows.next()? {
             page.go_on()?;
-            let labels = names.query_map([row.get::<_, i64>(0)?], |r| r.get(0))?.collect::<Result<_, _>>()?;
+            let labels = names
+                .query_map([row.get::<_, i64>(0)?], |r| r.get(0))?
+                .collect::<Result<_, _>>()?;
             metrics.push(MetricInfo {
                 metric: row.get(1)?,
                 labels,
@@ -317,22 +383,28 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         metric: Option<&str>,
         page: &Page<'_>,
     ) -> Result<Vec<String>, StoreError> {
-        // One metric after the other, each in the order of its index, so that nothing is sorted that is not on the page.
-        let sql =
-            "SELECT m.no FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = ?1 AND (?2 IS NULL OR m.name = ?2)";
+        // One metric after the other, each in the order of its index, so that nothing is sorted
+        // that is not on the page.
+        let sql = "SELECT m.no FROM tenants t JOIN metrics m ON m.tenant_no = t.no WHERE t.name = \
+                   ?1 AND (?2 IS NULL OR m.name = ?2)";
         let mut metrics = self.sql()?.prepare_cached(sql)?;
-        let metrics: Vec<i64> = metrics.query_map(params![tenant, metric], |r| r.get(0))?.collect::<Result<_, _>>()?;
-        let sql = "SELECT value FROM label_pairs WHERE metric_no = ? AND name = ? AND value > ? AND value >= ? AND value < ?
+        let metrics: Vec<i64> =
+            metrics.query_map(params![tenant, metric], |r| r.get(0))?.collect::<Result<_, _>>()?;
+        let sql = "SELECT value FROM label_pairs WHERE metric_no = ? AND name = ? AND value > ? \
+                   AND value >= ? AND value < ?
             ORDER BY value LIMIT ?";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let (from, to) = page.bounds();
         let mut values: BTreeSet<String> = BTreeSet::new();
         for metric_no in metrics {
-            let mut rows = statement.query(params![metric_no, name, page.after, from, to, page.rows()])?;
+            let mut rows =
+                statement.query(params![metric_no, name, page.after, from, to, page.rows()])?;
             while let Some(row) = rows.next()? {
                 page.go_on()?;
                 let value = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
-                if values.len() >= page.limit && values.last().is_some_and(|last| last.as_str() <= value) {
+                if values.len() >= page.limit
+                    && values.last().is_some_and(|last| last.as_str() <= value)
+                {
                     break;
                 }
                 values.insert(value.to_owned());
@@ -344,7 +416,12 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
         Ok(values.into_iter().collect())
     }
 
-    fn accounting(&mut self, tenant: &str, from: Hour, to: Hour) -> Result<Vec<AccountingDelta>, StoreError> {
+    fn accounting(
+        &mut self,
+        tenant: &str,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<AccountingDelta>, StoreError> {
         let sql = "SELECT hour, aggregated, deduplicated, quarantined FROM accounting
             WHERE tenant = ? AND hour >= ? AND hour < ? ORDER BY hour";
         let mut statement = self.sql()?.prepare_cached(sql)?;
@@ -365,56 +442,88 @@ impl StoreSnapshot for SqliteSnapshot<'_> {
     }
 
     fn manifest(&mut self, shard: Option<ShardId>) -> Result<Vec<ManifestRow>, StoreError> {
-        let sql = concat!(manifest_columns!(), " WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset");
+        let sql = concat!(
+            manifest_columns!(),
+            " WHERE ?1 IS NULL OR shard = ?1 ORDER BY shard, from_offset"
+        );
         let mut statement = self.sql()?.prepare_cached(sql)?;
         manifest_rows(statement.query([shard.map(|s| s.0)])?)
     }
 
-    fn manifest_first(&mut self, shard: ShardId, tier: Option<Tier>, limit: usize) -> Result<Vec<ManifestRow>, StoreError> {
+    fn manifest_first(
+        &mut self,
+        shard: ShardId,
+        tier: Option<Tier>,
+        limit: usize,
+    ) -> Result<Vec<ManifestRow>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let of_shard = concat!(manifest_columns!(), " WHERE shard = ? ORDER BY from_offset LIMIT ?");
-        let of_tier = concat!(manifest_columns!(), " WHERE shard = ? AND tier = ? ORDER BY from_offset LIMIT ?");
+        let of_shard =
+            concat!(manifest_columns!(), " WHERE shard = ? ORDER BY from_offset LIMIT ?");
+        let of_tier = concat!(
+            manifest_columns!(),
+            " WHERE shard = ? AND tier = ? ORDER BY from_offset LIMIT ?"
+        );
         let connection = self.sql()?;
         match tier {
-            None => manifest_rows(connection.prepare_cached(of_shard)?.query(params![shard.0, limit])?),
-            Some(tier) => {
-                manifest_rows(connection.prepare_cached(of_tier)?.query(params![shard.0, codec::tier_number(tier), limit])?)
+            None => {
+                manifest_rows(connection.prepare_cached(of_shard)?.query(params![shard.0, limit])?)
             }
+            Some(tier) => manifest_rows(connection.prepare_cached(of_tier)?.query(params![
+                shard.0,
+                codec::tier_number(tier),
+                limit
+            ])?),
         }
     }
 
     fn last_archived(&mut self, shard: ShardId) -> Result<Option<Millis>, StoreError> {
-        let sql = "SELECT max(at) FROM (SELECT last_appended AS at FROM (SELECT last_appended FROM manifest WHERE shard = ?1
-            ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM archive_floors WHERE shard = ?1) AS times";
+        let sql = "SELECT max(at) FROM (SELECT last_appended AS at FROM (SELECT last_appended \
+                   FROM manifest WHERE shard = ?1
+            ORDER BY from_offset DESC LIMIT 1) AS newest UNION ALL SELECT appended FROM \
+                   archive_floors WHERE shard = ?1) AS times";
         Ok(self.sql()?.prepare_cached(sql)?.query_row([shard.0], |r| r.get(0))?)
     }
 
-    fn receipts(&mut self, shard: ShardId, from: Offset, limit: usize) -> Result<Vec<(Offset, Millis)>, StoreError> {
-        let sql =
-            "SELECT to_offset, last_received FROM manifest WHERE shard = ? AND from_offset >= ? ORDER BY from_offset LIMIT ?";
+    fn receipts(
+        &mut self,
+        shard: ShardId,
+        from: Offset,
+        limit: usize,
+    ) -> Result<Vec<(Offset, Millis)>, StoreError> {
+        let sql = "SELECT to_offset, last_received FROM manifest WHERE shard = ? AND from_offset \
+                   >= ? ORDER BY from_offset LIMIT ?";
         let mut statement = self.sql()?.prepare_cached(sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows =
-            statement.query_map(params![shard.0, from as i64, limit], |r| Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?)))?;
+        let rows = statement.query_map(params![shard.0, from as i64, limit], |r| {
+            Ok((r.get::<_, i64>(0)? as Offset, r.get(1)?))
+        })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn extent_of_archive(&mut self, shard: ShardId) -> Result<(u64, Option<Offset>), StoreError> {
         let sql = "SELECT count(*), min(from_offset) FROM manifest WHERE shard = ?";
-        let read =
-            |r: &rusqlite::Row<'_>| Ok((r.get::<_, i64>(0)?.unsigned_abs(), r.get::<_, Option<i64>>(1)?.map(|at| at as Offset)));
+        let read = |r: &rusqlite::Row<'_>| {
+            Ok((
+                r.get::<_, i64>(0)?.unsigned_abs(),
+                r.get::<_, Option<i64>>(1)?.map(|at| at as Offset),
+            ))
+        };
         Ok(self.sql()?.prepare_cached(sql)?.query_row([shard.0], read)?)
     }
 
     fn expiry(&mut self, of: Expiring) -> Result<Option<ExpiryNote>, StoreError> {
         let sql = "SELECT note, said FROM expiry WHERE shard = ?";
-        super::one(self.sql()?, sql, [of.number()], |r| Ok(ExpiryNote { note: r.get(0)?, said: r.get(1)? }))
+        super::one(self.sql()?, sql, [of.number()], |r| {
+            Ok(ExpiryNote { note: r.get(0)?, said: r.get(1)? })
+        })
     }
 
     fn expiries(&mut self) -> Result<Vec<(Expiring, ExpiryNote)>, StoreError> {
-        let mut statement = self.sql()?.prepare_cached("SELECT shard, note, said FROM expiry ORDER BY shard")?;
-        let rows =
-            statement.query_map([], |r| Ok((Expiring::of_number(r.get(0)?), ExpiryNote { note: r.get(1)?, said: r.get(2)? })))?;
+        let mut statement =
+            self.sql()?.prepare_cached("SELECT shard, note, said FROM expiry ORDER BY shard")?;
+        let rows = statement.query_map([], |r| {
+            Ok((Expiring::of_number(r.get(0)?), ExpiryNote { note: r.get(1)?, said: r.get(2)? }))
+        })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 

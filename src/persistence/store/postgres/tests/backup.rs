@@ -22,7 +22,9 @@ fn a_dump_of_the_whole_database_holds_the_rollups() {
         let store = PostgresStore::open(&options(&to.url)).expect("a store");
         assert_eq!(state(&*store, 0), (1, 500));
         let epoch = store.claim(ShardId(0), LOG, 2).expect("a claim").checkpoint.epoch;
-        store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 3, 1), delta("b", 900, 1)]), 0).expect("it goes on");
+        store
+            .flush(guard(0, 1, epoch), &batch(vec![delta("a", 3, 1), delta("b", 900, 1)]), 0)
+            .expect("it goes on");
         assert_eq!(state(&*store, 0), (2, 502));
     }
 }
@@ -38,7 +40,8 @@ fn a_store_that_lost_its_rollups_is_refused() {
         assert!(
             matches!(&refused, StoreError::Invalid(why) if why.contains("whole database") && why.contains("rollmill rebuild"))
         );
-        let found = PostgresStore::open_existing(&options(&own.url)).expect("verify may look at it");
+        let found =
+            PostgresStore::open_existing(&options(&own.url)).expect("verify may look at it");
         assert_eq!(state(&*found, 0), (1, 0));
     }
 }
@@ -51,11 +54,14 @@ fn a_store_whose_tables_are_no_hypertables_any_more_is_refused() {
         run(&own.url, "ALTER TABLE rollmill.rollups RENAME TO before");
         run(
             &own.url,
-            "CREATE TABLE rollmill.rollups (LIKE rollmill.before); INSERT INTO rollmill.rollups SELECT * FROM rollmill.before",
+            "CREATE TABLE rollmill.rollups (LIKE rollmill.before); INSERT INTO rollmill.rollups \
+             SELECT * FROM rollmill.before",
         );
-        let refused =
-            PostgresStore::open(&options(&own.url)).expect_err("rows would be written beside those that they belong to");
-        assert!(matches!(&refused, StoreError::Invalid(why) if why.contains("hypertable") && why.contains("whole database")));
+        let refused = PostgresStore::open(&options(&own.url))
+            .expect_err("rows would be written beside those that they belong to");
+        assert!(
+            matches!(&refused, StoreError::Invalid(why) if why.contains("hypertable") && why.contains("whole database"))
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! Expiry of weeks on a server, by clocks that the test moves: rows go a day of gathered time after they are due, and no others.
+//! Expiry of weeks on a server, by clocks that the test moves: rows go a day of gathered time after
+//! they are due, and no others.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,11 @@ impl Node {
     fn pass(&mut self, store: &PostgresStore, hours: i64) -> u32 {
         let mut dropped = 0;
         for _ in 0..hours {
-            self.now = Reading { wall: self.now.wall + HOUR_MS, uptime: self.now.uptime + HOUR_MS, ..self.now };
+            self.now = Reading {
+                wall: self.now.wall + HOUR_MS,
+                uptime: self.now.uptime + HOUR_MS,
+                ..self.now
+            };
             dropped += self.look(store);
         }
         dropped
@@ -53,25 +58,37 @@ fn rows(store: &PostgresStore) -> BTreeMap<(i32, String), Vec<u8>> {
     rows
 }
 
-/// Two weeks that are due, one that is not for some days yet, and this one; where the third begins, and the time.
+/// Two weeks that are due, one that is not for some days yet, and this one; where the third begins,
+/// and the time.
 fn filled(own: &Own) -> (Arc<PostgresStore>, i32, Reading) {
     let store = PostgresStore::open(&options(&own.url)).expect("a store");
     let wall = SystemClock.now();
     let this_week = Hour::of(wall).0.div_euclid(168) * 168;
     let hours = [this_week - 11 * 168, this_week - 10 * 168 + 167, this_week - 8 * 168, this_week];
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-    let deltas = hours.iter().flat_map(|hour| ["a", "b"].map(|page| delta(page, *hour, 7))).collect();
+    let deltas =
+        hours.iter().flat_map(|hour| ["a", "b"].map(|page| delta(page, *hour, 7))).collect();
     store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
     assert_eq!(rows(&store).len(), 8);
     (store, hours[2], Reading { wall, uptime: DAY_MS, boot: 7 })
 }
 
 /// Rows of the first two weeks are gone with their sketches, and of the others not a bit.
-fn only_the_due_are_gone(own: &Own, store: &PostgresStore, before: &BTreeMap<(i32, String), Vec<u8>>, third: i32) {
-    let expected: BTreeMap<_, _> = before.iter().filter(|(key, _)| key.0 >= third).map(|(k, v)| (k.clone(), v.clone())).collect();
+fn only_the_due_are_gone(
+    own: &Own,
+    store: &PostgresStore,
+    before: &BTreeMap<(i32, String), Vec<u8>>,
+    third: i32,
+) {
+    let expected: BTreeMap<_, _> = before
+        .iter()
+        .filter(|(key, _)| key.0 >= third)
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     assert_eq!(rows(store), expected);
     assert_eq!(run(&own.url, "SELECT count(*) FROM rollmill.sketches"), ["4"]);
-    let metrics = store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
+    let metrics =
+        store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
     assert_eq!((metrics[0].first, metrics[0].series), (Some(Hour(third)), 2));
     let mut damages: Vec<Damage> = Vec::new();
     store.check(&mut |damage| damages.push(damage)).expect("looks");
@@ -85,12 +102,18 @@ fn weeks_go_a_day_of_gathered_time_after_they_are_due_and_nothing_else_goes() {
         let before = rows(&store);
         let mut node = Node::new(1, now);
         assert_eq!((node.look(&store), node.pass(&store, 20)), (0, 0));
-        // Nobody counts what passes while no node looks, and another one goes on from what has gathered.
-        let away = Reading { wall: node.now.wall + 9 * HOUR_MS, uptime: node.now.uptime + 9 * HOUR_MS, ..node.now };
+        // Nobody counts what passes while no node looks, and another one goes on from what has
+        // gathered.
+        let away = Reading {
+            wall: node.now.wall + 9 * HOUR_MS,
+            uptime: node.now.uptime + 9 * HOUR_MS,
+            ..node.now
+        };
         let mut second = Node::new(2, away);
         assert_eq!((second.look(&store), second.look(&store), second.pass(&store, 3)), (0, 0, 0));
         assert_eq!(rows(&store), before, "23 hours were seen to pass, 32 have");
-        // The first is back and finds that the other looks: it leaves it to that one, and takes nothing away.
+        // The first is back and finds that the other looks: it leaves it to that one, and takes
+        // nothing away.
         node.now = second.now;
         assert_eq!(node.look(&store), 0);
         assert_eq!(second.pass(&store, 3), 4, "two weeks of two tables");
@@ -112,7 +135,8 @@ fn a_clock_that_leaps_drops_no_week_until_a_person_says_yes() {
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "ahead");
         leap(&mut node, -430 * DAY_MS);
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "and behind");
-        // A leap to where something is due stops it, although the clock is right now: the hours until here have passed in this test alone.
+        // A leap to where something is due stops it, although the clock is right now: the hours
+        // until here have passed in this test alone.
         leap(&mut node, 30 * DAY_MS - 100 * HOUR_MS);
         assert_eq!((node.pass(&store, 50), rows(&store) == before), (0, true), "and back");
         assert_eq!(store.say_yes(&[Expiring::Weeks]), Ok(1));

@@ -10,7 +10,11 @@ use crate::model::budget::{Budget, Ended};
 use crate::persistence::store::{Page, StoreError};
 
 fn through(proxy: &Proxy, url: &str) -> PostgresOptions {
-    options(&format!("postgres://postgres@127.0.0.1:{}/{}", proxy.port, url.rsplit('/').next().expect("a name")))
+    options(&format!(
+        "postgres://postgres@127.0.0.1:{}/{}",
+        proxy.port,
+        url.rsplit('/').next().expect("a name")
+    ))
 }
 
 #[test]
@@ -21,11 +25,17 @@ fn a_commit_whose_answer_is_lost_is_unknown() {
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("a flush");
     proxy.set(Plan { cut_after: Some(b"COMMIT"), ..Plan::default() });
-    let lost = store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect_err("the answer is lost");
+    let lost = store
+        .flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0)
+        .expect_err("the answer is lost");
     assert!(lost.outcome_unknown(), "{lost:?}");
     assert_eq!(state(&*direct, 0), (2, 2), "though it was applied");
     let again = store.flush(guard(0, 1, epoch), &batch(vec![delta("a", 1, 1)]), 0);
-    assert_eq!(again, Err(StoreError::Refused { shard: ShardId(0) }), "and the connection was replaced");
+    assert_eq!(
+        again,
+        Err(StoreError::Refused { shard: ShardId(0) }),
+        "and the connection was replaced"
+    );
 }
 
 #[test]
@@ -38,10 +48,13 @@ fn what_fails_before_the_commit_has_failed() {
     let failed = store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0);
     assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
     assert_eq!(state(&*direct, 0), (0, 0));
-    store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("it may be tried again");
+    store
+        .flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0)
+        .expect("it may be tried again");
 }
 
-/// As an owner does it: after an unknown outcome it asks the checkpoint, and never repeats what it does not know.
+/// As an owner does it: after an unknown outcome it asks the checkpoint, and never repeats what it
+/// does not know.
 #[test]
 fn random_cuts_count_nothing_twice_and_lose_nothing() {
     let (direct, url) = store();
@@ -50,13 +63,19 @@ fn random_cuts_count_nothing_twice_and_lose_nothing() {
     let (mut unknown, mut next, mut nonce) = (0, 0, 0);
     proxy.set(Plan { cut_request: 2, cut_reply: 3, ..Plan::default() });
     let deadline = Instant::now() + Duration::from_secs(180);
-    // How the bytes are cut into chunks, and so what the seed hits, is the machine's affair: it goes on until a commit was hit.
+    // How the bytes are cut into chunks, and so what the seed hits, is the machine's affair: it
+    // goes on until a commit was hit.
     while next < 40 || unknown == 0 {
-        assert!(Instant::now() < deadline, "stuck at {next}, cuts {:?}, {unknown} of commits", proxy.cuts());
+        assert!(
+            Instant::now() < deadline,
+            "stuck at {next}, cuts {:?}, {unknown} of commits",
+            proxy.cuts()
+        );
         nonce += 1;
         let Ok(claim) = store.claim(ShardId(0), LOG, nonce) else { continue };
         next = claim.checkpoint.next;
-        while let outcome = store.flush(guard(0, next, claim.checkpoint.epoch), &batch(vec![delta("a", 1, 1)]), 0)
+        while let outcome =
+            store.flush(guard(0, next, claim.checkpoint.epoch), &batch(vec![delta("a", 1, 1)]), 0)
             && (next < 40 || unknown == 0)
         {
             match outcome {
@@ -89,7 +108,10 @@ fn a_server_that_is_killed_in_a_flush_comes_back_whole() {
             };
             let mut next = claim.checkpoint.next;
             let deltas = || (0..500).map(|page| delta(&format!("p{page}"), 1, 1)).collect();
-            while flushing.flush(guard(0, next, claim.checkpoint.epoch), &batch(deltas()), 0).is_ok() {
+            while flushing
+                .flush(guard(0, next, claim.checkpoint.epoch), &batch(deltas()), 0)
+                .is_ok()
+            {
                 next += 1;
                 if stopped.try_recv().is_ok() {
                     return failures;
@@ -138,10 +160,17 @@ fn shards_in_opposite_order_do_not_wait_for_each_other() {
                     // New series, labels, metrics and tenants of both shards, in opposite order.
                     let mut deltas: Vec<Delta> = (0..20)
                         .map(|n| {
-                            let (tenant, metric) = (format!("t{}", n % 5), format!("m{}", (n + round) % 7));
-                            let labels = [("page".to_owned(), format!("{round}-{n}")), ("shard".to_owned(), shard.to_string())];
+                            let (tenant, metric) =
+                                (format!("t{}", n % 5), format!("m{}", (n + round) % 7));
+                            let labels = [
+                                ("page".to_owned(), format!("{round}-{n}")),
+                                ("shard".to_owned(), shard.to_string()),
+                            ];
                             let series = Series::new(&tenant, &metric, labels);
-                            let series = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
+                            let series = Arc::new(SeriesInfo {
+                                id: SeriesId::of_key(&series.key()),
+                                series,
+                            });
                             Delta { series, ..delta("", n * 24, 1) }
                         })
                         .collect();
@@ -173,7 +202,8 @@ fn shards_in_opposite_order_do_not_wait_for_each_other() {
 fn a_busy_pool_says_which_key_to_raise() {
     let server = server::shared();
     let url = server.url(&server.database());
-    let few = PostgresOptions { read_connections: 1, timeout: Duration::from_secs(3), ..options(&url) };
+    let few =
+        PostgresOptions { read_connections: 1, timeout: Duration::from_secs(3), ..options(&url) };
     drop(PostgresStore::open(&options(&url)).expect("the tables"));
     let store = PostgresStore::open(&few).expect("a store");
     let held = store.snapshot().expect("the only one");
@@ -181,19 +211,32 @@ fn a_busy_pool_says_which_key_to_raise() {
     let busy = store.snapshot().map(|_| ()).expect_err("busy").to_string();
     assert!(busy.contains("store.read_connections"), "{busy}");
     drop(held);
-    store.snapshot_at_once(&Budget::default()).expect("no failure").expect("free again").checkpoints().expect("read");
+    store
+        .snapshot_at_once(&Budget::default())
+        .expect("no failure")
+        .expect("free again")
+        .checkpoints()
+        .expect("read");
 }
 
 #[test]
 fn a_locked_row_fails_in_time_and_a_dead_host_is_passed_over() {
     let (_, url) = store();
     let two = url.replace("127.0.0.1:", "127.0.0.1:1,127.0.0.1:");
-    let store =
-        PostgresStore::open(&PostgresOptions { lock_timeout: Duration::from_millis(300), ..options(&two) }).expect("a store");
+    let store = PostgresStore::open(&PostgresOptions {
+        lock_timeout: Duration::from_millis(300),
+        ..options(&two)
+    })
+    .expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let mut stranger = store.writers.begin("BEGIN").expect("a session");
-    stranger.session().expect("it").batch("SELECT FROM shards FOR UPDATE".to_owned()).expect("locked");
-    let late = store.flush(guard(0, 0, epoch), &FlushBatch::default(), 0).expect_err("locked").to_string();
+    stranger
+        .session()
+        .expect("it")
+        .batch("SELECT FROM shards FOR UPDATE".to_owned())
+        .expect("locked");
+    let late =
+        store.flush(guard(0, 0, epoch), &FlushBatch::default(), 0).expect_err("locked").to_string();
     assert!(late.contains("store.lock_timeout"), "{late}");
     let late = store.claim(ShardId(0), LOG, 2).expect_err("locked").to_string();
     assert!(late.contains("pg_stat_activity"), "{late}");
@@ -206,7 +249,9 @@ fn what_waiting_mends_is_told_from_what_it_does_not() {
     let server = server::shared();
     let good = server.database();
     server.psql(&good, "CREATE ROLE crowded LOGIN CONNECTION LIMIT 0").expect("a role");
-    let url = |user: &str, port: u16, database: &str| format!("postgres://{user}@127.0.0.1:{port}/{database}");
+    let url = |user: &str, port: u16, database: &str| {
+        format!("postgres://{user}@127.0.0.1:{port}/{database}")
+    };
     for (away, url) in [
         (true, url("postgres", 1, &good)),
         (true, "postgres://postgres@nowhere.invalid/postgres".to_owned()),
@@ -216,7 +261,10 @@ fn what_waiting_mends_is_told_from_what_it_does_not() {
     ] {
         let error = PostgresStore::open(&options(&url)).expect_err("it cannot be used");
         assert!(error.to_string().contains("cannot connect to"), "{url}: {error}");
-        let told = matches!((&error, away), (StoreError::Unavailable(_), true) | (StoreError::Failed(_), false));
+        let told = matches!(
+            (&error, away),
+            (StoreError::Unavailable(_), true) | (StoreError::Failed(_), false)
+        );
         assert!(told, "{url}: {error:?}");
     }
     server.psql(&good, "DROP ROLE crowded").expect("dropped");
@@ -241,9 +289,14 @@ fn said(store: &PostgresStore, sql: &str) -> StoreError {
 #[test]
 fn what_no_waiting_mends_is_not_said_to_pass() {
     let (store, _) = store();
-    let raise = |state: &str| format!("DO $$ BEGIN RAISE EXCEPTION 'too much' USING ERRCODE = '{state}'; END $$");
+    let raise = |state: &str| {
+        format!("DO $$ BEGIN RAISE EXCEPTION 'too much' USING ERRCODE = '{state}'; END $$")
+    };
     let limit = said(&store, &raise("53400"));
-    assert!(matches!(&limit, StoreError::Failed(why) if why.contains("raise that limit")), "{limit:?}");
+    assert!(
+        matches!(&limit, StoreError::Failed(why) if why.contains("raise that limit")),
+        "{limit:?}"
+    );
     assert!(matches!(said(&store, &raise("53300")), StoreError::Unavailable(_)));
     let cut = said(&store, "SET LOCAL statement_timeout = 10; SELECT pg_sleep(60)");
     assert!(matches!(&cut, StoreError::TooLong(why) if why.contains("store.timeout")), "{cut:?}");
@@ -254,11 +307,17 @@ fn a_question_that_takes_long_is_not_a_store_that_is_away() {
     let (direct, url) = store();
     let epoch = direct.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     direct.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("a flush");
-    let hasty = PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(2), ..options(&url) }).expect("a store");
+    let hasty =
+        PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(2), ..options(&url) })
+            .expect("a store");
     let mut snapshot = hasty.snapshot().expect("a snapshot");
     // A lock stands for work that takes longer than the limit.
     let mut lease = direct.writers.begin("BEGIN").expect("a transaction");
-    lease.session().expect("a session").batch("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE".to_owned()).expect("a lock");
+    lease
+        .session()
+        .expect("a session")
+        .batch("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE".to_owned())
+        .expect("a lock");
     let query = crate::persistence::store::RollupQuery {
         tenant: "acme",
         metric: "views",
@@ -293,13 +352,20 @@ fn a_round_of_maintenance_is_one_nodes() {
 fn a_large_flush_has_the_time_that_it_needs() {
     let (direct, url) = store();
     // Each statement that merges figures takes 0.7 s.
-    let slow =
-        "CREATE FUNCTION rollmill.dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.7); RETURN NULL; END';
-        CREATE TRIGGER dawdle AFTER INSERT ON rollmill.rollups FOR EACH STATEMENT EXECUTE FUNCTION rollmill.dawdle()";
+    let slow = "CREATE FUNCTION rollmill.dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN \
+                PERFORM pg_sleep(0.7); RETURN NULL; END';
+        CREATE TRIGGER dawdle AFTER INSERT ON rollmill.rollups FOR EACH STATEMENT EXECUTE FUNCTION \
+                rollmill.dawdle()";
     server::shared().psql(url.rsplit('/').next().expect("a name"), slow).expect("a slow table");
     let epoch = direct.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-    let store = PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(4), ..options(&url) }).expect("a store");
-    let deltas = |pages: i32| (0..pages).flat_map(|page| (0..168).map(move |hour| delta(&page.to_string(), hour, 1))).collect();
+    let store =
+        PostgresStore::open(&PostgresOptions { timeout: Duration::from_secs(4), ..options(&url) })
+            .expect("a store");
+    let deltas = |pages: i32| {
+        (0..pages)
+            .flat_map(|page| (0..168).map(move |hour| delta(&page.to_string(), hour, 1)))
+            .collect()
+    };
     store.flush(guard(0, 0, epoch), &batch(deltas(1)), 0).expect("a flush");
     let watch = Instant::now();
     store.flush(guard(0, 1, epoch), &batch(deltas(350)), 0).expect("eight parts of 0.7 s and more");
@@ -317,7 +383,11 @@ fn ends_with_its_query(read: impl Fn(&Budget) -> Result<(), StoreError>) {
         });
         let started = Instant::now();
         assert_eq!(read(&budget), Err(StoreError::Ended));
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}, a third of store.timeout", started.elapsed());
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "{:?}, a third of store.timeout",
+            started.elapsed()
+        );
     });
 }
 
@@ -327,11 +397,19 @@ fn a_query_that_has_ended_waits_neither_for_a_lock_nor_for_a_connection() {
     let patient = PostgresOptions { lock_timeout: Duration::from_secs(30), ..options(&url) };
     let store = PostgresStore::open(&patient).expect("a store");
     let mut stranger = store.writers.begin("BEGIN").expect("a session");
-    stranger.session().expect("it").batch("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE".to_owned()).expect("locked");
-    let names = |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
+    stranger
+        .session()
+        .expect("it")
+        .batch("LOCK TABLE metrics IN ACCESS EXCLUSIVE MODE".to_owned())
+        .expect("locked");
+    let names =
+        |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
     // Three times as many as there are connections: some wait for the lock, others for those.
-    std::thread::scope(|scope| (0..12).for_each(|_| _ = scope.spawn(|| ends_with_its_query(names))));
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    std::thread::scope(|scope| {
+        (0..12).for_each(|_| _ = scope.spawn(|| ends_with_its_query(names)))
+    });
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND \
+                   wait_event_type = 'Lock'";
     let deadline = Instant::now() + Duration::from_secs(15);
     while run(&url, waiting) != ["0"] {
         assert!(Instant::now() < deadline, "the server still works for queries that have ended");
@@ -345,7 +423,8 @@ fn a_query_that_has_ended_waits_neither_for_a_lock_nor_for_a_connection() {
 fn a_query_that_has_ended_waits_for_no_server_that_is_frozen() {
     let server = server::Postgres::start("frozen");
     let store = PostgresStore::open(&options(&server.url(&server.database()))).expect("a store");
-    let names = |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
+    let names =
+        |budget: &Budget| store.snapshot_for(budget)?.metrics("acme", &Page::ALL).map(|_| ());
     assert_eq!(names(&Budget::default()), Ok(()), "a connection is idle");
     server.freeze();
     // The first finds the idle connection, the others connect.

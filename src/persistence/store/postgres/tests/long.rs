@@ -1,4 +1,5 @@
-//! A store of four years costs no more than one of a week, counted in what the server touches, on each kind of server.
+//! A store of four years costs no more than one of a week, counted in what the server touches, on
+//! each kind of server.
 
 use super::timescale::Own;
 use super::*;
@@ -16,7 +17,10 @@ const REPEATED: u32 = 12;
 
 /// Rows of a week: each series in six hours of its first day.
 fn week(no: i32) -> impl Iterator<Item = Delta> {
-    (0..6).flat_map(move |hour| (0..SERIES).map(move |page| delta(&page.to_string(), no * 168 + hour, i128::from(hour + page))))
+    (0..6).flat_map(move |hour| {
+        (0..SERIES)
+            .map(move |page| delta(&page.to_string(), no * 168 + hour, i128::from(hour + page)))
+    })
 }
 
 /// Flushes once more.
@@ -48,14 +52,20 @@ fn year(store: &PostgresStore, matchers: &[Matcher]) -> usize {
         budget: None,
     };
     let mut rows = 0;
-    store.snapshot().expect("a snapshot").rollups(&query, &mut |_, _, _| rows += 1).expect("rollups");
+    store
+        .snapshot()
+        .expect("a snapshot")
+        .rollups(&query, &mut |_, _, _| rows += 1)
+        .expect("rollups");
     rows
 }
 
 fn verify(store: &PostgresStore) -> usize {
     let mut rows = 0;
     let mut snapshot = store.snapshot().expect("a snapshot");
-    snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |_, _, _, _| rows += 1).expect("bytes");
+    snapshot
+        .rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |_, _, _, _| rows += 1)
+        .expect("bytes");
     rows
 }
 
@@ -68,7 +78,8 @@ fn cost(own: &Own, work: &dyn Fn(&PostgresStore)) -> i64 {
         drop(store);
         own.blocks() - before
     };
-    // What the server does by itself meanwhile is counted too, sometimes: it only adds, to either. Beside so many repetitions it is little.
+    // What the server does by itself meanwhile is counted too, sometimes: it only adds, to either.
+    // Beside so many repetitions it is little.
     let least = |n: u32| (0..4).map(|_| times(n)).min().unwrap_or(0);
     (least(1 + REPEATED) - least(1)) / i64::from(REPEATED)
 }
@@ -87,7 +98,8 @@ fn four_years_cost_no_more_than_a_week() {
             assert!(rows > 0);
             (1_000 * cost(own, &|store| _ = work(store)) / rows, rows)
         };
-        let queries = (per_row(short, &|store| year(store, &[])), per_row(long, &|store| year(store, &[])));
+        let queries =
+            (per_row(short, &|store| year(store, &[])), per_row(long, &|store| year(store, &[])));
         let verifies = (per_row(short, &verify), per_row(long, &verify));
         assert_eq!((queries.1.1, verifies.1.1), (53 * 120, i64::from(WEEKS) * 120));
         let few = [Matcher::Equal("page".to_owned(), "7".to_owned())];
@@ -96,7 +108,10 @@ fn four_years_cost_no_more_than_a_week() {
         // Last, because what it writes again leaves dead rows behind.
         let flush = |own: &Own| cost(own, &|store| flush_again(store, week(NOW).collect()));
         let flushes = (flush(short), flush(long));
-        println!("blocks of a flush {flushes:?}, of 1,000 rows of a year {queries:?}, of verify {verifies:?}, of seeks {seeks}");
+        println!(
+            "blocks of a flush {flushes:?}, of 1,000 rows of a year {queries:?}, of verify \
+             {verifies:?}, of seeks {seeks}"
+        );
         assert!(flushes.1 <= flushes.0 * 3 / 2, "a flush: {flushes:?} blocks");
         assert!(queries.1.0 <= queries.0.0 * 3 / 2, "a query: {queries:?} blocks for 1,000 rows");
         assert!(verifies.1.0 <= verifies.0.0 * 3 / 2, "verify: {verifies:?} blocks for 1,000 rows");
@@ -104,7 +119,8 @@ fn four_years_cost_no_more_than_a_week() {
         figures.push([flushes.1, all(queries.1), all(verifies.1), seeks]);
     }
     if let [plain, timescale] = figures[..] {
-        // For each chunk of a plan the extension reads its own catalogue, which weighs much beside the few rows that lie in each here.
+        // For each chunk of a plan the extension reads its own catalogue, which weighs much beside
+        // the few rows that lie in each here.
         let chunks = [2, 2 * 53, 2 * i64::from(WEEKS), 2 * 53];
         let within = (0..4).all(|at| timescale[at] <= plain[at] * 3 / 2 + chunks[at] * 20);
         assert!(within, "TimescaleDB {timescale:?}, PostgreSQL {plain:?}");
@@ -114,11 +130,19 @@ fn four_years_cost_no_more_than_a_week() {
 /// Partitions and chunks that a statement's plan looks at.
 fn looked_at(store: &PostgresStore, sql: &str, params: Vec<Param>) -> usize {
     let mut lease = store.writers.begin("BEGIN").expect("a transaction");
-    let plan = lease.session().expect("a session").query(&format!("EXPLAIN (COSTS OFF) {sql}"), params).expect("a plan");
+    let plan = lease
+        .session()
+        .expect("a session")
+        .query(&format!("EXPLAIN (COSTS OFF) {sql}"), params)
+        .expect("a plan");
     let lines = plan.iter().map(|row| row.get::<_, String>(0));
     let tables = ["on rollups_", "on sketches_", "on _hyper_"];
     lines
-        .filter(|line| line.contains("Scan") && tables.iter().any(|table| line.contains(table)) && !line.contains("Bitmap Index"))
+        .filter(|line| {
+            line.contains("Scan")
+                && tables.iter().any(|table| line.contains(table))
+                && !line.contains("Bitmap Index")
+        })
         .count()
 }
 
@@ -131,7 +155,8 @@ fn statements_look_at_the_weeks_that_they_name() {
         assert_eq!(looked_at(&store, flush::READ_SKETCHES, params![hour, hour + 5]), 1);
         assert_eq!(looked_at(&store, flush::READ_PACKED_SKETCHES, params![hour, hour + 5]), 1);
         for table in ["rollups", "sketches"] {
-            let of = |way, params| looked_at(&store, &rollups::statement(table, "r.hour", way), params);
+            let of =
+                |way, params| looked_at(&store, &rollups::statement(table, "r.hour", way), params);
             assert_eq!(of(rollups::Way::Scan, params![1, hour, hour + 168]), 1);
             assert_eq!(of(rollups::Way::Scan, params![1, hour - 52 * 168, hour + 168]), 53);
             assert_eq!(of(rollups::Way::Seek, params![1, hour, hour + 168, vec![7_i64]]), 1);

@@ -1,4 +1,5 @@
-//! The store on a real PostgreSQL of the tests' own, and on a TimescaleDB named by `ROLLMILL_TEST_TIMESCALE_URL`.
+//! The store on a real PostgreSQL of the tests' own, and on a TimescaleDB named by
+//! `ROLLMILL_TEST_TIMESCALE_URL`.
 #![allow(clippy::disallowed_methods)] // real servers are waited for in real time
 
 mod backup;
@@ -73,7 +74,13 @@ fn delta(page: &str, hour: i32, units: i128) -> Delta {
 }
 
 fn batch(deltas: Vec<Delta>) -> FlushBatch {
-    let accounting = AccountingDelta { tenant: "acme".into(), hour: Hour(5), aggregated: 1, deduplicated: 0, quarantined: 0 };
+    let accounting = AccountingDelta {
+        tenant: "acme".into(),
+        hour: Hour(5),
+        aggregated: 1,
+        deduplicated: 0,
+        quarantined: 0,
+    };
     FlushBatch { deltas, accounting: vec![accounting], ..FlushBatch::default() }
 }
 
@@ -87,6 +94,10 @@ fn state(store: &dyn RollupStore, shard: u32) -> (u64, u64) {
     let checkpoints = snapshot.checkpoints().expect("checkpoints");
     let next = checkpoints.iter().find(|(no, _)| no.0 == shard).map_or(0, |(_, at)| at.next);
     let mut count = 0;
-    snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |_, _, rollup, _| count += rollup.figures.count).expect("rollups");
+    snapshot
+        .rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut |_, _, rollup, _| {
+            count += rollup.figures.count
+        })
+        .expect("rollups");
     (next, count)
 }

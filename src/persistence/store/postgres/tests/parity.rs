@@ -14,8 +14,10 @@ use crate::persistence::store::{Page, StoreError};
 fn random_batch(rng: &mut Rng) -> FlushBatch {
     let mut deltas = Vec::new();
     for _ in 0..rng.below(60) {
-        let labels: Vec<_> = (0..rng.below(3)).map(|n| (format!("l{n}"), format!("v{}", rng.below(3)))).collect();
-        let series = Series::new(&format!("t{}", rng.below(2)), &format!("m{}", rng.below(3)), labels);
+        let labels: Vec<_> =
+            (0..rng.below(3)).map(|n| (format!("l{n}"), format!("v{}", rng.below(3)))).collect();
+        let series =
+            Series::new(&format!("t{}", rng.below(2)), &format!("m{}", rng.below(3)), labels);
         let series = Arc::new(SeriesInfo { id: SeriesId::of_key(&series.key()), series });
         let mut rollup = Rollup::default();
         let most = if rng.chance(5) { 3000 } else { 6 };
@@ -51,11 +53,23 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
     all.push(format!("{:?}", snapshot.checkpoints().expect("checkpoints")));
     for tenant in ["t0", "t1"] {
         all.push(format!("{:?}", snapshot.metrics(tenant, &Page::ALL).expect("metrics")));
-        all.push(format!("{:?}", snapshot.label_values(tenant, "l0", None, &Page::ALL).expect("values")));
-        all.push(format!("{:?}", snapshot.label_values(tenant, "l1", Some("m1"), &Page::ALL).expect("values")));
-        all.push(format!("{:?}", snapshot.accounting(tenant, Hour(0), Hour(9)).expect("accounting")));
+        all.push(format!(
+            "{:?}",
+            snapshot.label_values(tenant, "l0", None, &Page::ALL).expect("values")
+        ));
+        all.push(format!(
+            "{:?}",
+            snapshot.label_values(tenant, "l1", Some("m1"), &Page::ALL).expect("values")
+        ));
+        all.push(format!(
+            "{:?}",
+            snapshot.accounting(tenant, Hour(0), Hour(9)).expect("accounting")
+        ));
         for metric in ["m0", "m1", "m2"] {
-            all.push(format!("{:?}", snapshot.revisions(tenant, metric, -20..20).expect("revisions")));
+            all.push(format!(
+                "{:?}",
+                snapshot.revisions(tenant, metric, -20..20).expect("revisions")
+            ));
             let few = Matcher::Equal("l0".into(), "v1".into());
             for matchers in [
                 vec![],
@@ -63,9 +77,12 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
                 vec![few, Matcher::NotRegex("l1".into(), regex.clone())],
                 vec![Matcher::Regex("l1".into(), regex.clone())],
             ] {
-                for (distinct, quantiles, from, to) in
-                    [(false, false, -200, 200), (true, false, -3, 90), (false, true, 0, 1), (true, true, -200, 200)]
-                {
+                for (distinct, quantiles, from, to) in [
+                    (false, false, -200, 200),
+                    (true, false, -3, 90),
+                    (false, true, 0, 1),
+                    (true, true, -200, 200),
+                ] {
                     let query = RollupQuery {
                         tenant,
                         metric,
@@ -79,11 +96,15 @@ fn shown(store: &dyn RollupStore) -> Vec<String> {
                     };
                     let mut rows = Vec::new();
                     snapshot
-                        .rollups(&query, &mut |series, hour, rollup| rows.push((series.id, hour, format!("{rollup:?}"))))
+                        .rollups(&query, &mut |series, hour, rollup| {
+                            rows.push((series.id, hour, format!("{rollup:?}")))
+                        })
                         .expect("rollups");
                     let mut last = std::collections::HashMap::new();
                     assert!(
-                        rows.iter().all(|(id, hour, _)| last.insert(*id, *hour).is_none_or(|before| before < *hour)),
+                        rows.iter().all(|(id, hour, _)| last
+                            .insert(*id, *hour)
+                            .is_none_or(|before| before < *hour)),
                         "ascending hours"
                     );
                     rows.sort();
@@ -105,12 +126,15 @@ fn both_stores_hold_the_same_bytes_after_the_same_flushes() {
         let sqlite = SqliteStore::open(dir.path().join("store.sqlite")).expect("a store");
         let (postgres, _) = store();
         let stores: [&dyn RollupStore; 2] = [&*sqlite, &*postgres];
-        let epochs = stores.map(|store| store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch);
+        let epochs =
+            stores.map(|store| store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch);
         assert_eq!(epochs[0], epochs[1]);
         let mut rng = Rng(seed);
         for offset in 0..12 {
             let batch = random_batch(&mut rng);
-            stores.iter().for_each(|store| store.flush(guard(0, offset, epochs[0]), &batch, 0).expect("a flush"));
+            stores.iter().for_each(|store| {
+                store.flush(guard(0, offset, epochs[0]), &batch, 0).expect("a flush")
+            });
         }
         let (left, right) = (shown(&*sqlite), shown(&*postgres));
         assert!(left.len() > 300, "only {} things to compare", left.len());
@@ -128,9 +152,13 @@ fn fill(store: &SqliteStore, rng: &mut Rng) {
         for offset in 0..6 {
             let mut batch = random_batch(rng);
             let range = OffsetRange { from: offset, to: offset + 1 };
-            batch.admitted = batch.deltas.iter().map(|delta| (delta.series.clone(), offset)).collect();
-            batch.dedup =
-                Some(DedupBlock { range, appended: (5, 7), runs: vec![(5, vec![u128::from(rng.next())]), (7, vec![])] });
+            batch.admitted =
+                batch.deltas.iter().map(|delta| (delta.series.clone(), offset)).collect();
+            batch.dedup = Some(DedupBlock {
+                range,
+                appended: (5, 7),
+                runs: vec![(5, vec![u128::from(rng.next())]), (7, vec![])],
+            });
             batch.appended = Some(7);
             let row = |discarded, reason: &str| QuarantineRow {
                 shard,
@@ -202,7 +230,10 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
                 piece => take(piece),
             })
         });
-        assert_eq!((failed, to.contents()), (Err(StoreError::Failed("cut".to_owned())), Ok(Contents::Nothing)));
+        assert_eq!(
+            (failed, to.contents()),
+            (Err(StoreError::Failed("cut".to_owned())), Ok(Contents::Nothing))
+        );
         let mut rows = 0;
         to.import(LOG, &days, |take| {
             from.export(&mut |piece| {
@@ -211,7 +242,10 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
             })
         })
         .expect("taken over");
-        assert_eq!((from.extent().expect("extent").rows, to.contents()), (rows, Ok(Contents::Log(LOG))));
+        assert_eq!(
+            (from.extent().expect("extent").rows, to.contents()),
+            (rows, Ok(Contents::Log(LOG)))
+        );
         let again = to.import(LOG, &days, |take| from.export(take)).expect_err("it is full");
         assert!(again.to_string().contains("is not empty"), "{again}");
         // By a store that has nothing in memory.
@@ -227,7 +261,8 @@ fn a_store_that_was_taken_over_holds_the_same_bytes() {
     }
 }
 
-/// `nice cargo test --release --lib flush_rate -- --ignored --nocapture`: on a store of one week and on one of 208, of each kind that there is.
+/// `nice cargo test --release --lib flush_rate -- --ignored --nocapture`: on a store of one week
+/// and on one of 208, of each kind that there is.
 #[test]
 #[ignore = "prints figures"]
 fn flush_rate() {
@@ -248,7 +283,10 @@ fn flush_rate_of(store: &PostgresStore, weeks: i32) {
         let one = |n: i32| {
             let mut delta = delta(&format!("page-{n}"), hour, i128::from(n) * 10_000_000);
             (0..20).for_each(|more| {
-                delta.rollup.add(Some(Decimal::from_units(i128::from(n * more) * 10_000_000)), Some((n * 31 + more) as u64))
+                delta.rollup.add(
+                    Some(Decimal::from_units(i128::from(n * more) * 10_000_000)),
+                    Some((n * 31 + more) as u64),
+                )
             });
             if !sketches {
                 delta.rollup = Rollup { figures: delta.rollup.figures, ..Rollup::default() };

@@ -6,7 +6,8 @@ use crate::persistence::store::Page;
 use crate::persistence::store::postgres::Keep;
 
 fn relations(database: &str) -> String {
-    let sql = "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('rollmill.rollups'::regclass, 'rollmill.sketches'::regclass)";
+    let sql = "SELECT count(*) FROM pg_inherits WHERE inhparent IN ('rollmill.rollups'::regclass, \
+               'rollmill.sketches'::regclass)";
     server::shared().psql(database, sql).expect("a count")
 }
 
@@ -19,7 +20,8 @@ fn weeks_are_made_once_by_whoever_needs_them() {
             let store = Arc::clone(if shard % 2 == 0 { &first } else { &second });
             std::thread::spawn(move || {
                 let epoch = store.claim(ShardId(shard), LOG, 1).expect("a claim").checkpoint.epoch;
-                let deltas = (-2..4).map(|week| delta(&format!("{shard}"), week * 168 + 1, 1)).collect();
+                let deltas =
+                    (-2..4).map(|week| delta(&format!("{shard}"), week * 168 + 1, 1)).collect();
                 store.flush(guard(shard, 0, epoch), &batch(deltas), 0)
             })
         })
@@ -44,7 +46,11 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
     store.flush(guard(0, 0, epoch), &batch(deltas()), 0).expect("a flush");
     let revisions = |hour: i32| {
         let day = Hour(hour).day();
-        store.snapshot().expect("a snapshot").revisions("acme", "views", day..day + 1).expect("revisions")[0]
+        store
+            .snapshot()
+            .expect("a snapshot")
+            .revisions("acme", "views", day..day + 1)
+            .expect("revisions")[0]
     };
 
     let before = revisions(hours[2]);
@@ -52,12 +58,18 @@ fn old_weeks_are_dropped_and_seen_to_be_gone() {
     assert_eq!(store.maintain(now, keep), Ok((4, 0)), "two weeks of two tables");
     assert_eq!(store.maintain(now, keep), Ok((0, 0)));
     assert_eq!(state(&*store, 0), (1, 2));
-    assert!(revisions(hours[0]) != before && revisions(hours[1]) != before, "days that lost rows have moved on");
+    assert!(
+        revisions(hours[0]) != before && revisions(hours[1]) != before,
+        "days that lost rows have moved on"
+    );
     assert_eq!(revisions(hours[2]), before);
-    let metrics = store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
+    let metrics =
+        store.snapshot().expect("a snapshot").metrics("acme", &Page::ALL).expect("metrics");
     assert_eq!((metrics[0].first, metrics[0].last), (Some(Hour(hours[2])), Some(Hour(hours[3]))));
 
-    store.flush(guard(0, 1, epoch), &batch(deltas()), 0).expect("a late event makes its week again");
+    store
+        .flush(guard(0, 1, epoch), &batch(deltas()), 0)
+        .expect("a late event makes its week again");
     assert_eq!(state(&*store, 0), (2, 6));
     assert_eq!(relations(database), "8");
     let young = store.drop_before(Hour(Hour::of(now).0 - 2)).expect_err("refused").to_string();

@@ -38,14 +38,22 @@ fn each_role_may_do_what_it_must_and_no_more() {
     server.make_roles(&database, postgres::ROLES);
     server.make_roles(&database, postgres::ROLES);
 
-    let writer = PostgresOptions { read_url: Some(url("rollmill_reader")), ..options(&url("rollmill_writer")) };
+    let writer = PostgresOptions {
+        read_url: Some(url("rollmill_reader")),
+        ..options(&url("rollmill_writer"))
+    };
     let early = PostgresStore::open(&writer).expect_err("no tables yet");
-    assert!(matches!(&early, StoreError::Invalid(why) if why.contains("rollmill store migrate")), "{early:?}");
+    assert!(
+        matches!(&early, StoreError::Invalid(why) if why.contains("rollmill store migrate")),
+        "{early:?}"
+    );
     PostgresStore::open(&options(&url("rollmill_owner"))).expect("the owner lays the tables");
 
     let store = PostgresStore::open(&writer).expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-    store.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1), delta("b", 400, 1)]), 0).expect("a flush");
+    store
+        .flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1), delta("b", 400, 1)]), 0)
+        .expect("a flush");
     store.claim(ShardId(0), LOG, 2).expect("a takeover");
     assert_eq!(state(&*store, 0), (1, 2));
     assert_eq!(store.drop_before(Hour(168)), Ok(2));
@@ -54,7 +62,9 @@ fn each_role_may_do_what_it_must_and_no_more() {
     for (sql, expected) in GRID {
         let found = ["rollmill_owner", "rollmill_writer", "rollmill_reader"].map(|role| {
             let tried = server.psql_as(role, &database, &format!("BEGIN; {sql}; ROLLBACK"));
-            let refused = tried.as_ref().is_err_and(|why| why.contains("permission denied") || why.contains("must be owner"));
+            let refused = tried.as_ref().is_err_and(|why| {
+                why.contains("permission denied") || why.contains("must be owner")
+            });
             assert!(tried.is_ok() || refused, "{role}: {sql}: {tried:?}");
             tried.is_ok()
         });
@@ -72,7 +82,11 @@ fn tables_that_a_superuser_lays_belong_to_the_owner() {
         WHERE c.relnamespace = 'rollmill'::regnamespace";
     assert_eq!(server.psql(&database, sql), Ok("rollmill_owner".into()));
     assert_eq!(
-        server.psql(&database, "SELECT DISTINCT proowner::regrole FROM pg_proc WHERE pronamespace = 'rollmill'::regnamespace"),
+        server.psql(
+            &database,
+            "SELECT DISTINCT proowner::regrole FROM pg_proc WHERE pronamespace = \
+             'rollmill'::regnamespace"
+        ),
         Ok("rollmill_owner".into())
     );
 }
@@ -83,9 +97,12 @@ fn a_role_that_is_always_read_only_can_read() {
     let (store, url) = store();
     drop(store);
     let database = url.rsplit('/').next().expect("a name");
-    let sql = "CREATE ROLE careful LOGIN; ALTER ROLE careful SET default_transaction_read_only = on;
-        GRANT USAGE ON SCHEMA rollmill TO careful; GRANT SELECT ON ALL TABLES IN SCHEMA rollmill TO careful";
+    let sql = "CREATE ROLE careful LOGIN; ALTER ROLE careful SET default_transaction_read_only = \
+               on;
+        GRANT USAGE ON SCHEMA rollmill TO careful; GRANT SELECT ON ALL TABLES IN SCHEMA rollmill \
+               TO careful";
     server.psql(database, sql).expect("a role");
-    let careful = PostgresOptions { read_url: Some(server.url_as("careful", database)), ..options(&url) };
+    let careful =
+        PostgresOptions { read_url: Some(server.url_as("careful", database)), ..options(&url) };
     assert_eq!(state(&*PostgresStore::open(&careful).expect("a store"), 0), (0, 0));
 }

@@ -1,4 +1,5 @@
-//! How large a store is said to be: partitions and chunks are in it, and a role without rights fails nothing.
+//! How large a store is said to be: partitions and chunks are in it, and a role without rights
+//! fails nothing.
 
 use super::timescale::{Own, run};
 use super::*;
@@ -8,19 +9,29 @@ use crate::persistence::store::Sizes;
 fn sizes_count_partitions_chunks_and_what_is_compressed() {
     for own in Own::on_each() {
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
-        let fresh = || PostgresStore::open(&options(&own.url)).expect("a store").sizes().expect("sizes").store;
+        let fresh = || {
+            PostgresStore::open(&options(&own.url)).expect("a store").sizes().expect("sizes").store
+        };
         let empty = fresh();
         assert!(empty > 0, "tables have indexes from the beginning");
         let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-        let deltas = (0..500).flat_map(|page| [5, 200].map(|hour| delta(&page.to_string(), hour, 7))).collect();
+        let deltas = (0..500)
+            .flat_map(|page| [5, 200].map(|hour| delta(&page.to_string(), hour, 7)))
+            .collect();
         store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
         let filled = fresh();
         // A thousand rows with their sketches, of which each takes more than a hundred bytes.
         assert!(filled > empty + 100_000, "{empty} to {filled}");
         let compressed = store.compress_before(Hour(504)).expect("a round");
         let after = fresh();
-        assert!(if compressed > 0 { after < filled && after > empty } else { after >= filled }, "{filled} to {after}");
-        run(&own.url, "CREATE TABLE public.other AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)");
+        assert!(
+            if compressed > 0 { after < filled && after > empty } else { after >= filled },
+            "{filled} to {after}"
+        );
+        run(
+            &own.url,
+            "CREATE TABLE public.other AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)",
+        );
         assert_eq!(fresh(), after, "what else the database holds is not of the store");
     }
 }
@@ -31,8 +42,14 @@ fn a_role_that_may_read_nothing_of_the_archive_still_tells_the_size_of_the_store
     let (owner, url) = store();
     let database = url.rsplit('/').next().expect("a name");
     let role = format!("stranger_{database}");
-    server.psql(database, &format!("CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA rollmill TO {role}")).expect("a role");
-    let stranger = PostgresOptions { read_url: Some(server.url_as(&role, database)), ..options(&url) };
+    server
+        .psql(
+            database,
+            &format!("CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA rollmill TO {role}"),
+        )
+        .expect("a role");
+    let stranger =
+        PostgresOptions { read_url: Some(server.url_as(&role, database)), ..options(&url) };
     let found = PostgresStore::open(&stranger).expect("a store").sizes().expect("no failure");
     assert_eq!((found.store > 0, found.archive), (true, 0));
     drop(owner);

@@ -1,4 +1,5 @@
-//! A new owner waits for nobody: not for an owner that is silent inside its transaction, nor for one that is frozen there.
+//! A new owner waits for nobody: not for an owner that is silent inside its transaction, nor for
+//! one that is frozen there.
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc::sync_channel;
@@ -39,7 +40,13 @@ fn silent_owner() -> Duration {
     let (go_on, may_go_on) = sync_channel(1);
     let owner = std::thread::spawn(move || {
         old.transaction(ShardId(0), |session| {
-            super::super::flush::flush(session, (&old.known, &old.compressed), guard(0, 0, epoch), &FlushBatch::default(), 0)?;
+            super::super::flush::flush(
+                session,
+                (&old.known, &old.compressed),
+                guard(0, 0, epoch),
+                &FlushBatch::default(),
+                0,
+            )?;
             locked.send(()).expect("the test waits");
             may_go_on.recv().expect("the test goes on");
             Ok(())
@@ -52,12 +59,14 @@ fn silent_owner() -> Duration {
     let outcome = owner.join().expect("no panic");
     assert!(matches!(outcome, Err(StoreError::Unknown(_) | StoreError::Failed(_))), "{outcome:?}");
     assert_eq!(state(&*new, 0), (0, 0), "the old owner wrote nothing");
-    new.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0).expect("the new owner flushes");
+    new.flush(guard(0, 0, epoch), &batch(vec![delta("a", 1, 1)]), 0)
+        .expect("the new owner flushes");
     assert_eq!(state(&*new, 0), (1, 1));
     delay
 }
 
-/// The part of `a_frozen_owner_does_not_delay_the_next` that is frozen: this test binary again, which holds a flush open until killed.
+/// The part of `a_frozen_owner_does_not_delay_the_next` that is frozen: this test binary again,
+/// which holds a flush open until killed.
 #[test]
 #[ignore = "a part of another test, which starts it"]
 fn frozen_owner() {
@@ -65,7 +74,13 @@ fn frozen_owner() {
     let store = PostgresStore::open(&options(&url)).expect("a store");
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let outcome = store.transaction(ShardId(0), |session| {
-        super::super::flush::flush(session, (&store.known, &store.compressed), guard(0, 0, epoch), &FlushBatch::default(), 0)?;
+        super::super::flush::flush(
+            session,
+            (&store.known, &store.compressed),
+            guard(0, 0, epoch),
+            &FlushBatch::default(),
+            0,
+        )?;
         println!("frozen-owner-holds");
         // Until the parent closes the pipe. Frozen meanwhile.
         std::io::read_to_string(std::io::stdin()).expect("a pipe");
@@ -83,14 +98,24 @@ fn thawed_owner() -> Duration {
     use std::io::{BufRead, BufReader};
     let (new, url) = store();
     let mut owner = Command::new(std::env::current_exe().expect("this binary"))
-        .args(["--ignored", "--exact", "--nocapture", "persistence::store::postgres::tests::takeover::frozen_owner"])
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            "persistence::store::postgres::tests::takeover::frozen_owner",
+        ])
         .env("ROLLMILL_TEST_FROZEN_OWNER", &url)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("the owner starts");
-    let mut lines = BufReader::new(owner.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"));
-    assert!(lines.any(|line| line.contains("frozen-owner-holds")), "the owner is inside its transaction");
+    let mut lines = BufReader::new(owner.stdout.take().expect("a pipe"))
+        .lines()
+        .map(|line| line.expect("text"));
+    assert!(
+        lines.any(|line| line.contains("frozen-owner-holds")),
+        "the owner is inside its transaction"
+    );
     let pid = rustix::process::Pid::from_raw(owner.id().cast_signed()).expect("a pid");
     rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("frozen");
     let (delay, epoch) = take_over(&new);
@@ -98,7 +123,10 @@ fn thawed_owner() -> Duration {
     drop(owner.stdin.take());
     let ended: Vec<String> = lines.filter(|line| line.contains("frozen-owner-ended")).collect();
     owner.wait().expect("the owner ends");
-    assert!(ended.iter().any(|line| line.contains("failed")), "the thawed owner committed nothing: {ended:?}");
+    assert!(
+        ended.iter().any(|line| line.contains("failed")),
+        "the thawed owner committed nothing: {ended:?}"
+    );
     assert_eq!(epoch.counter, 2);
     assert_eq!(state(&*new, 0), (0, 0));
     delay
@@ -112,14 +140,24 @@ fn a_flush_that_is_only_slow_is_waited_for() {
     let old = Arc::clone(&store);
     let owner = std::thread::spawn(move || {
         old.transaction(ShardId(0), |session| {
-            super::super::flush::flush(session, (&old.known, &old.compressed), guard(0, 0, epoch), &FlushBatch::default(), 0)?;
+            super::super::flush::flush(
+                session,
+                (&old.known, &old.compressed),
+                guard(0, 0, epoch),
+                &FlushBatch::default(),
+                0,
+            )?;
             locked.send(()).expect("the test waits");
             session.batch("SELECT pg_sleep(0.05)".to_owned())?;
             Ok(())
         })
     });
     is_locked.recv().expect("inside");
-    assert_eq!(store.claim(ShardId(0), LOG, 2).expect("a claim").checkpoint.next, 1, "what it committed is seen");
+    assert_eq!(
+        store.claim(ShardId(0), LOG, 2).expect("a claim").checkpoint.next,
+        1,
+        "what it committed is seen"
+    );
     owner.join().expect("no panic").expect("it committed");
 }
 
@@ -129,7 +167,8 @@ fn the_owner_is_on_record() {
     let (store, url) = store();
     store.claim(ShardId(3), LOG, 1).expect("a claim");
     let database = url.rsplit('/').next().expect("a name");
-    let sql = "SELECT owner, owner_pid = a.pid, owner_started = a.backend_start FROM rollmill.shards s
+    let sql = "SELECT owner, owner_pid = a.pid, owner_started = a.backend_start FROM \
+               rollmill.shards s
         JOIN pg_stat_activity a ON a.pid = s.owner_pid";
     assert_eq!(server.psql(database, sql).expect("a row"), "rollmill:shard-0003:test|t|t");
 }
@@ -140,12 +179,17 @@ fn a_newer_schema_is_refused_and_left_alone() {
     let (store, url) = store();
     drop(store);
     let database = url.rsplit('/').next().expect("a name");
-    server.psql(database, "INSERT INTO rollmill.migrations (version, by) VALUES (99, 'the future')").expect("written");
+    server
+        .psql(database, "INSERT INTO rollmill.migrations (version, by) VALUES (99, 'the future')")
+        .expect("written");
     let refused = PostgresStore::open(&options(&url)).expect_err("refused").to_string();
     for part in ["schema version 99", "start the version of Rollmill that migrated it", database] {
         assert!(refused.contains(part), "{part} in {refused}");
     }
-    assert_eq!(server.psql(database, "SELECT max(version) FROM rollmill.migrations").expect("a row"), "99");
+    assert_eq!(
+        server.psql(database, "SELECT max(version) FROM rollmill.migrations").expect("a row"),
+        "99"
+    );
 }
 
 #[test]
@@ -162,7 +206,10 @@ fn nodes_that_start_at_once_lay_the_tables_once() {
         assert_eq!(node.join().expect("no panic"), Ok(()));
     }
     assert_eq!(
-        server.psql(url.rsplit('/').next().expect("a name"), "SELECT count(*) = max(version) FROM rollmill.migrations"),
+        server.psql(
+            url.rsplit('/').next().expect("a name"),
+            "SELECT count(*) = max(version) FROM rollmill.migrations"
+        ),
         Ok("t".into())
     );
     assert_eq!(schema::WEEK, 168);

@@ -1,4 +1,5 @@
-//! What is different with the extension: hypertables, chunks, compression. Runs where `ROLLMILL_TEST_TIMESCALE_URL` names a server.
+//! What is different with the extension: hypertables, chunks, compression. Runs where
+//! `ROLLMILL_TEST_TIMESCALE_URL` names a server.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,14 +13,17 @@ use crate::persistence::store::{Matcher, RollupQuery};
 
 /// Runs statements; the first column of the last rows.
 pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
         let connection = tokio::spawn(connection);
         let messages = client.simple_query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
         connection.abort();
         let row = |message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+            tokio_postgres::SimpleQueryMessage::Row(row) => {
+                Some(row.get(0).unwrap_or_default().to_owned())
+            }
             _ => None,
         };
         messages.into_iter().filter_map(row).collect()
@@ -37,7 +41,11 @@ impl Own {
     /// On the server of `admin`, which may create databases; with the extension if wanted.
     pub(super) fn new(admin: &str, extension: bool) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("rollmill_test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "rollmill_test_{}_{}",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         run(admin, &format!("CREATE DATABASE {name}"));
         let (server, _) = admin.rsplit_once('/').expect("postgres://USER@HOST/DATABASE");
         let own = Self { url: format!("{server}/{name}"), admin: admin.to_owned(), name };
@@ -50,20 +58,27 @@ impl Own {
     /// On each kind of server that there is.
     pub(in crate::persistence::store) fn on_each() -> Vec<Self> {
         let plain = Self::new(&server::shared().url("postgres"), false);
-        let timescale = std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok().map(|url| Self::new(&url, true));
+        let timescale =
+            std::env::var("ROLLMILL_TEST_TIMESCALE_URL").ok().map(|url| Self::new(&url, true));
         std::iter::once(plain).chain(timescale).collect()
     }
 
     /// Blocks that were touched in it so far. Sessions tell when they end.
     pub(super) fn blocks(&self) -> i64 {
-        let sessions =
-            format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND application_name ^@ 'rollmill:'", self.name);
+        let sessions = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = '{}' AND application_name ^@ \
+             'rollmill:'",
+            self.name
+        );
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while run(&self.admin, &sessions) != ["0"] {
             assert!(std::time::Instant::now() < deadline, "sessions stay open");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let blocks = format!("SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = '{}'", self.name);
+        let blocks = format!(
+            "SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = '{}'",
+            self.name
+        );
         run(&self.admin, &blocks)[0].parse().expect("a number")
     }
 }
@@ -91,8 +106,8 @@ fn chunks_are_made_compressed_and_dropped() {
     let Ok(url) = std::env::var("ROLLMILL_TEST_TIMESCALE_URL") else { return };
     let (store, own) = store(&url);
     let url = &own.url;
-    let tables =
-        "SELECT hypertable_name FROM timescaledb_information.hypertables WHERE hypertable_schema = 'rollmill' ORDER BY 1";
+    let tables = "SELECT hypertable_name FROM timescaledb_information.hypertables WHERE \
+                  hypertable_schema = 'rollmill' ORDER BY 1";
     assert_eq!(run(url, tables), ["rollups", "sketches"]);
     let now = SystemClock.now();
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
@@ -107,15 +122,26 @@ fn chunks_are_made_compressed_and_dropped() {
     assert_eq!(compressed, if licensed { 2 } else { 0 });
     assert_eq!(store.maintain(now, keep), Ok((0, 0)));
     assert_eq!(state(&*store, 0), (1, 3));
-    store.flush(guard(0, 1, epoch), &batch(deltas()), 0).expect("late events reach compressed and dropped weeks");
+    store
+        .flush(guard(0, 1, epoch), &batch(deltas()), 0)
+        .expect("late events reach compressed and dropped weeks");
     assert_eq!(state(&*store, 0), (2, 7));
     let (_, again) = store.maintain(now, Keep { rollups: None, ..keep }).expect("a round");
-    assert_eq!(again, if licensed { 4 } else { 0 }, "what got late rows is compressed again, and what they made anew");
+    assert_eq!(
+        again,
+        if licensed { 4 } else { 0 },
+        "what got late rows is compressed again, and what they made anew"
+    );
     assert_eq!(state(&*store, 0), (2, 7));
 }
 
 /// Rows of a query, by page and hour.
-fn rows(store: &PostgresStore, matchers: &[Matcher], hours: (i32, i32), sketches: bool) -> BTreeMap<(String, i32), Rollup> {
+fn rows(
+    store: &PostgresStore,
+    matchers: &[Matcher],
+    hours: (i32, i32),
+    sketches: bool,
+) -> BTreeMap<(String, i32), Rollup> {
     let query = RollupQuery {
         tenant: "acme",
         metric: "views",
@@ -129,7 +155,10 @@ fn rows(store: &PostgresStore, matchers: &[Matcher], hours: (i32, i32), sketches
     };
     let mut rows = BTreeMap::new();
     let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, rollup| {
-        assert!(rows.insert((info.series.label("page").to_owned(), hour.0), rollup).is_none(), "a row twice");
+        assert!(
+            rows.insert((info.series.label("page").to_owned(), hour.0), rollup).is_none(),
+            "a row twice"
+        );
     };
     store.snapshot().expect("a snapshot").rollups(&query, &mut visit).expect("rollups");
     rows
@@ -139,7 +168,8 @@ fn rows(store: &PostgresStore, matchers: &[Matcher], hours: (i32, i32), sketches
 fn seen(store: &PostgresStore) -> Vec<String> {
     let mut seen = Vec::new();
     let one = || Matcher::Equal("page".to_owned(), "7".to_owned());
-    let some = || Matcher::Regex("page".to_owned(), regex::Regex::new("^(?:[1-3])$").expect("a regex"));
+    let some =
+        || Matcher::Regex("page".to_owned(), regex::Regex::new("^(?:[1-3])$").expect("a regex"));
     for matchers in [vec![], vec![one()], vec![some()]] {
         for hours in [(0, 600), (3, 4), (160, 340)] {
             for sketches in [false, true] {
@@ -148,8 +178,9 @@ fn seen(store: &PostgresStore) -> Vec<String> {
         }
     }
     let mut snapshot = store.snapshot().expect("a snapshot");
-    let mut visit =
-        |info: &Arc<SeriesInfo>, hour: Hour, _: Rollup, bytes: &[u8]| seen.push(format!("{} {hour:?} {bytes:?}", info.id));
+    let mut visit = |info: &Arc<SeriesInfo>, hour: Hour, _: Rollup, bytes: &[u8]| {
+        seen.push(format!("{} {hour:?} {bytes:?}", info.id))
+    };
     snapshot.rollup_bytes(Hour(i32::MIN), Hour(i32::MAX), &mut visit).expect("bytes");
     seen
 }
@@ -159,8 +190,11 @@ fn compressed_weeks_answer_as_others_do() {
     let Some((store, own)) = compressing() else { return };
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
     let all = |from: i32, to: i32| {
-        let pages = (0..40).flat_map(move |page| (from..to).step_by(3).map(move |hour| (page, hour)));
-        pages.map(|(page, hour)| delta(&page.to_string(), hour, i128::from(page * 1_000 + hour))).collect::<Vec<_>>()
+        let pages =
+            (0..40).flat_map(move |page| (from..to).step_by(3).map(move |hour| (page, hour)));
+        pages
+            .map(|(page, hour)| delta(&page.to_string(), hour, i128::from(page * 1_000 + hour)))
+            .collect::<Vec<_>>()
     };
     store.flush(guard(0, 0, epoch), &batch(all(0, 500)), 0).expect("a flush");
     let before = seen(&store);
@@ -168,11 +202,17 @@ fn compressed_weeks_answer_as_others_do() {
     let fresh = || PostgresStore::open(&options(&own.url)).expect("a store");
     assert_eq!(seen(&fresh()), before);
     // Late events of some pages, merged with what is there; the week is compressed in part.
-    let late = || all(100, 200).into_iter().filter(|delta| delta.series.series.label("page").len() == 1).collect::<Vec<_>>();
+    let late = || {
+        all(100, 200)
+            .into_iter()
+            .filter(|delta| delta.series.series.label("page").len() == 1)
+            .collect::<Vec<_>>()
+    };
     store.flush(guard(0, 1, epoch), &batch(late()), 0).expect("late events");
     let merged = seen(&fresh());
     assert_ne!(merged, before);
-    let counted = |rows: &BTreeMap<_, Rollup>| rows.values().map(|rollup| rollup.figures.count).sum::<u64>();
+    let counted =
+        |rows: &BTreeMap<_, Rollup>| rows.values().map(|rollup| rollup.figures.count).sum::<u64>();
     let expected = all(0, 500).len() + late().len();
     assert_eq!(counted(&rows(&store, &[], (0, 600), true)), expected as u64);
     assert_eq!(store.compress_before(Hour(336)), Ok(4), "what got late rows is compressed again");
@@ -184,12 +224,14 @@ fn compressed_weeks_answer_as_others_do() {
 fn late_events_unpack_more_than_the_servers_limit() {
     let Some((store, own)) = compressing() else { return };
     let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-    let pages = |hour: i32| (0..1_000).map(|page| delta(&page.to_string(), hour, 5)).collect::<Vec<_>>();
+    let pages =
+        |hour: i32| (0..1_000).map(|page| delta(&page.to_string(), hour, 5)).collect::<Vec<_>>();
     store.flush(guard(0, 0, epoch), &batch(pages(0)), 0).expect("a flush");
     // 1,000 series in 101 hours: the event of one device in each hour unpacks all of them.
     run(
         &own.url,
-        "INSERT INTO rollmill.rollups SELECT metric_no, h, series_no, count, value_count, sum, min, max
+        "INSERT INTO rollmill.rollups SELECT metric_no, h, series_no, count, value_count, sum, \
+         min, max
         FROM rollmill.rollups, generate_series(1, 100) h",
     );
     run(
@@ -203,7 +245,9 @@ fn late_events_unpack_more_than_the_servers_limit() {
     assert_eq!(state(&*store, 0), (2, 101_101));
     let page = [Matcher::Equal("page".to_owned(), "7".to_owned())];
     assert!(
-        rows(&store, &page, (0, 168), true).values().all(|rollup| rollup.figures.count == 2 && rollup.distinct.estimate() == 1)
+        rows(&store, &page, (0, 168), true)
+            .values()
+            .all(|rollup| rollup.figures.count == 2 && rollup.distinct.estimate() == 1)
     );
 }
 

@@ -12,7 +12,10 @@ fn tls_verifies_the_server() {
     let trusted = PostgresOptions { tls_ca: Some(authority), ..options(&required) };
     let store = PostgresStore::open(&trusted).expect("a store");
     let pid = store.writers.take().expect("a session").session().expect("it").backend.pid;
-    assert_eq!(server.psql(&database, &format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {pid}")), Ok("t".into()));
+    assert_eq!(
+        server.psql(&database, &format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {pid}")),
+        Ok("t".into())
+    );
     let unknown = PostgresStore::open(&options(&required)).expect_err("nobody we know signed it");
     assert!(matches!(unknown, StoreError::Failed(_)), "no waiting mends it: {unknown:?}");
     let unknown = unknown.to_string();

@@ -28,25 +28,37 @@ fn views_show_names_times_labels_and_exact_figures() {
             trim_scale(sum), coalesce(trim_scale(avg)::text, '-'), coalesce(trim_scale(min)::text, '-'), coalesce(trim_scale(max)::text, '-'))
             FROM rollmill_views.rollups('2026-01-01T00:00Z', '2026-01-01T04:00Z') ORDER BY \"time\"";
         let expected = [
-            "2026-01-01T00:00 acme views {\"page\": \"home\"} 3 3 1.300000001 0.433333334 0.1 1.000000001".to_owned(),
+            "2026-01-01T00:00 acme views {\"page\": \"home\"} 3 3 1.300000001 0.433333334 0.1 \
+             1.000000001"
+                .to_owned(),
             "2026-01-01T01:00 acme views {\"page\": \"home\"} 1 0 0 - - -".to_owned(),
             "2026-01-01T02:00 acme views {} 1 1 -5 -5 -5 -5".to_owned(),
-            format!("2026-01-01T03:00 acme views {{\"page\": \"{long}\"}} 1 1 0.000000001 0.000000001 0.000000001 0.000000001"),
+            format!(
+                "2026-01-01T03:00 acme views {{\"page\": \"{long}\"}} 1 1 0.000000001 0.000000001 \
+                 0.000000001 0.000000001"
+            ),
         ];
         assert_eq!(run(&own.url, sql), expected);
-        let all = "SELECT count(*) FROM rollmill_views.hourly WHERE metric = 'views' AND labels->>'page' = 'home'";
+        let all = "SELECT count(*) FROM rollmill_views.hourly WHERE metric = 'views' AND \
+                   labels->>'page' = 'home'";
         assert_eq!(run(&own.url, all), ["3"]);
         // A range of time reads its weeks alone, whatever form it is given in.
         for to in ["timestamptz '2026-01-02T00:00Z'", "now()"] {
             let plan = format!(
-                "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT * FROM rollmill_views.rollups(timestamptz '2026-01-01T00:00Z', {to})"
+                "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF) SELECT * FROM \
+                 rollmill_views.rollups(timestamptz '2026-01-01T00:00Z', {to})"
             );
             let read = run(&own.url, &plan).into_iter().filter(|line| {
                 line.contains("Scan")
                     && (line.contains("on rollups_") || line.contains("on _hyper_"))
                     && !line.contains("never executed")
             });
-            assert_eq!(read.filter(|line| !line.contains("Bitmap Index")).count(), 1, "{plan}: {:?}", run(&own.url, &plan));
+            assert_eq!(
+                read.filter(|line| !line.contains("Bitmap Index")).count(),
+                1,
+                "{plan}: {:?}",
+                run(&own.url, &plan)
+            );
         }
     }
 }
@@ -55,18 +67,32 @@ fn views_show_names_times_labels_and_exact_figures() {
 #[test]
 fn the_statement_of_the_docs_runs() {
     let docs = include_str!("../../../../../docs/operations.md");
-    let shown = docs.split("```sql\n").find_map(|rest| rest.split("```").next().filter(|sql| sql.contains("$__timeFrom()")));
-    let sql =
-        shown.expect("it is there").replace("$__timeFrom()", "'2026-01-01T00:00Z'").replace("$__timeTo()", "'2026-01-03T00:00Z'");
-    let sql = sql.replace("'default'", "'acme'").replace("'page_view'", "'views'").replace("'country'", "'page'");
+    let shown = docs
+        .split("```sql\n")
+        .find_map(|rest| rest.split("```").next().filter(|sql| sql.contains("$__timeFrom()")));
+    let sql = shown
+        .expect("it is there")
+        .replace("$__timeFrom()", "'2026-01-01T00:00Z'")
+        .replace("$__timeTo()", "'2026-01-03T00:00Z'");
+    let sql = sql
+        .replace("'default'", "'acme'")
+        .replace("'page_view'", "'views'")
+        .replace("'country'", "'page'");
     for own in Own::on_each() {
         let store = PostgresStore::open(&options(&own.url)).expect("a store");
         let epoch = store.claim(ShardId(0), LOG, 1).expect("a claim").checkpoint.epoch;
-        let one = |page: &str, hour: i32, value: i128| sold(page, hour, &[Some(value * 1_000_000_000)]);
-        let deltas = vec![one("a", 490_896, 1), one("a", 490_919, 4), one("a", 490_920, 8), one("b", 490_900, 7)];
+        let one =
+            |page: &str, hour: i32, value: i128| sold(page, hour, &[Some(value * 1_000_000_000)]);
+        let deltas = vec![
+            one("a", 490_896, 1),
+            one("a", 490_919, 4),
+            one("a", 490_920, 8),
+            one("b", 490_900, 7),
+        ];
         store.flush(guard(0, 0, epoch), &batch(deltas), 0).expect("a flush");
         let rows = format!(
-            "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', 'DD'), metric, trim_scale(value)) FROM ({sql}) AS s"
+            "SELECT concat_ws(' ', to_char(\"time\" AT TIME ZONE 'UTC', 'DD'), metric, \
+             trim_scale(value)) FROM ({sql}) AS s"
         );
         assert_eq!(run(&own.url, &rows), ["01 a 2.5", "01 b 7", "02 a 8"]);
     }
@@ -77,21 +103,32 @@ fn a_role_may_be_given_the_views_alone() {
     let server = server::shared();
     let database = server.database();
     server.make_roles(&database, postgres::ROLES);
-    drop(PostgresStore::open(&options(&server.url_as("rollmill_owner", &database))).expect("the owner lays the tables"));
-    server.psql(&database, "CREATE ROLE dashboards LOGIN; GRANT USAGE ON SCHEMA rollmill_views TO dashboards").expect("a role");
+    drop(
+        PostgresStore::open(&options(&server.url_as("rollmill_owner", &database)))
+            .expect("the owner lays the tables"),
+    );
+    server
+        .psql(
+            &database,
+            "CREATE ROLE dashboards LOGIN; GRANT USAGE ON SCHEMA rollmill_views TO dashboards",
+        )
+        .expect("a role");
     for role in ["dashboards", "rollmill_reader"] {
-        for sql in
-            ["SELECT count(*) FROM rollmill_views.hourly", "SELECT count(*) FROM rollmill_views.rollups('2026-01-01', now())"]
-        {
+        for sql in [
+            "SELECT count(*) FROM rollmill_views.hourly",
+            "SELECT count(*) FROM rollmill_views.rollups('2026-01-01', now())",
+        ] {
             assert_eq!(server.psql_as(role, &database, sql), Ok("0".into()), "{role}: {sql}");
         }
     }
-    let refused =
-        server.psql_as("dashboards", &database, "SELECT count(*) FROM rollmill.rollups").expect_err("its tables are not for it");
+    let refused = server
+        .psql_as("dashboards", &database, "SELECT count(*) FROM rollmill.rollups")
+        .expect_err("its tables are not for it");
     assert!(refused.contains("permission denied"), "{refused}");
 }
 
-/// A database whose administrator made the roles of an older version, which had no schema for views.
+/// A database whose administrator made the roles of an older version, which had no schema for
+/// views.
 #[test]
 fn views_come_when_their_schema_is_made_later() {
     let server = server::shared();
@@ -102,5 +139,8 @@ fn views_come_when_their_schema_is_made_later() {
     drop(PostgresStore::open(&owner).expect("the tables are laid without"));
     server.make_roles(&database, postgres::ROLES);
     drop(PostgresStore::open(&owner).expect("and the views now"));
-    assert_eq!(server.psql_as("rollmill_reader", &database, "SELECT count(*) FROM rollmill_views.hourly"), Ok("0".into()));
+    assert_eq!(
+        server.psql_as("rollmill_reader", &database, "SELECT count(*) FROM rollmill_views.hourly"),
+        Ok("0".into())
+    );
 }
