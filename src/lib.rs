@@ -21,7 +21,9 @@ pub mod shards;
 pub mod persistence;
 
 pub mod actors;
+pub mod recompute;
 
+pub mod cluster;
 pub mod query;
 pub mod supervision;
 
@@ -30,5 +32,7 @@ pub mod operate;
 pub mod gateway;
 
 pub mod node;
+
+pub mod migrate;
 
 pub mod cli;

@@ -8,9 +8,10 @@ use arc_swap::ArcSwapOption;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
-use super::gateway::{Submit, ValidBatch};
+use super::gateway::Submit;
 use super::records::records_of;
 use crate::clock::Clock;
+use crate::model::batch::ValidBatch;
 use crate::model::clock::AppendClock;
 use crate::model::window::Millis;
 use crate::persistence::log::{AppendError, AppendTicket, EventLog};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::catalogue::{CatalogueQuestion, Growth};
 use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::Matcher;
 use crate::shards::state::{AccountingQuestion, LiveQuestion, StaleCheckpoint};
 
 /// What one shard answered.

@@ -14,7 +14,6 @@ pub mod gateway;
 pub mod gateway_pool;
 pub mod heal;
 pub mod live;
-pub mod mesh;
 pub mod pulse;
 pub mod records;
 pub mod shard;

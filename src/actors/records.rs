@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::gateway::{ValidBatch, ValidEvent};
+use crate::model::batch::{ValidBatch, ValidEvent};
 use crate::model::offset::ShardId;
 use crate::model::record::{self, MAX_RECORD_BYTES, Record, RecordEvent, SeriesEntry};
 use crate::model::window::Millis;
@@ -93,7 +93,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::actors::gateway::RoutedSeries;
+    use crate::model::batch::RoutedSeries;
     use crate::model::series::Series;
 
     fn event(metric: &str, raw: std::ops::Range<usize>) -> ValidEvent {

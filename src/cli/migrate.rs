@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 
 use crate::clock::Stopwatch;
 use crate::config::Config;
-use crate::node::migrate::{Outcome, Report, Source, Step, run as migrate};
+use crate::migrate::{Outcome, Report, Source, Step, run as migrate};
 
 /// Empty records that are appended in a second: an estimate, to tell minutes from hours beforehand.
 const FILL_PER_SECOND: u64 = 500_000;

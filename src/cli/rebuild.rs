@@ -11,7 +11,7 @@ use crate::model::offset::LogId;
 use crate::model::window::Hour;
 use crate::node::DataDir;
 use crate::node::rebuild::{Prepared, prepare};
-use crate::query::rebuild::Report;
+use crate::recompute::rebuild::Report;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -131,7 +131,7 @@ fn planned(prepared: &Prepared) -> String {
 }
 
 fn planned_json(prepared: &Prepared) -> String {
-    let shard = |plan: &crate::query::rebuild::plan::ShardPlan| {
+    let shard = |plan: &crate::recompute::rebuild::plan::ShardPlan| {
         serde_json::json!({"shard": plan.shard.0, "start": plan.start, "archived": plan.archived, "end": plan.end,
             "objects": plan.chain.iter().map(|link| &link.object.path).collect::<Vec<_>>(), "unused": plan.unused})
     };

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use crate::config::{Config, key};
+use crate::migrate::move_topic;
 use crate::node::backends::{self, Description, Difference};
-use crate::node::move_topic;
 
 #[derive(Debug, Args)]
 pub(super) struct TopicArgs {

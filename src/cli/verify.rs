@@ -15,7 +15,7 @@ use crate::model::offset::ShardId;
 use crate::model::rollup::Figures;
 use crate::model::window::{HOUR_MS, Hour};
 use crate::node::{DataDir, offline};
-use crate::query::verify::{Difference, NotVerifiable, Report, Sources, VerifyError, verify};
+use crate::recompute::verify::{Difference, NotVerifiable, Report, Sources, VerifyError, verify};
 
 /// Attempts while the server moves records from the log to the archive.
 const ATTEMPTS: u32 = 5;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 
-use crate::actors::gateway::RoutedSeries;
+use crate::model::batch::RoutedSeries;
 use crate::model::event::EventError;
 use crate::model::series::Series;
 

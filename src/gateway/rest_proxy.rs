@@ -22,8 +22,8 @@ use super::decode::{self, Format};
 use super::error::ApiError;
 use super::extract::{GivenParams, idempotency_of, params, part};
 use super::ingest;
-use crate::actors::gateway::ValidEvent;
 use crate::api::events::RefusedEvent;
+use crate::model::batch::ValidEvent;
 use crate::model::event;
 use crate::telemetry;
 

@@ -29,7 +29,7 @@ use tower::ServiceExt;
 use super::auth::{KeyTable, KeysFile, Scope, StoredKey, new_key};
 use super::sites::Sites;
 use super::{Gateway, GatewayDeps, routes, server};
-use crate::actors::gateway::{Submit, ValidBatch};
+use crate::actors::gateway::Submit;
 use crate::api::archive::{ArchiveFlushAnswer, ExpiryAnswer, ExpiryGoesOnAnswer};
 use crate::api::quarantine::{
     DiscardAnswer, EventPlace, QuarantineAnswer, QuarantinedEvent, ReleaseAnswer, SeriesName,
@@ -37,6 +37,7 @@ use crate::api::quarantine::{
 use crate::api::status::StatusAnswer;
 use crate::clock::ManualClock;
 use crate::config::{ByteSize, Config};
+use crate::model::batch::ValidBatch;
 use crate::model::budget::Budget;
 use crate::model::window::Hour;
 use crate::operate::absent::NoStore;

@@ -5,6 +5,7 @@
 //! rebuilt from the archive and compared byte by byte. All serialised forms carry a version and are
 //! pinned by golden bytes in their tests.
 
+pub mod batch;
 pub mod budget;
 pub mod clock;
 pub mod decimal;
@@ -13,6 +14,7 @@ pub mod event;
 pub mod expiry;
 pub mod flush;
 pub mod manifest;
+pub mod matcher;
 pub mod near;
 pub mod offset;
 pub mod quantiles;

@@ -48,7 +48,7 @@ pub fn log(
 }
 
 /// Opens Kafka as the log.
-pub(super) fn kafka_log(
+pub(crate) fn kafka_log(
     config: &Config,
     clock: &Arc<dyn Clock>,
     owns_shards: bool,
@@ -100,7 +100,7 @@ fn wish(config: &Config) -> Wish {
 ///
 /// # Errors
 /// If it cannot be reached, or refuses this node.
-pub(super) fn reach_log(config: &Config) -> anyhow::Result<()> {
+pub(crate) fn reach_log(config: &Config) -> anyhow::Result<()> {
     match config.kafka.brokers {
         None => Ok(()),
         Some(_) => Ok(reach::reach(&connection(config)?)?),
@@ -210,7 +210,7 @@ pub fn store(
 }
 
 /// How PostgreSQL is reached, if the configuration names one.
-pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
+pub(crate) fn postgres(config: &Config) -> Option<PostgresOptions> {
     let text = |url: &Option<Url>| url.as_ref().map(|url| url.expose().to_owned());
     Some(PostgresOptions {
         url: text(&config.store.url)?,
@@ -244,7 +244,7 @@ pub fn migrate(config: &Config) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// If no URL is configured, or it cannot be used.
-pub(super) fn import_target(
+pub(crate) fn import_target(
     config: &Config,
     dry: bool,
 ) -> anyhow::Result<Option<Arc<PostgresStore>>> {
@@ -258,7 +258,7 @@ pub(super) fn import_target(
 ///
 /// # Errors
 /// If none is configured, or its URL is not understood.
-pub(super) fn store_place(config: &Config) -> anyhow::Result<String> {
+pub(crate) fn store_place(config: &Config) -> anyhow::Result<String> {
     Ok(postgres(config).context("store.url is empty: name the database of the cluster")?.place()?)
 }
 
@@ -328,7 +328,7 @@ fn object_archive(
 }
 
 /// What `rollmill migrate` carries from one place to the other.
-pub(super) struct Moving {
+pub(crate) struct Moving {
     /// The archive of the embedded node.
     pub from: ObjectArchive,
     /// The archive of the cluster.
@@ -341,7 +341,7 @@ pub(super) struct Moving {
 ///
 /// # Errors
 /// As [`archive`].
-pub(super) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::Result<Moving> {
+pub(crate) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::Result<Moving> {
     let from = locations(source.0, source.1)?;
     let to = locations(target, &DataDir::new(&target.data.dir))?;
     let cold = matches!((&from.1, &to.1), (Some(from), Some(to)) if from.is_same_place(to));
@@ -354,7 +354,7 @@ pub(super) fn archives(source: (&Config, &DataDir), target: &Config) -> anyhow::
 }
 
 /// The topic of a cluster, to make it and fill it.
-pub(super) struct NewTopic {
+pub(crate) struct NewTopic {
     /// To make it.
     pub admin: Admin,
     /// To fill it.
@@ -367,7 +367,7 @@ pub(super) struct NewTopic {
 ///
 /// # Errors
 /// If the settings are refused, or it cannot be reached.
-pub(super) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
+pub(crate) fn new_topic(config: &Config) -> anyhow::Result<NewTopic> {
     Ok(NewTopic { admin: admin(config)?, connection: connection(config)?, wish: wish(config) })
 }
 

@@ -13,7 +13,7 @@ use crate::shards::series::Census;
 use crate::shards::state::ShardLimits;
 use crate::supervision::policy::RestartPolicy;
 
-pub(super) fn shard(config: &Config, shard_count: u32, faults: Faults) -> ShardLimits {
+pub(crate) fn shard(config: &Config, shard_count: u32, faults: Faults) -> ShardLimits {
     ShardLimits {
         dedup_horizon_ms: millis(config.dedup.horizon),
         dedup_max_ids: config.dedup.max_ids,
@@ -26,16 +26,16 @@ pub(super) fn shard(config: &Config, shard_count: u32, faults: Faults) -> ShardL
 }
 
 /// Series of one tenant that a shard admits: the tenant's limit divided over the shards.
-pub(super) fn max_series(config: &Config, shard_count: u32) -> u64 {
+pub(crate) fn max_series(config: &Config, shard_count: u32) -> u64 {
     config.tenants.max_series.div_ceil(u64::from(shard_count))
 }
 
 /// The names of each tenant's metrics, under their limit.
-pub(super) fn census(config: &Config) -> Arc<Census> {
+pub(crate) fn census(config: &Config) -> Arc<Census> {
     Census::new(config.tenants.max_metrics)
 }
 
-pub(super) fn restarts(config: &Config) -> RestartPolicy {
+pub(crate) fn restarts(config: &Config) -> RestartPolicy {
     RestartPolicy {
         max_restarts: config.supervision.max_restarts,
         window_ms: millis(config.supervision.restart_window),
@@ -45,7 +45,7 @@ pub(super) fn restarts(config: &Config) -> RestartPolicy {
     }
 }
 
-pub(super) fn query(config: &Config) -> QueryLimits {
+pub(crate) fn query(config: &Config) -> QueryLimits {
     QueryLimits {
         max_points: config.query.max_points,
         max_series: config.query.max_series,
@@ -55,15 +55,15 @@ pub(super) fn query(config: &Config) -> QueryLimits {
 }
 
 /// The part of `query.cache` for the series that queries match; the rest is for parts of answers.
-pub(super) fn match_cache(config: &Config) -> u64 {
+pub(crate) fn match_cache(config: &Config) -> u64 {
     config.query.cache.bytes() / 3
 }
 
-pub(super) fn sites(config: &Config) -> Sites {
+pub(crate) fn sites(config: &Config) -> Sites {
     Sites::new(&config.server.listen, config.server.cors_origins.0.clone())
 }
 
-pub(super) fn archive(config: &Config) -> ArchiveLimits {
+pub(crate) fn archive(config: &Config) -> ArchiveLimits {
     ArchiveLimits {
         max_bytes: config.archive.max_bytes.bytes(),
         max_delay_ms: millis(config.archive.max_delay),
@@ -71,11 +71,11 @@ pub(super) fn archive(config: &Config) -> ArchiveLimits {
 }
 
 /// When what is due may go.
-pub(super) fn expiry(config: &Config) -> Rules {
+pub(crate) fn expiry(config: &Config) -> Rules {
     Rules { gather_ms: Rules::GATHER_MS, max_at_once: config.expiry.max_at_once }
 }
 
-pub(super) fn upkeep(config: &Config) -> UpkeepLimits {
+pub(crate) fn upkeep(config: &Config) -> UpkeepLimits {
     UpkeepLimits {
         cold_after_ms: millis(config.archive.cold_after),
         keep_ms: millis(config.archive.keep),

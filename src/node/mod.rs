@@ -4,23 +4,23 @@
 //! that it took, lets go of its shards and only then leaves the log.
 
 pub mod backends;
+pub(crate) mod continuity;
 mod descriptors;
 mod disk;
 mod gateway;
 mod gauges;
 pub mod keys;
-mod limits;
+pub(crate) mod limits;
 pub mod lock;
 mod mesh;
-pub mod migrate;
-pub mod move_topic;
+pub mod migration_mark;
 pub mod offline;
 mod open;
 pub mod private;
 mod query;
 mod ready;
 pub mod rebuild;
-mod shards;
+pub(crate) mod shards;
 pub mod tree;
 
 #[cfg(test)]
@@ -41,13 +41,11 @@ use tokio::task::JoinHandle;
 use self::gauges::{Gauges, Render};
 use self::ready::Readiness;
 use crate::actors::clock_watch;
-use crate::actors::heal::{Unhealed, resume};
 use crate::actors::live::LiveReader;
 use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch};
 use crate::config::{Config, millis};
 use crate::gateway::{Gateway, GatewayDeps, server};
-use crate::model::offset::{Checkpoint, Diverged, Offset, ShardId, continues};
 use crate::operate::status::{NoPeers, Peers, Status};
 use crate::persistence::archive::Archive;
 use crate::persistence::log::EventLog;
@@ -111,7 +109,7 @@ pub fn serve_with(config: &Config, faults: Faults) -> anyhow::Result<()> {
     let config = &descriptors::fit(config);
     let data = DataDir::new(&config.data.dir);
     let _lock = lock::lock(data.root())?;
-    migrate::mark::refuse(config, &data)?;
+    migration_mark::refuse(config, &data)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -393,72 +391,4 @@ async fn listen(config: &Config, open: bool) -> anyhow::Result<TcpListener> {
              address with --listen"
         )
     })
-}
-
-/// A log that does not continue where the store stands must not take a single write: it would grow
-/// over what it lost, and its shards would take the new records for those that are already in the
-/// store. Of shards that are not assigned to this node, it knows the log alone. What only the
-/// beginning of the log lost, its shard heals from the archive; if it cannot, that shard stops, and
-/// on a log that nodes share the others go on.
-fn check_log(
-    config: &Config,
-    data: &DataDir,
-    log: &dyn EventLog,
-    store: &dyn RollupStore,
-    archive: Option<&dyn Archive>,
-) -> anyhow::Result<()> {
-    for (shard, checkpoint) in store.snapshot()?.checkpoints()? {
-        let (expected, found) = (checkpoint.log, log.id());
-        let continued = match expected == found {
-            // As they are now: the shard's owner, here or elsewhere, may have flushed since the log
-            // was opened.
-            true => {
-                let (start, end) = log
-                    .bounds(shard)
-                    .with_context(|| format!("cannot learn where shard {shard} ends"))?;
-                goes_on(archive, shard, &checkpoint, (start, end))
-            }
-            false => Err(Diverged::OtherLog { expected, found }.into()),
-        };
-        let embedded = config.kafka.brokers.is_none();
-        if let Err(lost @ (Unhealed::Diverged(Diverged::Lost { .. }) | Unhealed::Archive(_))) =
-            &continued
-            && !embedded
-        {
-            tracing::error!(shard = shard.0, "this shard cannot go on, wherever it is: {lost}");
-            continue;
-        }
-        continued.with_context(|| {
-            if !embedded {
-                return format!(
-                    "shard {shard} cannot go on: docs/operations.md, \"The log lost records\""
-                );
-            }
-            format!(
-                "shard {shard} cannot go on: {} and {} are not of the same moment; put back the \
-                 log that belongs to the store, or the store that belongs to the log, or start \
-                 with an empty data directory",
-                data.log().display(),
-                data.store().display()
-            )
-        })?;
-    }
-    Ok(())
-}
-
-/// Whether the shard goes on from its checkpoint. A node without an archive has no shards: their
-/// owners heal them.
-fn goes_on(
-    archive: Option<&dyn Archive>,
-    shard: ShardId,
-    at: &Checkpoint,
-    bounds: (Offset, Offset),
-) -> Result<(), Unhealed> {
-    match archive {
-        Some(archive) => resume(archive, shard, at, bounds).map(drop),
-        None => match continues(at.next, bounds.0, bounds.1) {
-            Ok(()) | Err(Diverged::Gap { .. }) => Ok(()),
-            Err(other) => Err(other.into()),
-        },
-    }
 }

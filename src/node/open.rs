@@ -12,8 +12,9 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 
+use super::continuity::check_log;
 use super::gauges::Render;
-use super::{DataDir, Ports, backends, check_log};
+use super::{DataDir, Ports, backends};
 use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::gateway::starting;

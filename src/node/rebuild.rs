@@ -18,9 +18,9 @@ use crate::persistence::log::EventLog;
 use crate::persistence::store::RollupStore;
 use crate::persistence::store::postgres::{Holds, PostgresOptions, PostgresStore};
 use crate::persistence::store::sqlite::SqliteStore;
-use crate::query::fold::FoldRules;
-use crate::query::rebuild::plan::ShardPlan;
-use crate::query::rebuild::{self, Rebuild, Report};
+use crate::recompute::fold::FoldRules;
+use crate::recompute::rebuild::plan::ShardPlan;
+use crate::recompute::rebuild::{self, Rebuild, Report};
 
 /// Of `flush.max_delta_bytes`: what is held of the one shard that is rebuilt, before it is written.
 const SHARE_OF_DELTAS: u64 = 16;

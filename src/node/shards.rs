@@ -27,7 +27,7 @@ use crate::supervision::supervisor::ChildSpec;
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// What the shards role adds to a node.
-pub(super) struct Shards {
+pub(crate) struct Shards {
     /// To reach them.
     pub handle: Handle,
     /// The supervisor of the shards, the archiver, and the upkeep of the archive.
@@ -35,14 +35,14 @@ pub(super) struct Shards {
 }
 
 /// Reaches the shards of a running node.
-pub(super) struct Handle {
+pub(crate) struct Handle {
     place: ShardsPlace,
     refs: ShardRefs,
     handover: Duration,
 }
 
 /// The shards role.
-pub(super) fn role(
+pub(crate) fn role(
     config: &Config,
     ports: &Ports,
     slots: &Arc<Slots>,
@@ -107,13 +107,13 @@ pub(super) fn role(
 
 impl Handle {
     /// Starts the pulse.
-    pub(super) fn pulse(&self, config: &Config, slots: &Arc<Slots>) -> JoinHandle<()> {
+    pub(crate) fn pulse(&self, config: &Config, slots: &Arc<Slots>) -> JoinHandle<()> {
         tokio::spawn(pulse::run(self.refs.clone(), slots.clone(), config.shards.pull_interval))
     }
 
     /// Drains every shard, bounded in time, and lets it go; what does not end in time is still in
     /// the log.
-    pub(super) async fn let_go(&self) {
+    pub(crate) async fn let_go(&self) {
         let Some(supervisor) = self.place.load_full() else { return };
         let longest = self.handover + ANSWER;
         if !supervisor

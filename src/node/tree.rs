@@ -7,11 +7,11 @@ use ractor::{Actor, ActorRef};
 
 use crate::actors::archiver::Archiver;
 use crate::actors::gateway_pool::{GatewayActor, GatewayRefs};
-use crate::actors::mesh::membership::Mesh;
 use crate::actors::pulse::ShardRefs;
 use crate::actors::shard::ShardActor;
 use crate::actors::upkeep::Upkeep;
 use crate::clock::Clock;
+use crate::cluster::membership::Mesh;
 use crate::supervision::policy::RestartPolicy;
 use crate::supervision::shards::{ShardsMessage, ShardsSpec, ShardsSupervisor};
 use crate::supervision::supervisor::{

@@ -4,7 +4,7 @@
 use regex::RegexBuilder;
 
 use super::request::{check_label_name, shown};
-use crate::persistence::store::Matcher;
+use crate::model::matcher::Matcher;
 
 /// Memory of one compiled expression; the `regex` crate runs in linear time, so size is all that
 /// needs a limit.

@@ -14,16 +14,13 @@ pub mod completeness;
 mod days;
 pub mod engine;
 pub mod error;
-pub mod fold;
 pub mod groups;
 pub mod matchers;
 mod part;
 mod rank;
-pub mod rebuild;
 pub mod request;
 pub mod service;
 pub mod steps;
-pub mod verify;
 
 #[cfg(test)]
 mod tests;

@@ -5,9 +5,9 @@ use jiff::tz::TimeZone;
 
 use super::steps::Step;
 use crate::model::event::{self, MAX_LABELS};
+use crate::model::matcher::Matcher;
 use crate::model::series::OVERFLOW_LABEL;
 use crate::model::window::{HOUR_MS, Hour, Millis};
-use crate::persistence::store::Matcher;
 
 /// Characters of a name that a refusal repeats.
 const SHOWN: usize = 64;

@@ -20,14 +20,15 @@ use crate::model::decimal::Decimal;
 use crate::model::flush::{
     AccountingDelta, Delta, FlushBatch, FlushGuard, QuarantineRow, SeriesInfo,
 };
+use crate::model::matcher::Matcher;
 use crate::model::offset::{LogId, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{HOUR_MS, Hour, Millis};
 use crate::operate::quarantine::Quarantine;
 use crate::operate::service::{KeyReach, OperateError, QuarantineService};
+use crate::persistence::store::RollupStore;
 use crate::persistence::store::memory::MemoryStore;
-use crate::persistence::store::{Matcher, RollupStore};
 use crate::shards::state::{AccountingQuestion, LiveQuestion, NewEntry, ShardLimits};
 
 const LOG: LogId = LogId([3; 16]);

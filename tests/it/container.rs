@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rollmill::actors::mesh::tls::Tls;
+use rollmill::cluster::tls::Tls;
 use rollmill::config::{Config, Url};
 use yaml_rust2::{Yaml, YamlLoader};
 

@@ -17,9 +17,9 @@ use rollmill::persistence::archive::chain::Chains;
 use rollmill::persistence::log::EventLog;
 use rollmill::persistence::store::memory::MemoryStore;
 use rollmill::persistence::store::{Page, RollupQuery, RollupStore, StoreSnapshot};
-use rollmill::query::fold::FoldRules;
-use rollmill::query::rebuild::{self, Rebuild};
-use rollmill::query::verify;
+use rollmill::recompute::fold::FoldRules;
+use rollmill::recompute::rebuild::{self, Rebuild};
+use rollmill::recompute::verify;
 use rollmill::shards::series::Census;
 use rollmill::shards::state::ShardLimits;
 

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rollmill::actors::gateway::{ValidBatch, ValidEvent};
 use rollmill::actors::records::records_of;
 use rollmill::invariants::Invariant;
+use rollmill::model::batch::{ValidBatch, ValidEvent};
 use rollmill::model::decimal::Decimal;
 use rollmill::model::offset::ShardId;
 use rollmill::persistence::log::{AppendRequest, EventLog};

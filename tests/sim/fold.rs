@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-use rollmill::actors::gateway::RoutedSeries;
+use rollmill::model::batch::RoutedSeries;
 use rollmill::model::decimal::Decimal;
 use rollmill::model::rollup::Rollup;
 use rollmill::model::series::{Series, SeriesId};

@@ -15,8 +15,10 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("config", &["model"]),
     ("persistence", &["model", "config"]),
     ("actors", &["model", "shards", "persistence"]),
+    ("recompute", &["model", "shards", "persistence", "actors"]),
     ("supervision", &["model", "actors"]),
     ("query", &["model", "shards", "persistence", "actors"]),
+    ("cluster", &["model", "shards", "persistence", "actors"]),
     ("operate", &["api", "model", "shards", "persistence", "actors"]),
     ("gateway", &["api", "model", "config", "persistence", "query", "operate", "actors"]),
     (
@@ -29,10 +31,13 @@ const MATRIX: &[(&str, &[&str])] = &[
             "actors",
             "supervision",
             "query",
+            "recompute",
+            "cluster",
             "operate",
             "gateway",
         ],
     ),
+    ("migrate", &["model", "config", "persistence", "actors", "node"]),
     (
         "cli",
         &[
@@ -44,8 +49,10 @@ const MATRIX: &[(&str, &[&str])] = &[
             "actors",
             "supervision",
             "query",
+            "recompute",
             "gateway",
             "node",
+            "migrate",
         ],
     ),
 ];
@@ -65,9 +72,9 @@ const BACKENDS: &[&[&str]] = &[
 /// from one backend to another.
 const COMPOSES: &[&str] = &[
     "src/node/backends.rs",
-    "src/node/migrate/mark.rs",
-    "src/node/migrate/mod.rs",
-    "src/node/move_topic.rs",
+    "src/migrate/mod.rs",
+    "src/migrate/move_topic.rs",
+    "src/node/migration_mark.rs",
     "src/node/offline.rs",
     "src/node/rebuild.rs",
 ];

@@ -8,11 +8,11 @@ use crate::actors::catalogue::{CatalogueQuestion, Growth};
 use crate::actors::live::{Asked, LiveError, LiveReader, Reports, ShardReport};
 use crate::model::clock::Reading;
 use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, Offset, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::Series;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::Matcher;
 use crate::shards::state::{
     AccountingQuestion, LiveBatches, LiveMark, LiveQuestion, NewEntry, ShardState, StaleCheckpoint,
 };

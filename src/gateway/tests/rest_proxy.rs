@@ -27,7 +27,7 @@ async fn answer(gateway: &Arc<Gateway>, request: Request<Body>) -> (u16, Value) 
 fn taken(log: &Log) -> Vec<(String, String, Option<String>)> {
     let batches = log.batches.lock().unwrap();
     let all = batches.iter().flat_map(|batch| batch.events.iter().map(move |event| (batch, event)));
-    let shown = |(batch, event): (&ValidBatch, &crate::actors::gateway::ValidEvent)| {
+    let shown = |(batch, event): (&ValidBatch, &crate::model::batch::ValidEvent)| {
         let raw = String::from_utf8(batch.body[event.raw.clone()].to_vec()).unwrap();
         (Series::from_key(&event.series.key).unwrap().metric, raw, event.id.clone())
     };

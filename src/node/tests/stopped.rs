@@ -2,7 +2,7 @@
 //! release, partitions that are no shards.
 
 use super::*;
-use crate::query::verify::{Sources, verify};
+use crate::recompute::verify::{Sources, verify};
 
 /// An event of this shard.
 fn event_of(shard: ShardId, id: u64) -> Event {

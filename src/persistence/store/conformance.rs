@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::model::decimal::Decimal;
 use crate::model::flush::{Delta, Suspect};
+use crate::model::matcher::Matcher;
 use crate::model::offset::OffsetRange;
 use crate::model::series::{Series, SeriesId};
 

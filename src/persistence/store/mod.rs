@@ -8,7 +8,7 @@ mod blocks;
 mod check;
 #[cfg(test)]
 mod conformance;
-mod matched;
+mod matched_series;
 pub mod memory;
 pub mod postgres;
 pub mod sqlite;
@@ -22,6 +22,7 @@ use crate::model::flush::{
     QuarantineRow, SeriesInfo,
 };
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Restored, Tier};
+use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
@@ -74,42 +75,6 @@ impl StoreError {
     /// the checkpoint.
     pub fn outcome_unknown(&self) -> bool {
         matches!(self, StoreError::Unknown(_))
-    }
-}
-
-/// A matcher on one label, in the manner of Prometheus; regular expressions are anchored. An absent
-/// label reads as empty.
-#[derive(Debug, Clone)]
-pub enum Matcher {
-    /// `name="value"`
-    Equal(String, String),
-    /// `name!="value"`
-    NotEqual(String, String),
-    /// `name=~"regex"`
-    Regex(String, regex::Regex),
-    /// `name!~"regex"`
-    NotRegex(String, regex::Regex),
-}
-
-impl Matcher {
-    /// The label that it looks at.
-    pub fn label(&self) -> &str {
-        match self {
-            Matcher::Equal(name, _)
-            | Matcher::NotEqual(name, _)
-            | Matcher::Regex(name, _)
-            | Matcher::NotRegex(name, _) => name,
-        }
-    }
-
-    /// Whether the label set of `series` passes.
-    pub fn matches(&self, series: &crate::model::series::Series) -> bool {
-        match self {
-            Matcher::Equal(name, value) => series.label(name) == value,
-            Matcher::NotEqual(name, value) => series.label(name) != value,
-            Matcher::Regex(name, regex) => regex.is_match(series.label(name)),
-            Matcher::NotRegex(name, regex) => !regex.is_match(series.label(name)),
-        }
     }
 }
 

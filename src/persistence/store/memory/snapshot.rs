@@ -11,7 +11,7 @@ use crate::model::offset::{Checkpoint, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::matched::Collector;
+use crate::persistence::store::matched_series::Collector;
 use crate::persistence::store::{
     Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreError, StoreSnapshot,
 };

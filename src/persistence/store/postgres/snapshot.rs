@@ -19,14 +19,14 @@ use super::session::{Param, Session, params};
 use super::{StoreError, admin};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
+use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::matched::{Collector, MatchCache, Matched};
+use crate::persistence::store::matched_series::{Collector, MatchCache, Matched};
 use crate::persistence::store::{
-    Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, blocks,
-    too_many_series,
+    Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreSnapshot, blocks, too_many_series,
 };
 
 /// The words that begin a snapshot; its first statement pins the state.

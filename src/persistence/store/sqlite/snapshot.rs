@@ -15,13 +15,14 @@ use super::rows::{self, manifest_columns, manifest_rows};
 use super::{StoreError, admin, codec, one};
 use crate::model::flush::{AccountingDelta, DedupRules, QuarantineRow, SeriesInfo};
 use crate::model::manifest::{ArchiveFloor, Decisions, ManifestRow, Tier};
+use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, Offset, OffsetRange, ShardId};
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::matched::{Collector, MatchCache, Matched};
+use crate::persistence::store::matched_series::{Collector, MatchCache, Matched};
 use crate::persistence::store::{
-    Expiring, ExpiryNote, Matcher, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series,
+    Expiring, ExpiryNote, MetricInfo, Page, RollupQuery, StoreSnapshot, too_many_series,
 };
 
 /// By metric and matchers.

@@ -3,10 +3,11 @@
 
 use super::timescale::Own;
 use super::*;
+use crate::model::matcher::Matcher;
+use crate::persistence::store::RollupQuery;
 use crate::persistence::store::postgres::session::Param;
 use crate::persistence::store::postgres::session::params;
 use crate::persistence::store::postgres::{flush, rollups};
-use crate::persistence::store::{Matcher, RollupQuery};
 
 const WEEKS: i32 = 208;
 /// The newest week.

@@ -6,9 +6,10 @@ use super::timescale::Own;
 use super::*;
 use crate::model::flush::{DedupBlock, QuarantineRow};
 use crate::model::manifest::{ManifestRow, Tier};
+use crate::model::matcher::Matcher;
+use crate::persistence::store::RollupQuery;
 use crate::persistence::store::sqlite::SqliteStore;
 use crate::persistence::store::transfer::Piece;
-use crate::persistence::store::{Matcher, RollupQuery};
 use crate::persistence::store::{Page, StoreError};
 
 fn random_batch(rng: &mut Rng) -> FlushBatch {

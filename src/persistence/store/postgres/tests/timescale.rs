@@ -8,8 +8,9 @@ use tokio_postgres::NoTls;
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
+use crate::model::matcher::Matcher;
+use crate::persistence::store::RollupQuery;
 use crate::persistence::store::postgres::Keep;
-use crate::persistence::store::{Matcher, RollupQuery};
 
 /// Runs statements; the first column of the last rows.
 pub(in crate::persistence::store) fn run(url: &str, sql: &str) -> Vec<String> {

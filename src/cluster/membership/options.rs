@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::actors::mesh::tls::Tls;
+use crate::cluster::tls::Tls;
 use crate::model::offset::LogId;
 
 /// The secret that nodes of one cluster share.

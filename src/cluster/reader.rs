@@ -18,11 +18,11 @@ use crate::actors::slots::Slots;
 use crate::clock::{Clock, Stopwatch};
 use crate::model::CodecError;
 use crate::model::flush::{AccountingDelta, SeriesInfo};
+use crate::model::matcher::Matcher;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::series::{Series, SeriesId};
 use crate::model::window::{Hour, Millis};
-use crate::persistence::store::Matcher;
 use crate::shards::state::{AccountingQuestion, LiveQuestion};
 use crate::telemetry;
 

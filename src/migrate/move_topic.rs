@@ -14,12 +14,11 @@
 
 use anyhow::{bail, ensure};
 
-use super::backends;
-use super::migrate::rest::{Stand, rest_of, stand};
-use super::migrate::{Step, Tell, described, fill_topic};
-use super::{DataDir, lock, offline};
+use super::rest::{Stand, rest_of, stand};
+use super::{Step, Tell, described, fill_topic};
 use crate::config::Config;
 use crate::model::offset::{LogId, ShardId};
+use crate::node::{DataDir, backends, lock, offline};
 use crate::persistence::log::kafka::topic;
 use crate::persistence::store::postgres::Contents;
 

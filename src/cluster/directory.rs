@@ -75,9 +75,9 @@ mod tests {
     use serde_bytes::ByteBuf;
 
     use super::*;
-    use crate::actors::mesh::door::DoorMessage;
-    use crate::actors::mesh::wire::{self, Announcement, Place, Reach, Reply, Stand};
     use crate::clock::SystemClock;
+    use crate::cluster::door::DoorMessage;
+    use crate::cluster::wire::{self, Announcement, Place, Reach, Reply, Stand};
     use crate::model::offset::LogId;
 
     const SHARD: ShardId = ShardId(3);

@@ -10,9 +10,9 @@ use tokio::task::AbortHandle;
 
 use super::HANDSHAKE;
 use super::dial::{Dial, Phase};
-use crate::actors::mesh::gate::{Connection, Gates};
-use crate::actors::mesh::peer::Peer;
 use crate::clock::Stopwatch;
+use crate::cluster::gate::{Connection, Gates};
+use crate::cluster::peer::Peer;
 
 /// Sessions at once: a cluster has fewer nodes, and each holds buffers.
 const MAX_SESSIONS: usize = 256;

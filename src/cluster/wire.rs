@@ -13,10 +13,10 @@ use crate::actors::live::LiveError;
 use crate::model::CodecError;
 use crate::model::decimal::Decimal;
 use crate::model::flush::AccountingDelta;
+use crate::model::matcher::Matcher;
 use crate::model::offset::{Checkpoint, Epoch, LogId, ShardId};
 use crate::model::rollup::{Figures, Rollup};
 use crate::model::window::Hour;
-use crate::persistence::store::Matcher;
 
 /// Version of everything below.
 pub const VERSION: u8 = 3;

@@ -14,7 +14,8 @@ use crate::clock::{Clock, Stopwatch, SystemClock};
 use crate::config::Config;
 use crate::model::manifest::{self, ManifestRow};
 use crate::model::offset::{Checkpoint, LogId, Offset, ShardId};
-use crate::node::{DataDir, Faults, Ports, backends, check_log, limits, offline, shards, tree};
+use crate::node::continuity::check_log;
+use crate::node::{DataDir, Faults, Ports, backends, limits, offline, shards, tree};
 use crate::persistence::log::EventLog;
 
 /// Without any progress for this long something is wrong: an event that kills its shard again and
@@ -30,7 +31,7 @@ const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// Where the parts of an embedded node stand.
 #[derive(Debug, Clone)]
-pub(in crate::node) struct Stand {
+pub(super) struct Stand {
     /// Its log.
     pub log: LogId,
     /// Where the shards end.
@@ -44,7 +45,7 @@ pub(in crate::node) struct Stand {
 }
 
 /// Reads where it stands, also beside a server that runs.
-pub(in crate::node) fn stand(config: &Config, data: &DataDir) -> anyhow::Result<Stand> {
+pub(super) fn stand(config: &Config, data: &DataDir) -> anyhow::Result<Stand> {
     let store = offline::store(config, data)?;
     let mut snapshot = store.snapshot()?;
     let checkpoints: BTreeMap<ShardId, Checkpoint> = snapshot.checkpoints()?.into_iter().collect();
@@ -84,7 +85,7 @@ pub(super) fn rest(source: &Source, tell: &mut dyn FnMut(u64, u64)) -> anyhow::R
 }
 
 /// Brings to rest what a configuration names.
-pub(in crate::node) fn rest_of(
+pub(super) fn rest_of(
     config: &Config,
     data: &DataDir,
     tell: &mut dyn FnMut(u64, u64),

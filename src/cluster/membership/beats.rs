@@ -7,8 +7,8 @@ use ractor::ActorRef;
 use ractor_cluster::NodeId;
 
 use super::{MeshMessage, MeshOptions};
-use crate::actors::mesh::peer::{BeatError, Peer};
 use crate::clock::Stopwatch;
+use crate::cluster::peer::{BeatError, Peer};
 use crate::telemetry::{self, RepeatedLog};
 
 /// Least time between heartbeats, however often one is asked for.

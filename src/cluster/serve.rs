@@ -18,11 +18,11 @@ use crate::actors::slots::Slots;
 use crate::clock::Clock;
 use crate::model::CodecError;
 use crate::model::flush::SeriesInfo;
+use crate::model::matcher::Matcher;
 use crate::model::offset::ShardId;
 use crate::model::rollup::Rollup;
 use crate::model::series::SeriesId;
 use crate::model::window::Hour;
-use crate::persistence::store::Matcher;
 use crate::shards::state::{AccountingQuestion, LiveQuestion};
 
 /// Places and matchers of one question: more than any shard count or query parameter allows.

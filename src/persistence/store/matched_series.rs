@@ -163,7 +163,7 @@ impl<'q> Collector<'q> {
 mod tests {
     use super::*;
     use crate::model::budget::{Budget, Ended};
-    use crate::persistence::store::Matcher;
+    use crate::model::matcher::Matcher;
 
     fn info(n: i64) -> Arc<SeriesInfo> {
         let series = Series::new("t", "m", [("n".to_owned(), n.to_string())]);

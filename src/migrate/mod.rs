@@ -6,7 +6,7 @@
 //! be killed and is done again, or gone on with, by the next run:
 //!
 //! 1. the embedded node comes to rest: all of its log is in store and archive ([`rest`]);
-//! 2. the directory is marked ([`mark`]): from now on nobody serves from it;
+//! 2. the directory is marked ([`mark`](crate::node::migration_mark)): from now on nobody serves from it;
 //! 3. archive objects are copied;
 //! 4. the topic is made, without an identity, and filled: no node opens it;
 //! 5. the store is copied in one transaction, and compared, byte by byte;
@@ -14,8 +14,8 @@
 //!    can serve, after it, nothing is missing;
 //! 7. the mark says that it is done.
 
-pub mod mark;
-pub(super) mod rest;
+pub mod move_topic;
+mod rest;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,15 +24,15 @@ use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context, bail, ensure};
 
-use self::mark::Mark;
 use self::rest::Stand;
-use super::backends::{self, Moving, NewTopic};
-use super::{DataDir, lock, offline};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Url, key, millis};
 use crate::model::manifest::{ManifestRow, Tier};
 use crate::model::offset::LogId;
 use crate::model::window::Hour;
+use crate::node::backends::{self, Moving, NewTopic};
+use crate::node::migration_mark::Mark;
+use crate::node::{DataDir, lock, offline};
 use crate::persistence::archive::ArchiveError;
 use crate::persistence::log::kafka::fill::{Unfit, fill};
 use crate::persistence::log::kafka::topic::{self, Description};
@@ -304,7 +304,7 @@ fn same_target(
     )
 }
 
-pub(super) fn described(topic: &NewTopic) -> anyhow::Result<Option<Description>> {
+fn described(topic: &NewTopic) -> anyhow::Result<Option<Description>> {
     if !topic.admin.exists().map_err(|why| anyhow::anyhow!(why))? {
         return Ok(None);
     }
@@ -438,7 +438,7 @@ fn copy_archive(
 }
 
 /// Makes the topic, and brings its partitions to the offsets at which the shards ended.
-pub(super) fn fill_topic(
+fn fill_topic(
     topic: &NewTopic,
     identity: u64,
     stand: &Stand,

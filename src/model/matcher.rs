@@ -1,0 +1,39 @@
+//! Label matchers, which the store, the live deltas and the peers all apply alike.
+
+use super::series::Series;
+
+/// A matcher on one label, in the manner of Prometheus; regular expressions are anchored. An absent
+/// label reads as empty.
+#[derive(Debug, Clone)]
+pub enum Matcher {
+    /// `name="value"`
+    Equal(String, String),
+    /// `name!="value"`
+    NotEqual(String, String),
+    /// `name=~"regex"`
+    Regex(String, regex::Regex),
+    /// `name!~"regex"`
+    NotRegex(String, regex::Regex),
+}
+
+impl Matcher {
+    /// The label that it looks at.
+    pub fn label(&self) -> &str {
+        match self {
+            Matcher::Equal(name, _)
+            | Matcher::NotEqual(name, _)
+            | Matcher::Regex(name, _)
+            | Matcher::NotRegex(name, _) => name,
+        }
+    }
+
+    /// Whether the label set of `series` passes.
+    pub fn matches(&self, series: &Series) -> bool {
+        match self {
+            Matcher::Equal(name, value) => series.label(name) == value,
+            Matcher::NotEqual(name, value) => series.label(name) != value,
+            Matcher::Regex(name, regex) => regex.is_match(series.label(name)),
+            Matcher::NotRegex(name, regex) => !regex.is_match(series.label(name)),
+        }
+    }
+}
